@@ -1,0 +1,508 @@
+"""The rules of a batch, written once for trio and asyncio.
+
+A *slot* takes an item from the source, awaits the call, delivers the result, and begins again.
+:class:`BatchCore` holds the rules; what differs between the two worlds (where a slot runs, what it
+waits on) is its :class:`SlotHost`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sized,
+)
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
+
+import trio
+
+from ._feed import NOTHING, Feed, HostScope
+from ._isolation import call_in_context, without_engine_frames
+from ._plan import BatchPlan, ResultT
+from ._waiting import HostEvent, Waiters
+
+logger = logging.getLogger("parallel_core")
+
+# Results that may wait for the consumer, calls in flight included, as multiples of `concurrency`.
+# Input order needs more room, or one slow call would idle the other slots.
+COMPLETION_ORDER_WINDOW = 2
+INPUT_ORDER_WINDOW = 8
+
+# Seconds after which a call that ignores its cancellation is named in the log, and again.
+STUBBORN_CALL_FIRST_WARNING = 5.0
+STUBBORN_CALL_NEXT_WARNING = 30.0
+
+
+class SlotHost(Protocol):
+    """The world in which the slots of a batch run: trio, or an asyncio loop."""
+
+    def new_event(self) -> HostEvent: ...
+
+    def new_scope(self) -> HostScope: ...
+
+    def start(
+        self,
+        nursery: trio.Nursery,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        """Run ``function`` as a task of this world, under a trio task in ``nursery``.
+
+        Cancelling the nursery cancels the task and waits for its end. ``ended`` is called, once,
+        with what the task raised, unless that was its cancellation.
+        """
+        ...
+
+    def tampering(self) -> Callable[[], object] | None:
+        """For the running slot: a function telling whether a call has marked the slot's task."""
+        ...
+
+    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+        """The error that a call ended in; None when the exception is not the call's own."""
+        ...
+
+
+class BatchCore(Generic[ResultT]):
+    """One batch: its slots, its counts, its results and its first error.
+
+    ``run`` is the batch itself and runs in trio. Everything else may be called from the world in
+    which the slots run, in the same thread.
+    """
+
+    def __init__(self, plan: BatchPlan[ResultT], host: SlotHost) -> None:
+        self._plan = plan
+        self._host = host
+        self._context = contextvars.Context()
+        self._limit = plan.concurrency
+        if isinstance(plan.source, Sized):
+            self._limit = max(1, min(plan.concurrency, len(plan.source)))
+        self._window = plan.concurrency * (
+            INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
+        )
+
+        self._iterator: Any = None
+        self._feed: Feed | None = None
+        self._exhausted = False
+        self._claimed = 0  # items drawn, or being drawn
+        self._drawn = 0
+        self._room = Waiters(host.new_event)
+
+        self._slots: trio.Nursery | None = None
+        self._open_slots = 0
+        self.in_flight: dict[int, Any] = {}
+        self.succeeded = 0
+        self.failed = 0
+
+        # Claims bound what can be in the channel, so that a result never waits to be sent.
+        self._send_channel: trio.MemorySendChannel[ResultT]
+        self.results: trio.MemoryReceiveChannel[ResultT]
+        self._send_channel, self.results = trio.open_memory_channel(self._window)
+        self.arrivals = Waiters(host.new_event)
+        self._early: dict[int, ResultT] = {}  # in input order: done before their turn
+        self._next_index = 0
+        self.delivered = 0
+
+        self.stopping = False
+        self._stop_requested = trio.Event()
+        self._watching = trio.CancelScope()
+        self._error: Exception | None = None
+        self._crash: BaseException | None = None
+        self.on_crash: Callable[[], None] = lambda: None
+
+    @property
+    def started(self) -> int:
+        return self._drawn
+
+    # --- the batch ---
+
+    def enter(self) -> contextvars.Context:
+        """Take the context of the caller, of which each call gets a copy."""
+        self._context = contextvars.copy_context()
+        return self._context
+
+    async def run(self) -> None:
+        """Run the slots until the source is exhausted or the batch is stopped.
+
+        Returns or raises ``trio.Cancelled`` when no call is in flight any more; all else that goes
+        wrong is kept for the consumer (:meth:`take_error`).
+        """
+        try:
+            async with trio.open_nursery() as helpers:
+                helpers.start_soon(self._name_stubborn_calls)
+                self._open_source(helpers)
+                async with trio.open_nursery() as slots:
+                    self._slots = slots
+                    if self.stopping:
+                        slots.cancel_scope.cancel()
+                    elif not self._exhausted:
+                        self._start_slot()
+                if self._feed is not None:
+                    self._feed.stop()
+                self._watching.cancel()
+        finally:
+            self.stopping = True
+            self._close_generator()
+            for index in sorted(self._early):  # stopped with gaps: what is done is handed out
+                self._send_channel.send_nowait(self._early.pop(index))
+            self._send_channel.close()
+            self.arrivals.wake_all()
+
+    def stop(self) -> None:
+        """Cancel every call and start no more. :meth:`run` ends when the last call has ended."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._stop_requested.set()
+        if self._slots is not None:
+            self._slots.cancel_scope.cancel()
+        if self._feed is not None:
+            self._feed.stop()
+
+    def _open_source(self, helpers: trio.Nursery) -> None:
+        source = self._plan.source
+        if isinstance(source, Iterable):
+            try:
+                self._iterator = iter(cast("Iterable[Any]", source))
+            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+                self._source_failed(exception)
+        else:
+            self._feed = Feed(source, self._host, self._source_failed, self.crash)
+            self._host.start(helpers, self._feed.run, self._helper_ended)
+
+    def _close_generator(self) -> None:
+        if isinstance(self._iterator, Generator):
+            try:
+                cast("Generator[Any, None, None]", self._iterator).close()
+            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+                self.crash(exception)
+
+    async def _name_stubborn_calls(self) -> None:
+        with self._watching:
+            try:
+                await self._stop_requested.wait()
+            finally:
+                # Also reached when a scope around the batch is cancelled. The shield keeps that
+                # cancellation off; `_watching` itself is cancelled when all calls have ended.
+                self._watching.shield = True
+                await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
+                while True:
+                    for index, item in self.in_flight.items():
+                        logger.warning(
+                            "%s was cancelled and still runs; its batch waits for it",
+                            describe(index, item),
+                        )
+                    await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
+
+    # --- slots ---
+
+    def _start_slot(self) -> None:
+        assert self._slots is not None
+        self._open_slots += 1
+        self._host.start(self._slots, self._slot, self._slot_ended)
+
+    def _slot_ended(self, exception: BaseException | None) -> None:
+        self._open_slots -= 1
+        if exception is not None:
+            self.crash(exception)
+        elif not self.stopping and not self._exhausted and self._open_slots < self._limit:
+            # Its task was cancelled by somebody else, or left marked by a call: the slot goes on
+            # in a new one.
+            self._start_slot()
+
+    def _helper_ended(self, exception: BaseException | None) -> None:
+        if exception is not None:
+            self.crash(exception)
+
+    async def _slot(self) -> None:
+        plan = self._plan
+        call, prepare, result_type = plan.call, plan.prepare, plan.result_type
+        tampered = self._host.tampering()
+        unbranched = True
+        while not self.stopping:
+            if self._claimed - self.delivered >= self._window:
+                await self._room.wait()
+                continue
+            item = self._draw() if self._feed is None else await self._draw_async(self._feed)
+            if item is NOTHING or self.stopping:
+                return
+            index = self._drawn
+            self._drawn += 1
+            if unbranched:
+                # Each slot starts two more: full concurrency after a few passes of the loop, and
+                # a short source does not start slots that find nothing to do.
+                unbranched = False
+                for _ in range(min(2, self._limit - self._open_slots)):
+                    self._start_slot()
+
+            value: Any = None
+            failure: Exception | None = None
+            self.in_flight[index] = item
+            started_at = time.time()
+            began = time.perf_counter()
+            try:
+                if prepare is not None:
+                    item = prepare(index, item)
+                value = await call_in_context(self._context.copy(), call, index, item)
+            except BaseException as exception:
+                failure = self._host.error_of_call(exception, self.stopping)
+                if failure is None:
+                    raise
+            finally:
+                del self.in_flight[index]
+            duration = time.perf_counter() - began
+            if failure is None:
+                self.succeeded += 1
+                self._deliver(index, result_type(index, item, value, None, started_at, duration))
+            else:
+                self.failed += 1
+                without_engine_frames(failure)
+                if plan.return_exceptions:
+                    self._deliver(
+                        index, result_type(index, item, None, failure, started_at, duration)
+                    )
+                else:
+                    self._fail(failure, describe(index, item))
+            del item, value, failure
+            if tampered is not None and tampered():
+                return
+
+    def _draw(self) -> Any:
+        if not self._exhausted:
+            try:
+                item = next(self._iterator)
+            except StopIteration:
+                self._exhaust()
+            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+                self._source_failed(exception)
+            else:
+                self._claimed += 1
+                return item
+        return NOTHING
+
+    async def _draw_async(self, feed: Feed) -> Any:
+        self._claimed += 1
+        item = NOTHING
+        try:
+            item = await feed.take()
+        finally:
+            if item is NOTHING:
+                self._claimed -= 1
+        if item is NOTHING:
+            self._exhaust()
+        return item
+
+    def _exhaust(self) -> None:
+        self._exhausted = True
+        self._room.wake_all()
+
+    # --- results and errors ---
+
+    def _deliver(self, index: int, result: ResultT) -> None:
+        if self._error is not None and not self._plan.return_exceptions:
+            return  # the batch ended in an error before this call did
+        if not self._plan.preserve_order:
+            self._send_channel.send_nowait(result)
+        else:
+            self._early[index] = result
+            while self._next_index in self._early:
+                self._send_channel.send_nowait(self._early.pop(self._next_index))
+                self._next_index += 1
+        if self.arrivals:
+            self.arrivals.wake_one()
+
+    def handed_out(self) -> None:
+        """The consumer has taken a result from ``results``: there is room for one more call."""
+        self.delivered += 1
+        if self._room:
+            self._room.wake_one()
+
+    def _fail(self, error: Exception, origin: str) -> None:
+        """End a fail-fast batch, at once; the first error is the one that counts."""
+        if self._error is None:
+            error.add_note(f"parallel_core: raised by {origin}")
+            self._error = error
+        self.stop()
+
+    def _source_failed(self, exception: Exception) -> None:
+        self._exhaust()
+        if self._plan.return_exceptions:
+            self._error = exception
+        else:
+            self._fail(exception, f"the source, drawing request {self._drawn}")
+
+    def crash(self, exception: BaseException) -> None:
+        """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
+        an error of a source while it is closed, a broken host."""
+        if self._crash is None:
+            self._crash = exception
+        self.stop()
+        if not isinstance(exception, Exception):
+            self.on_crash()
+
+    def give_up(self, error: BaseException) -> None:
+        """End without :meth:`run`, whose world is gone; the consumer is told why."""
+        self.stopping = True
+        self._crash = self._crash or error
+        self._send_channel.close()
+        self.arrivals.wake_all()
+
+    @property
+    def crashed(self) -> bool:
+        return self._crash is not None
+
+    def take_error(self) -> BaseException | None:
+        """What the consumer must be told, once, when the last result has been handed out."""
+        error = self._crash or self._error
+        self._crash = self._error = None
+        return error
+
+
+def describe(index: int, item: object) -> str:
+    """Name a call in a log or a note: its index and model, never what it says."""
+    model = item.get("model") if isinstance(item, dict) else getattr(item, "model", None)
+    return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")
+
+
+class ParallelBatch(ABC, Generic[ResultT]):
+    """A running batch: an async iterator of its results, with live counts.
+
+    Obtained from :func:`iter_parallel_acompletions` and :func:`iter_parallel_map`. Leaving its
+    ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
+    """
+
+    _core: BatchCore[ResultT]
+    _closed: bool = False
+
+    @property
+    def started(self) -> int:
+        """Requests taken from the source so far; one that is refused as invalid counts too."""
+        return self._core.started
+
+    @property
+    def succeeded(self) -> int:
+        """Calls that returned."""
+        return self._core.succeeded
+
+    @property
+    def failed(self) -> int:
+        """Calls that raised, and requests that were refused."""
+        return self._core.failed
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are running now."""
+        return len(self._core.in_flight)
+
+    @property
+    def delivered(self) -> int:
+        """Results handed out to the consumer."""
+        return self._core.delivered
+
+    def cancel(self) -> None:
+        """Cancel every call in flight and start no more.
+
+        The iterator hands out the results that are there and then ends, without an error. Call it
+        from the thread in which the batch runs.
+        """
+        self._core.stop()
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[ResultT]:
+        return self
+
+    async def __anext__(self) -> ResultT:
+        """The next result.
+
+        Raises:
+            StopAsyncIteration: all results have been handed out, or the block has been left.
+            Exception: fail-fast only: the exception object of the first call that failed, after
+                the results that were there before it, when no call is in flight any more. In
+                either mode: what the source raised.
+        """
+        await self._begin()
+        core = self._core
+        while not self._closed:
+            try:
+                result = core.results.receive_nowait()
+            except trio.WouldBlock:
+                pass
+            except trio.EndOfChannel:
+                break
+            else:
+                core.handed_out()
+                return result
+            await core.arrivals.wait()
+        await self._ended()
+        error = core.take_error()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, core  # no reference cycle through the traceback
+        raise StopAsyncIteration
+
+    async def _begin(self) -> None:
+        """Called before each result: the batch has been entered, or can be started now."""
+
+    async def _ended(self) -> None:
+        """Called when the last result has been handed out: nothing of the batch is left."""
+
+
+def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:
+    """On leaving a batch: raise what nobody has been told yet.
+
+    An exception of the caller's own body goes before an error of a source that could not be
+    closed; KeyboardInterrupt and SystemExit go before everything.
+    """
+    if not core.crashed:
+        return
+    crash = core.take_error()
+    assert crash is not None
+    if (
+        isinstance(crash, Exception)
+        and body_exception is not None
+        and isinstance(body_exception, Exception)
+    ):
+        logger.error("while a batch was left by an exception", exc_info=crash)
+        return
+    raise crash
+
+
+class _Indexed(Protocol):
+    @property
+    def index(self) -> int: ...
+
+
+IndexedT = TypeVar("IndexedT", bound=_Indexed)
+
+
+async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[IndexedT]:
+    """Run a batch to its end and return its results as a list.
+
+    In input order the list is sorted at the end: nobody waits for the next result, so the batch
+    needs no reorder window, which could hold calls back.
+    """
+    async with batch:
+        results = [result async for result in batch]
+    if preserve_order:
+        results.sort(key=lambda result: result.index)
+    return results

@@ -1,0 +1,265 @@
+"""The trio run that lives on the asyncio loops of a thread.
+
+A thread can hold one trio run at a time. All batches of a thread therefore share one: the first
+starts it in guest mode, the last ends it. Where the thread runs trio already (a guest run of
+somebody else, or asyncio under trio-asyncio), that run is used and left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import outcome
+import trio
+
+from ._waiting import Waiters
+
+
+class Tenant(Protocol):
+    """A batch, as the run that carries it sees it."""
+
+    async def run(self) -> None:
+        """The batch, in trio."""
+        ...
+
+    def abort(self, reason: str) -> None:
+        """Cancel the batch: what carries it is being shut down."""
+        ...
+
+    def abandon(self, error: BaseException) -> None:
+        """Give the batch up: its trio run broke, and will not run it to its end."""
+        ...
+
+
+class _ThreadState(threading.local):
+    run: TrioRun | None = None
+
+
+_thread = _ThreadState()
+
+
+class TrioRun:
+    """The trio run of a thread: a guest of our own, or one that was there before us."""
+
+    def __init__(self, *, ours: bool) -> None:
+        self.ours = ours
+        self.ended = False
+        self._ending = False
+        self._tenants = 0
+        self._idle = trio.Event()
+        self.hosts: dict[asyncio.AbstractEventLoop, LoopHost] = {}
+        self.token: trio.lowlevel.TrioToken
+        # Trio hands us callbacks to run "on the host loop". They wait here for whichever loop of
+        # this thread is running, so that the run goes on when a loop was stopped or closed under
+        # it and the thread goes on with another one.
+        self._callbacks: deque[Callable[[], object]] = deque()
+        self._carrier: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.Context()
+
+    @classmethod
+    def of_this_thread(cls, loop: asyncio.AbstractEventLoop) -> TrioRun:
+        run = _thread.run
+        if trio.lowlevel.in_trio_run():
+            token = trio.lowlevel.current_trio_token()
+            if run is None or run.token is not token:
+                run = _thread.run = cls(ours=False)
+                run.token = token
+        else:
+            run = cls(ours=True)
+            run._start(loop)
+            _thread.run = run
+        return run
+
+    async def join(self, loop: asyncio.AbstractEventLoop, tenant: Tenant) -> LoopHost | None:
+        """Take a batch in; None when this run is ending and the next one must be joined."""
+        self._carry_on(loop)
+        self._abort_tenants_of_closed_loops()
+        host = self.hosts.get(loop)
+        if host is None:
+            host = self.hosts[loop] = LoopHost(loop, self)
+        if self._ending:
+            await host.changed.wait()
+            return None
+        self._tenants += 1
+        host.take_in(tenant)
+        trio.lowlevel.spawn_system_task(self._carry, host, tenant, name="parallel_core batch")
+        return host
+
+    async def _carry(self, host: LoopHost, tenant: Tenant) -> None:
+        try:
+            with host.tenants[tenant]:
+                await tenant.run()
+        finally:
+            self._tenants -= 1
+            if not self._tenants:
+                self._idle.set()
+            host.let_go(tenant)
+
+    @property
+    def idle(self) -> bool:
+        return not self._tenants
+
+    # --- a guest run of our own ---
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._carrier = loop
+        # In a context of its own: the run outlives the batch that happens to start it.
+        self._context.run(
+            _leaving_sigint_alone,
+            lambda: trio.lowlevel.start_guest_run(
+                self._main,
+                run_sync_soon_threadsafe=self._run_sync_soon_threadsafe,
+                run_sync_soon_not_threadsafe=self._run_sync_soon_not_threadsafe,
+                done_callback=self._done,
+                host_uses_signal_set_wakeup_fd=True,
+            ),
+        )
+        self.token = trio.lowlevel.current_trio_token()
+
+    async def _main(self) -> None:
+        while self._tenants:
+            self._idle = trio.Event()
+            await self._idle.wait()
+        # From here on the run unwinds, over some passes of the loop. A batch that comes now has
+        # to wait for its end.
+        self._ending = True
+
+    def _done(self, result: outcome.Outcome[None]) -> None:
+        self.ended = True
+        if _thread.run is self:
+            _thread.run = None
+        if isinstance(result, outcome.Error):
+            self._broke(result.error)
+        for host in list(self.hosts.values()):
+            host.notify()
+
+    def _broke(self, error: BaseException) -> None:
+        for host in self.hosts.values():
+            for tenant in list(host.tenants):
+                tenant.abandon(error)
+                host.let_go(tenant)
+        interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+        if isinstance(interrupt, KeyboardInterrupt) and self._carrier is not None:
+            self._carrier.call_soon(_raise, interrupt)  # it was meant for the host
+
+    def _run_sync_soon_threadsafe(self, callback: Callable[[], object]) -> None:
+        self._callbacks.append(callback)
+        carrier = self._carrier
+        assert carrier is not None
+        try:
+            carrier.call_soon_threadsafe(self._run_one_callback, context=self._context)
+        except RuntimeError:
+            if not carrier.is_closed():
+                raise
+            # The callback stays for the next loop of the thread (_carry_on).
+
+    def _run_sync_soon_not_threadsafe(self, callback: Callable[[], object]) -> None:
+        self._callbacks.append(callback)
+        assert self._carrier is not None
+        self._carrier.call_soon(self._run_one_callback, context=self._context)
+
+    def _run_one_callback(self) -> None:
+        if self._callbacks:
+            self._callbacks.popleft()()
+
+    def _carry_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let this loop, which is running, carry the guest run from now on."""
+        if self._carrier is None or self._carrier is loop:
+            return
+        self._carrier = loop
+        for _ in range(len(self._callbacks)):
+            loop.call_soon(self._run_one_callback, context=self._context)
+
+    def _abort_tenants_of_closed_loops(self) -> None:
+        for loop, host in list(self.hosts.items()):
+            if loop.is_closed():
+                del self.hosts[loop]
+                for tenant, scope in list(host.tenants.items()):
+                    tenant.abort("its event loop was closed")
+                    scope.cancel()
+
+
+class LoopHost:
+    """What the batches on one loop share: a task that keeps the loop's shutdown waiting for them.
+
+    ``asyncio.run`` ends by cancelling every task and waiting for all of them. The keeper is
+    cancelled like the slots are, which tells that shutdown from the cancellation of one call; and
+    by not ending before the batches and their trio run have, it lets them end in order.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, run: TrioRun) -> None:
+        self.loop = loop
+        self.tenants: dict[Tenant, trio.CancelScope] = {}
+        self.changed = Waiters(asyncio.Event)
+        self._run = run
+        self._keeper = asyncio.Task(self._keep(), loop=loop, name="parallel_core keeper")
+        self._keeper.add_done_callback(lambda _: self._retire())
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether somebody is cancelling the tasks of the loop."""
+        return self._keeper.cancelling() > 0 or self._keeper.cancelled()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing has to be waited for: others go on here, or all has ended."""
+        return bool(self.tenants) or self._keeper.done()
+
+    def take_in(self, tenant: Tenant) -> None:
+        self.tenants[tenant] = trio.CancelScope()
+        self.notify()
+
+    def let_go(self, tenant: Tenant) -> None:
+        self.tenants.pop(tenant, None)
+        self.notify()
+
+    def notify(self) -> None:
+        if not self.loop.is_closed():
+            self.changed.wake_all()
+
+    async def _keep(self) -> None:
+        while self.tenants or (self._run.ours and self._run.idle and not self._run.ended):
+            try:
+                await self.changed.wait()
+            except asyncio.CancelledError:
+                for tenant in list(self.tenants):
+                    tenant.abort("its event loop is being shut down")
+
+    def _retire(self) -> None:
+        if self._run.hosts.get(self.loop) is self:
+            del self._run.hosts[self.loop]
+        self.notify()
+
+
+async def join_trio_run(tenant: Tenant) -> LoopHost:
+    """Have the trio run of this thread carry a batch, on the running loop."""
+    loop = asyncio.get_running_loop()
+    while True:
+        host = await TrioRun.of_this_thread(loop).join(loop, tenant)
+        if host is not None:
+            return host
+
+
+def _leaving_sigint_alone(start: Callable[[], None]) -> None:
+    """Trio takes SIGINT over where it finds Python's own handler; it belongs to the host loop."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        start()
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: signal.default_int_handler(number, frame))
+    try:
+        start()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _raise(exception: BaseException) -> None:
+    raise exception

@@ -1,0 +1,78 @@
+"""Run one call of a slot in a context of its own, without a task of its own."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+@types.coroutine
+def call_in_context(
+    context: Context, call: Callable[[int, Any], Awaitable[T]], index: int, item: Any
+) -> Generator[Any, Any, T]:
+    """Await ``call(index, item)`` with every step of it running inside ``context``.
+
+    A slot makes many calls in one task; a context variable that one call sets must not be seen by
+    the next. A task for every call would do, at twice the cost: here the call's coroutine is
+    stepped by hand, and what it yields (a future of asyncio, a trap of trio) goes up to the task
+    of the slot unchanged, as ``await`` would pass it on.
+    """
+    run = context.run
+    awaitable = run(call, index, item)
+    coroutine = cast(
+        "Coroutine[Any, Any, T]",
+        awaitable if type(awaitable) is types.CoroutineType else run(_as_coroutine, awaitable),
+    )
+    send = coroutine.send
+    try:
+        trap = run(send, None)
+        while True:
+            try:
+                value = yield trap
+            except BaseException as exception:  # noqa: BLE001 - handed to the call, whole
+                thrown = exception
+            else:
+                trap = run(send, value)
+                continue
+            # Outside the handler: what the call raises later has nothing to do with `thrown`
+            # unless the call itself says so.
+            try:
+                trap = run(coroutine.throw, thrown)
+            finally:
+                del thrown
+    except StopIteration as stop:
+        return cast("T", stop.value)
+
+
+def _as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+    if not hasattr(awaitable, "__await__"):
+        raise TypeError(
+            f"the call returned {type(awaitable).__qualname__}, which cannot be awaited: "
+            "pass an async function"
+        )
+
+    async def wait_for_it() -> T:
+        return await awaitable
+
+    return wait_for_it()
+
+
+def without_engine_frames(exception: Exception) -> Exception:
+    """Drop the frames of the engine from the head of a call's traceback.
+
+    The traceback then begins in the user's function; and an exception that the user keeps does
+    not keep the slot alive, with the item and the result it was working on.
+    """
+    traceback = exception.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(
+        _ENGINE_MODULES
+    ):
+        traceback = traceback.tb_next
+    return exception.with_traceback(traceback)
+
+
+_ENGINE_MODULES = (__name__, f"{__package__}._batch")

@@ -1,0 +1,47 @@
+"""Waiting, in trio and in asyncio alike."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+
+class HostEvent(Protocol):
+    """What trio.Event and asyncio.Event have in common, and all that a slot waits on."""
+
+    def set(self) -> None: ...
+    async def wait(self) -> object: ...
+
+
+class Waiters:
+    """Tasks that wait for something that comes one at a time; the first to come is woken first."""
+
+    __slots__ = ("_events", "_new_event")
+
+    def __init__(self, new_event: Callable[[], HostEvent]) -> None:
+        self._new_event = new_event
+        self._events: deque[HostEvent] = deque()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    async def wait(self) -> None:
+        event = self._new_event()
+        self._events.append(event)
+        try:
+            await event.wait()
+        except BaseException:
+            try:
+                self._events.remove(event)
+            except ValueError:  # woken and cancelled at once: the turn goes to the next
+                self.wake_one()
+            raise
+
+    def wake_one(self) -> None:
+        if self._events:
+            self._events.popleft().set()
+
+    def wake_all(self) -> None:
+        while self._events:
+            self._events.popleft().set()

@@ -1,0 +1,421 @@
+"""The engine for asyncio: the same API, on the caller's own loop.
+
+A batch is the same trio nursery of slots (:mod:`parallel_core._batch`), in a trio guest run on the
+caller's loop. A slot is a plain ``asyncio.Task`` that a trio task of the nursery supervises, so
+calls are ordinary asyncio code, and trio wakes only for what it is good at: start, first error,
+end. ``trio.lowlevel.start_guest_run`` documents that synchronous trio functions may be called from
+the host; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import trio
+
+from ._batch import BatchCore, ParallelBatch, collect, raise_crash
+from ._feed import HostScope
+from ._guest import LoopHost, join_trio_run
+from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
+from ._waiting import HostEvent
+from .errors import BatchAbortedError, CallCancelledError
+from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
+
+__all__ = [
+    "AsyncioParallelBatch",
+    "iter_parallel_acompletions",
+    "iter_parallel_map",
+    "parallel_acompletions",
+    "parallel_map",
+]
+
+
+class _TaskScope:
+    """The part of an asyncio task that can be cancelled without ending the task."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._cancelled and self._task is not None:
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        task, self._task = self._task, None
+        if self._cancelled and task is not None and isinstance(exc, asyncio.CancelledError):
+            task.uncancel()
+            return True
+        return False
+
+    def cancel(self) -> None:
+        if self._cancelled:
+            return
+        self._cancelled = True
+        task = self._task
+        # A task that cancels itself is on its way out of the scope; the request would reach the
+        # first await behind it.
+        if task is not None and not task.get_loop().is_closed() and task is not _current_task():
+            task.cancel()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # called from a trio task under trio-asyncio
+        return None
+
+
+class AsyncioSlotHost:
+    """Slots are asyncio tasks, each supervised by a trio task."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop
+        self.context: contextvars.Context
+        self.shutting_down: Callable[[], bool] = lambda: False
+        self.abort: Callable[[str], None]
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.abandoned = False
+
+    def new_event(self) -> HostEvent:
+        return asyncio.Event()
+
+    def new_scope(self) -> HostScope:
+        return _TaskScope()
+
+    def start(
+        self,
+        nursery: trio.Nursery,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        # Not loop.create_task: an eager task would start inside a step of trio. The context is
+        # the caller's, not that of the trio task which may be running here.
+        task = asyncio.Task(
+            function(), loop=self.loop, name="parallel_core slot", context=self.context.copy()
+        )
+        self.tasks.add(task)
+        nursery.start_soon(self._supervise, task, ended)
+
+    async def _supervise(
+        self, task: asyncio.Task[None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        """Wait in trio until the asyncio task is done; cancelled, cancel it and wait all the same.
+
+        The supervisor never raises: what the task raised is reported to the batch.
+        """
+        supervisor = trio.lowlevel.current_task()
+        waiting = False
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._task_done(task, ended)
+            if waiting and not self.abandoned:
+                trio.lowlevel.reschedule(supervisor)
+
+        def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            nonlocal waiting
+            if self.loop.is_closed():
+                # The task will never be stepped again. Its `finally` blocks run now, or never.
+                waiting = False
+                self._close_task(task)
+                return trio.lowlevel.Abort.SUCCEEDED
+            task.cancel()
+            return trio.lowlevel.Abort.FAILED  # trio waits until the call has really ended
+
+        if task.done():
+            self._task_done(task, ended)
+            return
+        task.add_done_callback(done)
+        waiting = True
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _task_done(
+        self, task: asyncio.Task[None], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        self.tasks.discard(task)
+        exception = None if task.cancelled() else task.exception()
+        if self.abandoned:
+            return
+        if self.shutting_down():
+            self.abort("its event loop is being shut down")
+        ended(exception)
+
+    def _close_task(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        coroutine = task.get_coro()
+        if isinstance(coroutine, Coroutine):
+            with contextlib.suppress(Exception):  # nobody is left to be told
+                coroutine.close()
+
+    def tampering(self) -> Callable[[], object] | None:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling
+
+    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+        if isinstance(exception, Exception):
+            return exception
+        if isinstance(exception, asyncio.CancelledError) and not (
+            stopping or self.shutting_down()
+        ):
+            error = CallCancelledError(
+                "the call ended in a cancellation that its batch had not asked for"
+            )
+            error.__cause__ = exception
+            return error
+        return None
+
+
+class _Tenant:
+    """The batch as the guest run carries it. It knows nothing of the iterator that the user holds,
+    so that dropping the iterator is noticed."""
+
+    def __init__(self, core: BatchCore[Any], host: AsyncioSlotHost) -> None:
+        self._core = core
+        self._host = host
+        self.ended = False
+
+    async def run(self) -> None:
+        core = self._core
+        try:
+            await core.run()
+        except trio.Cancelled:
+            # Not our own nursery: the trio run that carries us is ending.
+            self._report_abort("the trio run that carried it ended")
+            raise
+        except RuntimeError:
+            if not self._host.loop.is_closed():  # then nobody is left to be woken
+                raise
+        finally:
+            self.ended = True
+
+    def stop(self) -> None:
+        if not self.ended:
+            self._core.stop()
+
+    def abort(self, reason: str) -> None:
+        if not self.ended and not self._core.stopping:
+            self._report_abort(reason)
+
+    def _report_abort(self, reason: str) -> None:
+        if not self._core.stopping:
+            self._core.crash(BatchAbortedError(f"the batch was cancelled: {reason}"))
+
+    def abandon(self, error: BaseException) -> None:
+        self.ended = self._host.abandoned = True
+        for task in list(self._host.tasks):
+            task.cancel()
+        self._core.give_up(error)
+
+
+class AsyncioParallelBatch(ParallelBatch[ResultT]):
+    """A batch in asyncio: usable with plain ``async for``, and as ``async with``.
+
+    It starts on entering the block, or at the first step of a plain ``async for``. With the block,
+    or with :meth:`aclose`, nothing outlives it. With plain ``async for`` and ``break`` the batch is
+    cancelled on the next passes of the loop, when the iterator is dropped.
+    """
+
+    def __init__(self, plan: BatchPlan[ResultT]) -> None:
+        self._slot_host = AsyncioSlotHost()
+        self._core = BatchCore(plan, self._slot_host)
+        self._tenant = _Tenant(self._core, self._slot_host)
+        self._slot_host.abort = self._tenant.abort
+        self._started = False
+        self._host: LoopHost | None = None
+
+    async def _begin(self) -> None:
+        if self._started:
+            return
+        self._started = True
+        slot_host = self._slot_host
+        slot_host.loop = asyncio.get_running_loop()
+        slot_host.context = self._core.enter()
+        try:
+            self._host = await join_trio_run(self._tenant)
+        except BaseException:
+            self._closed = self._tenant.ended = True
+            raise
+        host = self._host
+        slot_host.shutting_down = lambda: host.shutting_down
+
+    async def __aenter__(self) -> Self:
+        if self._started:
+            raise RuntimeError("a batch can be entered only once")
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close()
+        raise_crash(self._core, exc)
+
+    async def aclose(self) -> None:
+        """Cancel every call in flight and wait until it has ended. Idempotent."""
+        await self._close()
+        raise_crash(self._core, None)
+
+    async def _close(self) -> None:
+        self._started = True  # a batch that was closed before its start never starts
+        self._tenant.stop()
+        try:
+            await self._ended()
+        finally:
+            self._closed = True
+
+    async def _ended(self) -> None:
+        """Wait for the end of the batch, and with the last one for the end of the guest run.
+
+        However often the waiting task is cancelled meanwhile: a cancellation is raised when
+        nothing is left.
+        """
+        host = self._host
+        cancellation: asyncio.CancelledError | None = None
+        # The shield is against anyio's scopes, which repeat a cancellation on every pass.
+        with anyio.CancelScope(shield=True):
+            while host is not None and not (self._tenant.ended and host.settled):
+                try:
+                    await host.changed.wait()
+                except asyncio.CancelledError as exception:
+                    self._tenant.stop()
+                    cancellation = exception
+        if cancellation is not None:
+            try:
+                raise cancellation
+            finally:
+                del cancellation
+
+    def __del__(self) -> None:
+        # May run in any thread. The batch goes on without its iterator until the loop tells it.
+        tenant = getattr(self, "_tenant", None)
+        if tenant is None or tenant.ended or self._host is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self._slot_host.loop.call_soon_threadsafe(tenant.stop)
+
+
+def iter_parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> AsyncioParallelBatch[ParallelResult[ItemT, ValueT]]:
+    """Await ``function(item)`` for every item, at most ``concurrency`` at a time (asyncio).
+
+    ::
+
+        async for result in iter_parallel_map(fetch, urls, concurrency=64):
+            print(result.index, result.unwrap())
+
+    Arguments, results and errors are those of :func:`parallel_core.nursery_engine.iter_parallel_map`;
+    ``function`` is an asyncio-flavoured async callable. Each call runs on the running loop, in its
+    own copy of the caller's context. A call that ends in a ``CancelledError`` which the batch did
+    not ask for has failed with :class:`CallCancelledError`.
+
+    Returns:
+        The batch: an async iterator of results, and an async context manager giving itself.
+    """
+    return AsyncioParallelBatch(
+        map_plan(
+            function,
+            items,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )
+    )
+
+
+async def parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[ParallelResult[ItemT, ValueT]]:
+    """The results of :func:`iter_parallel_map` as a list (asyncio).
+
+    The arguments and errors are the same; a fail-fast batch raises its first error.
+    """
+    plan = map_plan(
+        function,
+        items,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+    )
+    return await collect(AsyncioParallelBatch(plan), preserve_order)
+
+
+def iter_parallel_acompletions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> AsyncioParallelBatch[RouterParallelResult]:
+    """Send every request through a Router, at most ``concurrency`` at a time (asyncio).
+
+    Args:
+        router: a ``litellm.Router`` (anything with an ``acompletion`` coroutine method), or an
+            asyncio-flavoured async callable ``(model=, messages=, **kwargs)``.
+        requests: :class:`RouterParallelRequest` or mappings, from any iterable or async iterable.
+        concurrency, return_exceptions, preserve_order: as in
+            :func:`parallel_core.nursery_engine.iter_parallel_map`.
+
+    Raises:
+        InvalidRequestError: a sized input has bad requests; nothing has been sent. A bad item of a
+            lazy source becomes the result of its index, or the first error when fail-fast.
+        TypeError, ValueError: as in :func:`parallel_core.nursery_engine.iter_parallel_map`.
+    """
+    return AsyncioParallelBatch(
+        completion_plan(
+            router,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )
+    )
+
+
+async def parallel_acompletions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[RouterParallelResult]:
+    """The results of :func:`iter_parallel_acompletions` as a list (asyncio).
+
+    The arguments and errors are the same; a fail-fast batch raises its first error.
+    """
+    plan = completion_plan(
+        router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+    )
+    return await collect(AsyncioParallelBatch(plan), preserve_order)

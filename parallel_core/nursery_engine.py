@@ -1,0 +1,252 @@
+"""The engine in trio: a batch is a nursery of slots and a memory channel of results.
+
+The rules of a batch are in :mod:`parallel_core._batch`, shared with the asyncio side
+(:mod:`parallel_core.bridge`). Here a slot is a trio task of the batch's nursery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from ._batch import BatchCore, ParallelBatch, collect, raise_crash
+from ._feed import HostScope
+from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
+from ._waiting import HostEvent
+from .types import ItemT, ParallelResult, RouterParallelResult, ValueT
+
+__all__ = [
+    "ParallelBatch",
+    "iter_parallel_acompletions",
+    "iter_parallel_map",
+    "parallel_acompletions",
+    "parallel_map",
+]
+
+
+class TrioSlotHost:
+    """Slots are trio tasks."""
+
+    def new_event(self) -> HostEvent:
+        return trio.Event()
+
+    def new_scope(self) -> HostScope:
+        return trio.CancelScope()
+
+    def start(
+        self,
+        nursery: trio.Nursery,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        nursery.start_soon(self._run, function, ended)
+
+    async def _run(
+        self,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        try:
+            await function()
+        except BaseException as exception:
+            ended(_without_cancelled(exception))
+            if isinstance(exception, trio.Cancelled):
+                raise
+        else:
+            ended(None)
+
+    def tampering(self) -> None:
+        return None  # a cancel scope belongs to the call that opened it; nothing is left behind
+
+    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+        # A call that fails while it is cancelled raises both in a group. The cancellation may be
+        # dropped here: trio raises it again at the next checkpoint.
+        error = _without_cancelled(exception)
+        return error if isinstance(error, Exception) else None
+
+
+def _without_cancelled(exception: BaseException) -> BaseException | None:
+    if isinstance(exception, trio.Cancelled):
+        return None
+    if isinstance(exception, BaseExceptionGroup) and not isinstance(exception, Exception):
+        return exception.split(trio.Cancelled)[1]
+    return exception
+
+
+class TrioParallelBatch(ParallelBatch[ResultT]):
+    """A batch in trio: ``async with`` it, then iterate."""
+
+    def __init__(self, plan: BatchPlan[ResultT]) -> None:
+        self._core = BatchCore(plan, TrioSlotHost())
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._nursery_manager is not None:
+            raise RuntimeError("a batch can be entered only once")
+        self._nursery_manager = trio.open_nursery()
+        nursery = await self._nursery_manager.__aenter__()
+        # Something like KeyboardInterrupt in a call ends the caller's block too.
+        self._core.on_crash = nursery.cancel_scope.cancel
+        self._core.enter()
+        nursery.start_soon(self._core.run)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._nursery_manager is not None
+        core = self._core
+        crashed = core.crashed
+        core.stop()
+        try:
+            if crashed:
+                # The body was cancelled by us: the nursery must see its Cancelled.
+                with contextlib.suppress(BaseException):
+                    await self._nursery_manager.__aexit__(exc_type, exc, traceback)
+            else:
+                try:
+                    await self._nursery_manager.__aexit__(None, None, None)
+                except BaseException:
+                    # Cancelled while waiting. An exception of the body goes first; trio raises
+                    # the cancellation again at the next checkpoint.
+                    if exc is None and not core.crashed:
+                        raise
+        finally:
+            self._closed = True
+        raise_crash(core, exc)
+
+    async def _begin(self) -> None:
+        if self._nursery_manager is None:
+            raise RuntimeError(
+                "enter the batch before iterating: async with iter_parallel_…(…) as batch: "
+                "async for result in batch: …"
+            )
+
+
+def iter_parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
+    """Await ``function(item)`` for every item, at most ``concurrency`` at a time (trio).
+
+    ::
+
+        async with iter_parallel_map(fetch, urls, concurrency=64) as batch:
+            async for result in batch:
+                print(result.index, result.unwrap())
+
+    Args:
+        function: a trio-flavoured async callable of one item.
+        items: any iterable or async iterable, also an endless one. Items are drawn one at a time,
+            when a slot is free. A generator is closed when the batch ends.
+        concurrency: calls in flight at most.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once and is raised by the iterator, after the
+            results that were there before it.
+        preserve_order: hand out results in input order instead of completion order.
+
+    Returns:
+        The batch: an async context manager giving an async iterator of results. While the consumer
+        does not read, calls started minus results handed out never exceeds 2 × ``concurrency``
+        (8 × in input order).
+
+    Raises:
+        TypeError: ``concurrency`` is no integer, ``items`` no iterable, ``function`` no callable.
+        ValueError: ``concurrency`` is below 1.
+    """
+    return TrioParallelBatch(
+        map_plan(
+            function,
+            items,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )
+    )
+
+
+async def parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[ParallelResult[ItemT, ValueT]]:
+    """The results of :func:`iter_parallel_map` as a list (trio).
+
+    The arguments and errors are the same; a fail-fast batch raises its first error.
+    """
+    plan = map_plan(
+        function,
+        items,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+    )
+    return await collect(TrioParallelBatch(plan), preserve_order)
+
+
+def iter_parallel_acompletions(
+    acompletion: Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> ParallelBatch[RouterParallelResult]:
+    """Await ``acompletion(model=, messages=, **kwargs)`` for every request (trio).
+
+    Args:
+        acompletion: a trio-flavoured async callable.
+        requests: :class:`RouterParallelRequest` or mappings, from any iterable or async iterable.
+        concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
+
+    Raises:
+        InvalidRequestError: a sized input has bad requests; nothing has been sent. A bad item of a
+            lazy source becomes the result of its index, or the first error when fail-fast.
+        TypeError, ValueError: as in :func:`iter_parallel_map`.
+    """
+    return TrioParallelBatch(
+        completion_plan(
+            acompletion,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )
+    )
+
+
+async def parallel_acompletions(
+    acompletion: Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[RouterParallelResult]:
+    """The results of :func:`iter_parallel_acompletions` as a list (trio).
+
+    The arguments and errors are the same; a fail-fast batch raises its first error.
+    """
+    plan = completion_plan(
+        acompletion,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+    )
+    return await collect(TrioParallelBatch(plan), preserve_order)

@@ -1,0 +1,173 @@
+"""One request -> one ``acompletion`` call: what a request must be, and what is sent for it."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, TypeAlias, cast
+
+from .errors import InvalidRequestError
+from .types import RouterParallelRequest, SupportsAcompletion
+
+CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
+
+
+def completion_call(router: SupportsAcompletion | Callable[..., Awaitable[Any]]) -> CompletionCall:
+    """Make the call of a batch out of a Router or of a bare callable.
+
+    A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
+    own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
+
+    Raises:
+        TypeError: ``router`` is neither.
+    """
+    if hasattr(router, "acompletion"):
+        return _router_call(cast("SupportsAcompletion", router))
+    if not callable(router):
+        raise TypeError(
+            "expected a litellm.Router (anything with an acompletion coroutine method) or an "
+            f"async callable (model=, messages=, **kwargs), not {type(router).__qualname__}"
+        )
+    acompletion = router
+
+    def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        return acompletion(
+            model=request.model, messages=request.messages, **dict(request.kwargs or {})
+        )
+
+    return call
+
+
+def _router_call(router: SupportsAcompletion) -> CompletionCall:
+    batch_id = uuid.uuid4().hex
+
+    def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        arguments = dict(request.kwargs or {})
+        # litellm writes into the metadata and, for some providers, into the messages that it is
+        # given. The user's objects are theirs, and may be shared by many requests.
+        arguments["metadata"] = {
+            "parallel_batch_id": batch_id,
+            "parallel_index": index,
+            **(arguments.get("metadata") or {}),
+        }
+        return router.acompletion(
+            model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
+        )
+
+    return call
+
+
+def check_all(requests: object) -> None:
+    """Check every request of a sized input, so that bad input is refused before any call.
+
+    A lazy source is left alone: its items are checked as they are drawn (:func:`as_request`).
+
+    Raises:
+        InvalidRequestError: names every bad index and what is wrong with it.
+        TypeError: ``requests`` is one request instead of many.
+    """
+    if isinstance(requests, Mapping | RouterParallelRequest | str | bytes):
+        raise TypeError(
+            "requests takes many requests: a list, any iterable or async iterable of "
+            f"RouterParallelRequest or mappings, not one {type(requests).__qualname__}"
+        )
+    if not isinstance(requests, Sized) or not isinstance(requests, Iterable):
+        return
+    if isinstance(requests, Iterator):  # Sized, but can be walked through only once
+        return
+    problems = {
+        index: problem
+        for index, item in enumerate(cast("Iterable[object]", requests))
+        if (problem := _problem(item)) is not None
+    }
+    if problems:
+        raise InvalidRequestError(problems)
+
+
+def as_request(index: int, item: object) -> RouterParallelRequest:
+    """Turn an item of a source into a request.
+
+    Raises:
+        InvalidRequestError: names the index and what is wrong.
+    """
+    problem = _problem(item)
+    if problem is not None:
+        raise InvalidRequestError({index: problem})
+    if isinstance(item, RouterParallelRequest):
+        return item
+    kwargs = dict(cast("Mapping[str, Any]", item))
+    return RouterParallelRequest(kwargs.pop("model"), kwargs.pop("messages"), kwargs or None)
+
+
+def _problem(item: object) -> str | None:
+    """What is wrong with an item as a request; None when nothing is."""
+    if isinstance(item, RouterParallelRequest):
+        return _problem_of_parts(item.model, item.messages, item.kwargs)
+    if isinstance(item, Mapping):
+        mapping = cast("Mapping[object, object]", item)
+        missing = [name for name in ("model", "messages") if name not in mapping]
+        if missing:
+            return f"{' and '.join(missing)} missing: a request is {{'model', 'messages', …}}"
+        kwargs = {name: mapping[name] for name in mapping if name not in ("model", "messages")}
+        if "kwargs" in kwargs:
+            return (
+                "a mapping takes the extra arguments of acompletion at its top level, "
+                "not under 'kwargs' (RouterParallelRequest has that field)"
+            )
+        return _problem_of_parts(mapping["model"], mapping["messages"], kwargs)
+    return (
+        "a request is a RouterParallelRequest or a mapping {'model', 'messages', …}, "
+        f"not {type(item).__qualname__}"
+    )
+
+
+def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | None:
+    if not isinstance(model, str) or not model:
+        return f"model must be a non-empty str, not {_brief(model)}"
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return f"messages must be a list of messages, not {_brief(messages)}"
+    if not messages:
+        return "messages is empty"
+    for position, message in enumerate(cast("Sequence[object]", messages)):
+        # Answers of litellm (pydantic objects with a role) are messages of the next turn.
+        has_role = (
+            "role" in message if isinstance(message, Mapping) else hasattr(message, "role")
+        )
+        if not has_role:
+            return f"messages[{position}] must be a mapping with a 'role', not {_brief(message)}"
+    if not kwargs:
+        return None if kwargs is None or isinstance(kwargs, Mapping) else _bad_kwargs(kwargs)
+    return _problem_of_kwargs(kwargs)
+
+
+def _problem_of_kwargs(kwargs: object) -> str | None:
+    if not isinstance(kwargs, Mapping):
+        return _bad_kwargs(kwargs)
+    arguments = cast("Mapping[object, object]", kwargs)
+    for name in arguments:
+        if not isinstance(name, str):
+            return f"names of kwargs must be str, not {_brief(name)}"
+        if name in ("model", "messages"):
+            return f"{name} is given twice: as a field and in kwargs"
+    if arguments.get("stream"):
+        return "stream=True is not supported in a batch yet; leave it out"
+    metadata = arguments.get("metadata")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        return f"metadata must be a mapping, not {_brief(metadata)}"
+    return None
+
+
+def _bad_kwargs(kwargs: object) -> str:
+    return f"kwargs must be a mapping of extra arguments of acompletion, not {_brief(kwargs)}"
+
+
+def _brief(value: object) -> str:
+    """The type of a bad value; never the value, which may hold a prompt or a key."""
+    if value is None:
+        return "None"
+    if isinstance(value, str):
+        return "an empty str" if not value else "a str"
+    if isinstance(value, Mapping):
+        return "a mapping without it" if value else "an empty mapping"
+    return type(value).__qualname__

@@ -1,0 +1,127 @@
+"""The values that go into a batch and come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import msgspec
+
+ItemT = TypeVar("ItemT")
+ValueT = TypeVar("ValueT")
+
+
+class SupportsAcompletion(Protocol):
+    """Anything with an ``acompletion`` coroutine method: a ``litellm.Router``, or a stand-in."""
+
+    @property
+    def acompletion(self) -> Callable[..., Awaitable[Any]]: ...
+
+
+class RouterParallelRequest(msgspec.Struct, frozen=True):
+    """What one call is made of.
+
+    Wherever a request is accepted, a plain mapping ``{"model": …, "messages": …, **kwargs}`` is
+    accepted too.
+
+    Attributes:
+        model: the name of a model (group) that the Router knows.
+        messages: the conversation, as ``acompletion`` takes it.
+        kwargs: extra arguments of ``acompletion``, for instance ``{"temperature": 0.2}``.
+    """
+
+    model: str
+    messages: Sequence[Any]
+    kwargs: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Shows no message contents and no argument values: a repr ends up in logs."""
+        arguments = f", kwargs=<{', '.join(map(str, self.kwargs))}>" if self.kwargs else ""
+        return (
+            f"RouterParallelRequest(model={self.model!r}, "
+            f"messages=<{_count(self.messages, 'message')}>{arguments})"
+        )
+
+
+class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=False):
+    """How one item of :func:`parallel_map` ended: with a value, or with an exception.
+
+    Attributes:
+        index: position of the item in its source, from 0.
+        item: the item.
+        value: what the call returned; ``None`` when it failed.
+        exception: what the call raised; ``None`` when it succeeded.
+        started_at: when the call began, in seconds since the epoch (``time.time``).
+        duration: how long the call took, in seconds.
+    """
+
+    index: int
+    item: ItemT
+    value: ValueT | None = None
+    exception: Exception | None = None
+    started_at: float = 0.0
+    duration: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call succeeded."""
+        return self.exception is None
+
+    def unwrap(self) -> ValueT:
+        """Return the value, or raise the exception of the call."""
+        if self.exception is not None:
+            raise self.exception
+        return cast("ValueT", self.value)
+
+    def __repr__(self) -> str:
+        return f"<ParallelResult index={self.index} {_outcome(self.exception, self.duration)}>"
+
+
+class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
+    """How one request ended: with a response, or with an exception.
+
+    Attributes:
+        index: position of the request in its source, from 0.
+        request: the request. A mapping has become a :class:`RouterParallelRequest`; only an item
+            of a lazy source that is no valid request (``exception`` is then an
+            ``InvalidRequestError``) is here as it was given.
+        response: what ``acompletion`` returned; ``None`` when it failed.
+        exception: what ``acompletion`` raised; ``None`` when it succeeded.
+        started_at: when the call began, in seconds since the epoch (``time.time``).
+        duration: how long the call took, retries and fallbacks included, in seconds.
+    """
+
+    index: int
+    request: RouterParallelRequest
+    response: Any = None
+    exception: Exception | None = None
+    started_at: float = 0.0
+    duration: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call succeeded."""
+        return self.exception is None
+
+    def unwrap(self) -> Any:
+        """Return the response, or raise the exception of the call."""
+        if self.exception is not None:
+            raise self.exception
+        return self.response
+
+    def __repr__(self) -> str:
+        model = getattr(self.request, "model", None)
+        return (
+            f"<RouterParallelResult index={self.index} model={model!r} "
+            f"{_outcome(self.exception, self.duration)}>"
+        )
+
+
+def _outcome(exception: Exception | None, duration: float) -> str:
+    # The text of an exception may quote the prompt; its type does not.
+    outcome = "ok" if exception is None else f"exception={type(exception).__qualname__}"
+    return f"{outcome} duration={duration:.3f}s"
+
+
+def _count(things: Sequence[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
