@@ -316,13 +316,13 @@ class BatchCore(Generic[ResultT]):
             while self._next_index in self._early:
                 self._send_channel.send_nowait(self._early.pop(self._next_index))
                 self._next_index += 1
-        if self.arrivals:
+        if self.arrivals.events:
             self.arrivals.wake_one()
 
     def handed_out(self) -> None:
         """The consumer has taken a result from ``results``: there is room for one more call."""
         self.delivered += 1
-        if self._room:
+        if self._room.events:
             self._room.wake_one()
 
     def _fail(self, error: Exception, origin: str) -> None:
@@ -380,6 +380,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
     """
 
     _core: BatchCore[ResultT]
+    _begun: bool = False
     _closed: bool = False
 
     @property
@@ -426,6 +427,13 @@ class ParallelBatch(ABC, Generic[ResultT]):
         traceback: TracebackType | None,
     ) -> None: ...
 
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancel every call in flight and wait until it has ended. Idempotent.
+
+        The iterator is exhausted then: results that were not handed out are dropped.
+        """
+
     def __aiter__(self) -> AsyncIterator[ResultT]:
         return self
 
@@ -438,7 +446,8 @@ class ParallelBatch(ABC, Generic[ResultT]):
                 the results that were there before it, when no call is in flight any more. In
                 either mode: what the source raised.
         """
-        await self._begin()
+        if not self._begun:
+            await self._begin()
         core = self._core
         while not self._closed:
             try:
@@ -460,11 +469,12 @@ class ParallelBatch(ABC, Generic[ResultT]):
                 del error, core  # no reference cycle through the traceback
         raise StopAsyncIteration
 
+    @abstractmethod
     async def _begin(self) -> None:
-        """Called before each result: the batch has been entered, or can be started now."""
+        """Called at the first result of a batch that has not been entered: start it, or refuse."""
 
-    async def _ended(self) -> None:
-        """Called when the last result has been handed out: nothing of the batch is left."""
+    async def _ended(self) -> None:  # noqa: B027 - in trio the nursery waits, later
+        """Called when the last result has been handed out: wait until nothing is left."""
 
 
 def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,11 +22,9 @@ def call_in_context(
     of the slot unchanged, as ``await`` would pass it on.
     """
     run = context.run
-    awaitable = run(call, index, item)
-    coroutine = cast(
-        "Coroutine[Any, Any, T]",
-        awaitable if type(awaitable) is types.CoroutineType else run(_as_coroutine, awaitable),
-    )
+    coroutine: Any = run(call, index, item)
+    if type(coroutine) is not types.CoroutineType:
+        coroutine = run(_as_coroutine, coroutine)
     send = coroutine.send
     try:
         trap = run(send, None)
@@ -45,7 +43,8 @@ def call_in_context(
             finally:
                 del thrown
     except StopIteration as stop:
-        return cast("T", stop.value)
+        result: T = stop.value
+        return result
 
 
 def _as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:

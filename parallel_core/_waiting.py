@@ -17,31 +17,29 @@ class HostEvent(Protocol):
 class Waiters:
     """Tasks that wait for something that comes one at a time; the first to come is woken first."""
 
-    __slots__ = ("_events", "_new_event")
+    __slots__ = ("_new_event", "events")
 
     def __init__(self, new_event: Callable[[], HostEvent]) -> None:
         self._new_event = new_event
-        self._events: deque[HostEvent] = deque()
-
-    def __len__(self) -> int:
-        return len(self._events)
+        # Open to be looked at: on the path of every result, an empty deque saves a call.
+        self.events: deque[HostEvent] = deque()
 
     async def wait(self) -> None:
         event = self._new_event()
-        self._events.append(event)
+        self.events.append(event)
         try:
             await event.wait()
         except BaseException:
             try:
-                self._events.remove(event)
+                self.events.remove(event)
             except ValueError:  # woken and cancelled at once: the turn goes to the next
                 self.wake_one()
             raise
 
     def wake_one(self) -> None:
-        if self._events:
-            self._events.popleft().set()
+        if self.events:
+            self.events.popleft().set()
 
     def wake_all(self) -> None:
-        while self._events:
-            self._events.popleft().set()
+        while self.events:
+            self.events.popleft().set()

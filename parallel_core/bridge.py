@@ -233,13 +233,12 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         self._core = BatchCore(plan, self._slot_host)
         self._tenant = _Tenant(self._core, self._slot_host)
         self._slot_host.abort = self._tenant.abort
-        self._started = False
         self._host: LoopHost | None = None
 
     async def _begin(self) -> None:
-        if self._started:
+        if self._begun:
             return
-        self._started = True
+        self._begun = True
         slot_host = self._slot_host
         slot_host.loop = asyncio.get_running_loop()
         slot_host.context = self._core.enter()
@@ -252,7 +251,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         slot_host.shutting_down = lambda: host.shutting_down
 
     async def __aenter__(self) -> Self:
-        if self._started:
+        if self._begun:
             raise RuntimeError("a batch can be entered only once")
         await self._begin()
         return self
@@ -267,12 +266,11 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         raise_crash(self._core, exc)
 
     async def aclose(self) -> None:
-        """Cancel every call in flight and wait until it has ended. Idempotent."""
         await self._close()
         raise_crash(self._core, None)
 
     async def _close(self) -> None:
-        self._started = True  # a batch that was closed before its start never starts
+        self._begun = True  # a batch that was closed before its start never starts
         self._tenant.stop()
         try:
             await self._ended()

@@ -84,17 +84,31 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._core = BatchCore(plan, TrioSlotHost())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._finished = trio.Event()
 
     async def __aenter__(self) -> Self:
-        if self._nursery_manager is not None:
+        if self._begun:
             raise RuntimeError("a batch can be entered only once")
+        self._begun = True
         self._nursery_manager = trio.open_nursery()
         nursery = await self._nursery_manager.__aenter__()
         # Something like KeyboardInterrupt in a call ends the caller's block too.
         self._core.on_crash = nursery.cancel_scope.cancel
         self._core.enter()
-        nursery.start_soon(self._core.run)
+        nursery.start_soon(self._run)
         return self
+
+    async def _run(self) -> None:
+        try:
+            await self._core.run()
+        finally:
+            self._finished.set()
+
+    async def aclose(self) -> None:
+        self._core.stop()
+        if self._nursery_manager is not None:
+            await self._finished.wait()
+        self._begun = self._closed = True
 
     async def __aexit__(
         self,
@@ -124,11 +138,10 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         raise_crash(core, exc)
 
     async def _begin(self) -> None:
-        if self._nursery_manager is None:
-            raise RuntimeError(
-                "enter the batch before iterating: async with iter_parallel_…(…) as batch: "
-                "async for result in batch: …"
-            )
+        raise RuntimeError(
+            "enter the batch before iterating: async with iter_parallel_…(…) as batch: "
+            "async for result in batch: …"
+        )
 
 
 def iter_parallel_map(

@@ -135,6 +135,8 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
             "role" in message if isinstance(message, Mapping) else hasattr(message, "role")
         )
         if not has_role:
+            if isinstance(message, Mapping):
+                return f"messages[{position}] has no 'role'"
             return f"messages[{position}] must be a mapping with a 'role', not {_brief(message)}"
     if not kwargs:
         return None if kwargs is None or isinstance(kwargs, Mapping) else _bad_kwargs(kwargs)
@@ -166,8 +168,4 @@ def _brief(value: object) -> str:
     """The type of a bad value; never the value, which may hold a prompt or a key."""
     if value is None:
         return "None"
-    if isinstance(value, str):
-        return "an empty str" if not value else "a str"
-    if isinstance(value, Mapping):
-        return "a mapping without it" if value else "an empty mapping"
-    return type(value).__qualname__
+    return "an empty str" if value == "" else type(value).__qualname__

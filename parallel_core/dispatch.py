@@ -1,0 +1,178 @@
+"""The top-level functions: one name for trio, asyncio and synchronous code."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import sniffio
+from anyio.from_thread import start_blocking_portal
+
+from . import bridge, nursery_engine
+from ._batch import ParallelBatch, collect
+from ._litellm_clients import close_clients_of_this_loop
+from ._plan import Requests, Source, completion_plan
+from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
+
+
+def iter_parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
+    """Await ``function(item)`` for every item, at most ``concurrency`` at a time.
+
+    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_map`, called in trio
+    :func:`parallel_core.nursery_engine.iter_parallel_map`; the arguments are described there.
+
+    ::
+
+        async with iter_parallel_map(fetch, urls, concurrency=64) as batch:
+            async for result in batch:
+                print(result.index, result.unwrap())
+
+    Raises:
+        RuntimeError: called where neither asyncio nor trio is running.
+    """
+    return _world().iter_parallel_map(
+        function,
+        items,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+    )
+
+
+async def parallel_map(
+    function: Callable[[ItemT], Awaitable[ValueT]],
+    items: Source[ItemT],
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[ParallelResult[ItemT, ValueT]]:
+    """The results of :func:`iter_parallel_map` as a list, in asyncio and in trio."""
+    return await _world().parallel_map(
+        function,
+        items,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+    )
+
+
+def iter_parallel_acompletions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> ParallelBatch[RouterParallelResult]:
+    """Send every request, at most ``concurrency`` at a time; results come as they finish.
+
+    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_acompletions`, called in trio
+    :func:`parallel_core.nursery_engine.iter_parallel_acompletions`; the arguments are described
+    there.
+
+    ::
+
+        async with iter_parallel_acompletions(router, requests, concurrency=64) as batch:
+            async for result in batch:
+                print(result.index, result.ok)
+
+    Raises:
+        RuntimeError: called where neither asyncio nor trio is running.
+        TypeError: called in trio with a Router, whose calls are asyncio code.
+    """
+    return _world(router).iter_parallel_acompletions(
+        router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+    )
+
+
+async def parallel_acompletions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[RouterParallelResult]:
+    """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
+    return await _world(router).parallel_acompletions(
+        router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+    )
+
+
+def parallel_completions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: int = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+) -> list[RouterParallelResult]:
+    """The synchronous form of :func:`parallel_acompletions`.
+
+    Usable from plain code, and from a thread with a running loop (a notebook): the batch runs on an
+    asyncio loop of its own in a helper thread, and the calling thread waits for it. Ctrl-C in the
+    calling thread cancels every call and waits for it. A bare callable is asyncio-flavoured.
+
+    Arguments, results and errors are those of
+    :func:`parallel_core.bridge.parallel_acompletions`.
+    """
+    plan = completion_plan(
+        router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+    )
+
+    async def run() -> list[RouterParallelResult]:
+        try:
+            return await collect(bridge.AsyncioParallelBatch(plan), preserve_order)
+        finally:
+            await close_clients_of_this_loop()
+
+    # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
+    # which its import makes the default, Router calls fail.
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = (
+        asyncio.ProactorEventLoop if sys.platform == "win32" else asyncio.SelectorEventLoop
+    )
+    with start_blocking_portal("asyncio", {"loop_factory": loop_factory}) as portal:
+        return portal.call(run)
+
+
+def _world(router: object = None) -> Any:
+    """The module that implements the API for the library that is running."""
+    try:
+        library = sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        raise RuntimeError(
+            "neither asyncio nor trio is running here; in synchronous code use "
+            "parallel_core.parallel_completions"
+        ) from None
+    if library == "asyncio":
+        return bridge
+    if library != "trio":
+        raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
+    if hasattr(router, "acompletion"):
+        raise TypeError(
+            "the calls of a Router are asyncio code and cannot run in trio: pass a trio-flavoured "
+            "async callable (model=, messages=, **kwargs), or use the Router from asyncio"
+        )
+    return nursery_engine

@@ -1,0 +1,51 @@
+"""A Router with the parallel methods, for those who dislike patching. Imports litellm."""
+
+from __future__ import annotations
+
+from litellm import Router
+
+from . import dispatch
+from ._batch import ParallelBatch
+from ._plan import Requests
+from .types import RouterParallelResult
+
+
+class ParallelRouter(Router):
+    """``litellm.Router`` with :meth:`parallel_acompletions` and :meth:`iter_parallel_acompletions`.
+
+    Made like a Router, and usable wherever one is. No flag is needed.
+    """
+
+    async def parallel_acompletions(
+        self,
+        requests: Requests,
+        *,
+        concurrency: int = 8,
+        return_exceptions: bool = True,
+        preserve_order: bool = False,
+    ) -> list[RouterParallelResult]:
+        """:func:`parallel_core.parallel_acompletions` with this Router."""
+        return await dispatch.parallel_acompletions(
+            self,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )
+
+    def iter_parallel_acompletions(
+        self,
+        requests: Requests,
+        *,
+        concurrency: int = 8,
+        return_exceptions: bool = True,
+        preserve_order: bool = False,
+    ) -> ParallelBatch[RouterParallelResult]:
+        """:func:`parallel_core.iter_parallel_acompletions` with this Router."""
+        return dispatch.iter_parallel_acompletions(
+            self,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+        )

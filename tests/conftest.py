@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# litellm would otherwise fetch its price map over the network at import.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+import hosts
+import parallel_core
+
+
+def pytest_configure() -> None:
+    """CI runs the suite against the built wheel, and must not pick up the sources instead."""
+    if os.environ.get("PARALLEL_CORE_EXPECT_INSTALLED"):
+        repository = Path(__file__).resolve().parent.parent
+        package = Path(parallel_core.__file__).resolve().parent
+        if package == repository / "parallel_core":
+            raise pytest.UsageError(f"parallel_core is imported from the sources: {package}")
+
+
+@pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Iterator[hosts.Host]:
+    """Each world in which a batch can run, one after the other."""
+    yield request.param
+
+
+@pytest.fixture(params=hosts.ASYNCIO_HOSTS, ids=lambda host: host.name)
+def asyncio_host(request: pytest.FixtureRequest) -> Iterator[hosts.Host]:
+    """Each kind of asyncio loop."""
+    yield request.param

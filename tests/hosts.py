@@ -1,0 +1,104 @@
+"""The worlds in which the suite runs its batches, and what must be left over in each: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import anyio
+import trio
+import trio.testing
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One way to run async code. ``run`` fails when the code leaves anything behind."""
+
+    name: str
+    library: Literal["trio", "asyncio"]
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    debug: bool = False
+    eager: bool = False
+
+    def run(self, function: Callable[[], Awaitable[T]]) -> T:
+        if self.library == "trio":
+            return trio.run(function)
+        return self._run_in_asyncio(function)
+
+    def _run_in_asyncio(self, function: Callable[[], Awaitable[T]]) -> T:
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> T:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            if self.eager and sys.version_info >= (3, 12):
+                loop.set_task_factory(asyncio.eager_task_factory)
+            result = await function()
+            assert_nothing_left_in_asyncio()
+            return result
+
+        with asyncio.Runner(loop_factory=self.loop_factory, debug=self.debug) as runner:
+            try:
+                return runner.run(main())
+            finally:
+                gc.collect()  # what is only noticed when it is dropped is noticed here
+                assert not complaints, complaints
+                assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
+
+
+def assert_nothing_left_in_asyncio() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, others
+
+
+async def settle() -> None:
+    """Let everything that can happen without outside help happen.
+
+    In asyncio a guest run of trio may be waiting in its thread for a wake-up that is under way;
+    a few rounds through that thread's own queue make sure that it has been seen.
+    """
+    if trio.lowlevel.in_trio_task():
+        await trio.testing.wait_all_tasks_blocked()
+        return
+    for _ in range(2):
+        await anyio.wait_all_tasks_blocked()
+        if trio.lowlevel.in_trio_run():
+            await _round_trip_through_trio()
+    await anyio.wait_all_tasks_blocked()
+
+
+async def _round_trip_through_trio() -> None:
+    loop = asyncio.get_running_loop()
+    back = loop.create_future()
+    trio.lowlevel.current_trio_token().run_sync_soon(
+        lambda: back.done() or back.set_result(None)
+    )
+    await back
+
+
+def _uvloop() -> list[Host]:
+    try:
+        import uvloop
+    except ImportError:
+        return []
+    return [Host("asyncio-uvloop", "asyncio", loop_factory=uvloop.new_event_loop)]
+
+
+ASYNCIO_HOSTS = [
+    Host("asyncio", "asyncio"),
+    Host("asyncio-debug", "asyncio", debug=True),
+    *_uvloop(),
+    *([Host("asyncio-eager", "asyncio", eager=True)] if sys.version_info >= (3, 12) else []),
+]
+HOSTS = [Host("trio", "trio"), *ASYNCIO_HOSTS]
+
+
+def thread_names() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate())
