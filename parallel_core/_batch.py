@@ -139,15 +139,17 @@ class BatchCore(Generic[ResultT]):
             async with trio.open_nursery() as helpers:
                 helpers.start_soon(self._name_stubborn_calls)
                 self._open_source(helpers)
-                async with trio.open_nursery() as slots:
-                    self._slots = slots
-                    if self.stopping:
-                        slots.cancel_scope.cancel()
-                    elif not self._exhausted:
-                        self._start_slot()
-                if self._feed is not None:
-                    self._feed.stop()
-                self._watching.cancel()
+                try:
+                    async with trio.open_nursery() as slots:
+                        self._slots = slots
+                        if self.stopping:
+                            slots.cancel_scope.cancel()
+                        elif not self._exhausted:
+                            self._start_slot()
+                finally:
+                    if self._feed is not None:
+                        self._feed.stop()
+                    self._watching.cancel()
         finally:
             self.stopping = True
             self._close_generator()
