@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import anyio
 import trio
 import trio.testing
 
@@ -61,26 +60,28 @@ def assert_nothing_left_in_asyncio() -> None:
 async def settle() -> None:
     """Let everything that can happen without outside help happen.
 
-    In asyncio a guest run of trio may be waiting in its thread for a wake-up that is under way;
-    a few rounds through that thread's own queue make sure that it has been seen.
+    In asyncio some passes of the loop do, and, where a guest run of trio may be waiting in its
+    thread for a wake-up that is under way, a round through that thread's own queue.
     """
     if trio.lowlevel.in_trio_task():
         await trio.testing.wait_all_tasks_blocked()
         return
-    for _ in range(2):
-        await anyio.wait_all_tasks_blocked()
+    for _ in range(3):
+        for _ in range(20):
+            await asyncio.sleep(0)
         if trio.lowlevel.in_trio_run():
             await _round_trip_through_trio()
-    await anyio.wait_all_tasks_blocked()
 
 
 async def _round_trip_through_trio() -> None:
-    loop = asyncio.get_running_loop()
-    back = loop.create_future()
-    trio.lowlevel.current_trio_token().run_sync_soon(
-        lambda: back.done() or back.set_result(None)
-    )
-    await back
+    back = asyncio.get_running_loop().create_future()
+    try:
+        trio.lowlevel.current_trio_token().run_sync_soon(back.set_result, None)
+    except trio.RunFinishedError:  # it is unwinding, and will be gone after a few more passes
+        while trio.lowlevel.in_trio_run():
+            await asyncio.sleep(0)
+    else:
+        await back
 
 
 def _uvloop() -> list[Host]:
