@@ -2,7 +2,7 @@
 
 A *slot* takes an item from the source, awaits the call, delivers the result, and begins again.
 :class:`BatchCore` holds the rules; what differs between the two worlds (where a slot runs, what it
-waits on) is its :class:`SlotHost`.
+waits on) is its :class:`~parallel_core._slot_host.SlotHost`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,16 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
-from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sized,
-)
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from collections.abc import Callable, Generator, Iterable, Sized
+from typing import Any, Generic, cast
 
 import trio
 
-from ._feed import NOTHING, Feed, HostScope
+from ._feed import NOTHING, Feed
 from ._isolation import call_in_context, without_engine_frames
 from ._plan import BatchPlan, ResultT
-from ._waiting import HostEvent, Waiters
+from ._slot_host import SlotHost
+from ._waiting import Waiters
 
 logger = logging.getLogger("parallel_core")
 
@@ -40,35 +31,6 @@ INPUT_ORDER_WINDOW = 8
 # Seconds after which a call that ignores its cancellation is named in the log, and again.
 STUBBORN_CALL_FIRST_WARNING = 5.0
 STUBBORN_CALL_NEXT_WARNING = 30.0
-
-
-class SlotHost(Protocol):
-    """The world in which the slots of a batch run: trio, or an asyncio loop."""
-
-    def new_event(self) -> HostEvent: ...
-
-    def new_scope(self) -> HostScope: ...
-
-    def start(
-        self,
-        nursery: trio.Nursery,
-        function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Callable[[BaseException | None], None],
-    ) -> None:
-        """Run ``function`` as a task of this world, under a trio task in ``nursery``.
-
-        Cancelling the nursery cancels the task and waits for its end. ``ended`` is called, once,
-        with what the task raised, unless that was its cancellation.
-        """
-        ...
-
-    def tampering(self) -> Callable[[], object] | None:
-        """For the running slot: a function telling whether a call has marked the slot's task."""
-        ...
-
-    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
-        """The error that a call ended in; None when the exception is not the call's own."""
-        ...
 
 
 class BatchCore(Generic[ResultT]):
@@ -173,7 +135,7 @@ class BatchCore(Generic[ResultT]):
         source = self._plan.source
         if isinstance(source, Iterable):
             try:
-                self._iterator = iter(cast("Iterable[Any]", source))
+                self._iterator = iter(source)
             except Exception as exception:  # noqa: BLE001 - reported to the consumer
                 self._source_failed(exception)
         else:
@@ -308,7 +270,7 @@ class BatchCore(Generic[ResultT]):
 
     # --- results and errors ---
 
-    def _deliver(self, index: int, result: ResultT) -> None:
+    def _deliver(self, index: int, result: Any) -> None:
         if self._error is not None and not self._plan.return_exceptions:
             return  # the batch ended in an error before this call did
         if not self._plan.preserve_order:
@@ -372,149 +334,3 @@ def describe(index: int, item: object) -> str:
     """Name a call in a log or a note: its index and model, never what it says."""
     model = item.get("model") if isinstance(item, dict) else getattr(item, "model", None)
     return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")
-
-
-class ParallelBatch(ABC, Generic[ResultT]):
-    """A running batch: an async iterator of its results, with live counts.
-
-    Obtained from :func:`iter_parallel_acompletions` and :func:`iter_parallel_map`. Leaving its
-    ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
-    """
-
-    _core: BatchCore[ResultT]
-    _begun: bool = False
-    _closed: bool = False
-
-    @property
-    def started(self) -> int:
-        """Requests taken from the source so far; one that is refused as invalid counts too."""
-        return self._core.started
-
-    @property
-    def succeeded(self) -> int:
-        """Calls that returned."""
-        return self._core.succeeded
-
-    @property
-    def failed(self) -> int:
-        """Calls that raised, and requests that were refused."""
-        return self._core.failed
-
-    @property
-    def in_flight(self) -> int:
-        """Calls that are running now."""
-        return len(self._core.in_flight)
-
-    @property
-    def delivered(self) -> int:
-        """Results handed out to the consumer."""
-        return self._core.delivered
-
-    def cancel(self) -> None:
-        """Cancel every call in flight and start no more.
-
-        The iterator hands out the results that are there and then ends, without an error. Call it
-        from the thread in which the batch runs.
-        """
-        self._core.stop()
-
-    @abstractmethod
-    async def __aenter__(self) -> Self: ...
-
-    @abstractmethod
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Cancel every call in flight and wait until it has ended. Idempotent.
-
-        The iterator is exhausted then: results that were not handed out are dropped.
-        """
-
-    def __aiter__(self) -> AsyncIterator[ResultT]:
-        return self
-
-    async def __anext__(self) -> ResultT:
-        """The next result.
-
-        Raises:
-            StopAsyncIteration: all results have been handed out, or the block has been left.
-            Exception: fail-fast only: the exception object of the first call that failed, after
-                the results that were there before it, when no call is in flight any more. In
-                either mode: what the source raised.
-        """
-        if not self._begun:
-            await self._begin()
-        core = self._core
-        while not self._closed:
-            try:
-                result = core.results.receive_nowait()
-            except trio.WouldBlock:
-                pass
-            except trio.EndOfChannel:
-                break
-            else:
-                core.handed_out()
-                return result
-            await core.arrivals.wait()
-        await self._ended()
-        error = core.take_error()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error, core  # no reference cycle through the traceback
-        raise StopAsyncIteration
-
-    @abstractmethod
-    async def _begin(self) -> None:
-        """Called at the first result of a batch that has not been entered: start it, or refuse."""
-
-    async def _ended(self) -> None:  # noqa: B027 - in trio the nursery waits, later
-        """Called when the last result has been handed out: wait until nothing is left."""
-
-
-def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:
-    """On leaving a batch: raise what nobody has been told yet.
-
-    An exception of the caller's own body goes before an error of a source that could not be
-    closed; KeyboardInterrupt and SystemExit go before everything.
-    """
-    if not core.crashed:
-        return
-    crash = core.take_error()
-    assert crash is not None
-    if (
-        isinstance(crash, Exception)
-        and body_exception is not None
-        and isinstance(body_exception, Exception)
-    ):
-        logger.error("while a batch was left by an exception", exc_info=crash)
-        return
-    raise crash
-
-
-class _Indexed(Protocol):
-    @property
-    def index(self) -> int: ...
-
-
-IndexedT = TypeVar("IndexedT", bound=_Indexed)
-
-
-async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[IndexedT]:
-    """Run a batch to its end and return its results as a list.
-
-    In input order the list is sorted at the end: nobody waits for the next result, so the batch
-    needs no reorder window, which could hold calls back.
-    """
-    async with batch:
-        results = [result async for result in batch]
-    if preserve_order:
-        results.sort(key=lambda result: result.index)
-    return results

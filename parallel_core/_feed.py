@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
-from types import TracebackType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
-from ._waiting import HostEvent, Waiters
+from ._slot_host import SlotHost
+from ._waiting import Waiters
 
 NOTHING: Final = object()
 """What a source gives that has no more items."""
-
-
-class HostScope(Protocol):
-    """A cancel scope around a part of one task."""
-
-    def __enter__(self) -> object: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> bool | None: ...
-    def cancel(self) -> None: ...
 
 
 class Feed:
@@ -71,9 +57,8 @@ class Feed:
         finally:
             self._ended = True
             self._takers.wake_all()
-            if isinstance(self._source, AsyncGenerator):
-                # Not inside the scope: a generator may await while it cleans up.
-                await self._close(cast("AsyncGenerator[Any, None]", self._source))
+            # Not inside the scope: a generator may await while it cleans up.
+            await self._close()
 
     async def _draw(self) -> None:
         try:
@@ -88,9 +73,11 @@ class Feed:
         except Exception as exception:  # noqa: BLE001 - reported by the batch
             self._failed(exception)
 
-    async def _close(self, generator: AsyncGenerator[Any, None]) -> None:
+    async def _close(self) -> None:
+        if not isinstance(self._source, AsyncGenerator):
+            return
         try:
-            await generator.aclose()
+            await cast("AsyncGenerator[Any, None]", self._source).aclose()
         except Exception as exception:  # noqa: BLE001 - reported by the batch
             self._close_failed(exception)
 

@@ -22,10 +22,12 @@ def call_in_context(
     of the slot unchanged, as ``await`` would pass it on.
     """
     run = context.run
-    coroutine: Any = run(call, index, item)
-    if type(coroutine) is not types.CoroutineType:
-        coroutine = run(_as_coroutine, coroutine)
-    send = coroutine.send
+    awaitable: Any = run(call, index, item)
+    coroutine: Any = awaitable
+    if type(awaitable) is not types.CoroutineType:
+        coroutine = run(_as_coroutine, awaitable)
+    send: Callable[[Any], Any] = coroutine.send
+    throw: Callable[[BaseException], Any] = coroutine.throw
     try:
         trap = run(send, None)
         while True:
@@ -39,7 +41,7 @@ def call_in_context(
             # Outside the handler: what the call raises later has nothing to do with `thrown`
             # unless the call itself says so.
             try:
-                trap = run(coroutine.throw, thrown)
+                trap = run(throw, thrown)
             finally:
                 del thrown
     except StopIteration as stop:

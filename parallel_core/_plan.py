@@ -19,7 +19,7 @@ from .types import (
 
 ResultT = TypeVar("ResultT", covariant=True)
 Source: TypeAlias = Iterable[ItemT] | AsyncIterable[ItemT]
-Requests: TypeAlias = Source[RouterParallelRequest] | Source[Mapping[str, Any]]
+Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _checked_concurrency(concurrency: object) -> int:
 
 
 def _checked_source(source: Source[ItemT], name: str) -> Source[ItemT]:
-    if not isinstance(source, Iterable | AsyncIterable):
+    if not isinstance(cast("object", source), Iterable | AsyncIterable):
         raise TypeError(
             f"{name} must be an iterable or an async iterable, not {type(source).__qualname__}"
         )

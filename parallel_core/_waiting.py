@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
-
-class HostEvent(Protocol):
-    """What trio.Event and asyncio.Event have in common, and all that a slot waits on."""
-
-    def set(self) -> None: ...
-    async def wait(self) -> object: ...
+from ._slot_host import HostEvent
 
 
 class Waiters:

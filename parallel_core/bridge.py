@@ -19,11 +19,11 @@ from typing import Any, Self
 import anyio
 import trio
 
-from ._batch import BatchCore, ParallelBatch, collect, raise_crash
-from ._feed import HostScope
+from ._batch import BatchCore
 from ._guest import LoopHost, join_trio_run
+from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
-from ._waiting import HostEvent
+from ._slot_host import HostEvent, HostScope
 from .errors import BatchAbortedError, CallCancelledError
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
@@ -167,9 +167,7 @@ class AsyncioSlotHost:
     def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
         if isinstance(exception, Exception):
             return exception
-        if isinstance(exception, asyncio.CancelledError) and not (
-            stopping or self.shutting_down()
-        ):
+        if isinstance(exception, asyncio.CancelledError) and not (stopping or self.shutting_down()):
             error = CallCancelledError(
                 "the call ended in a cancellation that its batch had not asked for"
             )
@@ -323,8 +321,9 @@ def iter_parallel_map(
         async for result in iter_parallel_map(fetch, urls, concurrency=64):
             print(result.index, result.unwrap())
 
-    Arguments, results and errors are those of :func:`parallel_core.nursery_engine.iter_parallel_map`;
-    ``function`` is an asyncio-flavoured async callable. Each call runs on the running loop, in its
+    Arguments, results and errors are those of
+    :func:`parallel_core.nursery_engine.iter_parallel_map`; ``function`` is an asyncio-flavoured
+    async callable. Each call runs on the running loop, in its
     own copy of the caller's context. A call that ends in a ``CancelledError`` which the batch did
     not ask for has failed with :class:`CallCancelledError`.
 

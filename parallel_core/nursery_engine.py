@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import trio
 
-from ._batch import BatchCore, ParallelBatch, collect, raise_crash
-from ._feed import HostScope
+from ._batch import BatchCore
+from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
-from ._waiting import HostEvent
+from ._slot_host import HostEvent, HostScope
 from .types import ItemT, ParallelResult, RouterParallelResult, ValueT
 
 __all__ = [
@@ -74,7 +74,8 @@ def _without_cancelled(exception: BaseException) -> BaseException | None:
     if isinstance(exception, trio.Cancelled):
         return None
     if isinstance(exception, BaseExceptionGroup) and not isinstance(exception, Exception):
-        return exception.split(trio.Cancelled)[1]
+        group = cast("BaseExceptionGroup[BaseException]", exception)
+        return group.split(trio.Cancelled)[1]
     return exception
 
 
@@ -172,8 +173,8 @@ def iter_parallel_map(
 
     Returns:
         The batch: an async context manager giving an async iterator of results. While the consumer
-        does not read, calls started minus results handed out never exceeds 2 × ``concurrency``
-        (8 × in input order).
+        does not read, calls started minus results handed out never exceeds twice ``concurrency``
+        (eight times in input order).
 
     Raises:
         TypeError: ``concurrency`` is no integer, ``items`` no iterable, ``function`` no callable.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from litellm import Router
+from litellm.router import Router
 
 from . import dispatch
-from ._batch import ParallelBatch
+from ._handle import ParallelBatch
 from ._plan import Requests
 from .types import RouterParallelResult
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from . import dispatch
-from ._batch import ParallelBatch
+from ._handle import ParallelBatch
 from ._plan import Requests
 from .types import RouterParallelRequest, RouterParallelResult
 
@@ -95,8 +95,8 @@ def install() -> None:
     """Put the proposal's API into litellm. Calling it again does nothing.
 
     ``litellm.Router`` gets ``parallel_acompletions`` and ``iter_parallel_acompletions``, gated by
-    the flag; ``litellm.router_utils.parallel_acompletion`` and ``litellm.experimental_flags`` become
-    importable. This changes the ``Router`` class of the whole process;
+    the flag; ``litellm.router_utils.parallel_acompletion`` and ``litellm.experimental_flags``
+    become importable. This changes the ``Router`` class of the whole process;
     :class:`parallel_core.ParallelRouter` is the way without patching.
 
     Raises:

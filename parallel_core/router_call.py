@@ -70,15 +70,16 @@ def check_all(requests: object) -> None:
     if isinstance(requests, Mapping | RouterParallelRequest | str | bytes):
         raise TypeError(
             "requests takes many requests: a list, any iterable or async iterable of "
-            f"RouterParallelRequest or mappings, not one {type(requests).__qualname__}"
+            f"RouterParallelRequest or mappings, not one {type(cast('object', requests)).__qualname__}"
         )
     if not isinstance(requests, Sized) or not isinstance(requests, Iterable):
         return
     if isinstance(requests, Iterator):  # Sized, but can be walked through only once
         return
+    items = cast("Iterable[object]", requests)
     problems = {
         index: problem
-        for index, item in enumerate(cast("Iterable[object]", requests))
+        for index, item in enumerate(items)
         if (problem := _problem(item)) is not None
     }
     if problems:
@@ -131,9 +132,7 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
         return "messages is empty"
     for position, message in enumerate(cast("Sequence[object]", messages)):
         # Answers of litellm (pydantic objects with a role) are messages of the next turn.
-        has_role = (
-            "role" in message if isinstance(message, Mapping) else hasattr(message, "role")
-        )
+        has_role = "role" in message if isinstance(message, Mapping) else hasattr(message, "role")
         if not has_role:
             if isinstance(message, Mapping):
                 return f"messages[{position}] has no 'role'"

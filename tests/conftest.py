@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import hosts
+
 import parallel_core
 
 
@@ -23,12 +23,14 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
-def host(request: pytest.FixtureRequest) -> Iterator[hosts.Host]:
+def host(request: pytest.FixtureRequest) -> hosts.Host:
     """Each world in which a batch can run, one after the other."""
-    yield request.param
+    value: hosts.Host = request.param
+    return value
 
 
 @pytest.fixture(params=hosts.ASYNCIO_HOSTS, ids=lambda host: host.name)
-def asyncio_host(request: pytest.FixtureRequest) -> Iterator[hosts.Host]:
+def asyncio_host(request: pytest.FixtureRequest) -> hosts.Host:
     """Each kind of asyncio loop."""
-    yield request.param
+    value: hosts.Host = request.param
+    return value

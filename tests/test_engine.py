@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import pytest
 import sniffio
+from hosts import Host, settle
 
 import parallel_core
-from hosts import Host, settle
 from parallel_core import InvalidRequestError, ParallelResult, RouterParallelRequest
 
 MESSAGES = [{"role": "user", "content": "secret prompt"}]
@@ -82,7 +82,9 @@ def test_empty_source(host: Host, source: Any) -> None:
 def test_concurrency_is_full_and_never_exceeded(host: Host) -> None:
     async def main() -> None:
         gate = Gate()
-        async with parallel_core.iter_parallel_map(gate.call, iter(range(20)), concurrency=5) as batch:
+        async with parallel_core.iter_parallel_map(
+            gate.call, iter(range(20)), concurrency=5
+        ) as batch:
             await settle()
             for done in range(20):
                 assert len(gate.waiting) == batch.in_flight == min(5, 20 - done)
@@ -132,7 +134,7 @@ def test_input_order_waits_for_the_first_and_holds_a_bounded_number_of_results(h
             while len(gate.waiting) > 1:
                 await gate.let_go(max(gate.waiting))
             assert list(gate.waiting) == [0]
-            assert batch.started == 16  # 8 × concurrency
+            assert batch.started == 16  # eight times the concurrency
             await gate.let_go(0)
             got = [(await anext(batch)).index for _ in range(16)]
             assert got == list(range(16))
@@ -169,7 +171,9 @@ def test_a_consumer_that_does_not_read_holds_calls_back(host: Host) -> None:
             started.append(item)
             return item
 
-        async with parallel_core.iter_parallel_map(call, iter(range(10_000)), concurrency=3) as batch:
+        async with parallel_core.iter_parallel_map(
+            call, iter(range(10_000)), concurrency=3
+        ) as batch:
             await settle()
             assert len(started) == 6
             await anext(batch)
@@ -217,6 +221,7 @@ def test_collecting_turns_exceptions_into_results(host: Host) -> None:
         with pytest.raises(ValueError, match="3"):
             failed.unwrap()
         # The traceback is the user's: it begins in their function.
+        assert results[5].exception is not None
         frames = traceback.extract_tb(results[5].exception.__traceback__)
         assert [frame.name for frame in frames] == ["call"]
 
@@ -848,10 +853,11 @@ def test_wrong_arguments_are_refused_at_the_call(host: Host) -> None:
             parallel_core.iter_parallel_map(double, 17)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="async callable"):
             parallel_core.iter_parallel_map(17, [])  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="expected a litellm.Router"):
+        with pytest.raises(TypeError, match=r"expected a litellm\.Router"):
             parallel_core.iter_parallel_acompletions(17, [])  # type: ignore[arg-type]
+        one: Any = {"model": "a", "messages": MESSAGES}
         with pytest.raises(TypeError, match="not one dict"):
-            parallel_core.iter_parallel_acompletions(echo, {"model": "a", "messages": MESSAGES})  # type: ignore[arg-type]
+            parallel_core.iter_parallel_acompletions(echo, one)
         with pytest.raises(TypeError, match="not one RouterParallelRequest"):
             parallel_core.iter_parallel_acompletions(echo, RouterParallelRequest("a", MESSAGES))  # type: ignore[arg-type]
 
@@ -860,7 +866,8 @@ def test_wrong_arguments_are_refused_at_the_call(host: Host) -> None:
 
 def test_a_sync_function_is_named_as_the_mistake(host: Host) -> None:
     async def main() -> None:
-        (result,) = await parallel_core.parallel_map(lambda item: item, [1])  # type: ignore[arg-type, return-value]
+        function: Any = lambda item: item  # noqa: E731 - the mistake in its usual form
+        (result,) = await parallel_core.parallel_map(function, [1])
         assert isinstance(result.exception, TypeError)
         assert "pass an async function" in str(result.exception)
 

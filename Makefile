@@ -1,0 +1,54 @@
+# Everything here works from nothing: the environment is made in .venv, with pinned dependencies.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help test demo lint format wheel constraints clean
+
+help:
+	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
+	@echo "make test         the tests"
+	@echo "make lint         ruff, mypy and pyright"
+	@echo "make format       let ruff format and mend"
+	@echo "make wheel        build dist/*.whl"
+	@echo "make constraints  pin the newest versions that install"
+	@echo "make clean        remove what the other targets made"
+	@echo "PYTHON=python3.12 make ...   with another Python (after make clean)"
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: .venv/installed
+	$(BIN)/pytest
+
+demo: .venv/installed
+	$(BIN)/parallel-core demo
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --wheel
+
+# The oldest supported Python decides: what installs there installs on the newer ones.
+constraints:
+	rm -rf .venv build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
+	rm -rf build/constraints
+
+clean:
+	rm -rf .venv .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,162 @@
+"""A running batch as its user holds it, in trio and in asyncio alike."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import trio
+
+from ._batch import BatchCore
+from ._plan import ResultT
+
+logger = logging.getLogger("parallel_core")
+
+
+class ParallelBatch(ABC, Generic[ResultT]):
+    """A running batch: an async iterator of its results, with live counts.
+
+    Obtained from :func:`iter_parallel_acompletions` and :func:`iter_parallel_map`. Leaving its
+    ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
+    """
+
+    _core: BatchCore[ResultT]
+    _begun: bool = False
+    _closed: bool = False
+
+    @property
+    def started(self) -> int:
+        """Requests taken from the source so far; one that is refused as invalid counts too."""
+        return self._core.started
+
+    @property
+    def succeeded(self) -> int:
+        """Calls that returned."""
+        return self._core.succeeded
+
+    @property
+    def failed(self) -> int:
+        """Calls that raised, and requests that were refused."""
+        return self._core.failed
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are running now."""
+        return len(self._core.in_flight)
+
+    @property
+    def delivered(self) -> int:
+        """Results handed out to the consumer."""
+        return self._core.delivered
+
+    def cancel(self) -> None:
+        """Cancel every call in flight and start no more.
+
+        The iterator hands out the results that are there and then ends, without an error. Call it
+        from the thread in which the batch runs.
+        """
+        self._core.stop()
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancel every call in flight and wait until it has ended. Idempotent.
+
+        The iterator is exhausted then: results that were not handed out are dropped.
+        """
+
+    def __aiter__(self) -> AsyncIterator[ResultT]:
+        return self
+
+    async def __anext__(self) -> ResultT:
+        """The next result.
+
+        Raises:
+            StopAsyncIteration: all results have been handed out, or the block has been left.
+            Exception: fail-fast only: the exception object of the first call that failed, after
+                the results that were there before it, when no call is in flight any more. In
+                either mode: what the source raised.
+        """
+        if not self._begun:
+            await self._begin()
+        core = self._core
+        while not self._closed:
+            try:
+                result = core.results.receive_nowait()
+            except trio.WouldBlock:
+                pass
+            except trio.EndOfChannel:
+                break
+            else:
+                core.handed_out()
+                return result
+            await core.arrivals.wait()
+        await self._ended()
+        error = core.take_error()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, core  # no reference cycle through the traceback
+        raise StopAsyncIteration
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Called at the first result of a batch that has not been entered: start it, or refuse."""
+
+    async def _ended(self) -> None:
+        """Called when the last result has been handed out: wait until nothing is left."""
+
+
+def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:
+    """On leaving a batch: raise what nobody has been told yet.
+
+    An exception of the caller's own body goes before an error of a source that could not be
+    closed; KeyboardInterrupt and SystemExit go before everything.
+    """
+    if not core.crashed:
+        return
+    crash = core.take_error()
+    assert crash is not None
+    if (
+        isinstance(crash, Exception)
+        and body_exception is not None
+        and isinstance(body_exception, Exception)
+    ):
+        logger.error("while a batch was left by an exception", exc_info=crash)
+        return
+    raise crash
+
+
+class _Indexed(Protocol):
+    @property
+    def index(self) -> int: ...
+
+
+IndexedT = TypeVar("IndexedT", bound=_Indexed)
+
+
+async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[IndexedT]:
+    """Run a batch to its end and return its results as a list.
+
+    In input order the list is sorted at the end: nobody waits for the next result, so the batch
+    needs no reorder window, which could hold calls back.
+    """
+    async with batch:
+        results = [result async for result in batch]
+    if preserve_order:
+        results.sort(key=lambda result: result.index)
+    return results

@@ -1,0 +1,59 @@
+"""What a batch needs of the world that it runs in. There are two: trio and asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Protocol
+
+import trio
+
+
+class HostEvent(Protocol):
+    """What trio.Event and asyncio.Event have in common, and all that a slot waits on."""
+
+    def set(self) -> None: ...
+    async def wait(self) -> object: ...
+
+
+class HostScope(Protocol):
+    """A cancel scope around a part of one task."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+    def cancel(self) -> None: ...
+
+
+class SlotHost(Protocol):
+    """The world in which the slots of a batch run: trio, or an asyncio loop."""
+
+    def new_event(self) -> HostEvent: ...
+
+    def new_scope(self) -> HostScope: ...
+
+    def start(
+        self,
+        nursery: trio.Nursery,
+        function: Callable[[], Coroutine[Any, Any, None]],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        """Run ``function`` as a task of this world, under a trio task in ``nursery``.
+
+        Cancelling the nursery cancels the task and waits for its end. ``ended`` is called, once,
+        with what the task raised, unless that was its cancellation.
+        """
+        ...
+
+    def tampering(self) -> Callable[[], object] | None:
+        """For the running slot: a function telling whether a call has marked the slot's task."""
+        ...
+
+    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+        """The error that a call ended in; None when the exception is not the call's own."""
+        ...
