@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._batch import ParallelBatch as ParallelBatch
+from ._handle import ParallelBatch as ParallelBatch
 from .dispatch import iter_parallel_acompletions as iter_parallel_acompletions
 from .dispatch import iter_parallel_map as iter_parallel_map
 from .dispatch import parallel_acompletions as parallel_acompletions

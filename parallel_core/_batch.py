@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
 from typing import Any, Generic, cast
 
 import trio
@@ -143,9 +143,10 @@ class BatchCore(Generic[ResultT]):
             self._host.start(helpers, self._feed.run, self._helper_ended)
 
     def _close_generator(self) -> None:
-        if isinstance(self._iterator, Generator):
+        iterator = self._iterator
+        if isinstance(iterator, Generator):
             try:
-                cast("Generator[Any, None, None]", self._iterator).close()
+                cast("Generator[Any, None, None]", iterator).close()
             except Exception as exception:  # noqa: BLE001 - reported to the consumer
                 self.crash(exception)
 
@@ -332,5 +333,8 @@ class BatchCore(Generic[ResultT]):
 
 def describe(index: int, item: object) -> str:
     """Name a call in a log or a note: its index and model, never what it says."""
-    model = item.get("model") if isinstance(item, dict) else getattr(item, "model", None)
+    if isinstance(item, Mapping):
+        model = cast("Mapping[object, object]", item).get("model")
+    else:
+        model = getattr(item, "model", None)
     return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")

@@ -74,10 +74,11 @@ class Feed:
             self._failed(exception)
 
     async def _close(self) -> None:
-        if not isinstance(self._source, AsyncGenerator):
+        source = self._source
+        if not isinstance(source, AsyncGenerator):
             return
         try:
-            await cast("AsyncGenerator[Any, None]", self._source).aclose()
+            await cast("AsyncGenerator[Any, None]", source).aclose()
         except Exception as exception:  # noqa: BLE001 - reported by the batch
             self._close_failed(exception)
 

@@ -11,7 +11,7 @@ import sniffio
 from anyio.from_thread import start_blocking_portal
 
 from . import bridge, nursery_engine
-from ._batch import ParallelBatch, collect
+from ._handle import ParallelBatch, collect
 from ._litellm_clients import close_clients_of_this_loop
 from ._plan import Requests, Source, completion_plan
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
@@ -39,13 +39,14 @@ def iter_parallel_map(
     Raises:
         RuntimeError: called where neither asyncio nor trio is running.
     """
-    return _world().iter_parallel_map(
+    batch: ParallelBatch[ParallelResult[ItemT, ValueT]] = _world().iter_parallel_map(
         function,
         items,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
     )
+    return batch
 
 
 async def parallel_map(
@@ -57,13 +58,14 @@ async def parallel_map(
     preserve_order: bool = False,
 ) -> list[ParallelResult[ItemT, ValueT]]:
     """The results of :func:`iter_parallel_map` as a list, in asyncio and in trio."""
-    return await _world().parallel_map(
+    results: list[ParallelResult[ItemT, ValueT]] = await _world().parallel_map(
         function,
         items,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
     )
+    return results
 
 
 def iter_parallel_acompletions(
@@ -90,13 +92,14 @@ def iter_parallel_acompletions(
         RuntimeError: called where neither asyncio nor trio is running.
         TypeError: called in trio with a Router, whose calls are asyncio code.
     """
-    return _world(router).iter_parallel_acompletions(
+    batch: ParallelBatch[RouterParallelResult] = _world(router).iter_parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
     )
+    return batch
 
 
 async def parallel_acompletions(
@@ -108,13 +111,14 @@ async def parallel_acompletions(
     preserve_order: bool = False,
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
-    return await _world(router).parallel_acompletions(
+    results: list[RouterParallelResult] = await _world(router).parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
     )
+    return results
 
 
 def parallel_completions(
@@ -150,9 +154,10 @@ def parallel_completions(
 
     # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
     # which its import makes the default, Router calls fail.
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] = (
-        asyncio.ProactorEventLoop if sys.platform == "win32" else asyncio.SelectorEventLoop
-    )
+    if sys.platform == "win32":
+        loop_factory = asyncio.ProactorEventLoop
+    else:
+        loop_factory = asyncio.SelectorEventLoop
     with start_blocking_portal("asyncio", {"loop_factory": loop_factory}) as portal:
         return portal.call(run)
 

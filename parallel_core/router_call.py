@@ -68,9 +68,10 @@ def check_all(requests: object) -> None:
         TypeError: ``requests`` is one request instead of many.
     """
     if isinstance(requests, Mapping | RouterParallelRequest | str | bytes):
+        given = type(cast("object", requests)).__qualname__
         raise TypeError(
             "requests takes many requests: a list, any iterable or async iterable of "
-            f"RouterParallelRequest or mappings, not one {type(cast('object', requests)).__qualname__}"
+            f"RouterParallelRequest or mappings, not one {given}"
         )
     if not isinstance(requests, Sized) or not isinstance(requests, Iterable):
         return
