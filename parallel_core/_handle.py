@@ -93,7 +93,9 @@ class ParallelBatch(ABC, Generic[ResultT]):
         if not self._begun:
             await self._begin()
         core = self._core
-        while not self._closed:
+        while True:
+            if self._closed:
+                raise StopAsyncIteration
             try:
                 result = core.results.receive_nowait()
             except trio.WouldBlock:

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # litellm would otherwise fetch its price map over the network at import.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import hosts
-
 import parallel_core
 
 
@@ -34,3 +34,9 @@ def asyncio_host(request: pytest.FixtureRequest) -> hosts.Host:
     """Each kind of asyncio loop."""
     value: hosts.Host = request.param
     return value
+
+
+# The same examples on every run. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

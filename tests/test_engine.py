@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import pytest
 import sniffio
-from hosts import Host, settle
 
 import parallel_core
+from hosts import Host, settle
 from parallel_core import InvalidRequestError, ParallelResult, RouterParallelRequest
 
 MESSAGES = [{"role": "user", "content": "secret prompt"}]
