@@ -1,0 +1,122 @@
+"""How the demo server sends an answer, or fails to, on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import sys
+from typing import Final
+
+from aiohttp import web
+
+from ._demo_settings import RequestPlan
+from ._demo_stats import Ledger, RequestEnd
+from ._demo_wire import Answer, error_body
+
+_NO_JSON: Final = '{"id": "chatcmpl-demo", "choices": [{"index": 0, '
+_LAST_EVENT: Final = b"data: [DONE]\n\n"
+
+
+class Flight:
+    """A request in flight: it begins here, and ends once."""
+
+    def __init__(self, ledger: Ledger, model: str) -> None:
+        self._ledger = ledger
+        self._model = model
+        self._ended = False
+        ledger.begin(model)
+
+    def count_fault(self, kind: str) -> None:
+        self._ledger.count_fault(self._model, kind)
+
+    def end(self, how: RequestEnd, fault: str | None = None) -> None:
+        """Count the end; a request that has ended already stays as it was."""
+        if self._ended:
+            return
+        self._ended = True
+        if fault is not None:
+            self.count_fault(fault)
+        self._ledger.end(self._model, how)
+
+
+async def send_answer(
+    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight
+) -> web.StreamResponse:
+    """Do as the plan says. The flight has ended before the client can have the whole answer."""
+    if plan.fault == "hang":
+        flight.count_fault("hang")
+        # Until the client or the server closes the connection, which cancels this task.
+        await asyncio.get_running_loop().create_future()
+    await _sleep(plan.time_to_first_token if answer.request.stream else plan.latency)
+    if plan.fault == "server_error":
+        flight.end("finished", plan.fault)
+        return error_response("The demo server fails on purpose.", status=500)
+    if answer.request.stream:
+        return await _send_stream(request, answer, plan, flight)
+    if plan.fault is None:
+        flight.end("finished")
+        return web.json_response(answer.whole())
+    if plan.fault == "invalid_json":
+        flight.end("finished", plan.fault)
+        return web.Response(text=_NO_JSON, content_type="application/json")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    if plan.fault == "truncated":
+        body = json.dumps(answer.whole()).encode()
+        response.content_length = len(body)
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+    _break_off(request, plan.fault, flight)
+    return response
+
+
+async def _send_stream(
+    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight
+) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    )
+    await response.prepare(request)
+    chunks = list(answer.chunks())
+    # A fault comes in the middle of the stream, but never before its first token.
+    fails_at = None if plan.fault is None else max(1, len(chunks) // 2)
+    for index, chunk in enumerate(chunks):
+        if 0 < index < len(answer.pieces):
+            await _sleep(plan.chunk_gap)
+        if index == fails_at and plan.fault != "invalid_json":
+            break
+        text = _NO_JSON if index == fails_at else json.dumps(chunk)
+        await response.write(f"data: {text}\n\n".encode())
+    if plan.fault in ("reset", "truncated"):
+        _break_off(request, plan.fault, flight)
+        return response
+    flight.end("finished", plan.fault)
+    await response.write_eof(_LAST_EVENT)
+    return response
+
+
+def error_response(message: str, *, status: int, code: str | None = None) -> web.Response:
+    """An error as OpenAI's API words it."""
+    return web.json_response(error_body(message, status=status, code=code), status=status)
+
+
+def _break_off(request: web.Request, fault: str, flight: Flight) -> None:
+    """Close the connection before the answer is complete."""
+    flight.end("finished", fault)
+    transport = request.transport
+    if transport is None:  # the client was faster
+        return
+    if fault == "truncated":
+        transport.close()  # what has been written is still sent
+        return
+    connection = transport.get_extra_info("socket")
+    # To close a socket that must not linger is to reset its connection.
+    linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    transport.abort()
+
+
+async def _sleep(seconds: float) -> None:
+    if seconds > 0:
+        await asyncio.sleep(seconds)

@@ -1,0 +1,174 @@
+"""What the demo server counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+RequestEnd = Literal["finished", "disconnected"]
+
+
+@dataclass(frozen=True)
+class DemoModelStats:
+    """Counts of requests. ``accepted == finished + disconnected + in_flight``, at any moment.
+
+    Attributes:
+        accepted: requests that were understood, those answered with a fault included.
+        finished: requests that the server is done with: what is left of the answer goes to the
+            socket next, so that a client that has it all finds itself counted; or the server has
+            failed the request on purpose.
+        disconnected: requests whose client closed the connection before the answer was complete.
+        in_flight: requests that the server is busy with right now.
+        max_in_flight: the most requests in flight at any one moment.
+        faults: how many requests met with each kind of fault: those of the settings, as well as
+            ``over_capacity`` (answered 429) and ``shutdown`` (cut off because the server stopped).
+            All of these are in ``finished``, but for ``hang``: it is counted here when it begins,
+            and ends as ``disconnected`` or by the server's shutdown.
+    """
+
+    accepted: int
+    finished: int
+    disconnected: int
+    in_flight: int
+    max_in_flight: int
+    faults: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class DemoServerStats(DemoModelStats):
+    """What a demo server has counted, over all models and for each.
+
+    Attributes:
+        rejected: chat completions that were not understood (400, 404, 413). Not in ``accepted``.
+        open_connections: sockets open right now as the server sees it, the one that asks for
+            ``/stats`` included.
+        models: the counts of every model, by its name.
+    """
+
+    rejected: int
+    open_connections: int
+    models: Mapping[str, DemoModelStats]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a dictionary that ``json.dumps`` takes."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> DemoServerStats:
+        """Read what ``/stats`` answers."""
+        fields: dict[str, Any] = dict(value)
+        fields["models"] = {name: DemoModelStats(**of) for name, of in fields["models"].items()}
+        return DemoServerStats(**fields)
+
+
+@dataclass
+class _Counts:
+    """The counts of one model, or of all."""
+
+    accepted: int = 0
+    finished: int = 0
+    disconnected: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    faults: Counter[str] = field(default_factory=Counter[str])
+
+    def begin(self) -> None:
+        self.accepted += 1
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+
+    def end(self, how: RequestEnd) -> None:
+        self.in_flight -= 1
+        if how == "finished":
+            self.finished += 1
+        else:
+            self.disconnected += 1
+
+    def refuse(self) -> None:
+        """Begin and end a request at once: it does not raise ``max_in_flight``."""
+        self.accepted += 1
+        self.finished += 1
+
+    def reset(self) -> None:
+        self.accepted = self.max_in_flight = self.in_flight
+        self.finished = self.disconnected = 0
+        self.faults.clear()
+
+
+class Ledger:
+    """Counts requests, and wakes those who wait for a number of requests in flight."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        self._total = _Counts()
+        self._by_model = {model: _Counts() for model in models}
+        self._waiters: dict[asyncio.Future[None], Callable[[int], bool]] = {}
+        self.rejected = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self._total.in_flight
+
+    def begin(self, model: str) -> None:
+        for counts in (self._total, self._by_model[model]):
+            counts.begin()
+        self._wake()
+
+    def end(self, model: str, how: RequestEnd) -> None:
+        for counts in (self._total, self._by_model[model]):
+            counts.end(how)
+        self._wake()
+
+    def refuse(self, model: str, fault: str) -> None:
+        for counts in (self._total, self._by_model[model]):
+            counts.refuse()
+        self.count_fault(model, fault)
+
+    def count_fault(self, model: str, kind: str) -> None:
+        for counts in (self._total, self._by_model[model]):
+            counts.faults[kind] += 1
+
+    def reset(self) -> None:
+        """Count from nothing again. What is in flight stays, as the first of the accepted."""
+        self.rejected = 0
+        for counts in (self._total, *self._by_model.values()):
+            counts.reset()
+
+    def snapshot(self, open_connections: int) -> DemoServerStats:
+        return DemoServerStats(
+            **_as_fields(self._total),
+            rejected=self.rejected,
+            open_connections=open_connections,
+            models={
+                model: DemoModelStats(**_as_fields(counts))
+                for model, counts in self._by_model.items()
+            },
+        )
+
+    async def wait_until(self, reached: Callable[[int], bool]) -> None:
+        """Wait until ``reached`` holds for the number of requests in flight."""
+        if reached(self.in_flight):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = reached
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def fail_waiters(self, reason: str) -> None:
+        """What they wait for cannot happen any more."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(RuntimeError(reason))
+
+    def _wake(self) -> None:
+        for waiter, reached in self._waiters.items():
+            if not waiter.done() and reached(self.in_flight):
+                waiter.set_result(None)
+
+
+def _as_fields(counts: _Counts) -> dict[str, Any]:
+    return {**vars(counts), "faults": dict(counts.faults)}
