@@ -44,12 +44,11 @@ class Host:
             return result
 
         with asyncio.Runner(loop_factory=self.loop_factory, debug=self.debug) as runner:
-            try:
-                return runner.run(main())
-            finally:
-                gc.collect()  # what is only noticed when it is dropped is noticed here
-                assert not complaints, complaints
-                assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
+            result = runner.run(main())
+            gc.collect()  # what is only noticed when it is dropped is noticed here
+            assert not complaints, complaints
+            assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
+            return result
 
 
 def assert_nothing_left_in_asyncio() -> None:

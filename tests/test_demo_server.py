@@ -238,7 +238,7 @@ def test_reset_connection() -> None:
 
 
 def test_reset_is_a_real_one(asyncio_host: hosts.Host) -> None:
-    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
+    async def test(server: DemoServer, _: aiohttp.ClientSession) -> None:
         reader, writer = await connect(server)
         writer.write(raw_request(demo={"fault": "reset"}))
         with pytest.raises(ConnectionResetError):
@@ -504,7 +504,7 @@ def test_wait_in_flight_fails_when_the_server_stops() -> None:
             waiting = asyncio.create_task(server.wait_in_flight(1))
             await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="stopped"):
-            await waiting
+            await asyncio.wait_for(waiting, TIMEOUT)
         with pytest.raises(RuntimeError, match="stopped"):
             await server.wait_in_flight(1)
         await server.wait_idle()
@@ -669,20 +669,58 @@ def assert_port_is_free(url: str) -> None:
         probe.bind(("127.0.0.1", port_of(url)))
 
 
-def test_connection_that_comes_while_the_server_stops() -> None:
+def test_stops_at_once_though_a_client_does_not_read() -> None:
+    size = 50_000_000  # more than all the buffers in between can hold
+
+    async def main() -> None:
+        server = DemoServer(IMMEDIATE)
+        async with server:
+            client = socket.create_connection(("127.0.0.1", port_of(server.url)))
+            client.sendall(raw_request(demo={"reply": "x" * size}))
+            # The answer has begun, and its handler is stuck.
+            await asyncio.to_thread(client.recv, 1)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+        with client:
+            received = 0
+            with contextlib.suppress(ConnectionResetError):
+                while data := await asyncio.to_thread(client.recv, 1_000_000):
+                    received += len(data)
+        assert received < size
+
+    PLAIN_HOST.run(main)
+
+
+@pytest.mark.parametrize("passes", range(6))
+def test_connection_that_comes_while_the_server_stops(passes: int) -> None:
     async def main() -> None:
         async with DemoServer(IMMEDIATE) as server:
             client = socket.create_connection(("127.0.0.1", port_of(server.url)))
+            for _ in range(passes):
+                await asyncio.sleep(0)
         with client:
-            client.settimeout(TIMEOUT)
+            client.settimeout(0)  # closed already, or it raises BlockingIOError
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
 
     PLAIN_HOST.run(main)
 
 
-def test_listens_on_loopback_only() -> None:
+def test_write_that_fails_is_a_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
+        async with client.post(f"{server.url}/chat/completions", json=body_for()):
+            pass
+
+    monkeypatch.setattr(demo_server, "send_answer", fail)
+    stats = run(test)
+    assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
+
+
+def test_listens_on_loopback_only() -> None:
+    async def test(server: DemoServer, _: aiohttp.ClientSession) -> None:
         assert server.url.startswith("http://127.0.0.1:")
         # Another of this machine's own addresses, which a server bound to all of them has, too.
         with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
@@ -753,7 +791,9 @@ def test_thread_that_cannot_listen() -> None:
     assert hosts.thread_names() == before
 
 
-def test_process() -> None:
+def test_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("no_proxy", "")
     settings = DemoServerSettings(
         seed=-7, latency_median=0.0, latency_sigma=1e-07, capacity=5, models={"my-model": 0.5}
     )
