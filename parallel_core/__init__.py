@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted([name for name in globals() if name[0] != "_"] + ["ParallelRouter"])
+
+
 def __getattr__(name: str) -> object:
     if name == "ParallelRouter":  # a subclass of litellm.Router, whose import takes seconds
         from .parallel_router import ParallelRouter
