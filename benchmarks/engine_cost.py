@@ -207,21 +207,22 @@ def memory() -> None:
 
 def memory_of(world: str) -> None:
     engine: Any = bridge if world == "bridge" else nursery_engine
+    largest = 0
 
     async def read(count: int) -> None:
+        nonlocal largest
         items = (number for number in range(count))
         async with engine.iter_parallel_map(no_op, items, concurrency=CONCURRENCY) as batch:
             async for result in batch:
                 if result.index % 10_000 == 0:
-                    sizes.append(resident_bytes())
+                    largest = max(largest, resident_bytes())
 
-    sizes: list[int] = []
     run: Any = (lambda f, n: asyncio.run(f(n))) if world == "bridge" else trio.run
     run(read, 10_000)  # what stays for good is there from now on
     before = resident_bytes()
-    sizes.clear()
+    largest = before
     run(read, MEMORY_CALLS)
-    print(f"{(max(sizes) - before) / 2**20:.2f} MiB")
+    print(f"{(largest - before) / 2**20:.2f} MiB")
 
 
 def resident_bytes() -> int:

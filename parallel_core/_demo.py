@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import typer
@@ -23,10 +23,7 @@ from .bridge import iter_parallel_acompletions, parallel_acompletions
 from .demo_server import DemoServerProcess, DemoServerSettings, DemoServerStats, demo_server_process
 from .errors import InvalidRequestError
 from .router_call import as_request
-from .types import RouterParallelRequest, RouterParallelResult
-
-if TYPE_CHECKING:
-    from litellm.router import Router
+from .types import RouterParallelRequest, RouterParallelResult, SupportsAcompletion
 
 FAIL_FAST_REQUESTS = 500
 FAIL_FAST_CONCURRENCY = 64
@@ -58,7 +55,7 @@ def run(requests_file: Path | None, *, concurrency: int, seed: int) -> int:
 async def _run(
     console: Console,
     server: DemoServerProcess,
-    router: Router,
+    router: SupportsAcompletion,
     requests: list[RouterParallelRequest],
     concurrency: int,
 ) -> int:
@@ -76,7 +73,7 @@ async def _run(
 async def _show_batch(
     console: Console,
     server: DemoServerProcess,
-    router: Router,
+    router: SupportsAcompletion,
     requests: list[RouterParallelRequest],
     concurrency: int,
 ) -> None:
@@ -124,7 +121,9 @@ def _summary(results: list[RouterParallelResult], elapsed: float, seen: DemoServ
 # --- fail-fast ---
 
 
-async def _show_fail_fast(console: Console, server: DemoServerProcess, router: Router) -> int:
+async def _show_fail_fast(
+    console: Console, server: DemoServerProcess, router: SupportsAcompletion
+) -> int:
     console.rule(
         f"fail-fast: {FAIL_FAST_REQUESTS} slow requests, {FAIL_FAST_CONCURRENCY} at once, "
         "one of them fails"
@@ -183,7 +182,7 @@ async def _stats_when_idle(server: DemoServerProcess) -> DemoServerStats:
 # --- what it needs ---
 
 
-def _make_router(url: str, models: list[str]) -> Router:
+def _make_router(url: str, models: list[str]) -> SupportsAcompletion:
     # litellm would otherwise fetch its price map over the network at import.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
@@ -204,7 +203,7 @@ def _make_router(url: str, models: list[str]) -> Router:
 
 def _example_requests() -> Path:
     """The requests that the wheel brings, or in a checkout those of the examples."""
-    packaged = Path(str(resources.files(__package__) / "demo_requests.jsonl"))
+    packaged = Path(str(resources.files("parallel_core") / "demo_requests.jsonl"))
     if packaged.exists():
         return packaged
     return Path(__file__).resolve().parent.parent / "examples" / "requests.jsonl"

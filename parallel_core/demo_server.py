@@ -109,7 +109,13 @@ class DemoServer:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         self._stopping = True
-        await self._runner.cleanup()
+        try:
+            # asyncio loses a connection that it has accepted but not yet set up when the server
+            # closes: its socket stays open until it is garbage. That takes some passes of the loop.
+            for _pass in range(3):
+                await asyncio.sleep(0)
+        finally:
+            await self._runner.cleanup()
         self._ledger.fail_waiters("the demo server has stopped")
 
     @property
@@ -149,9 +155,6 @@ class DemoServer:
         """Close every connection now: a handler may be waiting for ever, or its client be stuck."""
         assert self._runner is not None
         assert self._runner.server is not None
-        # A connection that the loop has accepted just now takes some passes of it to show up.
-        for _pass in range(3):
-            await asyncio.sleep(0)
         for connection in self._runner.server.connections:
             if connection.transport is not None:
                 connection.transport.abort()

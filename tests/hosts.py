@@ -77,7 +77,7 @@ async def _round_trip_through_trio() -> None:
     try:
         trio.lowlevel.current_trio_token().run_sync_soon(back.set_result, None)
     except trio.RunFinishedError:  # it is unwinding, and will be gone after a few more passes
-        while trio.lowlevel.in_trio_run():  # noqa: ASYNC110 - there is no event of its end
+        while trio.lowlevel.in_trio_run():
             await asyncio.sleep(0)
     else:
         await back

@@ -196,7 +196,7 @@ def test_the_flag(value: str | None, enabled: bool, monkeypatch: pytest.MonkeyPa
         for method in (router.parallel_acompletions, router.iter_parallel_acompletions):
             if enabled:
                 continue
-            with pytest.raises(RuntimeError, match="^parallel_acompletions disabled") as caught:
+            with pytest.raises(RuntimeError, match=r"^parallel_acompletions disabled") as caught:
                 method([])
             assert "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS=1" in str(caught.value)
         if enabled:
@@ -263,5 +263,5 @@ def test_every_public_name_is_there() -> None:
     assert "ParallelRouter" in names
     for name in names:
         assert getattr(parallel_core, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        parallel_core.nothing  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'"):
+        parallel_core.nothing  # noqa: B018

@@ -1,0 +1,108 @@
+"""Every snippet of the README and the docs runs as it stands, and so does every example."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+TIMEOUT = 100.0  # seconds
+
+
+def snippets(language: str) -> list[Any]:
+    params: list[Any] = []
+    for document in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        found = re.findall(
+            rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL
+        )
+        for number, snippet in enumerate(found, 1):
+            params.append(pytest.param(snippet, id=f"{document.name}-{number}"))
+    assert params
+    return params
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """As on the machine of a reader, but OpenAI is the demo server."""
+    settings = DemoServerSettings(latency_median=0.0, models={"gpt-4o-mini": 1.0})
+    with DemoServerThread(settings) as server:
+        yield {
+            **os.environ,
+            "OPENAI_BASE_URL": server.url,
+            "OPENAI_API_KEY": "none",
+            "PYTHONWARNINGS": "default::ResourceWarning,default::RuntimeWarning",
+            # The command that was installed beside this Python.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "COLUMNS": "100",
+        }
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_a_python_snippet(snippet: str, environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "snippet.py"
+    # example.org stands for a server that the reader has; here no network is needed.
+    script.write_text(snippet.replace("https://example.org/", environment["OPENAI_BASE_URL"]))
+    done = run([sys.executable, str(script)], environment)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stdout
+    assert "parallel_core" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("snippet", snippets("console"))
+def test_a_console_snippet(snippet: str, environment: dict[str, str]) -> None:
+    for line in snippet.splitlines():
+        assert line.startswith("$ ")
+        command = line.removeprefix("$ ").partition("#")[0].split()
+        if command[0] == "make":  # what these do is run by CI itself
+            makefile = (REPOSITORY / "Makefile").read_text()
+            assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE)
+            continue
+        done = run(command, environment)
+        assert done.returncode == 0, done.stderr
+        assert "0 are still open" in done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example(example: Path, environment: dict[str, str]) -> None:
+    if example.name == "make_requests.py":
+        pytest.skip("has a test of its own")
+    done = run([sys.executable, str(example)], environment)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    if example.stem == "fail_fast":
+        assert "the server saw 64 requests, 63 of them cancelled" in done.stdout
+        assert "parallel_core: raised by request 20 (model 'fast')" in done.stdout
+    else:
+        assert len([line for line in done.stdout.splitlines() if "synthetic" in line]) == 50
+
+
+def test_the_examples_are_those_that_the_readme_names() -> None:
+    names = {path.stem for path in EXAMPLES}
+    assert {"asyncio_batch", "trio_batch", "sync_batch", "fail_fast"} <= names
+    lines = (REPOSITORY / "examples" / "requests.jsonl").read_text().splitlines()
+    assert len({json.dumps(json.loads(line)["messages"]) for line in lines}) >= 200
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "docs/decisions.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = REPOSITORY / document
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    for link in links:
+        assert link.startswith("https://") or (path.parent / link).exists(), link

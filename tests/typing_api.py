@@ -1,0 +1,93 @@
+# pyright: basic
+"""The public API as its users' type checkers see it: checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, assert_type
+
+from litellm.router import Router
+
+import parallel_core
+from parallel_core import (
+    InvalidRequestError,
+    ParallelBatch,
+    ParallelResult,
+    ParallelRouter,
+    RouterParallelRequest,
+    RouterParallelResult,
+    bridge,
+    nursery_engine,
+)
+
+
+async def length(text: str) -> int:
+    return len(text)
+
+
+async def texts() -> AsyncIterator[str]:
+    yield "text"
+
+
+def requests() -> Iterator[Mapping[str, Any]]:
+    yield {"model": "gpt", "messages": []}
+
+
+async def maps() -> None:
+    assert_type(
+        await parallel_core.parallel_map(length, ["a"], concurrency=3),
+        list[ParallelResult[str, int]],
+    )
+    assert_type(
+        parallel_core.iter_parallel_map(length, texts()), ParallelBatch[ParallelResult[str, int]]
+    )
+    async with parallel_core.iter_parallel_map(length, iter("abc")) as batch:
+        assert_type(batch, ParallelBatch[ParallelResult[str, int]])
+        async for result in batch:
+            assert_type(result, ParallelResult[str, int])
+            assert_type(result.index, int)
+            assert_type(result.item, str)
+            assert_type(result.value, int | None)
+            assert_type(result.exception, Exception | None)
+            assert_type(result.unwrap(), int)
+            assert_type(result.ok, bool)
+            assert_type(result.started_at, float)
+            assert_type(result.duration, float)
+        assert_type(batch.started, int)
+        assert_type(batch.in_flight, int)
+        batch.cancel()
+        await batch.aclose()
+    await nursery_engine.parallel_map(length, ["a"])
+    async for result in bridge.iter_parallel_map(length, ["a"]):
+        assert_type(result, ParallelResult[str, int])
+
+
+async def completions(router: Router, own: ParallelRouter) -> None:
+    request = RouterParallelRequest("gpt", [{"role": "user", "content": "hi"}], {"n": 1})
+    mapping = {"model": "gpt", "messages": [{"role": "user", "content": "hi"}]}
+    assert_type(
+        await parallel_core.parallel_acompletions(router, [request], preserve_order=True),
+        list[RouterParallelResult],
+    )
+    await parallel_core.parallel_acompletions(router, [mapping], return_exceptions=False)
+    await parallel_core.parallel_acompletions(router, [request, mapping])
+    await parallel_core.parallel_acompletions(router, requests())
+    await parallel_core.parallel_acompletions(router.acompletion, (request,))
+    assert_type(parallel_core.parallel_completions(own, [mapping]), list[RouterParallelResult])
+    assert_type(await own.parallel_acompletions([request]), list[RouterParallelResult])
+    async for result in own.iter_parallel_acompletions([request], concurrency=2):
+        assert_type(result, RouterParallelResult)
+        assert_type(result.request, RouterParallelRequest)
+        assert_type(result.request.model, str)
+        assert_type(result.exception, Exception | None)
+
+
+def errors(error: InvalidRequestError) -> None:
+    assert_type(error.problems, dict[int, str])
+
+
+async def mistakes(router: Router) -> None:
+    await parallel_core.parallel_map(length, [1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await parallel_core.parallel_map(length, ["a"], concurrency="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await parallel_core.parallel_acompletions(router, [3])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    RouterParallelRequest()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
