@@ -74,6 +74,7 @@ class BatchCore(Generic[ResultT]):
         self.delivered = 0
 
         self.stopping = False
+        self.cancelled_from_outside = False  # by a scope around the batch
         self._stop_requested = trio.Event()
         self._watching = trio.CancelScope()
         self._error: Exception | None = None
@@ -154,18 +155,21 @@ class BatchCore(Generic[ResultT]):
         with self._watching:
             try:
                 await self._stop_requested.wait()
-            finally:
-                # Also reached when a scope around the batch is cancelled. The shield keeps that
-                # cancellation off; `_watching` itself is cancelled when all calls have ended.
+            except trio.Cancelled:
+                if self._watching.cancel_called:  # all calls have ended
+                    raise
+                self.cancelled_from_outside = True
+                self.stop()
+                # The shield keeps that cancellation off from now on.
                 self._watching.shield = True
-                await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
-                while True:
-                    for index, item in self.in_flight.items():
-                        logger.warning(
-                            "%s was cancelled and still runs; its batch waits for it",
-                            describe(index, item),
-                        )
-                    await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
+            await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
+            while True:
+                for index, item in self.in_flight.items():
+                    logger.warning(
+                        "%s was cancelled and still runs; its batch waits for it",
+                        describe(index, item),
+                    )
+                await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
 
     # --- slots ---
 
@@ -174,16 +178,20 @@ class BatchCore(Generic[ResultT]):
         self._open_slots += 1
         self._host.start(self._slots, self._slot, self._slot_ended)
 
-    def _slot_ended(self, exception: BaseException | None) -> None:
+    def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
         self._open_slots -= 1
         if exception is not None:
             self.crash(exception)
-        elif not self.stopping and not self._exhausted and self._open_slots < self._limit:
+        elif (
+            not (cancelled or self.stopping)
+            and not self._exhausted
+            and self._open_slots < self._limit
+        ):
             # Its task was cancelled by somebody else, or left marked by a call: the slot goes on
             # in a new one.
             self._start_slot()
 
-    def _helper_ended(self, exception: BaseException | None) -> None:
+    def _helper_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
         if exception is not None:
             self.crash(exception)
 
@@ -321,8 +329,9 @@ class BatchCore(Generic[ResultT]):
         self.arrivals.wake_all()
 
     @property
-    def crashed(self) -> bool:
-        return self._crash is not None
+    def crash_error(self) -> BaseException | None:
+        """What no result can carry, until somebody has been told."""
+        return self._crash
 
     def take_error(self) -> BaseException | None:
         """What the consumer must be told, once, when the last result has been handed out."""

@@ -12,6 +12,7 @@ import trio
 
 from ._batch import BatchCore
 from ._plan import ResultT
+from .errors import BatchAbortedError
 
 logger = logging.getLogger("parallel_core")
 
@@ -126,19 +127,17 @@ class ParallelBatch(ABC, Generic[ResultT]):
 def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:
     """On leaving a batch: raise what nobody has been told yet.
 
-    An exception of the caller's own body goes before an error of a source that could not be
-    closed; KeyboardInterrupt and SystemExit go before everything.
+    What the caller's own body is left by, a cancellation included, goes before an error of a source
+    that could not be closed, and before the news that the batch was aborted. KeyboardInterrupt and
+    SystemExit go before everything.
     """
-    if not core.crashed:
+    crash = core.crash_error
+    if crash is None:
         return
-    crash = core.take_error()
-    assert crash is not None
-    if (
-        isinstance(crash, Exception)
-        and body_exception is not None
-        and isinstance(body_exception, Exception)
-    ):
-        logger.error("while a batch was left by an exception", exc_info=crash)
+    core.take_error()
+    if isinstance(crash, Exception) and body_exception is not None:
+        if not isinstance(crash, BatchAbortedError):
+            logger.error("while a batch was left by an exception", exc_info=crash)
         return
     raise crash
 

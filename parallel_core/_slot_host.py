@@ -30,6 +30,15 @@ class HostScope(Protocol):
     def cancel(self) -> None: ...
 
 
+class Ended(Protocol):
+    """Told once of each task, when it has ended."""
+
+    def __call__(self, exception: BaseException | None, *, cancelled: bool) -> None:
+        """``exception``: what the task raised, unless that was a cancellation. ``cancelled``:
+        whether its nursery has cancelled it."""
+        ...
+
+
 class SlotHost(Protocol):
     """The world in which the slots of a batch run: trio, or an asyncio loop."""
 
@@ -41,12 +50,11 @@ class SlotHost(Protocol):
         self,
         nursery: trio.Nursery,
         function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Callable[[BaseException | None], None],
+        ended: Ended,
     ) -> None:
         """Run ``function`` as a task of this world, under a trio task in ``nursery``.
 
-        Cancelling the nursery cancels the task and waits for its end. ``ended`` is called, once,
-        with what the task raised, unless that was its cancellation.
+        Cancelling the nursery cancels the task and waits for its end.
         """
         ...
 

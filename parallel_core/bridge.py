@@ -23,7 +23,7 @@ from ._batch import BatchCore
 from ._guest import LoopHost, join_trio_run
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
-from ._slot_host import HostEvent, HostScope
+from ._slot_host import Ended, HostEvent, HostScope
 from .errors import BatchAbortedError, CallCancelledError
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
@@ -87,6 +87,7 @@ class AsyncioSlotHost:
         self.shutting_down: Callable[[], bool] = lambda: False
         self.abort: Callable[[str], None]
         self.tasks: set[asyncio.Task[None]] = set()
+        self.cancelled = False  # by trio, from inside or from outside of the batch
         self.abandoned = False
 
     def new_event(self) -> HostEvent:
@@ -99,7 +100,7 @@ class AsyncioSlotHost:
         self,
         nursery: trio.Nursery,
         function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Callable[[BaseException | None], None],
+        ended: Ended,
     ) -> None:
         # Not loop.create_task: an eager task would start inside a step of trio. The context is
         # the caller's, not that of the trio task which may be running here.
@@ -109,9 +110,7 @@ class AsyncioSlotHost:
         self.tasks.add(task)
         nursery.start_soon(self._supervise, task, ended)
 
-    async def _supervise(
-        self, task: asyncio.Task[None], ended: Callable[[BaseException | None], None]
-    ) -> None:
+    async def _supervise(self, task: asyncio.Task[None], ended: Ended) -> None:
         """Wait in trio until the asyncio task is done; cancelled, cancel it and wait all the same.
 
         The supervisor never raises: what the task raised is reported to the batch.
@@ -126,12 +125,16 @@ class AsyncioSlotHost:
 
         def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             nonlocal waiting
+            self.cancelled = True
             if self.loop.is_closed():
                 # The task will never be stepped again. Its `finally` blocks run now, or never.
                 waiting = False
                 self._close_task(task)
                 return trio.lowlevel.Abort.SUCCEEDED
-            task.cancel()
+            # Whoever shuts the loop down has cancelled the task already. A second cancellation
+            # would cut the call's cleanup short.
+            if not (task.cancelling() and self.shutting_down()):
+                task.cancel()
             return trio.lowlevel.Abort.FAILED  # trio waits until the call has really ended
 
         if task.done():
@@ -141,16 +144,14 @@ class AsyncioSlotHost:
         waiting = True
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _task_done(
-        self, task: asyncio.Task[None], ended: Callable[[BaseException | None], None]
-    ) -> None:
+    def _task_done(self, task: asyncio.Task[None], ended: Ended) -> None:
         self.tasks.discard(task)
         exception = None if task.cancelled() else task.exception()
         if self.abandoned:
             return
         if self.shutting_down():
             self.abort("its event loop is being shut down")
-        ended(exception)
+        ended(exception, cancelled=self.cancelled)
 
     def _close_task(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -167,7 +168,9 @@ class AsyncioSlotHost:
     def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
         if isinstance(exception, Exception):
             return exception
-        if isinstance(exception, asyncio.CancelledError) and not (stopping or self.shutting_down()):
+        if isinstance(exception, asyncio.CancelledError) and not (
+            stopping or self.cancelled or self.shutting_down()
+        ):
             error = CallCancelledError(
                 "the call ended in a cancellation that its batch had not asked for"
             )
@@ -189,14 +192,12 @@ class _Tenant:
         core = self._core
         try:
             await core.run()
-        except trio.Cancelled:
-            # Not our own nursery: the trio run that carries us is ending.
-            self._report_abort("the trio run that carried it ended")
-            raise
         except RuntimeError:
             if not self._host.loop.is_closed():  # then nobody is left to be woken
                 raise
         finally:
+            if core.cancelled_from_outside:
+                core.crash(_aborted("the trio run that carried it ended"))
             self.ended = True
 
     def stop(self) -> None:
@@ -205,17 +206,17 @@ class _Tenant:
 
     def abort(self, reason: str) -> None:
         if not self.ended and not self._core.stopping:
-            self._report_abort(reason)
-
-    def _report_abort(self, reason: str) -> None:
-        if not self._core.stopping:
-            self._core.crash(BatchAbortedError(f"the batch was cancelled: {reason}"))
+            self._core.crash(_aborted(reason))
 
     def abandon(self, error: BaseException) -> None:
         self.ended = self._host.abandoned = True
         for task in list(self._host.tasks):
             task.cancel()
         self._core.give_up(error)
+
+
+def _aborted(reason: str) -> BatchAbortedError:
+    return BatchAbortedError(f"the batch was cancelled: {reason}")
 
 
 class AsyncioParallelBatch(ParallelBatch[ResultT]):
@@ -261,7 +262,16 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         traceback: TracebackType | None,
     ) -> None:
         await self._close()
-        raise_crash(self._core, exc)
+        # asyncio has raised an interrupt out of the loop already, and the shutdown which that has
+        # begun is what cancels us. A second time it would end the shutdown in the middle.
+        if self.interrupt is None or not isinstance(exc, asyncio.CancelledError):
+            raise_crash(self._core, exc)
+
+    @property
+    def interrupt(self) -> BaseException | None:
+        """The KeyboardInterrupt or SystemExit of a call, of which the consumer was not told."""
+        crash = self._core.crash_error
+        return crash if isinstance(crash, KeyboardInterrupt | SystemExit) else None
 
     async def aclose(self) -> None:
         await self._close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
 import sniffio
@@ -146,9 +147,11 @@ def parallel_completions(
         preserve_order=False,
     )
 
+    batch = bridge.AsyncioParallelBatch(plan)
+
     async def run() -> list[RouterParallelResult]:
         try:
-            return await collect(bridge.AsyncioParallelBatch(plan), preserve_order)
+            return await collect(batch, preserve_order)
         finally:
             await close_clients_of_this_loop()
 
@@ -158,8 +161,15 @@ def parallel_completions(
         loop_factory = asyncio.ProactorEventLoop
     else:
         loop_factory = asyncio.SelectorEventLoop
-    with start_blocking_portal("asyncio", {"loop_factory": loop_factory}) as portal:
-        return portal.call(run)
+    try:
+        with start_blocking_portal("asyncio", {"loop_factory": loop_factory}) as portal:
+            return portal.call(run)
+    except CancelledError:
+        interrupt = batch.interrupt
+        if interrupt is None:
+            raise
+    # A call has raised it, in the helper thread, where it has ended the loop.
+    raise interrupt
 
 
 def _world(router: object = None) -> Any:

@@ -17,7 +17,7 @@ import trio
 from ._batch import BatchCore
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
-from ._slot_host import HostEvent, HostScope
+from ._slot_host import Ended, HostEvent, HostScope
 from .types import ItemT, ParallelResult, RouterParallelResult, ValueT
 
 __all__ = [
@@ -42,23 +42,24 @@ class TrioSlotHost:
         self,
         nursery: trio.Nursery,
         function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Callable[[BaseException | None], None],
+        ended: Ended,
     ) -> None:
         nursery.start_soon(self._run, function, ended)
 
     async def _run(
         self,
         function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Callable[[BaseException | None], None],
+        ended: Ended,
     ) -> None:
         try:
             await function()
         except BaseException as exception:
-            ended(_without_cancelled(exception))
-            if isinstance(exception, trio.Cancelled):
+            cancelled = isinstance(exception, trio.Cancelled)
+            ended(_without_cancelled(exception), cancelled=cancelled)
+            if cancelled:
                 raise
         else:
-            ended(None)
+            ended(None, cancelled=False)
 
     def tampering(self) -> None:
         return None  # a cancel scope belongs to the call that opened it; nothing is left behind
@@ -119,7 +120,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
     ) -> None:
         assert self._nursery_manager is not None
         core = self._core
-        crashed = core.crashed
+        crashed = core.crash_error is not None
         core.stop()
         try:
             if crashed:
@@ -132,7 +133,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
                 except BaseException:
                     # Cancelled while waiting. An exception of the body goes first; trio raises
                     # the cancellation again at the next checkpoint.
-                    if exc is None and not core.crashed:
+                    if exc is None and core.crash_error is None:
                         raise
         finally:
             self._closed = True
