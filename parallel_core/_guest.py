@@ -12,7 +12,7 @@ import contextvars
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import outcome
@@ -78,8 +78,7 @@ class TrioRun:
 
     async def join(self, loop: asyncio.AbstractEventLoop, tenant: Tenant) -> LoopHost | None:
         """Take a batch in; None when this run is ending and the next one must be joined."""
-        self._carry_on(loop)
-        self._abort_tenants_of_closed_loops()
+        self.outlive_closed_loops(loop)
         host = self.hosts.get(loop)
         if host is None:
             host = self.hosts[loop] = LoopHost(loop, self)
@@ -157,7 +156,7 @@ class TrioRun:
         except RuntimeError:
             if not carrier.is_closed():
                 raise
-            # The callback stays for the next loop of the thread (_carry_on).
+            # The callback stays for the next loop of the thread (outlive_closed_loops).
 
     def _run_sync_soon_not_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
@@ -168,18 +167,15 @@ class TrioRun:
         if self._callbacks:
             self._callbacks.popleft()()
 
-    def _carry_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let this loop, which is running, carry the guest run from now on."""
-        if self._carrier is None or self._carrier is loop:
-            return
-        self._carrier = loop
-        for _ in range(len(self._callbacks)):
-            loop.call_soon(self._run_one_callback, context=self._context)
-
-    def _abort_tenants_of_closed_loops(self) -> None:
-        for loop, host in list(self.hosts.items()):
-            if loop.is_closed():
-                del self.hosts[loop]
+    def outlive_closed_loops(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let this loop, which is running, carry the run on; end what was left on closed ones."""
+        if self._carrier is not None and self._carrier is not loop:
+            self._carrier = loop
+            for _ in range(len(self._callbacks)):
+                loop.call_soon(self._run_one_callback, context=self._context)
+        for other, host in list(self.hosts.items()):
+            if other.is_closed():
+                del self.hosts[other]
                 for tenant, scope in list(host.tenants.items()):
                     tenant.abort("its event loop was closed")
                     scope.cancel()
@@ -198,7 +194,9 @@ class LoopHost:
         self.tenants: dict[Tenant, trio.CancelScope] = {}
         self.changed = Waiters(asyncio.Event)
         self._run = run
-        self._keeper = asyncio.Task(self._keep(), loop=loop, name="parallel_core keeper")
+        keeping = self._keep()
+        keeping.send(None)  # a task that is cancelled before its first step would never run it
+        self._keeper = asyncio.Task(keeping, loop=loop, name="parallel_core keeper")
         self._keeper.add_done_callback(lambda _: self._retire())
 
     @property
@@ -224,17 +222,28 @@ class LoopHost:
             self.changed.wake_all()
 
     async def _keep(self) -> None:
-        while self.tenants or (self._run.ours and self._run.idle and not self._run.ended):
+        pause: Awaitable[None] = asyncio.sleep(0)
+        while True:
             try:
-                await self.changed.wait()
+                await pause
             except asyncio.CancelledError:
                 for tenant in list(self.tenants):
                     tenant.abort("its event loop is being shut down")
+            if not (self.tenants or (self._run.ours and self._run.idle and not self._run.ended)):
+                return
+            pause = self.changed.wait()
 
     def _retire(self) -> None:
         if self._run.hosts.get(self.loop) is self:
             del self._run.hosts[self.loop]
         self.notify()
+
+
+def outlive_closed_loops() -> None:
+    """End what was left on closed loops of this thread, on the passes of the running loop."""
+    run = _thread.run
+    if run is not None:
+        run.outlive_closed_loops(asyncio.get_running_loop())
 
 
 async def join_trio_run(tenant: Tenant) -> LoopHost:

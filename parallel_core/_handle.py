@@ -106,6 +106,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
             else:
                 core.handed_out()
                 return result
+            self._before_waiting()
             await core.arrivals.wait()
         await self._ended()
         error = core.take_error()
@@ -119,6 +120,9 @@ class ParallelBatch(ABC, Generic[ResultT]):
     @abstractmethod
     async def _begin(self) -> None:
         """Called at the first result of a batch that has not been entered: start it, or refuse."""
+
+    def _before_waiting(self) -> None:
+        """Called when there is no result yet: refuse to wait where none can arrive."""
 
     async def _ended(self) -> None:
         """Called when the last result has been handed out: wait until nothing is left."""

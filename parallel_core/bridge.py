@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ import anyio
 import trio
 
 from ._batch import BatchCore
-from ._guest import LoopHost, join_trio_run
+from ._guest import LoopHost, join_trio_run, outlive_closed_loops
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
@@ -39,7 +40,8 @@ __all__ = [
 class _TaskScope:
     """The part of an asyncio task that can be cancelled without ending the task."""
 
-    def __init__(self) -> None:
+    def __init__(self, shutting_down: Callable[[], bool]) -> None:
+        self._shutting_down = shutting_down
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
 
@@ -68,7 +70,14 @@ class _TaskScope:
         # A task that cancels itself is on its way out of the scope; the request would reach the
         # first await behind it.
         if task is not None and not task.get_loop().is_closed() and task is not _current_task():
-            task.cancel()
+            _cancel(task, self._shutting_down())
+
+
+def _cancel(task: asyncio.Task[Any], shutting_down: bool) -> None:
+    # Whoever shuts the loop down has cancelled the task already. A second cancellation would cut
+    # short what it cleans up.
+    if not (shutting_down and task.cancelling()):
+        task.cancel()
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -94,7 +103,7 @@ class AsyncioSlotHost:
         return asyncio.Event()
 
     def new_scope(self) -> HostScope:
-        return _TaskScope()
+        return _TaskScope(lambda: self.shutting_down())
 
     def start(
         self,
@@ -131,10 +140,7 @@ class AsyncioSlotHost:
                 waiting = False
                 self._close_task(task)
                 return trio.lowlevel.Abort.SUCCEEDED
-            # Whoever shuts the loop down has cancelled the task already. A second cancellation
-            # would cut the call's cleanup short.
-            if not (task.cancelling() and self.shutting_down()):
-                task.cancel()
+            _cancel(task, self.shutting_down())
             return trio.lowlevel.Abort.FAILED  # trio waits until the call has really ended
 
         if task.done():
@@ -163,7 +169,11 @@ class AsyncioSlotHost:
     def tampering(self) -> Callable[[], object] | None:
         task = asyncio.current_task()
         assert task is not None
-        return task.cancelling
+        if sys.version_info >= (3, 13):
+            return task.cancelling
+        # Before, a request that was taken back (`uncancel`) was delivered all the same.
+        task_state: Any = task
+        return lambda: task.cancelling() or task_state._must_cancel
 
     def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
         if isinstance(exception, Exception):
@@ -285,6 +295,20 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         finally:
             self._closed = True
 
+    def _before_waiting(self) -> None:
+        if self._lost_its_loop():
+            raise _aborted("its event loop was closed")
+
+    def _lost_its_loop(self) -> bool:
+        home = self._slot_host.loop
+        if home is asyncio.get_running_loop():
+            return False
+        if not home.is_closed():
+            raise RuntimeError("this batch was started on another event loop: use it there")
+        self._tenant.ended = self._closed = True
+        outlive_closed_loops()
+        return True
+
     async def _ended(self) -> None:
         """Wait for the end of the batch, and with the last one for the end of the guest run.
 
@@ -292,10 +316,12 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         nothing is left.
         """
         host = self._host
+        if host is None or self._lost_its_loop():
+            return
         cancellation: asyncio.CancelledError | None = None
         # The shield is against anyio's scopes, which repeat a cancellation on every pass.
         with anyio.CancelScope(shield=True):
-            while host is not None and not (self._tenant.ended and host.settled):
+            while not (self._tenant.ended and host.settled):
                 try:
                     await host.changed.wait()
                 except asyncio.CancelledError as exception:
