@@ -153,23 +153,30 @@ class BatchCore(Generic[ResultT]):
 
     async def _name_stubborn_calls(self) -> None:
         with self._watching:
-            try:
-                await self._stop_requested.wait()
-            except trio.Cancelled:
-                if self._watching.cancel_called:  # all calls have ended
-                    raise
-                self.cancelled_from_outside = True
-                self.stop()
-                # The shield keeps that cancellation off from now on.
-                self._watching.shield = True
-            await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
             while True:
-                for index, item in self.in_flight.items():
-                    logger.warning(
-                        "%s was cancelled and still runs; its batch waits for it",
-                        describe(index, item),
-                    )
-                await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
+                try:
+                    await self._watch()
+                except KeyboardInterrupt as interrupt:
+                    self._host.interrupted(interrupt)
+
+    async def _watch(self) -> None:
+        try:
+            await self._stop_requested.wait()
+        except trio.Cancelled:
+            if self._watching.cancel_called:  # all calls have ended
+                raise
+            self.cancelled_from_outside = True
+            self.stop()
+            # The shield keeps that cancellation off from now on.
+            self._watching.shield = True
+        await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
+        while True:
+            for index, item in self.in_flight.items():
+                logger.warning(
+                    "%s was cancelled and still runs; its batch waits for it",
+                    describe(index, item),
+                )
+            await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
 
     # --- slots ---
 
@@ -315,10 +322,11 @@ class BatchCore(Generic[ResultT]):
     def crash(self, exception: BaseException) -> None:
         """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
         an error of a source while it is closed, a broken host."""
-        if self._crash is None:
+        interrupt = not isinstance(exception, Exception)
+        if self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()
-        if not isinstance(exception, Exception):
+        if interrupt:
             self.on_crash()
 
     def give_up(self, error: BaseException) -> None:

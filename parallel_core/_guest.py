@@ -124,7 +124,10 @@ class TrioRun:
     async def _main(self) -> None:
         while self._tenants:
             self._idle = trio.Event()
-            await self._idle.wait()
+            try:
+                await self._idle.wait()
+            except KeyboardInterrupt as interrupt:
+                self._hand_to_host(interrupt)
         # From here on the run unwinds, over some passes of the loop. A batch that comes now has
         # to wait for its end.
         self._ending = True
@@ -144,8 +147,13 @@ class TrioRun:
                 tenant.abandon(error)
                 host.let_go(tenant)
         interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
-        if isinstance(interrupt, KeyboardInterrupt) and self._carrier is not None:
-            self._carrier.call_soon(_raise, interrupt)  # it was meant for the host
+        if isinstance(interrupt, KeyboardInterrupt):
+            self._hand_to_host(interrupt)
+
+    def _hand_to_host(self, interrupt: KeyboardInterrupt) -> None:
+        """SIGINT has hit a step of trio, but was meant for the host."""
+        if self._carrier is not None:
+            self._carrier.call_soon(raise_, interrupt)
 
     def _run_sync_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
@@ -270,5 +278,5 @@ def _leaving_sigint_alone(start: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _raise(exception: BaseException) -> None:
+def raise_(exception: BaseException) -> None:
     raise exception

@@ -58,6 +58,10 @@ class SlotHost(Protocol):
         """
         ...
 
+    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        """SIGINT has hit a task of the engine: raise it, or hand it to whom it was meant for."""
+        ...
+
     def tampering(self) -> Callable[[], object] | None:
         """For the running slot: a function telling whether a call has marked the slot's task."""
         ...

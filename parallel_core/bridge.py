@@ -21,7 +21,7 @@ import anyio
 import trio
 
 from ._batch import BatchCore
-from ._guest import LoopHost, join_trio_run, outlive_closed_loops
+from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
@@ -125,9 +125,11 @@ class AsyncioSlotHost:
         The supervisor never raises: what the task raised is reported to the batch.
         """
         supervisor = trio.lowlevel.current_task()
-        waiting = False
+        waiting = reported = False
 
         def done(task: asyncio.Task[None]) -> None:
+            nonlocal reported
+            reported = True
             self._task_done(task, ended)
             if waiting and not self.abandoned:
                 trio.lowlevel.reschedule(supervisor)
@@ -147,8 +149,19 @@ class AsyncioSlotHost:
             self._task_done(task, ended)
             return
         task.add_done_callback(done)
-        waiting = True
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        while not reported:
+            try:
+                waiting = True
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            except KeyboardInterrupt as interrupt:
+                self.interrupted(interrupt)
+            finally:
+                waiting = False
+
+    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        # SIGINT has hit the thread during a step of trio. It was meant for the host, which raises
+        # it now as if it had come a moment later.
+        self.loop.call_soon(raise_, interrupt)
 
     def _task_done(self, task: asyncio.Task[None], ended: Ended) -> None:
         self.tasks.discard(task)

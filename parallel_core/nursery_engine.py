@@ -61,6 +61,9 @@ class TrioSlotHost:
         else:
             ended(None, cancelled=False)
 
+    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        raise interrupt
+
     def tampering(self) -> None:
         return None  # a cancel scope belongs to the call that opened it; nothing is left behind
 
