@@ -8,6 +8,7 @@ somebody else, or asyncio under trio-asyncio), that run is used and left alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import signal
 import threading
@@ -56,10 +57,9 @@ class TrioRun:
         self.hosts: dict[asyncio.AbstractEventLoop, LoopHost] = {}
         self.token: trio.lowlevel.TrioToken
         # Trio hands us callbacks to run "on the host loop". They wait here for whichever loop of
-        # this thread is running, so that the run goes on when a loop was stopped or closed under
-        # it and the thread goes on with another one.
+        # this thread goes round first, so that the run goes on when a loop was stopped or closed
+        # under it and the thread goes on with another one.
         self._callbacks: deque[Callable[[], object]] = deque()
-        self._carrier: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
 
     @classmethod
@@ -72,22 +72,31 @@ class TrioRun:
                 run.token = token
         else:
             run = cls(ours=True)
-            run._start(loop)
+            try:
+                run._start(loop)
+            except BaseException:
+                run.ended = True
+                run.hosts[loop].notify()
+                raise
             _thread.run = run
         return run
 
     async def join(self, loop: asyncio.AbstractEventLoop, tenant: Tenant) -> LoopHost | None:
         """Take a batch in; None when this run is ending and the next one must be joined."""
-        self.outlive_closed_loops(loop)
-        host = self.hosts.get(loop)
-        if host is None:
-            host = self.hosts[loop] = LoopHost(loop, self)
+        self.outlive_closed_loops()
+        host = self.hosts.get(loop) or self._add_host(loop)
         if self._ending:
             await host.changed.wait()
             return None
         self._tenants += 1
         host.take_in(tenant)
         trio.lowlevel.spawn_system_task(self._carry, host, tenant, name="parallel_core batch")
+        return host
+
+    def _add_host(self, loop: asyncio.AbstractEventLoop) -> LoopHost:
+        host = self.hosts[loop] = LoopHost(loop, self)
+        if self._callbacks:  # left over by a loop that was closed
+            host.wake(loop.call_soon)
         return host
 
     async def _carry(self, host: LoopHost, tenant: Tenant) -> None:
@@ -107,7 +116,7 @@ class TrioRun:
     # --- a guest run of our own ---
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._carrier = loop
+        self._add_host(loop)
         # In a context of its own: the run outlives the batch that happens to start it.
         self._context.run(
             _leaving_sigint_alone,
@@ -152,35 +161,25 @@ class TrioRun:
 
     def _hand_to_host(self, interrupt: KeyboardInterrupt) -> None:
         """SIGINT has hit a step of trio, but was meant for the host."""
-        if self._carrier is not None:
-            self._carrier.call_soon(raise_, interrupt)
+        asyncio.get_running_loop().call_soon(raise_, interrupt)
 
     def _run_sync_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
-        carrier = self._carrier
-        assert carrier is not None
-        try:
-            carrier.call_soon_threadsafe(self._run_one_callback, context=self._context)
-        except RuntimeError:
-            if not carrier.is_closed():
-                raise
-            # The callback stays for the next loop of the thread (outlive_closed_loops).
+        for host in list(self.hosts.values()):
+            host.wake(host.loop.call_soon_threadsafe)
 
     def _run_sync_soon_not_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
-        assert self._carrier is not None
-        self._carrier.call_soon(self._run_one_callback, context=self._context)
+        for host in list(self.hosts.values()):
+            host.wake(host.loop.call_soon)
 
-    def _run_one_callback(self) -> None:
-        if self._callbacks:
-            self._callbacks.popleft()()
+    def run_callbacks(self) -> None:
+        """Called by whichever loop goes round first."""
+        for _ in range(len(self._callbacks)):
+            self._context.run(self._callbacks.popleft())
 
-    def outlive_closed_loops(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let this loop, which is running, carry the run on; end what was left on closed ones."""
-        if self._carrier is not None and self._carrier is not loop:
-            self._carrier = loop
-            for _ in range(len(self._callbacks)):
-                loop.call_soon(self._run_one_callback, context=self._context)
+    def outlive_closed_loops(self) -> None:
+        """End what was left on closed loops, on the passes of those that are open."""
         for other, host in list(self.hosts.items()):
             if other.is_closed():
                 del self.hosts[other]
@@ -202,6 +201,7 @@ class LoopHost:
         self.tenants: dict[Tenant, trio.CancelScope] = {}
         self.changed = Waiters(asyncio.Event)
         self._run = run
+        self._woken = False
         keeping = self._keep()
         keeping.send(None)  # a task that is cancelled before its first step would never run it
         self._keeper = asyncio.Task(keeping, loop=loop, name="parallel_core keeper")
@@ -216,6 +216,24 @@ class LoopHost:
     def settled(self) -> bool:
         """Whether nothing has to be waited for: others go on here, or all has ended."""
         return bool(self.tenants) or self._keeper.done()
+
+    def wake(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """Have the loop run the callbacks of trio on its next pass; from any thread."""
+        # Looked at after the callback has been added, and taken back before the callbacks are
+        # run: no callback is missed, and a stopped loop does not pile up requests.
+        if self._woken:
+            return
+        self._woken = True
+        with contextlib.suppress(RuntimeError):  # it is closed: the others, or a later one, will do
+            call_soon(self._run_callbacks)
+
+    def _run_callbacks(self) -> None:
+        self._woken = False
+        try:
+            self._run.run_callbacks()
+        except BaseException:
+            self.wake(self.loop.call_soon)  # an interrupt: the rest on the next pass
+            raise
 
     def take_in(self, tenant: Tenant) -> None:
         self.tenants[tenant] = trio.CancelScope()
@@ -251,7 +269,7 @@ def outlive_closed_loops() -> None:
     """End what was left on closed loops of this thread, on the passes of the running loop."""
     run = _thread.run
     if run is not None:
-        run.outlive_closed_loops(asyncio.get_running_loop())
+        run.outlive_closed_loops()
 
 
 async def join_trio_run(tenant: Tenant) -> LoopHost:

@@ -174,6 +174,8 @@ class AsyncioSlotHost:
 
     def _close_task(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
+        state: Any = task
+        state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
         coroutine = task.get_coro()
         if isinstance(coroutine, Coroutine):
             with contextlib.suppress(Exception):  # nobody is left to be told
