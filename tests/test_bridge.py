@@ -8,8 +8,9 @@ import contextvars
 import gc
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -307,6 +308,10 @@ async def watched(scenario: Callable[[Calls], Awaitable[int]], calls: Calls) -> 
         assert asyncio.all_tasks() - {asyncio.current_task()} <= beside
 
 
+def all_ended(calls: Calls) -> bool:
+    return len([number for number in calls.ended if number >= 0]) == 12
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("scenario", CLOSING)
 def test_cancelled_after_any_number_of_passes(
@@ -341,7 +346,7 @@ def test_cancelled_some_passes_after_the_last_call(
         for count in range(40):
             calls = Calls()
             task = asyncio.create_task(watched(scenario, calls))
-            await until(lambda calls=calls: len([n for n in calls.ended if n >= 0]) == 12)
+            await until(partial(all_ended, calls))
             await passes(count)
             task.cancel()
             await finished(task, calls)
@@ -478,14 +483,13 @@ def test_asyncio_timeout_around_a_batch_after_any_number_of_passes(asyncio_host:
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
-        loop = asyncio.get_running_loop()
         for scenario in CLOSING:
             timed_out = 0
             for count in range(30):
                 calls = Calls()
                 try:
                     async with asyncio.timeout(None) as timeout:
-                        after(count, lambda timeout=timeout: reschedule(timeout, loop.time()))
+                        after(count, partial(reschedule, timeout))
                         assert await scenario(calls) == 12
                 except TimeoutError:
                     timed_out += 1
@@ -496,9 +500,9 @@ def test_asyncio_timeout_around_a_batch_after_any_number_of_passes(asyncio_host:
                 assert_nothing_left()
             assert timed_out
 
-    def reschedule(timeout: asyncio.Timeout, when: float) -> None:
+    def reschedule(timeout: asyncio.Timeout) -> None:
         try:
-            timeout.reschedule(when)
+            timeout.reschedule(asyncio.get_running_loop().time())
         except RuntimeError:  # the batch was faster
             assert not timeout.expired()
 
@@ -602,7 +606,7 @@ def test_a_sibling_that_fails_in_a_task_group(
             calls = Calls()
             with pytest.raises(ExceptionGroup) as caught:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(scenario(calls))
+                    group.create_task(cast("Coroutine[Any, Any, int]", scenario(calls)))
                     group.create_task(sibling(count))
             assert caught.value.exceptions == (error,)
             if sys.version_info >= (3, 13):  # an older TaskGroup forgets to uncancel, in __aexit__
@@ -768,16 +772,22 @@ def test_a_call_that_raises_cancelled_error_by_itself_has_failed(asyncio_host: H
     asyncio_host.run(main)
 
 
+def started_more_than(batch: parallel_core.ParallelBatch[Any], count: int) -> bool:
+    return batch.started > count
+
+
 def test_a_call_that_awaits_something_cancelled_by_somebody_else(asyncio_host: Host) -> None:
     async def main() -> None:
-        futures = {n: asyncio.get_running_loop().create_future() for n in range(6)}
+        futures: dict[int, asyncio.Future[int]] = {
+            n: asyncio.get_running_loop().create_future() for n in range(6)
+        }
 
         async def call(item: int) -> int:
             return await futures[item]
 
         async with iter_parallel_map(call, range(6), concurrency=2) as batch:
             for item in range(6):
-                await until(lambda item=item: batch.started > item)
+                await until(partial(started_more_than, batch, item))
                 if item % 2:
                     futures[item].cancel("by somebody")
                 else:

@@ -847,8 +847,9 @@ def test_parallel_completions_raises_what_the_batch_raises() -> None:
     assert isinstance(results[20].exception, LookupError)
     with pytest.raises(LookupError, match="bad"):
         parallel_completions(acompletion, requests, return_exceptions=False)
+    bad: Any = 17
     with pytest.raises(InvalidRequestError):
-        parallel_completions(acompletion, [*requests, 17])
+        parallel_completions(acompletion, [*requests, bad])
 
     def broken() -> Iterator[RouterParallelRequest]:
         yield REQUESTS[0]
