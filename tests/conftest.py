@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ def pytest_configure() -> None:
         package = Path(parallel_core.__file__).resolve().parent
         if package == repository / "parallel_core":
             raise pytest.UsageError(f"parallel_core is imported from the sources: {package}")
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """What a test collects is what it has made, and not all of litellm each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)

@@ -43,16 +43,12 @@ class Host:
             assert_nothing_left_in_asyncio()
             return result
 
-        gc.freeze()  # the collection below looks at what the test has made, and is quick
-        try:
-            with asyncio.Runner(loop_factory=self.loop_factory, debug=self.debug) as runner:
-                result = runner.run(main())
-                gc.collect()  # what is only noticed when it is dropped is noticed here
-                assert not complaints, complaints
-                assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
-                return result
-        finally:
-            gc.unfreeze()
+        with asyncio.Runner(loop_factory=self.loop_factory, debug=self.debug) as runner:
+            result = runner.run(main())
+            gc.collect()  # what is only noticed when it is dropped is noticed here
+            assert not complaints, complaints
+            assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
+            return result
 
 
 def assert_nothing_left_in_asyncio() -> None:
