@@ -25,7 +25,11 @@ NOISE = (
 )
 
 PRELUDE = """
-import asyncio, os, sys, threading
+import asyncio, os, signal, sys, threading
+
+# A shell that runs the tests in the background has had SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import trio
 from parallel_core import bridge
 from parallel_core.bridge import iter_parallel_map, parallel_map
