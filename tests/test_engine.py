@@ -351,6 +351,20 @@ def test_a_deadline_around_a_batch(host: Host) -> None:
     host.run(main)
 
 
+def test_no_call_starts_while_the_body_of_a_cancelled_scope_cleans_up(host: Host) -> None:
+    async def main() -> None:
+        gate = Gate()
+        with anyio.CancelScope() as scope:
+            async with parallel_core.iter_parallel_map(gate.call, range(50), concurrency=4):
+                await settle()
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await settle()
+        assert sorted(gate.ended) == sorted(gate.cancelled) == [0, 1, 2, 3]
+
+    host.run(main)
+
+
 def test_cancel_hands_out_what_is_there_and_ends_without_an_error(host: Host) -> None:
     async def main() -> None:
         gate = Gate()
