@@ -7,10 +7,11 @@ waits on) is its :class:`~parallel_core._slot_host.SlotHost`.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Mapping
 from typing import Any, Generic, cast
 
 import trio
@@ -28,9 +29,18 @@ logger = logging.getLogger("parallel_core")
 COMPLETION_ORDER_WINDOW = 2
 INPUT_ORDER_WINDOW = 8
 
+# Calls that never wait for anything must not keep everybody else on the loop waiting.
+CALLS_BETWEEN_PAUSES = 100
+
 # Seconds after which a call that ignores its cancellation is named in the log, and again.
 STUBBORN_CALL_FIRST_WARNING = 5.0
 STUBBORN_CALL_NEXT_WARNING = 30.0
+
+
+# The batches in whose calls or sources the running code is.
+_inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
+    "parallel_core_inside", default=()
+)
 
 
 class BatchCore(Generic[ResultT]):
@@ -44,9 +54,8 @@ class BatchCore(Generic[ResultT]):
         self._plan = plan
         self._host = host
         self._context = contextvars.Context()
+        self._token = object()
         self._limit = plan.concurrency
-        if isinstance(plan.source, Sized):
-            self._limit = max(1, min(plan.concurrency, len(plan.source)))
         self._window = plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
@@ -90,7 +99,15 @@ class BatchCore(Generic[ResultT]):
     def enter(self) -> contextvars.Context:
         """Take the context of the caller, of which each call gets a copy."""
         self._context = contextvars.copy_context()
+        self._context.run(_inside.set, (*_inside.get(), self._token))
         return self._context
+
+    def check_not_inside(self) -> None:
+        """Refuse to let a call of this batch, or its source, wait for the end of the batch."""
+        if self._token in _inside.get():
+            raise RuntimeError(
+                "a call or a source cannot wait for the end of its own batch: use batch.cancel()"
+            )
 
     async def run(self) -> None:
         """Run the slots until the source is exhausted or the batch is stopped.
@@ -134,14 +151,15 @@ class BatchCore(Generic[ResultT]):
 
     def _open_source(self, helpers: trio.Nursery) -> None:
         source = self._plan.source
-        if isinstance(source, Iterable):
-            try:
-                self._iterator = iter(source)
-            except Exception as exception:  # noqa: BLE001 - reported to the consumer
-                self._source_failed(exception)
-        else:
+        # What is both is made for async code: its sync form would block, or mean something else.
+        if isinstance(source, AsyncIterable):
             self._feed = Feed(source, self._host, self._source_failed, self.crash)
             self._host.start(helpers, self._feed.run, self._helper_ended)
+            return
+        try:
+            self._iterator = iter(source)
+        except Exception as exception:  # noqa: BLE001 - reported to the consumer
+            self._source_failed(exception)
 
     def _close_generator(self) -> None:
         iterator = self._iterator
@@ -207,6 +225,7 @@ class BatchCore(Generic[ResultT]):
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
         tampered = self._host.tampering()
         unbranched = True
+        calls_since_pause = 0
         while not self.stopping:
             if self._claimed - self.delivered >= self._window:
                 await self._room.wait()
@@ -233,7 +252,7 @@ class BatchCore(Generic[ResultT]):
                     item = prepare(index, item)
                 value = await call_in_context(self._context.copy(), call, index, item)
             except BaseException as exception:
-                failure = self._host.error_of_call(exception, self.stopping)
+                failure = self._host.error_of(exception, "the call", self.stopping)
                 if failure is None:
                     raise
             finally:
@@ -252,6 +271,10 @@ class BatchCore(Generic[ResultT]):
                 else:
                     self._fail(failure, describe(index, item))
             del item, value, failure
+            calls_since_pause += 1
+            if calls_since_pause == CALLS_BETWEEN_PAUSES:
+                calls_since_pause = 0
+                await self._host.pause()
             if tampered is not None and tampered():
                 return
 
@@ -261,8 +284,11 @@ class BatchCore(Generic[ResultT]):
                 item = next(self._iterator)
             except StopIteration:
                 self._exhaust()
-            except Exception as exception:  # noqa: BLE001 - reported to the consumer
-                self._source_failed(exception)
+            except BaseException as exception:
+                failure = self._host.error_of(exception, "the source", self.stopping)
+                if failure is None:
+                    raise
+                self._source_failed(failure)
             else:
                 self._claimed += 1
                 return item
@@ -291,13 +317,14 @@ class BatchCore(Generic[ResultT]):
             return  # the batch ended in an error before this call did
         if not self._plan.preserve_order:
             self._send_channel.send_nowait(result)
+            if self.arrivals.events:
+                self.arrivals.wake_one()
         else:
             self._early[index] = result
             while self._next_index in self._early:
                 self._send_channel.send_nowait(self._early.pop(self._next_index))
                 self._next_index += 1
-        if self.arrivals.events:
-            self.arrivals.wake_one()
+                self.arrivals.wake_one()
 
     def handed_out(self) -> None:
         """The consumer has taken a result from ``results``: there is room for one more call."""
@@ -306,10 +333,16 @@ class BatchCore(Generic[ResultT]):
             self._room.wake_one()
 
     def _fail(self, error: Exception, origin: str) -> None:
-        """End a fail-fast batch, at once; the first error is the one that counts."""
-        if self._error is None:
+        """End a fail-fast batch, at once; the first error is the one that counts.
+
+        What calls raise on their way out of a batch that is being stopped does not.
+        """
+        if self.stopping:
+            return
+        # Some exceptions cannot be written to: they come out without the note.
+        with contextlib.suppress(Exception):
             error.add_note(f"parallel_core: raised by {origin}")
-            self._error = error
+        self._error = error
         self.stop()
 
     def _source_failed(self, exception: Exception) -> None:

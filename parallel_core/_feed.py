@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import Any, Final, cast
 
 from ._slot_host import SlotHost
@@ -28,6 +28,8 @@ class Feed:
         close_failed: Callable[[Exception], None],
     ) -> None:
         self._source = source
+        self._iterator: AsyncIterator[Any] | None = None
+        self._host = host
         self._failed = failed
         self._close_failed = close_failed
         self._items: deque[Any] = deque()
@@ -62,23 +64,40 @@ class Feed:
 
     async def _draw(self) -> None:
         try:
-            iterator = aiter(self._source)
+            self._iterator = iterator = aiter(self._source)
             while True:
-                while self._hungry <= len(self._items):
-                    await self._demand.wait()
-                self._items.append(await anext(iterator))
+                self._items.append(await self._next_on_demand(iterator))
                 self._takers.wake_one()
         except StopAsyncIteration:
             pass
-        except Exception as exception:  # noqa: BLE001 - reported by the batch
-            self._failed(exception)
+        except BaseException as exception:
+            failure = self._host.error_of(exception, "the source", self._ended)
+            if failure is None:
+                raise
+            # An error of a source that is being stopped is one of its cleanup.
+            (self._close_failed if self._ended else self._failed)(failure)
+
+    async def _next_on_demand(self, iterator: AsyncIterator[Any]) -> Any:
+        try:
+            while self._hungry <= len(self._items):
+                await self._demand.wait()
+        except BaseException as exception:
+            if self._ended or not isinstance(iterator, AsyncGenerator):
+                raise
+            cancellation = exception
+        else:
+            return await anext(iterator)
+        # A scope or a timeout inside the generator, which waits at its `yield` meanwhile: what it
+        # has raised here is meant for the generator.
+        return await cast("AsyncGenerator[Any, None]", iterator).athrow(cancellation)
 
     async def _close(self) -> None:
-        source = self._source
-        if not isinstance(source, AsyncGenerator):
+        # Of a source whose `__aiter__` is a generator function, the generator that it gave us.
+        iterator = self._iterator or self._source
+        if not isinstance(iterator, AsyncGenerator):
             return
         try:
-            await cast("AsyncGenerator[Any, None]", source).aclose()
+            await cast("AsyncGenerator[Any, None]", iterator).aclose()
         except Exception as exception:  # noqa: BLE001 - reported by the batch
             self._close_failed(exception)
 

@@ -110,6 +110,11 @@ class ParallelBatch(ABC, Generic[ResultT]):
             await core.arrivals.wait()
         await self._ended()
         error = core.take_error()
+        if isinstance(error, StopAsyncIteration | StopIteration):
+            # As PEP 479 does: raised here as it is, it would look like the end of the batch.
+            wrapped = RuntimeError(f"the batch raised {type(error).__name__}")
+            wrapped.__cause__ = error
+            error = wrapped
         if error is not None:
             try:
                 raise error

@@ -100,7 +100,10 @@ def _checked_concurrency(concurrency: object) -> int:
 
 
 def _checked_source(source: Source[ItemT], name: str) -> Source[ItemT]:
-    if not isinstance(cast("object", source), Iterable | AsyncIterable):
+    if not isinstance(cast("object", source), Iterable | AsyncIterable) and not hasattr(
+        source,
+        "__getitem__",  # enough for iter()
+    ):
         raise TypeError(
             f"{name} must be an iterable or an async iterable, not {type(source).__qualname__}"
         )

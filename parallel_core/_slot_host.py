@@ -46,6 +46,10 @@ class SlotHost(Protocol):
 
     def new_scope(self) -> HostScope: ...
 
+    async def pause(self) -> None:
+        """Let others run."""
+        ...
+
     def start(
         self,
         nursery: trio.Nursery,
@@ -66,6 +70,6 @@ class SlotHost(Protocol):
         """For the running slot: a function telling whether a call has marked the slot's task."""
         ...
 
-    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
-        """The error that a call ended in; None when the exception is not the call's own."""
+    def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
+        """The error that ``what`` (a call, a source) ended in; None when it is not its own."""
         ...

@@ -105,6 +105,9 @@ class AsyncioSlotHost:
     def new_scope(self) -> HostScope:
         return _TaskScope(lambda: self.shutting_down())
 
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
+
     def start(
         self,
         nursery: trio.Nursery,
@@ -190,14 +193,14 @@ class AsyncioSlotHost:
         task_state: Any = task
         return lambda: task.cancelling() or task_state._must_cancel
 
-    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+    def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
         if isinstance(exception, Exception):
             return exception
         if isinstance(exception, asyncio.CancelledError) and not (
             stopping or self.cancelled or self.shutting_down()
         ):
             error = CallCancelledError(
-                "the call ended in a cancellation that its batch had not asked for"
+                f"{what} ended in a cancellation that the batch had not asked for"
             )
             error.__cause__ = exception
             return error
@@ -299,6 +302,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         return crash if isinstance(crash, KeyboardInterrupt | SystemExit) else None
 
     async def aclose(self) -> None:
+        self._core.check_not_inside()
         await self._close()
         raise_crash(self._core, None)
 

@@ -34,11 +34,11 @@ class InvalidRequestError(ValueError):
 
 
 class CallCancelledError(Exception):
-    """A call ended in a cancellation that its batch had not asked for.
+    """A call, or a source, ended in a cancellation that its batch had not asked for.
 
     For instance because the call awaited a future that somebody else cancelled. It is an error of
-    that call alone: the exception of its result, or the first error of a fail-fast batch. The
-    original ``CancelledError`` is its ``__cause__``.
+    that call alone: the exception of its result, or the first error of a fail-fast batch. Of a
+    source it is what ends the batch. The original ``CancelledError`` is its ``__cause__``.
     """
 
 

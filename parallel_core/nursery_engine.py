@@ -6,7 +6,6 @@ The rules of a batch are in :mod:`parallel_core._batch`, shared with the asyncio
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -38,6 +37,9 @@ class TrioSlotHost:
     def new_scope(self) -> HostScope:
         return trio.CancelScope()
 
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def start(
         self,
         nursery: trio.Nursery,
@@ -67,7 +69,7 @@ class TrioSlotHost:
     def tampering(self) -> None:
         return None  # a cancel scope belongs to the call that opened it; nothing is left behind
 
-    def error_of_call(self, exception: BaseException, stopping: bool) -> Exception | None:
+    def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
         # A call that fails while it is cancelled raises both in a group. The cancellation may be
         # dropped here: trio raises it again at the next checkpoint.
         error = _without_cancelled(exception)
@@ -81,6 +83,15 @@ def _without_cancelled(exception: BaseException) -> BaseException | None:
         group = cast("BaseExceptionGroup[BaseException]", exception)
         return group.split(trio.Cancelled)[1]
     return exception
+
+
+def _only_member(exception: BaseException) -> BaseException:
+    while isinstance(exception, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", exception).exceptions
+        if len(members) > 1:
+            break
+        exception = members[0]
+    return cast("BaseException", exception)
 
 
 class TrioParallelBatch(ParallelBatch[ResultT]):
@@ -110,6 +121,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             self._finished.set()
 
     async def aclose(self) -> None:
+        self._core.check_not_inside()
         self._core.stop()
         if self._nursery_manager is not None:
             await self._finished.wait()
@@ -123,24 +135,26 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
     ) -> None:
         assert self._nursery_manager is not None
         core = self._core
-        crashed = core.crash_error is not None
         core.stop()
+        # The nursery is not told what the body was left by: it would come out in a group.
+        leaving: BaseException | None = None
         try:
-            if crashed:
-                # The body was cancelled by us: the nursery must see its Cancelled.
-                with contextlib.suppress(BaseException):
-                    await self._nursery_manager.__aexit__(exc_type, exc, traceback)
-            else:
-                try:
-                    await self._nursery_manager.__aexit__(None, None, None)
-                except BaseException:
-                    # Cancelled while waiting. An exception of the body goes first; trio raises
-                    # the cancellation again at the next checkpoint.
-                    if exc is None and core.crash_error is None:
-                        raise
+            await self._nursery_manager.__aexit__(None, None, None)
+        except BaseException as exception:  # noqa: BLE001 - raised below, or less than `exc`
+            leaving = exception
         finally:
             self._closed = True
-        raise_crash(core, exc)
+        try:
+            interrupt = None if leaving is None else _without_cancelled(leaving)
+            if interrupt is not None:
+                raise _only_member(interrupt)
+            raise_crash(core, exc or leaving)
+            # Cancelled while waiting. What the body raised goes first; trio raises the cancellation
+            # again at the next checkpoint.
+            if leaving is not None and exc is None:
+                raise leaving
+        finally:
+            del leaving
 
     async def _begin(self) -> None:
         raise RuntimeError(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    MappingView,
+    Sequence,
+    Set,
+)
 from typing import Any, TypeAlias, cast
 
 from .errors import InvalidRequestError
@@ -59,9 +68,11 @@ def _router_call(router: SupportsAcompletion) -> CompletionCall:
 
 
 def check_all(requests: object) -> None:
-    """Check every request of a sized input, so that bad input is refused before any call.
+    """Check every request of a list, a tuple, … so that bad input is refused before any call.
 
-    A lazy source is left alone: its items are checked as they are drawn (:func:`as_request`).
+    Only what is known to be walked through as often as one likes: a progress bar around a
+    generator has a length as well. Other sources are lazy: their items are checked as they are
+    drawn (:func:`as_request`).
 
     Raises:
         InvalidRequestError: names every bad index and what is wrong with it.
@@ -73,9 +84,9 @@ def check_all(requests: object) -> None:
             "requests takes many requests: a list, any iterable or async iterable of "
             f"RouterParallelRequest or mappings, not one {given}"
         )
-    if not isinstance(requests, Sized) or not isinstance(requests, Iterable):
-        return
-    if isinstance(requests, Iterator):  # Sized, but can be walked through only once
+    if isinstance(requests, AsyncIterable) or not isinstance(
+        requests, Sequence | Set | MappingView
+    ):
         return
     items = cast("Iterable[object]", requests)
     problems = {

@@ -36,10 +36,17 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         """Shows no message contents and no argument values: a repr ends up in logs."""
-        arguments = f", kwargs=<{', '.join(map(str, self.kwargs))}>" if self.kwargs else ""
+        model: object = self.model
+        messages: object = self.messages
+        kwargs: object = self.kwargs
+        arguments = ""
+        if isinstance(kwargs, Mapping):
+            names = ", ".join(str(name) for name in cast("Mapping[object, object]", kwargs))
+            arguments = f", kwargs=<{names}>" if names else ""
+        elif kwargs is not None:
+            arguments = f", kwargs={_kind(kwargs)}"
         return (
-            f"RouterParallelRequest(model={self.model!r}, "
-            f"messages=<{_count(self.messages, 'message')}>{arguments})"
+            f"RouterParallelRequest(model={_name(model)}, messages={_count(messages)}{arguments})"
         )
 
 
@@ -112,7 +119,7 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
     def __repr__(self) -> str:
         model = getattr(self.request, "model", None)
         return (
-            f"<RouterParallelResult index={self.index} model={model!r} "
+            f"<RouterParallelResult index={self.index} model={_name(model)} "
             f"{_outcome(self.exception, self.duration)}>"
         )
 
@@ -123,5 +130,19 @@ def _outcome(exception: Exception | None, duration: float) -> str:
     return f"{outcome} duration={duration:.3f}s"
 
 
-def _count(things: Sequence[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+# A request that is not valid yet has to have a repr too, and it may hold a prompt anywhere.
+
+
+def _name(model: object) -> str:
+    return repr(model) if isinstance(model, str) else _kind(model)
+
+
+def _count(messages: object) -> str:
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        return _kind(messages)
+    count = len(cast("Sequence[object]", messages))
+    return f"<{count} message{'' if count == 1 else 's'}>"
+
+
+def _kind(value: object) -> str:
+    return f"<{type(value).__qualname__}>"
