@@ -35,13 +35,16 @@ def run(requests_file: Path | None, *, concurrency: int, seed: int) -> int:
     console = Console(highlight=False)
     requests = _read_requests(requests_file or _example_requests())
     models = DemoServerSettings().models
-    settings = DemoServerSettings(
-        seed=seed,
-        latency_median=0.3,
-        server_error=0.03,
-        rate_limited=0.02,
-        models={**models, **{r.model: 1.0 for r in requests if r.model not in models}},
-    )
+    try:
+        settings = DemoServerSettings(
+            seed=seed,
+            latency_median=0.3,
+            server_error=0.03,
+            rate_limited=0.02,
+            models={**models, **{r.model: 1.0 for r in requests if r.model not in models}},
+        )
+    except ValueError as error:
+        raise typer.BadParameter(f"the demo server cannot serve these models: {error}") from None
     with demo_server_process(settings) as server:
         console.print(
             f"A local server at {server.url} answers with made-up text; 3 % of its answers are "

@@ -86,12 +86,9 @@ def _without_cancelled(exception: BaseException) -> BaseException | None:
 
 
 def _only_member(exception: BaseException) -> BaseException:
-    while isinstance(exception, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", exception).exceptions
-        if len(members) > 1:
-            break
-        exception = members[0]
-    return cast("BaseException", exception)
+    """An interrupt out of the groups that nurseries have put around it."""
+    members: tuple[BaseException, ...] = getattr(exception, "exceptions", ())
+    return _only_member(members[0]) if len(members) == 1 else exception
 
 
 class TrioParallelBatch(ParallelBatch[ResultT]):

@@ -52,9 +52,9 @@ def _router_call(router: SupportsAcompletion) -> CompletionCall:
     batch_id = uuid.uuid4().hex
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
-        arguments = dict(request.kwargs or {})
         # litellm writes into the metadata and, for some providers, into the messages that it is
         # given. The user's objects are theirs, and may be shared by many requests.
+        arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
         arguments["metadata"] = {
             "parallel_batch_id": batch_id,
             "parallel_index": index,
@@ -65,6 +65,17 @@ def _router_call(router: SupportsAcompletion) -> CompletionCall:
         )
 
     return call
+
+
+def _copied(value: Any) -> Any:
+    """Copies of dicts and lists, however deep; all else (a client, a class, …) as it is."""
+    if type(value) is dict:
+        members: dict[Any, Any] = value
+        return {key: _copied(member) for key, member in members.items()}
+    if type(value) is list:
+        listed: list[Any] = value
+        return [_copied(member) for member in listed]
+    return value
 
 
 def check_all(requests: object) -> None:
