@@ -203,6 +203,16 @@ class BatchCore(Generic[ResultT]):
         self._open_slots += 1
         self._host.start(self._slots, self._slot, self._slot_ended)
 
+    def _branch(self) -> None:
+        """A slot's call has begun to wait: there is time for the calls of two more slots.
+
+        So full concurrency is reached after a few passes of the loop, and neither a short source
+        nor calls that never wait start slots that find nothing to do.
+        """
+        if not (self.stopping or self._exhausted):
+            for _ in range(min(2, self._limit - self._open_slots)):
+                self._start_slot()
+
     def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
         self._open_slots -= 1
         if exception is not None:
@@ -224,7 +234,6 @@ class BatchCore(Generic[ResultT]):
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
         tampered = self._host.tampering()
-        unbranched = True
         calls_since_pause = 0
         while not self.stopping:
             if self._claimed - self.delivered >= self._window:
@@ -235,13 +244,6 @@ class BatchCore(Generic[ResultT]):
                 return
             index = self._drawn
             self._drawn += 1
-            if unbranched:
-                # Each slot starts two more: full concurrency after a few passes of the loop, and
-                # a short source does not start slots that find nothing to do.
-                unbranched = False
-                for _ in range(min(2, self._limit - self._open_slots)):
-                    self._start_slot()
-
             value: Any = None
             failure: Exception | None = None
             self.in_flight[index] = item
@@ -250,7 +252,8 @@ class BatchCore(Generic[ResultT]):
             try:
                 if prepare is not None:
                     item = prepare(index, item)
-                value = await call_in_context(self._context.copy(), call, index, item)
+                on_suspend = self._branch if self._open_slots < self._limit else None
+                value = await call_in_context(self._context.copy(), call, index, item, on_suspend)
             except BaseException as exception:
                 failure = self._host.error_of(exception, "the call", self.stopping)
                 if failure is None:

@@ -27,6 +27,13 @@ from .types import RouterParallelRequest, RouterParallelResult, SupportsAcomplet
 
 FAIL_FAST_REQUESTS = 500
 FAIL_FAST_CONCURRENCY = 64
+# A request can name another server and its key in many ways; these arguments cannot.
+HARMLESS_ARGUMENTS = {
+    *("frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens"),
+    *("metadata", "n", "parallel_tool_calls", "presence_penalty", "reasoning_effort"),
+    *("response_format", "seed", "stop", "temperature", "timeout", "tool_choice", "tools"),
+    *("top_logprobs", "top_p", "user"),
+}
 DISCONNECTS_SEEN_WITHIN = 5.0  # seconds that the server gets to notice closed connections
 
 
@@ -220,12 +227,18 @@ def _read_requests(path: Path) -> list[RouterParallelRequest]:
             if not line.strip():
                 continue
             try:
-                requests.append(as_request(len(requests), decoder.decode(line)))
+                request = as_request(len(requests), decoder.decode(line))
             except msgspec.DecodeError as error:
                 raise typer.BadParameter(f"{path}, line {number}: {error}") from None
             except InvalidRequestError as error:
                 (problem,) = error.problems.values()
                 raise typer.BadParameter(f"{path}, line {number}: {problem}") from None
+            if elsewhere := sorted(set(request.kwargs or ()) - HARMLESS_ARGUMENTS):
+                raise typer.BadParameter(
+                    f"{path}, line {number}: the demo does not send {', '.join(elsewhere)}, which "
+                    "might lead to another server; leave it out"
+                )
+            requests.append(request)
     if not requests:
         raise typer.BadParameter(f"{path} has no requests")
     return requests

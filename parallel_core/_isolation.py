@@ -12,9 +12,15 @@ T = TypeVar("T")
 
 @types.coroutine
 def call_in_context(
-    context: Context, call: Callable[[int, Any], Awaitable[T]], index: int, item: Any
+    context: Context,
+    call: Callable[[int, Any], Awaitable[T]],
+    index: int,
+    item: Any,
+    on_suspend: Callable[[], None] | None,
 ) -> Generator[Any, Any, T]:
     """Await ``call(index, item)`` with every step of it running inside ``context``.
+
+    ``on_suspend`` is called once, when the call first waits for something.
 
     A slot makes many calls in one task; a context variable that one call sets must not be seen by
     the next. A task for every call would do, at twice the cost: here the call's coroutine is
@@ -30,6 +36,8 @@ def call_in_context(
     throw: Callable[[BaseException], Any] = coroutine.throw
     try:
         trap = run(send, None)
+        if on_suspend is not None:
+            on_suspend()
         while True:
             try:
                 value = yield trap

@@ -69,12 +69,10 @@ def _router_call(router: SupportsAcompletion) -> CompletionCall:
 
 def _copied(value: Any) -> Any:
     """Copies of dicts and lists, however deep; all else (a client, a class, …) as it is."""
-    if type(value) is dict:
-        members: dict[Any, Any] = value
-        return {key: _copied(member) for key, member in members.items()}
-    if type(value) is list:
-        listed: list[Any] = value
-        return [_copied(member) for member in listed]
+    if value.__class__ is dict:
+        return {key: _copied(member) for key, member in value.items()}
+    if value.__class__ is list:
+        return [_copied(member) for member in value]
     return value
 
 
