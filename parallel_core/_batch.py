@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import AsyncIterable, Callable, Generator, Mapping
+from collections.abc import AsyncIterable, Callable, Generator
 from typing import Any, Generic, cast
 
 import trio
@@ -21,6 +21,7 @@ from ._isolation import call_in_context, without_engine_frames
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
+from .types import RouterParallelRequest
 
 logger = logging.getLogger("parallel_core")
 
@@ -368,7 +369,8 @@ class BatchCore(Generic[ResultT]):
     def give_up(self, error: BaseException) -> None:
         """End without :meth:`run`, whose world is gone; the consumer is told why."""
         self.stopping = True
-        self._crash = self._crash or error
+        if self._crash is None:
+            self._crash = error
         self._send_channel.close()
         self.arrivals.wake_all()
 
@@ -379,15 +381,16 @@ class BatchCore(Generic[ResultT]):
 
     def take_error(self) -> BaseException | None:
         """What the consumer must be told, once, when the last result has been handed out."""
-        error = self._crash or self._error
+        error = self._error if self._crash is None else self._crash
         self._crash = self._error = None
         return error
 
 
 def describe(index: int, item: object) -> str:
     """Name a call in a log or a note: its index and model, never what it says."""
-    if isinstance(item, Mapping):
-        model = cast("Mapping[object, object]", item).get("model")
-    else:
-        model = getattr(item, "model", None)
+    model: object = None
+    if isinstance(item, RouterParallelRequest):
+        model = item.model
+    elif isinstance(item, dict):  # of anything else, looking might run code of the user
+        model = cast("dict[object, object]", item).get("model")
     return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")

@@ -25,7 +25,7 @@ from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
-from .errors import BatchAbortedError, CallCancelledError
+from .errors import BatchAbortedError, cancelled_unasked
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
 __all__ = [
@@ -199,11 +199,7 @@ class AsyncioSlotHost:
         if isinstance(exception, asyncio.CancelledError) and not (
             stopping or self.cancelled or self.shutting_down()
         ):
-            error = CallCancelledError(
-                f"{what} ended in a cancellation that the batch had not asked for"
-            )
-            error.__cause__ = exception
-            return error
+            return cancelled_unasked(what, exception)
         return None
 
 

@@ -136,6 +136,9 @@ def parallel_completions(
     asyncio loop of its own in a helper thread, and the calling thread waits for it. Ctrl-C in the
     calling thread cancels every call and waits for it. A bare callable is asyncio-flavoured.
 
+    A lazy source is drawn in the helper thread: one that is bound to its thread (a cursor of
+    sqlite3, say) has to be made a list first.
+
     Arguments, results and errors are those of
     :func:`parallel_core.bridge.parallel_acompletions`.
     """

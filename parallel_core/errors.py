@@ -42,6 +42,13 @@ class CallCancelledError(Exception):
     """
 
 
+def cancelled_unasked(what: str, cancellation: BaseException) -> CallCancelledError:
+    """The error that stands for a cancellation nobody has asked for."""
+    error = CallCancelledError(f"{what} ended in a cancellation that the batch had not asked for")
+    error.__cause__ = cancellation
+    return error
+
+
 class BatchAbortedError(RuntimeError):
     """The event loop or trio run that carried a batch was shut down before the batch had ended.
 

@@ -6,6 +6,7 @@ The rules of a batch are in :mod:`parallel_core._batch`, shared with the asyncio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -17,6 +18,7 @@ from ._batch import BatchCore
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
+from .errors import cancelled_unasked
 from .types import ItemT, ParallelResult, RouterParallelResult, ValueT
 
 __all__ = [
@@ -73,6 +75,9 @@ class TrioSlotHost:
         # A call that fails while it is cancelled raises both in a group. The cancellation may be
         # dropped here: trio raises it again at the next checkpoint.
         error = _without_cancelled(exception)
+        if error is None and trio.current_effective_deadline() > -math.inf:
+            # Nobody has cancelled us: a Cancelled that was kept from somewhere else.
+            return cancelled_unasked(what, exception)
         return error if isinstance(error, Exception) else None
 
 

@@ -117,9 +117,11 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         return self.response
 
     def __repr__(self) -> str:
-        model = getattr(self.request, "model", None)
+        request = cast("object", self.request)  # a bad item of a lazy source may be anything
+        valid = isinstance(request, RouterParallelRequest)
+        model = _name(request.model) if valid else _kind(request)
         return (
-            f"<RouterParallelResult index={self.index} model={_name(model)} "
+            f"<RouterParallelResult index={self.index} model={model} "
             f"{_outcome(self.exception, self.duration)}>"
         )
 

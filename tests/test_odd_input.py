@@ -343,6 +343,68 @@ def test_stop_async_iteration_of_a_call_does_not_look_like_the_end(host: Host) -
     host.run(main)
 
 
+def test_a_falsy_exception_is_an_exception(host: Host) -> None:
+    class FalsyError(Exception):
+        def __bool__(self) -> bool:
+            return False
+
+    async def main() -> None:
+        async def call(item: int) -> None:
+            await anyio.lowlevel.checkpoint()
+            raise FalsyError
+
+        with pytest.raises(FalsyError):
+            await parallel_core.parallel_map(call, [1], return_exceptions=False)
+        (result,) = await parallel_core.parallel_map(call, [1])
+        assert not result.ok
+
+    host.run(main)
+
+
+def test_no_property_of_an_item_is_touched(host: Host) -> None:
+    class Item:
+        @property
+        def model(self) -> str:
+            raise AssertionError("a query to the database")
+
+    async def main() -> None:
+        async def call(item: Item) -> None:
+            await anyio.lowlevel.checkpoint()
+            raise LookupError
+
+        with pytest.raises(LookupError) as caught:
+            await parallel_core.parallel_map(call, [Item()], return_exceptions=False)
+        assert caught.value.__notes__ == ["parallel_core: raised by request 0"]
+
+    host.run(main)
+
+
+def test_a_cancellation_that_was_kept_from_elsewhere_is_an_error_of_the_call_in_trio() -> None:
+    async def main() -> None:
+        kept: list[BaseException] = []
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                kept.append(cancelled)
+                raise
+
+        async def call(item: int) -> int:
+            await trio.lowlevel.checkpoint()
+            if item == 1:
+                raise kept[0]
+            return item
+
+        results = await parallel_core.parallel_map(
+            call, range(100), concurrency=2, preserve_order=True
+        )
+        assert [result.index for result in results if not result.ok] == [1]
+        assert isinstance(results[1].exception, CallCancelledError)
+
+    trio.run(main)
+
+
 @dataclasses.dataclass(frozen=True)
 class FrozenError(Exception):
     code: int
