@@ -21,6 +21,7 @@ from ._isolation import call_in_context, without_engine_frames
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
+from .errors import BatchAbortedError
 from .types import RouterParallelRequest
 
 logger = logging.getLogger("parallel_core")
@@ -107,7 +108,8 @@ class BatchCore(Generic[ResultT]):
         """Refuse to let a call of this batch, or its source, wait for the end of the batch."""
         if self._token in _inside.get():
             raise RuntimeError(
-                "a call or a source cannot wait for the end of its own batch: use batch.cancel()"
+                "a call or a source, or a task that it has started, cannot wait for the end of "
+                "its own batch: use batch.cancel()"
             )
 
     async def run(self) -> None:
@@ -343,9 +345,7 @@ class BatchCore(Generic[ResultT]):
         """
         if self.stopping:
             return
-        # Some exceptions cannot be written to: they come out without the note.
-        with contextlib.suppress(Exception):
-            error.add_note(f"parallel_core: raised by {origin}")
+        _note(error, f"raised by {origin}")
         self._error = error
         self.stop()
 
@@ -360,7 +360,11 @@ class BatchCore(Generic[ResultT]):
         """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
         an error of a source while it is closed, a broken host."""
         interrupt = not isinstance(exception, Exception)
-        if self._crash is None or (interrupt and isinstance(self._crash, Exception)):
+        if self._error is not None and not interrupt:
+            # The first error stays the one that comes out.
+            if not isinstance(exception, BatchAbortedError):
+                _note(self._error, f"then the source failed to close: {exception!r}")
+        elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()
         if interrupt:
@@ -384,6 +388,12 @@ class BatchCore(Generic[ResultT]):
         error = self._error if self._crash is None else self._crash
         self._crash = self._error = None
         return error
+
+
+def _note(error: BaseException, text: str) -> None:
+    # Some exceptions cannot be written to: they come out without the note.
+    with contextlib.suppress(Exception):
+        error.add_note(f"parallel_core: {text}")
 
 
 def describe(index: int, item: object) -> str:

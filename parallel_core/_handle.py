@@ -70,7 +70,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> bool | None: ...
 
     @abstractmethod
     async def aclose(self) -> None:

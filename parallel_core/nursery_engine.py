@@ -102,6 +102,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._core = BatchCore(plan, TrioSlotHost())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._nursery: trio.Nursery
         self._finished = trio.Event()
 
     async def __aenter__(self) -> Self:
@@ -109,7 +110,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             raise RuntimeError("a batch can be entered only once")
         self._begun = True
         self._nursery_manager = trio.open_nursery()
-        nursery = await self._nursery_manager.__aenter__()
+        self._nursery = nursery = await self._nursery_manager.__aenter__()
         # Something like KeyboardInterrupt in a call ends the caller's block too.
         self._core.on_crash = nursery.cancel_scope.cancel
         self._core.enter()
@@ -134,14 +135,20 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         assert self._nursery_manager is not None
         core = self._core
         core.stop()
-        # The nursery is not told what the body was left by: it would come out in a group.
+        # The nursery is told what the body was left by only where it has cancelled the body itself:
+        # anything but that cancellation comes out of it in a group.
+        body = (exc_type, exc, traceback)
+        cancelled_by_us = self._nursery.cancel_scope.cancel_called
+        absorbed: bool | None = False
         leaving: BaseException | None = None
         try:
-            await self._nursery_manager.__aexit__(None, None, None)
+            absorbed = await self._nursery_manager.__aexit__(
+                *(body if cancelled_by_us else (None, None, None))
+            )
         except BaseException as exception:  # noqa: BLE001 - raised below, or less than `exc`
             leaving = exception
         finally:
@@ -156,7 +163,8 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             if leaving is not None and exc is None:
                 raise leaving
         finally:
-            del leaving
+            del leaving, body
+        return cancelled_by_us and absorbed
 
     async def _begin(self) -> None:
         raise RuntimeError(

@@ -118,8 +118,8 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
 
     def __repr__(self) -> str:
         request = cast("object", self.request)  # a bad item of a lazy source may be anything
-        valid = isinstance(request, RouterParallelRequest)
-        model = _name(request.model) if valid else _kind(request)
+        is_request = isinstance(request, RouterParallelRequest)
+        model = _name(self.request.model) if is_request else _kind(request)
         return (
             f"<RouterParallelResult index={self.index} model={model} "
             f"{_outcome(self.exception, self.duration)}>"

@@ -343,6 +343,48 @@ def test_stop_async_iteration_of_a_call_does_not_look_like_the_end(host: Host) -
     host.run(main)
 
 
+def test_the_first_error_stays_the_one_when_the_source_fails_to_close(host: Host) -> None:
+    async def main() -> None:
+        async def source() -> AsyncIterator[int]:
+            try:
+                for number in range(1000):
+                    yield number
+            finally:
+                raise OSError("cannot close")
+
+        async def call(item: int) -> None:
+            await settle()
+            raise LookupError
+
+        with pytest.raises(LookupError) as caught:
+            await parallel_core.parallel_map(call, source(), concurrency=1, return_exceptions=False)
+        assert "cannot close" in caught.value.__notes__[-1]
+
+    host.run(main)
+
+
+def test_a_body_that_survives_an_interrupt_in_trio() -> None:
+    after: list[str] = []
+
+    async def call(item: int) -> None:
+        await trio.lowlevel.checkpoint()
+        raise SystemExit
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_map(call, [1]) as batch:
+            with pytest.raises(SystemExit):
+                while True:
+                    try:
+                        await anext(batch)
+                    except trio.Cancelled:
+                        continue
+            await trio.lowlevel.checkpoint()
+        after.append("the block")
+
+    trio.run(main)
+    assert after == ["the block"]
+
+
 def test_a_falsy_exception_is_an_exception(host: Host) -> None:
     class FalsyError(Exception):
         def __bool__(self) -> bool:
