@@ -29,15 +29,15 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from .parallel_router import ParallelRouter
+    from .parallel_router import ParallelRouter as ParallelRouter
 
+# Without ParallelRouter: `from parallel_core import *` is to stay light, too.
 __all__ = [
     "BatchAbortedError",
     "CallCancelledError",
     "InvalidRequestError",
     "ParallelBatch",
     "ParallelResult",
-    "ParallelRouter",
     "RouterParallelRequest",
     "RouterParallelResult",
     "SupportsAcompletion",
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted([*__all__, "ParallelRouter", "__version__"])
 
 
 def __getattr__(name: str) -> object:
