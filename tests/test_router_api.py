@@ -251,7 +251,10 @@ def test_parallel_router_needs_no_flag() -> None:
 
 def test_importing_the_package_is_light() -> None:
     heavy = ["litellm", "openai", "aiohttp", "typer", "rich", "httpx", "trio_asyncio", "pydantic"]
-    code = f"import sys; from parallel_core import *; print([name for name in {heavy!r} if name in sys.modules])"
+    code = (
+        "import sys; from parallel_core import *; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
