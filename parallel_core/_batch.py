@@ -254,7 +254,7 @@ class BatchCore(Generic[ResultT]):
             began = time.perf_counter()
             try:
                 if prepare is not None:
-                    item = prepare(index, item)
+                    self.in_flight[index] = item = prepare(index, item)
                 on_suspend = self._branch if self._open_slots < self._limit else None
                 value = await call_in_context(self._context.copy(), call, index, item, on_suspend)
             except BaseException as exception:

@@ -432,8 +432,9 @@ def iter_parallel_acompletions(
             :func:`parallel_core.nursery_engine.iter_parallel_map`.
 
     Raises:
-        InvalidRequestError: a sized input has bad requests; nothing has been sent. A bad item of a
-            lazy source becomes the result of its index, or the first error when fail-fast.
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
+            item of a lazy source becomes the result of its index, or the first error when
+            fail-fast.
         TypeError, ValueError: as in :func:`parallel_core.nursery_engine.iter_parallel_map`.
     """
     return AsyncioParallelBatch(

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 class InvalidRequestError(ValueError):
     """A request cannot be sent as it is.
 
-    Sized input (a list, a tuple, …) is checked as a whole before the first call: the error then
-    names every bad index and nothing has been sent. A bad item of a lazy source is the exception
-    of that index's result, or the first error of a fail-fast batch.
+    A list, a tuple or another sequence, set or view is checked as a whole before the first call:
+    the error then names every bad index and nothing has been sent. A bad item of a lazy source is
+    the exception of that index's result, or the first error of a fail-fast batch.
 
     Attributes:
         problems: what is wrong, by index of the request.

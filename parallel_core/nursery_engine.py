@@ -139,10 +139,14 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         assert self._nursery_manager is not None
         core = self._core
         core.stop()
-        # The nursery is told what the body was left by only where it has cancelled the body itself:
-        # anything but that cancellation comes out of it in a group.
+        # The nursery is told what the body was left by only where that is a cancellation which may
+        # be its own: anything else would come out of it in a group.
         body = (exc_type, exc, traceback)
-        cancelled_by_us = self._nursery.cancel_scope.cancel_called
+        cancelled_by_us = (
+            self._nursery.cancel_scope.cancel_called
+            and exc is not None
+            and _without_cancelled(exc) is None
+        )
         absorbed: bool | None = False
         leaving: BaseException | None = None
         try:
@@ -257,8 +261,9 @@ def iter_parallel_acompletions(
         concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
 
     Raises:
-        InvalidRequestError: a sized input has bad requests; nothing has been sent. A bad item of a
-            lazy source becomes the result of its index, or the first error when fail-fast.
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
+            item of a lazy source becomes the result of its index, or the first error when
+            fail-fast.
         TypeError, ValueError: as in :func:`iter_parallel_map`.
     """
     return TrioParallelBatch(

@@ -109,8 +109,13 @@ async def check_what_ends_otherwise():
         assert len(ended) == len(set(ended))
 
     ended.clear()
+    others = []
     async def first_only(item):
-        await (brief if item == 0 else forever)(item)
+        if item == 0:
+            await until(lambda: len(others) == 3)
+        else:
+            others.append(item)
+            await forever(item)
 
     async for result in iter_parallel_map(first_only, range(9), concurrency=4):
         assert result.index == 0

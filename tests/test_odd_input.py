@@ -385,6 +385,24 @@ def test_a_body_that_survives_an_interrupt_in_trio() -> None:
     assert after == ["the block"]
 
 
+def test_an_interrupt_goes_before_what_the_body_raises_in_trio() -> None:
+    async def call(item: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if item == 1:
+            raise SystemExit(9)
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_map(call, range(3)):
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("of the body's cleanup")
+
+    with pytest.raises(SystemExit):
+        trio.run(main)
+
+
 def test_a_falsy_exception_is_an_exception(host: Host) -> None:
     class FalsyError(Exception):
         def __bool__(self) -> bool:
