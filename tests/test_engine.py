@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import threading
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import anyio
 import pytest
 import sniffio
+import trio
+import trio.testing
 
 import parallel_core
+from bridge_checks import open_files
 from hosts import Host, settle
 from parallel_core import InvalidRequestError, ParallelResult, RouterParallelRequest
 
@@ -66,6 +70,37 @@ def test_list_holds_one_result_for_every_item(host: Host) -> None:
             assert result.started_at > 1.7e9
 
     host.run(main)
+
+
+def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
+    """The asyncio side is measured with its loops, in test_bridge_lifecycle."""
+
+    async def main() -> None:
+        before = trio.lowlevel.current_statistics().tasks_living
+        threads, files = threading.active_count(), open_files()
+        most = 0
+
+        async def call(item: int) -> int:
+            nonlocal most
+            await anyio.lowlevel.checkpoint()
+            most = max(most, trio.lowlevel.current_statistics().tasks_living)
+            assert threading.active_count() == threads
+            return item
+
+        seen = 0
+        async with parallel_core.iter_parallel_map(
+            call, iter(range(10_000)), concurrency=32
+        ) as batch:
+            async for result in batch:
+                assert result.ok
+                seen += 1
+                assert open_files() == files
+        assert seen == 10_000
+        # The slots, the batch itself, and the task that watches for stubborn calls.
+        assert most <= before + 32 + 2
+        assert trio.lowlevel.current_statistics().tasks_living == before
+
+    trio.run(main)
 
 
 @pytest.mark.parametrize("source", [[], (), iter([]), range(0)], ids=repr)
@@ -752,6 +787,36 @@ def test_a_call_that_ignores_its_cancellation_is_awaited_and_named(
     assert ended == ["stubborn-model"]
     assert "request 0 (model 'stubborn-model') was cancelled and still runs" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_stubborn_calls_are_named_after_five_seconds_and_every_thirty_in_trio(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In virtual time."""
+    at: list[float] = []
+
+    async def call(item: str) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(70)
+
+    class Clockwatch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            at.append(trio.current_time())
+
+    async def main() -> None:
+        began = trio.current_time()
+        async with parallel_core.iter_parallel_map(call, ["item"]):
+            await settle()
+        assert [round(time - began) for time in at] == [5, 35, 65]
+        assert round(trio.current_time() - began) == 70
+
+    handler = Clockwatch()
+    logging.getLogger("parallel_core").addHandler(handler)
+    try:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    finally:
+        logging.getLogger("parallel_core").removeHandler(handler)
+    assert caplog.text.count("request 0 was cancelled and still runs") == 3
 
 
 # --- requests ---
