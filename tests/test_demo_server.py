@@ -613,8 +613,10 @@ def test_wrong_settings(wrong: dict[str, Any], words: str) -> None:
 
 def test_rates_may_sum_up_to_one() -> None:
     rates = ("rate_limited", "server_error", "hang", "reset", "truncated", "invalid_json")
-    DemoServerSettings(**dict.fromkeys(rates, 1 / 6))  # type: ignore[arg-type]
-    DemoServerSettings(hang=0.7, reset=0.2, truncated=0.1)
+    settings = DemoServerSettings(**dict.fromkeys(rates, 1 / 6))  # type: ignore[arg-type]
+    assert set(settings.rates()) == set(rates)
+    settings = DemoServerSettings(hang=0.7, reset=0.2, truncated=0.1)
+    assert sum(settings.rates().values()) == pytest.approx(1.0)
 
 
 def test_settings_do_not_change_with_the_callers_mapping() -> None:
