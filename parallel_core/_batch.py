@@ -345,7 +345,7 @@ class BatchCore(Generic[ResultT]):
         """
         if self.stopping:
             return
-        _note(error, f"raised by {origin}")
+        note(error, f"raised by {origin}")
         self._error = error
         self.stop()
 
@@ -363,7 +363,7 @@ class BatchCore(Generic[ResultT]):
         if self._error is not None and not interrupt:
             # The first error stays the one that comes out.
             if not isinstance(exception, BatchAbortedError):
-                _note(self._error, f"then the source failed to close: {exception!r}")
+                note(self._error, f"then the source failed to close: {exception!r}")
         elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()
@@ -390,7 +390,7 @@ class BatchCore(Generic[ResultT]):
         return error
 
 
-def _note(error: BaseException, text: str) -> None:
+def note(error: BaseException, text: str) -> None:
     # Some exceptions cannot be written to: they come out without the note.
     with contextlib.suppress(Exception):
         error.add_note(f"parallel_core: {text}")

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import trio
 
-from ._batch import BatchCore
+from ._batch import BatchCore, note
 from ._plan import ResultT
 from .errors import BatchAbortedError
 
@@ -146,7 +146,14 @@ def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> N
     core.take_error()
     if isinstance(crash, Exception) and body_exception is not None:
         if not isinstance(crash, BatchAbortedError):
-            logger.error("while a batch was left by an exception", exc_info=crash)
+            # The text of an exception may quote what the source holds: it goes to the caller, with
+            # the exception that is on its way, and not to the log.
+            note(body_exception, f"then the source failed to close: {crash!r}")
+            logger.error(
+                "a source failed to close while its batch was left by %s: %s",
+                type(body_exception).__qualname__,
+                type(crash).__qualname__,
+            )
         return
     raise crash
 

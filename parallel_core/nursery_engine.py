@@ -153,7 +153,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             absorbed = await self._nursery_manager.__aexit__(
                 *(body if cancelled_by_us else (None, None, None))
             )
-        except BaseException as exception:  # noqa: BLE001 - raised below, or less than `exc`
+        except BaseException as exception:  # noqa: BLE001 - raised below, if nothing else is
             leaving = exception
         finally:
             self._closed = True

@@ -635,6 +635,19 @@ def test_a_sync_generator_is_closed(host: Host) -> None:
     host.run(main)
 
 
+def three_numbers_and(error: Exception, kind: str) -> Any:
+    def sync_source() -> Iterator[int]:
+        yield from range(3)
+        raise error
+
+    async def async_source() -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+        raise error
+
+    return sync_source() if kind == "sync" else async_source()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_source_that_raises_when_collecting(host: Host, kind: str) -> None:
     """Calls in flight finish and are delivered; then the source's own exception comes out."""
@@ -642,17 +655,8 @@ def test_a_source_that_raises_when_collecting(host: Host, kind: str) -> None:
     async def main() -> None:
         error = OSError("the file is broken")
 
-        def sync_source() -> Iterator[int]:
-            yield from range(3)
-            raise error
-
-        async def async_source() -> AsyncIterator[int]:
-            for number in range(3):
-                yield number
-            raise error
-
         gate = Gate()
-        source: Any = sync_source() if kind == "sync" else async_source()
+        source = three_numbers_and(error, kind)
         async with parallel_core.iter_parallel_map(gate.call, source, concurrency=4) as batch:
             await settle()
             assert sorted(gate.waiting) == [0, 1, 2]
@@ -671,17 +675,8 @@ def test_a_source_that_raises_when_failing_fast(host: Host, kind: str) -> None:
     async def main() -> None:
         error = OSError("the file is broken")
 
-        def sync_source() -> Iterator[int]:
-            yield from range(3)
-            raise error
-
-        async def async_source() -> AsyncIterator[int]:
-            for number in range(3):
-                yield number
-            raise error
-
         gate = Gate()
-        source: Any = sync_source() if kind == "sync" else async_source()
+        source = three_numbers_and(error, kind)
         with pytest.raises(OSError) as caught:
             await parallel_core.parallel_map(
                 gate.call, source, concurrency=4, return_exceptions=False
@@ -693,7 +688,9 @@ def test_a_source_that_raises_when_failing_fast(host: Host, kind: str) -> None:
     host.run(main)
 
 
-def test_a_source_whose_cleanup_fails_is_not_silent(host: Host) -> None:
+def test_a_source_whose_cleanup_fails_is_not_silent(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async def source() -> AsyncIterator[int]:
             try:
@@ -712,6 +709,9 @@ def test_a_source_whose_cleanup_fails_is_not_silent(host: Host) -> None:
                 await anext(batch)
                 raise error
         assert caught.value is error
+        assert "cannot close" in error.__notes__[-1]
+        assert "left by LookupError: OSError" in caplog.text
+        assert "cannot close" not in caplog.text
 
     host.run(main)
 
