@@ -16,10 +16,17 @@ from .errors import (
     BatchAbortedError,
     CallCancelledError,
     InvalidRequestError,
+    RouterHostClosedError,
 )
 from .router_api import (
     install,
     uninstall,
+)
+from .trio_router import (
+    RouterHost,
+    RouterStream,
+    open_router_host,
+    open_trio_asyncio,
 )
 from .types import (
     ParallelResult,
@@ -38,12 +45,17 @@ __all__ = [
     "InvalidRequestError",
     "ParallelBatch",
     "ParallelResult",
+    "RouterHost",
+    "RouterHostClosedError",
     "RouterParallelRequest",
     "RouterParallelResult",
+    "RouterStream",
     "SupportsAcompletion",
     "install",
     "iter_parallel_acompletions",
     "iter_parallel_map",
+    "open_router_host",
+    "open_trio_asyncio",
     "parallel_acompletions",
     "parallel_completions",
     "parallel_map",

@@ -84,4 +84,9 @@ def without_engine_frames(exception: Exception) -> Exception:
     return exception.with_traceback(traceback)
 
 
-_ENGINE_MODULES = (__name__, f"{__package__}._batch")
+_ENGINE_MODULES = (
+    __name__,
+    f"{__package__}._batch",
+    f"{__package__}._call_loop",
+    f"{__package__}.trio_router",
+)

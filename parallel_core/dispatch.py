@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from typing import Any
@@ -12,9 +10,11 @@ import sniffio
 from anyio.from_thread import start_blocking_portal
 
 from . import bridge, nursery_engine
+from ._call_loop import plain_loop_factory
 from ._handle import ParallelBatch, collect
 from ._litellm_clients import close_clients_of_this_loop
 from ._plan import Requests, Source, completion_plan
+from .trio_router import RouterHost, RouterHostName
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
 
@@ -76,12 +76,13 @@ def iter_parallel_acompletions(
     concurrency: int = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    router_host: RouterHost | RouterHostName | None = None,
 ) -> ParallelBatch[RouterParallelResult]:
     """Send every request, at most ``concurrency`` at a time; results come as they finish.
 
     Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_acompletions`, called in trio
     :func:`parallel_core.nursery_engine.iter_parallel_acompletions`; the arguments are described
-    there.
+    there. ``router_host`` is for trio; in asyncio a Router's calls run on the caller's own loop.
 
     ::
 
@@ -91,14 +92,16 @@ def iter_parallel_acompletions(
 
     Raises:
         RuntimeError: called where neither asyncio nor trio is running.
-        TypeError: called in trio with a Router, whose calls are asyncio code.
+        TypeError, ValueError: called in asyncio with a host for a Router.
     """
-    batch: ParallelBatch[RouterParallelResult] = _world(router).iter_parallel_acompletions(
+    world = _world()
+    batch: ParallelBatch[RouterParallelResult] = world.iter_parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **_host_option(world, router, router_host),
     )
     return batch
 
@@ -110,14 +113,17 @@ async def parallel_acompletions(
     concurrency: int = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    router_host: RouterHost | RouterHostName | None = None,
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
-    results: list[RouterParallelResult] = await _world(router).parallel_acompletions(
+    world = _world()
+    results: list[RouterParallelResult] = await world.parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **_host_option(world, router, router_host),
     )
     return results
 
@@ -160,12 +166,8 @@ def parallel_completions(
 
     # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
     # which its import makes the default, Router calls fail.
-    if sys.platform == "win32":
-        loop_factory = asyncio.ProactorEventLoop
-    else:
-        loop_factory = asyncio.SelectorEventLoop
     try:
-        with start_blocking_portal("asyncio", {"loop_factory": loop_factory}) as portal:
+        with start_blocking_portal("asyncio", {"loop_factory": plain_loop_factory()}) as portal:
             return portal.call(run)
     except CancelledError:
         interrupt = batch.interrupt
@@ -175,7 +177,7 @@ def parallel_completions(
     raise interrupt
 
 
-def _world(router: object = None) -> Any:
+def _world() -> Any:
     """The module that implements the API for the library that is running."""
     try:
         library = sniffio.current_async_library()
@@ -188,9 +190,17 @@ def _world(router: object = None) -> Any:
         return bridge
     if library != "trio":
         raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
-    if hasattr(router, "acompletion"):
-        raise TypeError(
-            "the calls of a Router are asyncio code and cannot run in trio: pass a trio-flavoured "
-            "async callable (model=, messages=, **kwargs), or use the Router from asyncio"
-        )
     return nursery_engine
+
+
+def _host_option(world: object, router: object, router_host: object) -> dict[str, object]:
+    if world is nursery_engine:
+        return {"router_host": router_host}
+    if router_host is not None:
+        raise ValueError(
+            "router_host is for trio: in asyncio a Router's calls run on your own loop; leave it "
+            "out"
+        )
+    if isinstance(router, RouterHost):
+        raise TypeError("a RouterHost is for trio: in asyncio pass the Router itself")
+    return {}

@@ -57,6 +57,19 @@ class BatchAbortedError(RuntimeError):
     """
 
 
+class RouterHostClosedError(RuntimeError):
+    """The asyncio loop on which trio has a Router's calls made has been closed.
+
+    A call gets it that is made on a host whose ``async with`` block has been left (or on a loop of
+    trio-asyncio that was closed), or that was running when that happened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the host of the Router has been closed: make calls inside its async with block"
+        )
+
+
 def _ranges(indexes: Iterable[int]) -> str:
     """``[0, 1, 2, 7]`` as ``"0-2, 7"``: every index is named, a long list stays readable."""
     spans: list[list[int]] = []

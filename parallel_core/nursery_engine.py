@@ -19,7 +19,8 @@ from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
 from .errors import cancelled_unasked
-from .types import ItemT, ParallelResult, RouterParallelResult, ValueT
+from .trio_router import RouterHost, RouterHostName, in_trio
+from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
 __all__ = [
     "ParallelBatch",
@@ -246,29 +247,38 @@ async def parallel_map(
 
 
 def iter_parallel_acompletions(
-    acompletion: Callable[..., Awaitable[Any]],
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
     concurrency: int = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    router_host: RouterHost | RouterHostName | None = None,
 ) -> ParallelBatch[RouterParallelResult]:
-    """Await ``acompletion(model=, messages=, **kwargs)`` for every request (trio).
+    """Send every request through a Router, at most ``concurrency`` at a time (trio).
 
     Args:
-        acompletion: a trio-flavoured async callable.
+        router: a ``litellm.Router`` (anything with an asyncio-flavoured ``acompletion`` method), or
+            a trio-flavoured async callable ``(model=, messages=, **kwargs)``.
         requests: :class:`RouterParallelRequest` or mappings, from any iterable or async iterable.
         concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
+        router_host: where a Router's asyncio code runs. ``"thread"``: on a plain asyncio loop in a
+            helper thread that is kept for this trio run; ``"thread-uvloop"``: the same with uvloop;
+            ``"trio-asyncio"``: on the loop of trio-asyncio that is open in this task; or what
+            :func:`parallel_core.open_router_host` has given. None: the host that was opened for
+            this Router, else the loop of trio-asyncio if one is open, else ``"thread"``.
 
     Raises:
         InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
             item of a lazy source becomes the result of its index, or the first error when
             fail-fast.
-        TypeError, ValueError: as in :func:`iter_parallel_map`.
+        TypeError: as in :func:`iter_parallel_map`; ``router`` is an asyncio function of litellm.
+        ValueError: as in :func:`iter_parallel_map`; there is no such ``router_host``.
+        RuntimeError: the host cannot be had here.
     """
     return TrioParallelBatch(
         completion_plan(
-            acompletion,
+            in_trio(router, router_host),
             requests,
             concurrency=concurrency,
             return_exceptions=return_exceptions,
@@ -278,19 +288,20 @@ def iter_parallel_acompletions(
 
 
 async def parallel_acompletions(
-    acompletion: Callable[..., Awaitable[Any]],
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
     concurrency: int = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    router_host: RouterHost | RouterHostName | None = None,
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list (trio).
 
     The arguments and errors are the same; a fail-fast batch raises its first error.
     """
     plan = completion_plan(
-        acompletion,
+        in_trio(router, router_host),
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,

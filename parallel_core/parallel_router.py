@@ -7,6 +7,7 @@ from litellm.router import Router
 from . import dispatch
 from ._handle import ParallelBatch
 from ._plan import Requests
+from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult
 
 
@@ -23,6 +24,7 @@ class ParallelRouter(Router):
         concurrency: int = 8,
         return_exceptions: bool = True,
         preserve_order: bool = False,
+        router_host: RouterHost | RouterHostName | None = None,
     ) -> list[RouterParallelResult]:
         """:func:`parallel_core.parallel_acompletions` with this Router."""
         return await dispatch.parallel_acompletions(
@@ -31,6 +33,7 @@ class ParallelRouter(Router):
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            router_host=router_host,
         )
 
     def iter_parallel_acompletions(
@@ -40,6 +43,7 @@ class ParallelRouter(Router):
         concurrency: int = 8,
         return_exceptions: bool = True,
         preserve_order: bool = False,
+        router_host: RouterHost | RouterHostName | None = None,
     ) -> ParallelBatch[RouterParallelResult]:
         """:func:`parallel_core.iter_parallel_acompletions` with this Router."""
         return dispatch.iter_parallel_acompletions(
@@ -48,4 +52,5 @@ class ParallelRouter(Router):
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            router_host=router_host,
         )

@@ -1,0 +1,294 @@
+"""Asyncio code that trio waits for: on a loop in a helper thread, or on one of trio-asyncio.
+
+What differs between the two is only how a callback gets from trio to the loop and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import logging
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+import outcome
+import sniffio
+import trio
+from anyio.from_thread import start_blocking_portal
+
+from ._litellm_clients import close_clients_of_this_loop
+from .errors import RouterHostClosedError, cancelled_unasked
+
+T = TypeVar("T")
+
+logger = logging.getLogger("parallel_core")
+
+
+class _Call:
+    """One call: a trio task that waits, and the asyncio task that it waits for."""
+
+    __slots__ = ("_arguments", "_context", "_function", "_loop", "_task", "_waiter", "raise_cancel")
+
+    def __init__(
+        self,
+        loop: CallLoop,
+        function: Callable[..., Awaitable[Any]],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    ) -> None:
+        self._loop = loop
+        self._function = function
+        self._arguments = arguments
+        self._waiter = trio.lowlevel.current_task()
+        self._context = contextvars.copy_context()
+        # Whoever has started this trio run through anyio has left "trio" there.
+        self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
+        self._task: asyncio.Task[outcome.Outcome[Any]] | None = None
+        self.raise_cancel: trio.lowlevel.RaiseCancelT | None = None
+
+    # --- on the loop ---
+
+    def start(self) -> None:
+        if self._loop.closed:
+            self._loop.to_trio(self.fail)
+            return
+        args, kwargs = self._arguments
+        # Captured, whatever it is: KeyboardInterrupt and SystemExit belong to the trio code that
+        # waits, and would end the loop here. Made past the loop's task factory, so that the task
+        # does not begin before it is known.
+        self._task = task = asyncio.Task(
+            outcome.acapture(self._function, *args, **kwargs),
+            loop=self._loop.loop,
+            name="parallel_core call",
+            context=self._context,
+        )
+        self._loop.tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _cancel(self) -> None:
+        # The task, and no future inside it: litellm takes a cancelled future for a broken
+        # connection, and tries again.
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Task[outcome.Outcome[Any]]) -> None:
+        self._loop.tasks.discard(task)
+        try:
+            result = task.result()
+        except asyncio.CancelledError as cancellation:  # before its first step
+            result = outcome.Error(cancellation)
+        self._loop.to_trio(functools.partial(self._end, result))
+
+    # --- in trio ---
+
+    def abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self.raise_cancel = raise_cancel
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the end is on its way
+            self._loop.to_loop(self._cancel)
+        return trio.lowlevel.Abort.FAILED  # trio waits until the task has really ended
+
+    def fail(self) -> None:
+        """End the call, if it has not ended yet, since its loop will not do it."""
+        self._end(outcome.Error(RouterHostClosedError()))
+
+    def _end(self, result: outcome.Outcome[Any]) -> None:
+        if self in self._loop.calls:
+            self._loop.calls.discard(self)
+            trio.lowlevel.reschedule(self._waiter, outcome.Value(result))
+
+
+class CallLoop(ABC):
+    """An asyncio loop on which the trio run that has made this object runs asyncio code."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
+        self.token = trio.lowlevel.current_trio_token()
+        self.closed = False
+        self.ended = trio.Event()
+        self.calls: set[_Call] = set()  # that trio waits for
+        # What has to be ended with this loop, looked after on the loop itself.
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._streams: dict[int, Any] = {}
+        self._closing_streams: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    def to_loop(self, callback: Callable[[], object]) -> None:
+        """Have the loop call something soon; called in trio.
+
+        Raises RuntimeError when the loop is closed.
+        """
+
+    @abstractmethod
+    def to_trio(self, callback: Callable[[], object]) -> None:
+        """Have trio call something soon; called on the loop."""
+
+    # KeyboardInterrupt must not come between the start of the call and the wait for its end.
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self, function: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object
+    ) -> T:
+        """Await ``function(…)`` as a task of the loop, in a copy of the current context.
+
+        Cancelled, it cancels the task and waits for its end. A result that is there all the same
+        is returned.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.token is not trio.lowlevel.current_trio_token():
+            raise RuntimeError("this router host belongs to another trio run: open one in this run")
+        if self.closed or self.loop.is_closed():
+            raise RouterHostClosedError
+        call = _Call(self, function, (args, kwargs))
+        self.calls.add(call)
+        try:
+            self.to_loop(call.start)
+        except RuntimeError:
+            self.calls.discard(call)
+            raise RouterHostClosedError from None
+        result = cast("outcome.Outcome[T]", await trio.lowlevel.wait_task_rescheduled(call.abort))
+        try:
+            if isinstance(result, outcome.Error) and isinstance(
+                result.error, asyncio.CancelledError
+            ):
+                if call.raise_cancel is not None:
+                    call.raise_cancel()
+                if self.closed:
+                    raise RouterHostClosedError
+                raise cancelled_unasked("the call", result.error)
+            return result.unwrap()
+        finally:
+            del result, call  # no reference cycle through the traceback
+
+    async def end_calls(self) -> None:
+        """On the loop: take no more calls, cancel those that run, wait for them, close streams."""
+        self.closed = True
+        while self.tasks:
+            tasks = list(self.tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for stream in list(self._streams.values()):
+            self._close_stream_soon(stream)
+        if self._closing_streams:
+            await asyncio.wait(list(self._closing_streams))
+
+    def fail_calls(self) -> None:
+        """In trio: the loop has ended. Wake those whose calls it will not end any more."""
+        self.closed = True
+        self.ended.set()
+        for call in list(self.calls):
+            call.fail()
+
+    # --- streams: async iterators that calls have returned, which stay bound to the loop ---
+
+    def keep_stream(self, stream: object) -> None:
+        """On the loop: have a stream closed at the latest when the loop ends."""
+        self._streams[id(stream)] = stream
+
+    async def close_stream(self, stream: Any) -> None:
+        """On the loop: close a stream and its connection."""
+        self._streams.pop(id(stream), None)
+        if hasattr(stream, "aclose"):
+            await stream.aclose()
+
+    def abandon_stream(self, stream: object) -> None:
+        """From any thread: nobody reads this stream any more."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the stream
+            self.loop.call_soon_threadsafe(self._close_stream_soon, stream)
+
+    def _close_stream_soon(self, stream: object) -> None:
+        closing = asyncio.Task(self.close_stream(stream), loop=self.loop)
+        self._closing_streams.add(closing)
+        closing.add_done_callback(self._stream_closed)
+
+    def _stream_closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing_streams.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            # Its text may quote what the stream has said.
+            logger.error("a stream failed to close: %s", type(error).__qualname__)
+
+    @abstractmethod
+    async def close(self) -> None:
+        """In trio: end the calls, and what this object has opened."""
+
+
+class HelperThread(CallLoop):
+    """A plain asyncio loop in a thread of its own."""
+
+    # An interrupt while it starts would leave the thread behind.
+    @trio.lowlevel.enable_ki_protection
+    def __init__(self, *, use_uvloop: bool) -> None:
+        super().__init__()
+        # Callbacks wait here, so that many of them wake the loop once.
+        self._callbacks: deque[Callable[[], object]] = deque()
+        self._woken = False
+        # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
+        # which its import makes the default, this would fail.
+        self._portal_manager = start_blocking_portal(
+            "asyncio", {"loop_factory": plain_loop_factory(use_uvloop=use_uvloop)}
+        )
+        self._portal = self._portal_manager.__enter__()
+        self._portal.call(self._begin)
+
+    async def _begin(self) -> None:
+        threading.current_thread().name = "parallel_core router host"
+        self.loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._keeper = asyncio.Task(self._keep(), loop=self.loop, name="parallel_core keeper")
+
+    async def _keep(self) -> None:
+        """Ends the calls before the loop ends, also when something has broken the loop."""
+        try:
+            await self._stopping.wait()
+        finally:
+            await self.end_calls()
+            await close_clients_of_this_loop()
+            self.to_trio(self.fail_calls)
+
+    def to_loop(self, callback: Callable[[], object]) -> None:
+        # Looked at after the callback has been added, and taken back before the callbacks are
+        # run: none is missed.
+        self._callbacks.append(callback)
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._run_callbacks)
+
+    def _run_callbacks(self) -> None:
+        self._woken = False
+        for _ in range(len(self._callbacks)):
+            self._callbacks.popleft()()
+
+    def to_trio(self, callback: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):  # it broke; nobody waits any more
+            self.token.run_sync_soon(callback)
+
+    async def close(self) -> None:
+        # Shielded: where one calls this, it is cancelled already. A limiter of its own, since
+        # the application's may be used up by threads that wait for us.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._stop, limiter=trio.CapacityLimiter(1))
+
+    def _stop(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._portal.call(self._end)
+        self._portal_manager.__exit__(None, None, None)
+
+    async def _end(self) -> None:
+        self._stopping.set()
+        await asyncio.wait([self._keeper])
+
+
+def plain_loop_factory(*, use_uvloop: bool = False) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes a loop that is not trio-asyncio's, whatever the process's default is."""
+    if use_uvloop:
+        import uvloop
+
+        return uvloop.new_event_loop
+    if sys.platform == "win32":
+        return asyncio.ProactorEventLoop
+    return asyncio.SelectorEventLoop

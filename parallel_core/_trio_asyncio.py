@@ -1,0 +1,137 @@
+"""Loops of trio-asyncio: asyncio on top of trio, in the same thread.
+
+trio-asyncio changes asyncio for the whole process when it is imported. This module imports it only
+in :func:`open_prepared_loop`, which is what its caller asked for; elsewhere it looks whether the
+application has it loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ._call_loop import CallLoop
+from ._litellm_clients import close_clients_of_this_loop
+
+
+class TrioAsyncioLoop(CallLoop):
+    """A loop of trio-asyncio: in this thread, so that callbacks need not be carried anywhere."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__()
+        self.loop = loop
+        tolerate_coroutine_functions(loop)
+        self._watching = trio.CancelScope()
+        trio.lowlevel.spawn_system_task(self._watch, name="parallel_core router host")
+
+    async def _watch(self) -> None:
+        """Calls that are begun while the application closes the loop would wait for ever."""
+        loop: Any = self.loop
+        with self._watching:
+            await loop.wait_stopped()
+            self.fail_calls()
+
+    def to_loop(self, callback: Callable[[], object]) -> None:
+        callback()
+
+    def to_trio(self, callback: Callable[[], object]) -> None:
+        callback()
+
+    async def close(self) -> None:
+        loop: Any = self.loop
+        with trio.CancelScope(shield=True):
+            if not self.closed and loop.is_running():
+                await loop.run_aio_coroutine(self.end_calls())
+        self._watching.cancel()
+        self.ended.set()
+
+
+def loop_open_here() -> Any:
+    """The loop of trio-asyncio that is open in this task, or None."""
+    trio_asyncio = sys.modules.get("trio_asyncio")
+    if trio_asyncio is None:
+        return None
+    loop = trio_asyncio.current_loop.get()
+    return None if loop is None or loop.is_closed() else loop
+
+
+def refuse_where_it_cannot_work() -> None:
+    """Raise RuntimeError on a Python that trio-asyncio does not run on."""
+    if sys.version_info >= (3, 14):
+        raise RuntimeError(
+            "trio-asyncio does not work on Python 3.14 and newer: leave router_host out, or use "
+            "router_host='thread'"
+        )
+
+
+@asynccontextmanager
+async def open_prepared_loop() -> AsyncGenerator[Any, None]:
+    """Open a loop on which Router calls work, and leave nothing of litellm's on it."""
+    refuse_where_it_cannot_work()
+    trio_asyncio: Any = importlib.import_module("trio_asyncio")
+    async with trio_asyncio.open_loop() as loop:
+        tolerate_coroutine_functions(loop)
+        try:
+            yield loop
+        finally:
+            if loop.is_running():
+                with trio.CancelScope(shield=True):
+                    await loop.run_aio_coroutine(_clean_up(loop))
+
+
+async def _clean_up(loop: Any) -> None:
+    # As trio-asyncio will do next; but the clients of calls that run must not be closed under
+    # them, or litellm takes it for a broken connection and tries again.
+    others = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others)
+    await close_clients_of_this_loop()
+
+
+def tolerate_coroutine_functions(loop: object) -> None:
+    """Let the default executor of a loop of trio-asyncio take what litellm gives it.
+
+    litellm has an executor call functions that return coroutines, and awaits those itself. Trio
+    refuses such functions, so that every call over HTTP would fail. Nothing else about the
+    executor changes; other kinds of loops are left alone.
+    """
+    trio_asyncio = sys.modules.get("trio_asyncio")
+    if trio_asyncio is None or not isinstance(loop, trio_asyncio.BaseTrioEventLoop):
+        return
+    state: Any = loop
+    executor = state._default_executor
+    tolerant = _tolerant_executor_class()
+    if not isinstance(executor, tolerant):
+        state.set_default_executor(tolerant(executor))
+
+
+@functools.cache
+def _tolerant_executor_class() -> Any:
+    trio_asyncio = sys.modules["trio_asyncio"]
+
+    class TolerantExecutor(trio_asyncio.TrioExecutor):  # type: ignore[name-defined,misc]  # it is not imported where its types could be seen
+        def __init__(self, executor: Any) -> None:
+            self._executor = executor
+
+        async def submit(self, func: Callable[..., Any], *args: Any) -> Any:
+            # In a tuple, a coroutine is a result like any other.
+            (result,) = await self._executor.submit(_in_a_tuple, func, args)
+            return result
+
+        def shutdown(self, wait: bool | None = None) -> None:
+            self._executor.shutdown(wait)
+
+    return TolerantExecutor
+
+
+def _in_a_tuple(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any]:
+    return (function(*arguments),)

@@ -1,0 +1,357 @@
+"""An asyncio Router inside a trio application.
+
+The calls of a Router are asyncio code and need an asyncio loop. In trio they get one in a helper
+thread, or the loop of trio-asyncio that the application has open. To the engine a Router on its
+host is a trio-flavoured ``acompletion`` like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args
+
+import trio
+
+from . import _trio_asyncio
+from ._call_loop import CallLoop, HelperThread
+from .errors import RouterHostClosedError
+from .types import SupportsAcompletion
+
+T = TypeVar("T")
+
+RouterHostName: TypeAlias = Literal["thread", "thread-uvloop", "trio-asyncio"]
+"""Where a Router's asyncio code runs in a trio application: on a plain asyncio loop in a helper
+thread, on a loop of uvloop there, or on the loop of trio-asyncio that is open in the task."""
+
+
+class RouterHost:
+    """A Router that trio code can call, as :func:`open_router_host` gives it.
+
+    It may stand wherever :func:`parallel_core.parallel_acompletions` takes a Router.
+
+    Attributes:
+        router: the Router.
+        name: where its calls run.
+    """
+
+    def __init__(self, router: SupportsAcompletion, name: RouterHostName, loop: CallLoop) -> None:
+        self.router = router
+        self.name: RouterHostName = name
+        self._loop = loop
+
+    async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
+        """``router.acompletion(…)``, awaited in trio.
+
+        Cancelled, it cancels the asyncio task of the call and waits for its end. With
+        ``stream=True`` it returns a :class:`RouterStream`.
+
+        Raises:
+            CallCancelledError: the call ended in a cancellation that trio had not asked for.
+            RouterHostClosedError: the host is closed, or was closed meanwhile.
+            Exception: what the Router raises.
+        """
+        response = await self._loop.run(self._acompletion, *args, **kwargs)
+        return RouterStream(response, self._loop) if _is_stream(response) else response
+
+    async def _acompletion(self, *args: Any, **kwargs: Any) -> Any:
+        response = await self.router.acompletion(*args, **kwargs)
+        if _is_stream(response):
+            self._loop.keep_stream(response)
+        return response
+
+    async def run(
+        self, function: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object
+    ) -> T:
+        """Await any asyncio-flavoured ``function(…)`` where the Router's calls run.
+
+        For instance ``await host.run(router.aembedding, model="small", input=["text"])``. Raises
+        as :meth:`acompletion` does.
+        """
+        return await self._loop.run(function, *args, **kwargs)
+
+    def with_router(self, router: SupportsAcompletion) -> RouterHost:
+        """Another Router on the same loop."""
+        return RouterHost(router, self.name, self._loop)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._loop.closed else "open"
+        return f"<RouterHost {self.name} {state}>"
+
+
+def _is_stream(response: Any) -> bool:
+    return hasattr(response, "__anext__")
+
+
+_END: Final = object()
+
+
+class RouterStream:
+    """A streamed answer, read in trio: an async iterator of chunks, and a context manager.
+
+    ::
+
+        async with await host.acompletion(model=…, messages=…, stream=True) as stream:
+            async for chunk in stream:
+                …
+
+    Leaving the block closes the stream and with it the connection. So does its end, an error, a
+    cancellation while a chunk is awaited, and the end of its host.
+
+    Attributes:
+        response: what the Router returned, for its attributes. Its methods are asyncio code.
+    """
+
+    def __init__(self, response: AsyncIterator[Any], loop: CallLoop) -> None:
+        self.response = response
+        self._loop = loop
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            chunk = await self._loop.run(_next_chunk, self.response)
+        except BaseException:
+            await self.aclose()
+            raise
+        if chunk is _END:
+            await self.aclose()
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close the stream and its connection. Idempotent; waits even where it is cancelled."""
+        if self._closed:
+            return
+        self._closed = True
+        # A host that closes has closed its streams.
+        with trio.CancelScope(shield=True), contextlib.suppress(RouterHostClosedError):
+            await self._loop.run(self._loop.close_stream, self.response)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # Dropped without being closed, maybe in another thread.
+        loop = getattr(self, "_loop", None)
+        if loop is not None and not self._closed:
+            loop.abandon_stream(self.response)
+
+
+async def _next_chunk(stream: AsyncIterator[Any]) -> Any:
+    return await anext(stream, _END)
+
+
+@asynccontextmanager
+# An interrupt between the start of the host and the block would leave it behind.
+@trio.lowlevel.enable_ki_protection
+async def _open_router_host(
+    router: SupportsAcompletion, router_host: RouterHostName | None
+) -> AsyncGenerator[RouterHost, None]:
+    if not hasattr(router, "acompletion"):
+        raise TypeError(
+            "expected a litellm.Router (anything with an acompletion coroutine method), not "
+            f"{type(router).__qualname__}"
+        )
+    name = _checked_name(router_host)
+    loop = _new_loop(name)
+    host = RouterHost(router, name, loop)
+    hosts = _opened_hosts()
+    hosts.append(host)
+    try:
+        yield host
+    finally:
+        hosts.remove(host)
+        await loop.close()
+
+
+def open_router_host(
+    router: SupportsAcompletion, router_host: RouterHostName | None = None
+) -> AbstractAsyncContextManager[RouterHost]:
+    """Give a Router an asyncio loop of its own in a trio application, for as long as a block lasts.
+
+    ::
+
+        async with parallel_core.open_router_host(router) as host:
+            results = await parallel_core.parallel_acompletions(router, requests)
+            response = await host.acompletion(model="gpt", messages=messages)
+
+    Batches of this Router that begin inside the block, in whatever task of the trio run, use the
+    host. Leaving the block cancels the calls that still run on it and waits for them, closes its
+    streams, litellm's HTTP clients and the helper thread. Without this function a helper thread is
+    started for the first batch, shared by all, and ended with the trio run.
+
+    Args:
+        router: a ``litellm.Router`` (anything with an asyncio-flavoured ``acompletion``).
+        router_host: ``"thread"``, a plain asyncio loop in a new helper thread; ``"thread-uvloop"``,
+            a loop of uvloop there; ``"trio-asyncio"``, the loop of trio-asyncio that is open in
+            this task, whose clients are left to whoever has opened it
+            (:func:`open_trio_asyncio`). None: ``"trio-asyncio"`` where such a loop is open, else
+            ``"thread"``.
+
+    Raises:
+        TypeError: ``router`` has no ``acompletion``.
+        ValueError: there is no such host.
+        RuntimeError: the host cannot be had here, or this is not trio. All are raised on entering.
+    """
+    return _open_router_host(router, router_host)
+
+
+@asynccontextmanager
+async def open_trio_asyncio() -> AsyncGenerator[Any, None]:
+    """Open a loop of trio-asyncio on which Router calls work (trio).
+
+    It is ``trio_asyncio.open_loop()``, but its default executor takes what litellm gives it, and
+    litellm's clients are closed with it. Inside, a Router's calls run on this loop. The import of
+    trio_asyncio, which this function does, changes asyncio for the whole process.
+
+    Raises:
+        RuntimeError: trio-asyncio is not installed, or does not work on this Python (3.14).
+    """
+    async with _trio_asyncio.open_prepared_loop() as loop:
+        try:
+            yield loop
+        finally:
+            shared = _shared_loops().pop(loop, None)
+            if shared is not None:
+                await shared.close()
+
+
+def in_trio(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    router_host: RouterHost | RouterHostName | None,
+) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
+    """What a batch in trio is to call: a Router on its host, or a bare callable as it is.
+
+    Raises:
+        TypeError: ``router`` is an asyncio function of litellm.
+        ValueError: there is no such host, or a bare callable was given one.
+        RuntimeError: the host cannot be had here.
+    """
+    if isinstance(router, RouterHost):
+        if router_host not in (None, router):
+            raise ValueError("router_host: the router is a RouterHost already; leave it out")
+        return router
+    if hasattr(router, "acompletion"):
+        return _host_for(cast("SupportsAcompletion", router), router_host)
+    if router_host is not None:
+        raise ValueError(
+            "router_host is for a Router; a bare callable is called in trio: leave it out, or pass "
+            "the Router"
+        )
+    if (getattr(router, "__module__", None) or "").partition(".")[0] == "litellm":
+        raise TypeError(
+            f"{getattr(router, '__qualname__', router)} is asyncio code and cannot run in trio: "
+            "pass the Router itself"
+        )
+    return router
+
+
+def _host_for(
+    router: SupportsAcompletion, router_host: RouterHost | RouterHostName | None
+) -> RouterHost:
+    if isinstance(router_host, RouterHost):
+        return router_host.with_router(router)
+    name = _checked_name(router_host)
+    for host in reversed(_opened_hosts()):
+        if host.router is router and router_host in (None, host.name):
+            return host
+    loops = _shared_loops()
+    key = _trio_asyncio_loop() if name == "trio-asyncio" else name
+    loop = loops.get(key)
+    if loop is None or loop.closed:
+        for other in [other for other in loops if loops[other].closed]:
+            del loops[other]
+        loop = loops[key] = _new_shared_loop(name)
+    return RouterHost(router, name, loop)
+
+
+# An interrupt must not come between the start of the thread and the task that ends it.
+@trio.lowlevel.enable_ki_protection
+def _new_shared_loop(name: RouterHostName) -> CallLoop:
+    loop = _new_loop(name)
+    trio.lowlevel.spawn_system_task(_end_with_the_run, loop, name="parallel_core router host")
+    return loop
+
+
+async def _end_with_the_run(loop: CallLoop) -> None:
+    try:
+        await loop.ended.wait()
+    finally:
+        await loop.close()
+
+
+def _checked_name(router_host: RouterHostName | None) -> RouterHostName:
+    if router_host is None:
+        return "thread" if _trio_asyncio.loop_open_here() is None else "trio-asyncio"
+    names: tuple[RouterHostName, ...] = get_args(RouterHostName)
+    if router_host not in names:
+        raise ValueError(
+            f"router_host must be one of {', '.join(map(repr, names))}, a RouterHost or None, not "
+            f"{router_host!r}"
+        )
+    return router_host
+
+
+def _new_loop(name: RouterHostName) -> CallLoop:
+    if name == "trio-asyncio":
+        return _trio_asyncio.TrioAsyncioLoop(_trio_asyncio_loop())
+    use_uvloop = name == "thread-uvloop"
+    if use_uvloop and importlib.util.find_spec("uvloop") is None:
+        raise RuntimeError(
+            "router_host='thread-uvloop' needs uvloop: pip install 'parallel_core[uvloop]', or use "
+            "'thread'"
+        )
+    return HelperThread(use_uvloop=use_uvloop)
+
+
+def _trio_asyncio_loop() -> Any:
+    _trio_asyncio.refuse_where_it_cannot_work()
+    loop = _trio_asyncio.loop_open_here()
+    if loop is None:
+        raise RuntimeError(
+            "router_host='trio-asyncio', but no loop of trio-asyncio is open in this task: open "
+            "one with async with parallel_core.open_trio_asyncio(), or use 'thread'"
+        )
+    return loop
+
+
+# --- what a trio run has ---
+
+_shared: trio.lowlevel.RunVar[dict[Any, CallLoop]] = trio.lowlevel.RunVar("parallel_core_loops")
+_opened: trio.lowlevel.RunVar[list[RouterHost]] = trio.lowlevel.RunVar("parallel_core_hosts")
+
+
+def _shared_loops() -> dict[Any, CallLoop]:
+    """By name of the host, or by loop of trio-asyncio: what batches use and the run ends."""
+    try:
+        return _shared.get()
+    except LookupError:
+        loops: dict[Any, CallLoop] = {}
+        _shared.set(loops)
+        return loops
+
+
+def _opened_hosts() -> list[RouterHost]:
+    """Of :func:`open_router_host`, the latest last."""
+    try:
+        return _opened.get()
+    except LookupError:
+        hosts: list[RouterHost] = []
+        _opened.set(hosts)
+        return hosts
