@@ -22,7 +22,7 @@ import sniffio
 import trio
 from anyio.from_thread import start_blocking_portal
 
-from ._litellm_clients import close_clients_of_this_loop
+from ._litellm_loop import leave_this_loop
 from .errors import RouterHostClosedError, cancelled_unasked
 
 T = TypeVar("T")
@@ -247,7 +247,7 @@ class HelperThread(CallLoop):
             await self._stopping.wait()
         finally:
             await self.end_calls()
-            await close_clients_of_this_loop()
+            await leave_this_loop()
             self.to_trio(self.fail_calls)
 
     def to_loop(self, callback: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ._litellm_clients import close_clients_of_this_loop
+from ._litellm_loop import leave_this_loop
 from .bridge import iter_parallel_acompletions, parallel_acompletions
 from .demo_server import DemoServerProcess, DemoServerSettings, DemoServerStats, demo_server_process
 from .errors import InvalidRequestError
@@ -73,7 +73,7 @@ async def _run(
         await _show_batch(console, server, router, requests, concurrency)
         left_over = await _show_fail_fast(console, server, router)
     finally:
-        await close_clients_of_this_loop()  # the loop ends here, and with it their connections
+        await leave_this_loop()  # the loop ends here, and with it their connections
     return 1 if left_over else 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from ._call_loop import CallLoop
-from ._litellm_clients import close_clients_of_this_loop
+from ._litellm_loop import close_clients_of_this_loop, finish_callbacks
 
 
 class TrioAsyncioLoop(CallLoop):
@@ -87,6 +87,7 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
 
 
 async def _clean_up(loop: Any) -> None:
+    await finish_callbacks()
     # As trio-asyncio will do next; but the clients of calls that run must not be closed under
     # them, or litellm takes it for a broken connection and tries again.
     others = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}

@@ -12,7 +12,7 @@ from anyio.from_thread import start_blocking_portal
 from . import bridge, nursery_engine
 from ._call_loop import plain_loop_factory
 from ._handle import ParallelBatch, collect
-from ._litellm_clients import close_clients_of_this_loop
+from ._litellm_loop import leave_this_loop
 from ._plan import Requests, Source, completion_plan
 from .trio_router import RouterHost, RouterHostName
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
@@ -162,7 +162,7 @@ def parallel_completions(
         try:
             return await collect(batch, preserve_order)
         finally:
-            await close_clients_of_this_loop()
+            await leave_this_loop()
 
     # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
     # which its import makes the default, Router calls fail.

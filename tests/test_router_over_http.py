@@ -15,7 +15,7 @@ import trio
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, thread_names
 from parallel_core import ParallelRouter, RouterParallelRequest
-from parallel_core._litellm_clients import close_clients_of_this_loop
+from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 SERVER_TIMEOUT = 10.0  # seconds
