@@ -34,7 +34,7 @@ from parallel_core.demo_server import DemoServerSettings, demo_server_process
 CONCURRENCY = 64
 WARM_UP_CALLS = 200
 COST_CALLS = 1_500
-FAILURES = 20
+FAILURES = 10
 SIDES = ("workers", "bridge", "thread", "thread-uvloop", "trio-asyncio")
 
 
@@ -159,7 +159,7 @@ def measure_failure(side: str, url: str) -> dict[str, float]:
         for _ in range(FAILURES):
             try:
                 await send(router, one_fails_when_all_are_in_flight())
-            except Exception:
+            except Exception:  # noqa: BLE001 - what litellm makes of a 500
                 milliseconds.append((time.perf_counter() - router.failed_at) * 1000)
             else:
                 raise RuntimeError("the batch did not fail")
@@ -215,7 +215,7 @@ def _spread(ratios: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=list(MEASUREMENTS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -103,19 +103,51 @@ class _Call:
 
 
 class CallLoop(ABC):
-    """An asyncio loop on which the trio run that has made this object runs asyncio code."""
+    """An asyncio loop on which the trio run that has made this object runs asyncio code.
+
+    A *keeper* task on the loop ends the calls before the loop ends, whoever ends it.
+    """
 
     loop: asyncio.AbstractEventLoop
+    _keeper: asyncio.Task[None]
+    _stopping: asyncio.Event
 
     def __init__(self) -> None:
         self.token = trio.lowlevel.current_trio_token()
-        self.closed = False
         self.ended = trio.Event()
+        self._closed = False
         self.calls: set[_Call] = set()  # that trio waits for
         # What has to be ended with this loop, looked after on the loop itself.
         self.tasks: set[asyncio.Task[Any]] = set()
         self._streams: dict[int, Any] = {}
         self._closing_streams: set[asyncio.Task[None]] = set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no call can begin any more; so also when the loop is being shut down."""
+        return self._closed or self._keeper.cancelling() > 0
+
+    def start_keeper(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the loop."""
+        self.loop = loop
+        self._stopping = asyncio.Event()
+        self._keeper = asyncio.Task(self._keep(), loop=loop, name="parallel_core keeper")
+
+    async def _keep(self) -> None:
+        try:
+            await self._stopping.wait()
+        finally:
+            await self._end_calls()
+            await self.leave()
+            self.to_trio(self._fail_calls)
+
+    def stop(self) -> None:
+        """On the loop: end the calls, and take no more."""
+        self._stopping.set()
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """On the loop, when no call is left."""
 
     @abstractmethod
     def to_loop(self, callback: Callable[[], object]) -> None:
@@ -150,23 +182,26 @@ class CallLoop(ABC):
         except RuntimeError:
             self.calls.discard(call)
             raise RouterHostClosedError from None
-        result = cast("outcome.Outcome[T]", await trio.lowlevel.wait_task_rescheduled(call.abort))
+        result = cast(
+            "outcome.Value[T] | outcome.Error",
+            await trio.lowlevel.wait_task_rescheduled(call.abort),
+        )
+        if isinstance(result, outcome.Value):
+            return result.value
+        error = result.error
         try:
-            if isinstance(result, outcome.Error) and isinstance(
-                result.error, asyncio.CancelledError
-            ):
+            if isinstance(error, asyncio.CancelledError):
                 if call.raise_cancel is not None:
                     call.raise_cancel()
                 if self.closed:
                     raise RouterHostClosedError
-                raise cancelled_unasked("the call", result.error)
-            return result.unwrap()
+                error = cancelled_unasked("the call", error)
+            raise error
         finally:
-            del result, call  # no reference cycle through the traceback
+            del result, call, error  # no reference cycle through the traceback
 
-    async def end_calls(self) -> None:
-        """On the loop: take no more calls, cancel those that run, wait for them, close streams."""
-        self.closed = True
+    async def _end_calls(self) -> None:
+        self._closed = True
         while self.tasks:
             tasks = list(self.tasks)
             for task in tasks:
@@ -177,9 +212,8 @@ class CallLoop(ABC):
         if self._closing_streams:
             await asyncio.wait(list(self._closing_streams))
 
-    def fail_calls(self) -> None:
-        """In trio: the loop has ended. Wake those whose calls it will not end any more."""
-        self.closed = True
+    def _fail_calls(self) -> None:
+        """In trio: wake those whose calls have not begun when the loop ended."""
         self.ended.set()
         for call in list(self.calls):
             call.fail()
@@ -237,18 +271,10 @@ class HelperThread(CallLoop):
 
     async def _begin(self) -> None:
         threading.current_thread().name = "parallel_core router host"
-        self.loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        self._keeper = asyncio.Task(self._keep(), loop=self.loop, name="parallel_core keeper")
+        self.start_keeper(asyncio.get_running_loop())
 
-    async def _keep(self) -> None:
-        """Ends the calls before the loop ends, also when something has broken the loop."""
-        try:
-            await self._stopping.wait()
-        finally:
-            await self.end_calls()
-            await leave_this_loop()
-            self.to_trio(self.fail_calls)
+    async def leave(self) -> None:
+        await leave_this_loop()
 
     def to_loop(self, callback: Callable[[], object]) -> None:
         # Looked at after the callback has been added, and taken back before the callbacks are
@@ -279,7 +305,7 @@ class HelperThread(CallLoop):
         self._portal_manager.__exit__(None, None, None)
 
     async def _end(self) -> None:
-        self._stopping.set()
+        self.stop()
         await asyncio.wait([self._keeper])
 
 

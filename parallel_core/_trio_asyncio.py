@@ -26,17 +26,11 @@ class TrioAsyncioLoop(CallLoop):
 
     def __init__(self, loop: Any) -> None:
         super().__init__()
-        self.loop = loop
         tolerate_coroutine_functions(loop)
-        self._watching = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._watch, name="parallel_core router host")
+        self.start_keeper(loop)
 
-    async def _watch(self) -> None:
-        """Calls that are begun while the application closes the loop would wait for ever."""
-        loop: Any = self.loop
-        with self._watching:
-            await loop.wait_stopped()
-            self.fail_calls()
+    async def leave(self) -> None:
+        pass  # what litellm leaves on it is for whoever has opened it
 
     def to_loop(self, callback: Callable[[], object]) -> None:
         callback()
@@ -46,11 +40,10 @@ class TrioAsyncioLoop(CallLoop):
 
     async def close(self) -> None:
         loop: Any = self.loop
-        with trio.CancelScope(shield=True):
-            if not self.closed and loop.is_running():
-                await loop.run_aio_coroutine(self.end_calls())
-        self._watching.cancel()
-        self.ended.set()
+        if loop.is_running():
+            self.stop()
+            with trio.CancelScope(shield=True):
+                await self.ended.wait()
 
 
 def loop_open_here() -> Any:
@@ -78,6 +71,9 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
     trio_asyncio: Any = importlib.import_module("trio_asyncio")
     async with trio_asyncio.open_loop() as loop:
         tolerate_coroutine_functions(loop)
+        # trio-asyncio would end the loop, and all calls on it, for what asyncio only logs: that a
+        # background task of litellm's was dropped, for instance.
+        loop.set_exception_handler(asyncio.BaseEventLoop.default_exception_handler)
         try:
             yield loop
         finally:
