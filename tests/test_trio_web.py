@@ -39,6 +39,7 @@ def service(provider: DemoServerThread) -> Iterator[tuple[str, int]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that its worker process can be ended with it
         env={**os.environ, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"},
     )
     try:
@@ -54,7 +55,8 @@ def service(provider: DemoServerThread) -> Iterator[tuple[str, int]]:
         assert process.returncode == 0, output
         assert "Traceback" not in output, output
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -66,7 +68,7 @@ def post(address: tuple[str, int], count: int) -> http.client.HTTPConnection:
 
 
 def test_one_request_fans_out() -> None:
-    with provider(latency_median=0.0) as server, service(server) as address:
+    with provider(latency_median=0.2) as server, service(server) as address:
         for _ in range(2):
             connection = post(address, 30)
             response = connection.getresponse()
