@@ -33,13 +33,18 @@ logger = logging.getLogger("parallel_core")
 class _Call:
     """One call: a trio task that waits, and the asyncio task that it waits for."""
 
-    __slots__ = ("_arguments", "_context", "_function", "_loop", "_task", "_waiter", "raise_cancel")
+    __slots__ = (
+        *("_arguments", "_context", "_function", "_loop", "_task", "_to_the_end", "_waiter"),
+        "raise_cancel",
+    )
 
     def __init__(
         self,
         loop: CallLoop,
         function: Callable[..., Awaitable[Any]],
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        *,
+        to_the_end: bool = False,
     ) -> None:
         self._loop = loop
         self._function = function
@@ -49,6 +54,7 @@ class _Call:
         # Whoever has started this trio run through anyio has left "trio" there.
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
         self._task: asyncio.Task[outcome.Outcome[Any]] | None = None
+        self._to_the_end = to_the_end
         self.raise_cancel: trio.lowlevel.RaiseCancelT | None = None
 
     # --- on the loop ---
@@ -87,6 +93,8 @@ class _Call:
     # --- in trio ---
 
     def abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        if self._to_the_end:
+            return trio.lowlevel.Abort.FAILED  # trio will raise it later
         self.raise_cancel = raise_cancel
         with contextlib.suppress(RuntimeError):  # the loop is closed: the end is on its way
             self._loop.to_loop(self._cancel)
@@ -137,9 +145,11 @@ class CallLoop(ABC):
         try:
             await self._stopping.wait()
         finally:
-            await self._end_calls()
-            await self.leave()
-            self.to_trio(self._fail_calls)
+            try:
+                await self._end_calls()
+                await self.leave()
+            finally:
+                self.to_trio(self._fail_calls)
 
     def stop(self) -> None:
         """On the loop: end the calls, and take no more."""
@@ -171,11 +181,22 @@ class CallLoop(ABC):
         is returned.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        value: T = await self._wait_for(_Call(self, function, (args, kwargs)))
+        return value
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_to_the_end(
+        self, function: Callable[..., Awaitable[object]], /, *args: object
+    ) -> None:
+        """As :meth:`run`, but nothing cancels it: for what cleans up."""
+        await self._wait_for(_Call(self, function, (args, {}), to_the_end=True))
+
+    @trio.lowlevel.enable_ki_protection
+    async def _wait_for(self, call: _Call) -> Any:
         if self.token is not trio.lowlevel.current_trio_token():
             raise RuntimeError("this router host belongs to another trio run: open one in this run")
         if self.closed or self.loop.is_closed():
             raise RouterHostClosedError
-        call = _Call(self, function, (args, kwargs))
         self.calls.add(call)
         try:
             self.to_loop(call.start)
@@ -183,7 +204,7 @@ class CallLoop(ABC):
             self.calls.discard(call)
             raise RouterHostClosedError from None
         result = cast(
-            "outcome.Value[T] | outcome.Error",
+            "outcome.Value[Any] | outcome.Error",
             await trio.lowlevel.wait_task_rescheduled(call.abort),
         )
         if isinstance(result, outcome.Value):
@@ -202,15 +223,12 @@ class CallLoop(ABC):
 
     async def _end_calls(self) -> None:
         self._closed = True
-        while self.tasks:
-            tasks = list(self.tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        for task in self.tasks:
+            task.cancel()
+        await _all_done(self.tasks)
         for stream in list(self._streams.values()):
             self._close_stream_soon(stream)
-        if self._closing_streams:
-            await asyncio.wait(list(self._closing_streams))
+        await _all_done(self._closing_streams)
 
     def _fail_calls(self) -> None:
         """In trio: wake those whose calls have not begun when the loop ended."""
@@ -248,7 +266,38 @@ class CallLoop(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """In trio: end the calls, and what this object has opened."""
+        """In trio: end the calls, and what this object has opened. Nothing cancels it."""
+
+
+async def _all_done(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait until a set of tasks, which they leave by themselves, is empty.
+
+    A loop that is shut down cancels everybody, and waits for this task as it does for those.
+    """
+    while tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(list(tasks))
+
+
+async def shielded(function: Callable[[], Awaitable[object]]) -> None:
+    """In trio: await ``function()`` in spite of cancellations and of Ctrl-C.
+
+    It may be called again: KeyboardInterrupt reaches the main task at a checkpoint, shielded or
+    not, and is raised when it is done.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    with trio.CancelScope(shield=True):
+        while True:
+            try:
+                await function()
+                break
+            except KeyboardInterrupt as exception:
+                interrupt = exception
+    if interrupt is not None:
+        try:
+            raise interrupt
+        finally:
+            del interrupt
 
 
 class HelperThread(CallLoop):
@@ -263,8 +312,9 @@ class HelperThread(CallLoop):
         self._woken = False
         # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
         # which its import makes the default, this would fail.
+        new_loop = plain_loop_factory(use_uvloop=use_uvloop)
         self._portal_manager = start_blocking_portal(
-            "asyncio", {"loop_factory": plain_loop_factory(use_uvloop=use_uvloop)}
+            "asyncio", {"loop_factory": lambda: self._watched(new_loop())}
         )
         self._portal = self._portal_manager.__enter__()
         self._portal.call(self._begin)
@@ -272,6 +322,21 @@ class HelperThread(CallLoop):
     async def _begin(self) -> None:
         threading.current_thread().name = "parallel_core router host"
         self.start_keeper(asyncio.get_running_loop())
+
+    def _watched(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """Whatever happens to a loop (a SystemExit in a callback, and another while it is shut
+        down), it is closed at last. Calls that have not ended by then never will."""
+        close = loop.close
+
+        def close_and_tell() -> None:
+            try:
+                close()
+            finally:
+                self._closed = True
+                self.to_trio(self._fail_calls)
+
+        loop.close = close_and_tell  # type: ignore[method-assign]
+        return loop
 
     async def leave(self) -> None:
         await leave_this_loop()
@@ -294,10 +359,9 @@ class HelperThread(CallLoop):
             self.token.run_sync_soon(callback)
 
     async def close(self) -> None:
-        # Shielded: where one calls this, it is cancelled already. A limiter of its own, since
-        # the application's may be used up by threads that wait for us.
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._stop, limiter=trio.CapacityLimiter(1))
+        # A limiter of its own: the application's may be used up by threads that wait for us.
+        limiter = trio.CapacityLimiter(1)
+        await shielded(lambda: trio.to_thread.run_sync(self._stop, limiter=limiter))
 
     def _stop(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended already

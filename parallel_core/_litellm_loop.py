@@ -56,7 +56,11 @@ async def close_clients_of_this_loop() -> None:
         client: Any = cache.cache_dict.pop(key)
         cache.ttl_dict.pop(key, None)
         close = getattr(client, "aclose", None) or getattr(client, "close", None)
-        if close is not None:
+        if close is None:
+            continue
+        try:
             closing = close()
             if hasattr(closing, "__await__"):
                 await closing
+        except Exception as error:  # noqa: BLE001 - the others are to be closed all the same
+            logger.warning("a client of litellm failed to close: %s", type(error).__qualname__)

@@ -15,9 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import trio
-
-from ._call_loop import CallLoop
+from ._call_loop import CallLoop, shielded
 from ._litellm_loop import close_clients_of_this_loop, finish_callbacks
 
 
@@ -42,8 +40,7 @@ class TrioAsyncioLoop(CallLoop):
         loop: Any = self.loop
         if loop.is_running():
             self.stop()
-            with trio.CancelScope(shield=True):
-                await self.ended.wait()
+            await shielded(self.ended.wait)
 
 
 def loop_open_here() -> Any:
@@ -78,8 +75,7 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
             yield loop
         finally:
             if loop.is_running():
-                with trio.CancelScope(shield=True):
-                    await loop.run_aio_coroutine(_clean_up(loop))
+                await shielded(lambda: loop.run_aio_coroutine(_clean_up(loop)))
 
 
 async def _clean_up(loop: Any) -> None:

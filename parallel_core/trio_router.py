@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args
 import trio
 
 from . import _trio_asyncio
-from ._call_loop import CallLoop, HelperThread
+from ._call_loop import CallLoop, HelperThread, shielded
 from .errors import RouterHostClosedError
 from .types import SupportsAcompletion
 
@@ -109,31 +109,58 @@ class RouterStream:
         self.response = response
         self._loop = loop
         self._closed = False
+        self._reading: trio.CancelScope | None = None
+        self._idle = trio.Event()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
+        """The next chunk.
+
+        Raises:
+            StopAsyncIteration: the stream has ended, or was closed.
+            trio.BusyResourceError: another task is waiting for a chunk.
+            trio.ClosedResourceError: another task has closed the stream meanwhile.
+            RouterHostClosedError: the host was closed meanwhile.
+            Exception: what the stream raises.
+        """
         if self._closed:
             raise StopAsyncIteration
+        if self._reading is not None:
+            raise trio.BusyResourceError("another task is reading this stream")
+        chunk = _END
+        reading = self._reading = trio.CancelScope()
         try:
-            chunk = await self._loop.run(_next_chunk, self.response)
+            with reading:
+                chunk = await self._loop.run(_next_chunk, self.response)
         except BaseException:
+            self._stop_reading()
             await self.aclose()
             raise
+        self._stop_reading()
+        if reading.cancelled_caught:
+            raise trio.ClosedResourceError("another task has closed this stream")
         if chunk is _END:
             await self.aclose()
             raise StopAsyncIteration
         return chunk
+
+    def _stop_reading(self) -> None:
+        self._reading = None
+        self._idle.set()
 
     async def aclose(self) -> None:
         """Close the stream and its connection. Idempotent; waits even where it is cancelled."""
         if self._closed:
             return
         self._closed = True
-        # A host that closes has closed its streams.
-        with trio.CancelScope(shield=True), contextlib.suppress(RouterHostClosedError):
-            await self._loop.run(self._loop.close_stream, self.response)
+        if self._reading is not None:
+            self._reading.cancel()
+            self._idle = trio.Event()
+            await shielded(self._idle.wait)
+        with contextlib.suppress(RouterHostClosedError):  # then the host has closed it
+            await self._loop.run_to_the_end(self._loop.close_stream, self.response)
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,16 +311,24 @@ def _host_for(
 # An interrupt must not come between the start of the thread and the task that ends it.
 @trio.lowlevel.enable_ki_protection
 def _new_shared_loop(name: RouterHostName) -> CallLoop:
+    loops: list[CallLoop] = []
+    try:
+        trio.lowlevel.spawn_system_task(_end_with_the_run, loops, name="parallel_core router host")
+    except RuntimeError as error:
+        raise RuntimeError(
+            "this trio run is ending: it is too late for a Router's calls"
+        ) from error
     loop = _new_loop(name)
-    trio.lowlevel.spawn_system_task(_end_with_the_run, loop, name="parallel_core router host")
+    loops.append(loop)
     return loop
 
 
-async def _end_with_the_run(loop: CallLoop) -> None:
-    try:
-        await loop.ended.wait()
-    finally:
-        await loop.close()
+async def _end_with_the_run(loops: list[CallLoop]) -> None:
+    for loop in loops:  # none, where it could not be started
+        try:
+            await loop.ended.wait()
+        finally:
+            await loop.close()
 
 
 def _checked_name(router_host: RouterHostName | None) -> RouterHostName:

@@ -6,10 +6,12 @@ import asyncio
 import contextvars
 import gc
 import importlib.util
+import os
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -693,3 +695,156 @@ def test_trio_asyncio_is_refused_where_it_does_not_work(monkeypatch: pytest.Monk
 
     run(main)
     assert "trio_asyncio" not in sys.modules
+
+
+# --- found by attacks ---
+
+
+def test_an_interrupt_that_waits_does_not_leave_the_host_behind() -> None:
+    """Ctrl-C cancels a call, which answers all the same: KeyboardInterrupt is raised later."""
+
+    async def stubborn(index: int) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await forever(index)
+        except asyncio.CancelledError:
+            return "kept"
+        raise AssertionError
+
+    answers: list[object] = []
+
+    async def main() -> None:
+        async with open_router_host(Stand(stubborn)) as host:
+            answers.append(await host.acompletion(index=0))
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(main)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert answers == ["kept"]
+    assert "parallel_core router host" not in our_threads()
+
+
+def test_a_run_that_is_ending_starts_no_host() -> None:
+    errors: list[BaseException] = []
+
+    async def generator() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await parallel_acompletions(Stand(at_once), [REQUEST])
+                except RuntimeError as error:
+                    errors.append(error)
+
+    kept = generator()
+
+    async def main() -> None:
+        await anext(kept)
+
+    run(main)
+    assert [str(error) for error in errors] == [
+        "this trio run is ending: it is too late for a Router's calls"
+    ]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupts_in_the_background_of_the_loop_end_its_calls(
+    kind: type[BaseException],
+) -> None:
+    """They end the loop, and those that come while it is shut down even without its order."""
+
+    async def bomb(index: int) -> None:
+        def explode() -> None:
+            raise kind("in a callback")
+
+        asyncio.get_running_loop().call_soon(explode)
+        await forever(index)
+
+    async def main() -> None:
+        results = await parallel_acompletions(Stand(bomb), [REQUEST] * 4)
+        assert {type(result.exception) for result in results} == {RouterHostClosedError}
+        results = await parallel_acompletions(Stand(at_once), [REQUEST] * 4)
+        assert all(result.ok for result in results)
+
+    run(main)
+    gc.collect()
+
+
+class Streaming:
+    """A Router whose answers are streams; the first chunk is there at once, the next one never."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def acompletion(self, **arguments: Any) -> AsyncIterator[int]:
+        async def chunks() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await forever(0)
+            finally:
+                await asyncio.sleep(0)
+                self.closed += 1
+
+        return chunks()
+
+
+def test_a_second_reader_of_a_stream_is_refused_and_the_first_one_reads_on() -> None:
+    router = Streaming()
+
+    async def main() -> None:
+        async with open_router_host(router) as host, trio.open_nursery() as nursery:
+            stream = await host.acompletion()
+            assert await anext(stream) == 1
+
+            async def read() -> None:
+                with pytest.raises(trio.ClosedResourceError, match="another task has closed"):
+                    await anext(stream)
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError, match="another task is reading"):
+                await anext(stream)
+            assert router.closed == 0
+            await stream.aclose()
+            assert router.closed == 1
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        assert router.closed == 1
+
+    run(main)
+
+
+def test_a_client_that_fails_to_close_keeps_nothing_else_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import litellm
+
+    closed: list[str] = []
+
+    class Client:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def aclose(self) -> None:
+            closed.append(self.name)
+            if self.name == "bad":
+                raise ValueError("a secret")
+
+    async def cache_clients(index: int) -> None:
+        for name in ("bad", "good"):
+            key = f"{name}-{id(asyncio.get_running_loop())}"
+            litellm.in_memory_llm_clients_cache.cache_dict[key] = Client(name)
+
+    async def main() -> None:
+        async with open_router_host(Stand(cache_clients)) as host:
+            await host.acompletion(index=0)
+        assert closed == ["bad", "good"]
+
+    run(main)
+    assert "a client of litellm failed to close: ValueError" in caplog.text
+    assert "secret" not in caplog.text

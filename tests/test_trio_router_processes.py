@@ -295,6 +295,48 @@ def test_a_loop_that_is_closed_under_a_batch(server: DemoServerThread) -> None:
     )
 
 
+@needs_trio_asyncio
+def test_a_host_and_its_loop_that_are_closed_at_once(server: DemoServerThread) -> None:
+    check_script(
+        """
+        trio_asyncio = import_trio_asyncio()
+        outcomes = []
+
+        class SlowToEnd:
+            async def acompletion(self, **arguments):
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0.05)
+
+        async def call(host):
+            try:
+                await host.acompletion()
+            except parallel_core.RouterHostClosedError:
+                outcomes.append("call")
+
+        async def use(nursery, task_status):
+            async with open_router_host(SlowToEnd(), "trio-asyncio") as host:
+                nursery.start_soon(call, host)
+                await trio.testing.wait_all_tasks_blocked()
+                task_status.started()
+            outcomes.append("host")
+
+        async def main():
+            for opener in (trio_asyncio.open_loop, parallel_core.open_trio_asyncio):
+                outcomes.clear()
+                async with trio.open_nursery() as nursery:
+                    async with opener():
+                        await nursery.start(use, nursery)
+                assert sorted(outcomes) == ["call", "host"], outcomes
+
+        trio.run(main)
+        print("fine")
+        """,
+        server,
+    )
+
+
 @pytest.mark.parametrize("host", ["thread", "thread-uvloop", "trio-asyncio"])
 @pytest.mark.parametrize("form", ["list", "block", "host", "stream"])
 def test_ctrl_c(host: str, form: str, server: DemoServerThread) -> None:
