@@ -24,6 +24,7 @@ from .router_api import (
 )
 from .trio_router import (
     RouterHost,
+    RouterHostName,
     RouterStream,
     open_router_host,
     open_trio_asyncio,
@@ -47,6 +48,7 @@ __all__ = [
     "ParallelResult",
     "RouterHost",
     "RouterHostClosedError",
+    "RouterHostName",
     "RouterParallelRequest",
     "RouterParallelResult",
     "RouterStream",

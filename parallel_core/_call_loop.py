@@ -15,7 +15,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import outcome
 import sniffio
@@ -25,6 +25,8 @@ from anyio.from_thread import start_blocking_portal
 from ._litellm_loop import leave_this_loop
 from .errors import RouterHostClosedError, cancelled_unasked
 
+A = TypeVar("A")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("parallel_core")
@@ -173,7 +175,7 @@ class CallLoop(ABC):
     # KeyboardInterrupt must not come between the start of the call and the wait for its end.
     @trio.lowlevel.enable_ki_protection
     async def run(
-        self, function: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object
+        self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Await ``function(…)`` as a task of the loop, in a copy of the current context.
 
@@ -186,10 +188,10 @@ class CallLoop(ABC):
 
     @trio.lowlevel.enable_ki_protection
     async def run_to_the_end(
-        self, function: Callable[..., Awaitable[object]], /, *args: object
+        self, function: Callable[[A], Awaitable[object]], argument: A, /
     ) -> None:
         """As :meth:`run`, but nothing cancels it: for what cleans up."""
-        await self._wait_for(_Call(self, function, (args, {}), to_the_end=True))
+        await self._wait_for(_Call(self, function, ((argument,), {}), to_the_end=True))
 
     @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, call: _Call) -> Any:

@@ -7,12 +7,13 @@ host is a trio-flavoured ``acompletion`` like any other.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_args
 
 import trio
 
@@ -21,6 +22,7 @@ from ._call_loop import CallLoop, HelperThread, shielded
 from .errors import RouterHostClosedError
 from .types import SupportsAcompletion
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 RouterHostName: TypeAlias = Literal["thread", "thread-uvloop", "trio-asyncio"]
@@ -64,7 +66,7 @@ class RouterHost:
         return response
 
     async def run(
-        self, function: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object
+        self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Await any asyncio-flavoured ``function(…)`` where the Router's calls run.
 
@@ -240,7 +242,7 @@ def open_router_host(
 
 
 @asynccontextmanager
-async def open_trio_asyncio() -> AsyncGenerator[Any, None]:
+async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]:
     """Open a loop of trio-asyncio on which Router calls work (trio).
 
     It is ``trio_asyncio.open_loop()``, but its default executor takes what litellm gives it, and

@@ -14,8 +14,10 @@ from parallel_core import (
     ParallelBatch,
     ParallelResult,
     ParallelRouter,
+    RouterHost,
     RouterParallelRequest,
     RouterParallelResult,
+    RouterStream,
     bridge,
     nursery_engine,
 )
@@ -80,6 +82,30 @@ async def completions(router: Router, own: ParallelRouter) -> None:
         assert_type(result.request, RouterParallelRequest)
         assert_type(result.request.model, str)
         assert_type(result.exception, Exception | None)
+
+
+async def in_trio(router: Router, own: ParallelRouter) -> None:
+    request = RouterParallelRequest("gpt", [{"role": "user", "content": "hi"}])
+    assert_type(
+        await parallel_core.parallel_acompletions(router, [request], router_host="thread"),
+        list[RouterParallelResult],
+    )
+    await nursery_engine.parallel_acompletions(router, [request], router_host="trio-asyncio")
+    await own.parallel_acompletions([request], router_host="thread-uvloop")
+    async with parallel_core.open_router_host(router, "thread") as host:
+        assert_type(host, RouterHost)
+        assert_type(await host.run(length, "text"), int)
+        assert_type(host.with_router(own), RouterHost)
+        await parallel_core.parallel_acompletions(host, [request])
+        await parallel_core.parallel_acompletions(own, [request], router_host=host)
+        stream: RouterStream = await host.acompletion(model="gpt", messages=[], stream=True)
+        async with stream:
+            async for _ in stream:
+                pass
+        await stream.aclose()
+    async with parallel_core.open_trio_asyncio():
+        pass
+    await parallel_core.parallel_acompletions(router, [request], router_host="process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def errors(error: InvalidRequestError) -> None:
