@@ -848,3 +848,50 @@ def test_a_client_that_fails_to_close_keeps_nothing_else_open(
     run(main)
     assert "a client of litellm failed to close: ValueError" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_a_stream_whose_chunk_fails_is_closed() -> None:
+    closed: list[bool] = []
+
+    class Chunks:
+        """Not a generator, which would end itself when it fails."""
+
+        def __aiter__(self) -> Chunks:
+            return self
+
+        async def __anext__(self) -> int:
+            raise LookupError("mine")
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    async def answer(index: int) -> Chunks:
+        return Chunks()
+
+    async def main() -> None:
+        async with open_router_host(Stand(answer)) as host:
+            stream = await host.acompletion(index=0)
+            with pytest.raises(LookupError, match="mine"):
+                await anext(stream)
+            assert closed == [True]
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+        assert closed == [True]
+
+    run(main)
+
+
+def test_a_host_closes_while_the_threads_of_the_application_are_all_taken() -> None:
+    closed = threading.Event()
+
+    async def main() -> None:
+        limiter = trio.to_thread.current_default_thread_limiter()
+        limiter.total_tokens = 1
+        async with trio.open_nursery() as nursery:
+            async with open_router_host(Stand(at_once)) as host:
+                assert await host.acompletion(index=3) == 3
+                nursery.start_soon(lambda: trio.to_thread.run_sync(closed.wait))
+                await trio.testing.wait_all_tasks_blocked()
+            closed.set()
+
+    run(main)
