@@ -11,9 +11,11 @@ import asyncio
 import functools
 import importlib
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+import trio
 
 from ._call_loop import CallLoop, shielded
 from ._litellm_loop import close_clients_of_this_loop, finish_callbacks
@@ -24,7 +26,7 @@ class TrioAsyncioLoop(CallLoop):
 
     def __init__(self, loop: Any) -> None:
         super().__init__()
-        tolerate_coroutine_functions(loop)
+        prepare_trio_asyncio_loop(loop)
         self.start_keeper(loop)
 
     async def leave(self) -> None:
@@ -67,7 +69,7 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
     refuse_where_it_cannot_work()
     trio_asyncio: Any = importlib.import_module("trio_asyncio")
     async with trio_asyncio.open_loop() as loop:
-        tolerate_coroutine_functions(loop)
+        prepare_trio_asyncio_loop(loop)
         # trio-asyncio would end the loop, and all calls on it, for what asyncio only logs: that a
         # background task of litellm's was dropped, for instance.
         loop.set_exception_handler(asyncio.BaseEventLoop.default_exception_handler)
@@ -90,16 +92,29 @@ async def _clean_up(loop: Any) -> None:
     await close_clients_of_this_loop()
 
 
-def tolerate_coroutine_functions(loop: object) -> None:
-    """Let the default executor of a loop of trio-asyncio take what litellm gives it.
+def _let_anyio_see_the_loop() -> None:
+    """Complete what trio-asyncio has replaced in asyncio, where anyio had been imported before.
+
+    anyio, which litellm's streams use, has taken these functions from asyncio when it was imported.
+    Those that are written in C (``current_task`` from Python 3.12 on) do not see the loop.
+    """
+    backend = sys.modules.get("anyio._backends._asyncio")
+    for name in ("current_task", "get_running_loop"):
+        if hasattr(backend, name):
+            setattr(backend, name, getattr(asyncio, name))
+
+
+def prepare_trio_asyncio_loop(loop: object) -> None:
+    """Let Router calls work on a loop of trio-asyncio; other kinds of loops are left alone.
 
     litellm has an executor call functions that return coroutines, and awaits those itself. Trio
     refuses such functions, so that every call over HTTP would fail. Nothing else about the
-    executor changes; other kinds of loops are left alone.
+    default executor changes.
     """
     trio_asyncio = sys.modules.get("trio_asyncio")
     if trio_asyncio is None or not isinstance(loop, trio_asyncio.BaseTrioEventLoop):
         return
+    _let_anyio_see_the_loop()
     state: Any = loop
     executor = state._default_executor
     tolerant = _tolerant_executor_class()
@@ -118,6 +133,14 @@ def _tolerant_executor_class() -> Any:
         async def submit(self, func: Callable[..., Any], *args: Any) -> Any:
             # In a tuple, a coroutine is a result like any other.
             (result,) = await self._executor.submit(_in_a_tuple, func, args)
+            try:
+                # The future of this has passed its cancellation on to us, and counts on it; the
+                # thread could not be cancelled, and has hidden it.
+                await trio.lowlevel.checkpoint_if_cancelled()
+            except BaseException:
+                if isinstance(result, Coroutine):
+                    result.close()  # nobody will await it
+                raise
             return result
 
         def shutdown(self, wait: bool | None = None) -> None:

@@ -25,7 +25,7 @@ from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
-from ._trio_asyncio import tolerate_coroutine_functions
+from ._trio_asyncio import prepare_trio_asyncio_loop
 from .errors import BatchAbortedError, cancelled_unasked
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
@@ -265,7 +265,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         self._begun = True
         slot_host = self._slot_host
         slot_host.loop = loop = asyncio.get_running_loop()
-        tolerate_coroutine_functions(loop)  # where a Router's calls would fail
+        prepare_trio_asyncio_loop(loop)  # where a Router's calls would fail
         slot_host.context = self._core.enter()
         try:
             self._host = await join_trio_run(self._tenant)

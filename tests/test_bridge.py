@@ -515,16 +515,22 @@ def test_asyncio_timeout_waits_for_the_calls(asyncio_host: Host, form: str) -> N
         task = asyncio.current_task()
         assert task is not None
         calls = Calls()
+
+        async def call(item: int) -> int:
+            if len(calls.started) == 7:  # the last one that there is a slot for
+                deadline.reschedule(asyncio.get_running_loop().time())
+            return await calls.slow_to_end(item)
+
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(None) as deadline:
                 if form == "list":
-                    await parallel_map(calls.slow_to_end, range(20))
+                    await parallel_map(call, range(20))
                 elif form == "block":
-                    async with iter_parallel_map(calls.slow_to_end, range(20)) as batch:
+                    async with iter_parallel_map(call, range(20)) as batch:
                         async for _ in batch:
                             pass
                 else:
-                    async for _ in iter_parallel_map(calls.slow_to_end, range(20)):
+                    async for _ in iter_parallel_map(call, range(20)):
                         pass
         assert task.cancelling() == 0
         if form == "plain":

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-import trio
 
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, thread_names
@@ -294,16 +293,6 @@ def test_the_synchronous_form_where_a_loop_is_running(server: DemoServerThread) 
         assert "here" in result.unwrap().choices[0].message.content
 
     asyncio.run(main())
-
-
-def test_a_router_is_refused_in_trio_with_a_reason(server: DemoServerThread) -> None:
-    router = make_router(server)
-
-    async def main() -> None:
-        with pytest.raises(TypeError, match="asyncio code"):
-            await parallel_core.parallel_acompletions(router, [ask()])
-
-    trio.run(main)
 
 
 def test_neither_keys_nor_prompts_are_logged(
