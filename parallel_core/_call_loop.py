@@ -75,7 +75,7 @@ class _Call:
             name="parallel_core call",
             context=self._context,
         )
-        self._loop.tasks.add(task)
+        (self._loop.closing if self._to_the_end else self._loop.tasks).add(task)
         task.add_done_callback(self._done)
 
     def _cancel(self) -> None:
@@ -86,6 +86,7 @@ class _Call:
 
     def _done(self, task: asyncio.Task[outcome.Outcome[Any]]) -> None:
         self._loop.tasks.discard(task)
+        self._loop.closing.discard(task)
         try:
             result = task.result()
         except asyncio.CancelledError as cancellation:  # before its first step
@@ -129,8 +130,8 @@ class CallLoop(ABC):
         self.calls: set[_Call] = set()  # that trio waits for
         # What has to be ended with this loop, looked after on the loop itself.
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.closing: set[asyncio.Task[Any]] = set()  # that clean up, and are not cancelled
         self._streams: dict[int, Any] = {}
-        self._closing_streams: set[asyncio.Task[None]] = set()
 
     @property
     def closed(self) -> bool:
@@ -225,12 +226,16 @@ class CallLoop(ABC):
 
     async def _end_calls(self) -> None:
         self._closed = True
+        shutting_down = self._keeper.cancelling() > 0
         for task in self.tasks:
-            task.cancel()
+            # Whoever shuts the loop down has cancelled everybody. A second cancellation would cut
+            # short what a call cleans up.
+            if not (shutting_down and task.cancelling()):
+                task.cancel()
         await _all_done(self.tasks)
         for stream in list(self._streams.values()):
             self._close_stream_soon(stream)
-        await _all_done(self._closing_streams)
+        await _all_done(self.closing)
 
     def _fail_calls(self) -> None:
         """In trio: wake those whose calls have not begun when the loop ended."""
@@ -257,11 +262,11 @@ class CallLoop(ABC):
 
     def _close_stream_soon(self, stream: object) -> None:
         closing = asyncio.Task(self.close_stream(stream), loop=self.loop)
-        self._closing_streams.add(closing)
+        self.closing.add(closing)
         closing.add_done_callback(self._stream_closed)
 
     def _stream_closed(self, closing: asyncio.Task[None]) -> None:
-        self._closing_streams.discard(closing)
+        self.closing.discard(closing)
         if not closing.cancelled() and (error := closing.exception()) is not None:
             # Its text may quote what the stream has said.
             logger.error("a stream failed to close: %s", type(error).__qualname__)

@@ -895,3 +895,33 @@ def test_a_host_closes_while_the_threads_of_the_application_are_all_taken() -> N
             closed.set()
 
     run(main)
+
+
+def test_a_host_that_closes_lets_a_stream_finish_closing() -> None:
+    steps: list[str] = []
+
+    class SlowToClose:
+        def __aiter__(self) -> SlowToClose:
+            return self
+
+        async def __anext__(self) -> int:
+            return 1
+
+        async def aclose(self) -> None:
+            steps.append("closing")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            steps.append("closed")
+
+    async def answer(index: int) -> SlowToClose:
+        return SlowToClose()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            async with open_router_host(Stand(answer)) as host:
+                stream = await host.acompletion(index=0)
+                nursery.start_soon(stream.aclose)
+                await trio.lowlevel.checkpoint()
+            assert steps == ["closing", "closed"]
+
+    run(main)
