@@ -64,7 +64,7 @@ class WatchedRouter:
         try:
             return await self._router.acompletion(**arguments)
         except Exception:
-            self.failed_at = time.perf_counter()
+            self.failed_at = self.failed_at or time.perf_counter()
             raise
 
 
@@ -157,6 +157,7 @@ def measure_failure(side: str, url: str) -> dict[str, float]:
         router = WatchedRouter(make_router(url))
         await send(router, requests(WARM_UP_CALLS))
         for _ in range(FAILURES):
+            router.failed_at = 0.0
             try:
                 await send(router, one_fails_when_all_are_in_flight())
             except Exception:  # noqa: BLE001 - what litellm makes of a 500

@@ -196,8 +196,7 @@ class CallLoop(ABC):
 
     @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, call: _Call) -> Any:
-        if self.token is not trio.lowlevel.current_trio_token():
-            raise RuntimeError("this router host belongs to another trio run: open one in this run")
+        self.check_run()
         if self.closed or self.loop.is_closed():
             raise RouterHostClosedError
         self.calls.add(call)
@@ -223,6 +222,11 @@ class CallLoop(ABC):
             raise error
         finally:
             del result, call, error  # no reference cycle through the traceback
+
+    def check_run(self) -> None:
+        """Refuse to be used by another trio run than the one that has made this."""
+        if self.token is not trio.lowlevel.current_trio_token():
+            raise RuntimeError("this router host belongs to another trio run: open one in this run")
 
     async def _end_calls(self) -> None:
         self._closed = True

@@ -148,6 +148,7 @@ def parallel_completions(
     Arguments, results and errors are those of
     :func:`parallel_core.bridge.parallel_acompletions`.
     """
+    _host_option(bridge, router, None)  # none is taken
     plan = completion_plan(
         router,
         requests,

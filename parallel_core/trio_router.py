@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_args
 
+import sniffio
 import trio
 
 from . import _trio_asyncio
@@ -76,7 +78,14 @@ class RouterHost:
         return await self._loop.run(function, *args, **kwargs)
 
     def with_router(self, router: SupportsAcompletion) -> RouterHost:
-        """Another Router on the same loop."""
+        """Another Router on the same loop.
+
+        Raises:
+            TypeError: ``router`` is no Router.
+            RuntimeError: the host belongs to another trio run.
+        """
+        _check_router(router)
+        self._loop.check_run()
         return RouterHost(router, self.name, self._loop)
 
     def __repr__(self) -> str:
@@ -192,11 +201,8 @@ async def _next_chunk(stream: AsyncIterator[Any]) -> Any:
 async def _open_router_host(
     router: SupportsAcompletion, router_host: RouterHostName | None
 ) -> AsyncGenerator[RouterHost, None]:
-    if not hasattr(router, "acompletion"):
-        raise TypeError(
-            "expected a litellm.Router (anything with an acompletion coroutine method), not "
-            f"{type(router).__qualname__}"
-        )
+    _require_trio("open_router_host")
+    _check_router(router)
     name = _checked_name(router_host)
     loop = _new_loop(name)
     host = RouterHost(router, name, loop)
@@ -252,6 +258,7 @@ async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]
     Raises:
         RuntimeError: trio-asyncio is not installed, or does not work on this Python (3.14).
     """
+    _require_trio("open_trio_asyncio")
     async with _trio_asyncio.open_prepared_loop() as loop:
         try:
             yield loop
@@ -273,6 +280,7 @@ def in_trio(
         RuntimeError: the host cannot be had here.
     """
     if isinstance(router, RouterHost):
+        router.with_router(router.router)  # refused where it belongs to another run
         if router_host not in (None, router):
             raise ValueError("router_host: the router is a RouterHost already; leave it out")
         return router
@@ -283,7 +291,7 @@ def in_trio(
             "router_host is for a Router; a bare callable is called in trio: leave it out, or pass "
             "the Router"
         )
-    if (getattr(router, "__module__", None) or "").partition(".")[0] == "litellm":
+    if _is_of_litellm(router):
         raise TypeError(
             f"{getattr(router, '__qualname__', router)} is asyncio code and cannot run in trio: "
             "pass the Router itself"
@@ -291,9 +299,38 @@ def in_trio(
     return router
 
 
+def _require_trio(what: str) -> None:
+    # Not asked of trio, which may live as a guest beside the asyncio code that runs here.
+    try:
+        library = sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        library = "no async library"
+    if library != "trio":
+        raise RuntimeError(
+            f"{what} is for trio, and {library} is running here: in asyncio call the Router itself"
+        )
+
+
+def _check_router(router: object) -> None:
+    if not hasattr(router, "acompletion") or isinstance(router, RouterHost):
+        raise TypeError(
+            "expected a litellm.Router (anything with an acompletion coroutine method), not "
+            f"{type(router).__qualname__}"
+        )
+
+
+def _is_of_litellm(function: object) -> bool:
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[Any]", function).func
+    owner = type(getattr(function, "__self__", None))
+    modules = [getattr(function, "__module__", None), *(base.__module__ for base in owner.__mro__)]
+    return any((module or "").partition(".")[0] == "litellm" for module in modules)
+
+
 def _host_for(
     router: SupportsAcompletion, router_host: RouterHost | RouterHostName | None
 ) -> RouterHost:
+    _require_trio("a Router in the nursery engine")
     if isinstance(router_host, RouterHost):
         return router_host.with_router(router)
     name = _checked_name(router_host)

@@ -102,7 +102,9 @@ def test_the_examples_are_those_that_the_readme_names() -> None:
     assert len({json.dumps(json.loads(line)["messages"]) for line in lines}) >= 200
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/guide.md", "docs/trio.md", "docs/decisions.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = REPOSITORY / document
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text())

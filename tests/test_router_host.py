@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import importlib.util
 import os
@@ -79,6 +80,21 @@ def run(function: Callable[[], Awaitable[None]]) -> None:
     threads = our_threads()
     trio.run(function)
     assert our_threads() == threads
+
+
+@pytest.mark.parametrize("name", ["thread", "thread-uvloop"])
+def test_the_kind_of_the_loop(name: Any) -> None:
+    if name == "thread-uvloop":
+        pytest.importorskip("uvloop")
+
+    async def kind() -> str:
+        return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+    async def main() -> None:
+        async with open_router_host(Stand(at_once), name) as host:
+            assert await host.run(kind) == ("uvloop" if name == "thread-uvloop" else "asyncio")
+
+    run(main)
 
 
 # --- contexts ---
@@ -208,6 +224,11 @@ def test_trio_waits_for_calls_that_take_their_time_to_end() -> None:
         try:
             await forever(index)
         finally:
+            # The task was cancelled, and not the future that it waits for: litellm takes that for
+            # a broken connection and tries again.
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 1
             for _ in range(20):
                 await asyncio.sleep(0)
             cleaned_up.append(index)
@@ -626,6 +647,9 @@ def test_bad_hosts_are_refused_before_any_call(monkeypatch: pytest.MonkeyPatch) 
         async with open_router_host(stand) as host:
             with pytest.raises(ValueError, match="is a RouterHost already"):
                 await parallel_acompletions(host, [REQUEST], router_host="thread")
+            for no_router in (None, host, native):
+                with pytest.raises(TypeError, match="anything with an acompletion"):
+                    host.with_router(no_router)  # type: ignore[arg-type]
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(RuntimeError, match="needs uvloop: pip install"):
             await parallel_acompletions(stand, [REQUEST], router_host="thread-uvloop")
@@ -642,7 +666,13 @@ def test_asyncio_functions_of_litellm_are_refused_in_trio() -> None:
     )
 
     async def main() -> None:
-        for function in (router.acompletion, litellm.acompletion):
+        class Own(litellm.Router):
+            async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
+                raise AssertionError("it was called")
+
+        own = Own(model_list=router.model_list)
+        functions: list[Any] = [router.acompletion, litellm.acompletion, own.acompletion]
+        for function in [*functions, functools.partial(router.acompletion)]:
             with pytest.raises(TypeError, match=r"asyncio code .* pass the Router itself"):
                 await parallel_acompletions(function, [REQUEST])
 
@@ -659,8 +689,13 @@ def test_hosts_are_for_trio_and_for_the_run_that_has_opened_them() -> None:
 
             def in_another_run() -> None:
                 async def other() -> None:
-                    with pytest.raises(RuntimeError, match="belongs to another trio run"):
-                        await host.acompletion()
+                    for use in (
+                        host.acompletion,
+                        lambda: parallel_acompletions(host, [REQUEST]),
+                        lambda: parallel_acompletions(stand, [REQUEST], router_host=host),
+                    ):
+                        with pytest.raises(RuntimeError, match="belongs to another trio run"):
+                            await use()
 
                 trio.run(other)
 
@@ -675,11 +710,28 @@ def test_hosts_are_for_trio_and_for_the_run_that_has_opened_them() -> None:
             parallel_core.iter_parallel_acompletions(stand, [REQUEST], router_host="thread")
         with pytest.raises(TypeError, match="a RouterHost is for trio"):
             await parallel_acompletions(kept[0], [REQUEST])
-        with pytest.raises(RuntimeError):
-            async with open_router_host(stand):
-                pass
+        with pytest.raises(TypeError, match="a RouterHost is for trio"):
+            parallel_core.parallel_completions(kept[0], [REQUEST])
 
+        async def refused(_: int) -> None:
+            # Also while a guest run of trio is there.
+            with pytest.raises(RuntimeError, match="for trio, and asyncio is running here"):
+                async with open_router_host(stand):
+                    pass
+            with pytest.raises(RuntimeError, match="for trio, and asyncio is running here"):
+                async with parallel_core.open_trio_asyncio():
+                    pass
+            with pytest.raises(RuntimeError, match="for trio, and asyncio is running here"):
+                nursery_engine.iter_parallel_acompletions(stand, [REQUEST])
+
+        await refused(0)
+        (result,) = await parallel_core.parallel_map(refused, [0])
+        result.unwrap()
+
+    threads = our_threads()
     asyncio.run(in_asyncio())
+    assert our_threads() == threads
+    assert "trio_asyncio" not in sys.modules
     assert not stand.started
 
 

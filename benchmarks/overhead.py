@@ -1,0 +1,64 @@
+"""CPU and time on the clock for each call, the background work of a peer included."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+
+from .peers import Peer
+from .question import Measured, Parameters, Quantity, Question, Size, World, make_adapter, now
+
+
+def measure(peer: Peer, parameters: Parameters) -> Measured:
+    world, adapter = World(peer), make_adapter(peer)
+    calls, concurrency = parameters["calls"], parameters["concurrency"]
+
+    async def no_op(item: int) -> int:
+        return item
+
+    async def sleep(item: int) -> int:
+        await world.sleep(0.001)
+        return item
+
+    call = no_op if parameters["call"] == "no-op" else sleep
+
+    async def warm_up() -> None:
+        await adapter.collect(call, range(min(calls, 500)), concurrency)
+
+    async def main() -> None:
+        await adapter.collect(call, range(calls), concurrency)
+
+    world.run(warm_up)
+    gc.collect()
+    cpu, wall = time.process_time(), now()
+    world.run(main)
+    return {
+        "cpu": (time.process_time() - cpu) / calls * 1e6,
+        "wall": (now() - wall) / calls * 1e6,
+    }
+
+
+def cells(size: Size) -> Iterator[Parameters]:
+    if size == "smoke":
+        yield {"call": "no-op", "concurrency": 8, "calls": 200}
+        return
+    for call in ("no-op", "1 ms"):
+        for concurrency in (64,) if size == "quick" else (1, 8, 64, 1024):
+            most = 20_000 if size == "full" else 10_000
+            # A call that sleeps takes its time whatever it costs.
+            calls = most if call == "no-op" else min(most, 500 * concurrency)
+            yield {"call": call, "concurrency": concurrency, "calls": calls}
+
+
+QUESTION = Question(
+    name="overhead",
+    title="What does a call cost beside itself?",
+    quantities=(
+        Quantity("cpu", "CPU per call", "µs"),
+        Quantity("wall", "time per call", "µs"),
+    ),
+    cells=cells,
+    measure=measure,
+    base="gather",
+)

@@ -1,0 +1,43 @@
+"""How the cost of a call grows with the number of requests and with concurrency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import overhead
+from .peers import Peer
+from .question import Measured, Parameters, Quantity, Question, Size
+
+
+def measure(peer: Peer, parameters: Parameters) -> Measured:
+    measured = overhead.measure(peer, {"call": "no-op", **parameters})
+    cpu = measured["cpu"]
+    assert cpu is not None
+    return {"cpu": cpu, "total": cpu * parameters["calls"] / 1e6}
+
+
+def cells(size: Size) -> Iterator[Parameters]:
+    if size == "smoke":
+        yield {"along": "requests", "calls": 200, "concurrency": 8}
+        yield {"along": "requests", "calls": 400, "concurrency": 8}
+        return
+    for calls in (1_000, 10_000) if size == "quick" else (1_000, 10_000, 100_000, 1_000_000):
+        yield {"along": "requests", "calls": calls, "concurrency": 64}
+    if size == "full":
+        for concurrency in (8, 64, 512, 4096):
+            yield {"along": "concurrency", "calls": 20_000, "concurrency": concurrency}
+
+
+def rounds(parameters: Parameters) -> int | None:
+    return 1 if parameters["calls"] >= 1_000_000 else None
+
+
+QUESTION = Question(
+    name="scaling",
+    title="Does a call cost more when there are more of them?",
+    quantities=(Quantity("total", "CPU of all", "s"), Quantity("cpu", "CPU per call", "µs")),
+    cells=cells,
+    measure=measure,
+    base="gather",
+    rounds=rounds,
+)
