@@ -319,11 +319,12 @@ def _check_router(router: object) -> None:
         )
 
 
-def _is_of_litellm(function: object) -> bool:
+def _is_of_litellm(function: Any) -> bool:
     while isinstance(function, functools.partial):
-        function = cast("functools.partial[Any]", function).func
-    owner = type(getattr(function, "__self__", None))
-    modules = [getattr(function, "__module__", None), *(base.__module__ for base in owner.__mro__)]
+        function = function.func
+    owner: Any = getattr(function, "__self__", None)
+    modules = [getattr(function, "__module__", None)]
+    modules += [base.__module__ for base in type(owner).__mro__]
     return any((module or "").partition(".")[0] == "litellm" for module in modules)
 
 
