@@ -1,4 +1,4 @@
 """What parallel_core costs, and how fast it stops, beside what a user would pick instead.
 
-``python -m benchmarks --help`` tells how to run it; ``docs/benchmarks.md`` what came out.
+``python -m benchmarks --help`` tells how to run it.
 """
