@@ -256,7 +256,8 @@ async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]
     trio_asyncio, which this function does, changes asyncio for the whole process.
 
     Raises:
-        RuntimeError: trio-asyncio is not installed, or does not work on this Python (3.14).
+        RuntimeError: this is not trio, or trio-asyncio does not work on this Python (3.14).
+        ImportError: trio-asyncio is not installed.
     """
     _require_trio("open_trio_asyncio")
     async with _trio_asyncio.open_prepared_loop() as loop:
