@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import sys
 import time
 from collections.abc import AsyncIterable, Callable, Generator
 from typing import Any, Generic, cast
@@ -17,7 +18,7 @@ from typing import Any, Generic, cast
 import trio
 
 from ._feed import NOTHING, Feed
-from ._isolation import call_in_context, without_engine_frames
+from ._isolation import rest_of_call, start_call, without_engine_frames
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
@@ -69,6 +70,7 @@ class BatchCore(Generic[ResultT]):
         self._drawn = 0
         self._room = Waiters(host.new_event)
 
+        self._helpers: trio.Nursery | None = None
         self._slots: trio.Nursery | None = None
         self._open_slots = 0
         self.in_flight: dict[int, Any] = {}
@@ -79,6 +81,7 @@ class BatchCore(Generic[ResultT]):
         self._send_channel: trio.MemorySendChannel[ResultT]
         self.results: trio.MemoryReceiveChannel[ResultT]
         self._send_channel, self.results = trio.open_memory_channel(self._window)
+        self._hand_over: Callable[[Any], None] = self._send
         self.arrivals = Waiters(host.new_event)
         self._early: dict[int, ResultT] = {}  # in input order: done before their turn
         self._next_index = 0
@@ -86,8 +89,8 @@ class BatchCore(Generic[ResultT]):
 
         self.stopping = False
         self.cancelled_from_outside = False  # by a scope around the batch
-        self._stop_requested = trio.Event()
         self._watching = trio.CancelScope()
+        self._stop_warning: Callable[[], None] = lambda: None
         self._error: Exception | None = None
         self._crash: BaseException | None = None
         self.on_crash: Callable[[], None] = lambda: None
@@ -120,7 +123,8 @@ class BatchCore(Generic[ResultT]):
         """
         try:
             async with trio.open_nursery() as helpers:
-                helpers.start_soon(self._name_stubborn_calls)
+                self._helpers = helpers
+                helpers.start_soon(self._notice_cancellation)
                 self._open_source(helpers)
                 try:
                     async with trio.open_nursery() as slots:
@@ -133,11 +137,12 @@ class BatchCore(Generic[ResultT]):
                     if self._feed is not None:
                         self._feed.stop()
                     self._watching.cancel()
+                    self._stop_warning()
         finally:
             self.stopping = True
             self._close_generator()
             for index in sorted(self._early):  # stopped with gaps: what is done is handed out
-                self._send_channel.send_nowait(self._early.pop(index))
+                self._hand_over(self._early.pop(index))
             self._send_channel.close()
             self.arrivals.wake_all()
 
@@ -146,9 +151,10 @@ class BatchCore(Generic[ResultT]):
         if self.stopping:
             return
         self.stopping = True
-        self._stop_requested.set()
         if self._slots is not None:
             self._slots.cancel_scope.cancel()
+            if self._open_slots:
+                self._warn_after(STUBBORN_CALL_FIRST_WARNING)
         if self._feed is not None:
             self._feed.stop()
 
@@ -172,32 +178,32 @@ class BatchCore(Generic[ResultT]):
             except Exception as exception:  # noqa: BLE001 - reported to the consumer
                 self.crash(exception)
 
-    async def _name_stubborn_calls(self) -> None:
+    async def _notice_cancellation(self) -> None:
         with self._watching:
             while True:
                 try:
-                    await self._watch()
+                    await trio.sleep_forever()
+                except trio.Cancelled:
+                    if not self._watching.cancel_called:  # then all calls have ended
+                        self.cancelled_from_outside = True
+                        self.stop()
+                    raise
                 except KeyboardInterrupt as interrupt:
                     self._host.interrupted(interrupt)
 
-    async def _watch(self) -> None:
-        try:
-            await self._stop_requested.wait()
-        except trio.Cancelled:
-            if self._watching.cancel_called:  # all calls have ended
-                raise
-            self.cancelled_from_outside = True
-            self.stop()
-            # The shield keeps that cancellation off from now on.
-            self._watching.shield = True
-        await trio.sleep(STUBBORN_CALL_FIRST_WARNING)
-        while True:
-            for index, item in self.in_flight.items():
-                logger.warning(
-                    "%s was cancelled and still runs; its batch waits for it",
-                    describe(index, item),
-                )
-            await trio.sleep(STUBBORN_CALL_NEXT_WARNING)
+    def _warn_after(self, seconds: float) -> None:
+        assert self._helpers is not None
+        self._stop_warning = self._host.call_later(
+            self._helpers, seconds, self._name_stubborn_calls
+        )
+
+    def _name_stubborn_calls(self) -> None:
+        for index, item in self.in_flight.items():
+            logger.warning(
+                "%s was cancelled and still runs; its batch waits for it",
+                describe(index, item),
+            )
+        self._warn_after(STUBBORN_CALL_NEXT_WARNING)
 
     # --- slots ---
 
@@ -228,6 +234,9 @@ class BatchCore(Generic[ResultT]):
             # Its task was cancelled by somebody else, or left marked by a call: the slot goes on
             # in a new one.
             self._start_slot()
+        if not self._open_slots:
+            # Said here as well as at the end, it costs the end one step of trio less.
+            self._watching.cancel()
 
     def _helper_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
         if exception is not None:
@@ -249,20 +258,33 @@ class BatchCore(Generic[ResultT]):
             self._drawn += 1
             value: Any = None
             failure: Exception | None = None
+            run: Any
+            coroutine: Any
+            trap: Any
             self.in_flight[index] = item
             started_at = time.time()
             began = time.perf_counter()
             try:
                 if prepare is not None:
                     self.in_flight[index] = item = prepare(index, item)
-                on_suspend = self._branch if self._open_slots < self._limit else None
-                value = await call_in_context(self._context.copy(), call, index, item, on_suspend)
+                run = self._context.copy().run
+                coroutine = start_call(run, call, index, item)
+                try:
+                    trap = run(coroutine.send, None)
+                except StopIteration as stop:
+                    value = stop.value
+                else:
+                    if self._open_slots < self._limit:
+                        self._branch()
+                    value = await rest_of_call(run, coroutine, trap)
             except BaseException as exception:
                 failure = self._host.error_of(exception, "the call", self.stopping)
                 if failure is None:
                     raise
             finally:
                 del self.in_flight[index]
+                # A slot that waits for its next call keeps nothing of the last one.
+                run = coroutine = trap = None
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
@@ -318,19 +340,30 @@ class BatchCore(Generic[ResultT]):
 
     # --- results and errors ---
 
+    def collect_into(self, results: list[ResultT]) -> None:
+        """Before the start: put every result there, in completion order.
+
+        A consumer that wants them all need not be woken for each, and sets no pace. It waits for
+        the end of :attr:`results`, which stays empty.
+        """
+        self._window = sys.maxsize
+        self._hand_over = results.append
+
     def _deliver(self, index: int, result: Any) -> None:
         if self._error is not None and not self._plan.return_exceptions:
             return  # the batch ended in an error before this call did
         if not self._plan.preserve_order:
-            self._send_channel.send_nowait(result)
-            if self.arrivals.events:
-                self.arrivals.wake_one()
+            self._hand_over(result)
         else:
             self._early[index] = result
             while self._next_index in self._early:
-                self._send_channel.send_nowait(self._early.pop(self._next_index))
+                self._hand_over(self._early.pop(self._next_index))
                 self._next_index += 1
-                self.arrivals.wake_one()
+
+    def _send(self, result: Any) -> None:
+        self._send_channel.send_nowait(result)
+        if self.arrivals.events:
+            self.arrivals.wake_one()
 
     def handed_out(self) -> None:
         """The consumer has taken a result from ``results``: there is room for one more call."""

@@ -172,8 +172,11 @@ async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[
     In input order the list is sorted at the end: nobody waits for the next result, so the batch
     needs no reorder window, which could hold calls back.
     """
+    results: list[IndexedT] = []
+    batch._core.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
     async with batch:
-        results = [result async for result in batch]
+        async for _ in batch:
+            raise AssertionError("a result has not gone into the list")
     if preserve_order:
         results.sort(key=lambda result: result.index)
     return results

@@ -1,43 +1,43 @@
-"""Run one call of a slot in a context of its own, without a task of its own."""
+"""Run one call of a slot in a context of its own, without a task of its own.
+
+A slot makes many calls in one task; a context variable that one call sets must not be seen by the
+next. A task for every call would do, at twice the cost: here the call's coroutine is stepped by
+hand, every step of it inside the call's own ``contextvars.Context``. Its first step is written out
+in the slot, since most of what a call costs is what surrounds that step.
+"""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 
+Run: TypeAlias = Callable[..., Any]
+"""``Context.run`` of a call's own context."""
+
+
+def start_call(
+    run: Run, call: Callable[[int, Any], Awaitable[T]], index: int, item: Any
+) -> Coroutine[Any, Any, T]:
+    """``call(index, item)`` as a coroutine, of which nothing has run yet."""
+    coroutine: Any = run(call, index, item)
+    if type(coroutine) is not types.CoroutineType:
+        coroutine = run(_as_coroutine, coroutine)
+    return cast("Coroutine[Any, Any, T]", coroutine)
+
 
 @types.coroutine
-def call_in_context(
-    context: Context,
-    call: Callable[[int, Any], Awaitable[T]],
-    index: int,
-    item: Any,
-    on_suspend: Callable[[], None] | None,
-) -> Generator[Any, Any, T]:
-    """Await ``call(index, item)`` with every step of it running inside ``context``.
+def rest_of_call(run: Run, coroutine: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+    """Step a coroutine to its end; ``trap`` is what its first step has yielded.
 
-    ``on_suspend`` is called once, when the call first waits for something.
-
-    A slot makes many calls in one task; a context variable that one call sets must not be seen by
-    the next. A task for every call would do, at twice the cost: here the call's coroutine is
-    stepped by hand, and what it yields (a future of asyncio, a trap of trio) goes up to the task
-    of the slot unchanged, as ``await`` would pass it on.
+    What it yields (a future of asyncio, a trap of trio) goes up to the task of the slot unchanged,
+    as ``await`` would pass it on.
     """
-    run = context.run
-    awaitable: Any = run(call, index, item)
-    coroutine: Any = awaitable
-    if type(awaitable) is not types.CoroutineType:
-        coroutine = run(_as_coroutine, awaitable)
     send: Callable[[Any], Any] = coroutine.send
     throw: Callable[[BaseException], Any] = coroutine.throw
     try:
-        trap = run(send, None)
-        if on_suspend is not None:
-            on_suspend()
         while True:
             try:
                 value = yield trap

@@ -62,6 +62,13 @@ class SlotHost(Protocol):
         """
         ...
 
+    def call_later(
+        self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Call ``function`` after a time. Gives a function that takes this back; it must be called
+        before ``nursery`` can end."""
+        ...
+
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
         """SIGINT has hit a task of the engine: raise it, or hand it to whom it was meant for."""
         ...

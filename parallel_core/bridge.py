@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -88,17 +89,30 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
+class _Crew:
+    """The asyncio tasks that belong to one nursery, and the one trio task that waits for them."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.cancelled = False
+        self.wake: Callable[[], None] | None = None  # set while the trio task waits
+
+
 class AsyncioSlotHost:
-    """Slots are asyncio tasks, each supervised by a trio task."""
+    """Slots are asyncio tasks; one trio task in the nursery stands for all of them."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.context: contextvars.Context
         self.shutting_down: Callable[[], bool] = lambda: False
         self.abort: Callable[[str], None]
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._crews: dict[trio.Nursery, _Crew] = {}
         self.cancelled = False  # by trio, from inside or from outside of the batch
         self.abandoned = False
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        return [task for crew in self._crews.values() for task in crew.tasks]
 
     def new_event(self) -> HostEvent:
         return asyncio.Event()
@@ -115,69 +129,82 @@ class AsyncioSlotHost:
         function: Callable[[], Coroutine[Any, Any, None]],
         ended: Ended,
     ) -> None:
+        crew = self._crews.get(nursery)
+        if crew is None:
+            crew = self._crews[nursery] = _Crew()
+            nursery.start_soon(self._supervise, crew)
         # Not loop.create_task: an eager task would start inside a step of trio. The context is
         # the caller's, not that of the trio task which may be running here.
         task = asyncio.Task(
             function(), loop=self.loop, name="parallel_core slot", context=self.context.copy()
         )
-        self.tasks.add(task)
-        nursery.start_soon(self._supervise, task, ended)
+        crew.tasks.add(task)
+        task.add_done_callback(functools.partial(self._task_done, crew, ended))
+        if crew.cancelled:
+            task.cancel()
 
-    async def _supervise(self, task: asyncio.Task[None], ended: Ended) -> None:
-        """Wait in trio until the asyncio task is done; cancelled, cancel it and wait all the same.
+    async def _supervise(self, crew: _Crew) -> None:
+        """Wait in trio until every task is done; cancelled, cancel them and wait all the same.
 
-        The supervisor never raises: what the task raised is reported to the batch.
+        It never raises: what a task raised is reported to the batch.
         """
         supervisor = trio.lowlevel.current_task()
-        waiting = reported = False
 
-        def done(task: asyncio.Task[None]) -> None:
-            nonlocal reported
-            reported = True
-            self._task_done(task, ended)
-            if waiting and not self.abandoned:
-                trio.lowlevel.reschedule(supervisor)
+        def wake() -> None:
+            crew.wake = None
+            trio.lowlevel.reschedule(supervisor)
 
         def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            nonlocal waiting
-            self.cancelled = True
+            crew.cancelled = self.cancelled = True
+            tasks = list(crew.tasks)
             if self.loop.is_closed():
-                # The task will never be stepped again. Its `finally` blocks run now, or never.
-                waiting = False
-                self._close_task(task)
+                # They will never be stepped again. Their `finally` blocks run now, or never.
+                crew.wake = None
+                for task in tasks:
+                    self._close_task(crew, task)
                 return trio.lowlevel.Abort.SUCCEEDED
-            _cancel(task, self.shutting_down())
-            return trio.lowlevel.Abort.FAILED  # trio waits until the call has really ended
+            shutting_down = self.shutting_down()
+            for task in tasks:
+                _cancel(task, shutting_down)
+            return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
 
-        if task.done():
-            self._task_done(task, ended)
-            return
-        task.add_done_callback(done)
-        while not reported:
+        while crew.tasks:
             try:
-                waiting = True
+                crew.wake = wake
                 await trio.lowlevel.wait_task_rescheduled(abort)
             except KeyboardInterrupt as interrupt:
                 self.interrupted(interrupt)
             finally:
-                waiting = False
+                crew.wake = None
+
+    def call_later(
+        self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
+    ) -> Callable[[], None]:
+        if self.loop.is_closed():
+            return lambda: None
+        # A timer of the loop: unlike one of trio it costs no wake of the guest.
+        return self.loop.call_later(seconds, function).cancel
 
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
         # SIGINT has hit the thread during a step of trio. It was meant for the host, which raises
         # it now as if it had come a moment later.
         self.loop.call_soon(raise_, interrupt)
 
-    def _task_done(self, task: asyncio.Task[None], ended: Ended) -> None:
-        self.tasks.discard(task)
+    def _task_done(self, crew: _Crew, ended: Ended, task: asyncio.Task[None]) -> None:
+        crew.tasks.discard(task)
         exception = None if task.cancelled() else task.exception()
         if self.abandoned:
             return
         if self.shutting_down():
             self.abort("its event loop is being shut down")
-        ended(exception, cancelled=self.cancelled)
+        try:
+            ended(exception, cancelled=self.cancelled)
+        finally:
+            if not crew.tasks and crew.wake is not None:
+                crew.wake()
 
-    def _close_task(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+    def _close_task(self, crew: _Crew, task: asyncio.Task[None]) -> None:
+        crew.tasks.discard(task)
         state: Any = task
         state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
         coroutine = task.get_coro()
@@ -242,6 +269,17 @@ class _Tenant:
 
 def _aborted(reason: str) -> BatchAbortedError:
     return BatchAbortedError(f"the batch was cancelled: {reason}")
+
+
+def _shield_from_anyio() -> contextlib.AbstractContextManager[object]:
+    """Anyio's scopes repeat a cancellation on every pass.
+
+    Where none can have been opened, the first use of a scope would import that part of anyio: ten
+    milliseconds and more between the first failure of a process and its exception.
+    """
+    if "anyio._backends._asyncio" in sys.modules:
+        return anyio.CancelScope(shield=True)
+    return contextlib.nullcontext()
 
 
 class AsyncioParallelBatch(ParallelBatch[ResultT]):
@@ -336,8 +374,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         if host is None or self._lost_its_loop():
             return
         cancellation: asyncio.CancelledError | None = None
-        # The shield is against anyio's scopes, which repeat a cancellation on every pass.
-        with anyio.CancelScope(shield=True):
+        with _shield_from_anyio():
             while not (self._tenant.ended and host.settled):
                 try:
                     await host.changed.wait()

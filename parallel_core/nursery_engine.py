@@ -66,6 +66,19 @@ class TrioSlotHost:
         else:
             ended(None, cancelled=False)
 
+    def call_later(
+        self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
+    ) -> Callable[[], None]:
+        scope = trio.CancelScope(shield=True)
+
+        async def wait() -> None:
+            with scope:
+                await trio.sleep(seconds)
+                function()
+
+        nursery.start_soon(wait)
+        return scope.cancel
+
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
         raise interrupt
 
