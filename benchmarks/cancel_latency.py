@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Iterator
 
+from .adapter import Target
 from .peers import FLOOR, Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, make_adapter, now
+from .question import (
+    Measured,
+    Parameters,
+    Quantity,
+    Question,
+    Size,
+    World,
+    has_no_router,
+    not_for_calls,
+)
+from .stopping import HangingCalls
 
 FAILS_AFTER = 0.05  # seconds, by when all slots are taken
-GRACE = 0.3  # seconds that calls have to end after the caller has got the exception
+FAILS_AFTER_OVER_HTTP = 0.7
+GRACE_OVER_HTTP = 2.0  # seconds that the connections have to close
 
 
 class CallFailedError(Exception):
@@ -17,77 +29,113 @@ class CallFailedError(Exception):
 
 
 def measure(peer: Peer, parameters: Parameters) -> Measured:
-    world, adapter = World(peer), make_adapter(peer)
-    requests, in_flight = parameters["requests"], parameters["in_flight"]
-    # Not a request of a certain number: some peers begin with any.
-    failing = min(requests, in_flight) // 2
-    failed_at = last_end = 0.0
-    begun = running = started_late = 0
+    return (measure_over_http if parameters["over"] == "HTTP" else measure_calls)(peer, parameters)
 
-    async def call(item: int) -> None:
-        nonlocal begun, failed_at, last_end, running, started_late
-        begun += 1
-        if begun == failing:
-            await world.sleep(FAILS_AFTER)
-            failed_at = now()
-            raise CallFailedError
-        started_late += failed_at > 0
-        running += 1
-        try:
-            await world.sleep(3600)
-        finally:
-            running -= 1
-            last_end = now()
 
-    async def main() -> Measured:
+def measure_calls(peer: Peer, parameters: Parameters) -> Measured:
+    world, adapter = World(peer), peer.adapter()
+    in_flight = parameters["in_flight"]
+
+    async def fail(requests: int) -> HangingCalls:
+        calls = HangingCalls(world)
+        # Not a request of a certain number: some peers begin with any.
+        failing = min(requests, in_flight) // 2
+
+        async def call(item: int) -> None:
+            if calls.begin() == failing:
+                await world.sleep(FAILS_AFTER)
+                calls.stop()
+                raise CallFailedError
+            await calls.hang()
+
         try:
             await adapter.collect(call, range(requests), in_flight)
         except Exception:  # noqa: BLE001 - each peer raises in its own way
-            raised_at = now()
-        else:
-            raise RuntimeError("the batch did not fail")
-        left_running = running
-        while running and now() - raised_at < GRACE:
-            await world.sleep(0.001)
-        return {
-            "raised": (raised_at - failed_at) * 1000,
-            "ended": None if running else max(last_end - failed_at, 0.0) * 1000,
-            "left_running": left_running,
-            "started_late": started_late,
-        }
+            return calls
+        raise RuntimeError("the batch did not fail")
 
-    async def warm_up() -> None:
-        with contextlib.suppress(Exception):
-            await adapter.collect(fail_at_once, range(10), 4)
+    async def main() -> Measured:
+        return await (await fail(parameters["requests"])).outcome()
 
-    world.run(warm_up)
+    # The same on a smaller scale first, so that it is not the interpreter's first sight of it.
+    world.run(lambda: fail(min(parameters["requests"], 2 * in_flight)))
     measured: Measured = world.run(main)
     return measured
 
 
-async def fail_at_once(item: int) -> None:
-    raise CallFailedError
+def measure_over_http(peer: Peer, parameters: Parameters) -> Measured:
+    from parallel_core.demo_server import demo_server_process
+
+    from .over_http import AT_ONCE, conversations, make_router, one_of_them_fails
+
+    world, adapter = World(peer), peer.adapter()
+    in_flight = parameters["in_flight"]
+    settings = one_of_them_fails(in_flight, in_flight, FAILS_AFTER_OVER_HTTP)
+
+    async def main() -> Measured:
+        target = Target(server.url, make_router(server.url))
+        async with adapter.sender(target, in_flight) as send:
+            await send(conversations(in_flight), AT_ONCE)
+            try:
+                await send(conversations(parameters["requests"]), {})
+            except Exception:  # noqa: BLE001 - each peer raises in its own way
+                raised_at = time.time()
+            else:
+                raise RuntimeError("the batch did not fail")
+            stats = await world.in_thread(server.stats)
+            left_running = stats.in_flight
+            while stats.in_flight and time.time() - raised_at < GRACE_OVER_HTTP:
+                await world.sleep(0.01)
+                stats = await world.in_thread(server.stats)
+            failed_at, closed_at = stats.last_finished_at, stats.last_disconnected_at
+            closed = None if stats.in_flight else (closed_at - failed_at) * 1000
+            return {
+                "went_on": (raised_at - failed_at) * 1000,
+                "closed": closed,
+                "left_running": left_running,
+                "begun_late": stats.accepted - 2 * in_flight,
+            }
+
+    with demo_server_process(settings) as server:
+        measured: Measured = world.run(main)
+    return measured
 
 
 def cells(size: Size) -> Iterator[Parameters]:
     if size == "smoke":
-        yield {"requests": 100, "in_flight": 8}
+        yield {"over": "calls", "in_flight": 8, "requests": 100}
+        yield {"over": "HTTP", "in_flight": 4, "requests": 20}
         return
     for in_flight in (64,) if size == "quick" else (8, 64, 1024):
         for requests in (100, 10_000) if size == "quick" else (100, 10_000, 100_000):
-            yield {"requests": requests, "in_flight": in_flight}
+            yield {"over": "calls", "in_flight": in_flight, "requests": requests}
+    if size == "full":
+        yield {"over": "HTTP", "in_flight": 64, "requests": 1_000}
+
+
+def refuses(peer: Peer, parameters: Parameters) -> str | None:
+    if not peer.adapter().fails_fast:
+        return "goes on after an error"
+    if parameters["over"] == "HTTP":
+        return has_no_router(peer, parameters)
+    return not_for_calls(peer, parameters)
 
 
 QUESTION = Question(
     name="cancel_latency",
     title="One call fails, the others are in flight: how long until the caller knows?",
     quantities=(
-        Quantity("raised", "failure to exception", "ms"),
-        Quantity("ended", "failure to the end of the last call", "ms", absent="never"),
-        Quantity("left_running", "calls running when the caller knew", ""),
-        Quantity("started_late", "calls begun after the failure", ""),
+        Quantity("went_on", "failure to exception", "ms"),
+        Quantity("ended", "to the end of the last call", "ms", absent="never"),
+        Quantity("closed", "to the last connection's close", "ms", absent="never"),
+        Quantity("left_running", "running when the caller knew", ""),
+        Quantity("begun_late", "begun after the failure", ""),
     ),
     cells=cells,
     measure=measure,
     base=FLOOR,
+    compared=("went_on",),
+    timeout=15,
+    refuses=refuses,
+    uses_router=lambda parameters: bool(parameters["over"] == "HTTP"),
 )

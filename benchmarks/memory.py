@@ -9,15 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .peers import Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, make_adapter, now
+from .peers import GATHER, Peer
+from .question import Measured, Parameters, Quantity, Question, Size, World, not_for_calls, now
 
 CONCURRENCY = 64
 HOLDS = 0.2  # seconds that the consumer holds the first result
 
 
 def measure(peer: Peer, parameters: Parameters) -> Measured:
-    world, adapter = World(peer), make_adapter(peer)
+    world, adapter = World(peer), peer.adapter()
     requests = parameters["requests"]
     started = 0
     first_result: float | None = None
@@ -110,6 +110,8 @@ QUESTION = Question(
     ),
     cells=cells,
     measure=measure,
-    base="gather",
+    base=GATHER,
+    compared=(),
+    refuses=not_for_calls,
     rounds=rounds,
 )

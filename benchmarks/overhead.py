@@ -6,12 +6,12 @@ import gc
 import time
 from collections.abc import Iterator
 
-from .peers import Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, make_adapter, now
+from .peers import GATHER, Peer
+from .question import Measured, Parameters, Quantity, Question, Size, World, not_for_calls, now
 
 
 def measure(peer: Peer, parameters: Parameters) -> Measured:
-    world, adapter = World(peer), make_adapter(peer)
+    world, adapter = World(peer), peer.adapter()
     calls, concurrency = parameters["calls"], parameters["concurrency"]
 
     async def no_op(item: int) -> int:
@@ -60,5 +60,7 @@ QUESTION = Question(
     ),
     cells=cells,
     measure=measure,
-    base="gather",
+    base=GATHER,
+    compared=("cpu", "wall"),
+    refuses=not_for_calls,
 )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from .peers import Adapter, Peer
+from .peers import Peer
 
 Parameters: TypeAlias = dict[str, Any]
 Measured: TypeAlias = dict[str, float | None]
 """By quantity; None where it never came to that within the time there was."""
 
 Size: TypeAlias = Literal["full", "quick", "smoke"]
+
+now = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,39 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """A power law through the medians of a peer: ``quantity`` grows as ``along ** exponent``.
+
+    Attributes:
+        title: what is fitted.
+        along: the parameter that grows.
+        quantity: what grows with it.
+        where: the parameters of the cells that it takes.
+    """
+
+    title: str
+    along: str
+    quantity: str
+    where: Parameters
+
+
+@dataclass(frozen=True)
 class Question:
     """One benchmark.
 
     Attributes:
         name: on the command line.
         title: what it asks.
-        quantities: what is measured for each cell; the first one is compared peer by peer.
+        quantities: what is measured for each cell.
         cells: the parameters of every cell, for a size of the whole.
         measure: measures a cell, in a process of its own.
-        asks: whether a peer can be asked this.
         base: the peer that others are compared with.
+        compared: the quantities that are also given as a multiple of those of ``base``.
+        refuses: why a peer cannot be asked this; None where it can.
+        timeout: of a cell, in seconds.
         rounds: of a cell, where fewer than usual have to do; given its parameters.
+        fits: power laws through the medians.
+        uses_router: the cells are about a Router: litellm is imported before they begin.
     """
 
     name: str
@@ -54,15 +77,39 @@ class Question:
     cells: Callable[[Size], Iterator[Parameters]]
     measure: Callable[[Peer, Parameters], Measured]
     base: str
-    asks: Callable[[Peer, Parameters], bool] = field(default=lambda peer, parameters: True)
-    rounds: Callable[[Parameters], int | None] = field(default=lambda parameters: None)
+    compared: tuple[str, ...]
+    refuses: Callable[[Peer, Parameters], str | None]
+    timeout: int = 60
+    rounds: Callable[[Parameters], int | None] = lambda parameters: None
+    fits: tuple[Fit, ...] = ()
+    uses_router: Callable[[Parameters], bool] = lambda parameters: False
+
+
+def not_for_calls(peer: Peer, parameters: Parameters) -> str | None:
+    """Why a peer cannot be asked about functions of our own."""
+    return peer.adapter().not_for_calls
+
+
+def has_no_router(peer: Peer, parameters: Parameters) -> str | None:
+    """Why a peer cannot be asked about a Router."""
+    return None if peer.world == "asyncio" or peer.ours else "a Router needs asyncio"
 
 
 class World:
-    """Running, sleeping and reading the clock in the world of a peer."""
+    """Running, sleeping and the like in the world of a peer."""
 
     def __init__(self, peer: Peer) -> None:
         self._trio = peer.world == "trio"
+        self.sleep: Callable[[float], Awaitable[Any]]
+        self.in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
+        if self._trio:
+            import trio
+
+            self.sleep, self.in_thread = trio.sleep, trio.to_thread.run_sync
+        else:
+            import asyncio
+
+            self.sleep, self.in_thread = asyncio.sleep, asyncio.to_thread
 
     def run(self, main: Callable[[], Awaitable[Any]]) -> Any:
         if self._trio:
@@ -104,20 +151,3 @@ class World:
         before()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-    @property
-    def sleep(self) -> Callable[[float], Awaitable[Any]]:
-        if self._trio:
-            import trio
-
-            return trio.sleep
-        import asyncio
-
-        return asyncio.sleep
-
-
-def make_adapter(peer: Peer) -> Adapter:
-    return peer.adapter()
-
-
-now = time.perf_counter

@@ -1,56 +1,102 @@
-"""Tables in the terminal, and JSON."""
+"""Tables for the terminal and for documents, and JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from .peers import PEERS
 from .question import Quantity, Question
-from .runner import Cell, Spread, describe, ratios
+from .questions import QUESTIONS
+from .runner import Answer, Cell, Group, Spread, describe, exponent, ratios
 
 
-def print_machine(console: Console, machine: dict[str, Any]) -> None:
-    console.print(
+@dataclass(frozen=True)
+class TextTable:
+    """A table of words and numbers; the first column names the peer."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def machine_lines(machine: dict[str, Any]) -> list[str]:
+    versions = ", ".join(
+        f"{name} {version or 'not installed'}" for name, version in machine["versions"].items()
+    )
+    load = ", ".join(f"{value:.2f}" for value in machine["load"])
+    system = (
         f"Python {machine['python']} on {machine['system']}, {machine['processor']}, "
-        f"{machine['cores']} cores, load {machine['load']}"
+        f"{machine['cores']} cores, load {load}"
     )
-    console.print(
-        ", ".join(
-            f"{name} {version or 'not installed'}" for name, version in machine["versions"].items()
+    return [system, versions]
+
+
+def refused_lines(answer: Answer) -> list[str]:
+    return [
+        f"Not asked, {reason}: {', '.join(peer.title for peer in peers)}."
+        for reason, peers in answer.refused.items()
+    ]
+
+
+def tables(answer: Answer) -> Iterator[TextTable]:
+    """A table for each set of parameters, and one for the exponents that were fitted."""
+    for group in answer.groups:
+        if group.cells:
+            yield _group_table(answer.question, group)
+    fitted = [
+        (fit.title, {cell.peer.key: exponent(fit, answer, cell.peer) for cell in group.cells})
+        for fit in answer.question.fits
+        for group in answer.groups[:1]
+    ]
+    fitted = [(title, by_peer) for title, by_peer in fitted if any(by_peer.values())]
+    if fitted:
+        keys = [cell.peer.key for cell in answer.groups[0].cells]
+        yield TextTable(
+            "exponents: 1 is proportional, 0 is constant",
+            ["", *(title for title, _ in fitted)],
+            [
+                [PEERS[key].title, *(_exponent(by_peer.get(key)) for _, by_peer in fitted)]
+                for key in keys
+            ],
         )
-    )
 
 
-def print_question(console: Console, question: Question, groups: list[list[Cell]]) -> None:
-    console.rule(question.title)
-    for cells in groups:
-        if not cells:
-            continue
-        base = next((cell for cell in cells if cell.peer.key == question.base), None)
-        table = Table(title=describe(cells[0].parameters), title_justify="left")
-        table.add_column("")
-        first = question.quantities[0]
-        for quantity in question.quantities:
-            unit = f" ({quantity.unit})" if quantity.unit else ""
-            table.add_column(f"{quantity.title}{unit}", justify="right")
-            if quantity is first and base is not None:
-                table.add_column(f"x {base.peer.title}", justify="right")
-        for cell in cells:
-            table.add_row(cell.peer.title, *_columns(cell, base, question))
-        console.print(table)
+def _exponent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
-def _columns(cell: Cell, base: Cell | None, question: Question) -> list[str]:
-    columns: list[str] = []
-    for quantity in question.quantities:
-        columns.append(_number(cell, quantity))
-        if quantity is question.quantities[0] and base is not None:
-            columns.append(_spread(ratios(cell, base, quantity.key)))
-    if cell.problem is not None:
-        columns[0] = f"{columns[0]} {cell.problem}" if cell.rounds else cell.problem
-    return columns
+def _group_table(question: Question, group: Group) -> TextTable:
+    base = group.of(question.base)
+    quantities = [
+        quantity
+        for quantity in question.quantities
+        # A column for what this group measures; None is a measurement, too.
+        if any(quantity.key in one for cell in group.cells for one in cell.rounds)
+    ]
+    header = [""]
+    for quantity in quantities:
+        header.append(f"{quantity.title} ({quantity.unit})" if quantity.unit else quantity.title)
+        if quantity.key in question.compared and base is not None:
+            header.append(f"x {base.peer.title}")
+    rows = [[cell.peer.title, *_columns(question, cell, base, quantities)] for cell in group.cells]
+    return TextTable(describe(group.parameters), header, rows)
+
+
+def _columns(
+    question: Question, cell: Cell, base: Cell | None, quantities: list[Quantity]
+) -> Iterator[str]:
+    for number, quantity in enumerate(quantities):
+        text = _number(cell, quantity)
+        if number == 0 and cell.problem is not None:
+            text = f"{text} {cell.problem}".strip()
+        yield text
+        if quantity.key in question.compared and base is not None:
+            yield _spread(ratios(cell, base, quantity.key))
 
 
 def _number(cell: Cell, quantity: Quantity) -> str:
@@ -70,20 +116,113 @@ def _spread(spread: Spread | None) -> str:
 
 
 def _short(value: float) -> str:
-    if value == int(value):
+    if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
-def to_json(question: Question, groups: list[list[Cell]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "question": question.name,
-            "peer": cell.peer.key,
-            "parameters": cell.parameters,
-            "rounds": cell.rounds,
-            "problem": cell.problem,
-        }
-        for cells in groups
-        for cell in cells
+# --- the terminal ---
+
+
+def print_answer(console: Console, answer: Answer) -> None:
+    console.rule(answer.question.title)
+    for line in refused_lines(answer):
+        console.print(line, style="dim")
+    for text in tables(answer):
+        table = Table(title=text.title, title_justify="left")
+        for number, name in enumerate(text.header):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in text.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+# --- documents ---
+
+
+def to_markdown(machine: dict[str, Any], rounds: int, answers: list[Answer]) -> str:
+    """Everything as tables for a document."""
+    lines = [
+        *_paragraphs(machine_lines(machine)),
+        f"{rounds} rounds: median (smallest-largest).",
+        "",
     ]
+    for answer in answers:
+        lines += [f"## {answer.question.title}", "", f"`{answer.question.name}`", ""]
+        lines += _paragraphs(refused_lines(answer))
+        for text in tables(answer):
+            lines += [f"**{text.title}**", ""]
+            lines.append(_markdown_row(text.header))
+            lines.append(_markdown_row(["---", *["---:"] * (len(text.header) - 1)]))
+            lines += [_markdown_row(row) for row in text.rows]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    return [text for line in lines for text in (line, "")]
+
+
+def _markdown_row(columns: list[str]) -> str:
+    return f"| {' | '.join(columns)} |"
+
+
+# --- JSON ---
+
+
+def to_json(machine: dict[str, Any], rounds: int, answers: list[Answer]) -> dict[str, Any]:
+    return {
+        "machine": machine,
+        "rounds": rounds,
+        "answers": [
+            {
+                "question": answer.question.name,
+                "refused": {
+                    reason: [peer.key for peer in peers] for reason, peers in answer.refused.items()
+                },
+                "groups": [
+                    {
+                        "parameters": group.parameters,
+                        "cells": [
+                            {
+                                "peer": cell.peer.key,
+                                "rounds": cell.rounds,
+                                "problem": cell.problem,
+                                "took": round(cell.took, 2),
+                            }
+                            for cell in group.cells
+                        ],
+                    }
+                    for group in answer.groups
+                ],
+            }
+            for answer in answers
+        ],
+    }
+
+
+def from_json(document: dict[str, Any]) -> list[Answer]:
+    """What :func:`to_json` has written."""
+    answers: list[Answer] = []
+    for written in document["answers"]:
+        groups = [
+            Group(
+                group["parameters"],
+                [
+                    Cell(
+                        PEERS[cell["peer"]],
+                        group["parameters"],
+                        cell["rounds"],
+                        cell["problem"],
+                        cell["took"],
+                    )
+                    for cell in group["cells"]
+                ],
+            )
+            for group in written["groups"]
+        ]
+        refused = {
+            reason: [PEERS[key] for key in keys] for reason, keys in written["refused"].items()
+        }
+        answers.append(Answer(QUESTIONS[written["question"]], groups, refused))
+    return answers

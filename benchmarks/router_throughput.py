@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Iterator
 
+from .adapter import Target
 from .peers import FLOOR, Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, make_adapter, now
+from .question import Measured, Parameters, Quantity, Question, Size, World, has_no_router, now
 
 WARM_UP_CALLS = 64
 
@@ -16,53 +15,33 @@ WARM_UP_CALLS = 64
 def measure(peer: Peer, parameters: Parameters) -> Measured:
     from parallel_core.demo_server import DemoServerSettings, demo_server_process
 
-    world, adapter = World(peer), make_adapter(peer)
+    from .over_http import AT_ONCE, conversations, make_router
+
+    world, adapter = World(peer), peer.adapter()
     calls, in_flight = parameters["calls"], parameters["in_flight"]
-    took: Measured = {}
 
-    async def main() -> None:
-        async with router_call(peer, server.url) as acompletion:
-
-            async def call(item: int) -> object:
-                messages = [{"role": "user", "content": f"Question {item}"}]
-                return await acompletion(model="fast", messages=messages)
-
-            await adapter.collect(call, range(WARM_UP_CALLS), in_flight)
+    async def main() -> Measured:
+        target = Target(server.url, make_router(server.url))
+        async with adapter.sender(target, in_flight) as send:
+            await send(conversations(min(calls, WARM_UP_CALLS)), AT_ONCE)
             cpu, wall = time.process_time(), now()
-            await adapter.collect(call, range(calls), in_flight)
-            wall = now() - wall
-            took["per_second"] = calls / wall
-            took["cpu"] = (time.process_time() - cpu) / calls * 1000
+            await send(conversations(calls), AT_ONCE)
+            cpu, wall = time.process_time() - cpu, now() - wall
+        return {"per_second": calls / wall, "cpu": cpu / calls * 1000}
 
-    with demo_server_process(DemoServerSettings(latency_median=0.0)) as server:
-        world.run(main)
-    return took
-
-
-@asynccontextmanager
-async def router_call(peer: Peer, url: str) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-    """A Router's ``acompletion`` in the world of a peer."""
-    from litellm import Router
-
-    import parallel_core
-
-    deployment = {"model": "openai/fast", "api_base": url, "api_key": "none"}
-    router = Router(
-        model_list=[{"model_name": "fast", "litellm_params": deployment}], num_retries=0
-    )
-    if peer.world == "asyncio":
-        yield router.acompletion
-        return
-    async with parallel_core.open_router_host(router) as host:
-        yield host.acompletion
+    with demo_server_process(DemoServerSettings()) as server:
+        measured: Measured = world.run(main)
+    return measured
 
 
 def cells(size: Size) -> Iterator[Parameters]:
     if size == "smoke":
         yield {"in_flight": 8, "calls": 16}
-        return
-    for in_flight in (64,) if size == "quick" else (1, 8, 64, 256):
-        yield {"in_flight": in_flight, "calls": 300 if size == "quick" else 400}
+    elif size == "quick":
+        yield {"in_flight": 64, "calls": 200}
+    else:
+        for in_flight, calls in ((1, 50), (8, 150), (64, 256), (256, 256)):
+            yield {"in_flight": in_flight, "calls": calls}
 
 
 QUESTION = Question(
@@ -75,4 +54,7 @@ QUESTION = Question(
     cells=cells,
     measure=measure,
     base=FLOOR,
+    compared=("per_second", "cpu"),
+    refuses=has_no_router,
+    uses_router=lambda parameters: True,
 )

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGALRM
 from typing import Any
 
 from .peers import PEERS, Peer
-from .question import Measured, Parameters, Question, Size
+from .question import Fit, Measured, Parameters, Question, Size
 
-CELL_TIMEOUT = 90.0  # seconds
+# What every cell needs, imported once for each round.
+PRELOADED = ("asyncio", "trio", "parallel_core", "benchmarks.questions")
+
+# Further rounds of a cell that has taken so long would make the whole too long. In seconds.
+ENOUGH = {"full": 12.0, "quick": 4.0, "smoke": 1.0}
+
+FRAMES_PER_ROUND = 5  # see cell.at_depth
 
 
 @dataclass
@@ -28,10 +38,35 @@ class Cell:
     parameters: Parameters
     rounds: list[Measured] = field(default_factory=list)
     problem: str | None = None  # why there is nothing, or no more
+    took: float = 0.0  # seconds, all rounds
 
     def values(self, quantity: str) -> list[float]:
-        measured = (one[quantity] for one in self.rounds)
+        measured = (one.get(quantity) for one in self.rounds)
         return [value for value in measured if value is not None]
+
+
+@dataclass
+class Group:
+    """The cells of all peers with the same parameters."""
+
+    parameters: Parameters
+    cells: list[Cell]
+
+    def of(self, key: str) -> Cell | None:
+        return next((cell for cell in self.cells if cell.peer.key == key), None)
+
+
+@dataclass
+class Answer:
+    """All that was measured for a question.
+
+    Attributes:
+        refused: the peers that it cannot be asked, by the reason.
+    """
+
+    question: Question
+    groups: list[Group]
+    refused: dict[str, list[Peer]]
 
 
 @dataclass(frozen=True)
@@ -53,58 +88,126 @@ def run_question(
     rounds: int,
     peers: Iterable[Peer],
     progress: Callable[[str], None],
-) -> list[list[Cell]]:
-    """Measure every cell; a list of cells, one for each peer, for each set of parameters."""
-    groups: list[list[Cell]] = []
+) -> Answer:
+    """Measure every cell, ``rounds`` times."""
+    answer = Answer(question, [], {})
     for parameters in question.cells(size):
-        cells = [Cell(peer, parameters) for peer in peers if question.asks(peer, parameters)]
-        for cell in cells:
-            if cell.peer.version is None:
-                cell.problem = "not installed"
-        for number in range(question.rounds(parameters) or rounds):
-            for cell in cells:
-                if cell.problem is None:
+        group = Group(parameters, [])
+        for peer in peers:
+            reason = question.refuses(peer, parameters)
+            if reason is None:
+                problem = "not installed" if peer.version is None else None
+                group.cells.append(Cell(peer, parameters, problem=problem))
+            elif peer not in answer.refused.setdefault(reason, []):
+                answer.refused[reason].append(peer)
+        answer.groups.append(group)
+    for round_number in range(rounds):
+        for with_router in (False, True):
+            due = [
+                cell
+                for group in answer.groups
+                if question.uses_router(group.parameters) is with_router
+                for cell in group.cells
+                if _is_due(question, cell, round_number, ENOUGH[size])
+            ]
+            if not due:
+                continue
+            with _CellProcesses.started(with_router=with_router) as processes:
+                for cell in due:
                     progress(
-                        f"{question.name} {describe(parameters)}: {cell.peer.key}, {number + 1}"
+                        f"{question.name}, round {round_number + 1} of {rounds}: "
+                        f"{describe(cell.parameters)}, {cell.peer.title}"
                     )
-                    _measure(question, cell)
-        groups.append(cells)
-    return groups
+                    began = time.monotonic()
+                    processes.measure(question, cell, round_number)
+                    cell.took += time.monotonic() - began
+    return answer
 
 
-def _measure(question: Question, cell: Cell) -> None:
-    command = [sys.executable, "-m", "benchmarks.cell", question.name, cell.peer.key]
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        try:
-            done = subprocess.run(
-                [*command, json.dumps(cell.parameters), str(answer)],
-                capture_output=True,
+def _is_due(question: Question, cell: Cell, round_number: int, enough: float) -> bool:
+    rounds = question.rounds(cell.parameters)
+    return cell.problem is None and cell.took < enough and (rounds is None or round_number < rounds)
+
+
+class _CellProcesses:
+    """Has each cell measured in a process of its own (:mod:`benchmarks.cell`)."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process = process
+        self._answer = folder / "answer.json"
+        self._errors = folder / "errors.txt"
+
+    @classmethod
+    @contextmanager
+    def started(cls, *, with_router: bool) -> Generator[_CellProcesses, None, None]:
+        preloaded = [*PRELOADED, *(["litellm"] if with_router else [])]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.cell", *preloaded],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 text=True,
-                timeout=CELL_TIMEOUT,
+                # litellm would ask the network for prices.
                 env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
                 cwd=Path(__file__).resolve().parent.parent,
-            )
-        except subprocess.TimeoutExpired:
-            cell.problem = f"took more than {CELL_TIMEOUT:.0f} s"
-            return
-        if done.returncode or not answer.exists():
-            last_line = (done.stderr.strip() or "no output").splitlines()[-1]
-            cell.problem = f"failed: {last_line[:100]}"
-            return
-        cell.rounds.append(json.loads(answer.read_text()))
+            ) as process,
+        ):
+            yield cls(process, Path(folder))
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def measure(self, question: Question, cell: Cell, round_number: int) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        job = {
+            "question": question.name,
+            "peer": cell.peer.key,
+            "parameters": cell.parameters,
+            "depth": FRAMES_PER_ROUND * round_number,
+            "timeout": question.timeout,
+            "answer": str(self._answer),
+            "errors": str(self._errors),
+        }
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that measures has ended: see its message above")
+        status = int(line)
+        if status == 0:
+            cell.rounds.append(json.loads(self._answer.read_text()))
+        elif status == -SIGALRM:
+            cell.problem = f"more than {question.timeout} s"
+        else:
+            last_line = (self._errors.read_text().strip() or f"exit status {status}").splitlines()
+            cell.problem = f"failed: {last_line[-1][:100]}"
+        self._answer.unlink(missing_ok=True)
+        self._errors.unlink(missing_ok=True)
 
 
 def ratios(cell: Cell, base: Cell, quantity: str) -> Spread | None:
     """Round by round, since what disturbs a machine disturbs neighbours alike."""
-    pairs = zip(cell.rounds, base.rounds, strict=False)
     return Spread.of(
         [
-            mine[quantity] / theirs[quantity]  # type: ignore[operator]  # None was left out
-            for mine, theirs in pairs
-            if mine[quantity] is not None and theirs[quantity]
+            mine / theirs
+            for one, other in zip(cell.rounds, base.rounds, strict=False)
+            if (mine := one.get(quantity)) is not None and (theirs := other.get(quantity))
         ]
     )
+
+
+def exponent(fit: Fit, answer: Answer, peer: Peer) -> float | None:
+    """Of the power law through a peer's medians: least squares of their logarithms."""
+    points: list[tuple[float, float]] = []
+    for group in answer.groups:
+        cell = group.of(peer.key)
+        if cell is not None and fit.where.items() <= group.parameters.items():
+            spread = Spread.of(cell.values(fit.quantity))
+            if spread is not None and spread.median > 0:
+                points.append((math.log(group.parameters[fit.along]), math.log(spread.median)))
+    if len(points) < 2:
+        return None
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def describe(parameters: Parameters) -> str:
@@ -124,7 +227,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "load": [round(load, 2) for load in os.getloadavg()],
         "versions": {
             peer.distribution: peer.version for peer in PEERS.values() if peer.distribution
         },

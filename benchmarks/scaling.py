@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import overhead
-from .peers import Peer
-from .question import Measured, Parameters, Quantity, Question, Size
+from .peers import GATHER, Peer
+from .question import Fit, Measured, Parameters, Quantity, Question, Size, not_for_calls
 
 
 def measure(peer: Peer, parameters: Parameters) -> Measured:
@@ -18,11 +18,11 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
 
 def cells(size: Size) -> Iterator[Parameters]:
     if size == "smoke":
-        yield {"along": "requests", "calls": 200, "concurrency": 8}
-        yield {"along": "requests", "calls": 400, "concurrency": 8}
+        yield {"along": "calls", "calls": 200, "concurrency": 8}
+        yield {"along": "calls", "calls": 400, "concurrency": 8}
         return
     for calls in (1_000, 10_000) if size == "quick" else (1_000, 10_000, 100_000, 1_000_000):
-        yield {"along": "requests", "calls": calls, "concurrency": 64}
+        yield {"along": "calls", "calls": calls, "concurrency": 64}
     if size == "full":
         for concurrency in (8, 64, 512, 4096):
             yield {"along": "concurrency", "calls": 20_000, "concurrency": concurrency}
@@ -38,6 +38,12 @@ QUESTION = Question(
     quantities=(Quantity("total", "CPU of all", "s"), Quantity("cpu", "CPU per call", "µs")),
     cells=cells,
     measure=measure,
-    base="gather",
+    base=GATHER,
+    compared=("cpu",),
+    refuses=not_for_calls,
     rounds=rounds,
+    fits=(
+        Fit("CPU of all calls, as their number grows", "calls", "total", {"along": "calls"}),
+        Fit("CPU per call, as concurrency grows", "concurrency", "cpu", {"along": "concurrency"}),
+    ),
 )

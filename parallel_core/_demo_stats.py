@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,9 @@ class DemoModelStats:
             ``over_capacity`` (answered 429) and ``shutdown`` (cut off because the server stopped).
             All of these are in ``finished``, but for ``hang``: it is counted here when it begins,
             and ends as ``disconnected`` or by the server's shutdown.
+        last_finished_at: when the last of ``finished`` was, in seconds since the epoch
+            (``time.time``); None: there was none.
+        last_disconnected_at: the same of ``disconnected``.
     """
 
     accepted: int
@@ -35,6 +39,9 @@ class DemoModelStats:
     in_flight: int
     max_in_flight: int
     faults: Mapping[str, int]
+    # When is no count: two servers that have counted the same are equal.
+    last_finished_at: float | None = field(default=None, kw_only=True, compare=False)
+    last_disconnected_at: float | None = field(default=None, kw_only=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class _Counts:
     in_flight: int = 0
     max_in_flight: int = 0
     faults: Counter[str] = field(default_factory=Counter[str])
+    last_finished_at: float | None = None
+    last_disconnected_at: float | None = None
 
     def begin(self) -> None:
         self.accepted += 1
@@ -84,17 +93,21 @@ class _Counts:
         self.in_flight -= 1
         if how == "finished":
             self.finished += 1
+            self.last_finished_at = time.time()
         else:
             self.disconnected += 1
+            self.last_disconnected_at = time.time()
 
     def refuse(self) -> None:
         """Begin and end a request at once: it does not raise ``max_in_flight``."""
         self.accepted += 1
         self.finished += 1
+        self.last_finished_at = time.time()
 
     def reset(self) -> None:
         self.accepted = self.max_in_flight = self.in_flight
         self.finished = self.disconnected = 0
+        self.last_finished_at = self.last_disconnected_at = None
         self.faults.clear()
 
 

@@ -491,8 +491,32 @@ def test_reset_of_the_stats_keeps_what_is_in_flight() -> None:
             stats = DemoServerStats.from_json(await response.json())
         assert stats.models["fast"] == DemoModelStats(1, 0, 0, 1, 1, {})
         assert (stats.accepted, stats.in_flight, stats.rejected) == (1, 1, 0)
+        assert (stats.last_finished_at, stats.last_disconnected_at) == (None, None)
         await cancel(hanging)
         await server.wait_idle()
+
+
+def test_stats_tell_when_the_last_request_ended() -> None:
+    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
+        began = time.time()
+        await post(server, client)
+        stats = server.stats
+        finished_at = stats.last_finished_at
+        assert finished_at is not None
+        assert began <= finished_at <= time.time()
+        assert stats.last_disconnected_at is None
+        hanging = asyncio.create_task(post(server, client, demo={"fault": "hang"}))
+        await server.wait_in_flight(1)
+        await cancel(hanging)
+        await server.wait_idle()
+        stats = server.stats
+        assert stats.last_finished_at == finished_at
+        assert stats.last_disconnected_at is not None
+        assert finished_at <= stats.last_disconnected_at <= time.time()
+        assert stats.models["fast"].last_disconnected_at is not None
+        assert stats.models["slow"].last_finished_at is None
+
+    run(test)
 
     stats = run(test)
     assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
