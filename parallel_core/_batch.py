@@ -13,12 +13,13 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterable, Callable, Generator
+from types import CoroutineType
 from typing import Any, Generic, cast
 
 import trio
 
 from ._feed import NOTHING, Feed
-from ._isolation import rest_of_call, start_call, without_engine_frames
+from ._isolation import as_coroutine, rest_of_call, without_engine_frames
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
@@ -245,6 +246,7 @@ class BatchCore(Generic[ResultT]):
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
+        in_order = plan.preserve_order
         tampered = self._host.tampering()
         calls_since_pause = 0
         while not self.stopping:
@@ -268,7 +270,10 @@ class BatchCore(Generic[ResultT]):
                 if prepare is not None:
                     self.in_flight[index] = item = prepare(index, item)
                 run = self._context.copy().run
-                coroutine = start_call(run, call, index, item)
+                coroutine = run(call, index, item)
+                kind: Any = type(coroutine)
+                if kind is not CoroutineType:
+                    coroutine = run(as_coroutine, coroutine)
                 try:
                     trap = run(coroutine.send, None)
                 except StopIteration as stop:
@@ -288,7 +293,12 @@ class BatchCore(Generic[ResultT]):
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
-                self._deliver(index, result_type(index, item, value, None, started_at, duration))
+                result = result_type(index, item, value, None, started_at, duration)
+                if in_order or self._error is not None:
+                    self._deliver(index, result)
+                else:
+                    self._hand_over(result)
+                del result
             else:
                 self.failed += 1
                 without_engine_frames(failure)

@@ -2,30 +2,20 @@
 
 A slot makes many calls in one task; a context variable that one call sets must not be seen by the
 next. A task for every call would do, at twice the cost: here the call's coroutine is stepped by
-hand, every step of it inside the call's own ``contextvars.Context``. Its first step is written out
-in the slot, since most of what a call costs is what surrounds that step.
+hand, every step of it inside the call's own ``contextvars.Context``. Its start is written out
+in the slot, since most of what a call costs is what surrounds it.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 Run: TypeAlias = Callable[..., Any]
 """``Context.run`` of a call's own context."""
-
-
-def start_call(
-    run: Run, call: Callable[[int, Any], Awaitable[T]], index: int, item: Any
-) -> Coroutine[Any, Any, T]:
-    """``call(index, item)`` as a coroutine, of which nothing has run yet."""
-    coroutine: Any = run(call, index, item)
-    if type(coroutine) is not types.CoroutineType:
-        coroutine = run(_as_coroutine, coroutine)
-    return cast("Coroutine[Any, Any, T]", coroutine)
 
 
 @types.coroutine
@@ -57,7 +47,8 @@ def rest_of_call(run: Run, coroutine: Coroutine[Any, Any, T], trap: Any) -> Gene
         return result
 
 
-def _as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+def as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+    """What a call has returned, where that is no coroutine itself."""
     if not hasattr(awaitable, "__await__"):
         raise TypeError(
             f"the call returned {type(awaitable).__qualname__}, which cannot be awaited: "

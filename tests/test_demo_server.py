@@ -495,6 +495,9 @@ def test_reset_of_the_stats_keeps_what_is_in_flight() -> None:
         await cancel(hanging)
         await server.wait_idle()
 
+    stats = run(test)
+    assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
+
 
 def test_stats_tell_when_the_last_request_ended() -> None:
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
@@ -517,9 +520,6 @@ def test_stats_tell_when_the_last_request_ended() -> None:
         assert stats.models["slow"].last_finished_at is None
 
     run(test)
-
-    stats = run(test)
-    assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
 
 
 def test_wait_in_flight_fails_when_the_server_stops() -> None:
