@@ -2,11 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help test demo lint format wheel constraints clean
+BENCH := .venv-bench/bin
+
+.PHONY: help test demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests"
+	@echo "make bench        the benchmarks, beside what you would use instead (25 minutes)"
+	@echo "                  BENCH_OPTIONS='overhead memory --quick' chooses: see python -m benchmarks --help"
+	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
 	@echo "make lint         ruff, mypy and pyright"
 	@echo "make format       let ruff format and mend"
 	@echo "make wheel        build dist/*.whl"
@@ -28,6 +33,25 @@ test: .venv/installed
 demo: .venv/installed
 	$(BIN)/parallel-core demo
 
+# In an environment of their own: the peers would change what is tested and linted.
+.venv-bench/installed: pyproject.toml constraints.txt benchmarks/install.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
+	rm -rf .venv-bench
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BENCH)/python -m benchmarks.install
+	touch $@
+
+BENCH_OPTIONS ?=
+bench: .venv-bench/installed
+	mkdir -p build
+	$(BENCH)/python -m benchmarks --json build/benchmarks.json --plot build/charts $(BENCH_OPTIONS)
+
+bench-smoke: .venv-bench/installed
+	mkdir -p build
+	$(BENCH)/python -m benchmarks --smoke --json build/smoke.json --plot build/smoke
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,9 +70,9 @@ wheel: .venv/installed
 constraints:
 	rm -rf .venv build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf build/constraints
 
 clean:
-	rm -rf .venv .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

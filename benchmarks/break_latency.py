@@ -72,6 +72,6 @@ QUESTION = Question(
     measure=measure,
     base=FLOOR,
     compared=("went_on",),
-    timeout=15,
+    timeout=10,
     refuses=refuses,
 )

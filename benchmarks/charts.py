@@ -168,6 +168,7 @@ def overhead(answer: Answer) -> Any:
         group
         for group in answer.groups
         if group.parameters["concurrency"] == _usual(answer.groups, "concurrency")
+        and group.parameters["results"] == "as a list"
     ]
     if not groups:
         return None

@@ -23,16 +23,18 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
 
     call = no_op if parameters["call"] == "no-op" else sleep
 
-    async def warm_up() -> None:
-        await adapter.collect(call, range(min(calls, 500)), concurrency)
+    async def run(count: int) -> None:
+        if parameters["results"] == "as a list":
+            await adapter.collect(call, range(count), concurrency)
+            return
+        async with adapter.stream(call, range(count), concurrency) as results:
+            async for _ in results:
+                pass
 
-    async def main() -> None:
-        await adapter.collect(call, range(calls), concurrency)
-
-    world.run(warm_up)
+    world.run(lambda: run(min(calls, 500)))
     gc.collect()
     cpu, wall = time.process_time(), now()
-    world.run(main)
+    world.run(lambda: run(calls))
     return {
         "cpu": (time.process_time() - cpu) / calls * 1e6,
         "wall": (now() - wall) / calls * 1e6,
@@ -41,14 +43,28 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
 
 def cells(size: Size) -> Iterator[Parameters]:
     if size == "smoke":
-        yield {"call": "no-op", "concurrency": 8, "calls": 200}
+        for results in ("as a list", "one by one"):
+            yield {"call": "no-op", "results": results, "concurrency": 8, "calls": 200}
         return
+    most = 20_000 if size == "full" else 10_000
     for call in ("no-op", "1 ms"):
         for concurrency in (64,) if size == "quick" else (1, 8, 64, 1024):
-            most = 20_000 if size == "full" else 10_000
             # A call that sleeps takes its time whatever it costs.
             calls = most if call == "no-op" else min(most, 500 * concurrency)
-            yield {"call": call, "concurrency": concurrency, "calls": calls}
+            yield {
+                "call": call,
+                "results": "as a list",
+                "concurrency": concurrency,
+                "calls": calls,
+            }
+    if size == "full":
+        yield {"call": "no-op", "results": "one by one", "concurrency": 64, "calls": most}
+
+
+def refuses(peer: Peer, parameters: Parameters) -> str | None:
+    if parameters["results"] == "one by one" and not peer.adapter().streams:
+        return "has no results before the end"
+    return not_for_calls(peer, parameters)
 
 
 QUESTION = Question(
@@ -62,5 +78,5 @@ QUESTION = Question(
     measure=measure,
     base=GATHER,
     compared=("cpu", "wall"),
-    refuses=not_for_calls,
+    refuses=refuses,
 )

@@ -10,7 +10,7 @@ from .question import Fit, Measured, Parameters, Quantity, Question, Size, not_f
 
 
 def measure(peer: Peer, parameters: Parameters) -> Measured:
-    measured = overhead.measure(peer, {"call": "no-op", **parameters})
+    measured = overhead.measure(peer, {"call": "no-op", "results": "as a list", **parameters})
     cpu = measured["cpu"]
     assert cpu is not None
     return {"cpu": cpu, "total": cpu * parameters["calls"] / 1e6}

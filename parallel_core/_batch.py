@@ -12,8 +12,8 @@ import contextvars
 import logging
 import sys
 import time
+import types
 from collections.abc import AsyncIterable, Callable, Generator
-from types import CoroutineType
 from typing import Any, Generic, cast
 
 import trio
@@ -32,6 +32,8 @@ logger = logging.getLogger("parallel_core")
 # Input order needs more room, or one slow call would idle the other slots.
 COMPLETION_ORDER_WINDOW = 2
 INPUT_ORDER_WINDOW = 8
+
+COROUTINE: Any = types.CoroutineType  # what `async def` gives
 
 # Calls that never wait for anything must not keep everybody else on the loop waiting.
 CALLS_BETWEEN_PAUSES = 100
@@ -271,8 +273,7 @@ class BatchCore(Generic[ResultT]):
                     self.in_flight[index] = item = prepare(index, item)
                 run = self._context.copy().run
                 coroutine = run(call, index, item)
-                kind: Any = type(coroutine)
-                if kind is not CoroutineType:
+                if type(coroutine) is not COROUTINE:
                     coroutine = run(as_coroutine, coroutine)
                 try:
                     trap = run(coroutine.send, None)
