@@ -48,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     for path in (options.json, options.markdown):
         if path is not None and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent}")
+    if options.read is not None and not options.read.is_file():
+        parser.error(f"there is no file {options.read}")
     if not hasattr(os, "fork"):
         parser.error("the benchmarks need os.fork, which this system does not have")
     return options

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .peers import FLOOR, Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, not_for_calls
+from .question import Done, Parameters, Quantity, Question, Size, World, not_for_calls
 from .stopping import HangingCalls
 
 STOPS_AFTER = 0.05  # seconds, by when all slots are taken
 
 
-def measure(peer: Peer, parameters: Parameters) -> Measured:
+def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
     world, adapter = World(peer), peer.adapter()
     in_flight = parameters["in_flight"]
 
@@ -35,15 +35,14 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
 
     stop = leave_after_the_first if parameters["how"] == "break" else cancel_the_task
 
-    async def main() -> Measured:
+    async def main() -> None:
         calls = HangingCalls(world)
         await stop(calls, parameters["requests"])
-        return await calls.outcome()
+        done(await calls.outcome())
 
     # The same on a smaller scale first, so that it is not the interpreter's first sight of it.
     world.run(lambda: stop(HangingCalls(world), min(parameters["requests"], 2 * in_flight)))
-    measured: Measured = world.run(main)
-    return measured
+    world.run(main)
 
 
 def cells(size: Size) -> Iterator[Parameters]:
@@ -72,6 +71,6 @@ QUESTION = Question(
     measure=measure,
     base=FLOOR,
     compared=("went_on",),
-    timeout=10,
+    timeout=5,
     refuses=refuses,
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .adapter import Target
 from .peers import FLOOR, Peer
 from .question import (
+    Done,
     Measured,
     Parameters,
     Quantity,
@@ -27,11 +28,12 @@ class CallFailedError(Exception):
     """What the one call raises."""
 
 
-def measure(peer: Peer, parameters: Parameters) -> Measured:
-    return (measure_over_http if parameters["over"] == "HTTP" else measure_calls)(peer, parameters)
+def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
+    over_http = parameters["over"] == "HTTP"
+    (measure_over_http if over_http else measure_calls)(peer, parameters, done)
 
 
-def measure_calls(peer: Peer, parameters: Parameters) -> Measured:
+def measure_calls(peer: Peer, parameters: Parameters, done: Done) -> None:
     world, adapter = World(peer), peer.adapter()
     in_flight = parameters["in_flight"]
 
@@ -53,16 +55,15 @@ def measure_calls(peer: Peer, parameters: Parameters) -> Measured:
             return calls
         raise RuntimeError("the batch did not fail")
 
-    async def main() -> Measured:
-        return await (await fail(parameters["requests"])).outcome()
+    async def main() -> None:
+        done(await (await fail(parameters["requests"])).outcome())
 
     # The same on a smaller scale first, so that it is not the interpreter's first sight of it.
     world.run(lambda: fail(min(parameters["requests"], 2 * in_flight)))
-    measured: Measured = world.run(main)
-    return measured
+    world.run(main)
 
 
-def measure_over_http(peer: Peer, parameters: Parameters) -> Measured:
+def measure_over_http(peer: Peer, parameters: Parameters, done: Done) -> None:
     from parallel_core.demo_server import demo_server_process
 
     from .over_http import AT_ONCE, conversations, make_router, one_of_them_fails
@@ -97,8 +98,8 @@ def measure_over_http(peer: Peer, parameters: Parameters) -> Measured:
             }
 
     with demo_server_process(settings) as server:
-        measured: Measured = world.run(main)
-    return measured
+        measured = world.run(main)
+    done(measured)
 
 
 def cells(size: Size) -> Iterator[Parameters]:

@@ -12,18 +12,24 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from .question import Measured
 
 
 def measure(job: dict[str, Any]) -> None:
     from .peers import PEERS
     from .questions import QUESTIONS
 
-    question = QUESTIONS[job["question"]]
-    measured = at_depth(
-        job["depth"], lambda: question.measure(PEERS[job["peer"]], job["parameters"])
-    )
-    Path(job["answer"]).write_text(json.dumps(measured))
+    def done(measured: Measured) -> NoReturn:
+        Path(job["answer"]).write_text(json.dumps(measured))
+        # Inside of the peer's loop: what it has left running there, a hundred thousand tasks, is
+        # not waited for.
+        os._exit(0)
+
+    question, peer = QUESTIONS[job["question"]], PEERS[job["peer"]]
+    at_depth(job["depth"], lambda: question.measure(peer, job["parameters"], done))
 
 
 def at_depth(depth: int, function: Any) -> Any:
@@ -39,19 +45,16 @@ def at_depth(depth: int, function: Any) -> Any:
 def in_a_fork(job: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
-        status = 1
         try:
             errors = os.open(job["errors"], os.O_WRONLY | os.O_CREAT)
             os.dup2(errors, 2)
             os.dup2(errors, 1)
             signal.alarm(job["timeout"])
             measure(job)
-            status = 0
         except BaseException as exception:  # noqa: BLE001 - told to the runner
             print(f"{type(exception).__name__}: {exception}", file=sys.stderr, flush=True)
         finally:
-            # What a peer has left running, a hundred thousand tasks, is not waited for.
-            os._exit(status)
+            os._exit(1)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .peers import GATHER, Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, not_for_calls, now
+from .question import Done, Parameters, Quantity, Question, Size, World, not_for_calls, now
 
 CONCURRENCY = 64
 HOLDS = 0.2  # seconds that the consumer holds the first result
 
 
-def measure(peer: Peer, parameters: Parameters) -> Measured:
+def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
     world, adapter = World(peer), peer.adapter()
     requests = parameters["requests"]
     started = 0
@@ -53,11 +53,13 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
     before = resident_bytes()
     world.run(lambda: run(requests, HOLDS))
     most = peak_bytes()
-    return {
-        "growth": max(0.0, (most - before) / 2**20),
-        "first_result": first_result,
-        "ran_ahead": ran_ahead,
-    }
+    done(
+        {
+            "growth": max(0.0, (most - before) / 2**20),
+            "first_result": first_result,
+            "ran_ahead": ran_ahead,
+        }
+    )
 
 
 def forget_peak() -> None:
@@ -113,5 +115,6 @@ QUESTION = Question(
     base=GATHER,
     compared=(),
     refuses=not_for_calls,
+    size="requests",
     rounds=rounds,
 )

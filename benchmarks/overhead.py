@@ -7,10 +7,24 @@ import time
 from collections.abc import Iterator
 
 from .peers import GATHER, Peer
-from .question import Measured, Parameters, Quantity, Question, Size, World, not_for_calls, now
+from .question import (
+    Done,
+    Measured,
+    Parameters,
+    Quantity,
+    Question,
+    Size,
+    World,
+    not_for_calls,
+    now,
+)
 
 
-def measure(peer: Peer, parameters: Parameters) -> Measured:
+def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
+    done(cost_of_a_call(peer, parameters))
+
+
+def cost_of_a_call(peer: Peer, parameters: Parameters) -> Measured:
     world, adapter = World(peer), peer.adapter()
     calls, concurrency = parameters["calls"], parameters["concurrency"]
 
@@ -35,10 +49,8 @@ def measure(peer: Peer, parameters: Parameters) -> Measured:
     gc.collect()
     cpu, wall = time.process_time(), now()
     world.run(lambda: run(calls))
-    return {
-        "cpu": (time.process_time() - cpu) / calls * 1e6,
-        "wall": (now() - wall) / calls * 1e6,
-    }
+    cpu, wall = time.process_time() - cpu, now() - wall
+    return {"cpu": cpu / calls * 1e6, "wall": wall / calls * 1e6}
 
 
 def cells(size: Size) -> Iterator[Parameters]:
@@ -46,11 +58,11 @@ def cells(size: Size) -> Iterator[Parameters]:
         for results in ("as a list", "one by one"):
             yield {"call": "no-op", "results": results, "concurrency": 8, "calls": 200}
         return
-    most = 20_000 if size == "full" else 10_000
+    most = 10_000
     for call in ("no-op", "1 ms"):
         for concurrency in (64,) if size == "quick" else (1, 8, 64, 1024):
             # A call that sleeps takes its time whatever it costs.
-            calls = most if call == "no-op" else min(most, 500 * concurrency)
+            calls = most if call == "no-op" else min(most, 250 * concurrency)
             yield {
                 "call": call,
                 "results": "as a list",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from .peers import Peer
 
 Parameters: TypeAlias = dict[str, Any]
 Measured: TypeAlias = dict[str, float | None]
 """By quantity; None where it never came to that within the time there was."""
+
+Done: TypeAlias = Callable[[Measured], NoReturn]
+"""Takes what was measured and ends the process, whatever a peer has left running in it."""
 
 Size: TypeAlias = Literal["full", "quick", "smoke"]
 
@@ -61,11 +64,12 @@ class Question:
         title: what it asks.
         quantities: what is measured for each cell.
         cells: the parameters of every cell, for a size of the whole.
-        measure: measures a cell, in a process of its own.
+        measure: measures a cell, in a process of its own, and tells what it has found.
         base: the peer that others are compared with.
         compared: the quantities that are also given as a multiple of those of ``base``.
         refuses: why a peer cannot be asked this; None where it can.
         timeout: of a cell, in seconds.
+        size: the parameter that what a cell takes grows with.
         rounds: of a cell, where fewer than usual have to do; given its parameters.
         fits: power laws through the medians.
         uses_router: the cells are about a Router: litellm is imported before they begin.
@@ -75,11 +79,12 @@ class Question:
     title: str
     quantities: tuple[Quantity, ...]
     cells: Callable[[Size], Iterator[Parameters]]
-    measure: Callable[[Peer, Parameters], Measured]
+    measure: Callable[[Peer, Parameters, Done], None]
     base: str
     compared: tuple[str, ...]
     refuses: Callable[[Peer, Parameters], str | None]
-    timeout: int = 60
+    timeout: int = 30
+    size: str | None = None
     rounds: Callable[[Parameters], int | None] = lambda parameters: None
     fits: tuple[Fit, ...] = ()
     uses_router: Callable[[Parameters], bool] = lambda parameters: False

@@ -83,23 +83,33 @@ def _group_table(question: Question, group: Group) -> TextTable:
         header.append(f"{quantity.title} ({quantity.unit})" if quantity.unit else quantity.title)
         if quantity.key in question.compared and base is not None:
             header.append(f"x {base.peer.title}")
-    rows = [[cell.peer.title, *_columns(question, cell, base, quantities)] for cell in group.cells]
+    rounds = max((len(cell.rounds) for cell in group.cells), default=0)
+    rows = [
+        [_name(cell, rounds), *_columns(question, cell, base, quantities)] for cell in group.cells
+    ]
     return TextTable(describe(group.parameters), header, rows)
+
+
+def _name(cell: Cell, rounds: int) -> str:
+    count = len(cell.rounds)
+    if count in (0, rounds):
+        return cell.peer.title
+    return f"{cell.peer.title} ({count} round{'' if count == 1 else 's'})"
 
 
 def _columns(
     question: Question, cell: Cell, base: Cell | None, quantities: list[Quantity]
 ) -> Iterator[str]:
-    for number, quantity in enumerate(quantities):
-        text = _number(cell, quantity)
-        if number == 0 and cell.problem is not None:
+    for position, quantity in enumerate(quantities):
+        text = _of_cell(cell, quantity)
+        if position == 0 and cell.problem is not None:
             text = f"{text} {cell.problem}".strip()
         yield text
         if quantity.key in question.compared and base is not None:
             yield _spread(ratios(cell, base, quantity.key))
 
 
-def _number(cell: Cell, quantity: Quantity) -> str:
+def _of_cell(cell: Cell, quantity: Quantity) -> str:
     values = cell.values(quantity.key)
     if not values:
         return quantity.absent if cell.rounds else ""
@@ -110,12 +120,13 @@ def _spread(spread: Spread | None) -> str:
     if spread is None:
         return ""
     median, smallest, largest = (
-        _short(value) for value in (spread.median, spread.smallest, spread.largest)
+        number(value) for value in (spread.median, spread.smallest, spread.largest)
     )
     return median if smallest == largest else f"{median} ({smallest}-{largest})"
 
 
-def _short(value: float) -> str:
+def number(value: float) -> str:
+    """A number with as many digits as tell something."""
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.2g}"
@@ -130,8 +141,8 @@ def print_answer(console: Console, answer: Answer) -> None:
         console.print(line, style="dim")
     for text in tables(answer):
         table = Table(title=text.title, title_justify="left")
-        for number, name in enumerate(text.header):
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for position, name in enumerate(text.header):
+            table.add_column(name, justify="right" if position else "left", overflow="fold")
         for row in text.rows:
             table.add_row(*row)
         console.print(table)

@@ -25,7 +25,8 @@ from .question import Fit, Measured, Parameters, Question, Size
 PRELOADED = ("asyncio", "trio", "parallel_core", "benchmarks.questions")
 
 # Further rounds of a cell that has taken so long would make the whole too long. In seconds.
-ENOUGH = {"full": 12.0, "quick": 4.0, "smoke": 1.0}
+ENOUGH = 5.0
+ENOUGH_WITH_ROUTER = 30.0  # it takes seconds to begin, however little is asked
 
 FRAMES_PER_ROUND = 5  # see cell.at_depth
 
@@ -102,18 +103,21 @@ def run_question(
                 answer.refused[reason].append(peer)
         answer.groups.append(group)
     for round_number in range(rounds):
-        for with_router in (False, True):
+        for with_router, enough in ((False, ENOUGH), (True, ENOUGH_WITH_ROUTER)):
             due = [
                 cell
                 for group in answer.groups
                 if question.uses_router(group.parameters) is with_router
                 for cell in group.cells
-                if _is_due(question, cell, round_number, ENOUGH[size])
+                if _is_due(question, cell, round_number, enough)
             ]
             if not due:
                 continue
-            with _CellProcesses.started(with_router=with_router) as processes:
+            with CellProcesses.started(with_router=with_router) as processes:
                 for cell in due:
+                    cell.problem = _too_long(answer, cell)
+                    if cell.problem is not None:
+                        continue
                     progress(
                         f"{question.name}, round {round_number + 1} of {rounds}: "
                         f"{describe(cell.parameters)}, {cell.peer.title}"
@@ -129,7 +133,28 @@ def _is_due(question: Question, cell: Cell, round_number: int, enough: float) ->
     return cell.problem is None and cell.took < enough and (rounds is None or round_number < rounds)
 
 
-class _CellProcesses:
+def _too_long(answer: Answer, cell: Cell) -> str | None:
+    """Where a tenth of the requests, say, took so long that these would take too long."""
+    size, timeout = answer.question.size, answer.question.timeout
+    if size is None or cell.rounds:
+        return None
+    smaller = [
+        (group.parameters[size], before)
+        for group in answer.groups
+        if group.parameters[size] < cell.parameters[size]
+        and {**group.parameters, size: 0} == {**cell.parameters, size: 0}
+        and (before := group.of(cell.peer.key)) is not None
+    ]
+    if not smaller:
+        return None
+    count, before = max(smaller, key=lambda one: one[0])
+    if before.problem is not None:
+        return before.problem
+    took = before.took / len(before.rounds) * cell.parameters[size] / count
+    return None if took < timeout else f"more than {timeout} s, going by {count:,}"
+
+
+class CellProcesses:
     """Has each cell measured in a process of its own (:mod:`benchmarks.cell`)."""
 
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
@@ -139,7 +164,7 @@ class _CellProcesses:
 
     @classmethod
     @contextmanager
-    def started(cls, *, with_router: bool) -> Generator[_CellProcesses, None, None]:
+    def started(cls, *, with_router: bool) -> Generator[CellProcesses, None, None]:
         preloaded = [*PRELOADED, *(["litellm"] if with_router else [])]
         with (
             tempfile.TemporaryDirectory() as folder,

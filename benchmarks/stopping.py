@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .question import Measured, World, now
 
-GRACE = 0.3  # seconds that calls have to end after the caller has gone on
+GRACE = 0.2  # seconds that calls have to end after the caller has gone on
 
 
 class HangingCalls:

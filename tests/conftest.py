@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 # litellm would otherwise fetch its price map over the network at import.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+# The benchmarks lie beside the tests. At the end, for the package is imported as it is installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import hosts
 import parallel_core
