@@ -6,6 +6,7 @@ fresh, and does not spend its time on imports. The exit status of each is printe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -46,6 +47,7 @@ def in_a_fork(job: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            os.setpgid(0, 0)
             errors = os.open(job["errors"], os.O_WRONLY | os.O_CREAT)
             os.dup2(errors, 2)
             os.dup2(errors, 1)
@@ -56,6 +58,8 @@ def in_a_fork(job: dict[str, Any]) -> int:
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):  # a server that it has started, if it was cut off
+        os.killpg(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(status)
 
 

@@ -35,9 +35,9 @@ def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
     async def main() -> None:
         target = Target(server.url, make_router(server.url))
         for in_flight in map(int, parameters["in_flight"].split(",")):
-            calls = min(256, 50 + 16 * in_flight)
+            calls = min(160, 40 + 8 * in_flight)
             async with adapter.sender(target, in_flight) as send:
-                await send(conversations(min(calls, WARM_UP_CALLS)), AT_ONCE)
+                await send(conversations(min(2 * in_flight, WARM_UP_CALLS)), AT_ONCE)
                 cpu, wall = time.process_time(), now()
                 await send(conversations(calls), AT_ONCE)
                 cpu, wall = time.process_time() - cpu, now() - wall

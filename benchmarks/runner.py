@@ -25,7 +25,7 @@ from .question import Fit, Measured, Parameters, Question, Size
 PRELOADED = ("asyncio", "trio", "parallel_core", "benchmarks.questions")
 
 # Further rounds of a cell that has taken so long would make the whole too long. In seconds.
-ENOUGH = 5.0
+ENOUGH = 3.0
 ENOUGH_WITH_ROUTER = 30.0  # it takes seconds to begin, however little is asked
 
 FRAMES_PER_ROUND = 5  # see cell.at_depth
@@ -148,9 +148,12 @@ def _too_long(answer: Answer, cell: Cell) -> str | None:
     if not smaller:
         return None
     count, before = max(smaller, key=lambda one: one[0])
+    times = cell.parameters[size] / count
+    if times > 10:  # a small cell says little: most of what it takes is its beginning
+        return None
     if before.problem is not None:
         return before.problem
-    took = before.took / len(before.rounds) * cell.parameters[size] / count
+    took = before.took / len(before.rounds) * times
     return None if took < timeout else f"more than {timeout} s, going by {count:,}"
 
 
