@@ -129,6 +129,8 @@ def _lines(
         name = f"{peer.title} (calls go on)" if leaves else peer.title
         ends.append((*points[-1], name, colour, peer.ours))
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=up, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, position: f"{value:,.10g}")
     _name_the_ends(axes, ends)
     return figure
 
@@ -140,16 +142,15 @@ def _name_the_ends(axes: Any, ends: list[tuple[float, float, str, str, bool]]) -
     axes.figure.canvas.draw()
     to_pixels = axes.transData.transform
     step = 13 * axes.figure.dpi / 100
-    right = max(x for x, *_ in ends)
-    last = float("-inf")
+    lowest: dict[float, float] = {}
     for x, y, name, colour, ours in sorted(ends, key=lambda end: end[1]):
-        pixel = max(to_pixels((x, y))[1], last + step)
-        last = pixel
+        pixel = max(to_pixels((x, y))[1], lowest.get(x, float("-inf")) + step)
+        lowest[x] = pixel
         height = axes.transData.inverted().transform((0, pixel))[1]
         axes.annotate(
             name,
             (x, y),
-            xytext=(right * 1.35, height),
+            xytext=(x * 1.35, height),
             textcoords="data",
             color=colour,
             fontsize=9,
@@ -211,6 +212,7 @@ def overhead(answer: Answer) -> Any:
                 fontsize=8,
             )
         axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
         axes.margins(x=0.15)
     return figure
 
