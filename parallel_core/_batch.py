@@ -19,11 +19,11 @@ from typing import Any, Generic, cast
 import trio
 
 from ._feed import NOTHING, Feed
-from ._isolation import as_coroutine, rest_of_call, without_engine_frames
+from ._isolation import as_coroutine, as_the_calls_own, rest_of_call
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
-from .errors import BatchAbortedError
+from .errors import BatchAbortedError, cancelled_unasked
 from .types import RouterParallelRequest
 
 logger = logging.getLogger("parallel_core")
@@ -35,7 +35,8 @@ INPUT_ORDER_WINDOW = 8
 
 COROUTINE: Any = types.CoroutineType  # what `async def` gives
 
-# Calls that never wait for anything must not keep everybody else on the loop waiting.
+# Calls that never wait for anything must not keep everybody else on the loop waiting. Of all slots
+# together: each of them goes round on every pass.
 CALLS_BETWEEN_PAUSES = 100
 
 # Seconds after which a call that ignores its cancellation is named in the log, and again.
@@ -84,7 +85,7 @@ class BatchCore(Generic[ResultT]):
         self._send_channel: trio.MemorySendChannel[ResultT]
         self.results: trio.MemoryReceiveChannel[ResultT]
         self._send_channel, self.results = trio.open_memory_channel(self._window)
-        self._hand_over: Callable[[Any], None] = self._send
+        self._kept: list[ResultT] | None = None
         self.arrivals = Waiters(host.new_event)
         self._early: dict[int, ResultT] = {}  # in input order: done before their turn
         self._next_index = 0
@@ -92,6 +93,8 @@ class BatchCore(Generic[ResultT]):
 
         self.stopping = False
         self.cancelled_from_outside = False  # by a scope around the batch
+        self._calls_since_pause = 0
+        self._pauses = 0
         self._watching = trio.CancelScope()
         self._stop_warning: Callable[[], None] = lambda: None
         self._error: Exception | None = None
@@ -146,6 +149,7 @@ class BatchCore(Generic[ResultT]):
             self._close_generator()
             for index in sorted(self._early):  # stopped with gaps: what is done is handed out
                 self._hand_over(self._early.pop(index))
+            self._kept = None  # the list is its owner's; what is left here may be in a cycle
             self._send_channel.close()
             self.arrivals.wake_all()
 
@@ -166,7 +170,7 @@ class BatchCore(Generic[ResultT]):
         # What is both is made for async code: its sync form would block, or mean something else.
         if isinstance(source, AsyncIterable):
             self._feed = Feed(source, self._host, self._source_failed, self.crash)
-            self._host.start(helpers, self._feed.run, self._helper_ended)
+            self._host.start(helpers, self._feed.run, self._feed_ended)
             return
         try:
             self._iterator = iter(source)
@@ -241,16 +245,20 @@ class BatchCore(Generic[ResultT]):
             # Said here as well as at the end, it costs the end one step of trio less.
             self._watching.cancel()
 
-    def _helper_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
+    def _feed_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
+        assert self._feed is not None
         if exception is not None:
             self.crash(exception)
+        if not self._feed.ended:  # cancelled before its first step, by somebody else
+            if not (cancelled or self.stopping):
+                self._source_failed(cancelled_unasked("the source"))
+            self._feed.give_up()
 
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
         in_order = plan.preserve_order
         tampered = self._host.tampering()
-        calls_since_pause = 0
         while not self.stopping:
             if self._claimed - self.delivered >= self._window:
                 await self._room.wait()
@@ -265,6 +273,7 @@ class BatchCore(Generic[ResultT]):
             run: Any
             coroutine: Any
             trap: Any
+            rest: Any
             self.in_flight[index] = item
             started_at = time.time()
             began = time.perf_counter()
@@ -282,7 +291,9 @@ class BatchCore(Generic[ResultT]):
                 else:
                     if self._open_slots < self._limit:
                         self._branch()
-                    value = await rest_of_call(run, coroutine, trap)
+                    rest = rest_of_call(run, coroutine, trap)
+                    trap = None  # what it first waited for may hold something large
+                    value = await rest
             except BaseException as exception:
                 failure = self._host.error_of(exception, "the call", self.stopping)
                 if failure is None:
@@ -290,7 +301,7 @@ class BatchCore(Generic[ResultT]):
             finally:
                 del self.in_flight[index]
                 # A slot that waits for its next call keeps nothing of the last one.
-                run = coroutine = trap = None
+                run = coroutine = trap = rest = None
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
@@ -302,7 +313,7 @@ class BatchCore(Generic[ResultT]):
                 del result
             else:
                 self.failed += 1
-                without_engine_frames(failure)
+                failure = as_the_calls_own(failure)
                 if plan.return_exceptions:
                     self._deliver(
                         index, result_type(index, item, None, failure, started_at, duration)
@@ -310,10 +321,13 @@ class BatchCore(Generic[ResultT]):
                 else:
                     self._fail(failure, describe(index, item))
             del item, value, failure
-            calls_since_pause += 1
-            if calls_since_pause == CALLS_BETWEEN_PAUSES:
-                calls_since_pause = 0
+            self._calls_since_pause += 1
+            if self._calls_since_pause >= CALLS_BETWEEN_PAUSES:
+                pauses = self._pauses
                 await self._host.pause()
+                if pauses == self._pauses:  # the first slot to go on
+                    self._pauses += 1
+                    self._calls_since_pause = 0
             if tampered is not None and tampered():
                 return
 
@@ -358,7 +372,7 @@ class BatchCore(Generic[ResultT]):
         the end of :attr:`results`, which stays empty.
         """
         self._window = sys.maxsize
-        self._hand_over = results.append
+        self._kept = results
 
     def _deliver(self, index: int, result: Any) -> None:
         if self._error is not None and not self._plan.return_exceptions:
@@ -371,7 +385,10 @@ class BatchCore(Generic[ResultT]):
                 self._hand_over(self._early.pop(self._next_index))
                 self._next_index += 1
 
-    def _send(self, result: Any) -> None:
+    def _hand_over(self, result: Any) -> None:
+        if self._kept is not None:
+            self._kept.append(result)
+            return
         self._send_channel.send_nowait(result)
         if self.arrivals.events:
             self.arrivals.wake_one()
@@ -419,6 +436,7 @@ class BatchCore(Generic[ResultT]):
         self.stopping = True
         if self._crash is None:
             self._crash = error
+        self._stop_warning()
         self._send_channel.close()
         self.arrivals.wake_all()
 

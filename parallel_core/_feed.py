@@ -101,6 +101,15 @@ class Feed:
         except Exception as exception:  # noqa: BLE001 - reported by the batch
             self._close_failed(exception)
 
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
     def stop(self) -> None:
         self._ended = True
         self._drawing.cancel()
+
+    def give_up(self) -> None:
+        """There is no task that draws: nothing more can come."""
+        self._ended = True
+        self._takers.wake_all()

@@ -61,18 +61,27 @@ def as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
     return wait_for_it()
 
 
-def without_engine_frames(exception: Exception) -> Exception:
-    """Drop the frames of the engine from the head of a call's traceback.
+def as_the_calls_own(exception: Exception) -> Exception:
+    """What a call has raised, as its user shall see it.
 
-    The traceback then begins in the user's function; and an exception that the user keeps does
-    not keep the slot alive, with the item and the result it was working on.
+    The frames of the engine are dropped from the head of the traceback. It then begins in the
+    user's function; and an exception that the user keeps does not keep the slot alive, with the
+    item and the result it was working on.
+
+    A StopIteration, which only a plain function can raise, becomes a RuntimeError, as it would in
+    a coroutine (PEP 479): raised as it is, it would silently end a generator of the user.
     """
     traceback = exception.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(
         _ENGINE_MODULES
     ):
         traceback = traceback.tb_next
-    return exception.with_traceback(traceback)
+    exception = exception.with_traceback(traceback)
+    if not isinstance(exception, StopIteration):
+        return exception
+    error = RuntimeError("the call raised StopIteration")
+    error.__cause__ = exception
+    return error
 
 
 _ENGINE_MODULES = (

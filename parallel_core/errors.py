@@ -42,7 +42,7 @@ class CallCancelledError(Exception):
     """
 
 
-def cancelled_unasked(what: str, cancellation: BaseException) -> CallCancelledError:
+def cancelled_unasked(what: str, cancellation: BaseException | None = None) -> CallCancelledError:
     """The error that stands for a cancellation nobody has asked for."""
     error = CallCancelledError(f"{what} ended in a cancellation that the batch had not asked for")
     error.__cause__ = cancellation

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import threading
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -20,6 +23,7 @@ import parallel_core
 from bridge_checks import open_files
 from hosts import Host, settle
 from parallel_core import InvalidRequestError, ParallelResult, RouterParallelRequest
+from parallel_core._batch import CALLS_BETWEEN_PAUSES
 
 MESSAGES = [{"role": "user", "content": "secret prompt"}]
 
@@ -988,3 +992,155 @@ def test_results_are_read_only_and_show_no_contents() -> None:
         result.index = 4  # type: ignore[misc]
     assert not hasattr(result, "__dict__")
     assert "secret" not in repr(ParallelResult(0, "secret", "secret"))
+
+
+# --- what a busy batch does to others, and what it keeps ---
+
+
+def test_calls_that_do_not_wait_leave_a_turn_to_others(host: Host) -> None:
+    """All slots together make some hundred calls between two turns of others, in the list form too,
+    also when all slots are open."""
+    concurrency = 64
+    made = 0
+
+    async def call(item: int) -> None:
+        nonlocal made
+        made += 1
+        if item < concurrency:
+            for _ in range(30):  # a cache that has these not yet: now every slot is open
+                await anyio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        most = 0
+        ended = False
+
+        async def watch() -> None:
+            nonlocal most
+            while not ended:
+                before = made
+                await anyio.lowlevel.checkpoint()
+                most = max(most, made - before)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            await parallel_core.parallel_map(call, range(20_000), concurrency=concurrency)
+            ended = True
+        assert made == 20_000
+        assert most <= 4 * (CALLS_BETWEEN_PAUSES + concurrency)
+
+    host.run(main)
+
+
+class Large:
+    """Something that should not be kept longer than its user keeps it."""
+
+
+def test_a_list_that_is_dropped_is_gone_without_a_collection(host: Host) -> None:
+    seen: list[weakref.ref[Large]] = []
+
+    async def call(item: int) -> Large:
+        large = Large()
+        seen.append(weakref.ref(large))
+        await anyio.lowlevel.checkpoint()
+        return large
+
+    async def main() -> None:
+        results = await parallel_core.parallel_map(call, range(10), concurrency=2)
+        assert len(results) == len(seen) == 10
+        del results
+        if not host.debug:  # there, asyncio itself remembers where coroutines came from
+            assert [reference() for reference in seen if reference() is not None] == []
+
+    gc.disable()
+    try:
+        host.run(main)
+    finally:
+        gc.enable()
+
+
+def test_a_call_does_not_keep_what_it_has_first_waited_for(asyncio_host: Host) -> None:
+    seen: list[weakref.ref[Large]] = []
+
+    async def load() -> Large:
+        large = Large()
+        seen.append(weakref.ref(large))
+        return large
+
+    async def call(item: int) -> None:
+        await asyncio.create_task(load())
+        await settle()
+        assert [reference() for reference in seen] == [None]
+
+    async def main() -> None:
+        (result,) = await parallel_core.parallel_map(call, [1])
+        result.unwrap()
+
+    asyncio_host.run(main)
+
+
+def test_a_function_that_raises_stop_iteration(host: Host) -> None:
+    def call(item: int) -> Any:
+        raise StopIteration(item)
+
+    async def main() -> None:
+        (result,) = await parallel_core.parallel_map(call, [5])
+        assert isinstance(result.exception, RuntimeError)
+        assert isinstance(result.exception.__cause__, StopIteration)
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("return_exceptions", [True, False])
+def test_the_task_of_an_async_source_is_cancelled_before_its_first_step(
+    asyncio_host: Host, return_exceptions: bool
+) -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+
+    async def main() -> None:
+        running = asyncio.create_task(
+            parallel_core.parallel_map(double, source(), return_exceptions=return_exceptions)
+        )
+        tasks: set[asyncio.Task[Any]] = set()
+        while not tasks:
+            await asyncio.sleep(0)
+            tasks = {
+                task for task in asyncio.all_tasks() if task.get_name() == "parallel_core slot"
+            }
+        for task in tasks:
+            task.cancel()
+        with pytest.raises(parallel_core.CallCancelledError, match="the source"):
+            await running
+
+    asyncio_host.run(main)
+
+
+def test_a_batch_that_is_stopped_while_its_source_closes(host: Host) -> None:
+    """Its calls have ended: there is nothing to warn about, and only the source to wait for."""
+
+    async def main() -> None:
+        closing, may_close = anyio.Event(), anyio.Event()
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                closing.set()
+                await may_close.wait()
+
+        async with (
+            parallel_core.iter_parallel_map(double, source()) as batch,
+            anyio.create_task_group() as group,
+        ):
+
+            async def stop() -> None:
+                await closing.wait()
+                await settle()
+                batch.cancel()
+                await settle()
+                may_close.set()
+
+            group.start_soon(stop)
+            assert [result.index async for result in batch] == [0]
+
+    host.run(main)
