@@ -63,9 +63,9 @@ QUESTION = Question(
     title="The consumer leaves after the first result, or is cancelled: how long until it is over?",
     quantities=(
         Quantity("went_on", "leaving to going on", "ms"),
-        Quantity("ended", "to the end of the last call", "ms", absent="never"),
+        Quantity("ended", "to the end of the last call", "ms", absent="not within 0.2 s"),
         Quantity("left_running", "running when the consumer went on", ""),
-        Quantity("begun_late", "begun after leaving", ""),
+        Quantity("begun_late", "begun after leaving, within 0.2 s", ""),
     ),
     cells=cells,
     measure=measure,

@@ -47,7 +47,7 @@ def measure(peer: Peer, parameters: Parameters, done: Done) -> None:
                     await world.sleep(hold)
                     ran_ahead = started - 1
 
-    world.run(lambda: run(1000, 0.0))
+    world.run(lambda: run(100, 0.0))
     gc.collect()
     forget_peak()
     before = resident_bytes()

@@ -136,6 +136,8 @@ class TrioTaskPerCall(Adapter):
 class TrioPool(Adapter):
     """Hand-written workers in a trio nursery: what trio itself costs."""
 
+    streams = True
+
     async def collect(self, call: Call, items: Iterable[Any], concurrency: int) -> object:
         import trio
 
@@ -150,3 +152,24 @@ class TrioPool(Adapter):
             for _ in range(concurrency):
                 nursery.start_soon(work)
         return results
+
+    @asynccontextmanager
+    async def stream(
+        self, call: Call, items: Iterable[Any], concurrency: int
+    ) -> AsyncGenerator[AsyncIterator[Any], None]:
+        import trio
+
+        source = iter(items)
+        send_channel, results = trio.open_memory_channel[Any](concurrency)
+
+        async def work(channel: trio.MemorySendChannel[Any]) -> None:
+            with channel:
+                for item in source:
+                    await channel.send(await call(item))
+
+        async with trio.open_nursery() as nursery:
+            with send_channel:
+                for _ in range(concurrency):
+                    nursery.start_soon(work, send_channel.clone())
+            yield results
+            nursery.cancel_scope.cancel()

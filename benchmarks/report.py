@@ -47,7 +47,7 @@ def tables(answer: Answer) -> Iterator[TextTable]:
     """A table for each set of parameters, and one for the exponents that were fitted."""
     for group in answer.groups:
         if group.cells:
-            yield _group_table(answer.question, group)
+            yield _group_table(answer, group)
     fitted = [
         (fit.title, {cell.peer.key: exponent(fit, answer, cell.peer) for cell in group.cells})
         for fit in answer.question.fits
@@ -70,7 +70,8 @@ def _exponent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _group_table(question: Question, group: Group) -> TextTable:
+def _group_table(answer: Answer, group: Group) -> TextTable:
+    question = answer.question
     base = group.of(question.base)
     quantities = [
         quantity
@@ -83,10 +84,12 @@ def _group_table(question: Question, group: Group) -> TextTable:
         header.append(f"{quantity.title} ({quantity.unit})" if quantity.unit else quantity.title)
         if quantity.key in question.compared and base is not None:
             header.append(f"x {base.peer.title}")
-    rounds = max((len(cell.rounds) for cell in group.cells), default=0)
     rows = [
-        [_name(cell, rounds), *_columns(question, cell, base, quantities)] for cell in group.cells
+        [_name(cell, answer.rounds), *_columns(question, cell, base, quantities)]
+        for cell in group.cells
     ]
+    if not quantities:
+        header.append("")
     return TextTable(describe(group.parameters), header, rows)
 
 
@@ -100,6 +103,8 @@ def _name(cell: Cell, rounds: int) -> str:
 def _columns(
     question: Question, cell: Cell, base: Cell | None, quantities: list[Quantity]
 ) -> Iterator[str]:
+    if not quantities and cell.problem is not None:
+        yield cell.problem
     for position, quantity in enumerate(quantities):
         text = _of_cell(cell, quantity)
         if position == 0 and cell.problem is not None:
@@ -235,5 +240,5 @@ def from_json(document: dict[str, Any]) -> list[Answer]:
         refused = {
             reason: [PEERS[key] for key in keys] for reason, keys in written["refused"].items()
         }
-        answers.append(Answer(QUESTIONS[written["question"]], groups, refused))
+        answers.append(Answer(QUESTIONS[written["question"]], document["rounds"], groups, refused))
     return answers

@@ -25,7 +25,7 @@ from .question import Fit, Measured, Parameters, Question, Size
 PRELOADED = ("asyncio", "trio", "parallel_core", "benchmarks.questions")
 
 # Further rounds of a cell that has taken so long would make the whole too long. In seconds.
-ENOUGH = 3.0
+ENOUGH: dict[Size, float] = {"full": 3.0, "quick": 1.0, "smoke": 1.0}
 ENOUGH_WITH_ROUTER = 30.0  # it takes seconds to begin, however little is asked
 
 FRAMES_PER_ROUND = 5  # see cell.at_depth
@@ -62,10 +62,12 @@ class Answer:
     """All that was measured for a question.
 
     Attributes:
+        rounds: of each cell, where nothing has kept it from them.
         refused: the peers that it cannot be asked, by the reason.
     """
 
     question: Question
+    rounds: int
     groups: list[Group]
     refused: dict[str, list[Peer]]
 
@@ -91,7 +93,7 @@ def run_question(
     progress: Callable[[str], None],
 ) -> Answer:
     """Measure every cell, ``rounds`` times."""
-    answer = Answer(question, [], {})
+    answer = Answer(question, rounds, [], {})
     for parameters in question.cells(size):
         group = Group(parameters, [])
         for peer in peers:
@@ -103,7 +105,7 @@ def run_question(
                 answer.refused[reason].append(peer)
         answer.groups.append(group)
     for round_number in range(rounds):
-        for with_router, enough in ((False, ENOUGH), (True, ENOUGH_WITH_ROUTER)):
+        for with_router, enough in ((False, ENOUGH[size]), (True, ENOUGH_WITH_ROUTER)):
             due = [
                 cell
                 for group in answer.groups

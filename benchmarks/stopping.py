@@ -5,6 +5,7 @@ from __future__ import annotations
 from .question import Measured, World, now
 
 GRACE = 0.2  # seconds that calls have to end after the caller has gone on
+LATE_CALL = 0.01  # seconds that a call takes which was begun too late: after it comes the next
 
 
 class HangingCalls:
@@ -29,9 +30,10 @@ class HangingCalls:
         self._stopped_at = now()
 
     async def hang(self, seconds: float = 3600.0) -> None:
+        """Run until it is cancelled, or for some time."""
         self._running += 1
         try:
-            await self._world.sleep(seconds)
+            await self._world.sleep(LATE_CALL if self._stopped_at else seconds)
         finally:
             self._running -= 1
             self._last_end = now()
@@ -40,7 +42,7 @@ class HangingCalls:
         """Called as soon as the caller has gone on; waits for calls that are still running."""
         went_on_at = now()
         left_running = self._running
-        while self._running and now() - went_on_at < GRACE:
+        while (left_running or self._running) and now() - went_on_at < GRACE:
             await self._world.sleep(0.001)
         ended = max(self._last_end - self._stopped_at, 0.0) * 1000
         return {

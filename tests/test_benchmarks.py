@@ -73,7 +73,7 @@ def test_a_power_law_is_found_again() -> None:
     ]
     groups.append(Group({"along": "other", "calls": 7}, [Cell(PEERS["pool"], {}, [{"total": 1}])]))
     fit = Fit("", "calls", "total", {"along": "calls"})
-    answer = Answer(question(), groups, {})
+    answer = Answer(question(), 1, groups, {})
     found = exponent(fit, answer, PEERS["pool"])
     assert found == pytest.approx(1.5)
     assert exponent(fit, answer, PEERS["gather"]) is None
@@ -103,7 +103,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert (cell.peer, cell.problem, cell.rounds) == (absent, "not installed", [])
     assert answer.refused == {"is another one": [other]}
     (table,) = tables(answer)
-    assert table.rows == [["absent"]]  # nobody has measured anything, so there are no columns
+    assert table.rows == [["absent", "not installed"]]
     markdown = to_markdown({"versions": {}, "load": [], **_machine()}, 1, [answer])
     assert "Not asked, is another one: other." in markdown
 
@@ -222,6 +222,14 @@ def test_the_last_run_is_a_whole_one(last_run: dict[str, Any]) -> None:
         refused = {peer.key for peers in answer.refused.values() for peer in peers}
         assert asked | refused == set(PEERS)
     assert last_run["rounds"] >= 5
+    for answer in answers:
+        for group in answer.groups:
+            for cell in group.cells:
+                full = len(cell.rounds) == last_run["rounds"]
+                limited = cell.took >= 3 or answer.question.rounds(cell.parameters) == 1
+                assert full or limited or cell.problem, (group.parameters, cell.peer.key)
+                # What was not measured took too long, and nothing else.
+                assert cell.problem is None or cell.problem.startswith("more than")
 
 
 README_FIGURES = [
