@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from rich.console import Console
 from .peers import PEERS
 from .question import Size
 from .questions import QUESTIONS
-from .report import from_json, machine_lines, print_answer, to_json, to_markdown
+from .report import from_json, machine_lines, print_answer, to_markdown
 from .runner import Answer, machine, run_question
 
 ROUNDS: dict[Size, int] = {"full": 5, "quick": 3, "smoke": 1}
@@ -45,9 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds must be at least 1, not {options.rounds}")
-    for path in (options.json, options.markdown):
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent}")
+    options.peers = list(dict.fromkeys(options.peers))
+    _check_outputs(parser, options)
     if options.read is not None and not options.read.is_file():
         parser.error(f"there is no file {options.read}")
     if not hasattr(os, "fork"):
@@ -55,17 +55,41 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+def _check_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Before anything is measured: half an hour later would be late."""
+    for path in (options.json, options.markdown):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
+        if path is not None and path.is_dir():
+            parser.error(f"{path} is a folder, not a file")
+    if options.plot is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot needs matplotlib: pip install 'parallel_core[bench]'")
+        try:
+            options.plot.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--plot: {error}")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int, list[Answer]]:
+    """What --json has written."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        return document["machine"], document["rounds"], from_json(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"{path} has not been written by --json of these benchmarks "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
 def main() -> int:
     options = parse_arguments()
     console = Console()
     if options.read is not None:
-        document: dict[str, Any] = json.loads(options.read.read_text())
-        about, rounds, answers = document["machine"], document["rounds"], from_json(document)
-        answers = [
-            answer
-            for answer in answers
-            if not options.names or answer.question.name in options.names
-        ]
+        about, rounds, answers = _read(options.read)
+        names = options.names or list(QUESTIONS)
+        answers = [answer for answer in answers if answer.question.name in names]
         _print_machine(console, about)
         for answer in answers:
             print_answer(console, answer)
@@ -78,9 +102,8 @@ def main() -> int:
         for name in options.names or list(QUESTIONS):
             answers.append(_measure(console, name, size, rounds, options.peers))
             print_answer(console, answers[-1])
-    if options.json is not None:
-        document = to_json(about, rounds, answers)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+            _write_json(options.json, about, rounds, answers)  # what is there is not lost
+    _write_json(options.json, about, rounds, answers)
     if options.markdown is not None:
         options.markdown.write_text(to_markdown(about, rounds, answers))
     if options.plot is not None:

@@ -190,12 +190,24 @@ def _keys(quantities: tuple[Quantity, ...]) -> set[str]:
         (["--peers", "nobody"], "invalid choice: 'nobody'"),
         (["--quick", "--smoke"], "not allowed with"),
         (["--read", "no-such-file"], "there is no file no-such-file"),
+        (["--json", "docs"], "docs is a folder, not a file"),
     ],
 )
 def test_bad_options_are_refused(options: list[str], message: str) -> None:
     done = run_benchmarks(*options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@in_a_checkout
+@pytest.mark.parametrize("text", ["{", "{}", '{"machine": {}, "rounds": 1, "answers": [{}]}'])
+def test_a_file_that_is_not_ours_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    done = run_benchmarks("--read", str(path))
+    assert done.returncode == 1
+    assert "has not been written by --json" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- the documents ---
