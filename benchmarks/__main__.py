@@ -123,6 +123,13 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def _write_json(
+    path: Path | None, about: dict[str, Any], rounds: int, answers: list[Answer]
+) -> None:
+    if path is not None:
+        path.write_text(json.dumps(to_json(about, rounds, answers), indent=1) + "\n")
+
+
 def _measure(console: Console, name: str, size: Size, rounds: int, peers: list[str]) -> Answer:
     began = time.monotonic()
     with console.status(name) as status:
