@@ -15,7 +15,7 @@ from rich.console import Console
 from .peers import PEERS
 from .question import Size
 from .questions import QUESTIONS
-from .report import from_json, machine_lines, print_answer, to_markdown
+from .report import from_json, machine_lines, print_answer, to_json, to_markdown
 from .runner import Answer, machine, run_question
 
 ROUNDS: dict[Size, int] = {"full": 5, "quick": 3, "smoke": 1}

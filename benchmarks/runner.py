@@ -25,7 +25,7 @@ from .question import Fit, Measured, Parameters, Question, Size
 PRELOADED = ("asyncio", "trio", "parallel_core", "benchmarks.questions")
 
 # Further rounds of a cell that has taken so long would make the whole too long. In seconds.
-ENOUGH: dict[Size, float] = {"full": 3.0, "quick": 1.0, "smoke": 1.0}
+ENOUGH: dict[Size, float] = {"full": 2.0, "quick": 1.0, "smoke": 1.0}
 ENOUGH_WITH_ROUTER = 30.0  # it takes seconds to begin, however little is asked
 
 FRAMES_PER_ROUND = 5  # see cell.at_depth
