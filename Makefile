@@ -9,7 +9,7 @@ BENCH := .venv-bench/bin
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests"
-	@echo "make bench        the benchmarks, beside what you would use instead (25 minutes)"
+	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
 	@echo "                  BENCH_OPTIONS='overhead memory --quick' chooses: see python -m benchmarks --help"
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
 	@echo "make lint         ruff, mypy and pyright"
