@@ -37,8 +37,8 @@ def at_depth(depth: int, function: Any) -> Any:
     """Call a function with so many frames below it.
 
     CPython keeps the frames of a thread in chunks of memory. A loop whose calls happen to cross
-    the end of a chunk is slower than it would be some frames further up: by a third, in what these
-    benchmarks measure. Each round begins at another depth, so that this hits no side alone.
+    the end of a chunk is slower than it would be some frames further up: by half and more, in what
+    these benchmarks measure. Each round begins at another depth, so that this hits no side alone.
     """
     return function() if depth == 0 else at_depth(depth - 1, function)
 

@@ -70,7 +70,7 @@ def cancel_latency(answer: Answer) -> Any:
         title=f"One call fails, {in_flight} are in flight: time until the caller knows",
         across="requests in the batch",
         up="milliseconds",
-        leaves_calls=lambda group, peer: _left_running(group, peer),
+        leaves_calls=_left_running,
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from .adapter import MODEL, Adapter, Call, Messages, Send, Target
-from .plain_peers import limited
+from .plain_peers import call_limited, limited
 
 
 class Aiometer(Adapter):
@@ -65,14 +65,9 @@ class AnyioTaskGroup(Adapter):
 
         limiter = anyio.CapacityLimiter(concurrency)
         results: list[Any] = []
-
-        async def one(item: object) -> None:
-            async with limiter:
-                results.append(await call(item))
-
         async with anyio.create_task_group() as group:
             for item in items:
-                group.start_soon(one, item)
+                group.start_soon(call_limited, limiter, call, item, results)
         return results
 
 

@@ -98,7 +98,7 @@ def cells(size: Size) -> Iterator[Parameters]:
         yield {"requests": count}
 
 
-def rounds(parameters: Parameters) -> int | None:
+def rounds(parameters: Parameters, size: Size) -> int | None:
     return 1 if parameters["requests"] >= 1_000_000 else None
 
 
@@ -108,7 +108,7 @@ QUESTION = Question(
     quantities=(
         Quantity("growth", "most memory", "MiB"),
         Quantity("first_result", "to the first result", "ms"),
-        Quantity("ran_ahead", "calls begun while the consumer held the first result", ""),
+        Quantity("ran_ahead", "calls ahead of a consumer that holds the first result", ""),
     ),
     cells=cells,
     measure=measure,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 from .adapter import Adapter, Call
@@ -66,6 +66,20 @@ async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def call_limited(
+    limiter: AbstractAsyncContextManager[object], call: Call, item: object, results: list[Any]
+) -> None:
+    """One of many tasks, each with one call."""
+    async with limiter:
+        results.append(await call(item))
+
+
+async def call_for_each(source: Iterator[Any], call: Call, results: list[Any]) -> None:
+    """One of a few workers that share a source."""
+    for item in source:
+        results.append(await call(item))  # noqa: PERF401 - the workers share them
+
+
 class Pool(Adapter):
     """Hand-written workers in a TaskGroup: the least that keeps what is promised. The floor."""
 
@@ -74,14 +88,9 @@ class Pool(Adapter):
     async def collect(self, call: Call, items: Iterable[Any], concurrency: int) -> object:
         source = iter(items)
         results: list[Any] = []
-
-        async def work() -> None:
-            for item in source:
-                results.append(await call(item))  # noqa: PERF401 - the workers share them
-
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
-                group.create_task(work())
+                group.create_task(call_for_each(source, call, results))
         return results
 
     @asynccontextmanager
@@ -122,14 +131,9 @@ class TrioTaskPerCall(Adapter):
 
         limiter = trio.CapacityLimiter(concurrency)
         results: list[Any] = []
-
-        async def one(item: object) -> None:
-            async with limiter:
-                results.append(await call(item))
-
         async with trio.open_nursery() as nursery:
             for item in items:
-                nursery.start_soon(one, item)
+                nursery.start_soon(call_limited, limiter, call, item, results)
         return results
 
 
@@ -143,14 +147,9 @@ class TrioPool(Adapter):
 
         source = iter(items)
         results: list[Any] = []
-
-        async def work() -> None:
-            for item in source:
-                results.append(await call(item))  # noqa: PERF401 - the workers share them
-
         async with trio.open_nursery() as nursery:
             for _ in range(concurrency):
-                nursery.start_soon(work)
+                nursery.start_soon(call_for_each, source, call, results)
         return results
 
     @asynccontextmanager

@@ -70,7 +70,7 @@ class Question:
         refuses: why a peer cannot be asked this; None where it can.
         timeout: of a cell, in seconds.
         size: the parameter that what a cell takes grows with.
-        rounds: of a cell, where fewer than usual have to do; given its parameters.
+        rounds: of a cell, where fewer than usual have to do; for a size of the whole.
         fits: power laws through the medians.
         uses_router: the cells are about a Router: litellm is imported before they begin.
     """
@@ -85,7 +85,7 @@ class Question:
     refuses: Callable[[Peer, Parameters], str | None]
     timeout: int = 30
     size: str | None = None
-    rounds: Callable[[Parameters], int | None] = lambda parameters: None
+    rounds: Callable[[Parameters, Size], int | None] = lambda parameters, size: None
     fits: tuple[Fit, ...] = ()
     uses_router: Callable[[Parameters], bool] = lambda parameters: False
 

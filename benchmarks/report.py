@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .peers import PEERS
-from .question import Quantity, Question
+from .question import Fit, Quantity, Question
 from .questions import QUESTIONS
 from .runner import Answer, Cell, Group, Spread, describe, exponent, ratios
 
@@ -48,22 +48,21 @@ def tables(answer: Answer) -> Iterator[TextTable]:
     for group in answer.groups:
         if group.cells:
             yield _group_table(answer, group)
-    fitted = [
-        (fit.title, {cell.peer.key: exponent(fit, answer, cell.peer) for cell in group.cells})
-        for fit in answer.question.fits
-        for group in answer.groups[:1]
-    ]
-    fitted = [(title, by_peer) for title, by_peer in fitted if any(by_peer.values())]
-    if fitted:
-        keys = [cell.peer.key for cell in answer.groups[0].cells]
+    fits = [fit for fit in answer.question.fits if _can_be_fitted(fit, answer)]
+    if fits:
         yield TextTable(
             "exponents: 1 is proportional, 0 is constant",
-            ["", *(title for title, _ in fitted)],
+            ["", *(fit.title for fit in fits)],
             [
-                [PEERS[key].title, *(_exponent(by_peer.get(key)) for _, by_peer in fitted)]
-                for key in keys
+                [cell.peer.title, *(_exponent(exponent(fit, answer, cell.peer)) for fit in fits)]
+                for cell in answer.groups[0].cells
             ],
         )
+
+
+def _can_be_fitted(fit: Fit, answer: Answer) -> bool:
+    cells = answer.groups[0].cells
+    return any(exponent(fit, answer, cell.peer) is not None for cell in cells)
 
 
 def _exponent(value: float | None) -> str:
@@ -164,7 +163,7 @@ def to_markdown(machine: dict[str, Any], rounds: int, answers: list[Answer]) -> 
         "",
     ]
     for answer in answers:
-        lines += [f"## {answer.question.title}", "", f"`{answer.question.name}`", ""]
+        lines += [f"### {answer.question.title}", "", f"`{answer.question.name}`", ""]
         lines += _paragraphs(refused_lines(answer))
         for text in tables(answer):
             lines += [f"**{text.title}**", ""]

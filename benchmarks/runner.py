@@ -111,7 +111,9 @@ def run_question(
                 for group in answer.groups
                 if question.uses_router(group.parameters) is with_router
                 for cell in group.cells
-                if _is_due(question, cell, round_number, enough)
+                if cell.problem is None
+                and cell.took < enough
+                and round_number < (question.rounds(cell.parameters, size) or rounds)
             ]
             if not due:
                 continue
@@ -128,11 +130,6 @@ def run_question(
                     processes.measure(question, cell, round_number)
                     cell.took += time.monotonic() - began
     return answer
-
-
-def _is_due(question: Question, cell: Cell, round_number: int, enough: float) -> bool:
-    rounds = question.rounds(cell.parameters)
-    return cell.problem is None and cell.took < enough and (rounds is None or round_number < rounds)
 
 
 def _too_long(answer: Answer, cell: Cell) -> str | None:

@@ -28,7 +28,7 @@ def cells(size: Size) -> Iterator[Parameters]:
             yield {"along": "concurrency", "calls": 10_000, "concurrency": concurrency}
 
 
-def rounds(parameters: Parameters) -> int | None:
+def rounds(parameters: Parameters, size: Size) -> int | None:
     return 1 if parameters["calls"] >= 1_000_000 else None
 
 

@@ -42,6 +42,7 @@ class HangingCalls:
         """Called as soon as the caller has gone on; waits for calls that are still running."""
         went_on_at = now()
         left_running = self._running
+        # Of a peer that has left calls running, it is seen how it goes on.
         while (left_running or self._running) and now() - went_on_at < GRACE:
             await self._world.sleep(0.001)
         ended = max(self._last_end - self._stopped_at, 0.0) * 1000

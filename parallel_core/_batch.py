@@ -35,8 +35,8 @@ INPUT_ORDER_WINDOW = 8
 
 COROUTINE: Any = types.CoroutineType  # what `async def` gives
 
-# Calls that never wait for anything must not keep everybody else on the loop waiting. Of all slots
-# together: each of them goes round on every pass.
+# Calls that never wait for anything must not keep everybody else on the loop waiting. So many are
+# made between two turns of others, by all open slots together.
 CALLS_BETWEEN_PAUSES = 100
 
 # Seconds after which a call that ignores its cancellation is named in the log, and again.
@@ -93,8 +93,6 @@ class BatchCore(Generic[ResultT]):
 
         self.stopping = False
         self.cancelled_from_outside = False  # by a scope around the batch
-        self._calls_since_pause = 0
-        self._pauses = 0
         self._watching = trio.CancelScope()
         self._stop_warning: Callable[[], None] = lambda: None
         self._error: Exception | None = None
@@ -257,8 +255,8 @@ class BatchCore(Generic[ResultT]):
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
-        in_order = plan.preserve_order
         tampered = self._host.tampering()
+        calls_without_a_turn = 0  # for others
         while not self.stopping:
             if self._claimed - self.delivered >= self._window:
                 await self._room.wait()
@@ -275,6 +273,7 @@ class BatchCore(Generic[ResultT]):
             trap: Any
             rest: Any
             self.in_flight[index] = item
+            calls_without_a_turn += 1
             started_at = time.time()
             began = time.perf_counter()
             try:
@@ -289,6 +288,7 @@ class BatchCore(Generic[ResultT]):
                 except StopIteration as stop:
                     value = stop.value
                 else:
+                    calls_without_a_turn = 0
                     if self._open_slots < self._limit:
                         self._branch()
                     rest = rest_of_call(run, coroutine, trap)
@@ -305,12 +305,7 @@ class BatchCore(Generic[ResultT]):
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
-                result = result_type(index, item, value, None, started_at, duration)
-                if in_order or self._error is not None:
-                    self._deliver(index, result)
-                else:
-                    self._hand_over(result)
-                del result
+                self._deliver(index, result_type(index, item, value, None, started_at, duration))
             else:
                 self.failed += 1
                 failure = as_the_calls_own(failure)
@@ -321,13 +316,9 @@ class BatchCore(Generic[ResultT]):
                 else:
                     self._fail(failure, describe(index, item))
             del item, value, failure
-            self._calls_since_pause += 1
-            if self._calls_since_pause >= CALLS_BETWEEN_PAUSES:
-                pauses = self._pauses
+            if calls_without_a_turn * self._open_slots >= CALLS_BETWEEN_PAUSES:
+                calls_without_a_turn = 0
                 await self._host.pause()
-                if pauses == self._pauses:  # the first slot to go on
-                    self._pauses += 1
-                    self._calls_since_pause = 0
             if tampered is not None and tampered():
                 return
 

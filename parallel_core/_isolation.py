@@ -27,6 +27,7 @@ def rest_of_call(run: Run, coroutine: Coroutine[Any, Any, T], trap: Any) -> Gene
     """
     send: Callable[[Any], Any] = coroutine.send
     throw: Callable[[BaseException], Any] = coroutine.throw
+    value: Any = None
     try:
         while True:
             try:
@@ -45,6 +46,10 @@ def rest_of_call(run: Run, coroutine: Coroutine[Any, Any, T], trap: Any) -> Gene
     except StopIteration as stop:
         result: T = stop.value
         return result
+    finally:
+        # The traceback of an exception may keep this frame; what it was sent or has waited for may
+        # hold that exception (trio sends a cancellation in an outcome): a cycle for every call.
+        trap = value = None
 
 
 def as_coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:

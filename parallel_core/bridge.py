@@ -262,7 +262,7 @@ class _Tenant:
 
     def abandon(self, error: BaseException) -> None:
         self.ended = self._host.abandoned = True
-        for task in list(self._host.tasks):
+        for task in self._host.tasks:
             task.cancel()
         self._core.give_up(error)
 

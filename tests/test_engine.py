@@ -1058,6 +1058,34 @@ def test_a_list_that_is_dropped_is_gone_without_a_collection(host: Host) -> None
         gc.enable()
 
 
+def test_what_a_call_leaves_to_the_collector_does_not_grow_with_their_number(host: Host) -> None:
+    """Each call is woken by an exception that it catches, whose traceback knows the slot."""
+
+    async def call(item: int) -> None:
+        with anyio.move_on_after(0):
+            await anyio.sleep_forever()
+
+    def garbage(calls: int) -> int:
+        async def main() -> None:
+            await parallel_core.parallel_map(call, range(calls), concurrency=4)
+
+        gc.collect()
+        if host.library == "trio":
+            trio.run(main)
+        else:  # not host.run, which collects
+            with asyncio.Runner(loop_factory=host.loop_factory, debug=host.debug) as runner:
+                runner.run(main())
+        return gc.collect()
+
+    gc.disable()
+    try:
+        garbage(10)  # what comes once
+        few, many = garbage(10), garbage(110)
+    finally:
+        gc.enable()
+    assert many - few < 100
+
+
 def test_a_call_does_not_keep_what_it_has_first_waited_for(asyncio_host: Host) -> None:
     seen: list[weakref.ref[Large]] = []
 
