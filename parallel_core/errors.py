@@ -57,6 +57,76 @@ class BatchAbortedError(RuntimeError):
     """
 
 
+class RequestTimeoutError(TimeoutError):
+    """A call took longer than its ``timeout``: it has been cancelled, and has ended.
+
+    The exception of its result, or the first error of a fail-fast batch.
+
+    Attributes:
+        index: of the request.
+        model: of the request; ``None`` for items of :func:`parallel_map`.
+        limit: the timeout, in seconds.
+    """
+
+    def __init__(self, index: int, model: str | None, limit: float) -> None:
+        super().__init__(index, model, limit)
+        self.index = index
+        self.model = model
+        self.limit = limit
+
+    def __str__(self) -> str:
+        of_model = "" if self.model is None else f" (model {self.model!r})"
+        return f"request {self.index}{of_model} took longer than its timeout of {self.limit:g} s"
+
+
+class BatchDeadlineError(TimeoutError):
+    """The ``deadline`` of the batch has passed.
+
+    The exception of every request that was not finished: one in flight was cancelled, of the others
+    none was sent. Of a source whose length is unknown, those that had not been drawn get no result.
+    A fail-fast batch raises it.
+
+    Attributes:
+        index: of the request; ``None`` where the batch raises it.
+        limit: the deadline, in seconds from the start of the batch.
+    """
+
+    def __init__(self, index: int | None, limit: float) -> None:
+        super().__init__(index, limit)
+        self.index = index
+        self.limit = limit
+
+    def __str__(self) -> str:
+        who = "the batch" if self.index is None else f"request {self.index}"
+        return f"{who} was not finished at the batch's deadline of {self.limit:g} s"
+
+
+class BudgetExceededError(Exception):
+    """The worst case of a request does not fit into what is left of the budget: it was not sent.
+
+    The exception of its result, or the first error of a fail-fast batch.
+
+    Attributes:
+        index: of the request.
+        limit: which limit it is, for instance ``"max_cost of 2 USD"``.
+        needed: the worst case of the request, in the unit of the limit.
+        left: what is left, in that unit.
+    """
+
+    def __init__(self, index: int, limit: str, needed: float, left: float) -> None:
+        super().__init__(index, limit, needed, left)
+        self.index = index
+        self.limit = limit
+        self.needed = needed
+        self.left = left
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.index} was not sent: it may use {self.needed:g}, and of the budget's "
+            f"{self.limit} only {self.left:g} is left"
+        )
+
+
 class RouterHostClosedError(RuntimeError):
     """The asyncio loop on which trio has a Router's calls made has been closed.
 

@@ -18,6 +18,60 @@ class SupportsAcompletion(Protocol):
     def acompletion(self) -> Callable[..., Awaitable[Any]]: ...
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens and money.
+
+    Two of them can be added.
+
+    Attributes:
+        prompt_tokens: tokens of the prompts, those from a cache included.
+        completion_tokens: tokens of the answers, those of the reasoning included.
+        cached_tokens: tokens of the prompts that the provider had in its cache.
+        reasoning_tokens: tokens of the answers that are reasoning.
+        cost: USD, of those calls whose price is known.
+        unpriced_calls: calls whose price is unknown; ``cost`` is without them.
+        estimated_calls: calls whose tokens the provider has not told, so that they are estimated.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float = 0.0
+    unpriced_calls: int = 0
+    estimated_calls: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of prompts and answers together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.cost + other.cost,
+            self.unpriced_calls + other.unpriced_calls,
+            self.estimated_calls + other.estimated_calls,
+        )
+
+
+class Meter(Protocol):
+    """Tells what calls use. Requests to a Router have one already; for other calls, and for prices
+    of your own, it is the option ``meter``."""
+
+    def worst_case(self, item: Any, /) -> Usage:
+        """The most that a call of this item (of a Router: this request) can use."""
+        ...
+
+    def usage(self, value: Any, /) -> Usage | None:
+        """What a call that has returned this value (of a Router: this response) has used; None
+        where that cannot be told."""
+        ...
+
+
 class RouterParallelRequest(msgspec.Struct, frozen=True):
     """What one call is made of.
 
@@ -28,11 +82,14 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
         model: the name of a model (group) that the Router knows.
         messages: the conversation, as ``acompletion`` takes it.
         kwargs: extra arguments of ``acompletion``, for instance ``{"temperature": 0.2}``.
+        timeout: seconds that the whole call may take, with the Router's retries; goes before the
+            ``timeout`` of the batch. (``kwargs["timeout"]`` is litellm's own, for each attempt.)
     """
 
     model: str
     messages: Sequence[Any]
     kwargs: Mapping[str, Any] | None = None
+    timeout: float | None = None
 
     def __repr__(self) -> str:
         """Shows no message contents and no argument values: a repr ends up in logs."""

@@ -1,0 +1,37 @@
+"""What the values of options may be. Each message names the option, and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def checked_number(name: str, value: object, *, zero: bool = False) -> float:
+    """A finite number above 0 (or from 0 on).
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {type(value).__qualname__}")
+    accepted = "at least 0" if zero else "above 0"
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be a finite number {accepted}, not {value!r}")
+    return float(value)
+
+
+def checked_count(name: str, value: object, *, minimum: int = 1) -> int:
+    """An integer from ``minimum`` on.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is below the minimum.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, not {type(value).__qualname__}")
+    number: Any = value
+    count = int(number.__index__())
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {count}")
+    return count
