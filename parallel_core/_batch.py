@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import sys
 import time
@@ -18,13 +19,15 @@ from typing import Any, Generic, cast
 
 import trio
 
+from ._agenda import Agenda, Entry
 from ._feed import NOTHING, Feed
 from ._isolation import as_coroutine, as_the_calls_own, rest_of_call
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
+from .control._call import TryAgainLater
 from .errors import BatchAbortedError, cancelled_unasked
-from .types import RouterParallelRequest
+from .types import RouterParallelRequest, Usage
 
 logger = logging.getLogger("parallel_core")
 
@@ -50,6 +53,37 @@ _inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
 )
 
 
+class _Timer:
+    """A function that a batch calls later, unless it ends before."""
+
+    def __init__(
+        self,
+        timers: set[_Timer],
+        context: contextvars.Context,
+        function: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._timers = timers
+        self._context = context
+        self._function = function
+        self._failed = failed
+        self.cancel: Callable[[], None] = lambda: None
+        timers.add(self)
+
+    def fire(self) -> None:
+        if self not in self._timers:
+            return
+        self._timers.discard(self)
+        try:
+            self._context.run(self._function)
+        except BaseException as exception:  # noqa: BLE001 - reported to the consumer
+            self._failed(exception)
+
+    def take_back(self) -> None:
+        self._timers.discard(self)
+        self.cancel()
+
+
 class BatchCore(Generic[ResultT]):
     """One batch: its slots, its counts, its results and its first error.
 
@@ -66,6 +100,7 @@ class BatchCore(Generic[ResultT]):
         self._window = plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
+        self._agenda = None if plan.order is None else Agenda(plan.order())
 
         self._iterator: Any = None
         self._feed: Feed | None = None
@@ -73,10 +108,13 @@ class BatchCore(Generic[ResultT]):
         self._claimed = 0  # items drawn, or being drawn
         self._drawn = 0
         self._room = Waiters(host.new_event)
+        self._appetite = Waiters(host.new_event)  # of the agenda, for an async source
 
+        self._timers: set[_Timer] = set()
         self._helpers: trio.Nursery | None = None
         self._slots: trio.Nursery | None = None
         self._open_slots = 0
+        self._leaving = 0  # slots that were one too many, and have not ended yet
         self.in_flight: dict[int, Any] = {}
         self.succeeded = 0
         self.failed = 0
@@ -94,14 +132,25 @@ class BatchCore(Generic[ResultT]):
         self.stopping = False
         self.cancelled_from_outside = False  # by a scope around the batch
         self._watching = trio.CancelScope()
-        self._stop_warning: Callable[[], None] = lambda: None
         self._error: Exception | None = None
         self._crash: BaseException | None = None
         self.on_crash: Callable[[], None] = lambda: None
 
     @property
     def started(self) -> int:
-        return self._drawn
+        return self._drawn if self._agenda is None else self._agenda.begun
+
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self.in_flight)
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @property
+    def usage(self) -> Usage:
+        return self._plan.usage()
 
     # --- the batch ---
 
@@ -130,19 +179,26 @@ class BatchCore(Generic[ResultT]):
                 self._helpers = helpers
                 helpers.start_soon(self._notice_cancellation)
                 self._open_source(helpers)
+                for attachment in self._plan.attachments:
+                    attachment.begin(self)
                 try:
                     async with trio.open_nursery() as slots:
                         self._slots = slots
                         if self.stopping:
                             slots.cancel_scope.cancel()
                         elif not self._exhausted:
+                            if self._agenda is not None and self._feed is not None:
+                                self._host.start(slots, self._fill_ahead, self._filler_ended)
                             self._start_slot()
                 finally:
                     if self._feed is not None:
                         self._feed.stop()
                     self._watching.cancel()
-                    self._stop_warning()
+                    for timer in list(self._timers):
+                        timer.take_back()
         finally:
+            if self._plan.attachments:
+                await self._host.call(self._detach)
             self.stopping = True
             self._close_generator()
             for index in sorted(self._early):  # stopped with gaps: what is done is handed out
@@ -159,9 +215,16 @@ class BatchCore(Generic[ResultT]):
         if self._slots is not None:
             self._slots.cancel_scope.cancel()
             if self._open_slots:
-                self._warn_after(STUBBORN_CALL_FIRST_WARNING)
+                self.call_later(STUBBORN_CALL_FIRST_WARNING, self._name_stubborn_calls)
         if self._feed is not None:
             self._feed.stop()
+
+    def _detach(self) -> None:
+        for attachment in self._plan.attachments:
+            try:
+                attachment.end()
+            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+                self.fail(exception)
 
     def _open_source(self, helpers: trio.Nursery) -> None:
         source = self._plan.source
@@ -196,19 +259,60 @@ class BatchCore(Generic[ResultT]):
                 except KeyboardInterrupt as interrupt:
                     self._host.interrupted(interrupt)
 
-    def _warn_after(self, seconds: float) -> None:
-        assert self._helpers is not None
-        self._stop_warning = self._host.call_later(
-            self._helpers, seconds, self._name_stubborn_calls
-        )
-
     def _name_stubborn_calls(self) -> None:
         for index, item in self.in_flight.items():
             logger.warning(
                 "%s was cancelled and still runs; its batch waits for it",
                 describe(index, item),
             )
-        self._warn_after(STUBBORN_CALL_NEXT_WARNING)
+        self.call_later(STUBBORN_CALL_NEXT_WARNING, self._name_stubborn_calls)
+
+    # --- what controls may ask (control._engine.Engine) ---
+
+    def current_time(self) -> float:
+        return self._host.current_time()
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        assert self._helpers is not None
+        timer = _Timer(self._timers, self._context.copy(), function, self.fail)
+        timer.cancel = self._host.call_later(self._helpers, seconds, timer.fire)
+        return timer.take_back
+
+    def fail(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            self.crash(error)
+            return
+        if self._error is None:
+            self._error = error
+        else:
+            note(self._error, f"then a control failed: {error!r}")
+        self.stop()
+
+    def draw_no_more(self) -> None:
+        if self._plan.total is None or self._feed is not None:
+            self._exhaust()
+            if self._feed is not None:
+                self._feed.stop()
+
+    def set_limit(self, limit: int) -> None:
+        self._limit = limit
+        # Slots that wait find out whether they are too many.
+        self._room.wake_all()
+        self._start_slots(limit - self._open_slots)
+
+    def hold(self) -> None:
+        if self._agenda is not None:
+            self._agenda.held = True
+
+    def go_on(self) -> None:
+        if self._agenda is not None:
+            self._agenda.held = False
+        self._room.wake_all()
+
+    def hurry(self) -> None:
+        if self._agenda is not None:
+            self._agenda.hurry()
+        self._room.wake_all()
 
     # --- slots ---
 
@@ -223,22 +327,28 @@ class BatchCore(Generic[ResultT]):
         So full concurrency is reached after a few passes of the loop, and neither a short source
         nor calls that never wait start slots that find nothing to do.
         """
-        if not (self.stopping or self._exhausted):
-            for _ in range(min(2, self._limit - self._open_slots)):
+        self._start_slots(min(2, self._limit - self._open_slots))
+
+    def _start_slots(self, number: int) -> None:
+        if self._slots is not None and not (self.stopping or self._nothing_to_do):
+            for _ in range(number):
                 self._start_slot()
 
+    @property
+    def _nothing_to_do(self) -> bool:
+        return self._exhausted and (self._agenda is None or self._agenda.empty)
+
     def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
-        self._open_slots -= 1
+        if self._leaving:
+            self._leaving -= 1
+        else:
+            self._open_slots -= 1
         if exception is not None:
             self.crash(exception)
-        elif (
-            not (cancelled or self.stopping)
-            and not self._exhausted
-            and self._open_slots < self._limit
-        ):
+        elif not cancelled and self._open_slots < self._limit:
             # Its task was cancelled by somebody else, or left marked by a call: the slot goes on
             # in a new one.
-            self._start_slot()
+            self._start_slots(1)
         if not self._open_slots:
             # Said here as well as at the end, it costs the end one step of trio less.
             self._watching.cancel()
@@ -255,17 +365,25 @@ class BatchCore(Generic[ResultT]):
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
+        agenda, observe = self._agenda, plan.observe
         tampered = self._host.tampering()
         calls_without_a_turn = 0  # for others
         while not self.stopping:
-            if self._claimed - self.delivered >= self._window:
-                await self._room.wait()
-                continue
-            item = self._draw() if self._feed is None else await self._draw_async(self._feed)
-            if item is NOTHING or self.stopping:
-                return
-            index = self._drawn
-            self._drawn += 1
+            entry: Entry | None = None
+            if agenda is None:
+                if self._claimed - self.delivered >= self._window:
+                    await self._room.wait()
+                    continue
+                item = self._draw() if self._feed is None else await self._draw_async(self._feed)
+                if item is NOTHING or self.stopping:
+                    return
+                index = self._drawn
+                self._drawn += 1
+            else:
+                entry = await self._next_entry(agenda)
+                if entry is None:
+                    return
+                index, item = entry.index, entry.item
             value: Any = None
             failure: Exception | None = None
             run: Any
@@ -302,9 +420,19 @@ class BatchCore(Generic[ResultT]):
                 del self.in_flight[index]
                 # A slot that waits for its next call keeps nothing of the last one.
                 run = coroutine = trap = rest = None
+            if entry is not None:
+                began, started_at = self._call_ended(entry, began, started_at)
+                if isinstance(failure, TryAgainLater):
+                    if not self.stopping:
+                        self._postpone(entry, failure.delay)
+                        del item, value, failure
+                        continue
+                    failure = failure.error
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
+                if observe is not None:
+                    observe(item, value)
                 self._deliver(index, result_type(index, item, value, None, started_at, duration))
             else:
                 self.failed += 1
@@ -315,7 +443,7 @@ class BatchCore(Generic[ResultT]):
                     )
                 else:
                     self._fail(failure, describe(index, item))
-            del item, value, failure
+            del item, value, failure, entry
             if calls_without_a_turn * self._open_slots >= CALLS_BETWEEN_PAUSES:
                 calls_without_a_turn = 0
                 await self._host.pause()
@@ -353,6 +481,93 @@ class BatchCore(Generic[ResultT]):
     def _exhaust(self) -> None:
         self._exhausted = True
         self._room.wake_all()
+
+    # --- slots of a batch with an agenda ---
+
+    async def _next_entry(self, agenda: Agenda) -> Entry | None:
+        """The request that a slot is to send next; None: the slot is to end."""
+        while not self.stopping:
+            if self._open_slots > self._limit:
+                # At once, for the next slot asks before this one has ended.
+                self._open_slots -= 1
+                self._leaving += 1
+                return None
+            if not agenda.held:
+                entry = agenda.next_again(self._limit) or self._next_new(agenda)
+                if entry is not None:
+                    return entry
+            if self._nothing_to_do:
+                self._room.wake_all()
+                return None
+            await self._room.wait()
+        return None
+
+    def _next_new(self, agenda: Agenda) -> Entry | None:
+        if self._claimed - self.delivered >= self._window:
+            return None
+        while self._feed is None and agenda.wants_more:
+            item = self._draw()
+            if item is NOTHING:
+                break
+            self._claimed -= 1  # not before it begins
+            self._add(agenda, item)
+        entry = agenda.next_new(self._limit)
+        if entry is not None:
+            self._claimed += 1
+            self._appetite.wake_one()
+        return entry
+
+    def _add(self, agenda: Agenda, item: Any) -> None:
+        index = self._drawn
+        self._drawn += 1
+        try:
+            agenda.add(index, item)
+        except Exception as exception:  # noqa: BLE001 - the user's key function
+            self.fail(exception)
+
+    async def _fill_ahead(self) -> None:
+        """Draw an async source for the agenda, which cannot wait for it at every slot."""
+        agenda, feed = self._agenda, self._feed
+        assert agenda is not None
+        assert feed is not None
+        while not (self.stopping or self._exhausted):
+            if not agenda.wants_more:
+                await self._appetite.wait()
+                continue
+            item = await feed.take()
+            if item is NOTHING:
+                break
+            self._add(agenda, item)
+            self._room.wake_one()
+
+    def _filler_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
+        if exception is not None:
+            self.crash(exception)
+        elif not (cancelled or self.stopping or self._exhausted or self._feed_has_ended):
+            self._source_failed(cancelled_unasked("the source"))  # by somebody else
+        self._exhaust()
+
+    @property
+    def _feed_has_ended(self) -> bool:
+        return self._feed is not None and self._feed.ended
+
+    def _call_ended(self, entry: Entry, began: float, started_at: float) -> tuple[float, float]:
+        """Make room for another call of its kind; give the times of the entry's first call."""
+        assert self._agenda is not None
+        if entry.began is None:
+            entry.began, entry.started_at = began, started_at
+        self._agenda.order.ended(entry)
+        self._room.wake_one()
+        return entry.began, entry.started_at
+
+    def _postpone(self, entry: Entry, delay: float) -> None:
+        assert self._agenda is not None
+        self._agenda.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
+
+    def _due(self, entry: Entry) -> None:
+        assert self._agenda is not None
+        self._agenda.due(entry)
+        self._room.wake_one()
 
     # --- results and errors ---
 
@@ -427,7 +642,8 @@ class BatchCore(Generic[ResultT]):
         self.stopping = True
         if self._crash is None:
             self._crash = error
-        self._stop_warning()
+        for timer in list(self._timers):
+            timer.take_back()
         self._send_channel.close()
         self.arrivals.wake_all()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from ._agenda import Order
+from .control._engine import Attachment
 from .router_call import as_request, check_all, completion_call
 from .types import (
     ItemT,
@@ -14,6 +16,7 @@ from .types import (
     RouterParallelRequest,
     RouterParallelResult,
     SupportsAcompletion,
+    Usage,
     ValueT,
 )
 
@@ -33,6 +36,11 @@ class BatchPlan(Generic[ResultT]):
     concurrency: int
     return_exceptions: bool
     preserve_order: bool
+    total: int | None = None  # requests, where their number is known
+    order: Callable[[], Order] | None = None
+    attachments: Sequence[Attachment] = ()
+    observe: Callable[[Any, Any], None] | None = None  # item and value of a call that succeeded
+    usage: Callable[[], Usage] = Usage
 
 
 def map_plan(

@@ -46,8 +46,16 @@ class SlotHost(Protocol):
 
     def new_scope(self) -> HostScope: ...
 
+    def current_time(self) -> float:
+        """Seconds on the clock of this world."""
+        ...
+
     async def pause(self) -> None:
         """Let others run."""
+        ...
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """From trio: call a function of the user in this world, also where trio is cancelled."""
         ...
 
     def start(

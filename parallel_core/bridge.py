@@ -120,8 +120,27 @@ class AsyncioSlotHost:
     def new_scope(self) -> HostScope:
         return _TaskScope(lambda: self.shutting_down())
 
+    def current_time(self) -> float:
+        return self.loop.time()
+
     async def pause(self) -> None:
         await asyncio.sleep(0)
+
+    async def call(self, function: Callable[[], None]) -> None:
+        if self.loop.is_closed():
+            return
+        called = trio.Event()
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                called.set()
+
+        # On the loop, and not in this step of trio: a task that it made could start in here.
+        self.loop.call_soon(call, context=self.context.copy())
+        with trio.CancelScope(shield=True):
+            await called.wait()
 
     def start(
         self,

@@ -40,8 +40,14 @@ class TrioSlotHost:
     def new_scope(self) -> HostScope:
         return trio.CancelScope()
 
+    def current_time(self) -> float:
+        return trio.current_time()
+
     async def pause(self) -> None:
         await trio.lowlevel.checkpoint()
+
+    async def call(self, function: Callable[[], None]) -> None:
+        function()
 
     def start(
         self,

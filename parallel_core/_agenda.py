@@ -1,0 +1,103 @@
+"""Requests that wait for a slot: drawn ahead, or to be sent again after a time.
+
+Only a batch with a control that needs it has an agenda (adaptive concurrency, fairness); the slots
+of every other batch draw from the source themselves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+
+class Entry:
+    """A request on its way through a batch with an agenda."""
+
+    __slots__ = ("began", "index", "item", "key", "started_at")
+
+    def __init__(self, index: int, item: Any) -> None:
+        self.index = index
+        self.item = item
+        self.key: Hashable = None
+        # Of its first call, however often it is made.
+        self.started_at = 0.0
+        self.began: float | None = None
+
+
+class Order(Protocol):
+    """The order in which requests begin (:mod:`parallel_core.control.fairness`)."""
+
+    @property
+    def look_ahead(self) -> int:
+        """Requests that may wait here at most."""
+        ...
+
+    def push(self, entry: Any, /) -> None: ...
+
+    def pop(self, limit: int, /) -> Any:
+        """The next entry that may begin, where ``limit`` calls of the batch may be in flight; it
+        counts as running then. None: none may."""
+        ...
+
+    def resume(self, entry: Any, limit: int, /) -> bool:
+        """Count an entry that is to be called again as running, if it may begin."""
+        ...
+
+    def ended(self, entry: Any, /) -> None:
+        """A call has ended, for good or to be made again."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Agenda:
+    """What waits for a slot, and when it may begin."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.begun = 0
+        self.held = False  # no call may begin
+        self._due: deque[Entry] = deque()
+        self._postponed: dict[Entry, Callable[[], None]] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not (self.order or self._due or self._postponed)
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self.order) < self.order.look_ahead
+
+    def add(self, index: int, item: Any) -> None:
+        self.order.push(Entry(index, item))
+
+    def next_again(self, limit: int) -> Entry | None:
+        """A request whose time to be sent again has come."""
+        for _ in range(len(self._due)):
+            entry = self._due.popleft()
+            if self.order.resume(entry, limit):
+                return entry
+            self._due.append(entry)
+        return None
+
+    def next_new(self, limit: int) -> Entry | None:
+        entry: Entry | None = self.order.pop(limit)
+        if entry is not None:
+            self.begun += 1
+        return entry
+
+    def postpone(self, entry: Entry, take_back: Callable[[], None]) -> None:
+        """Keep a request until :meth:`due`; ``take_back`` stops the timer that will say so."""
+        self._postponed[entry] = take_back
+
+    def due(self, entry: Entry) -> None:
+        self._postponed.pop(entry, None)
+        self._due.append(entry)
+
+    def hurry(self) -> None:
+        """Nothing waits for its time any more."""
+        self.held = False
+        for entry, take_back in list(self._postponed.items()):
+            take_back()
+            self.due(entry)

@@ -1,0 +1,72 @@
+"""What a control may ask of the engine that runs its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ..types import Usage
+
+
+class Engine(Protocol):
+    """A running batch, as its controls see it. All of it belongs to the thread of the batch."""
+
+    @property
+    def started(self) -> int: ...
+    @property
+    def succeeded(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def calls_in_flight(self) -> int: ...
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight."""
+        ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+    def current_time(self) -> float:
+        """Seconds on the clock of the event loop, or of the trio run."""
+        ...
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Call ``function`` after a time, in the world of the batch; what it raises fails the
+        batch. Gives a function that takes this back. Nothing is called after the batch's end."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """End the batch: cancel every call, and raise ``error`` to the consumer, after the results
+        that are there."""
+        ...
+
+    def draw_no_more(self) -> None:
+        """Begin no request that has not been drawn, unless their number is known."""
+        ...
+
+    def set_limit(self, limit: int) -> None:
+        """Let more or fewer calls be in flight. Those that are too many are not cancelled."""
+        ...
+
+    def hold(self) -> None:
+        """Begin no call until :meth:`go_on`."""
+        ...
+
+    def go_on(self) -> None: ...
+
+    def hurry(self) -> None:
+        """Send at once what waits to be sent again, and go on."""
+        ...
+
+
+class Attachment(Protocol):
+    """A control that is told of the beginning and the end of its batch."""
+
+    def begin(self, engine: Engine) -> None:
+        """Called before the first call, in the world of the batch."""
+        ...
+
+    def end(self) -> None:
+        """Called when no call is in flight any more. What it raises fails the batch."""
+        ...

@@ -1,0 +1,112 @@
+"""The options of a batch that are controls, checked before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
+
+from ..progress import Progress, checked_callback, checked_progress
+from ..types import Meter
+from ._checks import checked_count, checked_number
+from .adaptive import AdaptiveConcurrency
+from .budget import Budget
+from .fairness import fair_key
+from .hedge import Hedge
+from .rate_limit import RateLimit, checked_rate_limit
+
+Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
+
+
+class Controls(TypedDict, total=False):
+    """The controls that every function of a batch takes; None, and False, is without.
+
+    ``docs/controls.md`` tells what each promises and what it costs.
+
+    Attributes:
+        timeout: seconds that a call may take, with the Router's retries; then it is cancelled and
+            has failed with :class:`RequestTimeoutError`. ``RouterParallelRequest.timeout`` goes
+            before it. Waiting for ``rate_limit`` and ``budget`` does not count.
+        deadline: seconds that the batch may take. Then no call begins, and those in flight are
+            cancelled; what is unfinished has failed with :class:`BatchDeadlineError`. A fail-fast
+            batch raises it.
+        progress: draw a bar on stderr, if that is a terminal (or in Jupyter).
+        on_progress: called with a :class:`Progress` at most ten times a second, and at the end.
+            What it raises ends the batch.
+        rate_limit: requests and tokens for each minute; of a Router, also a mapping from model to
+            limit. Calls wait for their turn.
+        budget: what the batch may cost at most.
+        fair_by: ``"model"``, or a function of the item (of a Router: of the request) that gives its
+            key. Keys take turns.
+        concurrency_per_key: calls in flight for one key of ``fair_by``.
+        hedge: send a second attempt of a call that takes long.
+        meter: what calls use, for ``budget`` and ``rate_limit``. Requests to a Router have one.
+    """
+
+    timeout: float | None
+    deadline: float | None
+    progress: bool
+    on_progress: Callable[[Progress], object] | None
+    rate_limit: RateLimit | Mapping[str, RateLimit] | None
+    budget: Budget | None
+    fair_by: Literal["model"] | Callable[[Any], Hashable] | None
+    concurrency_per_key: int | None
+    hedge: Hedge | None
+    meter: Meter | None
+
+
+_NAMES = frozenset(get_type_hints(Controls))
+
+
+def check_controls(controls: Controls) -> None:
+    """Refuse what is no control, and values that are out of range or contradict each other.
+
+    Raises:
+        TypeError: there is no such option, or its value is of another type.
+        ValueError: a value is out of range, or goes with another option only.
+    """
+    for name in controls:
+        if name not in _NAMES:
+            raise TypeError(
+                f"unexpected keyword argument {name!r}: the controls of a batch are "
+                f"{', '.join(sorted(_NAMES))}"
+            )
+    for name in ("timeout", "deadline"):
+        if controls.get(name) is not None:
+            checked_number(name, controls.get(name))
+    checked_progress(controls.get("progress", False))
+    if controls.get("on_progress") is not None:
+        checked_callback(controls.get("on_progress"))
+    checked_rate_limit(controls.get("rate_limit"))
+    for name, kind in (("budget", Budget), ("hedge", Hedge)):
+        value = controls.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__qualname__}")
+    _check_fairness(controls)
+
+
+def _check_fairness(controls: Controls) -> None:
+    fair_by, per_key = controls.get("fair_by"), controls.get("concurrency_per_key")
+    if fair_by is not None:
+        fair_key(fair_by)
+    if per_key is not None:
+        checked_count("concurrency_per_key", per_key)
+        if fair_by is None:
+            raise ValueError("concurrency_per_key needs fair_by, which says what the key is")
+
+
+def checked_concurrency(concurrency: object) -> int | AdaptiveConcurrency:
+    """Calls in flight at most, or how to find out.
+
+    Raises:
+        TypeError: it is neither an integer nor ``"auto"`` nor an AdaptiveConcurrency.
+        ValueError: it is below 1, or another string.
+    """
+    if isinstance(concurrency, AdaptiveConcurrency):
+        return concurrency
+    if isinstance(concurrency, str):
+        if concurrency == "auto":
+            return AdaptiveConcurrency()
+        raise ValueError(
+            f"concurrency must be an integer, 'auto' or an AdaptiveConcurrency, not {concurrency!r}"
+        )
+    return checked_count("concurrency", concurrency)

@@ -1,0 +1,78 @@
+"""How long a call, and how long a batch may take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from ..errors import BatchDeadlineError, RequestTimeoutError
+from ..types import RouterParallelRequest
+from ._call import Call
+from ._engine import Engine
+
+
+def with_timeout(call: Call, seconds: float | None) -> Call:
+    """Cancel a call that takes longer than ``seconds``, or than its request's own ``timeout``.
+
+    The limit is ours and not the provider's: some ignore the one that they are given. The call has
+    ended when its error is raised. A call that returns all the same has succeeded.
+    """
+
+    async def limited(index: int, item: Any) -> Any:
+        own = item.timeout if isinstance(item, RouterParallelRequest) else None
+        limit = seconds if own is None else own
+        if limit is None:
+            return await call(index, item)
+        with anyio.move_on_after(limit):
+            return await call(index, item)
+        model = item.model if isinstance(item, RouterParallelRequest) else None
+        raise RequestTimeoutError(index, model, limit)
+
+    return limited
+
+
+class Deadline:
+    """The deadline of one batch.
+
+    At its expiry the calls in flight are cancelled, each for itself. The slots stay, and refuse
+    what is still to be drawn, so that there is a result for each request, the order and the pace
+    are kept, and nothing is made up in memory for a million requests at once.
+    """
+
+    def __init__(self, seconds: float, *, fail_fast: bool) -> None:
+        self._seconds = seconds
+        self._fail_fast = fail_fast
+        self._expired = False
+        self._calls: set[anyio.CancelScope] = set()
+        self._engine: Engine
+
+    def wrap(self, call: Call) -> Call:
+        async def limited(index: int, item: Any) -> Any:
+            if not self._expired:
+                with anyio.CancelScope() as scope:
+                    self._calls.add(scope)
+                    try:
+                        return await call(index, item)
+                    finally:
+                        self._calls.discard(scope)
+            raise BatchDeadlineError(index, self._seconds)
+
+        return limited
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+        engine.call_later(self._seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        if self._fail_fast:
+            self._engine.fail(BatchDeadlineError(None, self._seconds))
+            return
+        for scope in list(self._calls):
+            scope.cancel()
+        self._engine.draw_no_more()
+        self._engine.hurry()
+
+    def end(self) -> None:
+        pass

@@ -1,0 +1,99 @@
+"""What watches a batch: its usage, and its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..progress import Progress, ProgressBar, ProgressReporter
+from ..types import Usage
+from ._engine import Engine
+from ._metering import ItemMeter, RouterMeter
+
+SNAPSHOT_INTERVAL = 0.1  # seconds
+
+
+class UsageTally:
+    """What the calls of a batch have used."""
+
+    def __init__(self, meter: RouterMeter | ItemMeter) -> None:
+        self._meter = meter
+        self._usage = Usage()
+
+    def add(self, item: Any, value: Any) -> None:
+        usage = self._meter.usage_of(item, value)
+        if usage is not None:
+            self._usage += usage
+
+    def usage(self) -> Usage:
+        return self._usage
+
+
+class _Counts:
+    """The numbers of a batch, as its progress tells them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def started(self) -> int:
+        return self._engine.started
+
+    @property
+    def succeeded(self) -> int:
+        return self._engine.succeeded
+
+    @property
+    def failed(self) -> int:
+        return self._engine.failed
+
+    @property
+    def in_flight(self) -> int:
+        return self._engine.calls_in_flight
+
+    @property
+    def limit(self) -> int:
+        return self._engine.limit
+
+    @property
+    def usage(self) -> Usage:
+        return self._engine.usage
+
+
+class ProgressWatch:
+    """Reports the progress of one batch, at a bounded rate and at its end."""
+
+    def __init__(
+        self, *, bar: bool, callback: Callable[[Progress], object] | None, total: int | None
+    ) -> None:
+        self._bar = bar
+        self._callback = callback
+        self._total = total
+        self._engine: Engine
+        self._began = 0.0
+        self._reporter: ProgressReporter | None = None
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+        self._began = engine.current_time()
+        engine.call_later(0, self._tick)
+
+    def _tick(self) -> None:
+        self._report().tick(self._engine.current_time())
+        self._engine.call_later(SNAPSHOT_INTERVAL, self._tick)
+
+    def _report(self) -> ProgressReporter:
+        # Not in `begin`, which may be a step of trio in the middle of an asyncio program.
+        if self._reporter is None:
+            callbacks: list[Callable[[Progress], object]] = []
+            if self._callback is not None:
+                callbacks.append(self._callback)
+            if self._bar:
+                callbacks.append(ProgressBar())
+            self._reporter = ProgressReporter(
+                _Counts(self._engine), callbacks, self._total, SNAPSHOT_INTERVAL, self._began
+            )
+        return self._reporter
+
+    def end(self) -> None:
+        self._report().finish(self._engine.current_time())
