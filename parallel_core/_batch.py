@@ -26,6 +26,7 @@ from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
 from .control._call import TryAgainLater
+from .control.adaptive import LimitChange
 from .errors import BatchAbortedError, cancelled_unasked
 from .types import RouterParallelRequest, Usage
 
@@ -96,7 +97,7 @@ class BatchCore(Generic[ResultT]):
         self._host = host
         self._context = contextvars.Context()
         self._token = object()
-        self._limit = plan.concurrency
+        self._limit = plan.limit
         self._window = plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
@@ -151,6 +152,10 @@ class BatchCore(Generic[ResultT]):
     @property
     def usage(self) -> Usage:
         return self._plan.usage()
+
+    @property
+    def limit_changes(self) -> list[LimitChange]:
+        return self._plan.limit_changes()
 
     # --- the batch ---
 

@@ -12,7 +12,9 @@ import trio
 
 from ._batch import BatchCore, note
 from ._plan import ResultT
+from .control.adaptive import LimitChange
 from .errors import BatchAbortedError
+from .types import Usage
 
 logger = logging.getLogger("parallel_core")
 
@@ -52,6 +54,21 @@ class ParallelBatch(ABC, Generic[ResultT]):
     def delivered(self) -> int:
         """Results handed out to the consumer."""
         return self._core.delivered
+
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight now: ``concurrency``, unless that is adaptive."""
+        return self._core.limit
+
+    @property
+    def limit_changes(self) -> list[LimitChange]:
+        """How an adaptive limit went, from the beginning of the batch; empty for a fixed one."""
+        return self._core.limit_changes
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and cost of the calls that returned, as the provider tells them."""
+        return self._core.usage
 
     def cancel(self) -> None:
         """Cancel every call in flight and start no more.

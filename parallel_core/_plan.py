@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
+from .control._call import Call
 from .control._engine import Attachment
-from .router_call import as_request, check_all, completion_call
+from .control._metering import ItemMeter, RouterMeter
+from .control.adaptive import AdaptiveConcurrency, LimitChange
+from .control.compose import BatchMeter, compose, needs_tokens
+from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .router_call import (
+    as_request,
+    check_all,
+    completion_call,
+    model_groups,
+    places_of,
+)
 from .types import (
     ItemT,
     ParallelResult,
@@ -27,46 +46,60 @@ Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan(Generic[ResultT]):
-    """What a batch is to do, in either world."""
+    """What a batch is to do, in either world.
 
-    call: Callable[[int, Any], Awaitable[Any]]
+    ``concurrency`` is the most that the limit can become, and ``limit`` what it is at first.
+    """
+
+    call: Call
     source: Iterable[Any] | AsyncIterable[Any]
     result_type: Callable[..., ResultT]
     prepare: Callable[[int, Any], Any] | None
     concurrency: int
+    limit: int
     return_exceptions: bool
     preserve_order: bool
-    total: int | None = None  # requests, where their number is known
-    order: Callable[[], Order] | None = None
-    attachments: Sequence[Attachment] = ()
-    observe: Callable[[Any, Any], None] | None = None  # item and value of a call that succeeded
-    usage: Callable[[], Usage] = Usage
+    total: int | None  # requests, where their number is known
+    order: Callable[[], Order] | None
+    attachments: Sequence[Attachment]
+    observe: Callable[[Any, Any], None] | None  # item and value of a call that succeeded
+    usage: Callable[[], Usage]
+    limit_changes: Callable[[], list[LimitChange]]
 
 
 def map_plan(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int,
+    concurrency: Concurrency,
     return_exceptions: bool,
     preserve_order: bool,
+    controls: Controls,
 ) -> BatchPlan[ParallelResult[ItemT, ValueT]]:
     """Check the arguments of a ``parallel_map`` and make a plan of them."""
     if not callable(function):
         raise TypeError(f"expected an async callable, not {type(function).__qualname__}")
+    limit = checked_concurrency(concurrency)
+    check_controls(controls)
+    source = _checked_source(items, "items")
+    _check_for_items(controls)
 
     def call(index: int, item: ItemT) -> Awaitable[ValueT]:
         return function(item)
 
+    meter = controls.get("meter")
     result_type: Callable[..., ParallelResult[ItemT, ValueT]] = ParallelResult
-    return BatchPlan(
+    return _plan(
         call,
-        _checked_source(items, "items"),
+        source,
         result_type,
         None,
-        _checked_concurrency(concurrency),
+        limit,
         return_exceptions,
         preserve_order,
+        controls,
+        None if meter is None else ItemMeter(meter),
+        {},
     )
 
 
@@ -74,37 +107,130 @@ def completion_plan(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int,
+    concurrency: Concurrency,
     return_exceptions: bool,
     preserve_order: bool,
+    controls: Controls,
 ) -> BatchPlan[RouterParallelResult]:
     """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
-    call = completion_call(router)
-    concurrency = _checked_concurrency(concurrency)
+    limit = checked_concurrency(concurrency)
+    adaptive = isinstance(limit, AdaptiveConcurrency)
+    call = completion_call(router, retried_by_us=adaptive)
+    check_controls(controls)
     check_all(requests)
-    return BatchPlan(
+    source = _checked_source(requests, "requests")
+    budget, own_meter = controls.get("budget"), controls.get("meter")
+    meter: BatchMeter = (
+        RouterMeter(
+            getattr(router, "router", router),
+            None if budget is None else budget.prices,
+            None if budget is None else budget.assume_output_tokens,
+        )
+        if own_meter is None
+        else ItemMeter(own_meter)
+    )
+    if budget is not None and isinstance(requests, Sequence):
+        budget.check(meter, [as_request(index, item) for index, item in enumerate(requests)])
+    may_reject = places_of(router) if isinstance(limit, AdaptiveConcurrency) else {}
+    if isinstance(limit, AdaptiveConcurrency):
+        limit = _within_places(limit, router, may_reject)
+    return _plan(
         call,
-        _checked_source(requests, "requests"),
+        source,
         RouterParallelResult,
         as_request,
-        concurrency,
+        limit,
         return_exceptions,
         preserve_order,
+        controls,
+        meter,
+        may_reject,
     )
 
 
-def _checked_concurrency(concurrency: object) -> int:
-    if isinstance(concurrency, bool):
-        raise TypeError("concurrency must be an integer, not bool")
+def _plan(
+    call: Call,
+    source: Source[Any],
+    result_type: Callable[..., ResultT],
+    prepare: Callable[[int, Any], Any] | None,
+    concurrency: int | AdaptiveConcurrency,
+    return_exceptions: bool,
+    preserve_order: bool,
+    controls: Controls,
+    meter: BatchMeter | None,
+    may_reject: Mapping[str, int],
+) -> BatchPlan[ResultT]:
+    total = _length(source)
+    composed = compose(
+        call,
+        concurrency=concurrency,
+        fail_fast=not return_exceptions,
+        total=total,
+        controls=controls,
+        meter=meter,
+        may_reject=may_reject,
+    )
+    return BatchPlan(
+        composed.call,
+        source,
+        result_type,
+        prepare,
+        composed.concurrency,
+        composed.initial_limit,
+        return_exceptions,
+        preserve_order,
+        total,
+        composed.order,
+        composed.attachments,
+        composed.observe,
+        composed.usage,
+        composed.limit_changes,
+    )
+
+
+def _length(source: object) -> int | None:
+    """How many there are, where that is known before they are drawn."""
+    if isinstance(source, AsyncIterable) or not isinstance(source, Sized):
+        return None
     try:
-        number = operator.index(cast("int", concurrency))
-    except TypeError:
-        raise TypeError(
-            f"concurrency must be an integer, not {type(concurrency).__qualname__}"
-        ) from None
-    if number < 1:
-        raise ValueError(f"concurrency must be at least 1, not {number}")
-    return number
+        return len(source)
+    except Exception:  # noqa: BLE001 - a progress bar around a generator has a length, or raises
+        return None
+
+
+def _check_for_items(controls: Controls) -> None:
+    """Refuse what only requests have."""
+    rate_limit = controls.get("rate_limit")
+    if isinstance(rate_limit, Mapping):
+        raise ValueError(
+            "rate_limit by model is for requests; items of parallel_map take one RateLimit"
+        )
+    if controls.get("fair_by") == "model":
+        raise ValueError(
+            "fair_by='model' is for requests; give a function of the item that returns its key"
+        )
+    if controls.get("meter") is None and (
+        controls.get("budget") is not None or needs_tokens(rate_limit)
+    ):
+        raise ValueError(
+            "budget and tokens_per_minute need to know what calls use: requests tell, items of "
+            "parallel_map need meter="
+        )
+
+
+def _within_places(
+    settings: AdaptiveConcurrency, router: object, places: Mapping[str, int]
+) -> AdaptiveConcurrency:
+    """No limit above what all deployments of a Router take together."""
+    if not places or model_groups(router) - places.keys():
+        return settings
+    maximum = min(settings.maximum, sum(places.values()))
+    return dataclasses.replace(
+        settings,
+        maximum=maximum,
+        initial=min(settings.initial, maximum),
+        minimum=min(settings.minimum, maximum),
+    )
 
 
 def _checked_source(source: Source[ItemT], name: str) -> Source[ItemT]:

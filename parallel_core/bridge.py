@@ -16,7 +16,7 @@ import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import anyio
 import trio
@@ -27,6 +27,7 @@ from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
 from ._trio_asyncio import prepare_trio_asyncio_loop
+from .control.options import Concurrency, Controls
 from .errors import BatchAbortedError, cancelled_unasked
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
@@ -419,9 +420,10 @@ def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> AsyncioParallelBatch[ParallelResult[ItemT, ValueT]]:
     """Await ``function(item)`` for every item, at most ``concurrency`` at a time (asyncio).
 
@@ -446,6 +448,7 @@ def iter_parallel_map(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
         )
     )
 
@@ -454,9 +457,10 @@ async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> list[ParallelResult[ItemT, ValueT]]:
     """The results of :func:`iter_parallel_map` as a list (asyncio).
 
@@ -468,6 +472,7 @@ async def parallel_map(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=False,
+        controls=controls,
     )
     return await collect(AsyncioParallelBatch(plan), preserve_order)
 
@@ -476,9 +481,10 @@ def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> AsyncioParallelBatch[RouterParallelResult]:
     """Send every request through a Router, at most ``concurrency`` at a time (asyncio).
 
@@ -502,6 +508,7 @@ def iter_parallel_acompletions(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
         )
     )
 
@@ -510,9 +517,10 @@ async def parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list (asyncio).
 
@@ -524,5 +532,6 @@ async def parallel_acompletions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=False,
+        controls=controls,
     )
     return await collect(AsyncioParallelBatch(plan), preserve_order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, Unpack
 
 import sniffio
 from anyio.from_thread import start_blocking_portal
@@ -14,6 +14,7 @@ from ._call_loop import plain_loop_factory
 from ._handle import ParallelBatch, collect
 from ._litellm_loop import leave_this_loop
 from ._plan import Requests, Source, completion_plan
+from .control.options import Concurrency, Controls
 from .trio_router import RouterHost, RouterHostName
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
 
@@ -22,9 +23,10 @@ def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
     """Await ``function(item)`` for every item, at most ``concurrency`` at a time.
 
@@ -46,6 +48,7 @@ def iter_parallel_map(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **controls,
     )
     return batch
 
@@ -54,9 +57,10 @@ async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> list[ParallelResult[ItemT, ValueT]]:
     """The results of :func:`iter_parallel_map` as a list, in asyncio and in trio."""
     results: list[ParallelResult[ItemT, ValueT]] = await _world().parallel_map(
@@ -65,6 +69,7 @@ async def parallel_map(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **controls,
     )
     return results
 
@@ -73,10 +78,11 @@ def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
     router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
     """Send every request, at most ``concurrency`` at a time; results come as they finish.
 
@@ -102,6 +108,7 @@ def iter_parallel_acompletions(
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
         **_host_option(world, router, router_host),
+        **controls,
     )
     return batch
 
@@ -110,10 +117,11 @@ async def parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
     router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
     world = _world()
@@ -124,6 +132,7 @@ async def parallel_acompletions(
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
         **_host_option(world, router, router_host),
+        **controls,
     )
     return results
 
@@ -132,9 +141,10 @@ def parallel_completions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """The synchronous form of :func:`parallel_acompletions`.
 
@@ -155,6 +165,7 @@ def parallel_completions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=False,
+        controls=controls,
     )
 
     batch = bridge.AsyncioParallelBatch(plan)

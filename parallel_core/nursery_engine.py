@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import trio
 
@@ -18,6 +18,7 @@ from ._batch import BatchCore
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
+from .control.options import Concurrency, Controls
 from .errors import cancelled_unasked
 from .trio_router import RouterHost, RouterHostName, in_trio
 from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
@@ -201,9 +202,10 @@ def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
     """Await ``function(item)`` for every item, at most ``concurrency`` at a time (trio).
 
@@ -239,6 +241,7 @@ def iter_parallel_map(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
         )
     )
 
@@ -247,9 +250,10 @@ async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> list[ParallelResult[ItemT, ValueT]]:
     """The results of :func:`iter_parallel_map` as a list (trio).
 
@@ -261,6 +265,7 @@ async def parallel_map(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=False,
+        controls=controls,
     )
     return await collect(TrioParallelBatch(plan), preserve_order)
 
@@ -269,10 +274,11 @@ def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
     router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
     """Send every request through a Router, at most ``concurrency`` at a time (trio).
 
@@ -302,6 +308,7 @@ def iter_parallel_acompletions(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
         )
     )
 
@@ -310,10 +317,11 @@ async def parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
     router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list (trio).
 
@@ -325,5 +333,6 @@ async def parallel_acompletions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=False,
+        controls=controls,
     )
     return await collect(TrioParallelBatch(plan), preserve_order)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from litellm.router import Router
 
 from . import dispatch
 from ._handle import ParallelBatch
 from ._plan import Requests
+from .control.options import Concurrency, Controls
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult
 
@@ -21,10 +24,11 @@ class ParallelRouter(Router):
         self,
         requests: Requests,
         *,
-        concurrency: int = 8,
+        concurrency: Concurrency = 8,
         return_exceptions: bool = True,
         preserve_order: bool = False,
         router_host: RouterHost | RouterHostName | None = None,
+        **controls: Unpack[Controls],
     ) -> list[RouterParallelResult]:
         """:func:`parallel_core.parallel_acompletions` with this Router."""
         return await dispatch.parallel_acompletions(
@@ -34,16 +38,18 @@ class ParallelRouter(Router):
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
             router_host=router_host,
+            **controls,
         )
 
     def iter_parallel_acompletions(
         self,
         requests: Requests,
         *,
-        concurrency: int = 8,
+        concurrency: Concurrency = 8,
         return_exceptions: bool = True,
         preserve_order: bool = False,
         router_host: RouterHost | RouterHostName | None = None,
+        **controls: Unpack[Controls],
     ) -> ParallelBatch[RouterParallelResult]:
         """:func:`parallel_core.iter_parallel_acompletions` with this Router."""
         return dispatch.iter_parallel_acompletions(
@@ -53,4 +59,5 @@ class ParallelRouter(Router):
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
             router_host=router_host,
+            **controls,
         )

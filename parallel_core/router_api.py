@@ -12,11 +12,12 @@ import os
 import sys
 from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any
+from typing import Any, Unpack
 
 from . import dispatch
 from ._handle import ParallelBatch
 from ._plan import Requests
+from .control.options import Concurrency, Controls
 from .types import RouterParallelRequest, RouterParallelResult
 
 FLAG = "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS"
@@ -40,9 +41,10 @@ def _parallel_acompletions(
     self: Any,
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> Coroutine[Any, Any, list[RouterParallelResult]]:
     """:func:`parallel_core.parallel_acompletions` with this Router.
 
@@ -56,6 +58,7 @@ def _parallel_acompletions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **controls,
     )
 
 
@@ -63,9 +66,10 @@ def _iter_parallel_acompletions(
     self: Any,
     requests: Requests,
     *,
-    concurrency: int = 8,
+    concurrency: Concurrency = 8,
     return_exceptions: bool = True,
     preserve_order: bool = False,
+    **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
     """:func:`parallel_core.iter_parallel_acompletions` with this Router.
 
@@ -79,6 +83,7 @@ def _iter_parallel_acompletions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **controls,
     )
 
 

@@ -16,23 +16,28 @@ from collections.abc import (
 )
 from typing import Any, TypeAlias, cast
 
+from .control._checks import checked_number
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
 
 CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
 
-def completion_call(router: SupportsAcompletion | Callable[..., Awaitable[Any]]) -> CompletionCall:
+def completion_call(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]], *, retried_by_us: bool = False
+) -> CompletionCall:
     """Make the call of a batch out of a Router or of a bare callable.
 
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
+    ``retried_by_us``: a call that is rejected for overload is made again by the batch, so the
+    Router, whose own retries would keep a slot waiting, leaves it.
 
     Raises:
         TypeError: ``router`` is neither.
     """
     if hasattr(router, "acompletion"):
-        return _router_call(cast("SupportsAcompletion", router))
+        return _router_call(cast("SupportsAcompletion", router), retried_by_us)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -48,8 +53,17 @@ def completion_call(router: SupportsAcompletion | Callable[..., Awaitable[Any]])
     return call
 
 
-def _router_call(router: SupportsAcompletion) -> CompletionCall:
+# Retries that a Router makes itself where the batch does: those that are not named here.
+_LEFT_TO_THE_BATCH = {
+    "RateLimitErrorRetries": 0,
+    "ServiceUnavailableErrorRetries": 0,
+    "TimeoutErrorRetries": 0,
+}
+
+
+def _router_call(router: SupportsAcompletion, retried_by_us: bool) -> CompletionCall:
     batch_id = uuid.uuid4().hex
+    leaves_overload = retried_by_us and _has_no_retry_policy(router)
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata and, for some providers, into the messages that it is
@@ -60,11 +74,54 @@ def _router_call(router: SupportsAcompletion) -> CompletionCall:
             "parallel_index": index,
             **(arguments.get("metadata") or {}),
         }
+        if leaves_overload:
+            arguments.setdefault(
+                "model_group_retry_policy", {request.model: dict(_LEFT_TO_THE_BATCH)}
+            )
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
         )
 
     return call
+
+
+def _behind(router: object) -> Any:
+    """The Router itself, where it is given on its host."""
+    return getattr(router, "router", router)
+
+
+def _has_no_retry_policy(router: object) -> bool:
+    """Whether it is a Router of litellm that has been told nothing of its own."""
+    router = _behind(router)
+    return (
+        hasattr(router, "model_group_retry_policy")
+        and getattr(router, "retry_policy", None) is None
+        and not router.model_group_retry_policy
+    )
+
+
+def model_groups(router: object) -> set[str]:
+    """The models that a Router knows by name."""
+    return {deployment["model_name"] for deployment in _deployments(router)}
+
+
+def places_of(router: object) -> dict[str, int]:
+    """Calls of a model that a Router takes at once, where it rejects what is more.
+
+    It rejects by deployment and chooses at random: of several it is the smallest number.
+    """
+    default = getattr(_behind(router), "default_max_parallel_requests", None)
+    places: dict[str, int] = {}
+    for deployment in _deployments(router):
+        number = deployment["litellm_params"].get("max_parallel_requests") or default
+        if number:
+            model = deployment["model_name"]
+            places[model] = min(number, places.get(model, number))
+    return places
+
+
+def _deployments(router: object) -> list[Any]:
+    return list(getattr(_behind(router), "model_list", None) or [])
 
 
 def _copied(value: Any) -> Any:
@@ -125,7 +182,9 @@ def as_request(index: int, item: object) -> RouterParallelRequest:
 def _problem(item: object) -> str | None:
     """What is wrong with an item as a request; None when nothing is."""
     if isinstance(item, RouterParallelRequest):
-        return _problem_of_parts(item.model, item.messages, item.kwargs)
+        return _problem_of_parts(item.model, item.messages, item.kwargs) or _problem_of_timeout(
+            item.timeout
+        )
     if isinstance(item, Mapping):
         mapping = cast("Mapping[object, object]", item)
         missing = [name for name in ("model", "messages") if name not in mapping]
@@ -142,6 +201,16 @@ def _problem(item: object) -> str | None:
         "a request is a RouterParallelRequest or a mapping {'model', 'messages', …}, "
         f"not {type(item).__qualname__}"
     )
+
+
+def _problem_of_timeout(timeout: object) -> str | None:
+    if timeout is None:
+        return None
+    try:
+        checked_number("timeout", timeout)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | None:

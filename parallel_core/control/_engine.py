@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ..types import Usage
+from parallel_core.types import Usage
 
 
 class Engine(Protocol):

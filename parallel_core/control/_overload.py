@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ..errors import RequestTimeoutError
+from parallel_core.errors import RequestTimeoutError
 
 _OVERLOADED = (408, 429, 503, 529)
 # What litellm raises where all deployments of a model are cooling down; it has no status code.

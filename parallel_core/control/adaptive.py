@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from ..errors import RequestTimeoutError
+from parallel_core.errors import RequestTimeoutError
+
 from ._call import Call, TryAgainLater
 from ._checks import checked_count, checked_number
 from ._engine import Engine
@@ -307,9 +308,7 @@ class Adaptation:
         self._skipped = 0
         now = self._engine.current_time()
         limit = 0 if self._limit.holding_until is not None else self._limit.limit
-        self._changes.append(
-            LimitChange(now - self._began, limit, self._in_flight, self._rejected)
-        )
+        self._changes.append(LimitChange(now - self._began, limit, self._in_flight, self._rejected))
         if len(self._changes) >= _CHANGES_KEPT:
             del self._changes[1::2]
             self._keep_every *= 2

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 
-from ..progress import Progress, checked_callback, checked_progress
-from ..types import Meter
+from parallel_core.progress import Progress, checked_callback, checked_progress
+from parallel_core.types import Meter
+
 from ._checks import checked_count, checked_number
 from .adaptive import AdaptiveConcurrency
 from .budget import Budget

@@ -6,8 +6,9 @@ from typing import Any
 
 import anyio
 
-from ..errors import BatchDeadlineError, RequestTimeoutError
-from ..types import RouterParallelRequest
+from parallel_core.errors import BatchDeadlineError, RequestTimeoutError
+from parallel_core.types import RouterParallelRequest
+
 from ._call import Call
 from ._engine import Engine
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..progress import Progress, ProgressBar, ProgressReporter
-from ..types import Usage
+from parallel_core.progress import Progress, ProgressBar, ProgressReporter
+from parallel_core.types import Usage
+
 from ._engine import Engine
 from ._metering import ItemMeter, RouterMeter
 
@@ -91,7 +92,7 @@ class ProgressWatch:
             if self._bar:
                 callbacks.append(ProgressBar())
             self._reporter = ProgressReporter(
-                _Counts(self._engine), callbacks, self._total, SNAPSHOT_INTERVAL, self._began
+                _Counts(self._engine), callbacks, self._total, self._began
             )
         return self._reporter
 

@@ -1,0 +1,156 @@
+"""What a call waits for before it is sent: room in the budget, and its turn in the rate limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from parallel_core.errors import BudgetExceededError, InvalidRequestError
+
+from ._call import Call, TryAgainLater
+from ._metering import ItemMeter, RouterMeter
+from .budget import Budget, Reservation, mark_as_held
+from .rate_limit import RateLimit
+
+# Errors without an answer of the provider that carry a status all the same.
+_WITHOUT_AN_ANSWER = ("APIConnectionError", "Timeout")
+# ... and the Router's own, raised before anything is sent.
+_NOT_SENT = ("RouterRateLimitError",)
+
+
+class Admission:
+    """The budget and the rate limit of one batch."""
+
+    def __init__(
+        self,
+        *,
+        budget: Budget | None,
+        rate_limit: RateLimit | Mapping[str, RateLimit] | None,
+        meter: RouterMeter | ItemMeter | None,
+        model_of: Callable[[Any], str | None],
+    ) -> None:
+        self._budget = budget
+        self._rate_limit = rate_limit
+        self._meter = meter
+        self._model_of = model_of
+
+    def wrap(self, call: Call) -> Call:
+        """Have a call wait, and count what it has used."""
+
+        async def admitted(index: int, item: Any) -> Any:
+            ticket = Ticket(await self._reserve(index, item), self._limit_of(item), self._meter)
+            if self._budget is not None:
+                mark_as_held(self._budget)
+            try:
+                await ticket.admit(item)
+                value = await call(index, item)
+            except BaseException as error:
+                ticket.failed(error)
+                raise
+            ticket.succeeded(item, value)
+            return value
+
+        return admitted
+
+    def try_extra(self, index: int, item: Any) -> ExtraTicket | None:
+        """What a second attempt needs; None where the budget has no room for it now."""
+        reservation = None
+        if self._budget is not None and self._meter is not None:
+            worst = self._budget.worst_case(self._meter, item)
+            reservation = self._budget.try_reserve(worst)
+            if reservation is None:
+                return None
+        return ExtraTicket(Ticket(reservation, self._limit_of(item), self._meter), item)
+
+    async def _reserve(self, index: int, item: Any) -> Reservation | None:
+        if self._budget is None or self._meter is None:
+            return None
+        return await self._budget.reserve(index, self._budget.worst_case(self._meter, item))
+
+    def _limit_of(self, item: Any) -> RateLimit | None:
+        if isinstance(self._rate_limit, Mapping):
+            return self._rate_limit.get(self._model_of(item) or "")
+        return self._rate_limit
+
+
+class Ticket:
+    """One attempt: what it has reserved, and what becomes of that."""
+
+    def __init__(
+        self,
+        reservation: Reservation | None,
+        rate_limit: RateLimit | None,
+        meter: RouterMeter | ItemMeter | None,
+    ) -> None:
+        self._reservation = reservation
+        self._rate_limit = rate_limit
+        self._meter = meter
+        self._expected = 0  # tokens
+        self._sent = False
+
+    async def admit(self, item: Any) -> None:
+        """Wait for the rate limit."""
+        if self._rate_limit is not None:
+            if self._rate_limit.tokens_per_minute is not None and self._meter is not None:
+                self._expected = await self._meter.expected_tokens(item)
+            await self._rate_limit.acquire(self._expected)
+        self._sent = True
+
+    def succeeded(self, item: Any, value: Any) -> None:
+        usage = None if self._meter is None else self._meter.usage_of(item, value)
+        if usage is None:
+            self._unknown()
+            return
+        if self._reservation is not None:
+            self._reservation.settle(usage)
+        if self._rate_limit is not None and self._expected:
+            self._rate_limit.correct(self._expected, usage.total_tokens)
+
+    def failed(self, error: BaseException | None) -> None:
+        """It has ended without an answer: in an error, or cancelled (None)."""
+        if self._sent and (error is None or not costs_nothing(error)):
+            self._unknown()
+            return
+        if self._reservation is not None:
+            self._reservation.release()
+        if self._sent and self._rate_limit is not None:
+            # The provider counts requests that it rejects, and no tokens.
+            self._rate_limit.correct(self._expected, 0)
+
+    def _unknown(self) -> None:
+        if self._reservation is not None:
+            self._reservation.settle_unknown()
+
+
+class ExtraTicket:
+    """The second attempt of a hedged call.
+
+    The ticket of the first one pays for the answer, whichever attempt has given it; this one pays
+    for the other.
+    """
+
+    def __init__(self, ticket: Ticket, item: Any) -> None:
+        self._ticket = ticket
+        self._item = item
+
+    async def admit(self) -> None:
+        await self._ticket.admit(self._item)
+
+    def settle(self, loser: BaseException | None) -> None:
+        self._ticket.failed(loser)
+
+
+def costs_nothing(error: BaseException) -> bool:
+    """Whether a call that ended in this error has cost nothing for certain: the provider, or the
+    Router, has refused it."""
+    if isinstance(error, TryAgainLater):
+        error = error.error
+    if isinstance(error, BudgetExceededError | InvalidRequestError):
+        return True
+    names = {base.__name__ for base in type(error).__mro__}
+    if names.intersection(_NOT_SENT):
+        return True
+    if names.intersection(_WITHOUT_AN_ANSWER):
+        return False
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and 400 <= status < 600 and status not in (408, 499)

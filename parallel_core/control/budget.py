@@ -1,0 +1,285 @@
+"""A hard cap on what calls cost."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import anyio
+
+from parallel_core.errors import BudgetExceededError
+from parallel_core.types import RouterParallelRequest, Usage
+
+from ._checks import checked_count, checked_number
+from ._metering import ItemMeter, RouterMeter
+
+# The budgets of which the running code is inside a call that holds a reservation.
+_held: contextvars.ContextVar[tuple[Budget, ...]] = contextvars.ContextVar(
+    "parallel_core_budgets", default=()
+)
+
+
+class Budget:
+    """What calls may cost at most, in money, in tokens or in both.
+
+    The worst case of a call is reserved before it begins: its prompt, and as many tokens of an
+    answer as it may have. When it has ended, the reservation becomes what it has really used.
+    Spent and reserved together never exceed the cap. A call for which there is no room waits while
+    other calls may still give some back, in the order in which they came; when there is none left
+    to come it is refused with :class:`BudgetExceededError`.
+
+    An attempt whose bill nobody knows (it was cancelled, it timed out, its connection broke) counts
+    with its worst case. An attempt that a provider has answered with an error costs nothing.
+
+    One object may be used by several batches of a thread, at once or one after another. A batch
+    inside a call of another batch with the same budget does not wait for room, since the call
+    around it holds some.
+
+    What cannot be capped: attempts that a Router makes inside of one call (``num_retries``) and
+    does not report. Use a Router without retries where the last cent counts.
+
+    Attributes:
+        max_cost: USD. Every model must have a price: of its deployment, of litellm's map, or of
+            ``prices``.
+        max_tokens: tokens of prompts and answers.
+        assume_output_tokens: tokens of an answer at most, where neither the request
+            (``max_tokens``) nor what is known of its model says so.
+        prices: USD for each token of the prompt and of the answer, by model; they go before all
+            other prices.
+
+    Raises:
+        TypeError, ValueError: a value is out of its range, or no cap is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_cost: float | None = None,
+        max_tokens: int | None = None,
+        assume_output_tokens: int | None = None,
+        prices: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        if max_cost is None and max_tokens is None:
+            raise ValueError("Budget needs max_cost, max_tokens or both")
+        if max_cost is not None:
+            checked_number("Budget.max_cost", max_cost)
+        if max_tokens is not None:
+            checked_count("Budget.max_tokens", max_tokens)
+        if assume_output_tokens is not None:
+            checked_count("Budget.assume_output_tokens", assume_output_tokens)
+        self.max_cost = max_cost
+        self.max_tokens = max_tokens
+        self.assume_output_tokens = assume_output_tokens
+        self.prices = _checked_prices(prices)
+        # Exact sums: with floats, what was added and taken away again leaves something behind.
+        self._spent = _Amount()
+        self._reserved = _Amount()
+        self._waiting: deque[tuple[anyio.Event, _Amount]] = deque()
+
+    @property
+    def spent_cost(self) -> float:
+        """USD of the calls that have ended, as far as it is known; else their worst case."""
+        return float(self._spent.cost)
+
+    @property
+    def spent_tokens(self) -> int:
+        """Tokens of the calls that have ended."""
+        return self._spent.tokens
+
+    @property
+    def reserved_cost(self) -> float:
+        """USD that the calls in flight may cost."""
+        return float(self._reserved.cost)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that the calls in flight may use."""
+        return self._reserved.tokens
+
+    def check(
+        self, meter: RouterMeter | ItemMeter, requests: Sequence[RouterParallelRequest]
+    ) -> None:
+        """Refuse requests whose worst case is unknown, before the first of many is sent.
+
+        Raises:
+            ValueError: names each model without a price, or a request without a limit.
+        """
+        models = dict.fromkeys(request.model for request in requests)
+        self._check_prices(meter, list(models))
+        for request in requests:
+            meter.worst_case(request)
+
+    def _check_prices(self, meter: RouterMeter | ItemMeter, models: Sequence[str]) -> None:
+        if self.max_cost is None:
+            return
+        unpriced = [model for model in models if meter.price_of(model) is None]
+        if unpriced:
+            raise ValueError(
+                f"Budget.max_cost: the price of {', '.join(map(repr, unpriced))} is unknown; give "
+                "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
+            )
+
+    def worst_case(self, meter: RouterMeter | ItemMeter, item: Any) -> Usage:
+        """The worst case of a request.
+
+        Raises:
+            ValueError: it is unknown.
+        """
+        if isinstance(item, RouterParallelRequest):
+            self._check_prices(meter, [item.model])
+        return meter.worst_case(item)
+
+    async def reserve(self, index: int, worst: Usage) -> Reservation:
+        """Reserve the worst case of a call, or wait until there is room for it.
+
+        Raises:
+            BudgetExceededError: there is no room, and none will come.
+        """
+        amount = _Amount.of(worst)
+        may_wait = self not in _held.get()
+        while self._waiting or not self._fits(amount):
+            if not may_wait or not self._fits_at_all(amount):
+                raise self._exceeded(index, amount)
+            turn = (anyio.Event(), amount)
+            self._waiting.append(turn)
+            try:
+                await turn[0].wait()
+            finally:
+                first = self._waiting[0] is turn
+                self._waiting.remove(turn)
+                if first and not turn[0].is_set():
+                    self._wake()
+            if self._fits(amount):
+                break
+        reservation = Reservation(self, amount)
+        self._wake()
+        return reservation
+
+    def try_reserve(self, worst: Usage) -> Reservation | None:
+        """Reserve the worst case of a call if there is room now, and nobody waits for it."""
+        amount = _Amount.of(worst)
+        if self._waiting or not self._fits(amount):
+            return None
+        return Reservation(self, amount)
+
+    def _fits(self, amount: _Amount) -> bool:
+        return self._left(amount, self._spent + self._reserved) is None
+
+    def _fits_at_all(self, amount: _Amount) -> bool:
+        """Whether there would be room if every call in flight cost nothing."""
+        return bool(self._reserved) and self._left(amount, self._spent) is None
+
+    def _left(self, amount: _Amount, used: _Amount) -> tuple[str, float, float] | None:
+        """The limit that would be exceeded, what is needed and what is left; None where none is."""
+        if self.max_cost is not None and used.cost + amount.cost > Fraction(self.max_cost):
+            left = Fraction(self.max_cost) - used.cost
+            return f"max_cost of {self.max_cost:g} USD", float(amount.cost), float(left)
+        if self.max_tokens is not None and used.tokens + amount.tokens > self.max_tokens:
+            return f"max_tokens of {self.max_tokens}", amount.tokens, self.max_tokens - used.tokens
+        return None
+
+    def _exceeded(self, index: int, amount: _Amount) -> BudgetExceededError:
+        over = self._left(amount, self._spent + self._reserved)
+        assert over is not None or self._waiting
+        limit, needed, left = over or ("limit", 0.0, 0.0)
+        return BudgetExceededError(index, limit, needed, left)
+
+    def _wake(self) -> None:
+        """Let the first that waits go on, if there is room for it now, or never will be."""
+        if self._waiting:
+            turn, amount = self._waiting[0]
+            if self._fits(amount) or not self._fits_at_all(amount):
+                turn.set()
+
+    def _settle(self, reserved: _Amount, spent: _Amount) -> None:
+        self._reserved -= reserved
+        self._spent += spent
+        self._wake()
+
+    def __repr__(self) -> str:
+        return f"Budget(max_cost={self.max_cost}, max_tokens={self.max_tokens})"
+
+
+class Reservation:
+    """Room in a budget, for one attempt. It is settled once: what comes later changes nothing."""
+
+    def __init__(self, budget: Budget, amount: _Amount) -> None:
+        self._budget = budget
+        self._amount = amount
+        self._open = True
+        budget._reserved += amount  # pyright: ignore[reportPrivateUsage]  # of this module
+        self._token: contextvars.Token[tuple[Budget, ...]] | None = None
+
+    def settle(self, usage: Usage) -> None:
+        """The attempt has used so much. What is unpriced counts with the worst case."""
+        spent = _Amount.of(usage)
+        if usage.unpriced_calls:
+            spent = _Amount(max(spent.cost, self._amount.cost), spent.tokens)
+        self._end(spent)
+
+    def settle_unknown(self) -> None:
+        """The attempt was sent, and nobody knows what it has used."""
+        self._end(self._amount)
+
+    def release(self) -> None:
+        """Nothing was used."""
+        self._end(_Amount())
+
+    def _end(self, spent: _Amount) -> None:
+        if self._open:
+            self._open = False
+            self._budget._settle(self._amount, spent)  # pyright: ignore[reportPrivateUsage]
+
+
+def mark_as_held(budget: Budget) -> None:
+    """For the rest of this call: it holds a reservation."""
+    _held.set((*_held.get(), budget))
+
+
+class _Amount:
+    """Money and tokens."""
+
+    __slots__ = ("cost", "tokens")
+
+    def __init__(self, cost: Fraction | int = 0, tokens: int = 0) -> None:
+        self.cost = Fraction(cost)
+        self.tokens = tokens
+
+    @staticmethod
+    def of(usage: Usage) -> _Amount:
+        return _Amount(_exact(usage.cost), usage.total_tokens)
+
+    def __add__(self, other: _Amount) -> _Amount:
+        return _Amount(self.cost + other.cost, self.tokens + other.tokens)
+
+    def __sub__(self, other: _Amount) -> _Amount:
+        return _Amount(self.cost - other.cost, self.tokens - other.tokens)
+
+    def __bool__(self) -> bool:
+        return bool(self.cost or self.tokens)
+
+
+def _exact(cost: float) -> Fraction:
+    # To a billionth of a cent: sums of exact binary fractions would grow without end.
+    return Fraction(round(cost * 10**11), 10**11)
+
+
+def _checked_prices(
+    prices: Mapping[str, tuple[float, float]] | None,
+) -> dict[str, tuple[float, float]]:
+    checked: dict[str, tuple[float, float]] = {}
+    for model, price in (prices or {}).items():
+        try:
+            of_prompt, of_answer = price
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"Budget.prices[{model!r}] must be (USD per prompt token, USD per answer token)"
+            ) from None
+        checked[model] = (
+            checked_number(f"Budget.prices[{model!r}][0]", of_prompt, zero=True),
+            checked_number(f"Budget.prices[{model!r}][1]", of_answer, zero=True),
+        )
+    return checked

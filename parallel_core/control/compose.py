@@ -1,0 +1,146 @@
+"""Put the controls of a batch together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import anyio
+
+from parallel_core.types import RouterParallelRequest, Usage
+
+from ._call import Call
+from ._engine import Attachment
+from ._metering import ItemMeter, RouterMeter
+from .adaptive import Adaptation, AdaptiveConcurrency, LimitChange
+from .admission import Admission
+from .fairness import FairQueue, FirstInFirstOut, fair_key
+from .hedge import Hedging
+from .options import Controls
+from .rate_limit import RateLimit
+from .timeout import Deadline, with_timeout
+from .watching import ProgressWatch, UsageTally
+
+BatchMeter: TypeAlias = RouterMeter | ItemMeter
+
+# Requests that are drawn ahead for fairness, as a multiple of the concurrency, and at least.
+_LOOK_AHEAD = 16
+_LEAST_LOOK_AHEAD = 1024
+
+
+@dataclass
+class Composition:
+    """A call with its controls, and what they need of the engine."""
+
+    call: Call
+    concurrency: int
+    initial_limit: int
+    order: Callable[[], Any] | None = None
+    attachments: list[Attachment] = field(default_factory=list[Attachment])
+    observe: Callable[[Any, Any], None] | None = None
+    usage: Callable[[], Usage] = Usage
+    limit_changes: Callable[[], list[LimitChange]] = list
+
+
+def compose(
+    call: Call,
+    *,
+    concurrency: int | AdaptiveConcurrency,
+    fail_fast: bool,
+    total: int | None,
+    controls: Controls,
+    meter: BatchMeter | None,
+    may_reject: Mapping[str, int],
+) -> Composition:
+    """Put the controls around a call, in the order in which they must be.
+
+    From the outside: the deadline; the attempts of adaptive concurrency; the places of a deployment
+    that rejects instead of waiting; budget and rate limit, for which a call waits; then, around
+    what is really sent, the timeout, the hedge, and what adaptive concurrency watches.
+
+    Args:
+        may_reject: calls in flight, by model, above which the Router itself rejects.
+        meter: None where nothing can tell what calls use.
+    """
+    adaptive = isinstance(concurrency, AdaptiveConcurrency)
+    settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
+    most = settings.maximum if settings is not None else concurrency
+    assert isinstance(most, int)
+    composition = Composition(call, most, most if settings is None else settings.initial)
+    if meter is not None:
+        tally = UsageTally(meter)
+        composition.observe, composition.usage = tally.add, tally.usage
+
+    fair_by = controls.get("fair_by")
+    if fair_by is not None:
+        key, per_key = fair_key(fair_by), controls.get("concurrency_per_key")
+        look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
+        composition.order = lambda: FairQueue(key, per_key, look_ahead)
+    elif adaptive:
+        composition.order = FirstInFirstOut
+
+    adaptation = None
+    if settings is not None:
+        adaptation = Adaptation(settings)
+        composition.call = adaptation.watch(composition.call)
+        composition.limit_changes = lambda: adaptation.changes
+        composition.attachments.append(adaptation)
+    _put_around_what_is_sent(composition, controls, meter)
+    if adaptation is not None:
+        if may_reject:
+            composition.call = _with_places(composition.call, may_reject)
+        composition.call = adaptation.retry(composition.call)
+    deadline = controls.get("deadline")
+    if deadline is not None:
+        control = Deadline(deadline, fail_fast=fail_fast)
+        composition.call = control.wrap(composition.call)
+        composition.attachments.append(control)
+    bar, callback = controls.get("progress", False), controls.get("on_progress")
+    if bar or callback is not None:
+        composition.attachments.append(ProgressWatch(bar=bar, callback=callback, total=total))
+    return composition
+
+
+def _put_around_what_is_sent(
+    composition: Composition, controls: Controls, meter: BatchMeter | None
+) -> None:
+    call = composition.call
+    budget, rate_limit = controls.get("budget"), controls.get("rate_limit")
+    admission = None
+    if budget is not None or rate_limit is not None:
+        admission = Admission(budget=budget, rate_limit=rate_limit, meter=meter, model_of=_model_of)
+    hedge = controls.get("hedge")
+    if hedge is not None:
+        call = Hedging(hedge, None if admission is None else admission.try_extra).wrap(call)
+    call = with_timeout(call, controls.get("timeout"))
+    composition.call = call if admission is None else admission.wrap(call)
+
+
+def _model_of(item: Any) -> str | None:
+    return item.model if isinstance(item, RouterParallelRequest) else None
+
+
+def _with_places(call: Call, places: Mapping[str, int]) -> Call:
+    """Wait for a place at a deployment that rejects what is too much."""
+    limiters: dict[str, anyio.CapacityLimiter] = {}
+
+    async def placed(index: int, item: Any) -> Any:
+        model = _model_of(item)
+        if model is None or model not in places:
+            return await call(index, item)
+        if model not in limiters:
+            limiters[model] = anyio.CapacityLimiter(places[model])
+        # Of the call and not of the task: a slot's task makes one call after another.
+        async with limiters[model]:
+            return await call(index, item)
+
+    return placed
+
+
+def needs_tokens(rate_limit: RateLimit | Mapping[str, RateLimit] | None) -> bool:
+    """Whether a rate limit counts tokens."""
+    if rate_limit is None:
+        return False
+    limits = rate_limit.values() if isinstance(rate_limit, Mapping) else [rate_limit]
+    return any(limit.tokens_per_minute is not None for limit in limits)

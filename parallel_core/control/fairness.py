@@ -1,0 +1,176 @@
+"""The order in which the requests of a batch begin."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol, cast
+
+from parallel_core.types import RouterParallelRequest
+
+
+class Waiting(Protocol):
+    """A request that waits for a slot."""
+
+    item: Any
+    key: Hashable
+
+
+def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
+    """The function that gives the key of a request.
+
+    Raises:
+        TypeError, ValueError: ``fair_by`` is neither ``"model"`` nor a function.
+    """
+    if fair_by == "model":
+        return _model_of
+    if isinstance(fair_by, str):
+        raise ValueError(f"fair_by must be 'model' or a function of the request, not {fair_by!r}")
+    if not callable(fair_by):
+        raise TypeError(
+            f"fair_by must be 'model' or a function of the request, not {type(fair_by).__qualname__}"
+        )
+    return cast("Callable[[Any], Hashable]", fair_by)
+
+
+def _model_of(item: object) -> Hashable:
+    """The model of a request; None for what is no request, and will be refused as such."""
+    model: object = None
+    if isinstance(item, RouterParallelRequest):
+        model = item.model
+    elif isinstance(item, Mapping):
+        model = cast("Mapping[str, object]", item).get("model")
+    return model if isinstance(model, str) else None
+
+
+class FirstInFirstOut:
+    """The order of the source, and nothing drawn ahead but the next request."""
+
+    look_ahead = 1
+
+    def __init__(self) -> None:
+        self._waiting: deque[Any] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, entry: Waiting) -> None:
+        self._waiting.append(entry)
+
+    def pop(self, limit: int) -> Any:
+        return self._waiting.popleft() if self._waiting else None
+
+    def resume(self, entry: Waiting, limit: int) -> bool:
+        return True
+
+    def ended(self, entry: Waiting) -> None:
+        pass
+
+
+class _Key:
+    """One key: what waits for its turn, and how many of its calls run."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Any] = deque()
+        self.running = 0
+
+
+class FairQueue:
+    """Keys take turns: deficit round robin, where each request costs as much as any other.
+
+    With equal costs the deficit of a key is spent in each of its turns, and what is left of the
+    algorithm is the ring of keys that have something waiting. Keys whose calls are as many as they
+    may be are taken out of the ring until one has ended, so that a turn takes the same time however
+    many keys there are.
+
+    Source: Shreedhar and Varghese, "Efficient fair queuing using deficit round robin", SIGCOMM 1995.
+
+    Args:
+        key: gives the key of a request.
+        concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, where
+            there is more than one key, so that one whose calls hang leaves room for the others.
+        look_ahead: requests that may wait here at most.
+    """
+
+    def __init__(
+        self, key: Callable[[Any], Hashable], concurrency_per_key: int | None, look_ahead: int
+    ) -> None:
+        self.look_ahead = look_ahead
+        self._key_of = key
+        self._concurrency_per_key = concurrency_per_key
+        self._keys: dict[Hashable, _Key] = {}  # that have something waiting or running
+        self._ring: deque[Hashable] = deque()  # that have something waiting, and room for it
+        self._full: dict[Hashable, None] = {}  # that have something waiting, and no room
+        self._most = 0  # what `_full` was found out with
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def push(self, entry: Waiting) -> None:
+        """Let a request wait for the turn of its key.
+
+        Raises:
+            TypeError: its key is not hashable.
+            Exception: what the key function raises.
+        """
+        entry.key = name = self._key_of(entry.item)
+        key = self._keys.get(name)
+        if key is None:
+            key = self._keys[name] = _Key()
+        if not key.waiting:
+            self._ring.append(name)
+        key.waiting.append(entry)
+        self._waiting += 1
+
+    def pop(self, limit: int) -> Any:
+        """The next request that may begin, where ``limit`` calls of the batch may be in flight; it
+        counts as running then. None: every key that has one waiting runs as many as it may."""
+        self._look_again(limit)
+        while self._ring:
+            name = self._ring.popleft()
+            key = self._keys[name]
+            if key.running >= self._most:
+                self._full[name] = None
+                continue
+            key.running += 1
+            self._waiting -= 1
+            entry = key.waiting.popleft()
+            if key.waiting:
+                self._ring.append(name)
+            return entry
+        return None
+
+    def resume(self, entry: Waiting, limit: int) -> bool:
+        """Count a request that is to be sent again as running, if its key has room."""
+        self._look_again(limit)
+        key = self._keys.get(entry.key)
+        if key is None:
+            key = self._keys[entry.key] = _Key()
+        if key.running >= self._most:
+            return False
+        key.running += 1
+        return True
+
+    def ended(self, entry: Waiting) -> None:
+        """A call of this request has ended: its key has room for another."""
+        name = entry.key
+        key = self._keys[name]
+        key.running -= 1
+        if name in self._full:
+            del self._full[name]
+            self._ring.append(name)
+        elif not key.waiting and not key.running:
+            del self._keys[name]
+
+    def _look_again(self, limit: int) -> None:
+        """Where keys may run more calls than before, those that had no room take turns again."""
+        most = self._concurrency_per_key
+        if most is None:
+            most = limit if len(self._keys) < 2 else -(-limit // 2)
+        if most > self._most:
+            self._ring.extend(self._full)
+            self._full.clear()
+        self._most = most
