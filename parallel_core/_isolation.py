@@ -93,5 +93,6 @@ _ENGINE_MODULES = (
     __name__,
     f"{__package__}._batch",
     f"{__package__}._call_loop",
+    f"{__package__}.control.",
     f"{__package__}.trio_router",
 )

@@ -168,6 +168,7 @@ def _plan(
         total=total,
         controls=controls,
         meter=meter,
+        requests_have_timeouts=prepare is not None,
         may_reject=may_reject,
     )
     return BatchPlan(
@@ -202,7 +203,7 @@ def _check_for_items(controls: Controls) -> None:
     """Refuse what only requests have."""
     rate_limit = controls.get("rate_limit")
     if isinstance(rate_limit, Mapping):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - elsewhere it is a value of the right type
             "rate_limit by model is for requests; items of parallel_map take one RateLimit"
         )
     if controls.get("fair_by") == "model":

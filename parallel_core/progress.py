@@ -1,4 +1,4 @@
-"""How far a batch is: snapshots, and a bar that draws them. rich is imported when a bar is drawn."""
+"""How far a batch is: snapshots, and a bar that draws them. Only a bar imports rich."""
 
 from __future__ import annotations
 

@@ -92,11 +92,11 @@ def _behind(router: object) -> Any:
 
 def _has_no_retry_policy(router: object) -> bool:
     """Whether it is a Router of litellm that has been told nothing of its own."""
-    router = _behind(router)
+    behind = _behind(router)
     return (
-        hasattr(router, "model_group_retry_policy")
-        and getattr(router, "retry_policy", None) is None
-        and not router.model_group_retry_policy
+        hasattr(behind, "model_group_retry_policy")
+        and behind.retry_policy is None
+        and not behind.model_group_retry_policy
     )
 
 

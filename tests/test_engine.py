@@ -913,7 +913,7 @@ def test_a_bad_item_of_a_lazy_source_is_the_result_of_its_index(host: Host) -> N
         ({"concurrency": 0}, ValueError, "at least 1, not 0"),
         ({"concurrency": -3}, ValueError, "at least 1"),
         ({"concurrency": 2.0}, TypeError, "integer, not float"),
-        ({"concurrency": "8"}, TypeError, "integer, not str"),
+        ({"concurrency": "8"}, ValueError, "an integer, .auto. or"),
         ({"concurrency": None}, TypeError, "integer, not NoneType"),
         ({"concurrency": True}, TypeError, "integer, not bool"),
     ],

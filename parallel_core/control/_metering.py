@@ -1,4 +1,4 @@
-"""What calls use: the worst case before, the truth after. litellm is imported where it is needed."""
+"""What calls use: the worst case before, the truth after. litellm is imported where needed."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class RouterMeter:
         for deployment in deployments:
             if deployment["model_name"] in groups:
                 parameters = deployment["litellm_params"]
-                own = {**(deployment.get("model_info") or {}), **parameters}
+                own: dict[str, Any] = {**(deployment.get("model_info") or {}), **parameters}
                 entry = dict(_known_of(own.get("base_model") or parameters["model"]))
                 if own.get("input_cost_per_token") is not None:
                     entry = {k: v for k, v in entry.items() if "cost_per_token" not in k}
@@ -189,8 +189,7 @@ class RouterMeter:
         given = self._given.get(item.model)
         if given is not None:
             return prompt * given.of_input + completion * given.of_output
-        hidden = getattr(value, "_hidden_params", None)
-        cost = hidden.get("response_cost") if isinstance(hidden, dict) else None
+        cost: Any = _field(getattr(value, "_hidden_params", None), "response_cost")
         # litellm says 0 for what it does not know as well as for what is free.
         return float(cost) if isinstance(cost, int | float) and cost > 0 else None
 
@@ -215,7 +214,7 @@ def _known_of(model: str) -> dict[str, Any]:
     """What litellm's map of models has."""
     import litellm
 
-    models = cast("dict[str, dict[str, Any]]", litellm.model_cost)
+    models = cast("dict[str, dict[str, Any]]", cast("Any", litellm).model_cost)
     return models.get(model) or models.get(model.partition("/")[2]) or {}
 
 
@@ -275,13 +274,11 @@ def _bytes_of(value: Any) -> int:
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, Any]", value)
         kind = fields.get("type")
-        if isinstance(kind, str) and kind in fields and not isinstance(fields[kind], str):
-            # A part of a message: {"type": "image_url", "image_url": {…}}. Functions are text.
-            if kind != "function":
-                return _TOKENS_OF_A_PART
+        if isinstance(kind, str) and kind != "function" and isinstance(fields.get(kind), Mapping):
+            return _TOKENS_OF_A_PART  # {"type": "image_url", "image_url": {…}}
         return sum(len(str(name)) + 4 + _bytes_of(member) for name, member in fields.items())
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return sum(2 + _bytes_of(member) for member in cast("Sequence[Any]", value))
+        return sum(2 + _bytes_of(member) for member in cast("Any", value))
     try:
         return len(json.dumps(value))
     except (TypeError, ValueError):  # a class of pydantic as response_format
@@ -297,7 +294,7 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
     import litellm
 
     arguments = request.kwargs or {}
-    count: Any = litellm.token_counter  # pyright: ignore[reportUnknownMemberType, reportPrivateImportUsage]
+    count: Any = cast("Any", litellm).token_counter
     try:
         return int(
             count(

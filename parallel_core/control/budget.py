@@ -77,7 +77,7 @@ class Budget:
         # Exact sums: with floats, what was added and taken away again leaves something behind.
         self._spent = _Amount()
         self._reserved = _Amount()
-        self._waiting: deque[tuple[anyio.Event, _Amount]] = deque()
+        self._waiting: deque[_Turn] = deque()
 
     @property
     def spent_cost(self) -> float:
@@ -139,24 +139,25 @@ class Budget:
             BudgetExceededError: there is no room, and none will come.
         """
         amount = _Amount.of(worst)
-        may_wait = self not in _held.get()
-        while self._waiting or not self._fits(amount):
-            if not may_wait or not self._fits_at_all(amount):
-                raise self._exceeded(index, amount)
-            turn = (anyio.Event(), amount)
-            self._waiting.append(turn)
-            try:
-                await turn[0].wait()
-            finally:
-                first = self._waiting[0] is turn
-                self._waiting.remove(turn)
-                if first and not turn[0].is_set():
-                    self._wake()
-            if self._fits(amount):
-                break
-        reservation = Reservation(self, amount)
-        self._wake()
-        return reservation
+        inside = self in _held.get()
+        if self._fits(amount) and (inside or not self._waiting):
+            return Reservation(self, amount)
+        if inside or not self._may_fit(amount):
+            raise self._exceeded(index, amount)
+        turn = _Turn()
+        self._waiting.append(turn)
+        try:
+            while True:
+                if self._waiting[0] is turn:
+                    if self._fits(amount):
+                        return Reservation(self, amount)
+                    if not self._may_fit(amount):
+                        raise self._exceeded(index, amount)
+                await turn.come.wait()
+                turn.come = anyio.Event()
+        finally:
+            self._waiting.remove(turn)
+            self._wake()
 
     def try_reserve(self, worst: Usage) -> Reservation | None:
         """Reserve the worst case of a call if there is room now, and nobody waits for it."""
@@ -168,9 +169,9 @@ class Budget:
     def _fits(self, amount: _Amount) -> bool:
         return self._left(amount, self._spent + self._reserved) is None
 
-    def _fits_at_all(self, amount: _Amount) -> bool:
-        """Whether there would be room if every call in flight cost nothing."""
-        return bool(self._reserved) and self._left(amount, self._spent) is None
+    def _may_fit(self, amount: _Amount) -> bool:
+        """Whether there is room if the calls in flight turn out to cost nothing."""
+        return self._left(amount, self._spent) is None
 
     def _left(self, amount: _Amount, used: _Amount) -> tuple[str, float, float] | None:
         """The limit that would be exceeded, what is needed and what is left; None where none is."""
@@ -183,16 +184,13 @@ class Budget:
 
     def _exceeded(self, index: int, amount: _Amount) -> BudgetExceededError:
         over = self._left(amount, self._spent + self._reserved)
-        assert over is not None or self._waiting
-        limit, needed, left = over or ("limit", 0.0, 0.0)
-        return BudgetExceededError(index, limit, needed, left)
+        assert over is not None
+        return BudgetExceededError(index, *over)
 
     def _wake(self) -> None:
-        """Let the first that waits go on, if there is room for it now, or never will be."""
+        """Let the first that waits look again."""
         if self._waiting:
-            turn, amount = self._waiting[0]
-            if self._fits(amount) or not self._fits_at_all(amount):
-                turn.set()
+            self._waiting[0].come.set()
 
     def _settle(self, reserved: _Amount, spent: _Amount) -> None:
         self._reserved -= reserved
@@ -203,6 +201,15 @@ class Budget:
         return f"Budget(max_cost={self.max_cost}, max_tokens={self.max_tokens})"
 
 
+class _Turn:
+    """Somebody who waits for room."""
+
+    __slots__ = ("come",)
+
+    def __init__(self) -> None:
+        self.come = anyio.Event()
+
+
 class Reservation:
     """Room in a budget, for one attempt. It is settled once: what comes later changes nothing."""
 
@@ -211,7 +218,6 @@ class Reservation:
         self._amount = amount
         self._open = True
         budget._reserved += amount  # pyright: ignore[reportPrivateUsage]  # of this module
-        self._token: contextvars.Token[tuple[Budget, ...]] | None = None
 
     def settle(self, usage: Usage) -> None:
         """The attempt has used so much. What is unpriced counts with the worst case."""
@@ -257,9 +263,6 @@ class _Amount:
 
     def __sub__(self, other: _Amount) -> _Amount:
         return _Amount(self.cost - other.cost, self.tokens - other.tokens)
-
-    def __bool__(self) -> bool:
-        return bool(self.cost or self.tokens)
 
 
 def _exact(cost: float) -> Fraction:

@@ -51,6 +51,7 @@ def compose(
     total: int | None,
     controls: Controls,
     meter: BatchMeter | None,
+    requests_have_timeouts: bool,
     may_reject: Mapping[str, int],
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
@@ -86,7 +87,7 @@ def compose(
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
-    _put_around_what_is_sent(composition, controls, meter)
+    _put_around_what_is_sent(composition, controls, meter, requests_have_timeouts)
     if adaptation is not None:
         if may_reject:
             composition.call = _with_places(composition.call, may_reject)
@@ -103,7 +104,10 @@ def compose(
 
 
 def _put_around_what_is_sent(
-    composition: Composition, controls: Controls, meter: BatchMeter | None
+    composition: Composition,
+    controls: Controls,
+    meter: BatchMeter | None,
+    requests_have_timeouts: bool,
 ) -> None:
     call = composition.call
     budget, rate_limit = controls.get("budget"), controls.get("rate_limit")
@@ -113,7 +117,9 @@ def _put_around_what_is_sent(
     hedge = controls.get("hedge")
     if hedge is not None:
         call = Hedging(hedge, None if admission is None else admission.try_extra).wrap(call)
-    call = with_timeout(call, controls.get("timeout"))
+    timeout = controls.get("timeout")
+    if timeout is not None or requests_have_timeouts:
+        call = with_timeout(call, timeout)
     composition.call = call if admission is None else admission.wrap(call)
 
 

@@ -25,10 +25,13 @@ def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
     if fair_by == "model":
         return _model_of
     if isinstance(fair_by, str):
-        raise ValueError(f"fair_by must be 'model' or a function of the request, not {fair_by!r}")
+        raise ValueError(  # noqa: TRY004 - another string would do
+            f"fair_by must be 'model' or a function of the request, not {fair_by!r}"
+        )
     if not callable(fair_by):
         raise TypeError(
-            f"fair_by must be 'model' or a function of the request, not {type(fair_by).__qualname__}"
+            "fair_by must be 'model' or a function of the request, not "
+            f"{type(fair_by).__qualname__}"
         )
     return cast("Callable[[Any], Hashable]", fair_by)
 
@@ -85,7 +88,8 @@ class FairQueue:
     may be are taken out of the ring until one has ended, so that a turn takes the same time however
     many keys there are.
 
-    Source: Shreedhar and Varghese, "Efficient fair queuing using deficit round robin", SIGCOMM 1995.
+    Source: Shreedhar and Varghese, "Efficient fair queuing using deficit round robin", SIGCOMM
+    1995.
 
     Args:
         key: gives the key of a request.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
-import anyio.abc
 
 from ._call import Call
 from ._checks import checked_number

@@ -202,9 +202,10 @@ class RateLimit:
 def _sum_of(name: str, deployments: list[Any]) -> float | None:
     total = 0.0
     for deployment in deployments:
-        number = deployment["litellm_params"].get(name)
-        if number is None:
-            number = (deployment.get("model_info") or {}).get(name)
+        number: Any = None
+        for place in ("litellm_params", "model_info"):
+            settings: dict[str, Any] = deployment.get(place) or {}
+            number = settings.get(name) if number is None else number
         if not number:
             return None
         total += float(number)
