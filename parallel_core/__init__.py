@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._handle import ParallelBatch
+from .control.adaptive import AdaptiveConcurrency, LimitChange
+from .control.budget import Budget
+from .control.hedge import Hedge
+from .control.options import Concurrency, Controls
+from .control.rate_limit import RateLimit
 from .dispatch import (
     iter_parallel_acompletions,
     iter_parallel_map,
@@ -14,10 +19,14 @@ from .dispatch import (
 )
 from .errors import (
     BatchAbortedError,
+    BatchDeadlineError,
+    BudgetExceededError,
     CallCancelledError,
     InvalidRequestError,
+    RequestTimeoutError,
     RouterHostClosedError,
 )
+from .progress import Progress
 from .router_api import (
     install,
     uninstall,
@@ -30,10 +39,12 @@ from .trio_router import (
     open_trio_asyncio,
 )
 from .types import (
+    Meter,
     ParallelResult,
     RouterParallelRequest,
     RouterParallelResult,
     SupportsAcompletion,
+    Usage,
 )
 
 if TYPE_CHECKING:
@@ -41,11 +52,23 @@ if TYPE_CHECKING:
 
 # Without ParallelRouter: `from parallel_core import *` is to stay light, too.
 __all__ = [
+    "AdaptiveConcurrency",
     "BatchAbortedError",
+    "BatchDeadlineError",
+    "Budget",
+    "BudgetExceededError",
     "CallCancelledError",
+    "Concurrency",
+    "Controls",
+    "Hedge",
     "InvalidRequestError",
+    "LimitChange",
+    "Meter",
     "ParallelBatch",
     "ParallelResult",
+    "Progress",
+    "RateLimit",
+    "RequestTimeoutError",
     "RouterHost",
     "RouterHostClosedError",
     "RouterHostName",
@@ -53,6 +76,7 @@ __all__ = [
     "RouterParallelResult",
     "RouterStream",
     "SupportsAcompletion",
+    "Usage",
     "install",
     "iter_parallel_acompletions",
     "iter_parallel_map",

@@ -74,11 +74,10 @@ class Agenda:
 
     def next_again(self, limit: int) -> Entry | None:
         """A request whose time to be sent again has come."""
-        for _ in range(len(self._due)):
-            entry = self._due.popleft()
+        for position, entry in enumerate(self._due):
             if self.order.resume(entry, limit):
+                del self._due[position]
                 return entry
-            self._due.append(entry)
         return None
 
     def next_new(self, limit: int) -> Entry | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,14 @@ _TOKENS_AROUND_A_MESSAGE = 16
 _LONG = 20_000
 
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
+# Parts whose tokens have nothing to do with the length of what carries them.
+_PICTURES = ("image", "image_url", "input_image")
+_RECORDINGS = ("audio", "audio_url", "input_audio", "video", "video_url")
+_BYTES_OF_A_RECORDED_TOKEN = 32  # at the lowest bit rates in use
+# Arguments that are a part of the prompt.
+_IN_THE_PROMPT = (
+    "tools", "functions", "tool_choice", "response_format", "prediction", "system", "extra_body",
+)  # fmt: skip
 _FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -71,6 +80,7 @@ class RouterMeter:
         self._assume_output_tokens = assume_output_tokens
         self._prices: dict[str, Price | None] = {}
         self._output_limits: dict[str, int | None] = {}
+        self._counted: set[str] = set()  # models whose tokenizer has been loaded
         self._answers = 0
         self._answer_tokens = 0
 
@@ -94,7 +104,7 @@ class RouterMeter:
             )
         prompt = _prompt_bytes(item)
         output *= _choices(arguments)
-        price = self.price_of(item.model)
+        price = self._price_of_any(item.model, *_named_fallbacks(arguments.get("fallbacks")))
         cost = 0.0 if price is None else prompt * price.of_input + output * price.of_output
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
@@ -107,7 +117,7 @@ class RouterMeter:
         if model not in self._output_limits:
             limits = [
                 entry.get("max_output_tokens") or entry.get("max_tokens")
-                for entry in self._entries(model)
+                for entry in self._entries(_with_fallbacks(self._router, model))
             ]
             known = all(isinstance(limit, int) for limit in limits) and bool(limits)
             self._output_limits[model] = max(cast("list[int]", limits)) if known else None
@@ -119,41 +129,47 @@ class RouterMeter:
         if model in self._given:
             return self._given[model]
         if model not in self._prices:
-            prices = [_price_of_entry(entry) for entry in self._entries(model)]
-            if not prices or any(price is None for price in prices):
-                self._prices[model] = None
-            else:
-                known = [price for price in prices if price is not None]
-                self._prices[model] = Price(
-                    max(price.of_input for price in known),
-                    max(price.of_output for price in known),
-                )
+            prices: list[Price | None] = []
+            for group in _with_fallbacks(self._router, model):
+                if group in self._given:
+                    prices.append(self._given[group])
+                else:
+                    prices += [_price_of_entry(entry) for entry in self._entries({group})] or [None]
+            self._prices[model] = _dearest(prices)
         return self._prices[model]
 
-    def _entries(self, model: str) -> list[dict[str, Any]]:
-        """What is known of each model that may answer."""
+    def _price_of_any(self, *models: str) -> Price | None:
+        return _dearest([self.price_of(model) for model in models])
+
+    def _entries(self, groups: set[str]) -> list[dict[str, Any]]:
+        """What is known of each model that may answer for these."""
         deployments: list[Any] = list(getattr(self._router, "model_list", None) or [])
         if not deployments:
-            return [_known_of(model)]
-        groups = _with_fallbacks(self._router, model)
+            return [_known_of(group) for group in groups]
         entries: list[dict[str, Any]] = []
         for deployment in deployments:
             if deployment["model_name"] in groups:
                 parameters = deployment["litellm_params"]
                 own: dict[str, Any] = {**(deployment.get("model_info") or {}), **parameters}
-                entry = dict(_known_of(own.get("base_model") or parameters["model"]))
+                provider = parameters.get("custom_llm_provider")
+                entry = dict(_known_of(own.get("base_model") or parameters["model"], provider))
                 if own.get("input_cost_per_token") is not None:
-                    entry = {k: v for k, v in entry.items() if "cost_per_token" not in k}
+                    entry = {name: value for name, value in entry.items() if "cost" not in name}
                 entry.update({name: value for name, value in own.items() if value is not None})
                 # A deployment's max_tokens is what it sends where the request says nothing.
+                sent = _asked_output(parameters)
+                if sent is not None:
+                    entry["max_output_tokens"] = sent * _choices(parameters)
                 entries.append(entry)
         return entries
 
     async def expected_tokens(self, item: RouterParallelRequest) -> int:
         """An estimate: the tokens of the prompt, and of the answer as many as the request allows,
         or as the answers so far have had."""
-        if _length_of_text(item) > _LONG:
+        # The first time a tokenizer is loaded, and litellm may be imported.
+        if item.model not in self._counted or _prompt_bytes(item) > _LONG:
             prompt = await anyio.to_thread.run_sync(_count_prompt_tokens, item)
+            self._counted.add(item.model)
         else:
             prompt = _count_prompt_tokens(item)
         arguments = item.kwargs or {}
@@ -166,22 +182,26 @@ class RouterMeter:
 
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """What the provider says that a call has used; None where it says nothing."""
-        reported = _field(value, "usage")
-        if reported is None:
+        try:
+            return self._usage_of(item, value)
+        except Exception:  # noqa: BLE001 - an object of a provider whose attributes raise
             return None
-        prompt = _count(reported, "prompt_tokens")
-        completion = _count(reported, "completion_tokens")
+
+    def _usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
+        reported = _field(value, "usage")
+        prompt = _number_of_tokens(reported, "prompt_tokens")
+        completion = _number_of_tokens(reported, "completion_tokens", 0)
+        # litellm reports zeros where a provider has told nothing.
+        if prompt is None or completion is None or prompt + completion == 0:
+            return None
         self._answers += 1
         self._answer_tokens += completion
         cost = self._cost(item, value, prompt, completion)
-        return Usage(
-            prompt,
-            completion,
-            _count(_field(reported, "prompt_tokens_details"), "cached_tokens"),
-            _count(_field(reported, "completion_tokens_details"), "reasoning_tokens"),
-            cost or 0.0,
-            int(cost is None),
-        )
+        details = _field(reported, "prompt_tokens_details")
+        cached = _number_of_tokens(details, "cached_tokens") or 0
+        details = _field(reported, "completion_tokens_details")
+        reasoning = _number_of_tokens(details, "reasoning_tokens") or 0
+        return Usage(prompt, completion, cached, reasoning, cost or 0.0, int(cost is None))
 
     def _cost(
         self, item: RouterParallelRequest, value: Any, prompt: int, completion: int
@@ -189,9 +209,18 @@ class RouterMeter:
         given = self._given.get(item.model)
         if given is not None:
             return prompt * given.of_input + completion * given.of_output
-        cost: Any = _field(getattr(value, "_hidden_params", None), "response_cost")
+        cost: Any = _field(_field(value, "_hidden_params"), "response_cost")
+        if _is_amount(cost) and cost > 0:
+            return float(cost)
         # litellm says 0 for what it does not know as well as for what is free.
-        return float(cost) if isinstance(cost, int | float) and cost > 0 else None
+        return 0.0 if self.price_of(item.model) == (0.0, 0.0) else None
+
+
+def _dearest(prices: Sequence[Price | None]) -> Price | None:
+    known = [price for price in prices if price is not None]
+    if not known or len(known) < len(prices):
+        return None
+    return Price(max(price.of_input for price in known), max(price.of_output for price in known))
 
 
 def _with_fallbacks(router: object, model: str) -> set[str]:
@@ -206,21 +235,41 @@ def _with_fallbacks(router: object, model: str) -> set[str]:
             for mapping in cast("Iterable[Any]", getattr(router, name, None) or []):
                 if isinstance(mapping, Mapping):
                     for others in (mapping.get(group), mapping.get("*")):  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-                        waiting += [other for other in others or [] if isinstance(other, str)]  # pyright: ignore[reportUnknownVariableType]
+                        waiting += _named_fallbacks(others)
     return groups
 
 
-def _known_of(model: str) -> dict[str, Any]:
+def _named_fallbacks(others: Any) -> list[str]:
+    """The models in a list of fallbacks, where each is a name or a mapping of arguments."""
+    if isinstance(others, str):
+        return [others]
+    names: list[str] = []
+    for other in others or []:
+        name = _field(other, "model") if isinstance(other, Mapping) else other
+        if isinstance(name, str):
+            names.append(name)
+    return names
+
+
+def _known_of(model: str, provider: object = None) -> dict[str, Any]:
     """What litellm's map of models has."""
     import litellm
 
     models = cast("dict[str, dict[str, Any]]", cast("Any", litellm).model_cost)
-    return models.get(model) or models.get(model.partition("/")[2]) or {}
+    entry = models.get(f"{provider}/{model}") or models.get(model)
+    if entry is not None:
+        return entry
+    provider, _, name = model.partition("/")
+    entry = models.get(name) or {}
+    # The same name elsewhere has another price.
+    return entry if str(entry.get("litellm_provider", "")).startswith(provider) else {}
 
 
 def _price_of_entry(entry: Mapping[str, Any]) -> Price | None:
     """The highest price of each kind, over all tiers (long contexts, priorities, reasoning)."""
-    of_input = _highest(entry, "input_cost_per_token")
+    if _highest(entry, "input_cost_per_token") is None:
+        return None
+    of_input = _highest(entry, "input_cost_per_token", "cache_creation_input_token_cost")
     of_output = _highest(entry, "output_cost_per_token", "output_cost_per_reasoning_token")
     return None if of_input is None or of_output is None else Price(of_input, of_output)
 
@@ -229,31 +278,42 @@ def _highest(entry: Mapping[str, Any], *prefixes: str) -> float | None:
     prices = [
         float(value)
         for name, value in entry.items()
-        if name.startswith(prefixes) and isinstance(value, int | float)
+        if name.startswith(prefixes) and _is_amount(value)
     ]
     return max(prices) if prices else None
 
 
 def _asked_output(arguments: Mapping[str, Any]) -> int | None:
-    for source in (arguments, arguments.get("extra_body")):
-        if isinstance(source, Mapping):
-            for name in _OUTPUT_LIMITS:
-                value = cast("Mapping[str, object]", source).get(name)
-                if isinstance(value, int) and not isinstance(value, bool):
-                    return value
-    return None
+    return _largest(arguments, _OUTPUT_LIMITS)
 
 
 def _choices(arguments: Mapping[str, Any]) -> int:
-    choices = arguments.get("n")
-    return choices if isinstance(choices, int) and choices > 1 else 1
+    return max(1, _largest(arguments, ("n",)) or 1)
+
+
+def _largest(arguments: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """``extra_body`` goes before what is beside it, but not everywhere."""
+    found = [
+        value
+        for source in (arguments, arguments.get("extra_body"))
+        if isinstance(source, Mapping)
+        for name in names
+        if _is_amount(value := cast("Mapping[str, Any]", source).get(name))
+        and isinstance(value, int)
+    ]
+    return max(found, default=None)
+
+
+def _is_amount(value: object) -> bool:
+    """Whether it is a finite number from 0 on."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _prompt_bytes(request: RouterParallelRequest) -> int:
     total = 0
     for message in request.messages:
         total += _TOKENS_AROUND_A_MESSAGE + _bytes_of(_fields_of(message))
-    for name in ("tools", "functions", "response_format"):
+    for name in _IN_THE_PROMPT:
         value = (request.kwargs or {}).get(name)
         if value is not None:
             total += _bytes_of(value)
@@ -262,21 +322,26 @@ def _prompt_bytes(request: RouterParallelRequest) -> int:
 
 def _fields_of(message: Any) -> Any:
     # Answers of litellm (pydantic objects) are messages of the next turn.
+    if isinstance(message, Mapping):
+        return cast("Any", message)
     dump = getattr(message, "model_dump", None)
-    return message if dump is None else dump()
+    return dict(getattr(message, "__dict__", {})) if dump is None else dump()
 
 
 def _bytes_of(value: Any) -> int:
     if value is None:
         return 0
     if isinstance(value, str):
-        return len(value.encode("utf-8", "replace"))
+        return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Mapping):
         fields = cast("Mapping[str, Any]", value)
         kind = fields.get("type")
-        if isinstance(kind, str) and kind != "function" and isinstance(fields.get(kind), Mapping):
-            return _TOKENS_OF_A_PART  # {"type": "image_url", "image_url": {…}}
-        return sum(len(str(name)) + 4 + _bytes_of(member) for name, member in fields.items())
+        if isinstance(kind, str) and kind in _PICTURES:
+            return _TOKENS_OF_A_PART
+        size = sum(_bytes_of(str(name)) + 4 + _bytes_of(part) for name, part in fields.items())
+        if isinstance(kind, str) and kind in _RECORDINGS:
+            return _TOKENS_OF_A_PART + size // _BYTES_OF_A_RECORDED_TOKEN
+        return size
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return sum(2 + _bytes_of(member) for member in cast("Any", value))
     try:
@@ -284,10 +349,6 @@ def _bytes_of(value: Any) -> int:
     except (TypeError, ValueError):  # a class of pydantic as response_format
         schema = getattr(value, "model_json_schema", None)
         return len(json.dumps(schema())) if callable(schema) else len(repr(value))
-
-
-def _length_of_text(request: RouterParallelRequest) -> int:
-    return sum(_bytes_of(_fields_of(message)) for message in request.messages)
 
 
 def _count_prompt_tokens(request: RouterParallelRequest) -> int:
@@ -301,6 +362,7 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
                 model=request.model,
                 messages=[_fields_of(message) for message in request.messages],
                 tools=arguments.get("tools"),
+                use_default_image_token_count=True,  # else it fetches them
             )
         )
     except Exception:  # noqa: BLE001 - of messages that the counter does not understand
@@ -313,6 +375,8 @@ def _field(value: Any, name: str) -> Any:
     return getattr(value, name, None)
 
 
-def _count(value: Any, name: str) -> int:
+def _number_of_tokens(value: Any, name: str, missing: int | None = None) -> int | None:
     number = _field(value, name)
-    return number if isinstance(number, int) else 0
+    if number is None:
+        return missing
+    return number if _is_amount(number) and isinstance(number, int) else None

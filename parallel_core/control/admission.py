@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from parallel_core.errors import BudgetExceededError, InvalidRequestError
-
 from ._call import Call, TryAgainLater
 from ._metering import ItemMeter, RouterMeter
 from .budget import Budget, Reservation, mark_as_held
 from .rate_limit import RateLimit
 
 # Errors without an answer of the provider that carry a status all the same.
-_WITHOUT_AN_ANSWER = ("APIConnectionError", "Timeout")
+_WITHOUT_AN_ANSWER = (
+    "APIConnectionError",
+    "APIResponseValidationError",
+    "MidStreamFallbackError",
+    "Timeout",
+)
 # ... and the Router's own, raised before anything is sent.
-_NOT_SENT = ("RouterRateLimitError",)
+_NOT_SENT = ("RouterRateLimitError", "RouterRateLimitErrorBasic")
 
 
 class Admission:
@@ -38,9 +41,10 @@ class Admission:
         """Have a call wait, and count what it has used."""
 
         async def admitted(index: int, item: Any) -> Any:
-            ticket = Ticket(await self._reserve(index, item), self._limit_of(item), self._meter)
-            if self._budget is not None:
-                mark_as_held(self._budget)
+            reservation = await self._reserve(index, item)
+            ticket = Ticket(reservation, self._limit_of(item), self._meter)
+            if reservation is not None:
+                mark_as_held(reservation)
             try:
                 await ticket.admit(item)
                 value = await call(index, item)
@@ -97,13 +101,13 @@ class Ticket:
         self._sent = True
 
     def succeeded(self, item: Any, value: Any) -> None:
-        usage = None if self._meter is None else self._meter.usage_of(item, value)
-        if usage is None:
-            self._unknown()
-            return
-        if self._reservation is not None:
-            self._reservation.settle(usage)
-        if self._rate_limit is not None and self._expected:
+        try:
+            usage = None if self._meter is None else self._meter.usage_of(item, value)
+            if usage is not None and self._reservation is not None:
+                self._reservation.settle(usage)
+        finally:
+            self._unknown()  # where nothing is known, or a meter of the user raises
+        if usage is not None and self._rate_limit is not None:
             self._rate_limit.correct(self._expected, usage.total_tokens)
 
     def failed(self, error: BaseException | None) -> None:
@@ -145,8 +149,6 @@ def costs_nothing(error: BaseException) -> bool:
     Router, has refused it."""
     if isinstance(error, TryAgainLater):
         error = error.error
-    if isinstance(error, BudgetExceededError | InvalidRequestError):
-        return True
     names = {base.__name__ for base in type(error).__mro__}
     if names.intersection(_NOT_SENT):
         return True

@@ -6,7 +6,7 @@ import contextvars
 from collections import deque
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -16,9 +16,9 @@ from parallel_core.types import RouterParallelRequest, Usage
 from ._checks import checked_count, checked_number
 from ._metering import ItemMeter, RouterMeter
 
-# The budgets of which the running code is inside a call that holds a reservation.
-_held: contextvars.ContextVar[tuple[Budget, ...]] = contextvars.ContextVar(
-    "parallel_core_budgets", default=()
+# The reservations of the calls that the running code is inside of.
+_held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
+    "parallel_core_reservations", default=()
 )
 
 
@@ -67,14 +67,17 @@ class Budget:
         if max_cost is not None:
             checked_number("Budget.max_cost", max_cost)
         if max_tokens is not None:
-            checked_count("Budget.max_tokens", max_tokens)
+            max_tokens = checked_count("Budget.max_tokens", max_tokens)
         if assume_output_tokens is not None:
-            checked_count("Budget.assume_output_tokens", assume_output_tokens)
+            assume_output_tokens = checked_count(
+                "Budget.assume_output_tokens", assume_output_tokens
+            )
         self.max_cost = max_cost
         self.max_tokens = max_tokens
         self.assume_output_tokens = assume_output_tokens
         self.prices = _checked_prices(prices)
         # Exact sums: with floats, what was added and taken away again leaves something behind.
+        self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
         self._reserved = _Amount()
         self._waiting: deque[_Turn] = deque()
@@ -110,17 +113,14 @@ class Budget:
         models = dict.fromkeys(request.model for request in requests)
         self._check_prices(meter, list(models))
         for request in requests:
-            meter.worst_case(request)
+            self.worst_case(meter, request)
 
     def _check_prices(self, meter: RouterMeter | ItemMeter, models: Sequence[str]) -> None:
         if self.max_cost is None:
             return
         unpriced = [model for model in models if meter.price_of(model) is None]
         if unpriced:
-            raise ValueError(
-                f"Budget.max_cost: the price of {', '.join(map(repr, unpriced))} is unknown; give "
-                "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
-            )
+            raise _unpriced(", ".join(map(repr, unpriced)))
 
     def worst_case(self, meter: RouterMeter | ItemMeter, item: Any) -> Usage:
         """The worst case of a request.
@@ -130,7 +130,10 @@ class Budget:
         """
         if isinstance(item, RouterParallelRequest):
             self._check_prices(meter, [item.model])
-        return meter.worst_case(item)
+        worst = meter.worst_case(item)
+        if self.max_cost is not None and worst.unpriced_calls:
+            raise _unpriced("a call, or of a fallback that it names,")
+        return worst
 
     async def reserve(self, index: int, worst: Usage) -> Reservation:
         """Reserve the worst case of a call, or wait until there is room for it.
@@ -139,7 +142,7 @@ class Budget:
             BudgetExceededError: there is no room, and none will come.
         """
         amount = _Amount.of(worst)
-        inside = self in _held.get()
+        inside = any(held.is_open_in(self) for held in _held.get())
         if self._fits(amount) and (inside or not self._waiting):
             return Reservation(self, amount)
         if inside or not self._may_fit(amount):
@@ -175,8 +178,8 @@ class Budget:
 
     def _left(self, amount: _Amount, used: _Amount) -> tuple[str, float, float] | None:
         """The limit that would be exceeded, what is needed and what is left; None where none is."""
-        if self.max_cost is not None and used.cost + amount.cost > Fraction(self.max_cost):
-            left = Fraction(self.max_cost) - used.cost
+        if self._cap is not None and used.cost + amount.cost > self._cap:
+            left = self._cap - used.cost
             return f"max_cost of {self.max_cost:g} USD", float(amount.cost), float(left)
         if self.max_tokens is not None and used.tokens + amount.tokens > self.max_tokens:
             return f"max_tokens of {self.max_tokens}", amount.tokens, self.max_tokens - used.tokens
@@ -216,8 +219,12 @@ class Reservation:
     def __init__(self, budget: Budget, amount: _Amount) -> None:
         self._budget = budget
         self._amount = amount
-        self._open = True
+        self.is_open = True
         budget._reserved += amount  # pyright: ignore[reportPrivateUsage]  # of this module
+
+    def is_open_in(self, budget: Budget) -> bool:
+        """Whether it holds room in that budget."""
+        return self.is_open and self._budget is budget
 
     def settle(self, usage: Usage) -> None:
         """The attempt has used so much. What is unpriced counts with the worst case."""
@@ -235,14 +242,22 @@ class Reservation:
         self._end(_Amount())
 
     def _end(self, spent: _Amount) -> None:
-        if self._open:
-            self._open = False
+        if self.is_open:
+            self.is_open = False
             self._budget._settle(self._amount, spent)  # pyright: ignore[reportPrivateUsage]
 
 
-def mark_as_held(budget: Budget) -> None:
-    """For the rest of this call: it holds a reservation."""
-    _held.set((*_held.get(), budget))
+def mark_as_held(reservation: Reservation) -> None:
+    """For the code of this call, and what it starts: it is inside a call that holds room, for as
+    long as the reservation is open."""
+    _held.set((*(held for held in _held.get() if held.is_open), reservation))
+
+
+def _unpriced(what: str) -> ValueError:
+    return ValueError(
+        f"Budget.max_cost: the price of {what} is unknown; give "
+        "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
+    )
 
 
 class _Amount:
@@ -273,6 +288,10 @@ def _exact(cost: float) -> Fraction:
 def _checked_prices(
     prices: Mapping[str, tuple[float, float]] | None,
 ) -> dict[str, tuple[float, float]]:
+    if prices is not None and not isinstance(cast("object", prices), Mapping):
+        raise TypeError(
+            f"Budget.prices must be a mapping from model to prices, not {type(prices).__qualname__}"
+        )
     checked: dict[str, tuple[float, float]] = {}
     for model, price in (prices or {}).items():
         try:

@@ -71,7 +71,7 @@ class RateLimit:
             if value is not None:
                 checked_number(f"RateLimit.{name}", value)
         if burst is not None:
-            checked_count("RateLimit.burst", burst)
+            burst = checked_count("RateLimit.burst", burst)
             if requests_per_minute is None:
                 raise ValueError(
                     "RateLimit.burst is a number of requests, and needs requests_per_minute"
@@ -96,8 +96,10 @@ class RateLimit:
         self._queue: deque[anyio.Event] = deque()
         self._changed: anyio.Event | None = None  # for the first of the queue
         self._loop: object = None
-        self._filled_at = 0.0  # on the clock of the loop
-        self._seen_at = time.monotonic()  # on one that goes on without a loop
+        # When the buckets were filled last: on the clock of the loop, and on one that goes on
+        # without a loop.
+        self._filled_at = 0.0
+        self._seen_at = 0.0
 
     @classmethod
     def from_router(cls, router: object) -> dict[str, RateLimit]:
@@ -134,7 +136,6 @@ class RateLimit:
             self._take(1, tokens)
         finally:
             self._queue.remove(turn)
-            self._seen_at = time.monotonic()
             if self._queue:
                 self._queue[0].set()
 
@@ -149,13 +150,17 @@ class RateLimit:
                 return
             self._changed = anyio.Event()
             try:
-                with anyio.move_on_after(wait):
+                # So long that any clock moves on meanwhile.
+                with anyio.move_on_after(max(wait, 1e-6)):
                     await self._changed.wait()
             finally:
                 self._changed = None
 
     def correct(self, estimated: int, actual: int) -> None:
-        """A call has used another number of tokens than was estimated."""
+        """A call has used another number of tokens than was estimated.
+
+        The difference counts from now on.
+        """
         self._take(0, actual - estimated)
 
     def release(self, tokens: int) -> None:
@@ -163,6 +168,7 @@ class RateLimit:
         self._take(-1, -tokens)
 
     def _take(self, requests: int, tokens: int) -> None:
+        self._fill()  # what is taken now is not made good by the time before
         for bucket, amount in ((self._requests, requests), (self._tokens, tokens)):
             if bucket is not None:
                 bucket.level = min(bucket.size, bucket.level - amount)
@@ -170,11 +176,14 @@ class RateLimit:
             self._changed.set()
 
     def _fill(self) -> None:
+        if anyio.lowlevel.current_token() != self._loop:
+            return  # a call of the last loop has ended: its time is not that of the buckets
         now = anyio.current_time()
         for bucket in (self._requests, self._tokens):
             if bucket is not None:
                 bucket.fill(now - self._filled_at)
         self._filled_at = now
+        self._seen_at = time.monotonic()
 
     def _settle_in(self) -> None:
         """Use the clock of the loop that is running, and count the time since the last one."""
@@ -191,6 +200,7 @@ class RateLimit:
                     bucket.fill(time.monotonic() - self._seen_at)
         self._loop = loop
         self._filled_at = anyio.current_time()
+        self._seen_at = time.monotonic()
 
     def __repr__(self) -> str:
         return (
@@ -203,8 +213,12 @@ def _sum_of(name: str, deployments: list[Any]) -> float | None:
     total = 0.0
     for deployment in deployments:
         number: Any = None
-        for place in ("litellm_params", "model_info"):
-            settings: dict[str, Any] = deployment.get(place) or {}
+        # The order in which the Router looks.
+        for settings in (
+            deployment,
+            deployment.get("litellm_params") or {},
+            deployment.get("model_info") or {},
+        ):
             number = settings.get(name) if number is None else number
         if not number:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from parallel_core.progress import Progress, ProgressBar, ProgressReporter
+from parallel_core.progress import Progress, ProgressBar, ProgressReporter, checked_callback
 from parallel_core.types import Usage
 
 from ._engine import Engine
@@ -88,11 +88,11 @@ class ProgressWatch:
         if self._reporter is None:
             callbacks: list[Callable[[Progress], object]] = []
             if self._callback is not None:
-                callbacks.append(self._callback)
+                callbacks.append(checked_callback(self._callback))
             if self._bar:
                 callbacks.append(ProgressBar())
             self._reporter = ProgressReporter(
-                _Counts(self._engine), callbacks, self._total, self._began
+                _Counts(self._engine), callbacks, self._total, SNAPSHOT_INTERVAL, self._began
             )
         return self._reporter
 

@@ -1,0 +1,403 @@
+"""Adaptive concurrency: the algorithm in a simulation, and through the engine in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+import parallel_core
+from hosts import Host
+from parallel_core import AdaptiveConcurrency
+from parallel_core.control._overload import is_overload, retry_after
+from parallel_core.control.adaptive import AdaptiveLimit
+
+T = TypeVar("T")
+
+
+class OverloadedError(Exception):
+    """What a provider answers above its capacity."""
+
+    def __init__(self, retry_after: float | None = 1.0, status_code: int = 429) -> None:
+        super().__init__("too many requests")
+        self.status_code = status_code
+        self.litellm_response_headers = (
+            {} if retry_after is None else {"Retry-After": str(retry_after)}
+        )
+
+
+class Provider:
+    """Answers after a log-normal time, or rejects at once what is above its capacity."""
+
+    def __init__(self, capacity: Callable[[float], float], *, seed: int = 1) -> None:
+        self.capacity = capacity
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.answered = 0
+        self.attempts = 0
+        self.late_attempts = 0  # after the first second
+        self.late_rejections = 0
+        self._random = random.Random(seed)
+        self._began: float | None = None
+
+    async def answer(self, item: int) -> int:
+        if self._began is None:
+            self._began = anyio.current_time()
+        now = anyio.current_time() - self._began
+        self.attempts += 1
+        self.late_attempts += now > 1
+        await anyio.sleep(0.004)  # there and back
+        if self.in_flight >= self.capacity(now):
+            self.late_rejections += now > 1
+            raise OverloadedError
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await anyio.sleep(math.exp(0.5 * self._random.gauss(0, 1)))
+        finally:
+            self.in_flight -= 1
+        self.answered += 1
+        return item
+
+    @property
+    def rejected_share(self) -> float:
+        return self.late_rejections / self.late_attempts
+
+
+def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
+    return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def answered_within(
+    seconds: float,
+    provider: Provider,
+    concurrency: int | AdaptiveConcurrency,
+) -> int:
+    """Calls answered by a provider in a time, of an endless batch."""
+
+    def items() -> Iterator[int]:
+        index = 0
+        while True:
+            yield index
+            index += 1
+
+    async def main() -> None:
+        with trio.move_on_after(seconds):
+            async with parallel_core.iter_parallel_map(
+                provider.answer, items(), concurrency=concurrency
+            ) as batch:
+                async for result in batch:
+                    assert result.ok, result.exception
+
+    in_virtual_time(main)
+    return provider.answered
+
+
+@pytest.mark.parametrize("capacity", [8, 16, 32, 64])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_finds_a_hidden_capacity(capacity: int, seed: int) -> None:
+    # The best fixed concurrency is the capacity itself: nothing is rejected and nothing idle.
+    best = answered_within(60, Provider(lambda _: capacity, seed=seed), capacity)
+    provider = Provider(lambda _: capacity, seed=seed)
+    found = answered_within(60, provider, AdaptiveConcurrency())
+    assert found >= 0.9 * best
+    assert provider.rejected_share < 0.03
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_it_follows_a_capacity_that_changes(seed: int) -> None:
+    def capacity(seconds: float) -> int:
+        return 16 if 40 <= seconds < 80 else 64
+
+    def best_with(size: int, seconds: float) -> int:
+        return answered_within(seconds, Provider(lambda _: size, seed=seed), size)
+
+    best = best_with(64, 80) + best_with(16, 40)
+    provider = Provider(capacity, seed=seed)
+    found = answered_within(120, provider, AdaptiveConcurrency())
+    assert found >= 0.87 * best  # which knows the capacity, and when it changes
+    assert provider.rejected_share < 0.03
+
+
+# --- the algorithm ---
+
+
+@dataclass(order=True)
+class Flight:
+    ends: float
+    began: float
+
+
+@given(
+    capacity=st.integers(1, 80),
+    wait=st.floats(0.01, 5),
+    seed=st.integers(0, 1000),
+    minimum=st.integers(1, 5),
+)
+def test_the_limit_stays_in_its_range_and_a_hold_ends(
+    capacity: int, wait: float, seed: int, minimum: int
+) -> None:
+    """A simulation of discrete events; the limit is never left stuck."""
+    settings = AdaptiveConcurrency(initial=8, minimum=minimum, maximum=64)
+    limit = AdaptiveLimit(settings)
+    draw = random.Random(seed)
+    flights: list[Flight] = []
+    now, answered = 0.0, 0
+    while now < 60:
+        until = limit.holding_until
+        if until is not None and (not flights or until <= flights[0].ends):
+            now = max(now, until)
+            limit.go_on(now, len(flights))
+            assert limit.holding_until is None
+        elif until is None and len(flights) < limit.limit:
+            if len(flights) < capacity:
+                heapq.heappush(flights, Flight(now + draw.uniform(0.5, 1.5), now))
+                continue
+            began, now = now, now + 0.01
+            limit.overloaded(began, now, len(flights), wait)
+        else:
+            flight = heapq.heappop(flights)
+            now = max(now, flight.ends)
+            limit.succeeded(flight.began, now, len(flights) + 1)
+            answered += 1
+        assert settings.minimum <= limit.limit <= settings.maximum
+    assert answered > 0
+
+
+def test_it_doubles_in_each_round_trip_until_something_is_rejected() -> None:
+    limit = AdaptiveLimit(AdaptiveConcurrency(initial=4))
+    for _ in range(4):
+        limit.succeeded(0.0, 1.0, in_flight=limit.limit)
+    assert limit.limit == 8
+    limit.overloaded(1.0, 1.1, in_flight=8, wait=1.0)
+    assert limit.limit == int(8 * 0.85)
+    assert limit.holding_until is None
+
+
+def test_one_decrease_for_each_round_trip() -> None:
+    limit = AdaptiveLimit(AdaptiveConcurrency(initial=100))
+    for _ in range(10):  # begun before the first of them was rejected
+        limit.overloaded(1.0, 1.1, in_flight=100, wait=1.0)
+    assert limit.limit == 85
+    assert limit.holding_until is None
+    # Begun since, while none gets through: all wait, and the latest time counts.
+    limit.overloaded(1.2, 1.3, in_flight=80, wait=3.0)
+    assert limit.holding_until == pytest.approx(4.3)
+    limit.overloaded(1.0, 1.4, in_flight=80, wait=10.0)
+    assert limit.holding_until == pytest.approx(11.4)
+    limit.overloaded(1.0, 1.4, in_flight=80, wait=1.0)
+    assert limit.holding_until == pytest.approx(11.4)
+
+
+def test_a_rejection_after_an_answer_holds_nobody() -> None:
+    limit = AdaptiveLimit(AdaptiveConcurrency(initial=100))
+    limit.overloaded(1.0, 1.1, in_flight=100, wait=1.0)
+    limit.succeeded(1.2, 1.5, in_flight=80)
+    limit.overloaded(1.6, 1.7, in_flight=80, wait=1.0)
+    assert limit.holding_until is None
+    assert limit.limit == int(80 * 0.85)
+
+
+def test_a_limit_that_holds_nobody_back_does_not_grow() -> None:
+    limit = AdaptiveLimit(AdaptiveConcurrency(initial=8))
+    for second in range(100):
+        limit.succeeded(second, second + 1, in_flight=3)
+    assert limit.limit == 8
+
+
+# --- through the engine ---
+
+
+async def endless() -> AsyncIterator[int]:
+    index = 0
+    while True:
+        yield index
+        index += 1
+
+
+def test_a_rejected_request_is_sent_again_and_its_slot_is_used_meanwhile() -> None:
+    log: list[tuple[float, int]] = []
+
+    async def call(item: int) -> int:
+        log.append((trio.current_time() - began, item))
+        if item == 0 and len(log) == 1:
+            raise OverloadedError(retry_after=10)
+        await trio.sleep(1)
+        return item
+
+    began = 0.0
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        one = AdaptiveConcurrency(initial=1, maximum=1)
+        results = await parallel_core.parallel_map(call, range(4), concurrency=one)
+        assert [result.value for result in results] == [1, 2, 3, 0]
+        again = log[-1]
+        assert again[1] == 0
+        assert 10 <= again[0] <= 12.5  # with jitter
+        assert log[1:4] == [(0, 1), (1, 2), (2, 3)]
+        # The time of a request is that of all its attempts.
+        assert results[-1].duration >= 0
+        assert results[-1].started_at <= results[0].started_at
+
+    in_virtual_time(main)
+
+
+def test_rejections_that_go_on_hold_all_calls() -> None:
+    """A rate limit: nothing gets through for a minute, and almost nobody tries."""
+    attempts: list[float] = []
+
+    async def call(item: int) -> int:
+        now = trio.current_time() - began
+        attempts.append(now)
+        await trio.sleep(0.01)
+        if 5 <= now < 65:
+            raise OverloadedError(retry_after=65 - now)
+        await trio.sleep(0.5)
+        return item
+
+    began = 0.0
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        results = await parallel_core.parallel_map(call, range(2000), concurrency="auto")
+        assert all(result.ok for result in results)
+        assert len(results) == 2000
+
+    in_virtual_time(main)
+    futile = [when for when in attempts if 5 <= when < 65]
+    # Those in the air when it began, and no storm.
+    assert len(futile) < 300
+    assert not [when for when in futile if when > 6]
+
+
+def test_the_limit_is_recorded() -> None:
+    async def main() -> None:
+        provider = Provider(lambda _: 16)
+        async with parallel_core.iter_parallel_map(
+            provider.answer, range(300), concurrency="auto"
+        ) as batch:
+            async for result in batch:
+                assert result.ok
+            changes = batch.limit_changes
+        assert changes[0].limit == 8
+        assert changes[0].elapsed == 0
+        assert max(change.limit for change in changes) >= 16
+        assert [change.elapsed for change in changes] == sorted(c.elapsed for c in changes)
+        assert changes[-1].rejected == provider.attempts - provider.answered
+        fixed: parallel_core.ParallelBatch[object] = parallel_core.iter_parallel_map(
+            provider.answer, [], concurrency=3
+        )
+        assert (fixed.limit, fixed.limit_changes) == (3, [])
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_request_is_given_up_after_its_last_attempt(attempts: int, host: Host) -> None:
+    seen: list[int] = []
+    error = OverloadedError(retry_after=0.001)
+
+    async def call(item: int) -> None:
+        seen.append(item)
+        raise error
+
+    async def main() -> None:
+        settings = AdaptiveConcurrency(max_attempts=attempts)
+        results = await parallel_core.parallel_map(call, range(3), concurrency=settings)
+        assert [result.exception for result in results] == [error] * 3
+        assert sorted(seen) == sorted([0, 1, 2] * attempts)
+
+    host.run(main)
+
+
+def test_fail_fast_does_not_count_an_attempt_that_is_made_again(host: Host) -> None:
+    rejected: set[int] = set()
+
+    async def call(item: int) -> int:
+        if item not in rejected:
+            rejected.add(item)
+            raise OverloadedError(retry_after=0.001)
+        if item == 5:
+            raise LookupError(item)
+        return item
+
+    async def main() -> None:
+        with pytest.raises(LookupError):
+            await parallel_core.parallel_map(
+                call, range(6), concurrency="auto", return_exceptions=False
+            )
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("how", ["break", "cancel", "aclose"])
+def test_leaving_forgets_what_was_to_be_sent_again(how: str, host: Host) -> None:
+    async def call(item: int) -> int:
+        if item:
+            raise OverloadedError(retry_after=3600)
+        return item
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_map(call, endless(), concurrency="auto")
+        async with batch:
+            async for result in batch:
+                assert result.index == 0
+                if how == "cancel":
+                    batch.cancel()
+                elif how == "aclose":
+                    await batch.aclose()
+                else:
+                    break
+        assert batch.in_flight == 0
+
+    host.run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "overload", "seconds"),
+    [
+        (OverloadedError(2.5), True, 2.5),
+        (OverloadedError(None), True, None),
+        (OverloadedError(1, status_code=503), True, 1.0),
+        (OverloadedError(1, status_code=529), True, 1.0),
+        (OverloadedError(1, status_code=500), False, 1.0),
+        (TimeoutError(), True, None),
+        (ValueError("no"), False, None),
+    ],
+)
+def test_what_counts_as_overload(error: Exception, overload: bool, seconds: float | None) -> None:
+    assert is_overload(error) is overload
+    assert retry_after(error) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"RETRY-AFTER": "7"}, 7.0),
+        ({"retry-after": "nonsense"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({}, None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_retry_after(headers: object, seconds: float | None) -> None:
+    error = ValueError("no")
+    error.litellm_response_headers = headers  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    assert retry_after(error) == seconds
