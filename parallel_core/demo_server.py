@@ -17,6 +17,8 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
 - ``GET /stats``: the counts that :class:`DemoServerStats` describes, as JSON.
 - ``POST /stats/reset``: counts from nothing again, and starts the numbers n again, so that the
   next requests see the same latencies and faults as the first ones did.
+- ``POST /capacity``: ``{"capacity": 16}`` or ``{"capacity": null}`` changes the capacity of the
+  settings from now on; requests in flight go on.
 
 ``python -m parallel_core.demo_server --port 0`` runs it until SIGINT or SIGTERM. The first line of
 its output is a JSON object with its address: ``{"url": "http://127.0.0.1:…/v1", …}``. In Python
@@ -39,6 +41,7 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Self, TypeVar
 
@@ -74,6 +77,7 @@ class DemoServer:
     def __init__(self, settings: DemoServerSettings | None = None, *, port: int = 0) -> None:
         self.settings = settings or DemoServerSettings()
         self._port = port
+        self._capacity = self.settings.capacity
         self._ledger = Ledger(self.settings.models)
         self._numbers = Counter[str]()
         self._runner: web.AppRunner | None = None
@@ -87,6 +91,7 @@ class DemoServer:
         app.router.add_get("/v1/models", self._handle_models)
         app.router.add_get("/stats", self._handle_stats)
         app.router.add_post("/stats/reset", self._handle_reset)
+        app.router.add_post("/capacity", self._handle_capacity)
         app.on_shutdown.append(self._hang_up)
         self._runner = web.AppRunner(
             app,
@@ -138,6 +143,13 @@ class DemoServer:
         self._ledger.reset()
         self._numbers.clear()
 
+    def set_capacity(self, capacity: int | None) -> None:
+        """Answer 429 above another number of requests in flight from now on; ``None``: never.
+
+        Raises ``ValueError`` where it is no integer of at least 1.
+        """
+        self._capacity = replace(self.settings, capacity=capacity).capacity
+
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         await self._ledger.wait_until(lambda in_flight: in_flight == 0)
@@ -170,6 +182,17 @@ class DemoServer:
         self.reset_stats()
         return web.json_response(self.stats.to_json())
 
+    async def _handle_capacity(self, request: web.Request) -> web.Response:
+        try:
+            self.set_capacity(json.loads(await request.read())["capacity"])
+        except (ValueError, TypeError, KeyError):
+            return error_response(
+                "The body must be {\"capacity\": a number of at least 1, or null}.",
+                status=400,
+                code="bad_capacity",
+            )
+        return web.json_response(self.stats.to_json())
+
     async def _handle_chat(self, request: web.Request) -> web.StreamResponse:
         try:
             try:
@@ -182,7 +205,7 @@ class DemoServer:
             return error_response(error.message, status=error.status, code=error.code)
         self._numbers[chat.model] += 1
         plan = plan_request(self.settings, chat.model, self._numbers[chat.model], chat.override)
-        capacity = self.settings.capacity
+        capacity = self._capacity
         if capacity is not None and self._ledger.in_flight >= capacity:
             return self._refuse(chat.model, "over_capacity")
         if plan.fault == "rate_limited":
@@ -265,6 +288,14 @@ class DemoServerThread:
 
         self._call(reset)
 
+    def set_capacity(self, capacity: int | None) -> None:
+        """As :meth:`DemoServer.set_capacity`."""
+
+        async def change() -> None:
+            self._server.set_capacity(capacity)
+
+        self._call(change)
+
     def wait_idle(self, timeout: float | None = None) -> None:
         """Wait until no request is in flight.
 
@@ -338,8 +369,14 @@ class DemoServerProcess:
         """As :meth:`DemoServer.reset_stats`."""
         self._ask("stats/reset", "POST")
 
-    def _ask(self, path: str, method: str) -> DemoServerStats:
-        request = urllib.request.Request(f"{self.url.removesuffix('v1')}{path}", method=method)
+    def set_capacity(self, capacity: int | None) -> None:
+        """As :meth:`DemoServer.set_capacity`."""
+        self._ask("capacity", "POST", json.dumps({"capacity": capacity}).encode())
+
+    def _ask(self, path: str, method: str, body: bytes | None = None) -> DemoServerStats:
+        request = urllib.request.Request(
+            f"{self.url.removesuffix('v1')}{path}", data=body, method=method
+        )
         # The environment may name a proxy, which cannot reach this host's loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=10) as response:

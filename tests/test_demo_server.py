@@ -409,6 +409,26 @@ def test_above_its_capacity_it_answers_429() -> None:
     assert stats.models["slow"].disconnected == 3
 
 
+def test_its_capacity_can_be_changed() -> None:
+    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
+        capacity_url = server.url.replace("/v1", "/capacity")
+        hanging = asyncio.create_task(post(server, client, "slow", demo={"fault": "hang"}))
+        await server.wait_in_flight(1)
+        async with client.post(capacity_url, json={"capacity": 1}) as response:
+            assert response.status == 200
+        assert (await post(server, client))[0] == 429
+        async with client.post(capacity_url, json={"capacity": None}) as response:
+            assert response.status == 200
+        assert (await post(server, client))[0] == 200
+        for body in ({"capacity": 0}, {"capacity": "1"}, {}, [1]):
+            async with client.post(capacity_url, json=body) as response:
+                assert (response.status, "capacity" in await response.text()) == (400, True)
+        assert (await post(server, client))[0] == 200
+        await cancel(hanging)
+
+    run(test, IMMEDIATE)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
