@@ -78,7 +78,8 @@ def compare(sigma: float, rounds: int, requests: int) -> None:
         falls.append(1 - with_hedge["p99"] / without["p99"])
         for name, run in (("without", without), ("with", with_hedge)):
             print(
-                f"  {name:8} p50 {run['p50']:.2f} s  p95 {run['p95']:.2f} s  p99 {run['p99']:.2f} s  "
+                f"  {name:8} p50 {run['p50']:.2f} s  p95 {run['p95']:.2f} s  "
+                f"p99 {run['p99']:.2f} s  "
                 f"extra calls {run['extra']:.1%}",
                 flush=True,
             )

@@ -104,7 +104,14 @@ def test_the_examples_are_those_that_the_readme_names() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/guide.md", "docs/trio.md", "docs/benchmarks.md", "docs/decisions.md"],
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/controls.md",
+        "docs/trio.md",
+        "docs/benchmarks.md",
+        "docs/decisions.md",
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = REPOSITORY / document

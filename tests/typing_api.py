@@ -10,14 +10,21 @@ from litellm.router import Router
 
 import parallel_core
 from parallel_core import (
+    AdaptiveConcurrency,
+    Budget,
+    Hedge,
     InvalidRequestError,
+    LimitChange,
     ParallelBatch,
     ParallelResult,
     ParallelRouter,
+    Progress,
+    RateLimit,
     RouterHost,
     RouterParallelRequest,
     RouterParallelResult,
     RouterStream,
+    Usage,
     bridge,
     nursery_engine,
 )
@@ -84,6 +91,41 @@ async def completions(router: Router, own: ParallelRouter) -> None:
         assert_type(result.exception, Exception | None)
 
 
+def key(request: RouterParallelRequest) -> str:
+    return request.model
+
+
+def show(progress: Progress) -> None:
+    assert_type(progress.eta, float | None)
+    assert_type(progress.usage, Usage)
+
+
+async def controls(router: Router, own: ParallelRouter) -> None:
+    request = RouterParallelRequest("gpt", [{"role": "user", "content": "hi"}], timeout=3)
+    async with parallel_core.iter_parallel_acompletions(
+        router,
+        [request],
+        concurrency="auto",
+        timeout=3,
+        deadline=60.0,
+        progress=True,
+        on_progress=show,
+        rate_limit=RateLimit.from_router(router),
+        budget=Budget(max_cost=1, prices={"gpt": (1e-6, 2e-6)}),
+        fair_by=key,
+        concurrency_per_key=3,
+        hedge=Hedge(after="p95"),
+    ) as batch:
+        assert_type(batch.usage, Usage)
+        assert_type(batch.limit, int)
+        assert_type(batch.limit_changes, list[LimitChange])
+    await own.parallel_acompletions([request], concurrency=AdaptiveConcurrency(maximum=9))
+    await parallel_core.parallel_map(length, ["a"], rate_limit=RateLimit(requests_per_minute=9))
+    await bridge.parallel_map(length, ["a"], timeout=None, fair_by=len)
+    await nursery_engine.parallel_map(length, ["a"], hedge=Hedge(after=0.5))
+    parallel_core.parallel_completions(router, [request], fair_by="model")
+
+
 async def in_trio(router: Router, own: ParallelRouter) -> None:
     request = RouterParallelRequest("gpt", [{"role": "user", "content": "hi"}])
     assert_type(
@@ -114,6 +156,8 @@ def errors(error: InvalidRequestError) -> None:
 
 async def mistakes(router: Router) -> None:
     await parallel_core.parallel_map(length, [1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await parallel_core.parallel_map(length, ["a"], timout=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await parallel_core.parallel_map(length, ["a"], timeout="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await parallel_core.parallel_map(length, ["a"], concurrency="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await parallel_core.parallel_acompletions(router, [3])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     RouterParallelRequest()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
