@@ -436,9 +436,9 @@ class BatchCore(Generic[ResultT]):
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
-                if observe is not None:
-                    observe(item, value)
                 self._deliver(index, result_type(index, item, value, None, started_at, duration))
+                if observe is not None:
+                    self._observe(observe, item, value)
             else:
                 self.failed += 1
                 failure = as_the_calls_own(failure)
@@ -454,6 +454,12 @@ class BatchCore(Generic[ResultT]):
                 await self._host.pause()
             if tampered is not None and tampered():
                 return
+
+    def _observe(self, observe: Callable[[Any, Any], None], item: Any, value: Any) -> None:
+        try:
+            observe(item, value)
+        except Exception as exception:  # noqa: BLE001 - of the user's meter; the result is delivered
+            self.fail(exception)
 
     def _draw(self) -> Any:
         if not self._exhausted:

@@ -26,6 +26,7 @@ from .router_call import (
     as_request,
     check_all,
     completion_call,
+    is_checked_as_a_whole,
     model_groups,
     places_of,
 )
@@ -129,8 +130,9 @@ def completion_plan(
         if own_meter is None
         else ItemMeter(own_meter)
     )
-    if budget is not None and isinstance(requests, Sequence):
-        budget.check(meter, [as_request(index, item) for index, item in enumerate(requests)])
+    if budget is not None and is_checked_as_a_whole(requests):
+        given = cast("Iterable[object]", requests)
+        budget.check(meter, [as_request(index, item) for index, item in enumerate(given)])
     may_reject = places_of(router) if isinstance(limit, AdaptiveConcurrency) else {}
     if isinstance(limit, AdaptiveConcurrency):
         limit = _within_places(limit, router, may_reject)

@@ -150,9 +150,7 @@ def check_all(requests: object) -> None:
             "requests takes many requests: a list, any iterable or async iterable of "
             f"RouterParallelRequest or mappings, not one {given}"
         )
-    if isinstance(requests, AsyncIterable) or not isinstance(
-        requests, Sequence | Set | MappingView
-    ):
+    if not is_checked_as_a_whole(requests):
         return
     items = cast("Iterable[object]", requests)
     problems = {
@@ -162,6 +160,13 @@ def check_all(requests: object) -> None:
     }
     if problems:
         raise InvalidRequestError(problems)
+
+
+def is_checked_as_a_whole(requests: object) -> bool:
+    """Whether a source is known to be walked through as often as one likes."""
+    return isinstance(requests, Sequence | Set | MappingView) and not isinstance(
+        requests, AsyncIterable
+    )
 
 
 def as_request(index: int, item: object) -> RouterParallelRequest:

@@ -405,7 +405,26 @@ def test_a_meter_of_the_user_counts_what_calls_use(host: Host) -> None:
         async with parallel_core.iter_parallel_map(call, range(5), meter=Meter()) as batch:
             async for _ in batch:
                 pass
-        assert batch.usage == Usage(3, 3, cost=1.5)
+        assert batch.usage == Usage(3, 3, cost=1.5, unpriced_calls=2)
         assert batch.usage.total_tokens == 6
+
+    host.run(main)
+
+
+def test_a_meter_that_raises_ends_the_batch_and_loses_no_result(host: Host) -> None:
+    error = LookupError("the meter")
+
+    class Raising(Meter):
+        def usage(self, value: Any) -> Usage | None:
+            raise error
+
+    async def main() -> None:
+        seen: list[object] = []
+        with pytest.raises(LookupError) as caught:
+            async with parallel_core.iter_parallel_map(sleep, [0], meter=Raising()) as batch:
+                async for result in batch:
+                    seen.append(result.value)
+        assert seen == [0]
+        assert caught.value is error
 
     host.run(main)

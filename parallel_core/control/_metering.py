@@ -12,7 +12,7 @@ import anyio.to_thread
 from parallel_core.types import Meter, RouterParallelRequest, Usage
 
 # Of what is not text: more than any provider counts for an image of usual size.
-_TOKENS_OF_A_PART = 4096
+_TOKENS_OF_A_PART = 65_536
 _TOKENS_AROUND_A_MESSAGE = 16
 # Characters from which counting tokens would hold the event loop for too long.
 _LONG = 20_000
@@ -133,7 +133,7 @@ class RouterMeter:
             for group in _with_fallbacks(self._router, model):
                 if group in self._given:
                     prices.append(self._given[group])
-                else:
+                elif group not in _aliases(self._router):
                     prices += [_price_of_entry(entry) for entry in self._entries({group})] or [None]
             self._prices[model] = _dearest(prices)
         return self._prices[model]
@@ -231,6 +231,7 @@ def _with_fallbacks(router: object, model: str) -> set[str]:
         if group in groups:
             continue
         groups.add(group)
+        waiting += _named_fallbacks([_aliases(router).get(group)])
         for name in _FALLBACKS:
             for mapping in cast("Iterable[Any]", getattr(router, name, None) or []):
                 if isinstance(mapping, Mapping):
@@ -239,13 +240,18 @@ def _with_fallbacks(router: object, model: str) -> set[str]:
     return groups
 
 
+def _aliases(router: object) -> Mapping[str, Any]:
+    aliases: Any = getattr(router, "model_group_alias", None)
+    return cast("Mapping[str, Any]", aliases) if isinstance(aliases, Mapping) else {}
+
+
 def _named_fallbacks(others: Any) -> list[str]:
     """The models in a list of fallbacks, where each is a name or a mapping of arguments."""
     if isinstance(others, str):
         return [others]
     names: list[str] = []
-    for other in others or []:
-        name = _field(other, "model") if isinstance(other, Mapping) else other
+    for other in cast("Iterable[Any]", others or []):
+        name: Any = _field(other, "model") if isinstance(other, Mapping) else other
         if isinstance(name, str):
             names.append(name)
     return names

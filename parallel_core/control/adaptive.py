@@ -287,13 +287,15 @@ class Adaptation:
         until = self._limit.holding_until
         if until is not None and until != held:
             self._engine.hold()
+            self._record()
             self._take_back()
             self._take_back = self._engine.call_later(until - now, self._go_on)
         self._apply()
 
     def _go_on(self) -> None:
         self._limit.go_on(self._engine.current_time(), self._in_flight)
-        self._apply()
+        self._engine.set_limit(self._limit.limit)
+        self._record()
         self._engine.go_on()
 
     def _apply(self) -> None:

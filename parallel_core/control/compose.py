@@ -137,7 +137,6 @@ def _with_places(call: Call, places: Mapping[str, int]) -> Call:
             return await call(index, item)
         if model not in limiters:
             limiters[model] = anyio.CapacityLimiter(places[model])
-        # Of the call and not of the task: a slot's task makes one call after another.
         async with limiters[model]:
             return await call(index, item)
 

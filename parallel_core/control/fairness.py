@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, cast
@@ -33,6 +34,8 @@ def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
             "fair_by must be 'model' or a function of the request, not "
             f"{type(fair_by).__qualname__}"
         )
+    if inspect.iscoroutinefunction(fair_by):  # each coroutine would be a key of its own
+        raise TypeError("fair_by must be 'model' or a plain function, not an async function")
     return cast("Callable[[Any], Hashable]", fair_by)
 
 

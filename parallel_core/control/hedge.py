@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import functools
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Protocol
 
 import anyio
@@ -94,7 +97,14 @@ class Durations:
         """The nearest-rank percentile, in seconds; None while too few are known."""
         if len(self._sorted) < _NEEDED:
             return None
-        return self._sorted[math.ceil(percent / 100 * len(self._sorted)) - 1]
+        numerator, denominator = _share(percent)
+        return self._sorted[-(-numerator * len(self._sorted) // denominator) - 1]
+
+
+@functools.lru_cache
+def _share(percent: float) -> tuple[int, int]:
+    """A percentage as it is written: 7 % of 100 in floats is more than 7."""
+    return (Fraction(str(percent)) / 100).as_integer_ratio()
 
 
 class Hedging:
@@ -146,7 +156,12 @@ class Hedging:
 
 
 class _Race:
-    """One call and, if it takes long, a second attempt beside it."""
+    """One call and, if it takes long, a second attempt beside it.
+
+    Nothing that an attempt ends in comes through the task group: it is kept, and raised behind it.
+    So nothing comes out in a group; and an interrupt of the second attempt is raised in the task of
+    the call, while in its own it would end a loop of asyncio.
+    """
 
     def __init__(self, hedging: Hedging, call: Call, index: int, item: Any) -> None:
         self._hedging = hedging
@@ -154,66 +169,88 @@ class _Race:
         self._index = index
         self._item = item
         self._first = anyio.CancelScope()
-        self._first_error: Exception | None = None
-        self._first_failed = anyio.Event()
-        self._second_error: Exception | None = None
+        self._first_error: BaseException | None = None
+        self._second_error: BaseException | None = None
         self._second_runs = False
+        self._interrupt: BaseException | None = None
         self._answer: list[Any] = []  # of whoever is first to have one
         self._ticket: SecondAttempt | None = None
 
     async def run(self, delay: float) -> Any:
         try:
+            await self._run_both(delay)
+            if self._interrupt is not None:
+                raise self._interrupt
+            if self._answer:
+                return self._answer.pop()
+            if self._first_error is not None:
+                raise self._first_error
+            # Somebody has cancelled the task of the second attempt before its first step.
+            raise anyio.get_cancelled_exc_class()
+        finally:
+            # Their tracebacks keep this object.
+            self._first_error = self._second_error = self._interrupt = None
+
+    async def _run_both(self, delay: float) -> None:
+        try:
             async with anyio.create_task_group() as attempts:
-                attempts.start_soon(self._run_second, delay)
-                await self._run_first()
-                if self._answer or not self._second_runs:
-                    attempts.cancel_scope.cancel()
-                # Else the second one may still have an answer.
-        except BaseExceptionGroup as group:
-            # Errors are kept, so this is an interrupt in one of the attempts.
-            raise _interrupt_in(group) from None
+                everybody = attempts.cancel_scope
+                attempts.start_soon(self._run_second, delay, everybody)
+                await self._run_first(everybody)
+        except BaseExceptionGroup as group:  # of trio, where Ctrl-C comes while it waits
+            self._interrupt = _interrupt_in(group)
         finally:
             if self._ticket is not None:
                 self._ticket.settle(self._loser)
-        if self._answer:
-            return self._answer.pop()
-        assert self._first_error is not None
-        try:
-            raise self._first_error
-        finally:
-            self._first_error = self._second_error = None
 
     @property
-    def _loser(self) -> Exception | None:
+    def _loser(self) -> BaseException | None:
         """What the attempt ended in that the ticket of the second one pays for: the one without the
         answer, and the second where there is none. None: it was cancelled."""
         if self._answer and self._first_error is not None:
             return self._first_error
         return self._second_error
 
-    async def _run_first(self) -> None:
-        with self._first:
-            try:
-                value = await self._call(self._index, self._item)
-            except Exception as error:  # noqa: BLE001 - raised below, if the second has no answer
-                self._first_error = error
-            else:
-                self._win(value)
-
-    async def _run_second(self, delay: float) -> None:
-        await anyio.sleep(delay)
-        granted, self._ticket = self._hedging.grant(self._index, self._item)
-        if not granted:
-            return
-        self._second_runs = True
+    async def _run_first(self, everybody: anyio.CancelScope) -> None:
+        may_wait = False
         try:
+            # The scope is left before the handler: what a cancelled call raises may be a group of
+            # its cancellation and an error.
+            with self._first:
+                self._win(await self._call(self._index, self._item))
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised in `run`
+            self._first_error = error
+            if _is_interrupt(error):
+                self._interrupt = self._interrupt or error
+            else:
+                # The second one may still have an answer.
+                may_wait = self._second_runs and not _cancelled_from_outside()
+        if not may_wait:
+            everybody.cancel()
+
+    async def _run_second(self, delay: float, everybody: anyio.CancelScope) -> None:
+        try:
+            await anyio.sleep(delay)
+            granted, self._ticket = self._hedging.grant(self._index, self._item)
+            if not granted:
+                return
+            self._second_runs = True
             if self._ticket is not None:
                 await self._ticket.admit()
-            value = await self._call(self._index, self._item)
-        except Exception as error:  # noqa: BLE001 - the first attempt counts
-            self._second_error = error
+            self._win(await self._call(self._index, self._item))
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if _is_interrupt(error):
+                self._interrupt = self._interrupt or error
+                everybody.cancel()
+            elif _is_cancellation(error) and anyio.current_effective_deadline() == -math.inf:
+                raise  # trio has told only this task
+            else:
+                self._second_error = error
         else:
-            self._win(value)
             self._first.cancel()
 
     def _win(self, value: Any) -> None:
@@ -221,10 +258,32 @@ class _Race:
             self._answer.append(value)
 
 
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, anyio.get_cancelled_exc_class())
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is neither an error nor a cancellation, nor a group of these."""
+    if isinstance(error, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = error.exceptions
+        return any(_is_interrupt(member) for member in members)
+    return not (isinstance(error, Exception) or _is_cancellation(error))
+
+
+def _cancelled_from_outside() -> bool:
+    """Whether the attempt that has ended was cancelled by somebody who may: by a scope around it,
+    or the task itself. A future that it awaited may have been cancelled as well."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _interrupt_in(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    for member in group.exceptions:
-        if isinstance(member, BaseExceptionGroup):
-            return _interrupt_in(member)  # pyright: ignore[reportUnknownArgumentType]
-        if isinstance(member, KeyboardInterrupt | SystemExit):
-            return member
+    """The interrupt itself, where it is the only thing in the groups of task groups."""
+    members = group.exceptions
+    if len(members) == 1 and isinstance(members[0], KeyboardInterrupt | SystemExit):
+        return members[0]
     return group

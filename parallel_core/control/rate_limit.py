@@ -150,8 +150,8 @@ class RateLimit:
                 return
             self._changed = anyio.Event()
             try:
-                # So long that any clock moves on meanwhile.
-                with anyio.move_on_after(max(wait, 1e-6)):
+                # So long that the clock moves on meanwhile, whatever it shows.
+                with anyio.move_on_after(max(wait, 1e-12 * self._filled_at)):
                     await self._changed.wait()
             finally:
                 self._changed = None
@@ -214,12 +214,10 @@ def _sum_of(name: str, deployments: list[Any]) -> float | None:
     for deployment in deployments:
         number: Any = None
         # The order in which the Router looks.
-        for settings in (
-            deployment,
-            deployment.get("litellm_params") or {},
-            deployment.get("model_info") or {},
-        ):
-            number = settings.get(name) if number is None else number
+        places: list[Any] = [deployment, deployment.get("litellm_params")]
+        for settings in (*places, deployment.get("model_info")):
+            if settings:
+                number = settings.get(name) if number is None else number
         if not number:
             return None
         total += float(number)

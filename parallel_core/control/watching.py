@@ -23,8 +23,7 @@ class UsageTally:
 
     def add(self, item: Any, value: Any) -> None:
         usage = self._meter.usage_of(item, value)
-        if usage is not None:
-            self._usage += usage
+        self._usage += Usage(unpriced_calls=1) if usage is None else usage
 
     def usage(self) -> Usage:
         return self._usage
