@@ -228,7 +228,7 @@ class BatchCore(Generic[ResultT]):
         for attachment in self._plan.attachments:
             try:
                 attachment.end()
-            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+            except BaseException as exception:  # noqa: BLE001 - reported to the consumer
                 self.fail(exception)
 
     def _open_source(self, helpers: trio.Nursery) -> None:
@@ -506,6 +506,7 @@ class BatchCore(Generic[ResultT]):
             if not agenda.held:
                 entry = agenda.next_again(self._limit) or self._next_new(agenda)
                 if entry is not None:
+                    self._room.wake_one()  # there may be room for more than this one
                     return entry
             if self._nothing_to_do:
                 self._room.wake_all()

@@ -187,7 +187,7 @@ class DemoServer:
             self.set_capacity(json.loads(await request.read())["capacity"])
         except (ValueError, TypeError, KeyError):
             return error_response(
-                "The body must be {\"capacity\": a number of at least 1, or null}.",
+                'The body must be {"capacity": a number of at least 1, or null}.',
                 status=400,
                 code="bad_capacity",
             )

@@ -64,7 +64,7 @@ class Attempts:
         self.outcomes: dict[int, Any] = {}
         self.release: dict[int, anyio.Event] = {1: anyio.Event(), 2: anyio.Event()}
         self.has_begun: dict[int, anyio.Event] = {1: anyio.Event(), 2: anyio.Event()}
-        self._stubborn = stubborn
+        self.stubborn = stubborn
 
     def let(self, attempt: int, outcome: object) -> None:
         self.outcomes[attempt] = outcome
@@ -82,7 +82,7 @@ class Attempts:
             return outcome
         except anyio.get_cancelled_exc_class():
             self.cancelled.append(attempt)
-            if self._stubborn:
+            if self.stubborn:
                 with anyio.CancelScope(shield=True):
                     await self.release[attempt].wait()
             raise
@@ -249,7 +249,7 @@ def counted_group() -> Iterator[list[int]]:
         return original()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hedge_module.anyio, "create_task_group", counted)
+        patch.setattr(anyio, "create_task_group", counted)
         yield opened
 
 
@@ -291,7 +291,7 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
 
     async def released() -> None:
         await settle()
-        if where != "first failed":
+        if attempts.stubborn:
             assert not came
             assert not returned
         for event in attempts.release.values():
@@ -299,7 +299,10 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
 
     async def main() -> None:
         nonlocal attempts, scope
-        attempts, scope = Attempts(stubborn=where != "first failed"), anyio.CancelScope()
+        # task.cancel() reaches the attempt that runs in the task; the other is cancelled when that
+        # has ended.
+        stubborn = where != "first failed" and (where, how) != ("both", "task")
+        attempts, scope = Attempts(stubborn=stubborn), anyio.CancelScope()
         if how == "task":
             task = asyncio.create_task(run())
             await prepare()
@@ -313,10 +316,7 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
                 await prepare()
                 scope.cancel()
                 await released()
-        if where == "loser" and how == "scope" and host.library == "trio":
-            assert returned == ["answer"]
-        else:
-            assert [type(one) for one in came] == [anyio.get_cancelled_exc_class()]
+        assert [type(one) for one in came] == [anyio.get_cancelled_exc_class()]
         assert sorted(attempts.ended) == list(range(1, attempts.began + 1))
         assert ticket.settled == ([] if where == "delay" else [None])
 
@@ -414,9 +414,12 @@ def test_a_grant_that_raises_leaves_the_first_attempt_alone(host: Host) -> None:
             asked.set()
             raise AttemptFailed
 
+        async def one_call(hedging: Hedging) -> None:
+            assert await hedging.wrap(attempts)(0, None) == "answer"
+
         hedging = Hedging(Hedge(SOON, 1.0), grant)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hedging.wrap(attempts), 0, None)
+            tasks.start_soon(one_call, hedging)
             await asked.wait()
             await settle()
             assert attempts.ended == []
@@ -512,7 +515,7 @@ def test_no_reference_cycle_is_left(host: Host) -> None:
             attempts.let(1, "answer")
         gc.enable()
         assert outcome.value == "answer"
-        del attempts  # it keeps the error
+        attempts.outcomes.clear()  # it is in the frames of the error's traceback
         left = [one for one in gc.get_objects() if isinstance(one, hedge_module._Race)]
         assert not left, [gc.get_referrers(one) for one in left]
 

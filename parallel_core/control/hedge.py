@@ -264,8 +264,8 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _is_interrupt(error: BaseException) -> bool:
     """Whether it is neither an error nor a cancellation, nor a group of these."""
+    members: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if isinstance(error, BaseExceptionGroup):
-        members: tuple[BaseException, ...] = error.exceptions
         return any(_is_interrupt(member) for member in members)
     return not (isinstance(error, Exception) or _is_cancellation(error))
 
@@ -283,7 +283,7 @@ def _cancelled_from_outside() -> bool:
 
 def _interrupt_in(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The interrupt itself, where it is the only thing in the groups of task groups."""
-    members = group.exceptions
+    members: tuple[BaseException, ...] = group.exceptions
     if len(members) == 1 and isinstance(members[0], KeyboardInterrupt | SystemExit):
         return members[0]
     return group
