@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import logging
 import sys
 import time
 import types
 from collections.abc import AsyncIterable, Callable, Generator
-from typing import Any, Generic, cast
+from typing import Any, ClassVar, Generic, cast
 
 import trio
 
-from ._agenda import Agenda, Entry
+from ._agenda import Entry
 from ._feed import NOTHING, Feed
 from ._isolation import as_coroutine, as_the_calls_own, rest_of_call
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
+from ._timers import Timers
 from ._waiting import Waiters
 from .control._call import TryAgainLater
 from .control.adaptive import LimitChange
@@ -54,43 +54,14 @@ _inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
 )
 
 
-class _Timer:
-    """A function that a batch calls later, unless it ends before."""
-
-    def __init__(
-        self,
-        timers: set[_Timer],
-        context: contextvars.Context,
-        function: Callable[[], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        self._timers = timers
-        self._context = context
-        self._function = function
-        self._failed = failed
-        self.cancel: Callable[[], None] = lambda: None
-        timers.add(self)
-
-    def fire(self) -> None:
-        if self not in self._timers:
-            return
-        self._timers.discard(self)
-        try:
-            self._context.run(self._function)
-        except BaseException as exception:  # noqa: BLE001 - reported to the consumer
-            self._failed(exception)
-
-    def take_back(self) -> None:
-        self._timers.discard(self)
-        self.cancel()
-
-
 class BatchCore(Generic[ResultT]):
     """One batch: its slots, its counts, its results and its first error.
 
     ``run`` is the batch itself and runs in trio. Everything else may be called from the world in
     which the slots run, in the same thread.
     """
+
+    has_agenda: ClassVar[bool] = False  # of :mod:`parallel_core._agenda_batch`
 
     def __init__(self, plan: BatchPlan[ResultT], host: SlotHost) -> None:
         self._plan = plan
@@ -101,7 +72,6 @@ class BatchCore(Generic[ResultT]):
         self._window = plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
-        self._agenda = None if plan.order is None else Agenda(plan.order())
 
         self._iterator: Any = None
         self._feed: Feed | None = None
@@ -109,13 +79,11 @@ class BatchCore(Generic[ResultT]):
         self._claimed = 0  # items drawn, or being drawn
         self._drawn = 0
         self._room = Waiters(host.new_event)
-        self._appetite = Waiters(host.new_event)  # of the agenda, for an async source
 
-        self._timers: set[_Timer] = set()
+        self._timers = Timers(host, self.fail)
         self._helpers: trio.Nursery | None = None
         self._slots: trio.Nursery | None = None
         self._open_slots = 0
-        self._leaving = 0  # slots that were one too many, and have not ended yet
         self.in_flight: dict[int, Any] = {}
         self.succeeded = 0
         self.failed = 0
@@ -139,7 +107,7 @@ class BatchCore(Generic[ResultT]):
 
     @property
     def started(self) -> int:
-        return self._drawn if self._agenda is None else self._agenda.begun
+        return self._drawn
 
     @property
     def calls_in_flight(self) -> int:
@@ -192,15 +160,12 @@ class BatchCore(Generic[ResultT]):
                         if self.stopping:
                             slots.cancel_scope.cancel()
                         elif not self._exhausted:
-                            if self._agenda is not None and self._feed is not None:
-                                self._host.start(slots, self._fill_ahead, self._filler_ended)
-                            self._start_slot()
+                            self._start_slots(1)
                 finally:
                     if self._feed is not None:
                         self._feed.stop()
                     self._watching.cancel()
-                    for timer in list(self._timers):
-                        timer.take_back()
+                    self._timers.take_back_all()
         finally:
             if self._plan.attachments:
                 await self._host.call(self._detach)
@@ -279,9 +244,7 @@ class BatchCore(Generic[ResultT]):
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
         assert self._helpers is not None
-        timer = _Timer(self._timers, self._context.copy(), function, self.fail)
-        timer.cancel = self._host.call_later(self._helpers, seconds, timer.fire)
-        return timer.take_back
+        return self._timers.call_later(self._helpers, self._context, seconds, function)
 
     def fail(self, error: BaseException) -> None:
         if not isinstance(error, Exception):
@@ -306,18 +269,13 @@ class BatchCore(Generic[ResultT]):
         self._start_slots(limit - self._open_slots)
 
     def hold(self) -> None:
-        if self._agenda is not None:
-            self._agenda.held = True
+        """Only a batch with an agenda can."""
 
     def go_on(self) -> None:
-        if self._agenda is not None:
-            self._agenda.held = False
-        self._room.wake_all()
+        pass
 
     def hurry(self) -> None:
-        if self._agenda is not None:
-            self._agenda.hurry()
-        self._room.wake_all()
+        pass
 
     # --- slots ---
 
@@ -341,13 +299,10 @@ class BatchCore(Generic[ResultT]):
 
     @property
     def _nothing_to_do(self) -> bool:
-        return self._exhausted and (self._agenda is None or self._agenda.empty)
+        return self._exhausted
 
     def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
-        if self._leaving:
-            self._leaving -= 1
-        else:
-            self._open_slots -= 1
+        self._open_slots -= 1
         if exception is not None:
             self.crash(exception)
         elif not cancelled and self._open_slots < self._limit:
@@ -370,12 +325,12 @@ class BatchCore(Generic[ResultT]):
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
-        agenda, observe = self._agenda, plan.observe
+        has_agenda, observe = self.has_agenda, plan.observe
         tampered = self._host.tampering()
         calls_without_a_turn = 0  # for others
         while not self.stopping:
             entry: Entry | None = None
-            if agenda is None:
+            if not has_agenda:
                 if self._claimed - self.delivered >= self._window:
                     await self._room.wait()
                     continue
@@ -385,7 +340,7 @@ class BatchCore(Generic[ResultT]):
                 index = self._drawn
                 self._drawn += 1
             else:
-                entry = await self._next_entry(agenda)
+                entry = await self._next_entry()
                 if entry is None:
                     return
                 index, item = entry.index, entry.item
@@ -493,93 +448,17 @@ class BatchCore(Generic[ResultT]):
         self._exhausted = True
         self._room.wake_all()
 
-    # --- slots of a batch with an agenda ---
-
-    async def _next_entry(self, agenda: Agenda) -> Entry | None:
-        """The request that a slot is to send next; None: the slot is to end."""
-        while not self.stopping:
-            if self._open_slots > self._limit:
-                # At once, for the next slot asks before this one has ended.
-                self._open_slots -= 1
-                self._leaving += 1
-                return None
-            if not agenda.held:
-                entry = agenda.next_again(self._limit) or self._next_new(agenda)
-                if entry is not None:
-                    self._room.wake_one()  # there may be room for more than this one
-                    return entry
-            if self._nothing_to_do:
-                self._room.wake_all()
-                return None
-            await self._room.wait()
-        return None
-
-    def _next_new(self, agenda: Agenda) -> Entry | None:
-        if self._claimed - self.delivered >= self._window:
-            return None
-        while self._feed is None and agenda.wants_more:
-            item = self._draw()
-            if item is NOTHING:
-                break
-            self._claimed -= 1  # not before it begins
-            self._add(agenda, item)
-        entry = agenda.next_new(self._limit)
-        if entry is not None:
-            self._claimed += 1
-            self._appetite.wake_one()
-        return entry
-
-    def _add(self, agenda: Agenda, item: Any) -> None:
-        index = self._drawn
-        self._drawn += 1
-        try:
-            agenda.add(index, item)
-        except Exception as exception:  # noqa: BLE001 - the user's key function
-            self.fail(exception)
-
-    async def _fill_ahead(self) -> None:
-        """Draw an async source for the agenda, which cannot wait for it at every slot."""
-        agenda, feed = self._agenda, self._feed
-        assert agenda is not None
-        assert feed is not None
-        while not (self.stopping or self._exhausted):
-            if not agenda.wants_more:
-                await self._appetite.wait()
-                continue
-            item = await feed.take()
-            if item is NOTHING:
-                break
-            self._add(agenda, item)
-            self._room.wake_one()
-
-    def _filler_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
-        if exception is not None:
-            self.crash(exception)
-        elif not (cancelled or self.stopping or self._exhausted or self._feed_has_ended):
-            self._source_failed(cancelled_unasked("the source"))  # by somebody else
-        self._exhaust()
-
-    @property
-    def _feed_has_ended(self) -> bool:
-        return self._feed is not None and self._feed.ended
+    async def _next_entry(self) -> Entry | None:
+        """With an agenda: the request that a slot is to send next; None: the slot is to end."""
+        raise NotImplementedError
 
     def _call_ended(self, entry: Entry, began: float, started_at: float) -> tuple[float, float]:
-        """Make room for another call of its kind; give the times of the entry's first call."""
-        assert self._agenda is not None
-        if entry.began is None:
-            entry.began, entry.started_at = began, started_at
-        self._agenda.order.ended(entry)
-        self._room.wake_one()
-        return entry.began, entry.started_at
+        """With an agenda: a call of this entry has ended. Gives the times of its first one."""
+        raise NotImplementedError
 
     def _postpone(self, entry: Entry, delay: float) -> None:
-        assert self._agenda is not None
-        self._agenda.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
-
-    def _due(self, entry: Entry) -> None:
-        assert self._agenda is not None
-        self._agenda.due(entry)
-        self._room.wake_one()
+        """With an agenda: send it again after so many seconds."""
+        raise NotImplementedError
 
     # --- results and errors ---
 
@@ -654,8 +533,7 @@ class BatchCore(Generic[ResultT]):
         self.stopping = True
         if self._crash is None:
             self._crash = error
-        for timer in list(self._timers):
-            timer.take_back()
+        self._timers.take_back_all()
         self._send_channel.close()
         self.arrivals.wake_all()
 

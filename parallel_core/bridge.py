@@ -21,6 +21,7 @@ from typing import Any, Self, Unpack
 import anyio
 import trio
 
+from ._agenda_batch import new_core
 from ._batch import BatchCore
 from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from ._handle import ParallelBatch, collect, raise_crash
@@ -312,7 +313,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
 
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._slot_host = AsyncioSlotHost()
-        self._core = BatchCore(plan, self._slot_host)
+        self._core = new_core(plan, self._slot_host)
         self._tenant = _Tenant(self._core, self._slot_host)
         self._slot_host.abort = self._tenant.abort
         self._host: LoopHost | None = None

@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack, cast
 
 import trio
 
-from ._batch import BatchCore
+from ._agenda_batch import new_core
 from ._handle import ParallelBatch, collect, raise_crash
 from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
 from ._slot_host import Ended, HostEvent, HostScope
@@ -121,7 +121,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
     """A batch in trio: ``async with`` it, then iterate."""
 
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
-        self._core = BatchCore(plan, TrioSlotHost())
+        self._core = new_core(plan, TrioSlotHost())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery
         self._finished = trio.Event()

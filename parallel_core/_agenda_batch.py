@@ -1,0 +1,153 @@
+"""A batch whose requests wait on an agenda: for adaptive concurrency, and for fairness."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from ._agenda import Agenda, Entry, Order
+from ._batch import BatchCore
+from ._feed import NOTHING
+from ._plan import BatchPlan, ResultT
+from ._slot_host import SlotHost
+from ._waiting import Waiters
+from .errors import cancelled_unasked
+
+
+def new_core(plan: BatchPlan[ResultT], host: SlotHost) -> BatchCore[ResultT]:
+    """The core of a batch, with an agenda where its controls need one."""
+    return BatchCore(plan, host) if plan.order is None else AgendaBatchCore(plan, host, plan.order)
+
+
+class AgendaBatchCore(BatchCore[ResultT]):
+    """A batch that may draw requests before their turn, send them again, and hold them."""
+
+    has_agenda: ClassVar[bool] = True
+
+    def __init__(
+        self, plan: BatchPlan[ResultT], host: SlotHost, new_order: Callable[[], Order]
+    ) -> None:
+        super().__init__(plan, host)
+        self._agenda = Agenda(new_order())
+        self._appetite = Waiters(host.new_event)  # of the agenda, where the source is async
+        self._filling = False
+        self._leaving = 0  # slots that were one too many, and have not ended yet
+
+    @property
+    def started(self) -> int:
+        return self._agenda.begun
+
+    # --- what controls may ask ---
+
+    def hold(self) -> None:
+        self._agenda.held = True
+
+    def go_on(self) -> None:
+        self._agenda.held = False
+        self._room.wake_all()
+
+    def hurry(self) -> None:
+        self._agenda.hurry()
+        self._room.wake_all()
+
+    # --- slots ---
+
+    @property
+    def _nothing_to_do(self) -> bool:
+        return self._exhausted and self._agenda.empty
+
+    def _start_slot(self) -> None:
+        if self._feed is not None and not self._filling:
+            assert self._slots is not None
+            self._filling = True
+            self._host.start(self._slots, self._fill_ahead, self._filler_ended)
+        super()._start_slot()
+
+    def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
+        if self._leaving:  # it has been taken off the count already
+            self._leaving -= 1
+            self._open_slots += 1
+        super()._slot_ended(exception, cancelled=cancelled)
+
+    async def _next_entry(self) -> Entry | None:
+        agenda = self._agenda
+        while not self.stopping:
+            if self._open_slots > self._limit:
+                # At once, for the next slot asks before this one has ended.
+                self._open_slots -= 1
+                self._leaving += 1
+                return None
+            if not agenda.held:
+                entry = agenda.next_again(self._limit) or self._next_new()
+                if entry is not None:
+                    self._room.wake_one()  # there may be room for more than this one
+                    return entry
+            if self._nothing_to_do:
+                self._room.wake_all()
+                return None
+            await self._room.wait()
+        return None
+
+    def _next_new(self) -> Entry | None:
+        agenda = self._agenda
+        if self._claimed - self.delivered >= self._window:
+            return None
+        while self._feed is None and agenda.wants_more:
+            item = self._draw()
+            if item is NOTHING:
+                break
+            self._claimed -= 1  # not before it begins
+            self._add(item)
+        entry = agenda.next_new(self._limit)
+        if entry is not None:
+            self._claimed += 1
+            self._appetite.wake_one()
+        return entry
+
+    def _add(self, item: Any) -> None:
+        index = self._drawn
+        self._drawn += 1
+        try:
+            self._agenda.add(index, item)
+        except Exception as exception:  # noqa: BLE001 - the user's key function
+            self.fail(exception)
+
+    async def _fill_ahead(self) -> None:
+        """Draw an async source for the agenda, which cannot wait for it at every slot."""
+        feed = self._feed
+        assert feed is not None
+        while not (self.stopping or self._exhausted):
+            if not self._agenda.wants_more:
+                await self._appetite.wait()
+                continue
+            item = await feed.take()
+            if item is NOTHING:
+                break
+            self._add(item)
+            self._room.wake_one()
+
+    def _filler_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
+        if exception is not None:
+            self.crash(exception)
+        elif not (cancelled or self.stopping or self._exhausted or self._feed_has_ended):
+            self._source_failed(cancelled_unasked("the source"))  # by somebody else
+        self._exhaust()
+
+    @property
+    def _feed_has_ended(self) -> bool:
+        return self._feed is not None and self._feed.ended
+
+    def _call_ended(self, entry: Entry, began: float, started_at: float) -> tuple[float, float]:
+        if entry.began is None:
+            entry.began, entry.started_at = began, started_at
+        self._agenda.order.ended(entry)
+        self._room.wake_one()
+        return entry.began, entry.started_at
+
+    def _postpone(self, entry: Entry, delay: float) -> None:
+        self._agenda.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
+
+    def _due(self, entry: Entry) -> None:
+        self._agenda.due(entry)
+        self._room.wake_one()

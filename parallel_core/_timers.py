@@ -1,0 +1,81 @@
+"""What a batch does later, unless it ends before."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+
+import trio
+
+from ._slot_host import SlotHost
+
+
+class Timers:
+    """The timers of one batch.
+
+    Args:
+        host: on whose clock they run.
+        failed: told what a function has raised.
+    """
+
+    def __init__(self, host: SlotHost, failed: Callable[[BaseException], None]) -> None:
+        self._host = host
+        self._failed = failed
+        self._waiting: set[_Timer] = set()
+
+    def call_later(
+        self,
+        nursery: trio.Nursery,
+        context: contextvars.Context,
+        seconds: float,
+        function: Callable[[], None],
+    ) -> Callable[[], None]:
+        """Call ``function`` after a time, in a copy of ``context``. Gives a function that takes
+        this back."""
+        timer = _Timer(self, context.copy(), function)
+        self._waiting.add(timer)
+        timer.cancel = self._host.call_later(nursery, seconds, timer.fire)
+        return timer.take_back
+
+    def take_back_all(self) -> None:
+        for timer in list(self._waiting):
+            timer.take_back()
+
+    def remove(self, timer: _Timer) -> bool:
+        """Whether it was still waiting."""
+        waiting = timer in self._waiting
+        self._waiting.discard(timer)
+        return waiting
+
+    def failed(self, exception: BaseException) -> None:
+        self._failed(exception)
+
+
+class _Timer:
+    __slots__ = ("_context", "_function", "_timers", "cancel")
+
+    def __init__(
+        self, timers: Timers, context: contextvars.Context, function: Callable[[], None]
+    ) -> None:
+        self._timers = timers
+        self._context = context
+        self._function = function
+        self.cancel: Callable[[], None] = _nothing
+
+    def fire(self) -> None:
+        if not self._timers.remove(self):
+            return
+        self.cancel = _nothing  # it knows the handle of the loop, which knows this timer
+        try:
+            self._context.run(self._function)
+        except BaseException as exception:  # noqa: BLE001 - reported to the consumer
+            self._timers.failed(exception)
+
+    def take_back(self) -> None:
+        if self._timers.remove(self):
+            self.cancel()
+            self.cancel = _nothing
+
+
+def _nothing() -> None:
+    pass
