@@ -51,6 +51,8 @@ bench: .venv-bench/installed
 bench-smoke: .venv-bench/installed
 	mkdir -p build
 	$(BENCH)/python -m benchmarks --smoke --json build/smoke.json --plot build/smoke
+	$(BENCH)/python -m benchmarks.adaptive --smoke --plot build/smoke
+	$(BENCH)/python -m benchmarks.hedging --smoke
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -262,14 +262,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw charts there (SVG)")
-    parser.add_argument("--smoke", action="store_true", help="two seconds each: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="a second each: does it run?")
     options = parser.parse_args()
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     logging.disable(logging.WARNING)  # of async-batch-llm, for every pause
     answers: dict[str, list[dict[str, Any]]] = {}
     for scenario in SCENARIOS:
         if options.smoke:
-            scenario = dataclasses.replace(scenario, seconds=2, sweep=scenario.sweep[1:3])
+            scenario = dataclasses.replace(scenario, seconds=1, sweep=scenario.sweep[:1])
         runs = run(scenario)
         answers[scenario.name] = [dataclasses.asdict(contender) for contender in runs]
         if options.plot is not None:

@@ -63,8 +63,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hedging", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=1000, help="of each run")
+    parser.add_argument("--smoke", action="store_true", help="a few requests: does it run?")
     options = parser.parse_args()
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    if options.smoke:
+        compare(LATENCY_SIGMAS[0], 1, 40)
+        return
     for sigma in LATENCY_SIGMAS:
         compare(sigma, options.rounds, options.requests)
 
