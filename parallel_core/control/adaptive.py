@@ -222,7 +222,7 @@ class Adaptation:
         self._record()
 
     def end(self) -> None:
-        pass
+        self._record()
 
     def watch(self, call: Call) -> Call:
         """Watch each attempt: this is put around the call itself."""
