@@ -125,7 +125,7 @@ def test_it_follows_a_capacity_that_changes(seed: int) -> None:
     best = best_with(64, 80) + best_with(16, 40)
     provider = Provider(capacity, seed=seed)
     found = answered_within(120, provider, AdaptiveConcurrency())
-    assert found >= 0.87 * best  # which knows the capacity, and when it changes
+    assert found >= 0.9 * best  # which knows the capacity, and when it changes
     assert provider.rejected_share < 0.03
 
 
@@ -174,13 +174,17 @@ def test_the_limit_stays_in_its_range_and_a_hold_ends(
     assert answered > 0
 
 
-def test_it_doubles_in_each_round_trip_until_something_is_rejected() -> None:
+def test_it_doubles_or_triples_in_each_round_trip_until_something_is_rejected() -> None:
     limit = AdaptiveLimit(AdaptiveConcurrency(initial=4))
     for _ in range(4):
         limit.succeeded(0.0, 1.0, in_flight=limit.limit)
     assert limit.limit == 8
-    limit.overloaded(1.0, 1.1, in_flight=8, wait=1.0)
-    assert limit.limit == int(8 * 0.85)
+    limit = AdaptiveLimit(AdaptiveConcurrency(initial=16))
+    for _ in range(16):
+        limit.succeeded(0.0, 1.0, in_flight=limit.limit)
+    assert limit.limit == 48
+    limit.overloaded(1.0, 1.1, in_flight=48, wait=1.0)
+    assert limit.limit == int(48 * 0.9)
     assert limit.holding_until is None
 
 
@@ -188,7 +192,7 @@ def test_one_decrease_for_each_round_trip() -> None:
     limit = AdaptiveLimit(AdaptiveConcurrency(initial=100))
     for _ in range(10):  # begun before the first of them was rejected
         limit.overloaded(1.0, 1.1, in_flight=100, wait=1.0)
-    assert limit.limit == 85
+    assert limit.limit == 90
     assert limit.holding_until is None
     # Begun since, while none gets through: all wait, and the latest time counts.
     limit.overloaded(1.2, 1.3, in_flight=80, wait=3.0)
@@ -205,7 +209,7 @@ def test_a_rejection_after_an_answer_holds_nobody() -> None:
     limit.succeeded(1.2, 1.5, in_flight=80)
     limit.overloaded(1.6, 1.7, in_flight=80, wait=1.0)
     assert limit.holding_until is None
-    assert limit.limit == int(80 * 0.85)
+    assert limit.limit == int(80 * 0.9)
 
 
 def test_a_limit_that_holds_nobody_back_does_not_grow() -> None:
@@ -292,7 +296,7 @@ def test_the_limit_is_recorded() -> None:
             async for result in batch:
                 assert result.ok
             changes = batch.limit_changes
-        assert changes[0].limit == 8
+        assert changes[0].limit == 16
         assert changes[0].elapsed == 0
         assert max(change.limit for change in changes) >= 16
         assert [change.elapsed for change in changes] == sorted(c.elapsed for c in changes)

@@ -18,10 +18,13 @@ from ._checks import checked_count, checked_number
 from ._engine import Engine
 from ._overload import is_overload, retry_after
 
-# How quickly the limit comes back to the last ceiling, in calls per cubed round trip, and how many
-# round trips it stays there before it looks for more.
-_CURVATURE = 0.1
-_ROUND_TRIPS_AT_THE_CEILING = 3.0
+# The curve, in shares of the ceiling per cubed round trip, and for how many round trips it is
+# followed beyond the ceiling: it has been above by a call or more then.
+_CURVATURE = 0.008
+_ROUND_TRIPS_BEYOND = 2.5
+# From this limit on it grows by two for each call that returns, where no ceiling is known. Below, a
+# second rejection would be a large share of the calls.
+_GROWS_BY_TWO = 16
 # Weight of one call's duration in the round trip.
 _NEWEST = 0.1
 # A pause is over for all waiting calls at once; the jitter of one is of this share.
@@ -34,8 +37,8 @@ _CHANGES_KEPT = 4096
 class AdaptiveConcurrency:
     """A concurrency that follows what the provider can take.
 
-    It begins with ``initial`` calls at a time and doubles in each round trip (slow start) until a
-    call is rejected for overload: 429, 503, 529, a timeout, or all deployments of a Router cooling
+    It begins with ``initial`` calls at a time and triples in each round trip (slow start; below 16 it
+    doubles) until a call is rejected for overload: 429, 503, 529, a timeout, or all deployments of a Router cooling
     down. Then it goes down to ``decrease`` of what was in flight, once for each round trip, and
     comes back along the curve of CUBIC: quickly at first, slowly near the last ceiling, and beyond
     it when nothing is rejected there.
@@ -59,10 +62,10 @@ class AdaptiveConcurrency:
         TypeError, ValueError: a value is out of its range.
     """
 
-    initial: int = 8
+    initial: int = 16
     minimum: int = 1
     maximum: int = 256
-    decrease: float = 0.85
+    decrease: float = 0.9
     max_attempts: int = 8
 
     def __post_init__(self) -> None:
@@ -136,18 +139,19 @@ class AdaptiveLimit:
             # The limit is not what holds calls back: nothing is known of a higher one.
             self._epoch = max(self._epoch, now - self._back_at_ceiling * self._round_trip)
         elif self._limit < self._slow_start_until:
-            self._set(self._limit + 1)
+            fast = self._slow_start_until == math.inf and self._limit >= _GROWS_BY_TWO
+            self._set(self._limit + (2 if fast else 1))
         else:
             self._follow_curve(now)
 
     def _follow_curve(self, now: float) -> None:
         round_trips = (now - self._epoch) / max(self._round_trip or 0.0, 1e-9)
         beyond = round_trips - self._back_at_ceiling
-        if beyond > _ROUND_TRIPS_AT_THE_CEILING:
+        if beyond > _ROUND_TRIPS_BEYOND:
             self._slow_start_until = math.inf  # nobody is up here: look for the new ceiling
             return
         # Not by more than one at a time: one rejection tells as much as ten do.
-        curve = self._ceiling + _CURVATURE * beyond**3
+        curve = self._ceiling * (1 + _CURVATURE * beyond**3)
         self._set(max(self._limit, min(curve, self._limit + 1)))
 
     @property
@@ -155,7 +159,7 @@ class AdaptiveLimit:
         """Round trips from a decrease to the ceiling."""
         if self._ceiling == math.inf:
             return 0.0
-        return math.cbrt(self._ceiling * (1 - self._settings.decrease) / _CURVATURE)
+        return math.cbrt((1 - self._settings.decrease) / _CURVATURE)
 
     def overloaded(self, began: float, now: float, in_flight: int, wait: float) -> None:
         """A call was rejected.
