@@ -589,3 +589,40 @@ def test_a_straggler_is_answered_by_its_second_attempt() -> None:
 
     assert in_virtual_time(main) == 29 + 2 + 1
     assert attempts == 31
+
+
+def test_a_straggler_waits_for_its_share_of_second_attempts() -> None:
+    """The share is used up when it comes to its second attempt, and grows while it waits."""
+    attempts: list[str] = []
+
+    async def call(index: int, item: str) -> str:
+        attempts.append(item)
+        if item.startswith("slow") and attempts.count(item) == 1:
+            await trio.sleep_forever()
+        return item
+
+    async def main() -> None:
+        hedging = Hedging(Hedge(1.0, max_extra=0.25))
+        hedged = hedging.wrap(call)
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+
+            async def straggle(item: str) -> None:
+                assert await hedged(0, item) == item
+
+            nursery.start_soon(straggle, "slow 1")
+            await trio.sleep(0.1)
+            nursery.start_soon(straggle, "slow 2")
+            await trio.sleep(10)
+            for number in range(6):  # with the fourth call there may be one, with the eighth two
+                assert hedging.extra_calls == (0 if number < 2 else 1)
+                await hedged(0, f"quick {number}")
+                await trio.testing.wait_all_tasks_blocked()
+        assert attempts == [
+            *("slow 1", "slow 2", "quick 0", "quick 1", "slow 1"),
+            *("quick 2", "quick 3", "quick 4", "quick 5", "slow 2"),
+        ]
+        assert trio.current_time() - began == pytest.approx(10.1)
+        assert hedging.extra_calls == 2
+
+    in_virtual_time(main)

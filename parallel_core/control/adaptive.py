@@ -37,11 +37,11 @@ _CHANGES_KEPT = 4096
 class AdaptiveConcurrency:
     """A concurrency that follows what the provider can take.
 
-    It begins with ``initial`` calls at a time and triples in each round trip (slow start; below 16 it
-    doubles) until a call is rejected for overload: 429, 503, 529, a timeout, or all deployments of a Router cooling
-    down. Then it goes down to ``decrease`` of what was in flight, once for each round trip, and
-    comes back along the curve of CUBIC: quickly at first, slowly near the last ceiling, and beyond
-    it when nothing is rejected there.
+    It begins with ``initial`` calls at a time and triples in each round trip (slow start; below 16
+    it doubles) until a call is rejected for overload: 429, 503, 529, a timeout, or all deployments
+    of a Router cooling down. Then it goes down to ``decrease`` of what was in flight, once for each
+    round trip, and comes back along the curve of CUBIC: quickly at first, slowly near the last
+    ceiling, and beyond it when nothing is rejected there.
 
     A rejected request waits as long as the provider asks (Retry-After) and is sent again; its slot
     makes other calls meanwhile. While no call gets through any more (a rate limit and not a limit

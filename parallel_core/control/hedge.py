@@ -122,11 +122,12 @@ class Hedging:
         self._grant = grant
         self._durations = Durations()
         self._calls = 0
+        self._waiting: deque[anyio.Event] = deque()  # stragglers, while all shares are used up
         self.extra_calls = 0
 
     def wrap(self, call: Call) -> Call:
         async def hedged(index: int, item: Any) -> Any:
-            self._calls += 1
+            self._count()
             delay = self._delay()
             began = anyio.current_time()
             if delay is None:
@@ -142,10 +143,28 @@ class Hedging:
         after = self._hedge.after
         return self._durations.percentile(_percentile(after)) if isinstance(after, str) else after
 
+    def _count(self) -> None:
+        self._calls += 1
+        if self._waiting and self._has_room():
+            self._waiting.popleft().set()
+
+    def _has_room(self) -> bool:
+        return self.extra_calls + 1 <= self._hedge.max_extra * self._calls
+
+    async def wait_for_room(self) -> None:
+        """Until there may be one more second attempt; the call that has waited longest is first."""
+        while not self._has_room():
+            turn = anyio.Event()
+            self._waiting.append(turn)
+            try:
+                await turn.wait()
+            finally:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+
     def grant(self, index: int, item: Any) -> tuple[bool, SecondAttempt | None]:
-        """Whether a second attempt may be sent now, and what comes with it."""
-        if self.extra_calls + 1 > self._hedge.max_extra * self._calls:
-            return False, None
+        """Whether a second attempt may be sent now, where there is room for it, and what comes
+        with it."""
         ticket = None
         if self._grant is not None:
             ticket = self._grant(index, item)
@@ -233,6 +252,7 @@ class _Race:
     async def _run_second(self, delay: float, everybody: anyio.CancelScope) -> None:
         try:
             await anyio.sleep(delay)
+            await self._hedging.wait_for_room()
             granted, self._ticket = self._hedging.grant(self._index, self._item)
             if not granted:
                 return
