@@ -297,7 +297,7 @@ def test_a_straggler_is_overtaken_by_its_second_attempt(
         requests = [ask() for _ in range(20)]
         # The server draws a fault for the second attempt as well: only the first one hangs.
         results = await parallel_core.parallel_acompletions(
-            Stalling(make_router(server)), requests, hedge=Hedge(after=0.2, max_extra=1.0)
+            Stalling(make_router(server)), requests, hedge=Hedge(after=1.0, max_extra=1.0)
         )
         assert all(result.ok for result in results)
 
@@ -357,7 +357,7 @@ def test_all_controls_at_once(host: Host, preserve_order: bool) -> None:
                 result.response.usage.completion_tokens for result in answered
             )
             assert budget.reserved_cost == 0
-            assert batch.usage.cost <= budget.spent_cost <= 1.0
+            assert batch.usage.cost <= budget.spent_cost + 1e-9 <= 1.0
             assert batch.in_flight == 0
             assert max(change.limit for change in batch.limit_changes) <= 16
 
