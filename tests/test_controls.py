@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 import pytest
@@ -428,3 +428,26 @@ def test_a_meter_that_raises_ends_the_batch_and_loses_no_result(host: Host) -> N
         assert caught.value is error
 
     host.run(main)
+
+
+def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
+    """All calls are held, for an hour, and those that were rejected wait for their Retry-After."""
+
+    class RejectedError(Exception):
+        status_code = 429
+        litellm_response_headers: ClassVar = {"retry-after": "3600"}
+
+    async def call(item: int) -> None:
+        await trio.sleep(0.1 * item)
+        raise RejectedError
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_map(
+            call, range(100), concurrency="auto", deadline=10
+        )
+        assert trio.current_time() - began == 10
+        assert len(results) == 100
+        assert all(isinstance(result.exception, BatchDeadlineError) for result in results)
+
+    in_virtual_time(main)
