@@ -200,7 +200,7 @@ async def async_batch_llm(server: DemoServerProcess, scenario: Scenario, concurr
 def run(scenario: Scenario) -> list[Run]:
     contenders: list[tuple[Any, Any]] = [(ours, number) for number in scenario.sweep]
     contenders.append((ours, "auto"))
-    if importlib.util.find_spec("async_batch_llm") is not None:
+    if len(scenario.sweep) > 1 and importlib.util.find_spec("async_batch_llm") is not None:
         contenders.append((async_batch_llm, max(scenario.capacities)))
     runs: list[Run] = []
     for contender, concurrency in contenders:
@@ -267,7 +267,7 @@ def main() -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     logging.disable(logging.WARNING)  # of async-batch-llm, for every pause
     answers: dict[str, list[dict[str, Any]]] = {}
-    for scenario in SCENARIOS:
+    for scenario in SCENARIOS[:1] if options.smoke else SCENARIOS:
         if options.smoke:
             scenario = dataclasses.replace(scenario, seconds=1, sweep=scenario.sweep[:1])
         runs = run(scenario)
