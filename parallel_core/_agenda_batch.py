@@ -28,10 +28,15 @@ class AgendaBatchCore(BatchCore[ResultT]):
     def __init__(
         self, plan: BatchPlan[ResultT], host: SlotHost, new_order: Callable[[], Order]
     ) -> None:
-        super().__init__(plan, host)
-        self._agenda = Agenda(new_order())
+        order = new_order()
+        # In input order, what has been drawn must be able to begin, or the request whose result is
+        # next might not: there the room is counted in draws.
+        self._by_draws = plan.preserve_order
+        super().__init__(plan, host, look_ahead=order.look_ahead if self._by_draws else 0)
+        self._agenda = Agenda(order)
         self._appetite = Waiters(host.new_event)  # of the agenda, where the source is async
         self._filling = False
+        self._hurrying = False
         self._leaving = 0  # slots that were one too many, and have not ended yet
 
     @property
@@ -41,13 +46,14 @@ class AgendaBatchCore(BatchCore[ResultT]):
     # --- what controls may ask ---
 
     def hold(self) -> None:
-        self._agenda.held = True
+        self._agenda.held = not self._hurrying
 
     def go_on(self) -> None:
         self._agenda.held = False
         self._room.wake_all()
 
     def hurry(self) -> None:
+        self._hurrying = True  # from now on: a call that is just ending may be postponed still
         self._agenda.hurry()
         self._room.wake_all()
 
@@ -91,9 +97,9 @@ class AgendaBatchCore(BatchCore[ResultT]):
 
     def _next_new(self) -> Entry | None:
         agenda = self._agenda
-        if self._claimed - self.delivered >= self._window:
+        if not self._by_draws and self._claimed - self.delivered >= self._window:
             return None
-        while self._feed is None and agenda.wants_more:
+        while self._feed is None and self._wants_more and not self.stopping:
             item = self._draw()
             if item is NOTHING:
                 break
@@ -104,6 +110,17 @@ class AgendaBatchCore(BatchCore[ResultT]):
             self._claimed += 1
             self._appetite.wake_one()
         return entry
+
+    @property
+    def _wants_more(self) -> bool:
+        if self._by_draws and self._drawn - self.delivered >= self._window:
+            return False
+        return self._agenda.wants_more
+
+    def handed_out(self) -> None:
+        super().handed_out()
+        if self._by_draws:
+            self._appetite.wake_one()
 
     def _add(self, item: Any) -> None:
         index = self._drawn
@@ -118,7 +135,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
         feed = self._feed
         assert feed is not None
         while not (self.stopping or self._exhausted):
-            if not self._agenda.wants_more:
+            if not self._wants_more:
                 await self._appetite.wait()
                 continue
             item = await feed.take()
@@ -146,6 +163,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
         return entry.began, entry.started_at
 
     def _postpone(self, entry: Entry, delay: float) -> None:
+        delay = 0.0 if self._hurrying else delay
         self._agenda.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
 
     def _due(self, entry: Entry) -> None:

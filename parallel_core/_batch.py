@@ -63,13 +63,13 @@ class BatchCore(Generic[ResultT]):
 
     has_agenda: ClassVar[bool] = False  # of :mod:`parallel_core._agenda_batch`
 
-    def __init__(self, plan: BatchPlan[ResultT], host: SlotHost) -> None:
+    def __init__(self, plan: BatchPlan[ResultT], host: SlotHost, *, look_ahead: int = 0) -> None:
         self._plan = plan
         self._host = host
         self._context = contextvars.Context()
         self._token = object()
         self._limit = plan.limit
-        self._window = plan.concurrency * (
+        self._window = look_ahead + plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
 

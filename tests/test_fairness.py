@@ -438,3 +438,49 @@ def test_each_request_once_and_in_order(host: Host) -> None:
             assert [result.value async for result in batch] == items
 
     host.run(main)
+
+
+@pytest.mark.parametrize("source", ["list", "async"])
+def test_input_order_with_keys_that_take_turns_comes_to_its_end(source: str) -> None:
+    async def call(item: str) -> str:
+        await trio.sleep(1)
+        return item
+
+    async def drawn(items: list[str]) -> AsyncIterator[str]:
+        for item in items:
+            yield item
+
+    async def main() -> None:
+        items = ["a"] * 100 + ["b"] * 100
+        async with parallel_core.iter_parallel_map(
+            call,
+            items if source == "list" else drawn(items),
+            concurrency=2,
+            fair_by=lambda item: item,
+            preserve_order=True,
+        ) as batch:
+            with trio.fail_after(1000):
+                assert [result.value async for result in batch] == items
+
+    in_virtual_time(main)
+
+
+def test_a_key_function_that_raises_ends_the_draws(host: Host) -> None:
+    drawn = 0
+
+    def items() -> Iterator[int]:
+        nonlocal drawn
+        for item in range(100_000):
+            drawn += 1
+            yield item
+
+    async def call(item: int) -> int:
+        return item
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError) as caught:
+            await parallel_core.parallel_map(call, items(), fair_by=lambda item: item / 0)
+        assert drawn == 1
+        assert not hasattr(caught.value, "__notes__")
+
+    host.run(main)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -351,3 +353,25 @@ def test_a_counter_that_fails_is_replaced(host: Host, monkeypatch: pytest.Monkey
 def test_a_meter_of_the_user() -> None:
     with pytest.raises(TypeError, match="must have a method worst_case, and int has none"):
         ItemMeter(5)  # type: ignore[arg-type]
+
+
+def test_usage_alone_imports_no_litellm() -> None:
+    script = """
+import asyncio, sys, parallel_core
+
+async def answer(*, model, messages):
+    return {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+async def main():
+    requests = [{"model": "gpt", "messages": [{"role": "user", "content": "hi"}]}] * 3
+    async with parallel_core.iter_parallel_acompletions(answer, requests) as batch:
+        async for result in batch:
+            assert result.ok
+    assert batch.usage == parallel_core.Usage(9, 12, unpriced_calls=3), batch.usage
+
+asyncio.run(main())
+assert "litellm" not in sys.modules
+assert "rich" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

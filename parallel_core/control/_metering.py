@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -212,6 +213,10 @@ class RouterMeter:
         cost: Any = _field(_field(value, "_hidden_params"), "response_cost")
         if _is_amount(cost) and cost > 0:
             return float(cost)
+        if "litellm" not in sys.modules:
+            return (
+                None  # nobody has asked for prices, and its import would hold the loop for seconds
+            )
         # litellm says 0 for what it does not know as well as for what is free.
         return 0.0 if self.price_of(item.model) == (0.0, 0.0) else None
 

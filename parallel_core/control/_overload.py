@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from parallel_core.errors import RequestTimeoutError
 
+_LONGEST = 86_400.0  # seconds: what asks for more has told no time
 _OVERLOADED = (408, 429, 503, 529)
 # What litellm raises where all deployments of a model are cooling down; it has no status code.
 _COOLING_DOWN = "RouterRateLimitError"
@@ -31,7 +32,7 @@ def is_final(error: BaseException) -> bool:
 def retry_after(error: BaseException) -> float | None:
     """Seconds that the provider, or the Router, asks to wait; None where it does not say."""
     cooldown = getattr(error, "cooldown_time", None)
-    if isinstance(cooldown, int | float) and cooldown >= 0:
+    if isinstance(cooldown, int | float) and 0 <= cooldown < _LONGEST:
         return float(cooldown)
     for headers in (
         getattr(error, "litellm_response_headers", None),
@@ -63,11 +64,12 @@ def _number(text: str | None) -> float | None:
         number = float(text or "")
     except ValueError:
         return None
-    return number if 0 <= number < 86_400 else None
+    return number if 0 <= number < _LONGEST else None
 
 
 def _until(date: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
-    except ValueError:
+        seconds = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, OverflowError):
         return None
+    return max(0.0, seconds) if seconds < _LONGEST else None

@@ -278,9 +278,12 @@ class Adaptation:
         return retried
 
     def _delay(self, index: int, error: Exception) -> float:
+        attempts = self._attempts.get(index, 0)
         wait = retry_after(error)
         if wait is None:
-            wait = min(2.0 ** self._attempts.get(index, 0), _LONGEST_DELAY)
+            wait = min(2.0**attempts, _LONGEST_DELAY)
+        # A provider that says "at once" again and again would have used up all attempts in no time.
+        wait = max(wait, min(2.0**attempts - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
     def _overloaded(self, began: float, wait: float) -> None:

@@ -56,9 +56,9 @@ def compose(
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
-    From the outside: the deadline; the attempts of adaptive concurrency; the places of a deployment
-    that rejects instead of waiting; budget and rate limit, for which a call waits; then, around
-    what is really sent, the timeout, the hedge, and what adaptive concurrency watches.
+    From the outside: the deadline; the attempts of adaptive concurrency; budget and rate limit, for
+    which a call waits; then, around what is really sent, the timeout, the hedge, what adaptive
+    concurrency watches, and the places of a deployment that rejects instead of waiting.
 
     Args:
         may_reject: calls in flight, by model, above which the Router itself rejects.
@@ -82,6 +82,8 @@ def compose(
         composition.order = FirstInFirstOut
 
     adaptation = None
+    if may_reject:
+        composition.call = _with_places(composition.call, may_reject)
     if settings is not None:
         adaptation = Adaptation(settings)
         composition.call = adaptation.watch(composition.call)
@@ -89,8 +91,6 @@ def compose(
         composition.attachments.append(adaptation)
     _put_around_what_is_sent(composition, controls, meter, requests_have_timeouts)
     if adaptation is not None:
-        if may_reject:
-            composition.call = _with_places(composition.call, may_reject)
         composition.call = adaptation.retry(composition.call)
     deadline = controls.get("deadline")
     if deadline is not None:
