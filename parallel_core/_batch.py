@@ -77,7 +77,7 @@ class BatchCore(Generic[ResultT]):
         self._feed: Feed | None = None
         self._exhausted = False
         self._claimed = 0  # items drawn, or being drawn
-        self._drawn = 0
+        self._drawn: int = 0
         self._room = Waiters(host.new_event)
 
         self._timers = Timers(host, self.fail)

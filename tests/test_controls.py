@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, ClassVar, TypeVar
@@ -438,10 +439,8 @@ def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
         litellm_response_headers: ClassVar = {"retry-after": "3600"}
 
     async def call(item: int) -> None:
-        try:
+        with contextlib.suppress(trio.Cancelled):  # it is rejected as it is cancelled
             await trio.sleep(0.1 * item)
-        except trio.Cancelled:  # it is rejected as it is cancelled
-            pass
         raise RejectedError
 
     async def main() -> None:

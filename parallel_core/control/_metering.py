@@ -214,9 +214,8 @@ class RouterMeter:
         if _is_amount(cost) and cost > 0:
             return float(cost)
         if "litellm" not in sys.modules:
-            return (
-                None  # nobody has asked for prices, and its import would hold the loop for seconds
-            )
+            # Nobody has asked for prices yet, and the import would hold the loop for seconds.
+            return None
         # litellm says 0 for what it does not know as well as for what is free.
         return 0.0 if self.price_of(item.model) == (0.0, 0.0) else None
 
