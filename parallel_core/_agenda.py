@@ -48,6 +48,10 @@ class Order(Protocol):
         """A call has ended, for good or to be made again."""
         ...
 
+    def source_ended(self) -> None:
+        """What waits is all there will be."""
+        ...
+
     def __len__(self) -> int: ...
 
 

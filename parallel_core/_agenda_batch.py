@@ -14,6 +14,9 @@ from ._slot_host import SlotHost
 from ._waiting import Waiters
 from .errors import cancelled_unasked
 
+# Items of a source that are drawn ahead in one go: drawing one may take a while.
+DRAWS_BETWEEN_PAUSES = 16
+
 
 def new_core(plan: BatchPlan[ResultT], host: SlotHost) -> BatchCore[ResultT]:
     """The core of a batch, with an agenda where its controls need one."""
@@ -37,7 +40,6 @@ class AgendaBatchCore(BatchCore[ResultT]):
         self._appetite = Waiters(host.new_event)  # of the agenda, where the source is async
         self._filling = False
         self._hurrying = False
-        self._leaving = 0  # slots that were one too many, and have not ended yet
 
     @property
     def started(self) -> int:
@@ -70,25 +72,19 @@ class AgendaBatchCore(BatchCore[ResultT]):
             self._host.start(self._slots, self._fill_ahead, self._filler_ended)
         super()._start_slot()
 
-    def _slot_ended(self, exception: BaseException | None, *, cancelled: bool) -> None:
-        if self._leaving:  # it has been taken off the count already
-            self._leaving -= 1
-            self._open_slots += 1
-        super()._slot_ended(exception, cancelled=cancelled)
-
     async def _next_entry(self) -> Entry | None:
         agenda = self._agenda
         while not self.stopping:
             if self._open_slots > self._limit:
-                # At once, for the next slot asks before this one has ended.
-                self._open_slots -= 1
-                self._leaving += 1
-                return None
+                return None  # where too many leave, slots are started as they end
             if not agenda.held:
                 entry = agenda.next_again(self._limit) or self._next_new()
                 if entry is not None:
                     self._room.wake_one()  # there may be room for more than this one
                     return entry
+                if self._can_draw:  # none of those so far may begin
+                    await self._host.pause()
+                    continue
             if self._nothing_to_do:
                 self._room.wake_all()
                 return None
@@ -96,20 +92,34 @@ class AgendaBatchCore(BatchCore[ResultT]):
         return None
 
     def _next_new(self) -> Entry | None:
-        agenda = self._agenda
-        if not self._by_draws and self._claimed - self.delivered >= self._window:
+        if not self._has_room:
             return None
-        while self._feed is None and self._wants_more and not self.stopping:
-            item = self._draw()
-            if item is NOTHING:
+        for _ in range(DRAWS_BETWEEN_PAUSES):
+            if not self._can_draw:
                 break
-            self._claimed -= 1  # not before it begins
-            self._add(item)
-        entry = agenda.next_new(self._limit)
+            item = self._draw()
+            if item is not NOTHING:
+                self._claimed -= 1  # not before it begins
+                self._add(item)
+        entry = self._agenda.next_new(self._limit)
         if entry is not None:
             self._claimed += 1
             self._appetite.wake_one()
         return entry
+
+    @property
+    def _has_room(self) -> bool:
+        return self._by_draws or self._claimed - self.delivered < self._window
+
+    @property
+    def _can_draw(self) -> bool:
+        """Whether a slot may draw from a source that is not async."""
+        done = self._exhausted or self.stopping
+        return self._feed is None and self._has_room and self._wants_more and not done
+
+    def _exhaust(self) -> None:
+        self._agenda.order.source_ended()
+        super()._exhaust()
 
     @property
     def _wants_more(self) -> bool:

@@ -76,7 +76,7 @@ class BatchCore(Generic[ResultT]):
         self._iterator: Any = None
         self._feed: Feed | None = None
         self._exhausted = False
-        self._claimed = 0  # items drawn, or being drawn
+        self._claimed: int = 0  # items drawn, or being drawn
         self._drawn: int = 0
         self._room = Waiters(host.new_event)
 
@@ -84,7 +84,7 @@ class BatchCore(Generic[ResultT]):
         self._helpers: trio.Nursery | None = None
         self._slots: trio.Nursery | None = None
         self._open_slots = 0
-        self.in_flight: dict[int, Any] = {}
+        self.calls: dict[int, Any] = {}  # in flight, by index
         self.succeeded = 0
         self.failed = 0
 
@@ -110,8 +110,8 @@ class BatchCore(Generic[ResultT]):
         return self._drawn
 
     @property
-    def calls_in_flight(self) -> int:
-        return len(self.in_flight)
+    def in_flight(self) -> int:
+        return len(self.calls)
 
     @property
     def limit(self) -> int:
@@ -230,7 +230,7 @@ class BatchCore(Generic[ResultT]):
                     self._host.interrupted(interrupt)
 
     def _name_stubborn_calls(self) -> None:
-        for index, item in self.in_flight.items():
+        for index, item in self.calls.items():
             logger.warning(
                 "%s was cancelled and still runs; its batch waits for it",
                 describe(index, item),
@@ -257,10 +257,9 @@ class BatchCore(Generic[ResultT]):
         self.stop()
 
     def draw_no_more(self) -> None:
-        if self._plan.total is None or self._feed is not None:
-            self._exhaust()
-            if self._feed is not None:
-                self._feed.stop()
+        self._exhaust()
+        if self._feed is not None:
+            self._feed.stop()
 
     def set_limit(self, limit: int) -> None:
         self._limit = limit
@@ -350,13 +349,13 @@ class BatchCore(Generic[ResultT]):
             coroutine: Any
             trap: Any
             rest: Any
-            self.in_flight[index] = item
+            self.calls[index] = item
             calls_without_a_turn += 1
             started_at = time.time()
             began = time.perf_counter()
             try:
                 if prepare is not None:
-                    self.in_flight[index] = item = prepare(index, item)
+                    self.calls[index] = item = prepare(index, item)
                 run = self._context.copy().run
                 coroutine = run(call, index, item)
                 if type(coroutine) is not COROUTINE:
@@ -377,7 +376,7 @@ class BatchCore(Generic[ResultT]):
                 if failure is None:
                     raise
             finally:
-                del self.in_flight[index]
+                del self.calls[index]
                 # A slot that waits for its next call keeps nothing of the last one.
                 run = coroutine = trap = rest = None
             if entry is not None:

@@ -48,7 +48,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
     @property
     def in_flight(self) -> int:
         """Calls that are running now."""
-        return len(self._core.in_flight)
+        return self._core.in_flight
 
     @property
     def delivered(self) -> int:

@@ -60,7 +60,6 @@ class BatchPlan(Generic[ResultT]):
     limit: int
     return_exceptions: bool
     preserve_order: bool
-    total: int | None  # requests, where their number is known
     order: Callable[[], Order] | None
     attachments: Sequence[Attachment]
     observe: Callable[[Any, Any], None] | None  # item and value of a call that succeeded
@@ -115,8 +114,8 @@ def completion_plan(
 ) -> BatchPlan[RouterParallelResult]:
     """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
     limit = checked_concurrency(concurrency)
-    adaptive = isinstance(limit, AdaptiveConcurrency)
-    call = completion_call(router, retried_by_us=adaptive)
+    may_reject: Mapping[str, int] = {}
+    call = completion_call(router, retried_by_us=isinstance(limit, AdaptiveConcurrency))
     check_controls(controls)
     check_all(requests)
     source = _checked_source(requests, "requests")
@@ -133,8 +132,8 @@ def completion_plan(
     if budget is not None and is_checked_as_a_whole(requests):
         given = cast("Iterable[object]", requests)
         budget.check(meter, [as_request(index, item) for index, item in enumerate(given)])
-    may_reject = places_of(router) if isinstance(limit, AdaptiveConcurrency) else {}
     if isinstance(limit, AdaptiveConcurrency):
+        may_reject = places_of(router)
         limit = _within_places(limit, router, may_reject)
     return _plan(
         call,
@@ -162,12 +161,11 @@ def _plan(
     meter: BatchMeter | None,
     may_reject: Mapping[str, int],
 ) -> BatchPlan[ResultT]:
-    total = _length(source)
     composed = compose(
         call,
         concurrency=concurrency,
         fail_fast=not return_exceptions,
-        total=total,
+        total=_length(source),
         controls=controls,
         meter=meter,
         requests_have_timeouts=prepare is not None,
@@ -182,7 +180,6 @@ def _plan(
         composed.initial_limit,
         return_exceptions,
         preserve_order,
-        total,
         composed.order,
         composed.attachments,
         composed.observe,
@@ -231,7 +228,7 @@ def _within_places(
     return dataclasses.replace(
         settings,
         maximum=maximum,
-        initial=min(settings.initial, maximum),
+        initial=min(settings.first_limit, maximum),
         minimum=min(settings.minimum, maximum),
     )
 

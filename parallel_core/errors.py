@@ -69,14 +69,15 @@ class RequestTimeoutError(TimeoutError):
     """
 
     def __init__(self, index: int, model: str | None, limit: float) -> None:
-        super().__init__(index, model, limit)
+        # One argument: of two, OSError would make an errno.
+        of_model = "" if model is None else f" (model {model!r})"
+        super().__init__(f"request {index}{of_model} took longer than its timeout of {limit:g} s")
         self.index = index
         self.model = model
         self.limit = limit
 
-    def __str__(self) -> str:
-        of_model = "" if self.model is None else f" (model {self.model!r})"
-        return f"request {self.index}{of_model} took longer than its timeout of {self.limit:g} s"
+    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[int, str | None, float]]:
+        return type(self), (self.index, self.model, self.limit)
 
 
 class BatchDeadlineError(TimeoutError):
@@ -92,13 +93,13 @@ class BatchDeadlineError(TimeoutError):
     """
 
     def __init__(self, index: int | None, limit: float) -> None:
-        super().__init__(index, limit)
+        who = "the batch" if index is None else f"request {index}"
+        super().__init__(f"{who} was not finished at the batch's deadline of {limit:g} s")
         self.index = index
         self.limit = limit
 
-    def __str__(self) -> str:
-        who = "the batch" if self.index is None else f"request {self.index}"
-        return f"{who} was not finished at the batch's deadline of {self.limit:g} s"
+    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[int | None, float]]:
+        return type(self), (self.index, self.limit)
 
 
 class BudgetExceededError(Exception):
@@ -138,6 +139,9 @@ class RouterHostClosedError(RuntimeError):
         super().__init__(
             "the host of the Router has been closed: make calls inside its async with block"
         )
+
+    def __reduce__(self) -> tuple[type[RouterHostClosedError], tuple[()]]:
+        return type(self), ()
 
 
 def _ranges(indexes: Iterable[int]) -> str:

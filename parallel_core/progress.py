@@ -140,7 +140,7 @@ def _is_async(function: object) -> bool:
 class ProgressReporter:
     """Makes the snapshots of one batch and tells the callbacks.
 
-    The engine calls :meth:`tick` every ``interval`` seconds, and :meth:`finish` once, when no call
+    The engine calls :meth:`tick` again and again, and :meth:`finish` once, when no call
     is in flight any more. Both raise what a callback raises. That callback is not called again; the
     others are, so that none of them misses the last snapshot. It is no matter in which order they
     are given.
@@ -149,7 +149,6 @@ class ProgressReporter:
         counts: of the batch; read at each tick.
         callbacks: called with each snapshot, in this order.
         total: calls that the batch will make; None where that is unknown.
-        interval: seconds between two ticks. It is here for the engine's timer.
         started_at: when the batch began, in seconds on the clock of the ticks; None: at the first
             tick.
     """
@@ -159,10 +158,8 @@ class ProgressReporter:
         counts: SupportsCounts,
         callbacks: Sequence[Callable[[Progress], object]],
         total: int | None,
-        interval: float,
         started_at: float | None = None,
     ) -> None:
-        self.interval = interval
         self._counts = counts
         self._callbacks = list(callbacks)
         self._total = total

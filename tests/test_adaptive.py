@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import Host
-from parallel_core import AdaptiveConcurrency
+from hosts import Host, in_virtual_time
+from parallel_core import AdaptiveConcurrency, BatchDeadlineError
 from parallel_core.control._overload import is_overload, retry_after
 from parallel_core.control.adaptive import AdaptiveLimit
 
@@ -74,10 +74,6 @@ class Provider:
         return self.late_rejections / self.late_attempts
 
 
-def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
-    return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
 def answered_within(
     seconds: float,
     provider: Provider,
@@ -111,7 +107,8 @@ def test_it_finds_a_hidden_capacity(capacity: int, seed: int) -> None:
     provider = Provider(lambda _: capacity, seed=seed)
     found = answered_within(60, provider, AdaptiveConcurrency())
     assert found >= 0.9 * best
-    assert provider.rejected_share < 0.03
+    # A call that looks beyond the capacity is a larger share of eight than of sixteen.
+    assert provider.rejected_share < (0.03 if capacity >= 16 else 0.04)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -258,6 +255,26 @@ def test_a_rejected_request_is_sent_again_and_its_slot_is_used_meanwhile() -> No
     in_virtual_time(main)
 
 
+def test_a_provider_that_says_at_once_does_not_use_up_all_attempts() -> None:
+    running = 0
+
+    async def call(item: int) -> int:
+        nonlocal running
+        if running == 2:
+            await trio.sleep(0.01)
+            raise OverloadedError(retry_after=0)
+        running += 1
+        await trio.sleep(10)
+        running -= 1
+        return item
+
+    async def main() -> None:
+        results = await parallel_core.parallel_map(call, range(100), concurrency="auto")
+        assert [result.exception for result in results if not result.ok] == []
+
+    in_virtual_time(main)
+
+
 def test_rejections_that_go_on_hold_all_calls() -> None:
     """A rate limit: nothing gets through for a minute, and almost nobody tries."""
     attempts: list[float] = []
@@ -310,7 +327,7 @@ def test_the_limit_is_recorded() -> None:
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_a_request_is_given_up_after_its_last_attempt(attempts: int, host: Host) -> None:
+def test_a_request_is_given_up_after_its_last_attempt(attempts: int) -> None:
     seen: list[int] = []
     error = OverloadedError(retry_after=0.001)
 
@@ -324,7 +341,7 @@ def test_a_request_is_given_up_after_its_last_attempt(attempts: int, host: Host)
         assert [result.exception for result in results] == [error] * 3
         assert sorted(seen) == sorted([0, 1, 2] * attempts)
 
-    host.run(main)
+    in_virtual_time(main)
 
 
 def test_fail_fast_does_not_count_an_attempt_that_is_made_again(host: Host) -> None:
@@ -379,6 +396,7 @@ def test_leaving_forgets_what_was_to_be_sent_again(how: str, host: Host) -> None
         (OverloadedError(1, status_code=529), True, 1.0),
         (OverloadedError(1, status_code=500), False, 1.0),
         (TimeoutError(), True, None),
+        (BatchDeadlineError(None, 3), False, None),  # of a batch inside of the call
         (ValueError("no"), False, None),
     ],
 )
@@ -405,3 +423,45 @@ def test_retry_after(headers: object, seconds: float | None) -> None:
     error = ValueError("no")
     error.litellm_response_headers = headers  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     assert retry_after(error) == seconds
+
+
+def test_slots_that_wait_for_the_last_request_end_with_it() -> None:
+    """Five slots have nothing to do while the sixth request waits to be sent again."""
+    attempts: list[int] = []
+
+    async def call(item: int) -> int:
+        attempts.append(item)
+        await trio.sleep(0.1)
+        if item == 0 and attempts.count(0) == 1:
+            raise OverloadedError(retry_after=100)
+        return item
+
+    async def main() -> None:
+        six = AdaptiveConcurrency(initial=6, minimum=6, maximum=6)
+        with trio.fail_after(200):
+            results = await parallel_core.parallel_map(call, range(6), concurrency=six)
+        assert sorted(result.unwrap() for result in results) == list(range(6))
+
+    in_virtual_time(main)
+
+
+def test_a_limit_that_shrinks_by_one_ends_one_slot() -> None:
+    async def main() -> None:
+        started: list[int] = []
+
+        async def call(item: int) -> None:
+            started.append(item)
+            await trio.sleep(1)
+
+        # A batch with an agenda, whose limit nobody else changes.
+        async with parallel_core.iter_parallel_map(
+            call, range(100), concurrency=4, fair_by=str, concurrency_per_key=4
+        ) as batch:
+            await trio.sleep(0.5)
+            batch._core.set_limit(3)  # pyright: ignore[reportPrivateUsage]
+            await trio.sleep(1)
+            assert batch.in_flight == 3
+            assert batch._core._open_slots == 3  # pyright: ignore[reportPrivateUsage]
+            assert len(started) == 7
+
+    in_virtual_time(main)

@@ -331,10 +331,8 @@ class NanMeter(ThirdsMeter):
         return Usage(1, cost=float("nan"))
 
 
-@pytest.mark.parametrize(
-    ("meter", "error"), [(BrokenMeter(), KeyError), (NanMeter(), ValueError), (SilentMeter(), None)]
-)
-def test_what_a_meter_does_not_tell_is_the_worst_case(host: Host, meter: Any, error: Any) -> None:
+@pytest.mark.parametrize("meter", [BrokenMeter(), NanMeter(), SilentMeter()])
+def test_what_a_meter_does_not_tell_is_the_worst_case(host: Host, meter: Any) -> None:
     async def main() -> None:
         budget = Budget(max_cost=1)
         made = Admission(
@@ -344,11 +342,7 @@ def test_what_a_meter_does_not_tell_is_the_worst_case(host: Host, meter: Any, er
         async def call(index: int, item: int) -> int:
             return 1
 
-        if error is None:
-            assert await made.wrap(call)(0, 10) == 1
-        else:
-            with pytest.raises(error):
-                await made.wrap(call)(0, 10)
+        assert await made.wrap(call)(0, 10) == 1  # whatever the meter does, the answer is there
         assert (budget.spent_cost, budget.reserved_cost) == (0.1, 0)
 
     host.run(main)

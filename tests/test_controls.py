@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import pickle
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import anyio
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import Host, settle
+from hosts import Host, in_virtual_time, settle
 from parallel_core import (
     AdaptiveConcurrency,
     BatchDeadlineError,
@@ -28,10 +29,6 @@ from parallel_core import (
 )
 
 T = TypeVar("T")
-
-
-def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
-    return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 async def sleep(seconds: float) -> float:
@@ -351,8 +348,8 @@ def test_bad_options_are_refused_before_the_first_call(
     ("make", "message"),
     [
         (lambda: AdaptiveConcurrency(initial=0), "initial must be at least 1, not 0"),
-        (lambda: AdaptiveConcurrency(minimum=17), "minimum <= initial <= maximum"),
-        (lambda: AdaptiveConcurrency(initial=300), "minimum <= initial <= maximum"),
+        (lambda: AdaptiveConcurrency(initial=4, minimum=9), "minimum <= initial <= maximum"),
+        (lambda: AdaptiveConcurrency(minimum=9, maximum=8), "minimum <= initial <= maximum"),
         (lambda: AdaptiveConcurrency(decrease=1.0), "decrease must be between 0 and 1"),
         (lambda: AdaptiveConcurrency(max_attempts=0), "max_attempts must be at least 1"),
         (lambda: RateLimit(), "requests_per_minute, tokens_per_minute or both"),
@@ -421,8 +418,11 @@ def test_a_meter_that_raises_ends_the_batch_and_loses_no_result(host: Host) -> N
 
     async def main() -> None:
         seen: list[object] = []
+        budget = Budget(max_tokens=100)  # which asks the meter as well
         with pytest.raises(LookupError) as caught:
-            async with parallel_core.iter_parallel_map(sleep, [0], meter=Raising()) as batch:
+            async with parallel_core.iter_parallel_map(
+                sleep, [0], meter=Raising(), budget=budget
+            ) as batch:
                 async for result in batch:
                     seen.append(result.value)
         assert seen == [0]
@@ -451,5 +451,56 @@ def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
         assert trio.current_time() - began == 10
         assert len(results) == 100
         assert all(isinstance(result.exception, BatchDeadlineError) for result in results)
+
+    in_virtual_time(main)
+
+
+def test_a_source_that_is_longer_than_it_says_ends_at_the_deadline() -> None:
+    class Endless:
+        def __len__(self) -> int:
+            return 10
+
+        def __iter__(self) -> Iterator[int]:
+            return itertools.count()
+
+    async def main() -> None:
+        results = await parallel_core.parallel_map(hang, Endless(), concurrency=2, deadline=5)
+        assert sorted(result.index for result in results) == list(range(10))
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestTimeoutError(3, "gpt", 2.0),
+        BatchDeadlineError(None, 2.0),
+        parallel_core.BudgetExceededError(1, "max_tokens of 3", 5, 2),
+        parallel_core.RouterHostClosedError(),
+    ],
+)
+def test_errors_survive_pickling(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+    assert getattr(error, "errno", None) is None
+
+
+def test_a_deadline_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them() -> None:
+    class RejectedError(Exception):
+        status_code = 429
+        litellm_response_headers: ClassVar = {"retry-after": "3600"}
+
+    async def call(item: int) -> None:
+        if item:  # the first is rejected before, so that what the others say goes on
+            with contextlib.suppress(trio.Cancelled):
+                await trio.sleep_forever()
+        raise RejectedError
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_map(call, range(50), concurrency="auto", deadline=10)
+        assert trio.current_time() - began == 10
+        assert [type(result.exception) for result in results] == [BatchDeadlineError] * 50
 
     in_virtual_time(main)

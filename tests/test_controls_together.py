@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import Host
+from hosts import Host, in_virtual_time
 from parallel_core import AdaptiveConcurrency, Budget, Hedge, Progress, RateLimit, Usage
 
 
@@ -232,7 +232,7 @@ def test_in_virtual_time(case: Case) -> None:
         with trio.fail_after(20_000):  # virtual seconds: it ends at all
             await run.main()
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    in_virtual_time(main)
 
 
 def test_on_every_host(host: Host) -> None:

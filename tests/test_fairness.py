@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import anyio
@@ -16,16 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import Host
+from hosts import Host, in_virtual_time
 from parallel_core._agenda import Entry
 from parallel_core.control.fairness import FairQueue, FirstInFirstOut, fair_key
 from parallel_core.types import RouterParallelRequest
 
 T = TypeVar("T")
-
-
-def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
-    return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def first_letter(item: str) -> str:
@@ -87,13 +83,14 @@ def test_the_default_cap_is_half_of_the_limit(limit: int, cap: int) -> None:
 
 def test_one_key_alone_may_use_the_whole_limit() -> None:
     queue = queue_of(["a1", "a2", "a3", "a4", "a5"])
-    assert names(popped(queue, 4)) == "a1 a2 a3 a4"
-    queue.push(Entry(9, "b1"))
-    assert names(popped(queue, 4)) == "b1"
+    assert names(popped(queue, 4)) == "a1 a2"  # another may come
+    queue.source_ended()
+    assert names(popped(queue, 4)) == "a3 a4"
 
 
 def test_a_key_that_is_alone_again_may_use_the_whole_limit() -> None:
     queue = queue_of(["a1", "a2", "a3", "a4", "b1"])
+    queue.source_ended()
     running = popped(queue, 4)
     assert names(running) == "a1 b1 a2"
     queue.ended(running[1])
@@ -484,3 +481,38 @@ def test_a_key_function_that_raises_ends_the_draws(host: Host) -> None:
         assert not hasattr(caught.value, "__notes__")
 
     host.run(main)
+
+
+def test_the_last_key_has_the_whole_concurrency() -> None:
+    most = running = 0
+
+    async def call(item: str) -> None:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+
+    async def main() -> None:
+        await parallel_core.parallel_map(call, ["a"] * 40, concurrency=8, fair_by=first_letter)
+        assert most == 8
+
+    in_virtual_time(main)
+
+
+def test_the_other_key_is_found_far_behind_one_that_hangs() -> None:
+    async def call(item: str) -> str:
+        if item == "a":
+            await trio.sleep_forever()
+        return item
+
+    async def main() -> None:
+        items = ["a"] * 500 + ["b"] * 5
+        async with parallel_core.iter_parallel_map(
+            call, items, concurrency=3, fair_by=first_letter, concurrency_per_key=2
+        ) as batch:
+            with trio.fail_after(10):
+                for _ in range(5):
+                    assert (await anext(batch)).value == "b"
+
+    in_virtual_time(main)

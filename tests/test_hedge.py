@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import Host, settle
+from hosts import Host, in_virtual_time, settle
 from parallel_core import CallCancelledError, Hedge
 from parallel_core.control import hedge as hedge_module
 from parallel_core.control.hedge import Durations, Hedging, SecondAttempt
@@ -27,10 +27,6 @@ from parallel_core.control.hedge import Durations, Hedging, SecondAttempt
 T = TypeVar("T")
 
 SOON = 1e-6  # seconds: the delay of a hedge that nobody waits for
-
-
-def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
-    return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 class AttemptFailed(Exception):

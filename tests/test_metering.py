@@ -324,7 +324,7 @@ def test_expected_tokens(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         meter = RouterMeter(None)
         short = counter(model="m", messages=request().messages)
-        assert await meter.expected_tokens(request()) == short
+        assert await meter.expected_tokens(request()) == short + 500
         assert await meter.expected_tokens(request(max_tokens=7, n=2)) == short + 14
         meter.usage_of(request(), {"usage": {"prompt_tokens": 1, "completion_tokens": 10}})
         meter.usage_of(request(), {"usage": {"prompt_tokens": 1, "completion_tokens": 21}})
@@ -345,7 +345,7 @@ def test_a_counter_that_fails_is_replaced(host: Host, monkeypatch: pytest.Monkey
     async def main() -> None:
         meter = RouterMeter(None)
         prompt = meter.worst_case(request(max_tokens=1)).prompt_tokens
-        assert await meter.expected_tokens(request()) == prompt // 4
+        assert await meter.expected_tokens(request(max_tokens=1)) == prompt // 4 + 1
 
     host.run(main)
 

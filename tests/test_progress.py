@@ -55,7 +55,7 @@ class CallbackFailed(Exception):
 def reporter_of(
     counts: Counts, *callbacks: Callable[[Progress], object], total: int | None = None
 ) -> ProgressReporter:
-    return ProgressReporter(counts, callbacks, total, 0.1, started_at=100.0)
+    return ProgressReporter(counts, callbacks, total, started_at=100.0)
 
 
 def snapshot(**changes: Any) -> Progress:
@@ -82,7 +82,7 @@ def test_a_snapshot_says_all() -> None:
     usage = Usage(5, 6, cost=0.5)
     counts = Counts(started=9, succeeded=4, failed=1, in_flight=4, limit=7, usage=usage)
     seen: list[Progress] = []
-    reporter = ProgressReporter(counts, [seen.append], 15, 0.1, started_at=100.0)
+    reporter = ProgressReporter(counts, [seen.append], 15, started_at=100.0)
     counts.succeeded += 4
     reporter.tick(102.0)
     assert seen == [
@@ -105,11 +105,10 @@ def test_a_snapshot_says_all() -> None:
 
 def test_without_a_start_the_first_tick_is_the_start() -> None:
     seen: list[Progress] = []
-    reporter = ProgressReporter(Counts(), [seen.append], None, 0.25)
+    reporter = ProgressReporter(Counts(), [seen.append], None)
     reporter.tick(50.0)
     reporter.tick(52.5)
     assert [progress.elapsed for progress in seen] == [0.0, 2.5]
-    assert reporter.interval == 0.25
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_finish_always_tells_once_and_is_the_last() -> None:
 
 def test_finish_tells_also_where_nothing_ran() -> None:
     seen: list[Progress] = []
-    ProgressReporter(Counts(), [seen.append], 0, 0.1).finish(7.0)
+    ProgressReporter(Counts(), [seen.append], 0).finish(7.0)
     [last] = seen
     assert (last.finished, last.elapsed, last.rate, last.eta) == (True, 0.0, 0.0, 0.0)
 

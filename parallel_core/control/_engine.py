@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from parallel_core.types import Usage
+from parallel_core.progress import SupportsCounts
 
 
-class Engine(Protocol):
+class Engine(SupportsCounts, Protocol):
     """A running batch, as its controls see it. All of it belongs to the thread of the batch."""
-
-    @property
-    def started(self) -> int: ...
-    @property
-    def succeeded(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def calls_in_flight(self) -> int: ...
-    @property
-    def limit(self) -> int:
-        """Calls that may be in flight."""
-        ...
-
-    @property
-    def usage(self) -> Usage: ...
 
     def current_time(self) -> float:
         """Seconds on the clock of the event loop, or of the trio run."""
@@ -42,7 +26,7 @@ class Engine(Protocol):
         ...
 
     def draw_no_more(self) -> None:
-        """Begin no request that has not been drawn, unless their number is known."""
+        """Begin no request that has not been drawn."""
         ...
 
     def set_limit(self, limit: int) -> None:

@@ -18,6 +18,9 @@ _TOKENS_AROUND_A_MESSAGE = 16
 # Characters from which counting tokens would hold the event loop for too long.
 _LONG = 20_000
 
+# Tokens that an answer is expected to have as long as there has been none.
+_FIRST_ANSWERS = 500
+
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 # Parts whose tokens have nothing to do with the length of what carries them.
 _PICTURES = ("image", "image_url", "input_image")
@@ -166,7 +169,7 @@ class RouterMeter:
 
     async def expected_tokens(self, item: RouterParallelRequest) -> int:
         """An estimate: the tokens of the prompt, and of the answer as many as the request allows,
-        or as the answers so far have had."""
+        or as the answers so far have had; 500 before there was one."""
         # The first time a tokenizer is loaded, and litellm may be imported.
         if item.model not in self._counted or _prompt_bytes(item) > _LONG:
             prompt = await anyio.to_thread.run_sync(_count_prompt_tokens, item)
@@ -177,7 +180,7 @@ class RouterMeter:
         asked = _asked_output(arguments)
         if asked is not None:
             return prompt + asked * _choices(arguments)
-        return prompt + (self._answer_tokens // self._answers if self._answers else 0)
+        return prompt + (self._answer_tokens // self._answers if self._answers else _FIRST_ANSWERS)
 
     # --- after the call ---
 
@@ -189,7 +192,9 @@ class RouterMeter:
             return None
 
     def _usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
-        reported = _field(value, "usage")
+        reported = None if value is None else _field(value, "usage")
+        if reported is None:
+            return None
         prompt = _number_of_tokens(reported, "prompt_tokens")
         completion = _number_of_tokens(reported, "completion_tokens", 0)
         # litellm reports zeros where a provider has told nothing.
@@ -198,10 +203,8 @@ class RouterMeter:
         self._answers += 1
         self._answer_tokens += completion
         cost = self._cost(item, value, prompt, completion)
-        details = _field(reported, "prompt_tokens_details")
-        cached = _number_of_tokens(details, "cached_tokens") or 0
-        details = _field(reported, "completion_tokens_details")
-        reasoning = _number_of_tokens(details, "reasoning_tokens") or 0
+        cached = _detail(reported, "prompt_tokens_details", "cached_tokens")
+        reasoning = _detail(reported, "completion_tokens_details", "reasoning_tokens")
         return Usage(prompt, completion, cached, reasoning, cost or 0.0, int(cost is None))
 
     def _cost(
@@ -316,7 +319,7 @@ def _largest(arguments: Mapping[str, Any], names: Sequence[str]) -> int | None:
 
 def _is_amount(value: object) -> bool:
     """Whether it is a finite number from 0 on."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _prompt_bytes(request: RouterParallelRequest) -> int:
@@ -380,9 +383,14 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
 
 
 def _field(value: Any, name: str) -> Any:
-    if isinstance(value, Mapping):
-        return cast("Mapping[str, Any]", value).get(name)
+    if isinstance(value, dict):  # not any mapping: it is asked for each answer
+        return cast("dict[str, Any]", value).get(name)
     return getattr(value, name, None)
+
+
+def _detail(reported: Any, part: str, name: str) -> int:
+    details = _field(reported, part)
+    return 0 if details is None else _number_of_tokens(details, name) or 0
 
 
 def _number_of_tokens(value: Any, name: str, missing: int | None = None) -> int | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-from parallel_core.errors import RequestTimeoutError
+from parallel_core.errors import BatchDeadlineError
 
 _LONGEST = 86_400.0  # seconds: what asks for more has told no time
 _OVERLOADED = (408, 429, 503, 529)
@@ -18,15 +18,10 @@ _COOLING_DOWN = "RouterRateLimitError"
 def is_overload(error: BaseException) -> bool:
     """Whether fewer calls at a time would have helped: 429, 503, 529, a timeout."""
     if isinstance(error, TimeoutError):
-        return True
+        return not isinstance(error, BatchDeadlineError)  # of a batch inside of the call
     if any(base.__name__ == _COOLING_DOWN for base in type(error).__mro__):
         return True
     return getattr(error, "status_code", None) in _OVERLOADED
-
-
-def is_final(error: BaseException) -> bool:
-    """Whether the user has said that this is the end of the request."""
-    return isinstance(error, RequestTimeoutError)
 
 
 def retry_after(error: BaseException) -> float | None:

@@ -25,6 +25,7 @@ _ROUND_TRIPS_BEYOND = 2.5
 # From this limit on it grows by two for each call that returns, where no ceiling is known. Below, a
 # second rejection would be a large share of the calls.
 _GROWS_BY_TWO = 16
+_USUAL_LIMIT = 16  # to begin with
 # Weight of one call's duration in the round trip.
 _NEWEST = 0.1
 # A pause is over for all waiting calls at once; the jitter of one is of this share.
@@ -52,7 +53,7 @@ class AdaptiveConcurrency:
     SIGOPS Operating Systems Review 42 (5), 2008, and RFC 9438, with round trips instead of seconds.
 
     Attributes:
-        initial: calls in flight at the beginning.
+        initial: calls in flight at the beginning; None: 16, if minimum and maximum allow it.
         minimum: calls in flight at least.
         maximum: calls in flight at most.
         decrease: share of the calls in flight that is left after a rejection, between 0 and 1.
@@ -62,25 +63,33 @@ class AdaptiveConcurrency:
         TypeError, ValueError: a value is out of its range.
     """
 
-    initial: int = 16
+    initial: int | None = None
     minimum: int = 1
     maximum: int = 256
     decrease: float = 0.9
     max_attempts: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("initial", "minimum", "maximum", "max_attempts"):
+        names = ["minimum", "maximum", "max_attempts"]
+        for name in names if self.initial is None else ["initial", *names]:
             checked_count(f"AdaptiveConcurrency.{name}", getattr(self, name))
         checked_number("AdaptiveConcurrency.decrease", self.decrease)
         if self.decrease >= 1:
             raise ValueError(
                 f"AdaptiveConcurrency.decrease must be between 0 and 1, not {self.decrease!r}"
             )
-        if not self.minimum <= self.initial <= self.maximum:
+        if not self.minimum <= self.first_limit <= self.maximum:
             raise ValueError(
                 "AdaptiveConcurrency must have minimum <= initial <= maximum, not "
                 f"minimum={self.minimum}, initial={self.initial}, maximum={self.maximum}"
             )
+
+    @property
+    def first_limit(self) -> int:
+        """Calls in flight at the beginning."""
+        if self.initial is None:
+            return min(max(_USUAL_LIMIT, self.minimum), self.maximum)
+        return self.initial
 
 
 class LimitChange(msgspec.Struct, frozen=True):
@@ -107,7 +116,7 @@ class AdaptiveLimit:
 
     def __init__(self, settings: AdaptiveConcurrency) -> None:
         self._settings = settings
-        self._limit = float(settings.initial)
+        self._limit = float(settings.first_limit)
         self._ceiling = math.inf  # what was in flight when a call was last rejected
         self._slow_start_until = math.inf
         self._round_trip: float | None = None  # seconds, smoothed

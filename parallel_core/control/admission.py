@@ -105,8 +105,9 @@ class Ticket:
             usage = None if self._meter is None else self._meter.usage_of(item, value)
             if usage is not None and self._reservation is not None:
                 self._reservation.settle(usage)
-        finally:
-            self._unknown()  # where nothing is known, or a meter of the user raises
+        except Exception:  # noqa: BLE001 - of a meter of the user; the answer is not lost for it
+            usage = None  # the batch's tally asks as well, when it is delivered, and is told
+        self._unknown()  # where it is not settled
         if usage is not None and self._rate_limit is not None:
             self._rate_limit.correct(self._expected, usage.total_tokens)
 

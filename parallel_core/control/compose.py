@@ -64,11 +64,10 @@ def compose(
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
     """
-    adaptive = isinstance(concurrency, AdaptiveConcurrency)
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
     assert isinstance(most, int)
-    composition = Composition(call, most, most if settings is None else settings.initial)
+    composition = Composition(call, most, most if settings is None else settings.first_limit)
     if meter is not None:
         tally = UsageTally(meter)
         composition.observe, composition.usage = tally.add, tally.usage
@@ -78,7 +77,7 @@ def compose(
         key, per_key = fair_key(fair_by), controls.get("concurrency_per_key")
         look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
         composition.order = lambda: FairQueue(key, per_key, look_ahead)
-    elif adaptive:
+    elif settings is not None:
         composition.order = FirstInFirstOut
 
     adaptation = None
@@ -94,7 +93,7 @@ def compose(
         composition.call = adaptation.retry(composition.call)
     deadline = controls.get("deadline")
     if deadline is not None:
-        control = Deadline(deadline, fail_fast=fail_fast)
+        control = Deadline(deadline, fail_fast=fail_fast, total=total)
         composition.call = control.wrap(composition.call)
         composition.attachments.append(control)
     bar, callback = controls.get("progress", False), controls.get("on_progress")

@@ -72,6 +72,9 @@ class FirstInFirstOut:
     def ended(self, entry: Waiting) -> None:
         pass
 
+    def source_ended(self) -> None:
+        pass
+
 
 class _Key:
     """One key: what waits for its turn, and how many of its calls run."""
@@ -96,8 +99,8 @@ class FairQueue:
 
     Args:
         key: gives the key of a request.
-        concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, where
-            there is more than one key, so that one whose calls hang leaves room for the others.
+        concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, so that
+            one whose calls hang leaves room for the others; all of it for the last key.
         look_ahead: requests that may wait here at most.
     """
 
@@ -110,6 +113,7 @@ class FairQueue:
         self._keys: dict[Hashable, _Key] = {}  # that have something waiting or running
         self._ring: deque[Hashable] = deque()  # that have something waiting, and room for it
         self._full: dict[Hashable, None] = {}  # that have something waiting, and no room
+        self._more_may_come = True
         self._most = 0  # what `_full` was found out with
         self._waiting = 0
 
@@ -172,11 +176,16 @@ class FairQueue:
         elif not key.waiting and not key.running:
             del self._keys[name]
 
+    def source_ended(self) -> None:
+        """What waits is all there will be: a key that is alone need not leave room for another."""
+        self._more_may_come = False
+
     def _look_again(self, limit: int) -> None:
         """Where keys may run more calls than before, those that had no room take turns again."""
         most = self._concurrency_per_key
         if most is None:
-            most = limit if len(self._keys) < 2 else -(-limit // 2)
+            alone = len(self._keys) < 2 and not self._more_may_come
+            most = limit if alone else -(-limit // 2)
         if most > self._most:
             self._ring.extend(self._full)
             self._full.clear()

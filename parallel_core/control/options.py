@@ -19,7 +19,7 @@ Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 
 
 class Controls(TypedDict, total=False):
-    """The controls that every function of a batch takes; None, and False, is without.
+    """The controls that every function of a batch takes; None (of progress: False) is without.
 
     ``docs/controls.md`` tells what each promises and what it costs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import anyio
@@ -20,15 +21,16 @@ def with_timeout(call: Call, seconds: float | None) -> Call:
     ended when its error is raised. A call that returns all the same has succeeded.
     """
 
-    async def limited(index: int, item: Any) -> Any:
-        own = item.timeout if isinstance(item, RouterParallelRequest) else None
-        limit = seconds if own is None else own
-        if limit is None:
-            return await call(index, item)
+    async def in_time(index: int, item: Any, limit: float) -> Any:
         with anyio.move_on_after(limit):
             return await call(index, item)
         model = item.model if isinstance(item, RouterParallelRequest) else None
         raise RequestTimeoutError(index, model, limit)
+
+    def limited(index: int, item: Any) -> Awaitable[Any]:
+        own = item.timeout if isinstance(item, RouterParallelRequest) else None
+        limit = seconds if own is None else own
+        return call(index, item) if limit is None else in_time(index, item, limit)
 
     return limited
 
@@ -41,9 +43,10 @@ class Deadline:
     are kept, and nothing is made up in memory for a million requests at once.
     """
 
-    def __init__(self, seconds: float, *, fail_fast: bool) -> None:
+    def __init__(self, seconds: float, *, fail_fast: bool, total: int | None) -> None:
         self._seconds = seconds
         self._fail_fast = fail_fast
+        self._total = total  # requests; None: nobody knows how many would come
         self._expired = False
         self._calls: set[anyio.CancelScope] = set()
         self._engine: Engine
@@ -57,6 +60,8 @@ class Deadline:
                         return await call(index, item)
                     finally:
                         self._calls.discard(scope)
+            if self._total is not None and index >= self._total - 1:
+                self._engine.draw_no_more()  # the length of a source may be wrong
             raise BatchDeadlineError(index, self._seconds)
 
         return limited
@@ -72,7 +77,8 @@ class Deadline:
             return
         for scope in list(self._calls):
             scope.cancel()
-        self._engine.draw_no_more()
+        if self._total is None:
+            self._engine.draw_no_more()
         self._engine.hurry()
 
     def end(self) -> None:

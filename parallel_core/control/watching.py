@@ -18,46 +18,19 @@ class UsageTally:
     """What the calls of a batch have used."""
 
     def __init__(self, meter: RouterMeter | ItemMeter) -> None:
-        self._meter = meter
-        self._usage = Usage()
+        self._usage_of = meter.usage_of
+        self._told = Usage()
+        self._not_told = 0  # calls
 
     def add(self, item: Any, value: Any) -> None:
-        usage = self._meter.usage_of(item, value)
-        self._usage += Usage(unpriced_calls=1) if usage is None else usage
+        usage = self._usage_of(item, value)
+        if usage is None:
+            self._not_told += 1
+        else:
+            self._told += usage
 
     def usage(self) -> Usage:
-        return self._usage
-
-
-class _Counts:
-    """The numbers of a batch, as its progress tells them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def started(self) -> int:
-        return self._engine.started
-
-    @property
-    def succeeded(self) -> int:
-        return self._engine.succeeded
-
-    @property
-    def failed(self) -> int:
-        return self._engine.failed
-
-    @property
-    def in_flight(self) -> int:
-        return self._engine.calls_in_flight
-
-    @property
-    def limit(self) -> int:
-        return self._engine.limit
-
-    @property
-    def usage(self) -> Usage:
-        return self._engine.usage
+        return self._told + Usage(unpriced_calls=self._not_told)
 
 
 class ProgressWatch:
@@ -90,9 +63,7 @@ class ProgressWatch:
                 callbacks.append(checked_callback(self._callback))
             if self._bar:
                 callbacks.append(ProgressBar())
-            self._reporter = ProgressReporter(
-                _Counts(self._engine), callbacks, self._total, SNAPSHOT_INTERVAL, self._began
-            )
+            self._reporter = ProgressReporter(self._engine, callbacks, self._total, self._began)
         return self._reporter
 
     def end(self) -> None:
