@@ -90,9 +90,16 @@ async def check_what_ends_otherwise():
     assert set(ended) == {0, 1, 3}, ended
 
     ended.clear()
+    waiting = []
     try:
-        async with asyncio.timeout(0.01):
-            await parallel_map(forever, range(9), concurrency=4)
+        async with asyncio.timeout(None) as timeout:
+            async def until_timeout(item):
+                waiting.append(item)
+                if len(waiting) == 4:  # not before: it is their end that is to be seen
+                    timeout.reschedule(asyncio.get_running_loop().time())
+                await forever(item)
+
+            await parallel_map(until_timeout, range(9), concurrency=4)
     except TimeoutError:
         pass
     else:
