@@ -52,6 +52,10 @@ class Order(Protocol):
         """What waits is all there will be."""
         ...
 
+    def hurry(self) -> None:
+        """No request is kept back for the sake of the provider any more."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -101,6 +105,7 @@ class Agenda:
     def hurry(self) -> None:
         """Nothing waits for its time any more."""
         self.held = False
+        self.order.hurry()
         for entry, take_back in list(self._postponed.items()):
             take_back()
             self.due(entry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ._agenda import Agenda, Entry, Order
@@ -28,10 +27,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
 
     has_agenda: ClassVar[bool] = True
 
-    def __init__(
-        self, plan: BatchPlan[ResultT], host: SlotHost, new_order: Callable[[], Order]
-    ) -> None:
-        order = new_order()
+    def __init__(self, plan: BatchPlan[ResultT], host: SlotHost, order: Order) -> None:
         # In input order, what has been drawn must be able to begin, or the request whose result is
         # next might not: there the room is counted in draws.
         self._by_draws = plan.preserve_order
@@ -52,7 +48,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
 
     def go_on(self) -> None:
         self._agenda.held = False
-        self._room.wake_all()
+        self.look_again()
 
     def hurry(self) -> None:
         self._hurrying = True  # from now on: a call that is just ending may be postponed still

@@ -273,6 +273,9 @@ class BatchCore(Generic[ResultT]):
     def go_on(self) -> None:
         pass
 
+    def look_again(self) -> None:
+        self._room.wake_all()
+
     def hurry(self) -> None:
         pass
 

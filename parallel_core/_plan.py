@@ -60,7 +60,7 @@ class BatchPlan(Generic[ResultT]):
     limit: int
     return_exceptions: bool
     preserve_order: bool
-    order: Callable[[], Order] | None
+    order: Order | None
     attachments: Sequence[Attachment]
     observe: Callable[[Any, Any], None] | None  # item and value of a call that succeeded
     usage: Callable[[], Usage]

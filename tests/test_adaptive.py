@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 
 import parallel_core
 from hosts import Host, in_virtual_time
-from parallel_core import AdaptiveConcurrency, BatchDeadlineError
+from parallel_core import AdaptiveConcurrency, BatchDeadlineError, RouterParallelRequest
 from parallel_core.control._overload import is_overload, retry_after
-from parallel_core.control.adaptive import AdaptiveLimit
+from parallel_core.control.adaptive import Adaptation, AdaptiveLimit
 
 T = TypeVar("T")
 
@@ -463,5 +465,174 @@ def test_a_limit_that_shrinks_by_one_ends_one_slot() -> None:
             assert batch.in_flight == 3
             assert batch._core._open_slots == 3  # pyright: ignore[reportPrivateUsage]
             assert len(started) == 7
+
+    in_virtual_time(main)
+
+
+# --- a limit for each key ---
+
+
+class Limited:
+    """A rate limit: what is too much for a minute is rejected at once."""
+
+    def __init__(self, per_minute: int, retry_after: float) -> None:
+        self._per_minute = per_minute
+        self._retry_after = retry_after
+        self._answered: list[float] = []
+
+    def take(self) -> None:
+        now = anyio.current_time()
+        self._answered = [at for at in self._answered if at > now - 60]
+        if len(self._answered) >= self._per_minute:
+            raise OverloadedError(self._retry_after)
+        self._answered.append(now)
+
+
+@pytest.mark.parametrize("by_model", [True, False])
+def test_a_rate_limited_key_does_not_slow_down_the_others(by_model: bool) -> None:
+    limit = Limited(5, retry_after=10)
+    ended: dict[str, float] = {}
+
+    async def answer(*, model: str, messages: object) -> str:
+        await anyio.sleep(0.05)
+        if model == "limited":
+            limit.take()
+        await anyio.sleep(1)
+        ended[model] = anyio.current_time()
+        return model
+
+    async def main() -> list[parallel_core.LimitChange]:
+        messages = [{"role": "user", "content": "Is it?"}]
+        requests = [
+            RouterParallelRequest(model, messages)
+            for _ in range(60)
+            for model in ("limited", "healthy")
+        ]
+        async with parallel_core.iter_parallel_acompletions(
+            answer,
+            requests,
+            concurrency="auto",
+            fair_by="model" if by_model else lambda request: request.model,
+        ) as batch:
+            results = [result async for result in batch]
+        assert len(results) == 120
+        assert all(result.ok for result in results)
+        return batch.limit_changes
+
+    began = 0.0
+
+    async def timed() -> list[parallel_core.LimitChange]:
+        nonlocal began
+        began = anyio.current_time()
+        return await main()
+
+    changes = in_virtual_time(timed)
+    # 60 calls of a second, 16 at a time and more and more: with one limit for both, which the
+    # rejections bring down, it would be many minutes.
+    assert ended["healthy"] - began < (5 if by_model else 12)
+    assert ended["limited"] - began > 60 * 11
+    assert min(c.limit for c in changes if c.key == "limited") == 0  # it has waited
+    assert min(c.limit for c in changes if c.key == "healthy") >= 16
+    assert max(c.rejected for c in changes if c.key == "healthy") == 0
+    assert {c.key for c in changes} == {"limited", "healthy"} | (set() if by_model else {None})
+
+
+@pytest.mark.parametrize(("tenants", "capacity"), [(2, 32), (100, 16), (1000, 32)])
+def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: int) -> None:
+    provider = Provider(lambda _: capacity)
+    best = answered_within(60, Provider(lambda _: capacity), capacity)
+
+    async def main() -> None:
+        with trio.move_on_after(60):
+            async with parallel_core.iter_parallel_map(
+                provider.answer,
+                itertools.count(),
+                concurrency="auto",
+                fair_by=lambda number: number % tenants,
+            ) as batch:
+                async for result in batch:
+                    assert result.ok, result.exception
+
+    in_virtual_time(main)
+    assert provider.answered >= 0.85 * best
+    assert provider.rejected_share < 0.06  # more tenants than places: each tries with one at least
+
+
+def test_a_key_whose_calls_hang_leaves_the_others_to_grow() -> None:
+    draw = random.Random(1)
+
+    async def call(key: str) -> str:
+        await anyio.sleep(draw.uniform(0.5, 1.5) if key == "fast" else 10_000)
+        return key
+
+    async def main() -> None:
+        began = anyio.current_time()
+        fast = 0
+        async with parallel_core.iter_parallel_map(
+            call,
+            ["hung", "fast"] * 400,
+            concurrency="auto",
+            fair_by=lambda key: key,
+        ) as batch:
+            async for _ in batch:
+                fast += 1
+                if fast == 400:
+                    break
+        # At eight a second, half of the first limit, it would take 50 s.
+        took = anyio.current_time() - began
+        assert took < 15, took
+
+    in_virtual_time(main)
+
+
+def test_the_deadline_ends_requests_whose_key_waits() -> None:
+    async def call(item: int) -> int:
+        await anyio.sleep(0.05)
+        raise OverloadedError(retry_after=600)
+
+    async def main() -> None:
+        began = anyio.current_time()
+        results = await parallel_core.parallel_map(
+            call,
+            range(40),
+            concurrency="auto",
+            deadline=5,
+            fair_by=lambda number: number % 2,
+        )
+        assert anyio.current_time() - began == pytest.approx(5)
+        assert [type(result.exception) for result in results] == [BatchDeadlineError] * 40
+
+    in_virtual_time(main)
+
+
+def test_limits_of_keys_without_end_are_forgotten() -> None:
+    class Keys:
+        def key_of(self, index: int) -> int:
+            return index
+
+        def make_room(self, key: object) -> None:
+            raise AssertionError("nothing was held")
+
+    async def call(index: int, item: object) -> None:
+        if index == 7:
+            await anyio.sleep_forever()
+
+    async def main() -> None:
+        adaptation = Adaptation(AdaptiveConcurrency(), Keys(), apart=True)
+        engine: Any = SimpleNamespace(current_time=trio.current_time)
+        adaptation.begin(engine)
+        watched = adaptation.watch(call)
+
+        async def hang() -> None:
+            await watched(7, None)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hang)
+            await trio.testing.wait_all_tasks_blocked()
+            for index in range(10, 10_000):
+                await watched(index, None)
+            assert len(vars(adaptation)["_of_key"]) < 2048
+            assert 7 in vars(adaptation)["_of_key"]  # it is in flight
+            tasks.cancel_scope.cancel()
 
     in_virtual_time(main)

@@ -49,6 +49,7 @@ def assert_empty(queue: FairQueue) -> None:
     assert not state["_keys"]
     assert not state["_ring"]
     assert not state["_full"]
+    assert not state["_running"]
 
 
 def test_first_in_first_out() -> None:
@@ -112,6 +113,31 @@ def test_resume_respects_the_cap() -> None:
     assert queue.resume(second, 8)  # its key is not known any more
     queue.ended(second)
     assert_empty(queue)
+
+
+def test_what_else_allows_calls_of_a_key() -> None:
+    queue = queue_of(["a1", "a2", "a3", "b1", "b2"])
+    allowed = {"a": 1, "b": 0}
+    queue.allowed = lambda key: allowed[str(key)]
+    (first,) = popped(queue, 100)
+    assert first.item == "a1"
+    assert queue.key_of(first.index) == "a"
+    allowed["a"] = allowed["b"] = 2
+    assert queue.pop(100) is None  # it was found out before that there is no room
+    queue.make_room("b")
+    assert names(popped(queue, 100)) == "b1 b2"
+    queue.make_room("b")  # nothing of it waits
+    queue.ended(first)
+    with pytest.raises(KeyError):
+        queue.key_of(first.index)
+    assert names(popped(queue, 100)) == "a2 a3"
+    allowed["a"] = 0
+    assert not queue.resume(first, 100)
+    queue.push(Entry(5, "a4"))
+    assert queue.pop(100) is None
+    queue.hurry()
+    assert names(popped(queue, 100)) == "a4"
+    assert queue.resume(first, 100)
 
 
 def test_a_limit_that_shrinks_and_grows() -> None:

@@ -39,6 +39,10 @@ class Engine(SupportsCounts, Protocol):
 
     def go_on(self) -> None: ...
 
+    def look_again(self) -> None:
+        """Requests that might not begin may now."""
+        ...
+
     def hurry(self) -> None:
         """Send at once what waits to be sent again, and go on."""
         ...

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import msgspec
@@ -32,6 +33,7 @@ _NEWEST = 0.1
 _JITTER = 0.25
 _LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
 _CHANGES_KEPT = 4096
+_KEYS_KEPT = 1024  # limits of keys without calls
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class AdaptiveConcurrency:
     A rejected request waits as long as the provider asks (Retry-After) and is sent again; its slot
     makes other calls meanwhile. While no call gets through any more (a rate limit and not a limit
     of concurrency), all calls wait together until the latest Retry-After is over.
+
+    With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
+    for the keys of a function there is a limit for all of them, too, which goes down where calls of
+    different keys are rejected at a time.
 
     Sources: slow start and multiplicative decrease, Jacobson, "Congestion Avoidance and Control",
     SIGCOMM 1988; the curve, Ha, Rhee, Xu, "CUBIC: a new TCP-friendly high-speed TCP variant", ACM
@@ -100,35 +106,47 @@ class LimitChange(msgspec.Struct, frozen=True):
         limit: calls that may be in flight from now on; 0 while all wait.
         in_flight: calls in flight.
         rejected: calls rejected for overload so far.
+        key: the key of ``fair_by`` that the limit, and the two counts, are of; None: all.
     """
 
     elapsed: float
     limit: int
     in_flight: int
     rejected: int
+    key: Hashable = None
 
 
 class AdaptiveLimit:
     """The algorithm, without a clock and without calls: it is told what happens, and when.
 
     Every time is in seconds, on any clock that does not go back.
+
+    Args:
+        patient: have calls wait only when none has got through for a round trip.
     """
 
-    def __init__(self, settings: AdaptiveConcurrency) -> None:
+    def __init__(self, settings: AdaptiveConcurrency, *, patient: bool = False) -> None:
         self._settings = settings
+        self._patient = patient
         self._limit = float(settings.first_limit)
         self._ceiling = math.inf  # what was in flight when a call was last rejected
         self._slow_start_until = math.inf
         self._round_trip: float | None = None  # seconds, smoothed
         self._epoch = 0.0  # of the curve
         self._decreased_at = -math.inf
-        self._got_through = True  # a call begun since the last decrease has succeeded
+        self._got_through = True  # a call begun since then has succeeded:
+        self._fruitless_since = -math.inf
         self._holding_until: float | None = None
 
     @property
     def limit(self) -> int:
         """Calls that may be in flight."""
         return int(self._limit)
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds that a call takes, smoothed; None before one has returned."""
+        return self._round_trip
 
     @property
     def holding_until(self) -> float | None:
@@ -142,7 +160,7 @@ class AdaptiveLimit:
             self._round_trip = duration
         else:
             self._round_trip += _NEWEST * (duration - self._round_trip)
-        if began >= self._decreased_at:
+        if began >= self._fruitless_since:
             self._got_through = True
         if in_flight < self.limit:
             # The limit is not what holds calls back: nothing is known of a higher one.
@@ -183,15 +201,23 @@ class AdaptiveLimit:
             self._holding_until = max(self._holding_until, now + wait)
         if began < self._decreased_at:
             return  # of the same round trip as the last decrease: it tells nothing new
-        if not self._got_through and self._holding_until is None:
+        if self._nothing_gets_through(now) and self._holding_until is None:
             self._holding_until = now + wait
         self._decrease(now, in_flight)
+
+    def _nothing_gets_through(self, now: float) -> bool:
+        if self._got_through or not self._patient:
+            return not self._got_through
+        round_trip = 1.0 if self._round_trip is None else self._round_trip
+        return now - self._fruitless_since >= round_trip
 
     def _decrease(self, now: float, in_flight: int) -> None:
         self._ceiling = float(max(1, min(in_flight, self.limit)))
         self._set(self._ceiling * self._settings.decrease)
         self._slow_start_until = 0.0
         self._epoch = self._decreased_at = now
+        if self._got_through:
+            self._fruitless_since = now
         self._got_through = False
 
     def go_on(self, now: float, in_flight: int) -> None:
@@ -200,62 +226,160 @@ class AdaptiveLimit:
         self._slow_start_until = self._limit
         self._set(max(in_flight + 1, self._limit / 2))
         self._slow_start_until = max(self._slow_start_until, self._limit)
-        self._epoch = self._decreased_at = now
+        self._epoch = self._decreased_at = self._fruitless_since = now
         self._got_through = False
 
     def _set(self, limit: float) -> None:
         self._limit = min(max(limit, self._settings.minimum), self._settings.maximum)
 
 
-class Adaptation:
-    """The adaptive limit of one batch: watches its calls, and sets the limit of the engine."""
+class KeyedOrder(Protocol):
+    """An order of requests that can keep back those of one key (:class:`.fairness.FairQueue`)."""
 
-    def __init__(self, settings: AdaptiveConcurrency, jitter: Callable[[], float] = random.random):
+    def key_of(self, index: int) -> Hashable:
+        """The key of a request that is in flight."""
+        ...
+
+    def make_room(self, key: Hashable) -> None:
+        """More calls of this key may begin than when it was last asked."""
+        ...
+
+
+class _Scope:
+    """What one limit is for: a key, or the whole batch."""
+
+    __slots__ = ("in_flight", "key", "limit", "recorded", "rejected", "take_back")
+
+    def __init__(
+        self, key: Hashable, settings: AdaptiveConcurrency, *, patient: bool = False
+    ) -> None:
+        self.key = key
+        self.limit = AdaptiveLimit(settings, patient=patient)
+        self.recorded = -1
+        self.in_flight = 0
+        self.rejected = 0
+        self.take_back: Callable[[], None] = lambda: None
+
+    @property
+    def allowed(self) -> int:
+        """Calls that may be in flight; 0 while all wait."""
+        return 0 if self.limit.holding_until is not None else self.limit.limit
+
+    @property
+    def idle(self) -> bool:
+        return not self.in_flight and self.limit.holding_until is None
+
+
+class Adaptation:
+    """The adaptive limits of one batch: watches its calls.
+
+    The limit of the whole batch is set as that of the engine. A limit for each key is enforced by
+    the order in which requests begin, which asks :meth:`allowed`.
+
+    Args:
+        settings: of each limit.
+        keyed: the order, if each key is to have a limit. Keys that share what they overload find
+            their shares as the connections of TCP do, but each takes one call at least. So a limit
+            for all goes down where calls of different keys are rejected in one round trip.
+        apart: the keys share nothing; there is no limit for all.
+        jitter: gives numbers between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        settings: AdaptiveConcurrency,
+        keyed: KeyedOrder | None = None,
+        *,
+        apart: bool = False,
+        jitter: Callable[[], float] = random.random,
+    ):
         self._settings = settings
+        self._keyed = keyed
         self._jitter = jitter
-        self._limit = AdaptiveLimit(settings)
+        # With limits of keys, which wait by themselves, all need not wait so soon.
+        self._whole = None if apart else _Scope(None, settings, patient=keyed is not None)
+        self._of_key: dict[Hashable, _Scope] = {}
+        self._sweep_at = _KEYS_KEPT
+        self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key, and when
         self._attempts: dict[int, int] = {}  # of requests that were rejected, by index
-        self._in_flight = 0
-        self._rejected = 0
         self._began = 0.0
         self._engine: Engine
-        self._take_back: Callable[[], None] = lambda: None
         self._changes: list[LimitChange] = []
         self._keep_every = 1
         self._skipped = 0
 
     @property
+    def first_limit(self) -> int:
+        """Calls of the batch that may be in flight at the beginning."""
+        return self._settings.maximum if self._whole is None else self._settings.first_limit
+
+    @property
     def changes(self) -> list[LimitChange]:
-        """How the limit went; where it changed very often, not each change."""
+        """How the limits went; where they changed very often, not each change."""
         return list(self._changes)
 
     def begin(self, engine: Engine) -> None:
         self._engine = engine
         self._began = engine.current_time()
-        self._record()
+        if self._whole is not None:
+            self._record(self._whole)
 
     def end(self) -> None:
-        self._record()
+        for scope in self._of_key.values():
+            self._record(scope)
+        if self._whole is not None:
+            self._record(self._whole)
+
+    def allowed(self, key: Hashable) -> int:
+        """Calls of this key that may be in flight."""
+        scope = self._of_key.get(key)
+        return self._settings.first_limit if scope is None else scope.allowed
+
+    def _scopes_of(self, index: int) -> list[_Scope]:
+        """The limits that a call counts for."""
+        scopes = [] if self._whole is None else [self._whole]
+        if self._keyed is not None:
+            key = self._keyed.key_of(index)
+            scope = self._of_key.get(key)
+            if scope is None:
+                if len(self._of_key) >= self._sweep_at:  # of keys without end, some are forgotten
+                    self._of_key = {k: kept for k, kept in self._of_key.items() if not kept.idle}
+                    self._sweep_at = max(_KEYS_KEPT, 2 * len(self._of_key))
+                scope = self._of_key[key] = _Scope(key, self._settings)
+            scopes.append(scope)
+        return scopes
 
     def watch(self, call: Call) -> Call:
         """Watch each attempt: this is put around the call itself."""
 
         async def watched(index: int, item: Any) -> Any:
+            scopes = self._scopes_of(index)
             began = anyio.current_time()
-            self._in_flight += 1
+            for scope in scopes:
+                scope.in_flight += 1
+            overloaded: float | None = None
+            returned = False
             try:
                 value = await call(index, item)
+                returned = True
             except Exception as error:
-                self._in_flight -= 1
                 if is_overload(error):
-                    self._overloaded(began, self._delay(index, error))
+                    overloaded = self._delay(index, error)
                 raise
-            except BaseException:
-                self._in_flight -= 1
-                raise
-            self._limit.succeeded(began, anyio.current_time(), self._in_flight)
-            self._in_flight -= 1
-            self._apply()
+            finally:
+                if returned:
+                    now = anyio.current_time()
+                    for scope in scopes:
+                        in_flight = scope.in_flight
+                        if scope is not scopes[-1]:  # a key is held back by half of this limit
+                            in_flight = max(in_flight, 2 * scopes[-1].in_flight)
+                        scope.limit.succeeded(began, now, in_flight)
+                for scope in scopes:
+                    scope.in_flight -= 1
+                    if returned:
+                        self._apply(scope)
+                if overloaded is not None:
+                    self._overloaded(scopes, began, overloaded)
             return value
 
         return watched
@@ -271,7 +395,7 @@ class Adaptation:
             except RequestTimeoutError:
                 # The user has said how long a request may take; it is not sent again.
                 self._attempts.pop(index, None)
-                self._overloaded(began, 0.0)
+                self._overloaded(self._scopes_of(index), began, 0.0)
                 raise
             except Exception as error:
                 attempts = self._attempts.get(index, 0) + 1
@@ -295,38 +419,63 @@ class Adaptation:
         wait = max(wait, min(2.0**attempts - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
-    def _overloaded(self, began: float, wait: float) -> None:
-        self._rejected += 1
+    def _overloaded(self, scopes: list[_Scope], began: float, wait: float) -> None:
         now = anyio.current_time()
-        held = self._limit.holding_until
-        self._limit.overloaded(began, now, self._in_flight, wait)
-        until = self._limit.holding_until
+        key, at = self._last_rejected
+        self._last_rejected = (scopes[-1].key, now)
+        for scope in scopes:
+            scope.rejected += 1
+            if scope is self._whole and self._keyed is not None:
+                round_trip = scope.limit.round_trip
+                if key == scopes[-1].key or (round_trip is not None and now - at > round_trip):
+                    continue  # for all that is known, a matter of this key alone
+            self._turn_down(scope, began, now, wait)
+
+    def _turn_down(self, scope: _Scope, began: float, now: float, wait: float) -> None:
+        held = scope.limit.holding_until
+        scope.limit.overloaded(began, now, scope.in_flight, wait)
+        until = scope.limit.holding_until
         if until is not None and until != held:
-            self._engine.hold()
-            self._record()
-            self._take_back()
-            self._take_back = self._engine.call_later(until - now, self._go_on)
-        self._apply()
+            if scope is self._whole:
+                self._engine.hold()
+            scope.take_back()
+            scope.take_back = self._engine.call_later(
+                until - now, functools.partial(self._go_on, scope)
+            )
+        self._apply(scope)
 
-    def _go_on(self) -> None:
-        self._limit.go_on(self._engine.current_time(), self._in_flight)
-        self._engine.set_limit(self._limit.limit)
-        self._record()
-        self._engine.go_on()
+    def _go_on(self, scope: _Scope) -> None:
+        scope.limit.go_on(self._engine.current_time(), scope.in_flight)
+        self._apply(scope)
+        if scope is self._whole:
+            self._engine.go_on()
+        else:
+            assert self._keyed is not None
+            self._keyed.make_room(scope.key)
+            self._engine.look_again()
 
-    def _apply(self) -> None:
-        if self._limit.limit != self._engine.limit:
-            self._engine.set_limit(self._limit.limit)
-            self._record()
+    def _apply(self, scope: _Scope) -> None:
+        limit = scope.limit.limit
+        if scope is self._whole and limit != self._engine.limit:
+            self._engine.set_limit(limit)
+        if scope.allowed != scope.recorded:
+            self._record(scope)
 
-    def _record(self) -> None:
+    def _record(self, scope: _Scope) -> None:
+        scope.recorded = scope.allowed
         self._skipped += 1
         if self._skipped < self._keep_every:
             return
         self._skipped = 0
-        now = self._engine.current_time()
-        limit = 0 if self._limit.holding_until is not None else self._limit.limit
-        self._changes.append(LimitChange(now - self._began, limit, self._in_flight, self._rejected))
+        self._changes.append(
+            LimitChange(
+                self._engine.current_time() - self._began,
+                scope.allowed,
+                scope.in_flight,
+                scope.rejected,
+                scope.key,
+            )
+        )
         if len(self._changes) >= _CHANGES_KEPT:
             del self._changes[1::2]
             self._keep_every *= 2

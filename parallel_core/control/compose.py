@@ -36,7 +36,7 @@ class Composition:
     call: Call
     concurrency: int
     initial_limit: int
-    order: Callable[[], Any] | None = None
+    order: FairQueue | FirstInFirstOut | None = None
     attachments: list[Attachment] = field(default_factory=list[Attachment])
     observe: Callable[[Any, Any], None] | None = None
     usage: Callable[[], Usage] = Usage
@@ -67,24 +67,26 @@ def compose(
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
     assert isinstance(most, int)
-    composition = Composition(call, most, most if settings is None else settings.first_limit)
+    composition = Composition(call, most, most)
     if meter is not None:
         tally = UsageTally(meter)
         composition.observe, composition.usage = tally.add, tally.usage
 
     fair_by = controls.get("fair_by")
+    queue = None
     if fair_by is not None:
-        key, per_key = fair_key(fair_by), controls.get("concurrency_per_key")
         look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
-        composition.order = lambda: FairQueue(key, per_key, look_ahead)
+        queue = FairQueue(fair_key(fair_by), controls.get("concurrency_per_key"), look_ahead)
+        composition.order = queue
     elif settings is not None:
-        composition.order = FirstInFirstOut
+        composition.order = FirstInFirstOut()
 
     adaptation = None
     if may_reject:
         composition.call = _with_places(composition.call, may_reject)
     if settings is not None:
-        adaptation = Adaptation(settings)
+        adaptation = _adaptation(settings, fair_by, queue)
+        composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
@@ -100,6 +102,18 @@ def compose(
     if bar or callback is not None:
         composition.attachments.append(ProgressWatch(bar=bar, callback=callback, total=total))
     return composition
+
+
+def _adaptation(
+    settings: AdaptiveConcurrency, fair_by: object, queue: FairQueue | None
+) -> Adaptation:
+    """One limit for all, or one for each key."""
+    if queue is None:
+        return Adaptation(settings)
+    # Providers count what a model gets. What the keys of a function share is not known.
+    adaptation = Adaptation(settings, queue, apart=fair_by == "model")
+    queue.allowed = adaptation.allowed
+    return adaptation
 
 
 def _put_around_what_is_sent(

@@ -13,6 +13,7 @@ from parallel_core.types import RouterParallelRequest
 class Waiting(Protocol):
     """A request that waits for a slot."""
 
+    index: int
     item: Any
     key: Hashable
 
@@ -75,6 +76,9 @@ class FirstInFirstOut:
     def source_ended(self) -> None:
         pass
 
+    def hurry(self) -> None:
+        pass
+
 
 class _Key:
     """One key: what waits for its turn, and how many of its calls run."""
@@ -102,13 +106,19 @@ class FairQueue:
         concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, so that
             one whose calls hang leaves room for the others; all of it for the last key.
         look_ahead: requests that may wait here at most.
+
+    Attributes:
+        allowed: calls of a key that something else allows to be in flight. Where this grows without
+            a call of the key having ended, :meth:`make_room` is to be called.
     """
 
     def __init__(
         self, key: Callable[[Any], Hashable], concurrency_per_key: int | None, look_ahead: int
     ) -> None:
         self.look_ahead = look_ahead
-        self._key_of = key
+        self.allowed: Callable[[Hashable], int] | None = None
+        self._key_function = key
+        self._running: dict[int, Hashable] = {}  # the key of each running call, by index
         self._concurrency_per_key = concurrency_per_key
         self._keys: dict[Hashable, _Key] = {}  # that have something waiting or running
         self._ring: deque[Hashable] = deque()  # that have something waiting, and room for it
@@ -127,7 +137,7 @@ class FairQueue:
             TypeError: its key is not hashable.
             Exception: what the key function raises.
         """
-        entry.key = name = self._key_of(entry.item)
+        entry.key = name = self._key_function(entry.item)
         key = self._keys.get(name)
         if key is None:
             key = self._keys[name] = _Key()
@@ -143,7 +153,7 @@ class FairQueue:
         while self._ring:
             name = self._ring.popleft()
             key = self._keys[name]
-            if key.running >= self._most:
+            if not self._has_room(name, key):
                 self._full[name] = None
                 continue
             key.running += 1
@@ -151,8 +161,14 @@ class FairQueue:
             entry = key.waiting.popleft()
             if key.waiting:
                 self._ring.append(name)
+            self._running[entry.index] = name
             return entry
         return None
+
+    def _has_room(self, name: Hashable, key: _Key) -> bool:
+        return key.running < self._most and (
+            self.allowed is None or key.running < self.allowed(name)
+        )
 
     def resume(self, entry: Waiting, limit: int) -> bool:
         """Count a request that is to be sent again as running, if its key has room."""
@@ -160,21 +176,36 @@ class FairQueue:
         key = self._keys.get(entry.key)
         if key is None:
             key = self._keys[entry.key] = _Key()
-        if key.running >= self._most:
+        if not self._has_room(entry.key, key):
             return False
         key.running += 1
+        self._running[entry.index] = entry.key
         return True
 
     def ended(self, entry: Waiting) -> None:
         """A call of this request has ended: its key has room for another."""
-        name = entry.key
+        name = self._running.pop(entry.index)
         key = self._keys[name]
         key.running -= 1
-        if name in self._full:
-            del self._full[name]
-            self._ring.append(name)
-        elif not key.waiting and not key.running:
+        self.make_room(name)
+        if not key.waiting and not key.running:
             del self._keys[name]
+
+    def key_of(self, index: int) -> Hashable:
+        """The key of a request that is in flight."""
+        return self._running[index]
+
+    def make_room(self, key: Hashable) -> None:
+        """More calls of this key may be in flight than when it had no room."""
+        if key in self._full:
+            del self._full[key]
+            self._ring.append(key)
+
+    def hurry(self) -> None:
+        """What was :attr:`allowed` does not count any more."""
+        self.allowed = None
+        self._ring.extend(self._full)
+        self._full.clear()
 
     def source_ended(self) -> None:
         """What waits is all there will be: a key that is alone need not leave room for another."""
