@@ -6,7 +6,7 @@ import functools
 from typing import Any, ClassVar
 
 from ._agenda import Agenda, Entry, Order
-from ._batch import BatchCore
+from ._batch import BatchCore, describe, note
 from ._feed import NOTHING
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
@@ -134,6 +134,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
         try:
             self._agenda.add(index, item)
         except Exception as exception:  # noqa: BLE001 - the user's key function
+            note(exception, f"raised by fair_by for {describe(index, item)}")
             self.fail(exception)
 
     async def _fill_ahead(self) -> None:

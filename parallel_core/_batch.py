@@ -250,10 +250,13 @@ class BatchCore(Generic[ResultT]):
         if not isinstance(error, Exception):
             self.crash(error)
             return
-        if self._error is None:
-            self._error = error
+        known = self._error or self._crash
+        if known is not None:
+            note(known, f"then a control failed: {error!r}")
+        elif self.stopping:  # the consumer is on its way out, and is told there
+            self._crash = error
         else:
-            note(self._error, f"then a control failed: {error!r}")
+            self._error = error
         self.stop()
 
     def draw_no_more(self) -> None:
@@ -523,7 +526,7 @@ class BatchCore(Generic[ResultT]):
         if self._error is not None and not interrupt:
             # The first error stays the one that comes out.
             if not isinstance(exception, BatchAbortedError):
-                note(self._error, f"then the source failed to close: {exception!r}")
+                note(self._error, f"then its batch failed to end: {exception!r}")
         elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()

@@ -154,8 +154,8 @@ def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> N
     """On leaving a batch: raise what nobody has been told yet.
 
     What the caller's own body is left by, a cancellation included, goes before an error of a source
-    that could not be closed, and before the news that the batch was aborted. KeyboardInterrupt and
-    SystemExit go before everything.
+    that could not be closed or of a control that failed at the end, and before the news that the
+    batch was aborted. KeyboardInterrupt and SystemExit go before everything.
     """
     crash = core.crash_error
     if crash is None:
@@ -165,9 +165,9 @@ def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> N
         if not isinstance(crash, BatchAbortedError):
             # The text of an exception may quote what the source holds: it goes to the caller, with
             # the exception that is on its way, and not to the log.
-            note(body_exception, f"then the source failed to close: {crash!r}")
+            note(body_exception, f"then its batch failed to end: {crash!r}")
             logger.error(
-                "a source failed to close while its batch was left by %s: %s",
+                "a batch failed to end while it was left by %s: %s",
                 type(body_exception).__qualname__,
                 type(crash).__qualname__,
             )

@@ -25,6 +25,7 @@ from .control.options import Concurrency, Controls, check_controls, checked_conc
 from .router_call import (
     as_request,
     check_all,
+    check_models,
     completion_call,
     is_checked_as_a_whole,
     model_groups,
@@ -119,6 +120,7 @@ def completion_plan(
     check_controls(controls)
     check_all(requests)
     source = _checked_source(requests, "requests")
+    check_models(controls.get("rate_limit"), router)
     budget, own_meter = controls.get("budget"), controls.get("meter")
     meter: BatchMeter = (
         RouterMeter(

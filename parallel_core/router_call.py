@@ -105,6 +105,28 @@ def model_groups(router: object) -> set[str]:
     return {deployment["model_name"] for deployment in _deployments(router)}
 
 
+def check_models(by_model: object, router: object) -> None:
+    """Refuse an option by model that names one which the Router does not know.
+
+    Raises:
+        ValueError: names the models of both.
+    """
+    known = model_groups(router)
+    behind = _behind(router)
+    if not isinstance(by_model, Mapping) or not known or any("*" in name for name in known):
+        return
+    if getattr(behind, "default_deployment", None) is not None:
+        return  # takes every name
+    given = cast("Mapping[Any, object]", by_model)
+    names = known.union(getattr(behind, "model_group_alias", None) or ())
+    unknown = [model for model in given if model not in names]
+    if unknown:
+        raise ValueError(
+            f"rate_limit: the Router has no model {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(map(repr, sorted(names)))}"
+        )
+
+
 def places_of(router: object) -> dict[str, int]:
     """Calls of a model that a Router takes at once, where it rejects what is more.
 

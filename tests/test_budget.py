@@ -207,6 +207,7 @@ def test_unpriced_usage_counts_with_the_worst_case(host: Host) -> None:
 
 
 def test_values() -> None:
+    assert Budget(max_cost=1e300).spent_cost == 0
     with pytest.raises(ValueError, match="max_cost, max_tokens or both"):
         Budget()
     with pytest.raises(ValueError, match="above 0"):

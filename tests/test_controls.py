@@ -27,6 +27,7 @@ from parallel_core import (
     RouterParallelRequest,
     Usage,
 )
+from parallel_core.router_call import check_models
 
 T = TypeVar("T")
 
@@ -302,6 +303,7 @@ def test_a_changing_limit_is_kept_and_nothing_is_lost(
     [
         ({"timeout": 0}, ValueError, "timeout must be a finite number above 0"),
         ({"timeout": "1"}, TypeError, "timeout must be a number, not str"),
+        ({"timeout": 10**400}, ValueError, "timeout is too large a number"),
         ({"timeout": True}, TypeError, "timeout must be a number, not bool"),
         ({"deadline": -1}, ValueError, "deadline must be a finite number above 0"),
         ({"deadline": float("nan")}, ValueError, "deadline"),
@@ -340,6 +342,51 @@ def test_bad_options_are_refused_before_the_first_call(
         with pytest.raises(error, match=message):
             parallel_core.iter_parallel_map(call, [1, 2], **options)
         assert calls == []
+
+    host.run(main)
+
+
+def test_a_rate_limit_for_a_model_that_the_router_does_not_have_is_refused(host: Host) -> None:
+    class Router:
+        model_list: ClassVar = [{"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}}]
+        model_group_alias: ClassVar = {"alias": "gpt"}
+        calls = 0
+
+        async def acompletion(self, **arguments: object) -> None:
+            type(self).calls += 1
+
+    async def main() -> None:
+        limit = RateLimit(requests_per_minute=6000)
+        for known in ("gpt", "alias"):
+            router = Router()
+            call = router.acompletion if host.library == "trio" else router
+            await parallel_core.parallel_acompletions(call, [request()], rate_limit={known: limit})
+        with pytest.raises(
+            ValueError, match="the Router has no model 'gtp'; it has 'alias', 'gpt'"
+        ):
+            await parallel_core.parallel_acompletions(
+                Router(), [request()], rate_limit={"gpt": limit, "gtp": limit}
+            )
+        wild = Router()
+        wild.model_list = [{"model_name": "*", "litellm_params": {"model": "openai/*"}}]  # type: ignore[misc]
+        check_models({"gtp": limit}, wild)
+        assert Router.calls == 2
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("number", [-1, float("nan"), float("inf"), "1", True])
+def test_a_meter_that_tells_nonsense_ends_the_batch(host: Host, number: Any) -> None:
+    class Nonsense(Meter):
+        def usage(self, value: Any) -> Usage | None:
+            return Usage(number, 3)
+
+    async def main() -> None:
+        budget = Budget(max_tokens=1000)
+        with pytest.raises(ValueError, match=r"meter\.usage must return a Usage of finite numbers"):
+            await parallel_core.parallel_map(sleep, [0, 0], meter=Nonsense(), budget=budget)
+        assert budget.reserved_tokens == 0
+        assert budget.spent_tokens >= 0
 
     host.run(main)
 

@@ -386,6 +386,7 @@ def test_a_bad_key_fails_the_batch(
                 call, sources(range(10))[kind](), fair_by=key, return_exceptions=not fail_fast
             )
         assert unhashable or caught.value is error
+        assert caught.value.__notes__[0] == "parallel_core: raised by fair_by for request 5"
 
     host.run(main)
 
@@ -504,7 +505,7 @@ def test_a_key_function_that_raises_ends_the_draws(host: Host) -> None:
         with pytest.raises(ZeroDivisionError) as caught:
             await parallel_core.parallel_map(call, items(), fair_by=lambda item: item / 0)
         assert drawn == 1
-        assert not hasattr(caught.value, "__notes__")
+        assert caught.value.__notes__ == ["parallel_core: raised by fair_by for request 0"]
 
     host.run(main)
 

@@ -7,6 +7,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import litellm
 import pytest
 from hypothesis import given, settings
@@ -332,6 +333,12 @@ def test_expected_tokens(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         await meter.expected_tokens(request(text="word " * 5000))
         await meter.expected_tokens(request(tools=[{"x": "y" * 30_000}]))
         assert threads == ["worker", "loop", "loop", "worker", "worker"]
+        threads.clear()
+        together = RouterMeter(None)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(together.expected_tokens, request())
+        assert threads == ["worker"] + ["loop"] * 9  # one loads, and the others wait for it
 
     host.run(main)
 

@@ -867,6 +867,44 @@ def test_a_callback_that_raises_fails_the_batch(host: Host, fail_fast: bool, las
     host.run(main)
 
 
+@pytest.mark.parametrize("way", ["break", "raise", "cancel", "aclose"])
+def test_what_the_last_callback_raises_comes_out_of_a_batch_that_is_left(
+    host: Host, way: str
+) -> None:
+    error = CallbackFailed()
+
+    def callback(progress: Progress) -> None:
+        if progress.finished:
+            raise error
+
+    async def call(item: int) -> int:
+        if item:
+            await anyio.sleep_forever()
+        return item
+
+    async def main() -> None:
+        own = LookupError()
+        with pytest.raises(LookupError if way == "raise" else CallbackFailed) as caught:
+            async with parallel_core.iter_parallel_map(
+                call, range(3), on_progress=callback
+            ) as batch:
+                async for _ in batch:
+                    if way == "raise":
+                        raise own
+                    if way == "aclose":
+                        await batch.aclose()
+                    if way == "cancel":
+                        batch.cancel()
+                    else:
+                        break
+        if way == "raise":
+            assert "then its batch failed to end: CallbackFailed" in own.__notes__[0]
+        else:
+            assert caught.value is error
+
+    host.run(main)
+
+
 @pytest.mark.parametrize("way", ["break", "fail fast", "cancel", "interrupt"])
 def test_the_bar_is_closed_in_every_way(
     host: Host, way: str, monkeypatch: pytest.MonkeyPatch

@@ -16,9 +16,13 @@ def checked_number(name: str, value: object, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {type(value).__qualname__}")
     accepted = "at least 0" if zero else "above 0"
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floats
+        raise ValueError(f"{name} is too large a number") from None
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise ValueError(f"{name} must be a finite number {accepted}, not {value!r}")
-    return float(value)
+    return number
 
 
 def checked_count(name: str, value: object, *, minimum: int = 1) -> int:

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import anyio
 import anyio.to_thread
+import msgspec
 
 from parallel_core.types import Meter, RouterParallelRequest, Usage
 
@@ -55,13 +57,31 @@ class ItemMeter:
         return Price(0.0, 0.0)  # the meter itself tells costs
 
     def worst_case(self, item: Any) -> Usage:
-        return self._meter.worst_case(item)
+        return _checked("meter.worst_case", self._meter.worst_case(item))
 
     def usage_of(self, item: Any, value: Any) -> Usage | None:
-        return self._meter.usage(value)
+        usage = self._meter.usage(value)
+        return None if usage is None else _checked("meter.usage", usage)
 
     async def expected_tokens(self, item: Any) -> int:
-        return self._meter.worst_case(item).total_tokens
+        return self.worst_case(item).total_tokens
+
+
+def _checked(origin: str, usage: object) -> Usage:
+    """What a meter of the user has told: with less than nothing, a cap would rise.
+
+    Raises:
+        TypeError: it is no Usage.
+        ValueError: a number of it is negative or not finite.
+    """
+    if not isinstance(usage, Usage):
+        raise TypeError(f"{origin} must return a Usage, not {type(usage).__qualname__}")
+    for name, value in zip(usage.__struct_fields__, msgspec.structs.astuple(usage), strict=True):
+        if not _is_amount(value):
+            raise ValueError(
+                f"{origin} must return a Usage of finite numbers from 0 on, not {name}={value!r}"
+            )
+    return usage
 
 
 class RouterMeter:
@@ -85,6 +105,7 @@ class RouterMeter:
         self._prices: dict[str, Price | None] = {}
         self._output_limits: dict[str, int | None] = {}
         self._counted: set[str] = set()  # models whose tokenizer has been loaded
+        self._loading = anyio.Lock()
         self._answers = 0
         self._answer_tokens = 0
 
@@ -170,17 +191,24 @@ class RouterMeter:
     async def expected_tokens(self, item: RouterParallelRequest) -> int:
         """An estimate: the tokens of the prompt, and of the answer as many as the request allows,
         or as the answers so far have had; 500 before there was one."""
-        # The first time a tokenizer is loaded, and litellm may be imported.
-        if item.model not in self._counted or _prompt_bytes(item) > _LONG:
-            prompt = await anyio.to_thread.run_sync(_count_prompt_tokens, item)
-            self._counted.add(item.model)
-        else:
-            prompt = _count_prompt_tokens(item)
+        prompt = await self._count(item)
         arguments = item.kwargs or {}
         asked = _asked_output(arguments)
         if asked is not None:
             return prompt + asked * _choices(arguments)
         return prompt + (self._answer_tokens // self._answers if self._answers else _FIRST_ANSWERS)
+
+    async def _count(self, item: RouterParallelRequest) -> int:
+        if item.model not in self._counted:
+            # The first time a tokenizer is loaded, and litellm may be imported: one thread waits.
+            async with self._loading:
+                if item.model not in self._counted:
+                    prompt = await anyio.to_thread.run_sync(_count_prompt_tokens, item)
+                    self._counted.add(item.model)
+                    return prompt
+        if _prompt_bytes(item) > _LONG:
+            return await anyio.to_thread.run_sync(_count_prompt_tokens, item)
+        return _count_prompt_tokens(item)
 
     # --- after the call ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -282,7 +283,8 @@ class _Amount:
 
 def _exact(cost: float) -> Fraction:
     # To a billionth of a cent: sums of exact binary fractions would grow without end.
-    return Fraction(round(cost * 10**11), 10**11)
+    scaled = cost * 10**11
+    return Fraction(cost) if math.isinf(scaled) else Fraction(round(scaled), 10**11)
 
 
 def _checked_prices(
