@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,8 +22,8 @@ from parallel_core import (
     RequestTimeoutError,
     RouterParallelRequest,
 )
-from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from routers import make_router, run_with_routers
 
 SERVER_TIMEOUT = 10.0  # seconds
 PRICES = {"fast": (1e-6, 2e-6), "slow": (1e-6, 2e-6)}
@@ -46,52 +44,10 @@ def server(running_server: DemoServerThread) -> DemoServerThread:
     return running_server
 
 
-def make_router(server: DemoServerThread, **parameters: Any) -> Router:
-    return Router(
-        model_list=[
-            {
-                "model_name": model,
-                "litellm_params": {
-                    "model": f"openai/{model}",
-                    "api_base": server.url,
-                    "api_key": "none",
-                    **parameters,
-                },
-            }
-            for model in ("fast", "slow")
-        ],
-        num_retries=0,
-    )
-
-
 def ask(model: str = "fast", *, timeout: float | None = None, **orders: Any) -> Any:
     messages = [{"role": "user", "content": "hello"}]
     kwargs = {"extra_body": {"demo": orders}, "max_tokens": 40}
     return RouterParallelRequest(model, messages, kwargs, timeout)
-
-
-def run(host: Host, function: Callable[[], Awaitable[None]]) -> None:
-    """Run where a Router runs, and close what litellm has opened there."""
-
-    async def main() -> None:
-        if host.library == "trio":
-            await function()
-            return
-        try:
-            await function()
-        finally:
-            await close_clients_of_this_loop()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:  # litellm's logging worker stays until its loop ends
-                assert "ogging" in repr(task), task
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ResourceWarning)
-        host.run(main)
-        gc.collect()
-    assert [w for w in caught if issubclass(w.category, ResourceWarning)] == []
 
 
 on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
@@ -116,7 +72,7 @@ def test_a_timeout_closes_the_connection(host: Host, server: DemoServerThread) -
         assert [errors[0].limit, errors[1].limit, errors[2]] == [0.4, 0.5, None]
         assert errors[0].model == "fast"
 
-    run(host, main)
+    run_with_routers(host, main)
     nothing_is_left(server)
     assert server.stats().disconnected == 2
 
@@ -132,7 +88,7 @@ def test_a_deadline_closes_the_connections(host: Host, server: DemoServerThread)
         assert len(results) == 31
         assert all(isinstance(r.exception, BatchDeadlineError) for r in results[1:])
 
-    run(host, main)
+    run_with_routers(host, main)
     nothing_is_left(server)
     assert server.stats().disconnected == 8
     assert server.stats().accepted == 9
@@ -146,7 +102,10 @@ def test_progress_tells_tokens_as_the_server_counts_them(
 
     async def main() -> None:
         async with parallel_core.iter_parallel_acompletions(
-            make_router(server, input_cost_per_token=1e-6, output_cost_per_token=2e-6),
+            make_router(
+                server,
+                parameters={"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6},
+            ),
             [ask() for _ in range(20)],
             on_progress=snapshots.append,
         ) as batch:
@@ -159,7 +118,7 @@ def test_progress_tells_tokens_as_the_server_counts_them(
         assert usage.unpriced_calls == 0
         assert snapshots[-1].usage == usage
 
-    run(host, main)
+    run_with_routers(host, main)
     last = snapshots[-1]
     assert (last.total, last.done, last.succeeded, last.in_flight) == (20, 20, 20, 0)
     assert last.finished
@@ -196,7 +155,7 @@ def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
             assert 0 < rejected < 60
             assert server.stats().faults == {"over_capacity": rejected}
 
-        run(host, main)
+        run_with_routers(host, main)
         nothing_is_left(server)
 
 
@@ -205,7 +164,7 @@ def test_a_deployment_that_rejects_is_never_sent_too_much(
     host: Host, server: DemoServerThread
 ) -> None:
     async def main() -> None:
-        router = make_router(server, max_parallel_requests=3)
+        router = make_router(server, parameters={"max_parallel_requests": 3})
         requests = [ask(model, latency=0.01) for model in ("fast", "slow") * 20]
         async with parallel_core.iter_parallel_acompletions(
             router, requests, concurrency=AdaptiveConcurrency(initial=32)
@@ -215,7 +174,7 @@ def test_a_deployment_that_rejects_is_never_sent_too_much(
         assert max(change.limit for change in batch.limit_changes) <= 6
         assert batch.limit_changes[-1].rejected == 0
 
-    run(host, main)
+    run_with_routers(host, main)
     assert server.stats().max_in_flight <= 6
 
 
@@ -231,7 +190,7 @@ def test_a_rate_limit_paces_the_calls(host: Host, server: DemoServerThread) -> N
         assert all(result.ok for result in results)
         assert now - began >= 10 / 20  # ten of them had to wait
 
-    run(host, main)
+    run_with_routers(host, main)
 
 
 def _now() -> float:
@@ -267,7 +226,7 @@ def test_a_budget_is_never_exceeded(host: Host, server: DemoServerThread) -> Non
                 make_router(server), [ask()], budget=budget, return_exceptions=False
             )
 
-    run(host, main)
+    run_with_routers(host, main)
 
 
 @on_every_loop
@@ -284,7 +243,7 @@ def test_a_hung_model_leaves_the_other_its_slots(host: Host, server: DemoServerT
                 assert result.index % 2 == 1
             assert batch.in_flight == 4  # of the hung model
 
-    run(host, main)
+    run_with_routers(host, main)
     nothing_is_left(server)
     assert server.stats().models["slow"].disconnected == 4
 
@@ -301,7 +260,7 @@ def test_a_straggler_is_overtaken_by_its_second_attempt(
         )
         assert all(result.ok for result in results)
 
-    run(host, main)
+    run_with_routers(host, main)
     nothing_is_left(server)
     stats = server.stats()
     assert (stats.finished, stats.disconnected) == (20, 1)
@@ -361,7 +320,7 @@ def test_all_controls_at_once(host: Host, preserve_order: bool) -> None:
             assert batch.in_flight == 0
             assert max(change.limit for change in batch.limit_changes) <= 16
 
-        run(host, main)
+        run_with_routers(host, main)
         nothing_is_left(server)
     assert snapshots[-1].done == 90
     assert snapshots[-1].finished

@@ -27,10 +27,10 @@ from rich.console import Console
 
 import parallel_core
 from hosts import Host
-from parallel_core import progress as progress_module
+from parallel_core import _progress_bar
+from parallel_core._progress_bar import ProgressBar
 from parallel_core.progress import (
     Progress,
-    ProgressBar,
     ProgressReporter,
     checked_callback,
     checked_progress,
@@ -412,7 +412,7 @@ def rows(text: str) -> list[str]:
 def nothing_stays_on_a_terminal() -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     yield
-    assert vars(progress_module)["_displays"] == {}
+    assert vars(_progress_bar)["_displays"] == {}
     assert (sys.stdout, sys.stderr) == streams
 
 
@@ -616,7 +616,7 @@ def test_an_interrupt_while_drawing_closes_the_bar(monkeypatch: pytest.MonkeyPat
     def interrupted(_: Progress) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress_module, "_figures", interrupted)
+    monkeypatch.setattr(_progress_bar, "_figures", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bar(snapshot(succeeded=4))
     assert terminal.getvalue().endswith(SHOW_CURSOR)
@@ -693,7 +693,8 @@ def test_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SCRIPT = """
 import sys
-from parallel_core.progress import Progress, ProgressBar
+from parallel_core._progress_bar import ProgressBar
+from parallel_core.progress import Progress
 from parallel_core.types import Usage
 
 def snapshot(done, finished=False):
@@ -789,12 +790,12 @@ def test_rich_is_imported_only_for_a_bar() -> None:
         package = types.ModuleType("parallel_core")
         package.__path__ = [sys.argv[1]]
         sys.modules["parallel_core"] = package
-        import parallel_core.progress
+        import parallel_core._progress_bar, parallel_core.progress
         assert not any(name.split(".")[0] == "rich" for name in sys.modules)
-        parallel_core.progress.ProgressBar()
+        parallel_core._progress_bar.ProgressBar()
         assert "rich.console" in sys.modules
     """)
-    directory = os.path.dirname(progress_module.__file__)  # noqa: PTH120
+    directory = os.path.dirname(_progress_bar.__file__)  # noqa: PTH120
     subprocess.run([sys.executable, "-c", script, directory], check=True, timeout=60)
 
 
@@ -912,7 +913,7 @@ def test_the_bar_is_closed_in_every_way(
     if way == "interrupt" and host.library == "asyncio":
         pytest.skip("SystemExit of a task ends its loop")
     terminal = Terminal()
-    monkeypatch.setattr(progress_module, "_stderr_console", lambda: console_on(terminal))
+    monkeypatch.setattr(_progress_bar, "_stderr_console", lambda: console_on(terminal))
     seen: list[Progress] = []
 
     async def call(item: int) -> int:
@@ -960,7 +961,7 @@ def test_several_batches_at_once_on_one_terminal(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(progress_module, "_stderr_console", lambda: console_on(terminal))
+    monkeypatch.setattr(_progress_bar, "_stderr_console", lambda: console_on(terminal))
 
     async def batch_of(amount: int) -> None:
         await parallel_core.parallel_map(answer, range(amount), progress=True)

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import gc
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +14,8 @@ import pytest
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, thread_names
 from parallel_core import ParallelRouter, RouterParallelRequest
-from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from routers import make_router, run_with_routers
 
 SERVER_TIMEOUT = 10.0  # seconds
 
@@ -33,47 +33,9 @@ def server(running_server: DemoServerThread) -> DemoServerThread:
     return running_server
 
 
-def make_router(server: DemoServerThread, **settings: Any) -> ParallelRouter:
-    return ParallelRouter(
-        model_list=[
-            {
-                "model_name": model,
-                "litellm_params": {
-                    "model": f"openai/{model}",
-                    "api_base": server.url,
-                    "api_key": "sk-secret-key",
-                },
-            }
-            for model in ("fast", "slow")
-        ],
-        **{"num_retries": 0, **settings},
-    )
-
-
 def ask(index: int = 0, **orders: Any) -> RouterParallelRequest:
     messages = [{"role": "user", "content": f"secret prompt {index}"}]
     return RouterParallelRequest("fast", messages, {"extra_body": {"demo": orders}})
-
-
-def run(host: Host, function: Callable[[], Awaitable[None]]) -> None:
-    """Run on a loop of our own, and close what litellm has opened on it."""
-
-    async def main() -> None:
-        try:
-            await function()
-        finally:
-            await close_clients_of_this_loop()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:  # litellm's logging worker stays until its loop ends
-                assert "LoggingWorker" in repr(task) or "logging" in repr(task), task
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ResourceWarning)
-        host.run(main)
-        gc.collect()
-    assert [w for w in caught if issubclass(w.category, ResourceWarning)] == []
 
 
 on_every_loop = pytest.mark.parametrize("host", ASYNCIO_HOSTS, ids=lambda host: host.name)
@@ -91,7 +53,7 @@ def test_a_batch(host: Host, server: DemoServerThread) -> None:
         answers = [result.unwrap().choices[0].message.content for result in results]
         assert all(f"answer {index}" in answer for index, answer in enumerate(answers)), answers
 
-    run(host, main)
+    run_with_routers(host, main)
     stats = server.stats()
     assert (stats.accepted, stats.finished, stats.in_flight) == (40, 40, 0)
     assert stats.max_in_flight <= 10
@@ -130,7 +92,7 @@ def test_fail_fast_leaves_no_request_open(host: Host, server: DemoServerThread) 
         # The connection of the call that was answered may be kept for the next one.
         assert stats.open_connections <= 1
 
-    run(host, main)
+    run_with_routers(host, main)
 
 
 async def end_of_all_batches() -> None:
@@ -188,7 +150,7 @@ def test_leaving_early_leaves_no_request_open(
         assert stats.accepted == stats.disconnected + stats.finished
         assert stats.open_connections <= stats.finished
 
-    run(host, main)
+    run_with_routers(host, main)
 
 
 @on_every_loop
@@ -204,7 +166,7 @@ def test_faults_of_a_provider_are_results(host: Host, server: DemoServerThread) 
         assert type(results[1].exception).__name__ == "RateLimitError"
         assert type(results[2].exception).__name__ == "InternalServerError"
 
-    run(host, main)
+    run_with_routers(host, main)
 
 
 def test_fallbacks_and_retries_stay_the_routers(server: DemoServerThread) -> None:
@@ -219,7 +181,7 @@ def test_fallbacks_and_retries_stay_the_routers(server: DemoServerThread) -> Non
         assert result.unwrap().choices[0].message.content
         assert result.request is request
 
-    run(ASYNCIO_HOSTS[0], main)
+    run_with_routers(ASYNCIO_HOSTS[0], main)
     assert server.stats().models["fast"].finished == 1
 
 
@@ -257,7 +219,7 @@ def test_metadata_reaches_litellm_and_the_users_objects_are_left_alone(
         results = await parallel_core.parallel_acompletions(router, requests)
         assert all(result.ok for result in results)
 
-    run(ASYNCIO_HOSTS[0], main)
+    run_with_routers(ASYNCIO_HOSTS[0], main)
     assert (requests, shared, messages) == before
     assert sorted(metadata["parallel_index"] for metadata in seen) == list(range(20))
     assert len({metadata["parallel_batch_id"] for metadata in seen}) == 1
@@ -318,6 +280,6 @@ def test_neither_keys_nor_prompts_are_logged(
         async with parallel_core.iter_parallel_acompletions(stubborn, [request]):
             await asyncio.to_thread(server.wait_in_flight, 1, SERVER_TIMEOUT)
 
-    run(ASYNCIO_HOSTS[0], main)
+    run_with_routers(ASYNCIO_HOSTS[0], main)
     assert "request 0 (model 'fast') was cancelled" in caplog.text
     assert "secret" not in caplog.text

@@ -27,11 +27,11 @@ import parallel_core
 from hosts import thread_names
 from parallel_core import ParallelRouter, RouterParallelRequest, router_api
 from parallel_core.demo_server import (
-    DemoServerProcess,
     DemoServerSettings,
     DemoServerThread,
     demo_server_process,
 )
+from routers import make_router
 
 SERVER_TIMEOUT = 10.0  # seconds
 UNDER_TRIO_ASYNCIO = os.environ.get("PARALLEL_CORE_ROUTER_HOST") == "trio-asyncio"
@@ -69,14 +69,6 @@ def server(running_server: DemoServerThread) -> DemoServerThread:
     running_server.wait_idle(SERVER_TIMEOUT)
     running_server.reset_stats()
     return running_server
-
-
-def make_router(server: DemoServerThread | DemoServerProcess, **settings: Any) -> ParallelRouter:
-    deployment = {"model": "openai/fast", "api_base": server.url, "api_key": "sk-secret-key"}
-    return ParallelRouter(
-        model_list=[{"model_name": "fast", "litellm_params": deployment}],
-        **{"num_retries": 0, **settings},
-    )
 
 
 def ask(index: int = 0, **orders: Any) -> RouterParallelRequest:

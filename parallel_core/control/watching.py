@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from parallel_core.progress import Progress, ProgressBar, ProgressReporter, checked_callback
+from parallel_core._progress_bar import ProgressBar
+from parallel_core.progress import Progress, ProgressReporter, checked_callback
 from parallel_core.types import Usage
 
 from ._engine import Engine
