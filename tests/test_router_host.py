@@ -72,14 +72,10 @@ async def at_once(index: int) -> int:
     return index
 
 
-def our_threads() -> list[str]:
-    return [name for name in thread_names() if not name.startswith("Trio thread")]
-
-
 def run(function: Callable[[], Awaitable[None]]) -> None:
-    threads = our_threads()
+    threads = thread_names()
     trio.run(function)
-    assert our_threads() == threads
+    assert thread_names() == threads
 
 
 @pytest.mark.parametrize("name", ["thread", "thread-uvloop"])
@@ -363,7 +359,7 @@ def test_all_batches_of_a_run_share_a_thread_and_every_run_has_its_own() -> None
             for stand in stands:
                 for _ in range(3):
                     nursery.start_soon(parallel_acompletions, stand, [REQUEST] * 20)
-        assert our_threads().count("parallel_core router host") == 1
+        assert thread_names().count("parallel_core router host") == 1
 
     for runs in range(1, 4):
         run(main)
@@ -380,7 +376,7 @@ def test_a_run_that_needs_no_host_has_none() -> None:
 
         (result,) = await parallel_acompletions(acompletion, [REQUEST])
         assert result.unwrap() == "native"
-        assert "parallel_core router host" not in our_threads()
+        assert "parallel_core router host" not in thread_names()
 
     run(main)
 
@@ -411,7 +407,7 @@ def test_two_runs_in_two_threads_share_nothing() -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = our_threads()
+    threads = thread_names()
     other = threading.Thread(target=in_a_thread, args=(first,))
     other.start()
     both_run.wait()
@@ -421,7 +417,7 @@ def test_two_runs_in_two_threads_share_nothing() -> None:
         second_done.set()
         other.join()
     assert not errors
-    assert our_threads() == threads
+    assert thread_names() == threads
     assert stands[0].loops.isdisjoint(stands[1].loops)
     assert stands[0].threads.isdisjoint(stands[1].threads)
 
@@ -510,7 +506,7 @@ def test_a_cancelled_block_closes_its_host() -> None:
                 scope.cancel()
         assert scope.cancelled_caught
         assert not stand.running
-        assert our_threads().count("parallel_core router host") == 0
+        assert thread_names().count("parallel_core router host") == 0
 
     run(main)
 
@@ -571,9 +567,9 @@ def test_threads_guests_and_nested_batches() -> None:
         (await done).unwrap()
 
     stand.loops.clear()
-    threads = our_threads()
+    threads = thread_names()
     asyncio.run(in_asyncio())
-    assert our_threads() == threads
+    assert thread_names() == threads
 
 
 def test_an_asyncio_batch_in_a_call_of_a_trio_batch() -> None:
@@ -728,9 +724,9 @@ def test_hosts_are_for_trio_and_for_the_run_that_has_opened_them() -> None:
         (result,) = await parallel_core.parallel_map(refused, [0])
         result.unwrap()
 
-    threads = our_threads()
+    threads = thread_names()
     asyncio.run(in_asyncio())
-    assert our_threads() == threads
+    assert thread_names() == threads
     assert "trio_asyncio" not in sys.modules
     assert not stand.started
 
@@ -776,7 +772,7 @@ def test_an_interrupt_that_waits_does_not_leave_the_host_behind() -> None:
     finally:
         signal.signal(signal.SIGINT, handler)
     assert answers == ["kept"]
-    assert "parallel_core router host" not in our_threads()
+    assert "parallel_core router host" not in thread_names()
 
 
 def test_a_run_that_is_ending_starts_no_host() -> None:

@@ -81,11 +81,6 @@ def arguments(index: int = 0, **orders: Any) -> dict[str, Any]:
     return {"model": request.model, "messages": request.messages, **(request.kwargs or {})}
 
 
-def our_threads() -> list[str]:
-    """Trio keeps its idle threads for later runs; those are nobody's leak."""
-    return [name for name in thread_names() if not name.startswith("Trio thread")]
-
-
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -112,7 +107,7 @@ def run(
             await host.run(asyncio.sleep, 0)
 
     run_here(warm_up)
-    threads, files = our_threads(), open_files()
+    threads, files = thread_names(), open_files()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         run_here(function)
@@ -121,8 +116,8 @@ def run(
     while server is not None and server.stats().open_connections:
         # It may need a moment to notice that they are closed.
         assert time.monotonic() < deadline, server.stats()
-    while our_threads() != threads:  # anyio's workers are told to end, and need a moment
-        assert time.monotonic() < deadline, our_threads()
+    while thread_names() != threads:  # anyio's workers are told to end, and need a moment
+        assert time.monotonic() < deadline, thread_names()
         time.sleep(0)
     assert open_files() == files
     assert [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)] == []
@@ -486,7 +481,7 @@ def test_thousands_of_calls_leave_tasks_threads_and_files_flat() -> None:
                             trio.lowlevel.current_statistics().tasks_living,
                             await host.run(tasks_of_the_loop),
                             # litellm starts threads for its logging as it sees fit.
-                            len([n for n in our_threads() if not n.startswith("litellm")]),
+                            len([n for n in thread_names() if not n.startswith("litellm")]),
                             open_files(),
                         )
                     )
