@@ -13,6 +13,7 @@ from .control.rate_limit import RateLimit
 from .dispatch import (
     iter_parallel_acompletions,
     iter_parallel_map,
+    iter_parallel_streams,
     parallel_acompletions,
     parallel_completions,
     parallel_map,
@@ -25,6 +26,8 @@ from .errors import (
     InvalidRequestError,
     RequestTimeoutError,
     RouterHostClosedError,
+    StreamInterruptedError,
+    StreamStalledError,
 )
 from .progress import Progress
 from .router_api import (
@@ -43,6 +46,8 @@ from .types import (
     ParallelResult,
     RouterParallelRequest,
     RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
     SupportsAcompletion,
     Usage,
 )
@@ -75,11 +80,16 @@ __all__ = [
     "RouterParallelRequest",
     "RouterParallelResult",
     "RouterStream",
+    "StreamChunk",
+    "StreamEnd",
+    "StreamInterruptedError",
+    "StreamStalledError",
     "SupportsAcompletion",
     "Usage",
     "install",
     "iter_parallel_acompletions",
     "iter_parallel_map",
+    "iter_parallel_streams",
     "open_router_host",
     "open_trio_asyncio",
     "parallel_acompletions",

@@ -123,8 +123,8 @@ class AgendaBatchCore(BatchCore[ResultT]):
             return False
         return self._agenda.wants_more
 
-    def handed_out(self) -> None:
-        super().handed_out()
+    def handed_out(self, result: object) -> None:
+        super().handed_out(result)
         if self._by_draws:
             self._appetite.wake_one()
 

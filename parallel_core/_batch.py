@@ -24,11 +24,12 @@ from ._isolation import as_coroutine, as_the_calls_own, rest_of_call
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._timers import Timers
-from ._waiting import Waiters
+from ._waiting import Places, Waiters
 from .control._call import TryAgainLater
 from .control.adaptive import LimitChange
+from .control.watching import UsageTally
 from .errors import BatchAbortedError, cancelled_unasked
-from .types import RouterParallelRequest, Usage
+from .types import RouterParallelRequest, StreamChunk, Usage
 
 logger = logging.getLogger("parallel_core")
 
@@ -89,9 +90,10 @@ class BatchCore(Generic[ResultT]):
         self.failed = 0
 
         # Claims bound what can be in the channel, so that a result never waits to be sent.
+        self._pieces = Places(plan.pieces, host.new_event)
         self._send_channel: trio.MemorySendChannel[ResultT]
         self.results: trio.MemoryReceiveChannel[ResultT]
-        self._send_channel, self.results = trio.open_memory_channel(self._window)
+        self._send_channel, self.results = trio.open_memory_channel(self._window + plan.pieces)
         self._kept: list[ResultT] | None = None
         self.arrivals = Waiters(host.new_event)
         self._early: dict[int, ResultT] = {}  # in input order: done before their turn
@@ -330,7 +332,7 @@ class BatchCore(Generic[ResultT]):
     async def _slot(self) -> None:
         plan = self._plan
         call, prepare, result_type = plan.call, plan.prepare, plan.result_type
-        has_agenda, observe = self.has_agenda, plan.observe
+        has_agenda, tally = self.has_agenda, plan.tally
         tampered = self._host.tampering()
         calls_without_a_turn = 0  # for others
         while not self.stopping:
@@ -397,10 +399,12 @@ class BatchCore(Generic[ResultT]):
             if failure is None:
                 self.succeeded += 1
                 self._deliver(index, result_type(index, item, value, None, started_at, duration))
-                if observe is not None:
-                    self._observe(observe, item, value)
+                if tally is not None:
+                    self._count_usage(tally, item, value)
             else:
                 self.failed += 1
+                if tally is not None:
+                    tally.add_failed(failure)
                 failure = as_the_calls_own(failure)
                 if plan.return_exceptions:
                     self._deliver(
@@ -415,9 +419,9 @@ class BatchCore(Generic[ResultT]):
             if tampered is not None and tampered():
                 return
 
-    def _observe(self, observe: Callable[[Any, Any], None], item: Any, value: Any) -> None:
+    def _count_usage(self, tally: UsageTally, item: Any, value: Any) -> None:
         try:
-            observe(item, value)
+            tally.add(item, value)
         except Exception as exception:  # noqa: BLE001 - of the user's meter; the result is delivered
             self.fail(exception)
 
@@ -495,8 +499,16 @@ class BatchCore(Generic[ResultT]):
         if self.arrivals.events:
             self.arrivals.wake_one()
 
-    def handed_out(self) -> None:
-        """The consumer has taken a result from ``results``: there is room for one more call."""
+    async def emit(self, piece: object) -> None:
+        await self._pieces.take()
+        self._send_channel.send_nowait(cast("ResultT", piece))
+        self.arrivals.wake_one()
+
+    def handed_out(self, result: object) -> None:
+        """The consumer has taken this from ``results``: there is room for one more."""
+        if type(result) is StreamChunk:
+            self._pieces.give()
+            return
         self.delivered += 1
         if self._room.events:
             self._room.wake_one()

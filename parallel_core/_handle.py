@@ -121,7 +121,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
             except trio.EndOfChannel:
                 break
             else:
-                core.handed_out()
+                core.handed_out(result)
                 return result
             self._before_waiting()
             await core.arrivals.wait()

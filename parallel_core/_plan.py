@@ -17,11 +17,13 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
 from .control._call import Call
+from .control._checks import checked_callback
 from .control._engine import Attachment
 from .control._metering import ItemMeter, RouterMeter
 from .control.adaptive import AdaptiveConcurrency, LimitChange
 from .control.compose import BatchMeter, compose, needs_tokens
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .control.watching import UsageTally
 from .router_call import (
     as_request,
     check_all,
@@ -31,11 +33,14 @@ from .router_call import (
     model_groups,
     places_of,
 )
+from .streaming import PIECES_PER_SLOT, Streams, completion_result, stream_end
 from .types import (
     ItemT,
     ParallelResult,
     RouterParallelRequest,
     RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
     SupportsAcompletion,
     Usage,
     ValueT,
@@ -63,9 +68,10 @@ class BatchPlan(Generic[ResultT]):
     preserve_order: bool
     order: Order | None
     attachments: Sequence[Attachment]
-    observe: Callable[[Any, Any], None] | None  # item and value of a call that succeeded
+    tally: UsageTally | None
     usage: Callable[[], Usage]
     limit_changes: Callable[[], list[LimitChange]]
+    pieces: int = 0  # of results, that may wait for the consumer
 
 
 def map_plan(
@@ -114,6 +120,51 @@ def completion_plan(
     controls: Controls,
 ) -> BatchPlan[RouterParallelResult]:
     """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
+    return _router_plan(
+        router,
+        requests,
+        completion_result,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+        controls=controls,
+    )
+
+
+def stream_plan(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency,
+    return_exceptions: bool,
+    controls: Controls,
+) -> BatchPlan[StreamChunk | StreamEnd]:
+    """Check the arguments of an ``iter_parallel_streams`` and make a plan of them."""
+    if controls.get("hedge") is not None:
+        raise ValueError("hedge: streams go without it, since two attempts would both give chunks")
+    return _router_plan(
+        router,
+        requests,
+        stream_end,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        preserve_order=False,
+        controls=controls,
+        streaming=True,
+    )
+
+
+def _router_plan(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    result_type: Callable[..., ResultT],
+    *,
+    concurrency: Concurrency,
+    return_exceptions: bool,
+    preserve_order: bool,
+    controls: Controls,
+    streaming: bool = False,
+) -> BatchPlan[ResultT]:
     limit = checked_concurrency(concurrency)
     may_reject: Mapping[str, int] = {}
     call = completion_call(router, retried_by_us=isinstance(limit, AdaptiveConcurrency))
@@ -137,10 +188,18 @@ def completion_plan(
     if isinstance(limit, AdaptiveConcurrency):
         may_reject = places_of(router)
         limit = _within_places(limit, router, may_reject)
-    return _plan(
-        call,
+    on_chunk = controls.get("on_chunk")
+    streams = Streams(
+        meter,
+        all_of_them=streaming,
+        emit=streaming,
+        on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
+        stall_timeout=controls.get("stall_timeout"),
+    )
+    plan = _plan(
+        streams.wrap(call),
         source,
-        RouterParallelResult,
+        result_type,
         as_request,
         limit,
         return_exceptions,
@@ -149,6 +208,8 @@ def completion_plan(
         meter,
         may_reject,
     )
+    pieces = PIECES_PER_SLOT * plan.concurrency if streaming else 0
+    return dataclasses.replace(plan, attachments=[*plan.attachments, streams], pieces=pieces)
 
 
 def _plan(
@@ -184,7 +245,7 @@ def _plan(
         preserve_order,
         composed.order,
         composed.attachments,
-        composed.observe,
+        composed.tally,
         composed.usage,
         composed.limit_changes,
     )
@@ -207,6 +268,9 @@ def _check_for_items(controls: Controls) -> None:
         raise ValueError(  # noqa: TRY004 - elsewhere it is a value of the right type
             "rate_limit by model is for requests; items of parallel_map take one RateLimit"
         )
+    for name in ("on_chunk", "stall_timeout"):
+        if controls.get(name) is not None:
+            raise ValueError(f"{name} is for streamed answers: items of parallel_map have none")
     if controls.get("fair_by") == "model":
         raise ValueError(
             "fair_by='model' is for requests; give a function of the item that returns its key"

@@ -8,6 +8,40 @@ from collections.abc import Callable
 from ._slot_host import HostEvent
 
 
+class Places:
+    """A counting semaphore: a place goes to whoever came first, and to nobody else."""
+
+    __slots__ = ("_free", "_new_event", "_queue")
+
+    def __init__(self, number: int, new_event: Callable[[], HostEvent]) -> None:
+        self._free = number
+        self._new_event = new_event
+        self._queue: deque[HostEvent] = deque()
+
+    async def take(self) -> None:
+        """Take a place, or wait for one."""
+        if self._free:
+            self._free -= 1
+            return
+        event = self._new_event()
+        self._queue.append(event)
+        try:
+            await event.wait()
+        except BaseException:
+            try:
+                self._queue.remove(event)
+            except ValueError:  # given a place and cancelled at once
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Give a place back."""
+        if self._queue:
+            self._queue.popleft().set()
+        else:
+            self._free += 1
+
+
 class Waiters:
     """Tasks that wait for something that comes one at a time; the first to come is woken first."""
 

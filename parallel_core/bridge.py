@@ -25,17 +25,26 @@ from ._agenda_batch import new_core
 from ._batch import BatchCore
 from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from ._handle import ParallelBatch, collect, raise_crash
-from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
+from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan, stream_plan
 from ._slot_host import Ended, HostEvent, HostScope
 from ._trio_asyncio import prepare_trio_asyncio_loop
 from .control.options import Concurrency, Controls
 from .errors import BatchAbortedError, cancelled_unasked
-from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
+from .types import (
+    ItemT,
+    ParallelResult,
+    RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
+    SupportsAcompletion,
+    ValueT,
+)
 
 __all__ = [
     "AsyncioParallelBatch",
     "iter_parallel_acompletions",
     "iter_parallel_map",
+    "iter_parallel_streams",
     "parallel_acompletions",
     "parallel_map",
 ]
@@ -509,6 +518,31 @@ def iter_parallel_acompletions(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
+        )
+    )
+
+
+def iter_parallel_streams(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    **controls: Unpack[Controls],
+) -> AsyncioParallelBatch[StreamChunk | StreamEnd]:
+    """Send every request as a stream, and merge the streams into one (asyncio).
+
+    Arguments, events and errors are those of
+    :func:`parallel_core.nursery_engine.iter_parallel_streams`, without ``router_host``. A bare
+    callable is asyncio-flavoured and returns an async iterator of chunks.
+    """
+    return AsyncioParallelBatch(
+        stream_plan(
+            router,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
             controls=controls,
         )
     )

@@ -16,7 +16,15 @@ from ._litellm_loop import leave_this_loop
 from ._plan import Requests, Source, completion_plan
 from .control.options import Concurrency, Controls
 from .trio_router import RouterHost, RouterHostName
-from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
+from .types import (
+    ItemT,
+    ParallelResult,
+    RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
+    SupportsAcompletion,
+    ValueT,
+)
 
 
 def iter_parallel_map(
@@ -107,6 +115,43 @@ def iter_parallel_acompletions(
         concurrency=concurrency,
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
+        **_host_option(world, router, router_host),
+        **controls,
+    )
+    return batch
+
+
+def iter_parallel_streams(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> ParallelBatch[StreamChunk | StreamEnd]:
+    """Send every request as a stream, at most ``concurrency`` at a time, and merge the streams.
+
+    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_streams`, called in trio
+    :func:`parallel_core.nursery_engine.iter_parallel_streams`; the arguments are described there.
+
+    ::
+
+        async with iter_parallel_streams(router, requests) as batch:
+            async for event in batch:
+                if isinstance(event, StreamChunk):
+                    print(event.index, event.text)
+
+    Raises:
+        RuntimeError: called where neither asyncio nor trio is running.
+        TypeError, ValueError: called in asyncio with a host for a Router.
+    """
+    world = _world()
+    batch: ParallelBatch[StreamChunk | StreamEnd] = world.iter_parallel_streams(
+        router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
         **_host_option(world, router, router_host),
         **controls,
     )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .types import Usage
 
 
 class InvalidRequestError(ValueError):
@@ -126,6 +130,85 @@ class BudgetExceededError(Exception):
             f"request {self.index} was not sent: it may use {self.needed:g}, and of the budget's "
             f"{self.limit} only {self.left:g} is left"
         )
+
+
+class StreamInterruptedError(Exception):
+    """A stream broke off after its first chunk.
+
+    The exception of its result, or the first error of a fail-fast batch. What broke it is its
+    ``__cause__``. A stream that fails before its first chunk has failed with that error itself.
+
+    Attributes:
+        index: of the request.
+        model: of the request.
+        text: what had arrived.
+        usage: tokens and cost of it, estimated; ``None`` where nobody can tell.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
+        # Not the text, in a repr either: messages do not belong into logs.
+        super().__init__(
+            f"the stream of request {index} (model {model!r}) broke off after {len(text)} "
+            "characters"
+        )
+        self.index = index
+        self.model = model
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
+
+    def __reduce__(self) -> tuple[type[StreamInterruptedError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
+
+
+class StreamStalledError(TimeoutError):
+    """A stream gave no chunk for ``stall_timeout`` seconds: it has been cancelled, and is closed.
+
+    The exception of its result, or the first error of a fail-fast batch.
+
+    Attributes:
+        index: of the request.
+        model: of the request.
+        limit: the timeout, in seconds.
+        text: what had arrived.
+        usage: tokens and cost of it, estimated; ``None`` where nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            where none had come.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        limit: float,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
+        # One argument: of two, OSError would make an errno.
+        super().__init__(
+            f"the stream of request {index} (model {model!r}) gave nothing for {limit:g} s after "
+            f"{len(text)} characters"
+        )
+        self.index = index
+        self.model = model
+        self.limit = limit
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
+
+    def __reduce__(self) -> tuple[type[StreamStalledError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.limit, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class RouterHostClosedError(RuntimeError):

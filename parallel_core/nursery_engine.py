@@ -16,17 +16,26 @@ import trio
 
 from ._agenda_batch import new_core
 from ._handle import ParallelBatch, collect, raise_crash
-from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan
+from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan, stream_plan
 from ._slot_host import Ended, HostEvent, HostScope
 from .control.options import Concurrency, Controls
 from .errors import cancelled_unasked
 from .trio_router import RouterHost, RouterHostName, in_trio
-from .types import ItemT, ParallelResult, RouterParallelResult, SupportsAcompletion, ValueT
+from .types import (
+    ItemT,
+    ParallelResult,
+    RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
+    SupportsAcompletion,
+    ValueT,
+)
 
 __all__ = [
     "ParallelBatch",
     "iter_parallel_acompletions",
     "iter_parallel_map",
+    "iter_parallel_streams",
     "parallel_acompletions",
     "parallel_map",
 ]
@@ -308,6 +317,58 @@ def iter_parallel_acompletions(
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            controls=controls,
+        )
+    )
+
+
+def iter_parallel_streams(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> ParallelBatch[StreamChunk | StreamEnd]:
+    """Send every request as a stream, and merge the streams into one, at most ``concurrency`` at a
+    time (trio).
+
+    ::
+
+        async with iter_parallel_streams(router, requests) as batch:
+            async for event in batch:
+                if isinstance(event, StreamChunk):
+                    print(event.index, event.text)
+                else:
+                    print(event.result.response, event.result.usage)
+
+    Args:
+        router, requests, concurrency, router_host: as in :func:`iter_parallel_acompletions`.
+            ``stream=True`` is added, and ``stream_options={"include_usage": True}``, unless the
+            request has that option.
+        return_exceptions: True: a stream that fails ends in a :class:`StreamEnd` with the
+            exception. False (fail-fast): the first error closes all other streams and is raised.
+        controls: as everywhere; those that are made for streams are ``on_chunk`` and
+            ``stall_timeout``.
+
+    Returns:
+        The batch: an iterator of :class:`StreamChunk`, as soon as any stream has one, each stream's
+        in its order, and of one :class:`StreamEnd` for each request. While the consumer does not
+        read, twice ``concurrency`` chunks wait for it, and the streams wait: each in its turn, so
+        that one with much to say holds up no other. That time counts for a request's ``timeout``,
+        and not for ``stall_timeout``.
+
+    Raises:
+        TypeError, ValueError, InvalidRequestError: as in :func:`iter_parallel_acompletions`; also
+            ``hedge``, whose two attempts would both give chunks.
+    """
+    return TrioParallelBatch(
+        stream_plan(
+            in_trio(router, router_host),
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
             controls=controls,
         )
     )

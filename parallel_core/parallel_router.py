@@ -11,11 +11,12 @@ from ._handle import ParallelBatch
 from ._plan import Requests
 from .control.options import Concurrency, Controls
 from .trio_router import RouterHost, RouterHostName
-from .types import RouterParallelResult
+from .types import RouterParallelResult, StreamChunk, StreamEnd
 
 
 class ParallelRouter(Router):
-    """``litellm.Router`` with :meth:`parallel_acompletions` and :meth:`iter_parallel_acompletions`.
+    """``litellm.Router`` with :meth:`parallel_acompletions`, :meth:`iter_parallel_acompletions` and
+    :meth:`iter_parallel_streams`.
 
     Made like a Router, and usable wherever one is. No flag is needed.
     """
@@ -58,6 +59,25 @@ class ParallelRouter(Router):
             concurrency=concurrency,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
+            router_host=router_host,
+            **controls,
+        )
+
+    def iter_parallel_streams(
+        self,
+        requests: Requests,
+        *,
+        concurrency: Concurrency = 8,
+        return_exceptions: bool = True,
+        router_host: RouterHost | RouterHostName | None = None,
+        **controls: Unpack[Controls],
+    ) -> ParallelBatch[StreamChunk | StreamEnd]:
+        """:func:`parallel_core.iter_parallel_streams` with this Router."""
+        return dispatch.iter_parallel_streams(
+            self,
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
             router_host=router_host,
             **controls,
         )

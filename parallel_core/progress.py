@@ -7,10 +7,9 @@ and hands it to the callbacks: to the user's ``on_progress``, to a
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -87,41 +86,6 @@ def checked_progress(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"progress must be True or False, not {type(value).__qualname__}")
     return value
-
-
-def checked_callback(on_progress: object) -> Callable[[Progress], object]:
-    """The option ``on_progress``: a plain function that takes a :class:`Progress`.
-
-    The function that comes back raises TypeError when what ``on_progress`` returns would have to
-    be awaited: nobody does that. A coroutine is closed first.
-
-    Raises:
-        TypeError: it cannot be called, or it is an async function.
-    """
-    if not callable(on_progress):
-        raise TypeError(
-            f"on_progress must be a plain function, not {type(on_progress).__qualname__}"
-        )
-    if _is_async(on_progress) or _is_async(getattr(on_progress, "__call__", None)):  # noqa: B004
-        raise TypeError("on_progress must be a plain function, not an async function")
-
-    def call(progress: Progress) -> object:
-        returned = on_progress(progress)
-        if inspect.isawaitable(returned):
-            close: Any = getattr(returned, "close", None)
-            if callable(close):
-                close()  # or it would complain that it was never awaited
-            raise TypeError(
-                "on_progress must be a plain function: it has returned "
-                f"{type(returned).__qualname__}, which nobody awaits"
-            )
-        return returned
-
-    return call
-
-
-def _is_async(function: object) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 class ProgressReporter:

@@ -18,7 +18,7 @@ from . import dispatch
 from ._handle import ParallelBatch
 from ._plan import Requests
 from .control.options import Concurrency, Controls
-from .types import RouterParallelRequest, RouterParallelResult
+from .types import RouterParallelRequest, RouterParallelResult, StreamChunk, StreamEnd
 
 FLAG = "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS"
 
@@ -31,7 +31,7 @@ ENABLE_PARALLEL_ACOMPLETIONS: bool = os.environ.get(FLAG, "").strip().lower() in
 """Whether the Router methods may be used. Read from the environment when this module is imported;
 reloading the module reads it again."""
 
-_METHODS = ("parallel_acompletions", "iter_parallel_acompletions")
+_METHODS = ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams")
 _HELPERS_MODULE = "litellm.router_utils.parallel_acompletion"
 _FLAGS_MODULE = "litellm.experimental_flags"
 _OURS = "__installed_by_parallel_core__"
@@ -87,6 +87,25 @@ def _iter_parallel_acompletions(
     )
 
 
+def _iter_parallel_streams(
+    self: Any,
+    requests: Requests,
+    *,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    **controls: Unpack[Controls],
+) -> ParallelBatch[StreamChunk | StreamEnd]:
+    """:func:`parallel_core.iter_parallel_streams` with this Router.
+
+    Raises:
+        RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
+    """
+    _require_flag()
+    return dispatch.iter_parallel_streams(
+        self, requests, concurrency=concurrency, return_exceptions=return_exceptions, **controls
+    )
+
+
 def _require_flag() -> None:
     if not ENABLE_PARALLEL_ACOMPLETIONS:
         raise RuntimeError(
@@ -99,10 +118,10 @@ def _require_flag() -> None:
 def install() -> None:
     """Put the proposal's API into litellm. Calling it again does nothing.
 
-    ``litellm.Router`` gets ``parallel_acompletions`` and ``iter_parallel_acompletions``, gated by
-    the flag; ``litellm.router_utils.parallel_acompletion`` and ``litellm.experimental_flags``
-    become importable. This changes the ``Router`` class of the whole process;
-    :class:`parallel_core.ParallelRouter` is the way without patching.
+    ``litellm.Router`` gets ``parallel_acompletions``, ``iter_parallel_acompletions`` and
+    ``iter_parallel_streams``, gated by the flag; ``litellm.router_utils.parallel_acompletion`` and
+    ``litellm.experimental_flags`` become importable. This changes the ``Router`` class of the whole
+    process; :class:`parallel_core.ParallelRouter` is the way without patching.
 
     Raises:
         RuntimeError: this litellm brings one of these itself; nothing has been changed.
@@ -118,9 +137,8 @@ def install() -> None:
             f"parallel_core.install() would overwrite {', '.join(taken)}, which this litellm "
             "brings itself; use litellm's own, or parallel_core.parallel_acompletions(router, …)"
         )
-    for name, method in zip(
-        _METHODS, (_parallel_acompletions, _iter_parallel_acompletions), strict=True
-    ):
+    methods = (_parallel_acompletions, _iter_parallel_acompletions, _iter_parallel_streams)
+    for name, method in zip(_METHODS, methods, strict=True):
         setattr(router_class, name, method)
     contents: dict[str, dict[str, object]] = {
         _HELPERS_MODULE: {

@@ -268,8 +268,6 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
             return f"names of kwargs must be str, not {_brief(name)}"
         if name in ("model", "messages"):
             return f"{name} is given twice: as a field and in kwargs"
-    if arguments.get("stream"):
-        return "stream=True is not supported in a batch yet; leave it out"
     metadata = arguments.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
         return f"metadata must be a mapping, not {_brief(metadata)}"

@@ -141,6 +141,14 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
         return f"<ParallelResult index={self.index} {_outcome(self.exception, self.duration)}>"
 
 
+class StreamedResponse(msgspec.Struct, frozen=True, eq=False):
+    """What a call returns inside of a batch when its answer was streamed."""
+
+    response: Any
+    usage: Usage | None
+    time_to_first_chunk: float | None
+
+
 class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
     """How one request ended: with a response, or with an exception.
 
@@ -153,6 +161,10 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         exception: what ``acompletion`` raised; ``None`` when it succeeded.
         started_at: when the call began, in seconds since the epoch (``time.time``).
         duration: how long the call took, retries and fallbacks included, in seconds.
+        time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
+            ``None`` where nothing was streamed, or nothing came.
+        usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 where the provider
+            did not tell them); ``None`` where nothing was streamed.
     """
 
     index: int
@@ -161,6 +173,8 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
     exception: Exception | None = None
     started_at: float = 0.0
     duration: float = 0.0
+    time_to_first_chunk: float | None = None
+    usage: Usage | None = None
 
     @property
     def ok(self) -> bool:
@@ -181,6 +195,41 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
             f"<RouterParallelResult index={self.index} model={model} "
             f"{_outcome(self.exception, self.duration)}>"
         )
+
+
+class StreamChunk(msgspec.Struct, frozen=True, eq=False):
+    """A piece of a streamed answer.
+
+    Attributes:
+        index: position of the request in its source, from 0.
+        request: the request.
+        chunk: what litellm's stream gave.
+        text: what it adds to the text of the answer; often nothing.
+    """
+
+    index: int
+    request: RouterParallelRequest
+    chunk: Any
+    text: str
+
+    def __repr__(self) -> str:
+        return f"<StreamChunk index={self.index} {len(self.text)} characters>"
+
+
+class StreamEnd(msgspec.Struct, frozen=True, eq=False):
+    """A stream has ended, well or not. It comes after all of its chunks.
+
+    Attributes:
+        result: ``response`` is the whole answer, as if it had not been streamed: text, tool calls,
+            finish reason and usage.
+    """
+
+    result: RouterParallelResult
+
+    @property
+    def index(self) -> int:
+        """Position of the request in its source, from 0."""
+        return self.result.index
 
 
 def _outcome(exception: Exception | None, duration: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -39,3 +41,36 @@ def checked_count(name: str, value: object, *, minimum: int = 1) -> int:
     if count < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {count}")
     return count
+
+
+def checked_callback(name: str, value: object) -> Callable[[Any], object]:
+    """A plain function of one argument.
+
+    The function that comes back raises TypeError when what ``value`` returns would have to be
+    awaited: nobody does that. A coroutine is closed first.
+
+    Raises:
+        TypeError: it cannot be called, or it is an async function.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a plain function, not {type(value).__qualname__}")
+    if _is_async(value) or _is_async(getattr(value, "__call__", None)):  # noqa: B004
+        raise TypeError(f"{name} must be a plain function, not an async function")
+
+    def call(argument: Any) -> object:
+        returned = value(argument)
+        if inspect.isawaitable(returned):
+            close: Any = getattr(returned, "close", None)
+            if callable(close):
+                close()  # or it would complain that it was never awaited
+            raise TypeError(
+                f"{name} must be a plain function: it has returned "
+                f"{type(returned).__qualname__}, which nobody awaits"
+            )
+        return returned
+
+    return call
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

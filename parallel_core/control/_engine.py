@@ -33,6 +33,11 @@ class Engine(SupportsCounts, Protocol):
         """Let more or fewer calls be in flight. Those that are too many are not cancelled."""
         ...
 
+    async def emit(self, piece: object) -> None:
+        """Hand a piece of a result to the consumer, when it has room for it; first come, first
+        served."""
+        ...
+
     def hold(self) -> None:
         """Begin no call until :meth:`go_on`."""
         ...

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from parallel_core.types import Meter, RouterParallelRequest, Usage
+from parallel_core.types import Meter, RouterParallelRequest, StreamedResponse, Usage
 
 # Of what is not text: more than any provider counts for an image of usual size.
 _TOKENS_OF_A_PART = 65_536
@@ -60,6 +60,8 @@ class ItemMeter:
         return _checked("meter.worst_case", self._meter.worst_case(item))
 
     def usage_of(self, item: Any, value: Any) -> Usage | None:
+        if type(value) is StreamedResponse:
+            value = value.response
         usage = self._meter.usage(value)
         return None if usage is None else _checked("meter.usage", usage)
 
@@ -212,8 +214,23 @@ class RouterMeter:
 
     # --- after the call ---
 
+    async def estimate(self, item: RouterParallelRequest, text: str) -> Usage:
+        """What an answer of this text has used, where the provider has not told."""
+        prompt = await self._count(item)
+        if len(text) > _LONG:
+            completion = await anyio.to_thread.run_sync(_count_tokens, item.model, text)
+        else:
+            completion = _count_tokens(item.model, text)
+        price = self.price_of(item.model)
+        cost = 0.0 if price is None else prompt * price.of_input + completion * price.of_output
+        return Usage(
+            prompt, completion, cost=cost, unpriced_calls=int(price is None), estimated_calls=1
+        )
+
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """What the provider says that a call has used; None where it says nothing."""
+        if type(value) is StreamedResponse:
+            return value.usage
         try:
             return self._usage_of(item, value)
         except Exception:  # noqa: BLE001 - an object of a provider whose attributes raise
@@ -408,6 +425,15 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
         )
     except Exception:  # noqa: BLE001 - of messages that the counter does not understand
         return _prompt_bytes(request) // 4
+
+
+def _count_tokens(model: str, text: str) -> int:
+    import litellm
+
+    try:
+        return int(cast("Any", litellm).token_counter(model=model, text=text))
+    except Exception:  # noqa: BLE001 - of a tokenizer that does not take it
+        return len(text.encode("utf-8", "surrogatepass")) // 4
 
 
 def _field(value: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import anyio
 import msgspec
 
-from parallel_core.errors import RequestTimeoutError
+from parallel_core.errors import RequestTimeoutError, StreamStalledError
 
 from ._call import Call, TryAgainLater
 from ._checks import checked_count, checked_number
@@ -392,7 +392,7 @@ class Adaptation:
             began = anyio.current_time()
             try:
                 value = await call(index, item)
-            except RequestTimeoutError:
+            except (RequestTimeoutError, StreamStalledError):
                 # The user has said how long a request may take; it is not sent again.
                 self._attempts.pop(index, None)
                 self._overloaded(self._scopes_of(index), began, 0.0)

@@ -38,7 +38,7 @@ class Composition:
     initial_limit: int
     order: FairQueue | FirstInFirstOut | None = None
     attachments: list[Attachment] = field(default_factory=list[Attachment])
-    observe: Callable[[Any, Any], None] | None = None
+    tally: UsageTally | None = None
     usage: Callable[[], Usage] = Usage
     limit_changes: Callable[[], list[LimitChange]] = list
 
@@ -69,8 +69,8 @@ def compose(
     assert isinstance(most, int)
     composition = Composition(call, most, most)
     if meter is not None:
-        tally = UsageTally(meter)
-        composition.observe, composition.usage = tally.add, tally.usage
+        composition.tally = tally = UsageTally(meter)
+        composition.usage = tally.usage
 
     fair_by = controls.get("fair_by")
     queue = None

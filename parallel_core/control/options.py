@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 
-from parallel_core.progress import Progress, checked_callback, checked_progress
-from parallel_core.types import Meter
+from parallel_core.progress import Progress, checked_progress
+from parallel_core.types import Meter, StreamChunk
 
-from ._checks import checked_count, checked_number
+from ._checks import checked_callback, checked_count, checked_number
 from .adaptive import AdaptiveConcurrency
 from .budget import Budget
 from .fairness import fair_key
@@ -40,6 +40,9 @@ class Controls(TypedDict, total=False):
             key. Keys take turns.
         concurrency_per_key: calls in flight for one key of ``fair_by``.
         hedge: send a second attempt of a call that takes long.
+        on_chunk: called with each piece of a streamed answer. What it raises ends the batch.
+        stall_timeout: seconds that a stream may take to its first chunk, and from one to the next;
+            then it is cancelled and has failed with :class:`StreamStalledError`.
         meter: what calls use, for ``budget`` and ``rate_limit``. Requests to a Router have one.
     """
 
@@ -53,6 +56,8 @@ class Controls(TypedDict, total=False):
     concurrency_per_key: int | None
     hedge: Hedge | None
     meter: Meter | None
+    on_chunk: Callable[[StreamChunk], object] | None
+    stall_timeout: float | None
 
 
 _NAMES = frozenset(get_type_hints(Controls))
@@ -71,17 +76,20 @@ def check_controls(controls: Controls) -> None:
                 f"unexpected keyword argument {name!r}: the controls of a batch are "
                 f"{', '.join(sorted(_NAMES))}"
             )
-    for name in ("timeout", "deadline"):
+    for name in ("timeout", "deadline", "stall_timeout"):
         if controls.get(name) is not None:
             checked_number(name, controls.get(name))
     checked_progress(controls.get("progress", False))
-    if controls.get("on_progress") is not None:
-        checked_callback(controls.get("on_progress"))
+    for name in ("on_progress", "on_chunk"):
+        if controls.get(name) is not None:
+            checked_callback(name, controls.get(name))
     checked_rate_limit(controls.get("rate_limit"))
     for name, kind in (("budget", Budget), ("hedge", Hedge)):
         value = controls.get(name)
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__qualname__}")
+    if controls.get("hedge") is not None and controls.get("on_chunk") is not None:
+        raise ValueError("on_chunk goes without hedge: two attempts would both give chunks")
     _check_fairness(controls)
 
 

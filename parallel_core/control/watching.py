@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core._progress_bar import ProgressBar
-from parallel_core.progress import Progress, ProgressReporter, checked_callback
+from parallel_core.errors import StreamInterruptedError, StreamStalledError
+from parallel_core.progress import Progress, ProgressReporter
 from parallel_core.types import Usage
 
+from ._checks import checked_callback
 from ._engine import Engine
 from ._metering import ItemMeter, RouterMeter
 
@@ -29,6 +31,11 @@ class UsageTally:
             self._not_told += 1
         else:
             self._told += usage
+
+    def add_failed(self, error: Exception) -> None:
+        """A call has failed. A stream that broke off tells what it has used."""
+        if isinstance(error, StreamInterruptedError | StreamStalledError):
+            self._told += error.usage or Usage()
 
     def usage(self) -> Usage:
         return self._told + Usage(unpriced_calls=self._not_told)
@@ -61,7 +68,7 @@ class ProgressWatch:
         if self._reporter is None:
             callbacks: list[Callable[[Progress], object]] = []
             if self._callback is not None:
-                callbacks.append(checked_callback(self._callback))
+                callbacks.append(checked_callback("on_progress", self._callback))
             if self._bar:
                 callbacks.append(ProgressBar())
             self._reporter = ProgressReporter(self._engine, callbacks, self._total, self._began)
