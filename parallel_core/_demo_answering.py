@@ -31,6 +31,14 @@ class Flight:
     def count_fault(self, kind: str) -> None:
         self._ledger.count_fault(self._model, kind)
 
+    def finish(self, answer: Answer) -> None:
+        """Count the end of a request whose answer is complete."""
+        if not self._ended:
+            self._ledger.count_tokens(
+                self._model, answer.request.prompt_tokens, answer.completion_tokens
+            )
+        self.end("finished")
+
     def end(self, how: RequestEnd, fault: str | None = None) -> None:
         """Count the end; a request that has ended already stays as it was."""
         if self._ended:
@@ -56,7 +64,7 @@ async def send_answer(
     if answer.request.stream:
         return await _send_stream(request, answer, plan, flight)
     if plan.fault is None:
-        flight.end("finished")
+        flight.finish(answer)
         return web.json_response(answer.whole())
     if plan.fault == "invalid_json":
         flight.end("finished", plan.fault)
@@ -82,7 +90,7 @@ async def _send_stream(
     # A fault comes in the middle of the stream, but never before its first token.
     fails_at = None if plan.fault is None else max(1, len(chunks) // 2)
     for index, chunk in enumerate(chunks):
-        if 0 < index < len(answer.pieces):
+        if 0 < index < answer.completion_tokens:
             await _sleep(plan.chunk_gap)
         if index == fails_at and plan.fault != "invalid_json":
             break
@@ -91,7 +99,10 @@ async def _send_stream(
     if plan.fault in ("reset", "truncated"):
         _break_off(request, plan.fault, flight)
         return response
-    flight.end("finished", plan.fault)
+    if plan.fault is None:
+        flight.finish(answer)
+    else:
+        flight.end("finished", plan.fault)
     await response.write_eof(_LAST_EVENT)
     return response
 

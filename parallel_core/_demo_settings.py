@@ -165,6 +165,7 @@ class RequestPlan:
         time_to_first_token: seconds to the first token, when the answer is streamed.
         chunk_gap: seconds between the tokens of a stream.
         reply: the text of the answer.
+        tool_arguments: the arguments of the tool call that the answer is instead, or ``None``.
     """
 
     number: int
@@ -173,6 +174,7 @@ class RequestPlan:
     time_to_first_token: float
     chunk_gap: float
     reply: str
+    tool_arguments: str | None
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,16 @@ class RequestOverride:
         chunk_gap: seconds between the tokens of a stream.
         fault: one of ``RATED_FAULTS``, or ``"none"`` for an answer without fault.
         reply: the text of the answer.
+        tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
+        usage: ``False``: the answer does not tell its usage.
     """
 
     latency: float | None = None
     chunk_gap: float | None = None
     fault: str | None = None
     reply: str | None = None
+    tool_arguments: str | None = None
+    usage: bool | None = None
 
     @staticmethod
     def from_json(value: object) -> RequestOverride:
@@ -207,11 +213,18 @@ class RequestOverride:
             raise ValueError(f"'demo.fault' must be one of {', '.join(RATED_FAULTS)}, none")
         if reply is not None and not isinstance(reply, str):
             raise ValueError("'demo.reply' must be a string")
+        tool_arguments, usage = override.get("tool_arguments"), override.get("usage")
+        if tool_arguments is not None and not isinstance(tool_arguments, str):
+            raise ValueError("'demo.tool_arguments' must be a string")
+        if usage is not None and not isinstance(usage, bool):
+            raise ValueError("'demo.usage' must be true or false")
         return RequestOverride(
             latency=_seconds_or_none(override, "latency"),
             chunk_gap=_seconds_or_none(override, "chunk_gap"),
             fault=fault,
             reply=reply,
+            tool_arguments=tool_arguments,
+            usage=usage,
         )
 
 
@@ -238,6 +251,7 @@ def plan_request(
         time_to_first_token=time_to_first_token,
         chunk_gap=settings.chunk_gap if override.chunk_gap is None else override.chunk_gap,
         reply=f"[synthetic] {' '.join(words)}" if override.reply is None else override.reply,
+        tool_arguments=override.tool_arguments,
     )
 
 

@@ -28,6 +28,8 @@ class DemoModelStats:
             ``over_capacity`` (answered 429) and ``shutdown`` (cut off because the server stopped).
             All of these are in ``finished``, but for ``hang``: it is counted here when it begins,
             and ends as ``disconnected`` or by the server's shutdown.
+        prompt_tokens: tokens of the prompts of those requests whose answer was sent as a whole.
+        completion_tokens: tokens of these answers.
         last_finished_at: when the last of ``finished`` was, in seconds since the epoch
             (``time.time``); None: there was none.
         last_disconnected_at: the same of ``disconnected``.
@@ -39,6 +41,8 @@ class DemoModelStats:
     in_flight: int
     max_in_flight: int
     faults: Mapping[str, int]
+    prompt_tokens: int = field(default=0, kw_only=True)
+    completion_tokens: int = field(default=0, kw_only=True)
     # When is no count: two servers that have counted the same are equal.
     last_finished_at: float | None = field(default=None, kw_only=True, compare=False)
     last_disconnected_at: float | None = field(default=None, kw_only=True, compare=False)
@@ -81,6 +85,8 @@ class _Counts:
     in_flight: int = 0
     max_in_flight: int = 0
     faults: Counter[str] = field(default_factory=Counter[str])
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     last_finished_at: float | None = None
     last_disconnected_at: float | None = None
 
@@ -107,6 +113,7 @@ class _Counts:
     def reset(self) -> None:
         self.accepted = self.max_in_flight = self.in_flight
         self.finished = self.disconnected = 0
+        self.prompt_tokens = self.completion_tokens = 0
         self.last_finished_at = self.last_disconnected_at = None
         self.faults.clear()
 
@@ -133,6 +140,11 @@ class Ledger:
         for counts in (self._total, self._by_model[model]):
             counts.end(how)
         self._wake()
+
+    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
+        for counts in (self._total, self._by_model[model]):
+            counts.prompt_tokens += prompt
+            counts.completion_tokens += completion
 
     def refuse(self, model: str, fault: str) -> None:
         for counts in (self._total, self._by_model[model]):

@@ -81,46 +81,76 @@ class Answer:
     """A synthetic answer, ready to be sent as a whole or in pieces.
 
     Attributes:
-        pieces: the tokens of the text; a word each, with the space before it.
-        finish_reason: ``"stop"``, or ``"length"`` when ``max_tokens`` has cut the text.
+        pieces: the tokens of the text, or of a tool call's arguments; a word each, with the space
+            before it.
+        finish_reason: ``"stop"``, ``"tool_calls"``, or ``"length"`` when ``max_tokens`` has cut the
+            text.
+        calls_tool: whether the answer is a call of the tool ``"demo"``.
     """
 
     request: ChatRequest
     number: int
     pieces: tuple[str, ...]
     finish_reason: str
+    calls_tool: bool
 
     @staticmethod
     def to(request: ChatRequest, plan: RequestPlan) -> Answer:
-        words = plan.reply.split(" ") if plan.reply else []
+        calls_tool = plan.tool_arguments is not None
+        text = plan.reply if plan.tool_arguments is None else plan.tool_arguments
+        words = text.split(" ") if text else []
         pieces = [word if index == 0 else f" {word}" for index, word in enumerate(words)]
         fits = request.max_tokens is None or len(pieces) <= request.max_tokens
         return Answer(
             request=request,
             number=plan.number,
             pieces=tuple(pieces[: request.max_tokens]),
-            finish_reason="stop" if fits else "length",
+            finish_reason=("tool_calls" if calls_tool else "stop") if fits else "length",
+            calls_tool=calls_tool,
         )
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.pieces)
 
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
-        message = {"role": "assistant", "content": "".join(self.pieces)}
+        text = "".join(self.pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self.calls_tool:
+            message = {"role": "assistant", "content": None, "tool_calls": [self._tool_call(text)]}
         choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
-        return {**self._envelope("chat.completion"), "choices": [choice], "usage": self._usage()}
+        usage = {"usage": self._usage()} if self._tells_usage else {}
+        return {**self._envelope("chat.completion"), "choices": [choice], **usage}
 
     def chunks(self) -> Iterator[dict[str, Any]]:
         """The chunks of a stream: one for each token, the finish, and the usage if asked for."""
         # The role comes along with the first token, so that the first chunk is the first token.
-        role: dict[str, str] = {"role": "assistant"}
-        for piece in self.pieces:
-            yield self._chunk({**role, "content": piece}, None)
-            role = {}
-        yield self._chunk(role, self.finish_reason)
-        if self.request.include_usage:
+        start: dict[str, Any] = {"role": "assistant"}
+        for number, piece in enumerate(self.pieces):
+            if self.calls_tool:
+                call = self._tool_call(piece)
+                if number:
+                    call = {"function": {"arguments": piece}}
+                delta: dict[str, Any] = {"tool_calls": [{"index": 0, **call}]}
+            else:
+                delta = {"content": piece}
+            yield self._chunk({**start, **delta}, None)
+            start = {}
+        yield self._chunk(start, self.finish_reason)
+        if self.request.include_usage and self._tells_usage:
             envelope = self._envelope("chat.completion.chunk")
             yield {**envelope, "choices": [], "usage": self._usage()}
 
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    @property
+    def _tells_usage(self) -> bool:
+        return self.request.override.usage is not False
+
+    def _tool_call(self, arguments: str) -> dict[str, Any]:
+        function = {"name": "demo", "arguments": arguments}
+        return {"id": f"call-{self.number}", "type": "function", "function": function}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         usage = {"usage": None} if self.request.include_usage else {}
         return {**self._envelope("chat.completion.chunk"), "choices": [choice], **usage}
@@ -137,8 +167,8 @@ class Answer:
     def _usage(self) -> dict[str, int]:
         return {
             "prompt_tokens": self.request.prompt_tokens,
-            "completion_tokens": len(self.pieces),
-            "total_tokens": self.request.prompt_tokens + len(self.pieces),
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.request.prompt_tokens + self.completion_tokens,
         }
 
 

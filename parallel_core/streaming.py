@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from .control._call import Call
@@ -25,6 +27,9 @@ from .types import (
 
 # Pieces that may wait for the consumer, as a multiple of the concurrency.
 PIECES_PER_SLOT = 2
+
+# A stream whose chunks are all there must not keep everybody else on the loop waiting.
+_CHUNKS_BETWEEN_PAUSES = 32
 
 
 def completion_result(
@@ -128,7 +133,9 @@ class Streams:
     async def _read_chunks(
         self, stream: AsyncIterator[Any], reading: _Reading, scope: anyio.CancelScope | None
     ) -> None:
-        while True:
+        for number in itertools.count(1):
+            if not number % _CHUNKS_BETWEEN_PAUSES:
+                await anyio.lowlevel.checkpoint()
             try:
                 chunk = await anext(stream)
             except StopAsyncIteration:
@@ -167,7 +174,6 @@ class _Reading:
         self.time_to_first_chunk: float | None = None
         self._texts: list[str] = []
         self._meter = meter
-        self._usage_told = False
         self._began = time.perf_counter()
 
     @property
@@ -183,16 +189,13 @@ class _Reading:
         text = _text_of(chunk)
         if text:
             self._texts.append(text)
-        if not self._usage_told:
-            usage = getattr(chunk, "usage", None)
-            self._usage_told = bool(usage) and bool(getattr(usage, "total_tokens", 0))
         return StreamChunk(self.index, self.request, chunk, text)
 
     async def whole(self, stream: Any) -> StreamedResponse:
         """The whole answer, as if it had not been streamed."""
         import litellm
 
-        estimate = None if self._usage_told else await self.estimate()
+        estimate = None if self._tells_usage(stream) else await self.estimate()
         response: Any = cast("Any", litellm).stream_chunk_builder(
             self.chunks, messages=list(self.request.messages)
         )
@@ -209,6 +212,14 @@ class _Reading:
         if usage is None:
             usage = self._meter.usage_of(self.request, response)
         return StreamedResponse(response, usage, self.time_to_first_chunk)
+
+    def _tells_usage(self, stream: Any) -> bool:
+        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
+        # really came is in the stream's own list.
+        came: Any = getattr(getattr(stream, "response", stream), "chunks", None)
+        chunks: list[Any] = came if isinstance(came, list) else self.chunks
+        usages: list[Any] = [getattr(chunk, "usage", None) for chunk in chunks]
+        return any(usage is not None and usage.total_tokens for usage in usages)
 
     async def interrupted(self) -> StreamInterruptedError:
         return StreamInterruptedError(

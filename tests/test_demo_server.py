@@ -123,7 +123,9 @@ def test_answer() -> None:
 
     stats = run(test)
     assert (stats.accepted, stats.finished, stats.max_in_flight) == (1, 1, 1)
-    assert stats.models["fast"] == DemoModelStats(1, 1, 0, 0, 1, {})
+    assert stats.models["fast"] == DemoModelStats(
+        1, 1, 0, 0, 1, {}, prompt_tokens=9, completion_tokens=2
+    )
     assert stats.models["slow"] == DemoModelStats(0, 0, 0, 0, 0, {})
 
 

@@ -860,7 +860,6 @@ BAD: list[tuple[Any, str]] = [
     ({"model": "a", "messages": []}, "messages is empty"),
     ({"model": "a", "messages": [{"content": "x"}]}, "no 'role'"),
     ({"model": "a", "messages": ["x"]}, r"messages\[0\]"),
-    ({"model": "a", "messages": MESSAGES, "stream": True}, "stream=True"),
     ({"model": "a", "messages": MESSAGES, "metadata": "x"}, "metadata"),
     ({"model": "a", "messages": MESSAGES, "kwargs": {"n": 1}}, "top level"),
     (RouterParallelRequest("a", MESSAGES, {"stream": True}), "stream=True"),

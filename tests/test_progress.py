@@ -29,10 +29,10 @@ import parallel_core
 from hosts import Host
 from parallel_core import _progress_bar
 from parallel_core._progress_bar import ProgressBar
+from parallel_core.control._checks import checked_callback
 from parallel_core.progress import (
     Progress,
     ProgressReporter,
-    checked_callback,
     checked_progress,
 )
 from parallel_core.types import Usage
@@ -327,7 +327,7 @@ class AsyncCallable:
 )
 def test_on_progress_is_a_plain_function(value: object) -> None:
     with pytest.raises(TypeError, match="on_progress must be a plain function"):
-        checked_callback(value)
+        checked_callback("on_progress", value)
 
 
 def test_a_callback_is_called() -> None:
@@ -337,7 +337,7 @@ def test_a_callback_is_called() -> None:
         seen.append(progress)
         return "returned"
 
-    callback = checked_callback(plain)
+    callback = checked_callback("on_progress", plain)
     given_one = snapshot()
     assert callback(given_one) == "returned"
     assert seen == [given_one]
@@ -350,7 +350,7 @@ def test_a_returned_coroutine_is_closed_and_refused() -> None:
         made.append(async_function(progress))
         return made[-1]
 
-    reporter = reporter_of(Counts(), checked_callback(callback))
+    reporter = reporter_of(Counts(), checked_callback("on_progress", callback))
     with pytest.raises(TypeError, match="it has returned coroutine, which"):
         reporter.tick(100.0)
     assert made[0].cr_frame is None  # closed
@@ -365,7 +365,7 @@ def test_a_returned_awaitable_without_close_is_refused() -> None:
         return Awaitable()
 
     with pytest.raises(TypeError, match=r"it has returned .*Awaitable, which"):
-        checked_callback(callback)(snapshot())
+        checked_callback("on_progress", callback)(snapshot())
 
 
 # ---- the bar

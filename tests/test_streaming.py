@@ -1,0 +1,682 @@
+"""Streams inside of a batch: merged, made whole, paced by the consumer, and always closed."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio
+
+import parallel_core
+from hosts import HOSTS, Host, in_virtual_time, settle
+from parallel_core import (
+    BatchDeadlineError,
+    Budget,
+    Hedge,
+    RequestTimeoutError,
+    RouterParallelRequest,
+    RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
+    StreamInterruptedError,
+    StreamStalledError,
+    Usage,
+)
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from routers import make_router, run_with_routers
+
+SERVER_TIMEOUT = 10.0  # seconds
+
+
+def request(index: int, **kwargs: Any) -> RouterParallelRequest:
+    return RouterParallelRequest("gpt", [{"role": "user", "content": f"{index}"}], kwargs or None)
+
+
+def number_of(messages: Any) -> int:
+    return int(messages[0]["content"])
+
+
+def piece(text: str | None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": more.pop("finish", None)}
+    return {"id": "1", "model": "gpt", "choices": [choice], **more}
+
+
+def told(prompt: int, completion: int) -> dict[str, Any]:
+    return {
+        "id": "1",
+        "model": "gpt",
+        "choices": [],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+class Provider:
+    """Streams what a function gives for the number of a request, and counts what is open."""
+
+    def __init__(self, chunks: Callable[[int], AsyncGenerator[Any, None]]) -> None:
+        self._chunks = chunks
+        self.calls: list[dict[str, Any]] = []
+        self.open = 0
+        self.opened = 0
+        self.taken = 0
+
+    async def answer(self, *, model: str, messages: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        self.calls.append(kwargs)
+        return self._stream(number_of(messages))
+
+    async def _stream(self, number: int) -> AsyncGenerator[Any, None]:
+        self.open += 1
+        self.opened += 1
+        try:
+            async with aclosing(self._chunks(number)) as chunks:
+                async for chunk in chunks:
+                    self.taken += 1
+                    yield chunk
+        finally:
+            self.open -= 1
+
+
+def words_of(number: int) -> list[str]:
+    return [f"{number}.{position} " for position in range(number % 9)]
+
+
+async def say_words(number: int) -> AsyncGenerator[Any, None]:
+    draw = random.Random(number)
+    for word in words_of(number):
+        for _ in range(draw.randrange(3)):
+            await anyio.lowlevel.checkpoint()
+        yield piece(word)
+    yield piece(None, finish="stop")
+    yield told(number, len(words_of(number)))
+
+
+async def events_of(batch: Any) -> tuple[dict[int, list[str]], dict[int, RouterParallelResult]]:
+    texts: dict[int, list[str]] = {}
+    ends: dict[int, RouterParallelResult] = {}
+    async with batch:
+        async for event in batch:
+            if isinstance(event, StreamChunk):
+                assert event.index not in ends  # the end comes last
+                texts.setdefault(event.index, []).append(event.text)
+            else:
+                assert event.index not in ends
+                ends[event.index] = event.result
+    return texts, ends
+
+
+def test_streams_are_merged_and_made_whole(host: Host) -> None:
+    provider = Provider(say_words)
+
+    async def main() -> None:
+        requests = [request(index) for index in range(50)]
+        batch = parallel_core.iter_parallel_streams(provider.answer, requests, concurrency=7)
+        texts, ends = await events_of(batch)
+        assert sorted(ends) == list(range(50))
+        for index, result in ends.items():
+            assert [text for text in texts[index] if text] == words_of(index)
+            assert result.ok
+            choice = result.response.choices[0]
+            assert (choice.message.content or "") == "".join(words_of(index))
+            assert choice.finish_reason == "stop"
+            assert result.request is requests[index]
+            if index:
+                assert result.usage == Usage(index, index % 9, unpriced_calls=1)
+            assert result.time_to_first_chunk is not None
+            assert 0 <= result.time_to_first_chunk <= result.duration
+        assert (batch.started, batch.succeeded, batch.in_flight) == (50, 50, 0)
+        assert batch.usage.completion_tokens >= sum(index % 9 for index in range(50))
+        assert provider.open == 0
+
+    host.run(main)
+    assert all(call["stream"] is True for call in provider.calls)
+    assert all(call["stream_options"] == {"include_usage": True} for call in provider.calls)
+
+
+def test_what_the_user_says_of_usage_stays(host: Host) -> None:
+    provider = Provider(say_words)
+
+    async def main() -> None:
+        asked = request(3, stream_options={"include_usage": False, "x": 1}, temperature=0.5)
+        await events_of(parallel_core.iter_parallel_streams(provider.answer, [asked]))
+        assert provider.calls == [
+            {
+                "stream": True,
+                "stream_options": {"include_usage": False, "x": 1},
+                "temperature": 0.5,
+            }
+        ]
+        assert asked.kwargs == {
+            "stream_options": {"include_usage": False, "x": 1},
+            "temperature": 0.5,
+        }
+
+    host.run(main)
+
+
+def test_usage_that_nobody_tells_is_estimated(host: Host) -> None:
+    async def silent(number: int) -> AsyncGenerator[Any, None]:
+        yield piece("seven words are in this one answer")
+        if number:  # litellm's own sum where it was told nothing
+            yield told(0, 0)
+
+    provider = Provider(silent)
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_streams(provider.answer, [request(0), request(1)])
+        _, ends = await events_of(batch)
+        for result in ends.values():
+            assert result.usage is not None
+            assert result.usage.estimated_calls == 1
+            assert result.usage.prompt_tokens > 0
+            assert result.usage.completion_tokens >= 7
+            assert result.response.usage.completion_tokens == result.usage.completion_tokens
+        assert batch.usage.estimated_calls == 2
+
+    host.run(main)
+
+
+# --- pace ---
+
+
+async def endless(number: int) -> AsyncGenerator[Any, None]:
+    while True:
+        yield piece("x")
+
+
+def test_the_consumer_sets_the_pace_of_all_streams(host: Host) -> None:
+    provider = Provider(endless)
+
+    async def main() -> None:
+        requests = (request(index) for index in itertools.count())
+        async with parallel_core.iter_parallel_streams(
+            provider.answer, requests, concurrency=5
+        ) as batch:
+            for taken in range(100):
+                await settle()
+                # Twice the concurrency waits in the buffer, and one in the hand of each stream.
+                assert provider.taken <= taken + 10 + 5
+                event = await anext(batch)
+                assert isinstance(event, StreamChunk)
+        assert provider.open == 0
+        assert provider.opened == 5
+
+    host.run(main)
+
+
+def test_a_flood_starves_nobody(host: Host) -> None:
+    async def flood_or_words(number: int) -> AsyncGenerator[Any, None]:
+        for word in itertools.repeat("x") if number < 3 else words_of(number):
+            yield piece(word)
+        yield told(1, 1)
+
+    provider = Provider(flood_or_words)
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_streams(
+            provider.answer, [request(index) for index in range(8)], concurrency=8
+        ) as batch:
+            ended = 0
+            events = 0
+            async for event in batch:
+                events += 1
+                ended += isinstance(event, StreamEnd)
+                if ended == 5:
+                    break
+            # The longest has nine chunks: eight streams that take turns need a few more than 80.
+            assert events < 200
+        assert provider.open == 0
+
+    host.run(main)
+
+
+# --- leaving ---
+
+
+async def words_then_hang(number: int) -> AsyncGenerator[Any, None]:
+    yield piece("begun ")
+    if number == 0:
+        yield piece("and done", finish="stop")
+        return
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("way", ["break", "raise", "cancel", "aclose", "fail fast"])
+def test_every_stream_is_closed_in_whatever_way_a_batch_is_left(host: Host, way: str) -> None:
+    error = LookupError("mine")
+
+    async def chunks(number: int) -> AsyncGenerator[Any, None]:
+        async with aclosing(words_then_hang(number)) as words:
+            async for chunk in words:
+                yield chunk
+        if way == "fail fast":
+            raise error
+
+    provider = Provider(chunks)
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_streams(
+            provider.answer,
+            [request(index) for index in range(9)],
+            concurrency=4,
+            return_exceptions=way != "fail fast",
+        )
+        raised: Any = None
+        try:
+            async with batch:
+                async for event in batch:
+                    if isinstance(event, StreamChunk):
+                        continue
+                    if way == "break":
+                        break
+                    if way == "raise":
+                        raise error
+                    if way == "cancel":
+                        batch.cancel()
+                    else:
+                        await batch.aclose()
+        except (LookupError, StreamInterruptedError) as exception:
+            raised = exception
+        if way == "fail fast":
+            assert isinstance(raised, StreamInterruptedError)
+            assert raised.__cause__ is error
+        else:
+            assert raised is (error if way == "raise" else None)
+        assert provider.open == 0
+        assert provider.opened >= 4
+
+    host.run(main)
+
+
+def test_timeout_and_deadline_close_streams(host: Host) -> None:
+    provider = Provider(words_then_hang)
+
+    async def main() -> None:
+        requests = [request(0), request(1), request(2)]
+        _, ends = await events_of(
+            parallel_core.iter_parallel_streams(provider.answer, requests, timeout=0.05)
+        )
+        assert ends[0].ok
+        assert isinstance(ends[1].exception, RequestTimeoutError)
+        assert provider.open == 0
+        _, ends = await events_of(
+            parallel_core.iter_parallel_streams(provider.answer, requests, deadline=0.05)
+        )
+        assert isinstance(ends[2].exception, BatchDeadlineError)
+        assert provider.open == 0
+
+    host.run(main)
+
+
+# --- streams that break off, or stall ---
+
+
+def test_a_stream_that_breaks_off_tells_what_had_come(host: Host) -> None:
+    error = LookupError("broken")
+
+    async def broken(number: int) -> AsyncGenerator[Any, None]:
+        if number:
+            yield piece("half of ")
+            yield piece("it")
+        raise error
+
+    provider = Provider(broken)
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_streams(provider.answer, [request(0), request(1)])
+        texts, ends = await events_of(batch)
+        assert ends[0].exception is error  # nothing had come: it failed as any call does
+        assert ends[0].usage is None
+        interrupted = ends[1].exception
+        assert isinstance(interrupted, StreamInterruptedError)
+        assert interrupted.text == "half of it" == "".join(texts[1])
+        assert interrupted.__cause__ is error
+        assert interrupted.usage is not None
+        assert interrupted.usage.estimated_calls == 1
+        assert ends[1].usage == interrupted.usage == batch.usage
+        assert ends[1].time_to_first_chunk == interrupted.time_to_first_chunk
+        assert "half" not in str(interrupted) + repr(interrupted) + repr(ends[1])
+        assert provider.open == 0
+
+    host.run(main)
+
+
+def test_a_stream_that_stalls_is_ended() -> None:
+    async def stalling(number: int) -> AsyncGenerator[Any, None]:
+        for position in range(number):
+            await anyio.sleep(2)
+            yield piece(f"{position}")
+        await anyio.sleep_forever()
+
+    provider = Provider(stalling)
+
+    async def main() -> None:
+        began = trio.current_time()
+        texts, ends = await events_of(
+            parallel_core.iter_parallel_streams(
+                provider.answer, [request(0), request(3)], stall_timeout=3
+            )
+        )
+        first, second = ends[0].exception, ends[1].exception
+        assert isinstance(first, StreamStalledError)
+        assert isinstance(second, StreamStalledError)
+        assert (first.index, first.limit, first.text, first.usage) == (0, 3, "", None)
+        assert (second.text, second.time_to_first_chunk is not None) == ("012", True)
+        assert second.usage is not None
+        assert second.usage.estimated_calls == 1
+        assert texts[1] == ["0", "1", "2"]
+        assert trio.current_time() - began == pytest.approx(9)  # 3 chunks, and 3 s of nothing
+        assert provider.open == 0
+
+    in_virtual_time(main)
+
+
+def test_a_consumer_that_takes_its_time_is_no_stall() -> None:
+    provider = Provider(say_words)
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_streams(
+            provider.answer, [request(8), request(17)], concurrency=2, stall_timeout=1
+        ) as batch:
+            async for event in batch:
+                await trio.sleep(10)
+                if isinstance(event, StreamEnd):
+                    assert event.result.ok, event.result.exception
+
+    in_virtual_time(main)
+
+
+def test_a_stalled_stream_is_not_sent_again() -> None:
+    async def stalling(number: int) -> AsyncGenerator[Any, None]:
+        yield piece("once")
+        await anyio.sleep_forever()
+
+    provider = Provider(stalling)
+
+    async def main() -> None:
+        texts, ends = await events_of(
+            parallel_core.iter_parallel_streams(
+                provider.answer, [request(0)], stall_timeout=1, concurrency="auto"
+            )
+        )
+        assert texts == {0: ["once"]}
+        assert isinstance(ends[0].exception, StreamStalledError)
+        assert provider.opened == 1
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StreamInterruptedError(3, "gpt", "some", Usage(1, 2), 0.5),
+        StreamStalledError(3, "gpt", 2.0, "some", None, 0.5),
+    ],
+)
+def test_errors_survive_pickling(error: Any) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert vars(again) == vars(error)
+    assert str(again) == str(error)
+    assert "some" not in str(error) + repr(error)
+
+
+# --- streams in a batch of results ---
+
+
+def test_a_request_may_be_streamed_in_any_batch(host: Host) -> None:
+    provider = Provider(say_words)
+    seen: list[StreamChunk] = []
+
+    async def answer(**arguments: Any) -> Any:
+        if arguments.get("stream"):
+            return await provider.answer(**arguments)
+        return {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+
+    async def main() -> None:
+        results = await parallel_core.parallel_acompletions(
+            answer,
+            [request(5, stream=True), request(6), request(7, stream=True)],
+            preserve_order=True,
+            on_chunk=seen.append,
+        )
+        assert [result.ok for result in results] == [True] * 3
+        assert results[0].response.choices[0].message.content == "".join(words_of(5))
+        assert results[0].usage == Usage(5, 5, unpriced_calls=1)
+        assert results[1].usage is None
+        assert results[1].time_to_first_chunk is None
+        for index, number in ((0, 5), (2, 7)):
+            texts = [chunk.text for chunk in seen if chunk.index == index and chunk.text]
+            assert texts == words_of(number)
+
+    host.run(main)
+
+
+def test_what_on_chunk_raises_ends_the_batch(host: Host) -> None:
+    provider = Provider(endless)
+    error = LookupError("mine")
+
+    def on_chunk(chunk: StreamChunk) -> None:
+        raise error
+
+    async def main() -> None:
+        with pytest.raises(LookupError) as caught:
+            await parallel_core.parallel_acompletions(
+                provider.answer,
+                [request(index, stream=True) for index in range(3)],
+                on_chunk=on_chunk,
+            )
+        assert caught.value is error
+        assert provider.open == 0
+
+    host.run(main)
+
+
+def test_a_budget_counts_streams(host: Host) -> None:
+    provider = Provider(say_words)
+
+    async def main() -> None:
+        budget = Budget(max_tokens=10_000)
+        batch = parallel_core.iter_parallel_streams(
+            provider.answer, [request(5, max_tokens=50), request(7, max_tokens=50)], budget=budget
+        )
+        await events_of(batch)
+        assert budget.spent_tokens == batch.usage.total_tokens == 24
+        assert budget.reserved_tokens == 0
+
+    host.run(main)
+
+
+async def async_callback(chunk: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hedge": Hedge(after=1)}, ValueError, "hedge"),
+        ({"stall_timeout": 0}, ValueError, "stall_timeout must be a finite number above 0"),
+        ({"on_chunk": 3}, TypeError, "on_chunk must be a plain function, not int"),
+        ({"on_chunk": async_callback}, TypeError, "on_chunk must be a plain function"),
+    ],
+)
+def test_bad_options(
+    options: dict[str, Any], error: type[Exception], message: str, host: Host
+) -> None:
+    provider = Provider(say_words)
+
+    async def main() -> None:
+        with pytest.raises(error, match=message):
+            parallel_core.iter_parallel_streams(provider.answer, [request(1)], **options)
+        if "hedge" not in options:
+            with pytest.raises(error, match=message):
+                await parallel_core.parallel_acompletions(provider.answer, [request(1)], **options)
+        assert not provider.calls
+
+    host.run(main)
+
+
+def test_items_of_a_map_have_no_chunks(host: Host) -> None:
+    async def main() -> None:
+        for options in ({"on_chunk": print}, {"stall_timeout": 1}):
+            with pytest.raises(ValueError, match="is for streamed answers"):
+                await parallel_core.parallel_map(anyio.sleep, [0], **options)
+
+    host.run(main)
+
+
+# --- over HTTP ---
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[DemoServerThread]:
+    settings = DemoServerSettings(
+        time_to_first_token=0.02, latency_sigma=1.0, chunk_gap=0.001, latency_median=0.0
+    )
+    with DemoServerThread(settings) as server:
+        parallel_core.parallel_completions(make_router(server), [asked(0)])
+        yield server
+
+
+@pytest.fixture
+def server(running_server: DemoServerThread) -> DemoServerThread:
+    running_server.wait_idle(SERVER_TIMEOUT)
+    running_server.reset_stats()
+    return running_server
+
+
+def asked(index: int, **orders: Any) -> RouterParallelRequest:
+    messages = [{"role": "user", "content": f"What is {index}?"}]
+    return RouterParallelRequest("fast", messages, {"extra_body": {"demo": orders}})
+
+
+def reply(index: int) -> str:
+    return " ".join(f"{index}.{position}" for position in range(1 + index % 11))
+
+
+on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+
+
+@on_every_loop
+def test_streams_over_http(host: Host, server: DemoServerThread) -> None:
+    """Each byte once and in order; totals as the server has counted them."""
+    router = make_router(
+        server, parameters={"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+    )
+
+    def order(index: int) -> RouterParallelRequest:
+        if index % 16 == 3:
+            return asked(index, fault="truncated", reply=reply(index) + " and more")
+        if index % 16 == 5:
+            return asked(index, reply=reply(index) + " and more", chunk_gap=3600.0)
+        if index % 16 == 7:
+            return asked(index, tool_arguments=reply(index))
+        return asked(index, reply=reply(index))
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_streams(
+            router, [order(index) for index in range(64)], concurrency=64, stall_timeout=2.0
+        )
+        texts, ends = await events_of(batch)
+        assert sorted(ends) == list(range(64))
+        usage = Usage()
+        broken = 4  # those that stall
+        for index, result in ends.items():
+            kind = index % 16
+            text = "".join(texts.get(index, []))
+            if kind == 3:
+                assert not result.ok
+                assert f"{reply(index)} and more".startswith(text)
+                # What comes together with the end of the connection may be lost on the way.
+                if text:
+                    assert isinstance(result.exception, StreamInterruptedError)
+                    assert result.exception.text == text
+                broken += bool(text)
+                continue
+            if kind == 5:
+                assert isinstance(result.exception, StreamStalledError), result.exception
+                assert result.exception.text == text == f"{index}.0"
+                continue
+            message = result.unwrap().choices[0].message
+            if kind == 7:
+                assert message.tool_calls[0].function.arguments == reply(index)
+                assert result.response.choices[0].finish_reason == "tool_calls"
+            else:
+                assert message.content == text == reply(index)
+            assert result.usage is not None
+            assert result.usage.completion_tokens == 1 + index % 11
+            assert result.usage.cost == pytest.approx(
+                1e-6 * result.usage.prompt_tokens + 2e-6 * result.usage.completion_tokens
+            )
+            usage += result.usage
+        await anyio.to_thread.run_sync(server.wait_idle, SERVER_TIMEOUT)
+        stats = server.stats()
+        assert (usage.prompt_tokens, usage.completion_tokens) == (
+            stats.prompt_tokens,
+            stats.completion_tokens,
+        )
+        assert usage.estimated_calls == usage.unpriced_calls == 0
+        assert batch.usage.estimated_calls == broken
+        assert stats.disconnected == 4  # the stalled ones
+        assert batch.failed == 8
+
+    run_with_routers(host, main)
+
+
+@on_every_loop
+@pytest.mark.parametrize("way", ["break", "fail fast", "cancel"])
+def test_leaving_closes_every_connection(host: Host, server: DemoServerThread, way: str) -> None:
+    router = make_router(server)
+
+    async def main() -> None:
+        requests = [asked(index, reply="one two three", chunk_gap=3600.0) for index in range(16)]
+        if way == "fail fast":
+            requests[7] = asked(7, fault="server_error")
+        batch = parallel_core.iter_parallel_streams(
+            router, requests, concurrency=16, return_exceptions=way != "fail fast"
+        )
+        seen = 0
+        raised: Any = None
+        try:
+            async with batch:
+                async for _ in batch:
+                    seen += 1
+                    if seen == 16 and way == "break":
+                        break
+                    if seen == 16 and way == "cancel":
+                        batch.cancel()
+        except Exception as error:
+            raised = error
+        assert getattr(raised, "status_code", None) == (500 if way == "fail fast" else None)
+        await anyio.to_thread.run_sync(server.wait_idle, SERVER_TIMEOUT)
+        stats = server.stats()
+        assert stats.in_flight == 0
+        assert stats.disconnected == (15 if way == "fail fast" else 16)
+
+    run_with_routers(host, main)
+
+
+def test_the_method_of_a_router(server: DemoServerThread) -> None:
+    router = make_router(server)
+
+    async def main() -> None:
+        _, ends = await events_of(router.iter_parallel_streams([asked(1, reply="yes")]))
+        assert ends[0].response.choices[0].message.content == "yes"
+        # A provider that tells no usage.
+        _, ends = await events_of(
+            router.iter_parallel_streams([asked(1, reply="yes it is", usage=False)])
+        )
+        assert ends[0].usage is not None
+        assert ends[0].usage.estimated_calls == 1
+        assert ends[0].usage.completion_tokens > 0
+
+    run_with_routers(Host("asyncio", "asyncio"), main)
