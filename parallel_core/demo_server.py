@@ -10,6 +10,8 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
 - ``POST /v1/chat/completions``: an answer, or with ``"stream": true`` a stream of server-sent
   events. A field ``"demo"`` in the body decides for this request what is otherwise drawn:
   ``{"latency": 0.1, "chunk_gap": 0.0, "fault": "hang", "reply": "text"}``, each of them optional;
+  with ``"tool_arguments": "text"`` it is a call of the tool ``"demo"``, and with
+  ``"usage": false`` it does not tell its usage;
   ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds,
   ``fault`` is one of ``rate_limited``, ``server_error``, ``hang``, ``reset``, ``truncated``,
   ``invalid_json`` and ``none``. With litellm: ``acompletion(…, extra_body={"demo": {…}})``.

@@ -217,9 +217,9 @@ class _Reading:
         # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
         # really came is in the stream's own list.
         came: Any = getattr(getattr(stream, "response", stream), "chunks", None)
-        chunks: list[Any] = came if isinstance(came, list) else self.chunks
+        chunks: list[Any] = cast("Any", came) if isinstance(came, list) else self.chunks
         usages: list[Any] = [getattr(chunk, "usage", None) for chunk in chunks]
-        return any(usage is not None and usage.total_tokens for usage in usages)
+        return any(usage is not None and getattr(usage, "total_tokens", 0) for usage in usages)
 
     async def interrupted(self) -> StreamInterruptedError:
         return StreamInterruptedError(

@@ -102,6 +102,34 @@ def stats_url(server: DemoServer) -> str:
     return server.url.removesuffix("/v1") + "/stats"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_call_and_an_answer_without_usage(stream: bool) -> None:
+    demo = {"tool_arguments": "two words", "usage": False}
+
+    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
+        if not stream:
+            _, answer = await post(server, client, demo=demo)
+            assert "usage" not in answer
+            (choice,) = answer["choices"]
+            assert choice["finish_reason"] == "tool_calls"
+            assert choice["message"]["content"] is None
+            (call,) = choice["message"]["tool_calls"]
+            assert call["function"] == {"name": "demo", "arguments": "two words"}
+            return
+        *chunks, done = await post_stream(
+            server, client, demo=demo, stream_options={"include_usage": True}
+        )
+        assert done == "[DONE]"
+        parsed = [json.loads(chunk)["choices"][0] for chunk in chunks]
+        deltas = [choice["delta"]["tool_calls"][0] for choice in parsed[:-1]]
+        assert deltas[0]["function"]["name"] == "demo"
+        assert "".join(delta["function"]["arguments"] for delta in deltas) == "two words"
+        assert parsed[-1]["finish_reason"] == "tool_calls"
+
+    stats = run(test)
+    assert (stats.prompt_tokens, stats.completion_tokens) == (9, 2)
+
+
 def test_answer() -> None:
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
         status, answer = await post(server, client, demo={"reply": "two words"})

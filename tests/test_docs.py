@@ -108,6 +108,7 @@ def test_the_examples_are_those_that_the_readme_names() -> None:
         "README.md",
         "docs/guide.md",
         "docs/controls.md",
+        "docs/streaming.md",
         "docs/trio.md",
         "docs/benchmarks.md",
         "docs/decisions.md",
