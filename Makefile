@@ -53,6 +53,7 @@ bench-smoke: .venv-bench/installed
 	$(BENCH)/python -m benchmarks --smoke --json build/smoke.json --plot build/smoke
 	$(BENCH)/python -m benchmarks.adaptive --smoke --plot build/smoke
 	$(BENCH)/python -m benchmarks.hedging --smoke
+	$(BENCH)/python -m benchmarks.streams --smoke
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -71,6 +71,7 @@ class Streams:
         emit: hand the chunks to the consumer, at its pace.
         on_chunk: called with each chunk; what it raises ends the batch.
         stall_timeout: seconds to the first chunk, and from one to the next.
+        fail_fast: the first error ends the batch.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class Streams:
         emit: bool = False,
         on_chunk: Callable[[StreamChunk], object] | None = None,
         stall_timeout: float | None = None,
+        fail_fast: bool = False,
     ) -> None:
+        self._fail_fast = fail_fast
         self._meter = meter
         self._all_of_them = all_of_them
         self._emit = emit
@@ -106,14 +109,14 @@ class Streams:
         return streamed
 
     async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
-        reading = _Reading(index, request, self._meter)
+        reading = _Reading(index, request, self._meter, self._fail_fast)
         limit = self._stall_timeout
         if limit is None:
             return await self._read(call, reading, None)
         # One scope for all chunks, whose deadline moves: cheaper than a new one for each.
         with anyio.move_on_after(limit) as scope:
             return await self._read(call, reading, scope)
-        usage = await reading.estimate() if reading.chunks else None
+        usage = await reading.estimate_of_a_part() if reading.chunks else None
         raise StreamStalledError(
             index, request.model, limit, reading.text, usage, reading.time_to_first_chunk
         )
@@ -166,7 +169,11 @@ class _Reading:
     """What has come of one stream."""
 
     def __init__(
-        self, index: int, request: RouterParallelRequest, meter: RouterMeter | ItemMeter
+        self,
+        index: int,
+        request: RouterParallelRequest,
+        meter: RouterMeter | ItemMeter,
+        fail_fast: bool,
     ) -> None:
         self.index = index
         self.request = request
@@ -174,6 +181,7 @@ class _Reading:
         self.time_to_first_chunk: float | None = None
         self._texts: list[str] = []
         self._meter = meter
+        self._fail_fast = fail_fast
         self._began = time.perf_counter()
 
     @property
@@ -195,7 +203,7 @@ class _Reading:
         """The whole answer, as if it had not been streamed."""
         import litellm
 
-        estimate = None if self._tells_usage(stream) else await self.estimate()
+        estimate = None if self._tells_usage(stream) else await self._estimate(at_once=False)
         response: Any = cast("Any", litellm).stream_chunk_builder(
             self.chunks, messages=list(self.request.messages)
         )
@@ -226,15 +234,20 @@ class _Reading:
             self.index,
             self.request.model,
             self.text,
-            await self.estimate(),
+            await self.estimate_of_a_part(),
             self.time_to_first_chunk,
         )
 
-    async def estimate(self) -> Usage | None:
-        """What a provider that has told nothing will have counted."""
+    async def estimate_of_a_part(self) -> Usage | None:
+        """What has been used by a stream that has failed."""
+        # Where that ends the batch, the other streams must not wait until it has been counted.
+        return await self._estimate(at_once=self._fail_fast)
+
+    async def _estimate(self, *, at_once: bool) -> Usage | None:
         if isinstance(self._meter, ItemMeter):
             return None
-        return await self._meter.estimate(self.request, self.text + _tool_arguments(self.chunks))
+        text = self.text + _tool_arguments(self.chunks)
+        return await self._meter.estimate(self.request, text, at_once=at_once)
 
 
 def _as_stream(request: RouterParallelRequest) -> RouterParallelRequest:

@@ -32,6 +32,7 @@ _BYTES_OF_A_RECORDED_TOKEN = 32  # at the lowest bit rates in use
 _IN_THE_PROMPT = (
     "tools", "functions", "tool_choice", "response_format", "prediction", "system", "extra_body",
 )  # fmt: skip
+_BYTES_OF_A_TOKEN = 4  # about
 _FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -214,8 +215,17 @@ class RouterMeter:
 
     # --- after the call ---
 
-    async def estimate(self, item: RouterParallelRequest, text: str) -> Usage:
-        """What an answer of this text has used, where the provider has not told."""
+    async def estimate(
+        self, item: RouterParallelRequest, text: str, *, at_once: bool = False
+    ) -> Usage:
+        """What an answer of this text has used, where the provider has not told.
+
+        ``at_once``: there is no time to load a tokenizer, or to count a long text.
+        """
+        if at_once and (item.model not in self._counted or len(text) > _LONG):
+            prompt = _prompt_bytes(item) // _BYTES_OF_A_TOKEN
+            completion = _bytes_of(text) // _BYTES_OF_A_TOKEN
+            return Usage(prompt, completion, unpriced_calls=1, estimated_calls=1)
         prompt = await self._count(item)
         if len(text) > _LONG:
             completion = await anyio.to_thread.run_sync(_count_tokens, item.model, text)
@@ -424,7 +434,7 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
             )
         )
     except Exception:  # noqa: BLE001 - of messages that the counter does not understand
-        return _prompt_bytes(request) // 4
+        return _prompt_bytes(request) // _BYTES_OF_A_TOKEN
 
 
 def _count_tokens(model: str, text: str) -> int:
@@ -433,7 +443,7 @@ def _count_tokens(model: str, text: str) -> int:
     try:
         return int(cast("Any", litellm).token_counter(model=model, text=text))
     except Exception:  # noqa: BLE001 - of a tokenizer that does not take it
-        return len(text.encode("utf-8", "surrogatepass")) // 4
+        return _bytes_of(text) // _BYTES_OF_A_TOKEN
 
 
 def _field(value: Any, name: str) -> Any:
