@@ -91,13 +91,17 @@ def test_an_example(example: Path, environment: dict[str, str]) -> None:
     if example.stem == "fail_fast":
         assert "the server saw 64 requests, 63 of them cancelled" in done.stdout
         assert "parallel_core: raised by request 20 (model 'fast')" in done.stdout
+    elif example.stem == "stream_race":
+        assert done.stdout.count("[synthetic]") == 3  # one of each model
+        assert done.stdout.count("tokens in") == 4
+        assert "failed" not in done.stdout
     else:
         assert len([line for line in done.stdout.splitlines() if "synthetic" in line]) == 50
 
 
 def test_the_examples_are_those_that_the_readme_names() -> None:
     names = {path.stem for path in EXAMPLES}
-    assert {"asyncio_batch", "trio_batch", "sync_batch", "fail_fast"} <= names
+    assert {"asyncio_batch", "trio_batch", "sync_batch", "fail_fast", "stream_race"} <= names
     lines = (REPOSITORY / "examples" / "requests.jsonl").read_text().splitlines()
     assert len({json.dumps(json.loads(line)["messages"]) for line in lines}) >= 200
 

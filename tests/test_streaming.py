@@ -20,6 +20,8 @@ from parallel_core import (
     BatchDeadlineError,
     Budget,
     Hedge,
+    Progress,
+    RateLimit,
     RequestTimeoutError,
     RouterParallelRequest,
     RouterParallelResult,
@@ -494,6 +496,47 @@ def test_a_budget_counts_streams(host: Host) -> None:
         await events_of(batch)
         assert budget.spent_tokens == batch.usage.total_tokens == 24
         assert budget.reserved_tokens == 0
+
+    host.run(main)
+
+
+def test_all_controls_go_with_streams(host: Host) -> None:
+    provider = Provider(say_words)
+    seen: list[StreamChunk] = []
+    snapshots: list[Progress] = []
+
+    async def main() -> None:
+        budget = Budget(max_tokens=1_000_000)
+        requests = [
+            RouterParallelRequest(
+                f"model{index % 3}", [{"role": "user", "content": f"{index}"}], {"max_tokens": 20}
+            )
+            for index in range(60)
+        ]
+        batch = parallel_core.iter_parallel_streams(
+            provider.answer,
+            requests,
+            concurrency="auto",
+            timeout=60,
+            deadline=120,
+            stall_timeout=30,
+            rate_limit=RateLimit(requests_per_minute=600_000, tokens_per_minute=60_000_000),
+            budget=budget,
+            fair_by="model",
+            on_progress=snapshots.append,
+            on_chunk=seen.append,
+        )
+        texts, ends = await events_of(batch)
+        assert sorted(ends) == list(range(60))
+        for index, result in ends.items():
+            assert result.ok, result.exception
+            assert [text for text in texts[index] if text] == words_of(index)
+        assert len(seen) == sum(map(len, texts.values()))
+        assert budget.spent_tokens == batch.usage.total_tokens
+        assert snapshots[-1].finished
+        assert snapshots[-1].usage == batch.usage
+        assert snapshots[-1].succeeded == 60
+        assert provider.open == 0
 
     host.run(main)
 

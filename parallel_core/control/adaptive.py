@@ -392,7 +392,10 @@ class Adaptation:
             began = anyio.current_time()
             try:
                 value = await call(index, item)
-            except (RequestTimeoutError, StreamStalledError):
+            except StreamStalledError:  # which `watch` has seen; some of its chunks are out
+                self._attempts.pop(index, None)
+                raise
+            except RequestTimeoutError:
                 # The user has said how long a request may take; it is not sent again.
                 self._attempts.pop(index, None)
                 self._overloaded(self._scopes_of(index), began, 0.0)
