@@ -862,7 +862,6 @@ BAD: list[tuple[Any, str]] = [
     ({"model": "a", "messages": ["x"]}, r"messages\[0\]"),
     ({"model": "a", "messages": MESSAGES, "metadata": "x"}, "metadata"),
     ({"model": "a", "messages": MESSAGES, "kwargs": {"n": 1}}, "top level"),
-    (RouterParallelRequest("a", MESSAGES, {"stream": True}), "stream=True"),
     (RouterParallelRequest("a", MESSAGES, {"model": "b"}), "given twice"),
     (RouterParallelRequest("a", MESSAGES, "x"), "kwargs"),  # type: ignore[arg-type]
     (RouterParallelRequest("a", MESSAGES, {1: 2}), "names of kwargs"),  # type: ignore[dict-item]

@@ -121,7 +121,11 @@ def test_install_is_idempotent_and_uninstall_undoes_it(monkeypatch: pytest.Monke
     router_api.uninstall()  # nothing is there: nothing happens
     for _ in range(2):
         parallel_core.install()
-    assert set(vars(Router)) - before == {"parallel_acompletions", "iter_parallel_acompletions"}
+    assert set(vars(Router)) - before == {
+        "parallel_acompletions",
+        "iter_parallel_acompletions",
+        "iter_parallel_streams",
+    }
     assert all(importlib.import_module(name) for name in PROPOSED_MODULES)
     for _ in range(2):
         parallel_core.uninstall()
