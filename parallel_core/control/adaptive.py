@@ -149,6 +149,11 @@ class AdaptiveLimit:
         return self._round_trip
 
     @property
+    def got_through(self) -> bool:
+        """Whether a call has succeeded that began after the limit was last turned down."""
+        return self._got_through
+
+    @property
     def holding_until(self) -> float | None:
         """When calls may begin again; None while they may."""
         return self._holding_until
@@ -160,7 +165,7 @@ class AdaptiveLimit:
             self._round_trip = duration
         else:
             self._round_trip += _NEWEST * (duration - self._round_trip)
-        if began >= self._fruitless_since:
+        if self._patient or began >= self._fruitless_since:
             self._got_through = True
         if in_flight < self.limit:
             # The limit is not what holds calls back: nothing is known of a higher one.
@@ -421,15 +426,24 @@ class Adaptation:
 
     def _overloaded(self, scopes: list[_Scope], began: float, wait: float) -> None:
         now = anyio.current_time()
-        key, at = self._last_rejected
-        self._last_rejected = (scopes[-1].key, now)
+        matters_to_all = self._keyed is None or self._matters_to_all(scopes[-1], now)
         for scope in scopes:
             scope.rejected += 1
-            if scope is self._whole and self._keyed is not None:
-                round_trip = scope.limit.round_trip
-                if key == scopes[-1].key or (round_trip is not None and now - at > round_trip):
-                    continue  # for all that is known, a matter of this key alone
-            self._turn_down(scope, began, now, wait)
+            if scope is not self._whole or matters_to_all:
+                self._turn_down(scope, began, now, wait)
+
+    def _matters_to_all(self, scope: _Scope, now: float) -> bool:
+        """Whether the rejection of a call of this key may be for what it shares with others.
+
+        Not where nothing of the key gets through, whatever the others do; and only together with
+        the rejection of another key, in the same round trip.
+        """
+        if self._whole is None or not scope.limit.got_through:
+            return False
+        key, at = self._last_rejected
+        self._last_rejected = (scope.key, now)
+        round_trip = self._whole.limit.round_trip
+        return key != scope.key and (round_trip is None or now - at <= round_trip)
 
     def _turn_down(self, scope: _Scope, began: float, now: float, wait: float) -> None:
         held = scope.limit.holding_until
