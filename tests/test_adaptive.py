@@ -558,6 +558,55 @@ def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: 
     assert provider.rejected_share < 0.06  # more tenants than places: each tries with one at least
 
 
+@pytest.mark.parametrize("seconds", [0.5, 5.0, 20.0])
+def test_tenants_that_are_always_rejected_cost_the_others_little(seconds: float) -> None:
+    async def call(job: tuple[str, int]) -> None:
+        if job[0].startswith("bad"):
+            await anyio.sleep(0.01)
+            raise OverloadedError
+        await anyio.sleep(seconds)
+
+    async def main() -> None:
+        keys = ["bad 1", "bad 2", *(f"good {number}" for number in range(8))]
+        began = anyio.current_time()
+        good = 0
+        async with parallel_core.iter_parallel_map(
+            call,
+            ((key, number) for number in range(10) for key in keys),
+            concurrency="auto",
+            fair_by=lambda job: job[0],
+        ) as batch:
+            async for result in batch:
+                good += result.ok
+                if good == 80:
+                    break
+        # Sixteen at a time: without the bad ones it is five times as long as a call.
+        assert anyio.current_time() - began < 8 * seconds
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("tenants", [50, 1_000_000])
+def test_tenants_that_share_a_rate_limit_are_all_answered(tenants: int) -> None:
+    limit = Limited(60, retry_after=10)
+
+    async def call(number: int) -> None:
+        await anyio.sleep(0.05)
+        limit.take()
+        await anyio.sleep(1)
+
+    async def main() -> None:
+        with trio.move_on_after(600):
+            async with parallel_core.iter_parallel_map(
+                call, itertools.count(), concurrency="auto", fair_by=lambda number: number % tenants
+            ) as batch:
+                async for result in batch:
+                    assert result.ok, result.exception
+        assert batch.succeeded >= 570  # of 600
+
+    in_virtual_time(main)
+
+
 def test_a_key_whose_calls_hang_leaves_the_others_to_grow() -> None:
     draw = random.Random(1)
 

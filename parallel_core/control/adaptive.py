@@ -33,6 +33,7 @@ _NEWEST = 0.1
 _JITTER = 0.25
 _LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
 _CHANGES_KEPT = 4096
+_FRUITLESS_ROUND_TRIPS = 2.0
 _KEYS_KEPT = 1024  # limits of keys without calls
 
 
@@ -137,6 +138,7 @@ class AdaptiveLimit:
         self._got_through = True  # a call begun since then has succeeded:
         self._fruitless_since = -math.inf
         self._holding_until: float | None = None
+        self._last_success = -math.inf
 
     @property
     def limit(self) -> int:
@@ -161,6 +163,7 @@ class AdaptiveLimit:
     def succeeded(self, began: float, now: float, in_flight: int) -> None:
         """A call has returned. ``in_flight``: how many there were, this one included."""
         duration = now - began
+        self._last_success = now
         if self._round_trip is None:
             self._round_trip = duration
         else:
@@ -224,6 +227,12 @@ class AdaptiveLimit:
         if self._got_through:
             self._fruitless_since = now
         self._got_through = False
+
+    def hold_if_fruitless(self, now: float, wait: float) -> None:
+        """Have all calls wait if none has succeeded for some round trips."""
+        silence = now - self._last_success
+        if self._round_trip is not None and silence > _FRUITLESS_ROUND_TRIPS * self._round_trip:
+            self._holding_until = max(self._holding_until or now, now + wait)
 
     def go_on(self, now: float, in_flight: int) -> None:
         """The wait is over: calls may begin again, but not all of them at once."""
@@ -429,8 +438,12 @@ class Adaptation:
         matters_to_all = self._keyed is None or self._matters_to_all(scopes[-1], now)
         for scope in scopes:
             scope.rejected += 1
+            held = scope.limit.holding_until
             if scope is not self._whole or matters_to_all:
-                self._turn_down(scope, began, now, wait)
+                scope.limit.overloaded(began, now, scope.in_flight, wait)
+            elif not any(s.in_flight and s.limit.got_through for s in self._of_key.values()):
+                scope.limit.hold_if_fruitless(now, wait)
+            self._follow(scope, held, now)
 
     def _matters_to_all(self, scope: _Scope, now: float) -> bool:
         """Whether the rejection of a call of this key may be for what it shares with others.
@@ -445,9 +458,8 @@ class Adaptation:
         round_trip = self._whole.limit.round_trip
         return key != scope.key and (round_trip is None or now - at <= round_trip)
 
-    def _turn_down(self, scope: _Scope, began: float, now: float, wait: float) -> None:
-        held = scope.limit.holding_until
-        scope.limit.overloaded(began, now, scope.in_flight, wait)
+    def _follow(self, scope: _Scope, held: float | None, now: float) -> None:
+        """Do what a limit says after a rejection; ``held``: until when calls had to wait before."""
         until = scope.limit.holding_until
         if until is not None and until != held:
             if scope is self._whole:
