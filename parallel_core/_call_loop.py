@@ -14,8 +14,8 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import outcome
 import sniffio
@@ -30,6 +30,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("parallel_core")
+
+END_OF_STREAM: Final = object()
 
 
 class _Call:
@@ -132,6 +134,7 @@ class CallLoop(ABC):
         self.tasks: set[asyncio.Task[Any]] = set()
         self.closing: set[asyncio.Task[Any]] = set()  # that clean up, and are not cancelled
         self._streams: dict[int, Any] = {}
+        self._unread: set[int] = set()  # of these, by id
 
     @property
     def closed(self) -> bool:
@@ -252,10 +255,19 @@ class CallLoop(ABC):
     def keep_stream(self, stream: object) -> None:
         """On the loop: have a stream closed at the latest when the loop ends."""
         self._streams[id(stream)] = stream
+        self._unread.add(id(stream))
+
+    async def next_chunk(self, stream: AsyncIterator[Any]) -> Any:
+        """On the loop: the next chunk of a stream; END_OF_STREAM after the last."""
+        self._unread.discard(id(stream))
+        return await anext(stream, END_OF_STREAM)
 
     async def close_stream(self, stream: Any) -> None:
         """On the loop: close a stream and its connection."""
         self._streams.pop(id(stream), None)
+        if id(stream) in self._unread:
+            self._unread.discard(id(stream))
+            await _begin_to_read(stream)
         if hasattr(stream, "aclose"):
             await stream.aclose()
 
@@ -278,6 +290,21 @@ class CallLoop(ABC):
     @abstractmethod
     async def close(self) -> None:
         """In trio: end the calls, and what this object has opened. Nothing cancels it."""
+
+
+async def _begin_to_read(stream: AsyncIterator[Any]) -> None:
+    """What a Router returns holds the provider's stream, and its place, in an async generator: to
+    close one that has not begun closes neither."""
+
+    async def read() -> None:
+        await anext(stream, None)
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait({reading})
+    if not reading.cancelled():
+        reading.exception()  # seen; nobody wants to read
 
 
 async def _all_done(tasks: set[asyncio.Task[Any]]) -> None:

@@ -14,13 +14,13 @@ import importlib.util
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_args
 
 import sniffio
 import trio
 
 from . import _trio_asyncio
-from ._call_loop import CallLoop, HelperThread, shielded
+from ._call_loop import END_OF_STREAM, CallLoop, HelperThread, shielded
 from .errors import RouterHostClosedError
 from .types import SupportsAcompletion
 
@@ -97,9 +97,6 @@ def _is_stream(response: Any) -> bool:
     return hasattr(response, "__anext__")
 
 
-_END: Final = object()
-
-
 class RouterStream:
     """A streamed answer, read in trio: an async iterator of chunks, and a context manager.
 
@@ -140,11 +137,11 @@ class RouterStream:
             raise StopAsyncIteration
         if self._reading is not None:
             raise trio.BusyResourceError("another task is reading this stream")
-        chunk = _END
+        chunk = END_OF_STREAM
         reading = self._reading = trio.CancelScope()
         try:
             with reading:
-                chunk = await self._loop.run(_next_chunk, self.response)
+                chunk = await self._loop.run(self._loop.next_chunk, self.response)
         except BaseException:
             self._stop_reading()
             await self.aclose()
@@ -152,7 +149,7 @@ class RouterStream:
         self._stop_reading()
         if reading.cancelled_caught:
             raise trio.ClosedResourceError("another task has closed this stream")
-        if chunk is _END:
+        if chunk is END_OF_STREAM:
             await self.aclose()
             raise StopAsyncIteration
         return chunk
@@ -189,10 +186,6 @@ class RouterStream:
         loop = getattr(self, "_loop", None)
         if loop is not None and not self._closed:
             loop.abandon_stream(self.response)
-
-
-async def _next_chunk(stream: AsyncIterator[Any]) -> Any:
-    return await anext(stream, _END)
 
 
 @asynccontextmanager

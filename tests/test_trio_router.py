@@ -351,6 +351,8 @@ def test_callbacks_of_litellm_run_before_the_run_ends(
         "to its end",
         "break",
         "aclose",
+        "aclose before it is read",
+        "cancelled before it is read",
         "cancelled between chunks",
         "cancelled awaiting a chunk",
         "dropped",
@@ -381,6 +383,14 @@ def test_a_stream_is_closed(way: str, name: Any, server: DemoServerThread) -> No
                 await first_chunk(stream)
                 await stream.aclose()
                 await stream.aclose()
+            elif way == "aclose before it is read":
+                await stream.aclose()
+            elif way == "cancelled before it is read":
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    async with stream:
+                        await first_chunk(stream)
+                assert scope.cancelled_caught
             elif way == "cancelled between chunks":
                 with trio.CancelScope() as scope:
                     async with stream:

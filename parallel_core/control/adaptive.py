@@ -33,6 +33,7 @@ _NEWEST = 0.1
 _JITTER = 0.25
 _LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
 _CHANGES_KEPT = 4096
+# Where each key waits by itself, all wait after so many round trips without any success.
 _FRUITLESS_ROUND_TRIPS = 2.0
 _KEYS_KEPT = 1024  # limits of keys without calls
 
@@ -53,7 +54,8 @@ class AdaptiveConcurrency:
 
     With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
     for the keys of a function there is a limit for all of them, too, which goes down where calls of
-    different keys are rejected at a time.
+    different keys that do get through are rejected at a time; and all wait where nothing gets
+    through of any.
 
     Sources: slow start and multiplicative decrease, Jacobson, "Congestion Avoidance and Control",
     SIGCOMM 1988; the curve, Ha, Rhee, Xu, "CUBIC: a new TCP-friendly high-speed TCP variant", ACM
