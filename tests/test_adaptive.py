@@ -634,6 +634,62 @@ def test_a_key_whose_calls_hang_leaves_the_others_to_grow() -> None:
     in_virtual_time(main)
 
 
+def test_a_key_begins_again_after_its_wait_although_nothing_is_to_be_sent_again() -> None:
+    async def call(item: int) -> int:
+        await anyio.sleep(0.05)
+        raise OverloadedError(retry_after=2)
+
+    async def main() -> None:
+        with trio.fail_after(10_000):
+            results = await parallel_core.parallel_map(
+                call,
+                range(40),
+                concurrency=AdaptiveConcurrency(initial=2, max_attempts=1),
+                fair_by=lambda number: number % 2,
+            )
+        assert [type(result.exception) for result in results] == [OverloadedError] * 40
+
+    in_virtual_time(main)
+
+
+def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through() -> None:
+    class Keys:
+        def key_of(self, index: int) -> int:
+            return index
+
+        def make_room(self, key: object) -> None: ...
+
+    async def call(index: int, item: bool) -> None:
+        await anyio.sleep(1)
+        if item:
+            raise OverloadedError
+
+    async def main() -> None:
+        engine: Any = SimpleNamespace(
+            current_time=trio.current_time, limit=16, call_later=lambda *_: lambda: None
+        )
+        engine.set_limit = lambda limit: setattr(engine, "limit", limit)
+        adaptation = Adaptation(AdaptiveConcurrency(), Keys())
+        adaptation.begin(engine)
+        watched = adaptation.watch(call)
+
+        async def rejected(key: int) -> int:
+            with pytest.raises(OverloadedError):
+                await watched(key, True)
+            return int(engine.limit)
+
+        await watched(0, False)
+        assert await rejected(1) == 16  # one key alone
+        assert await rejected(1) == 16
+        await anyio.sleep(5)
+        await watched(0, False)
+        assert await rejected(2) == 16  # another one, but much later
+        assert await rejected(1) == 16  # nothing of this one gets through
+        assert await rejected(3) < 16
+
+    in_virtual_time(main)
+
+
 def test_the_deadline_ends_requests_whose_key_waits() -> None:
     async def call(item: int) -> int:
         await anyio.sleep(0.05)
