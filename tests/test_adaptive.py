@@ -660,7 +660,7 @@ def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through()
         def make_room(self, key: object) -> None: ...
 
     async def call(index: int, item: bool) -> None:
-        await anyio.sleep(1)
+        await anyio.sleep(0.1 if item else 1)
         if item:
             raise OverloadedError
 
