@@ -537,6 +537,73 @@ def test_a_rate_limited_key_does_not_slow_down_the_others(by_model: bool) -> Non
     assert {c.key for c in changes} == {"limited", "healthy"} | (set() if by_model else {None})
 
 
+@pytest.mark.parametrize("maximum", [1, 2, 4, 8])
+@pytest.mark.parametrize(("dead", "by_model"), [(1, True), (2, True), (40, True), (2, False)])
+def test_dead_keys_do_not_stand_in_the_way_of_a_healthy_one(
+    maximum: int, dead: int, by_model: bool
+) -> None:
+    """Requests that wait for their Retry-After take no room from the others."""
+
+    async def answer(*, model: str, messages: object) -> str:
+        if model != "healthy":
+            await anyio.sleep(0.05)
+            raise OverloadedError(60)
+        await anyio.sleep(1)
+        return model
+
+    async def main() -> None:
+        messages = [{"role": "user", "content": "Is it?"}]
+        models = [*(f"dead {number}" for number in range(dead)), "healthy"]
+        requests = (RouterParallelRequest(m, messages) for _ in range(20) for m in models)
+        began = anyio.current_time()
+        healthy = 0
+        async with parallel_core.iter_parallel_acompletions(
+            answer,
+            requests,
+            concurrency=AdaptiveConcurrency(maximum=maximum),
+            fair_by="model" if by_model else lambda request: request.model,
+        ) as batch:
+            async for result in batch:
+                healthy += result.ok
+                if healthy == 20:
+                    break
+        took = anyio.current_time() - began
+        assert took < 20 * (1 + 0.05 * (dead + 1)) + 10  # one at a time, in turn
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_what_is_to_be_sent_again_is_bounded(fair: bool) -> None:
+    maximum = 2
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        for number in itertools.count():
+            drawn += 1
+            yield number
+
+    async def call(number: int) -> None:
+        await anyio.sleep(0.001)
+        raise OverloadedError(10_000)
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_map(
+            call,
+            endless(),
+            concurrency=AdaptiveConcurrency(initial=2, maximum=maximum),
+            fair_by=(lambda number: number) if fair else None,
+        ) as batch:
+            await trio.sleep(9_000)
+            waiting = 1024 if fair else 1
+            assert drawn <= batch.started + waiting + 1
+            # Keys by the thousand, of which each is tried once, are set apart up to a bound.
+            assert batch.started <= 2 * maximum + (waiting if fair else 0)
+
+    in_virtual_time(main)
+
+
 @pytest.mark.parametrize(("tenants", "capacity"), [(2, 32), (100, 16), (1000, 32)])
 def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: int) -> None:
     provider = Provider(lambda _: capacity)
