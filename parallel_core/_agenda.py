@@ -33,6 +33,12 @@ class Order(Protocol):
         """Requests that may wait here at most."""
         ...
 
+    @property
+    def apart(self) -> int:
+        """Requests to be sent again that leave room for others: they count neither as under way nor
+        as waiting for the consumer."""
+        ...
+
     def push(self, entry: Any, /) -> None: ...
 
     def pop(self, limit: int, /) -> Any:
@@ -71,11 +77,16 @@ class Agenda:
 
     @property
     def empty(self) -> bool:
-        return not (self.order or self._due or self._postponed)
+        return not (self.order or self.again)
 
     @property
     def wants_more(self) -> bool:
         return len(self.order) < self.order.look_ahead
+
+    @property
+    def again(self) -> int:
+        """Requests that are to be sent again, now or later."""
+        return len(self._due) + len(self._postponed)
 
     def add(self, index: int, item: Any) -> None:
         self.order.push(Entry(index, item))

@@ -74,7 +74,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
             if self._open_slots > self._limit:
                 return None  # where too many leave, slots are started as they end
             if not agenda.held:
-                entry = agenda.next_again(self._limit) or self._next_new()
+                entry = self._next_again() or self._next_new()
                 if entry is not None:
                     self._room.wake_one()  # there may be room for more than this one
                     return entry
@@ -87,8 +87,16 @@ class AgendaBatchCore(BatchCore[ResultT]):
             await self._room.wait()
         return None
 
-    def _next_new(self) -> Entry | None:
+    def _next_again(self) -> Entry | None:
         if not self._has_room:
+            return None
+        entry = self._agenda.next_again(self._limit)
+        if entry is not None:
+            self._claimed += 1
+        return entry
+
+    def _next_new(self) -> Entry | None:
+        if not self._has_room_for_new:
             return None
         for _ in range(DRAWS_BETWEEN_PAUSES):
             if not self._can_draw:
@@ -108,10 +116,17 @@ class AgendaBatchCore(BatchCore[ResultT]):
         return self._by_draws or self._claimed - self.delivered < self._window
 
     @property
+    def _has_room_for_new(self) -> bool:
+        # What is to be sent again has no place in the window, or rejected keys would fill it and
+        # idle the others. Beyond the order's bound it keeps out new requests all the same.
+        crowd = max(0, self._agenda.again - self._agenda.order.apart)
+        return self._by_draws or self._claimed + crowd - self.delivered < self._window
+
+    @property
     def _can_draw(self) -> bool:
         """Whether a slot may draw from a source that is not async."""
         done = self._exhausted or self.stopping
-        return self._feed is None and self._has_room and self._wants_more and not done
+        return self._feed is None and self._has_room_for_new and self._wants_more and not done
 
     def _exhaust(self) -> None:
         self._agenda.order.source_ended()
@@ -165,11 +180,16 @@ class AgendaBatchCore(BatchCore[ResultT]):
     def _call_ended(self, entry: Entry, began: float, started_at: float) -> tuple[float, float]:
         if entry.began is None:
             entry.began, entry.started_at = began, started_at
-        self._agenda.order.ended(entry)
+        try:
+            self._agenda.order.ended(entry)
+        except Exception as exception:  # noqa: BLE001 - of a key; what the call gave is delivered
+            note(exception, f"found when {describe(entry.index, entry.item)} had ended")
+            self.fail(exception)
         self._room.wake_one()
         return entry.began, entry.started_at
 
     def _postpone(self, entry: Entry, delay: float) -> None:
+        self._claimed -= 1  # until it is sent again
         delay = 0.0 if self._hurrying else delay
         self._agenda.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
 

@@ -537,6 +537,73 @@ def test_a_rate_limited_key_does_not_slow_down_the_others(by_model: bool) -> Non
     assert {c.key for c in changes} == {"limited", "healthy"} | (set() if by_model else {None})
 
 
+@pytest.mark.parametrize("maximum", [1, 2, 4, 8])
+@pytest.mark.parametrize(("dead", "by_model"), [(1, True), (2, True), (40, True), (2, False)])
+def test_dead_keys_do_not_stand_in_the_way_of_a_healthy_one(
+    maximum: int, dead: int, by_model: bool
+) -> None:
+    """Requests that wait for their Retry-After take no room from the others."""
+
+    async def answer(*, model: str, messages: object) -> str:
+        if model != "healthy":
+            await anyio.sleep(0.05)
+            raise OverloadedError(60)
+        await anyio.sleep(1)
+        return model
+
+    async def main() -> None:
+        messages = [{"role": "user", "content": "Is it?"}]
+        models = [*(f"dead {number}" for number in range(dead)), "healthy"]
+        requests = (RouterParallelRequest(m, messages) for _ in range(20) for m in models)
+        began = anyio.current_time()
+        healthy = 0
+        async with parallel_core.iter_parallel_acompletions(
+            answer,
+            requests,
+            concurrency=AdaptiveConcurrency(maximum=maximum),
+            fair_by="model" if by_model else lambda request: request.model,
+        ) as batch:
+            async for result in batch:
+                healthy += result.ok
+                if healthy == 20:
+                    break
+        took = anyio.current_time() - began
+        assert took < 20 * (1 + 0.05 * (dead + 1)) + 10  # one at a time, in turn
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_what_is_to_be_sent_again_is_bounded(fair: bool) -> None:
+    maximum = 2
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        for number in itertools.count():
+            drawn += 1
+            yield number
+
+    async def call(number: int) -> None:
+        await anyio.sleep(0.001)
+        raise OverloadedError(10_000)
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_map(
+            call,
+            endless(),
+            concurrency=AdaptiveConcurrency(initial=2, maximum=maximum),
+            fair_by=(lambda number: number) if fair else None,
+        ) as batch:
+            await trio.sleep(9_000)
+            waiting = 1024 if fair else 1
+            assert drawn <= batch.started + waiting + 1
+            # Keys by the thousand, of which each is tried once, are set apart up to a bound.
+            assert batch.started <= 2 * maximum + (waiting if fair else 0)
+
+    in_virtual_time(main)
+
+
 @pytest.mark.parametrize(("tenants", "capacity"), [(2, 32), (100, 16), (1000, 32)])
 def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: int) -> None:
     provider = Provider(lambda _: capacity)
@@ -556,6 +623,55 @@ def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: 
     in_virtual_time(main)
     assert provider.answered >= 0.85 * best
     assert provider.rejected_share < 0.06  # more tenants than places: each tries with one at least
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5.0, 20.0])
+def test_tenants_that_are_always_rejected_cost_the_others_little(seconds: float) -> None:
+    async def call(job: tuple[str, int]) -> None:
+        if job[0].startswith("bad"):
+            await anyio.sleep(0.01)
+            raise OverloadedError
+        await anyio.sleep(seconds)
+
+    async def main() -> None:
+        keys = ["bad 1", "bad 2", *(f"good {number}" for number in range(8))]
+        began = anyio.current_time()
+        good = 0
+        async with parallel_core.iter_parallel_map(
+            call,
+            ((key, number) for number in range(10) for key in keys),
+            concurrency="auto",
+            fair_by=lambda job: job[0],
+        ) as batch:
+            async for result in batch:
+                good += result.ok
+                if good == 80:
+                    break
+        # Sixteen at a time: without the bad ones it is five times as long as a call.
+        assert anyio.current_time() - began < 8 * seconds
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("tenants", [50, 1_000_000])
+def test_tenants_that_share_a_rate_limit_are_all_answered(tenants: int) -> None:
+    limit = Limited(60, retry_after=10)
+
+    async def call(number: int) -> None:
+        await anyio.sleep(0.05)
+        limit.take()
+        await anyio.sleep(1)
+
+    async def main() -> None:
+        with trio.move_on_after(600):
+            async with parallel_core.iter_parallel_map(
+                call, itertools.count(), concurrency="auto", fair_by=lambda number: number % tenants
+            ) as batch:
+                async for result in batch:
+                    assert result.ok, result.exception
+        assert batch.succeeded >= 570  # of 600
+
+    in_virtual_time(main)
 
 
 def test_a_key_whose_calls_hang_leaves_the_others_to_grow() -> None:
@@ -581,6 +697,62 @@ def test_a_key_whose_calls_hang_leaves_the_others_to_grow() -> None:
         # At eight a second, half of the first limit, it would take 50 s.
         took = anyio.current_time() - began
         assert took < 15, took
+
+    in_virtual_time(main)
+
+
+def test_a_key_begins_again_after_its_wait_although_nothing_is_to_be_sent_again() -> None:
+    async def call(item: int) -> int:
+        await anyio.sleep(0.05)
+        raise OverloadedError(retry_after=2)
+
+    async def main() -> None:
+        with trio.fail_after(10_000):
+            results = await parallel_core.parallel_map(
+                call,
+                range(40),
+                concurrency=AdaptiveConcurrency(initial=2, max_attempts=1),
+                fair_by=lambda number: number % 2,
+            )
+        assert [type(result.exception) for result in results] == [OverloadedError] * 40
+
+    in_virtual_time(main)
+
+
+def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through() -> None:
+    class Keys:
+        def key_of(self, index: int) -> int:
+            return index
+
+        def make_room(self, key: object) -> None: ...
+
+    async def call(index: int, item: bool) -> None:
+        await anyio.sleep(0.1 if item else 1)
+        if item:
+            raise OverloadedError
+
+    async def main() -> None:
+        engine: Any = SimpleNamespace(
+            current_time=trio.current_time, limit=16, call_later=lambda *_: lambda: None
+        )
+        engine.set_limit = lambda limit: setattr(engine, "limit", limit)
+        adaptation = Adaptation(AdaptiveConcurrency(), Keys())
+        adaptation.begin(engine)
+        watched = adaptation.watch(call)
+
+        async def rejected(key: int) -> int:
+            with pytest.raises(OverloadedError):
+                await watched(key, True)
+            return int(engine.limit)
+
+        await watched(0, False)
+        assert await rejected(1) == 16  # one key alone
+        assert await rejected(1) == 16
+        await anyio.sleep(5)
+        await watched(0, False)
+        assert await rejected(2) == 16  # another one, but much later
+        assert await rejected(1) == 16  # nothing of this one gets through
+        assert await rejected(3) < 16
 
     in_virtual_time(main)
 

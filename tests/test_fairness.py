@@ -391,6 +391,47 @@ def test_a_bad_key_fails_the_batch(
     host.run(main)
 
 
+class Changing:
+    """A key that is changed, and so is not found again."""
+
+    value = 0
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Changing) and other.value == self.value
+
+
+@pytest.mark.parametrize("while_it_runs", [True, False])
+def test_a_key_that_changes_fails_the_batch_and_no_result_is_lost(
+    host: Host, while_it_runs: bool
+) -> None:
+    keys = [Changing(), Changing()]
+    keys[1].value = 1
+
+    async def call(item: int) -> int:
+        if item == 0:
+            keys[0 if while_it_runs else 1].value = 7
+        await anyio.lowlevel.checkpoint()
+        return item
+
+    async def main() -> None:
+        results: list[int | None] = []
+        with pytest.raises(TypeError, match=r"fair_by gave a key \(of type Changing\)") as caught:
+            async with parallel_core.iter_parallel_map(
+                call, range(2), concurrency=1, fair_by=keys.__getitem__
+            ) as batch:
+                async for result in batch:
+                    results.append(result.value)
+        assert results == [0]
+        if while_it_runs:
+            note = "parallel_core: found when request 0 had ended"
+            assert note in caught.value.__notes__
+
+    host.run(main)
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_fail_fast_leaves_nothing(host: Host, kind: str) -> None:
     ended: list[int] = []

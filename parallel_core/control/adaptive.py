@@ -33,6 +33,8 @@ _NEWEST = 0.1
 _JITTER = 0.25
 _LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
 _CHANGES_KEPT = 4096
+# Where each key waits by itself, all wait after so many round trips without any success.
+_FRUITLESS_ROUND_TRIPS = 2.0
 _KEYS_KEPT = 1024  # limits of keys without calls
 
 
@@ -52,7 +54,8 @@ class AdaptiveConcurrency:
 
     With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
     for the keys of a function there is a limit for all of them, too, which goes down where calls of
-    different keys are rejected at a time.
+    different keys that do get through are rejected at a time; and all wait where nothing gets
+    through of any.
 
     Sources: slow start and multiplicative decrease, Jacobson, "Congestion Avoidance and Control",
     SIGCOMM 1988; the curve, Ha, Rhee, Xu, "CUBIC: a new TCP-friendly high-speed TCP variant", ACM
@@ -137,6 +140,7 @@ class AdaptiveLimit:
         self._got_through = True  # a call begun since then has succeeded:
         self._fruitless_since = -math.inf
         self._holding_until: float | None = None
+        self._last_success = -math.inf
 
     @property
     def limit(self) -> int:
@@ -149,6 +153,11 @@ class AdaptiveLimit:
         return self._round_trip
 
     @property
+    def got_through(self) -> bool:
+        """Whether a call has succeeded that began after the limit was last turned down."""
+        return self._got_through
+
+    @property
     def holding_until(self) -> float | None:
         """When calls may begin again; None while they may."""
         return self._holding_until
@@ -156,11 +165,12 @@ class AdaptiveLimit:
     def succeeded(self, began: float, now: float, in_flight: int) -> None:
         """A call has returned. ``in_flight``: how many there were, this one included."""
         duration = now - began
+        self._last_success = now
         if self._round_trip is None:
             self._round_trip = duration
         else:
             self._round_trip += _NEWEST * (duration - self._round_trip)
-        if began >= self._fruitless_since:
+        if self._patient or began >= self._fruitless_since:
             self._got_through = True
         if in_flight < self.limit:
             # The limit is not what holds calls back: nothing is known of a higher one.
@@ -219,6 +229,12 @@ class AdaptiveLimit:
         if self._got_through:
             self._fruitless_since = now
         self._got_through = False
+
+    def hold_if_fruitless(self, now: float, wait: float) -> None:
+        """Have all calls wait if none has succeeded for some round trips."""
+        silence = now - self._last_success
+        if self._round_trip is not None and silence > _FRUITLESS_ROUND_TRIPS * self._round_trip:
+            self._holding_until = max(self._holding_until or now, now + wait)
 
     def go_on(self, now: float, in_flight: int) -> None:
         """The wait is over: calls may begin again, but not all of them at once."""
@@ -424,19 +440,31 @@ class Adaptation:
 
     def _overloaded(self, scopes: list[_Scope], began: float, wait: float) -> None:
         now = anyio.current_time()
-        key, at = self._last_rejected
-        self._last_rejected = (scopes[-1].key, now)
+        matters_to_all = self._keyed is None or self._matters_to_all(scopes[-1], now)
         for scope in scopes:
             scope.rejected += 1
-            if scope is self._whole and self._keyed is not None:
-                round_trip = scope.limit.round_trip
-                if key == scopes[-1].key or (round_trip is not None and now - at > round_trip):
-                    continue  # for all that is known, a matter of this key alone
-            self._turn_down(scope, began, now, wait)
+            held = scope.limit.holding_until
+            if scope is not self._whole or matters_to_all:
+                scope.limit.overloaded(began, now, scope.in_flight, wait)
+            elif not any(s.in_flight and s.limit.got_through for s in self._of_key.values()):
+                scope.limit.hold_if_fruitless(now, wait)
+            self._follow(scope, held, now)
 
-    def _turn_down(self, scope: _Scope, began: float, now: float, wait: float) -> None:
-        held = scope.limit.holding_until
-        scope.limit.overloaded(began, now, scope.in_flight, wait)
+    def _matters_to_all(self, scope: _Scope, now: float) -> bool:
+        """Whether the rejection of a call of this key may be for what it shares with others.
+
+        Not where nothing of the key gets through, whatever the others do; and only together with
+        the rejection of another key, in the same round trip.
+        """
+        if self._whole is None or not scope.limit.got_through:
+            return False
+        key, at = self._last_rejected
+        self._last_rejected = (scope.key, now)
+        round_trip = self._whole.limit.round_trip
+        return key != scope.key and (round_trip is None or now - at <= round_trip)
+
+    def _follow(self, scope: _Scope, held: float | None, now: float) -> None:
+        """Do what a limit says after a rejection; ``held``: until when calls had to wait before."""
         until = scope.limit.holding_until
         if until is not None and until != held:
             if scope is self._whole:

@@ -54,6 +54,7 @@ class FirstInFirstOut:
     """The order of the source, and nothing drawn ahead but the next request."""
 
     look_ahead = 1
+    apart = 0  # where one is rejected, others most likely are
 
     def __init__(self) -> None:
         self._waiting: deque[Any] = deque()
@@ -105,7 +106,7 @@ class FairQueue:
         key: gives the key of a request.
         concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, so that
             one whose calls hang leaves room for the others; all of it for the last key.
-        look_ahead: requests that may wait here at most.
+        look_ahead: requests that may wait here at most, and as many more that are to be sent again.
 
     Attributes:
         allowed: calls of a key that something else allows to be in flight. Where this grows without
@@ -115,7 +116,7 @@ class FairQueue:
     def __init__(
         self, key: Callable[[Any], Hashable], concurrency_per_key: int | None, look_ahead: int
     ) -> None:
-        self.look_ahead = look_ahead
+        self.look_ahead = self.apart = look_ahead
         self.allowed: Callable[[Hashable], int] | None = None
         self._key_function = key
         self._running: dict[int, Hashable] = {}  # the key of each running call, by index
@@ -148,11 +149,15 @@ class FairQueue:
 
     def pop(self, limit: int) -> Any:
         """The next request that may begin, where ``limit`` calls of the batch may be in flight; it
-        counts as running then. None: every key that has one waiting runs as many as it may."""
+        counts as running then. None: every key that has one waiting runs as many as it may.
+
+        Raises:
+            TypeError: a key has another hash than it had.
+        """
         self._look_again(limit)
         while self._ring:
             name = self._ring.popleft()
-            key = self._keys[name]
+            key = self._known(name)
             if not self._has_room(name, key):
                 self._full[name] = None
                 continue
@@ -164,6 +169,15 @@ class FairQueue:
             self._running[entry.index] = name
             return entry
         return None
+
+    def _known(self, name: Hashable) -> _Key:
+        try:
+            return self._keys[name]
+        except KeyError:
+            raise TypeError(
+                f"fair_by gave a key (of type {type(name).__qualname__}) whose hash has changed "
+                "since: a key must stay what it is, as a string or a tuple of strings does"
+            ) from None
 
     def _has_room(self, name: Hashable, key: _Key) -> bool:
         return key.running < self._most and (
@@ -183,9 +197,13 @@ class FairQueue:
         return True
 
     def ended(self, entry: Waiting) -> None:
-        """A call of this request has ended: its key has room for another."""
+        """A call of this request has ended: its key has room for another.
+
+        Raises:
+            TypeError: the key has another hash than it had.
+        """
         name = self._running.pop(entry.index)
-        key = self._keys[name]
+        key = self._known(name)
         key.running -= 1
         self.make_room(name)
         if not key.waiting and not key.running:
