@@ -7,7 +7,8 @@ in turn, CPU seconds of the process.
 
 Then the same with more and more streams, for the memory that a batch needs beside its chunks; and
 how long it takes from the failure of one of 64 streams until the others are closed and the caller
-knows.
+knows: without HTTP, and through a real Router to a demo server in a process of its own, in asyncio
+and in trio, with the server's view of the last connection.
 """
 
 from __future__ import annotations
@@ -23,9 +24,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
+import trio
+
 from parallel_core import RouterParallelRequest, StreamChunk, iter_parallel_streams
+from parallel_core.demo_server import DemoServerProcess, demo_server_process
+
+from .adapter import MODEL
+from .over_http import make_router
 
 IN_FLIGHT = 64
+GRACE = 1.0  # seconds that connections have to close
 MESSAGES = [{"role": "user", "content": "What is five squared?"}]
 
 
@@ -175,6 +185,67 @@ def time_to_stop() -> float:
     return asyncio.run(main())
 
 
+async def stop_over_http(server: DemoServerProcess) -> dict[str, float]:
+    """Milliseconds from the failure of one stream to the exception in the caller, and to the last
+    connection's close as the server saw it; streams and sockets that are left then."""
+    router = make_router(server.url)
+
+    def asked(**orders: object) -> RouterParallelRequest:
+        return RouterParallelRequest(MODEL, MESSAGES, {"extra_body": {"demo": orders}})
+
+    async def read(requests: list[RouterParallelRequest]) -> None:
+        async with iter_parallel_streams(
+            router, requests, concurrency=IN_FLIGHT, return_exceptions=False
+        ) as batch:
+            async for _ in batch:
+                pass
+
+    await read([asked(reply="so that all of it has been used")])
+    sockets = open_sockets()
+    # The failure comes when the others have had their first chunk: a Router takes some milliseconds
+    # of CPU to begin each.
+    hanging = [asked(reply="one and no more", chunk_gap=3600.0) for _ in range(IN_FLIGHT - 1)]
+    try:
+        await read([asked(fault="server_error", latency=1.5), *hanging])
+    except Exception as error:  # noqa: BLE001 - the one that was asked for
+        raised_at = time.time()
+        left_open = open_sockets() - sockets
+        failure: Any = error
+    else:
+        raise AssertionError("it did not fail")
+    assert getattr(failure, "status_code", None) == 500, failure
+    stats: Any = await anyio.to_thread.run_sync(server.stats)
+    failed_at, left_running = stats.last_finished_at, stats.in_flight
+    while stats.in_flight and time.time() - raised_at < GRACE:
+        await anyio.sleep(0.005)
+        stats = await anyio.to_thread.run_sync(server.stats)
+    assert stats.disconnected == IN_FLIGHT - 1, stats
+    return {
+        "raised": (raised_at - failed_at) * 1e3,
+        "closed": (stats.last_disconnected_at - failed_at) * 1e3,
+        "left running": left_running,
+        "sockets": left_open,
+    }
+
+
+def open_sockets() -> int:
+    """Sockets of this process."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += str(descriptor.readlink()).startswith("socket:")
+        except FileNotFoundError:  # of the listing itself
+            continue
+    return count
+
+
+def stop_over_http_in(world: str) -> dict[str, float]:
+    with demo_server_process() as server:
+        if world == "trio":
+            return trio.run(stop_over_http, server)
+        return asyncio.run(stop_over_http(server))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="does it run?")
@@ -206,6 +277,20 @@ def main() -> None:
         f"{statistics.median(found['stop']):.1f} ms ({min(found['stop']):.1f}-"
         f"{max(found['stop']):.1f})"
     )
+    for world in ("asyncio", "trio"):
+        stops = found[f"stop over HTTP, {world}"] = [
+            stop_over_http_in(world) for _ in range(rounds)
+        ]
+        shown = {
+            name: f"{statistics.median(stop[name] for stop in stops):.1f} "
+            f"({min(stop[name] for stop in stops):.1f}-{max(stop[name] for stop in stops):.1f})"
+            for name in stops[0]
+        }
+        print(
+            f"the same over HTTP in {world}: the caller knows after {shown['raised']} ms, the last "
+            f"connection is closed after {shown['closed']} ms; running when the caller knew "
+            f"{shown['left running']}, sockets left {shown['sockets']}"
+        )
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # rich takes a while to import, and most batches draw nothing
 logger = logging.getLogger("parallel_core")
 
 _BAR_WIDTH = 16
-# On a narrower terminal the figures need all the room.
-_NARROWEST_WITH_BAR = 110
+# On narrower terminals the other figures need all the room.
+_NARROWEST_WITH_BAR = 121
+_NARROWEST_WITH_TOKEN_RATE = 94
 
 
 class ProgressBar:
@@ -177,7 +178,9 @@ def _columns(console: rich.console.Console) -> list[rich.progress.ProgressColumn
     bar: list[ProgressColumn] = []
     if console.width >= _NARROWEST_WITH_BAR:
         bar.append(BarColumn(bar_width=_BAR_WIDTH))
-    names = ("done", "ok", "failed", "in_flight", "rate", "tokens", "cost", "time")
+    names = ["done", "ok", "failed", "in_flight", "rate", "tokens", "token_rate", "cost", "time"]
+    if console.width < _NARROWEST_WITH_TOKEN_RATE:
+        names.remove("token_rate")
     return [*bar, *(TextColumn(f"{{task.fields[{name}]}}", justify="right") for name in names)]
 
 
@@ -191,23 +194,29 @@ def _figures(progress: Progress) -> dict[str, Any]:
     total = "" if progress.total is None else f"/{progress.total}"
     failed = f"{progress.failed} failed"
     cost = progress.usage.cost
+    rate, token_rate = _rates_shown(progress)
     return {
         "done": f"{progress.done}{total}",
         "ok": f"[green]{progress.succeeded} ok[/]",
         "failed": f"[red]{failed}[/]" if progress.failed else failed,
         "in_flight": f"{progress.in_flight} in flight",
-        "rate": f"{_rate_shown(progress):.1f}/s",
+        "rate": f"{rate:.1f}/s",
         "tokens": f"{_humanised(progress.usage.total_tokens)} tokens",
+        "token_rate": f"{_humanised(round(token_rate))} tok/s"
+        if progress.usage.total_tokens
+        else "",
         "cost": f"${cost:,.{2 if cost >= 1 else 4}f}" if cost > 0 else "",
         "time": _time_shown(progress),
     }
 
 
-def _rate_shown(progress: Progress) -> float:
-    # The last row stands beside the whole time: the rate is that of the whole batch.
+def _rates_shown(progress: Progress) -> tuple[float, float]:
+    # The last row stands beside the whole time: the rates are those of the whole batch.
     if not progress.finished:
-        return progress.rate
-    return progress.done / progress.elapsed if progress.elapsed > 0 else 0.0
+        return progress.rate, progress.token_rate
+    if progress.elapsed <= 0:
+        return 0.0, 0.0
+    return progress.done / progress.elapsed, progress.usage.total_tokens / progress.elapsed
 
 
 def _time_shown(progress: Progress) -> str:

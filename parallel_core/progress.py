@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -34,6 +34,7 @@ class Progress(msgspec.Struct, frozen=True):
         in_flight: calls that are running now.
         elapsed: seconds since the batch began.
         rate: calls that finished per second, of about the last ten seconds; 0.0 while none has.
+        token_rate: tokens of those calls per second, prompts and answers together.
         eta: seconds until all calls have finished, at this rate. ``None`` where that cannot be
             told: ``total`` is unknown, ``rate`` is 0, or the batch has ended early. 0.0 when all
             have finished.
@@ -49,6 +50,7 @@ class Progress(msgspec.Struct, frozen=True):
     in_flight: int
     elapsed: float
     rate: float
+    token_rate: float
     eta: float | None
     usage: Usage
     limit: int
@@ -58,6 +60,14 @@ class Progress(msgspec.Struct, frozen=True):
     def done(self) -> int:
         """Calls that have finished: those that succeeded, and those that failed."""
         return self.succeeded + self.failed
+
+
+class _Sample(NamedTuple):
+    """How many calls had finished at some time, and their tokens."""
+
+    at: float
+    done: int
+    tokens: int
 
 
 class SupportsCounts(Protocol):
@@ -115,8 +125,7 @@ class ProgressReporter:
         self._callbacks = list(callbacks)
         self._total = total
         self._started_at = 0.0
-        # When, and how many calls had finished then; the oldest one first.
-        self._samples: deque[tuple[float, int]] = deque()
+        self._samples: deque[_Sample] = deque()  # the oldest one first
         self._last: Progress | None = None
         self._finished = False
         if started_at is not None:
@@ -134,7 +143,7 @@ class ProgressReporter:
         if self._finished:
             return
         progress = self._snapshot(now, finished=False)
-        self._take_sample(now, progress.done)
+        self._take_sample(_Sample(now, progress.done, progress.usage.total_tokens))
         if self._last is None or _differs(progress, self._last):
             self._tell(progress)
 
@@ -154,14 +163,17 @@ class ProgressReporter:
 
     def _begin(self, now: float) -> None:
         self._started_at = now
-        self._samples.append((now, self._counts.succeeded + self._counts.failed))
+        counts = self._counts
+        done = counts.succeeded + counts.failed
+        self._samples.append(_Sample(now, done, counts.usage.total_tokens))
 
     def _snapshot(self, now: float, *, finished: bool) -> Progress:
         if not self._samples:
             self._begin(now)
         counts = self._counts
         done = counts.succeeded + counts.failed
-        rate = self._rate(now, done)
+        usage = counts.usage
+        rate, token_rate = self._rates(_Sample(now, done, usage.total_tokens))
         return Progress(
             total=self._total,
             started=counts.started,
@@ -170,22 +182,27 @@ class ProgressReporter:
             in_flight=counts.in_flight,
             elapsed=max(0.0, now - self._started_at),
             rate=rate,
+            token_rate=token_rate,
             eta=_eta(self._total, done, rate, finished=finished),
-            usage=counts.usage,
+            usage=usage,
             limit=counts.limit,
             finished=finished,
         )
 
-    def _rate(self, now: float, done: int) -> float:
+    def _rates(self, now: _Sample) -> tuple[float, float]:
+        """Calls and tokens per second."""
         # Of those samples that are older than the window, the newest is where the window begins.
-        while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_WINDOW:
+        while len(self._samples) > 1 and self._samples[1].at <= now.at - RATE_WINDOW:
             self._samples.popleft()
-        since, done_then = self._samples[0]
-        return (done - done_then) / (now - since) if now > since else 0.0
+        since = self._samples[0]
+        seconds = now.at - since.at
+        if seconds <= 0:
+            return 0.0, 0.0
+        return (now.done - since.done) / seconds, (now.tokens - since.tokens) / seconds
 
-    def _take_sample(self, now: float, done: int) -> None:
-        if now - self._samples[-1][0] >= _SAMPLE_SPACING:
-            self._samples.append((now, done))
+    def _take_sample(self, sample: _Sample) -> None:
+        if sample.at - self._samples[-1].at >= _SAMPLE_SPACING:
+            self._samples.append(sample)
 
     def _tell(self, progress: Progress) -> None:
         self._last = progress

@@ -46,6 +46,11 @@ class Usage(msgspec.Struct, frozen=True):
         """Tokens of prompts and answers together."""
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def estimated(self) -> bool:
+        """Whether some of the tokens are estimated."""
+        return self.estimated_calls > 0
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,

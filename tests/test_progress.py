@@ -67,6 +67,7 @@ def snapshot(**changes: Any) -> Progress:
         "in_flight": 2,
         "elapsed": 2.0,
         "rate": 2.0,
+        "token_rate": 617.0,
         "eta": 3.0,
         "usage": Usage(1000, 234, cost=0.0125),
         "limit": 8,
@@ -94,6 +95,7 @@ def test_a_snapshot_says_all() -> None:
             in_flight=4,
             elapsed=2.0,
             rate=2.0,  # of the four since the beginning
+            token_rate=0.0,
             eta=3.0,
             usage=usage,
             limit=7,
@@ -170,8 +172,10 @@ def test_the_rate_is_that_of_the_last_ten_seconds() -> None:
     reporter = reporter_of(counts, seen.append, total=1000)
     for second in range(1, 31):
         counts.succeeded += 10 if second <= 15 else 2
+        counts.usage += Usage(300, 200) if second <= 15 else Usage(60, 40)
         reporter.tick(100.0 + second)
     rates = [progress.rate for progress in seen]
+    assert [progress.token_rate for progress in seen] == pytest.approx([50 * r for r in rates])
     assert rates[:15] == [10.0] * 15
     assert rates[19] == 6.0  # five seconds of each
     assert rates[24:] == [2.0] * 6
@@ -421,13 +425,13 @@ def test_a_row_shows_the_figures_and_stays_in_its_final_state() -> None:
     bar = ProgressBar(console_on(terminal, width=100))
     bar(snapshot())
     drawn = rows(terminal.getvalue())[-1]
-    assert drawn == "4/10 3 ok 1 failed 2 in flight 2.0/s 1.2k tokens $0.0125 ETA 0:03"
+    assert drawn == "4/10 3 ok 1 failed 2 in flight 2.0/s 1.2k tokens 617 tok/s $0.0125 ETA 0:03"
     assert terminal.getvalue().count(HIDE_CURSOR) == 1
     assert SHOW_CURSOR not in terminal.getvalue()
     bar(snapshot(succeeded=9, in_flight=0, elapsed=4000.0, eta=0.0, finished=True))
     assert terminal.getvalue().endswith("\n" + SHOW_CURSOR)
     last = rows(terminal.getvalue())[-1]
-    assert last == "10/10 9 ok 1 failed 0 in flight 0.0/s 1.2k tokens $0.0125 in 1:06:40"
+    assert last == "10/10 9 ok 1 failed 0 in flight 0.0/s 1.2k tokens 0 tok/s $0.0125 in 1:06:40"
 
 
 def test_all_figures_fit_on_eighty_columns() -> None:
@@ -445,15 +449,17 @@ def test_all_figures_fit_on_eighty_columns() -> None:
     ("changes", "shown"),
     [
         ({"total": None, "eta": None, "elapsed": 61.0}, "4 3 ok"),
-        ({"total": None, "eta": None, "elapsed": 61.0}, "tokens $0.0125 1:01"),
-        ({"eta": None, "rate": 0.0}, "0.0/s 1.2k tokens $0.0125 ETA -:--"),
-        ({"usage": Usage(999)}, "999 tokens ETA"),
+        ({"total": None, "eta": None, "elapsed": 61.0}, "tok/s $0.0125 1:01"),
+        ({"eta": None, "rate": 0.0}, "0.0/s 1.2k tokens 617 tok/s $0.0125 ETA -:--"),
+        ({"usage": Usage(999), "token_rate": 12_345.6}, "999 tokens 12.3k tok/s ETA"),
+        ({"usage": Usage(), "token_rate": 0.0}, "0 tokens ETA"),
         ({"usage": Usage(999_949)}, "999.9k tokens"),
         ({"usage": Usage(999_950)}, "1.0M tokens"),
         ({"usage": Usage(5_000_000_000)}, "5.0B tokens"),
         ({"usage": Usage(cost=1234.5)}, "$1,234.50 ETA"),
-        ({"finished": True}, "2.0/s 1.2k tokens $0.0125 in 0:02"),  # 4 in 2 s
+        ({"finished": True}, "2.0/s 1.2k tokens 617 tok/s $0.0125 in 0:02"),  # 4 in 2 s
         ({"finished": True, "rate": 99.0, "elapsed": 8.0}, "0.5/s"),
+        ({"finished": True, "token_rate": 99.0, "elapsed": 1.0}, "1.2k tok/s"),
         ({"finished": True, "elapsed": 0.0}, "0.0/s"),
     ],
     ids=str,
@@ -699,7 +705,7 @@ from parallel_core.types import Usage
 
 def snapshot(done, finished=False):
     return Progress(total=9, started=done, succeeded=done, failed=0, in_flight=0, elapsed=1.0,
-                    rate=1.0, eta=1.0, usage=Usage(), limit=1, finished=finished)
+                    rate=1.0, token_rate=0.0, eta=1.0, usage=Usage(), limit=1, finished=finished)
 
 bar, other = ProgressBar(), None
 bar(snapshot(1))

@@ -25,7 +25,7 @@ import trio.testing
 
 import parallel_core
 from hosts import thread_names
-from parallel_core import ParallelRouter, RouterParallelRequest, router_api
+from parallel_core import ParallelRouter, RouterParallelRequest, StreamEnd, router_api
 from parallel_core.demo_server import (
     DemoServerSettings,
     DemoServerThread,
@@ -462,6 +462,50 @@ def test_many_streams_through_a_map(name: Any, server: DemoServerThread) -> None
             stats = await seen_by(server)
             assert stats.accepted == stats.disconnected == 7
             assert stats.open_connections == 0
+
+    run(name, server, main)
+
+
+@pytest.mark.parametrize("way", ["to its end", "break", "fail fast"])
+def test_streams_are_merged(way: str, name: Any, server: DemoServerThread) -> None:
+    router = make_router(server)
+    reply = "one two three"
+
+    async def main() -> None:
+        orders: list[dict[str, Any]] = [{"reply": f"{reply} {index}"} for index in range(16)]
+        if way != "to its end":
+            orders = [{"reply": reply, "chunk_gap": 3600.0} for _ in range(16)]
+        if way == "fail fast":
+            orders[3] = {"fault": "server_error"}
+        texts: dict[int, str] = {}
+        raised: Any = None
+        try:
+            async with parallel_core.iter_parallel_streams(
+                router,
+                [ask(index, **order) for index, order in enumerate(orders)],
+                concurrency=16,
+                return_exceptions=way != "fail fast",
+                router_host=name,
+            ) as batch:
+                async for event in batch:
+                    if isinstance(event, StreamEnd):
+                        content = event.result.unwrap().choices[0].message.content
+                        assert content == texts[event.index] == f"{reply} {event.index}"
+                    else:
+                        texts[event.index] = texts.get(event.index, "") + event.text
+                        if len(texts) == 16 and way == "break":
+                            break
+        except Exception as error:
+            raised = error
+        assert getattr(raised, "status_code", None) == (500 if way == "fail fast" else None)
+        stats = await seen_by(server)
+        left = {"to its end": 0, "break": 16}.get(way)
+        assert left is None or stats.disconnected == left
+        assert stats.in_flight == 0
+        if way == "to its end":
+            assert batch.usage.completion_tokens == stats.completion_tokens == 16 * 4
+            assert batch.usage.prompt_tokens == stats.prompt_tokens
+            assert not batch.usage.estimated
 
     run(name, server, main)
 
