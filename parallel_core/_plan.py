@@ -195,7 +195,6 @@ def _router_plan(
         emit=streaming,
         on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
         stall_timeout=controls.get("stall_timeout"),
-        fail_fast=not return_exceptions,
     )
     plan = _plan(
         streams.wrap(call),

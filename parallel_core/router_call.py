@@ -268,9 +268,10 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
             return f"names of kwargs must be str, not {_brief(name)}"
         if name in ("model", "messages"):
             return f"{name} is given twice: as a field and in kwargs"
-    metadata = arguments.get("metadata")
-    if metadata is not None and not isinstance(metadata, Mapping):
-        return f"metadata must be a mapping, not {_brief(metadata)}"
+    for name in ("metadata", "stream_options"):
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            return f"{name} must be a mapping, not {_brief(value)}"
     return None
 
 

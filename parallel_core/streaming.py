@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -30,6 +30,11 @@ PIECES_PER_SLOT = 2
 
 # A stream whose chunks are all there must not keep everybody else on the loop waiting.
 _CHUNKS_BETWEEN_PAUSES = 32
+
+# A timer that is late by more than this part of its time tells that the loop was held up.
+_LATE = 0.1
+
+logger = logging.getLogger("parallel_core")
 
 
 def completion_result(
@@ -71,7 +76,6 @@ class Streams:
         emit: hand the chunks to the consumer, at its pace.
         on_chunk: called with each chunk; what it raises ends the batch.
         stall_timeout: seconds to the first chunk, and from one to the next.
-        fail_fast: the first error ends the batch.
     """
 
     def __init__(
@@ -82,9 +86,7 @@ class Streams:
         emit: bool = False,
         on_chunk: Callable[[StreamChunk], object] | None = None,
         stall_timeout: float | None = None,
-        fail_fast: bool = False,
     ) -> None:
-        self._fail_fast = fail_fast
         self._meter = meter
         self._all_of_them = all_of_them
         self._emit = emit
@@ -109,32 +111,38 @@ class Streams:
         return streamed
 
     async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
-        reading = _Reading(index, request, self._meter, self._fail_fast)
+        reading = _Reading(index, request, self._meter)
         limit = self._stall_timeout
         if limit is None:
             return await self._read(call, reading, None)
-        # One scope for all chunks, whose deadline moves: cheaper than a new one for each.
-        with anyio.move_on_after(limit) as scope:
-            return await self._read(call, reading, scope)
-        usage = await reading.estimate_of_a_part() if reading.chunks else None
+        with anyio.CancelScope() as scope:
+            watch = _StallWatch(self._engine, limit, scope.cancel)
+            try:
+                return await self._read(call, reading, watch)
+            finally:
+                watch.end()
+        usage = await reading.usage_of_a_part() if reading.chunks else None
         raise StreamStalledError(
             index, request.model, limit, reading.text, usage, reading.time_to_first_chunk
         )
 
-    async def _read(self, call: Call, reading: _Reading, scope: anyio.CancelScope | None) -> Any:
+    async def _read(self, call: Call, reading: _Reading, watch: _StallWatch | None) -> Any:
         stream = await call(reading.index, _as_stream(reading.request))
         if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
             return stream  # answered as a whole, by a callable that knows no streams
+        chunks = aiter(stream)
         try:
-            await self._read_chunks(aiter(stream), reading, scope)
+            await self._read_chunks(chunks, reading, watch)
         finally:
-            await _close(stream)
-        if scope is not None:
-            scope.deadline = math.inf
+            if watch is not None:
+                watch.end()
+            await _close(chunks)
+            if stream is not chunks:
+                await _close(stream)
         return await reading.whole(stream)
 
     async def _read_chunks(
-        self, stream: AsyncIterator[Any], reading: _Reading, scope: anyio.CancelScope | None
+        self, stream: AsyncIterator[Any], reading: _Reading, watch: _StallWatch | None
     ) -> None:
         for number in itertools.count(1):
             if not number % _CHUNKS_BETWEEN_PAUSES:
@@ -144,6 +152,8 @@ class Streams:
             except StopAsyncIteration:
                 return
             except Exception as error:
+                if watch is not None:
+                    watch.end()
                 if not reading.chunks:
                     raise
                 raise await reading.interrupted() from error
@@ -151,11 +161,11 @@ class Streams:
             if self._on_chunk is not None:
                 self._call_back(self._on_chunk, piece)
             if self._emit:
-                if scope is not None:
-                    scope.deadline = math.inf  # a consumer that takes its time is no stall
+                if watch is not None:
+                    watch.pause()  # a consumer that takes its time is no stall
                 await self._engine.emit(piece)
-            if scope is not None and self._stall_timeout is not None:
-                scope.deadline = anyio.current_time() + self._stall_timeout
+            if watch is not None:
+                watch.go_on()
 
     def _call_back(self, on_chunk: Callable[[StreamChunk], object], piece: StreamChunk) -> None:
         try:
@@ -165,15 +175,55 @@ class Streams:
             self._engine.fail(error)
 
 
+class _StallWatch:
+    """Calls a function when nothing has come for so many seconds.
+
+    One timer for a whole stream, which looks at the time of the last chunk when it is due: cheaper
+    than one that is set anew for each chunk.
+    """
+
+    def __init__(self, engine: Engine, limit: float, stalled: Callable[[], None]) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._stalled = stalled
+        self._paused = False
+        self._since = engine.current_time()
+        self._take_back: Callable[[], None]
+        self._due = 0.0
+        self._set(limit)
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def go_on(self) -> None:
+        self._paused = False
+        self._since = self._engine.current_time()
+
+    def end(self) -> None:
+        self._take_back()
+
+    def _set(self, seconds: float) -> None:
+        self._due = self._engine.current_time() + seconds
+        self._take_back = self._engine.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        now = self._engine.current_time()
+        left = self._limit if self._paused else self._since + self._limit - now
+        late = now - self._due
+        if left > 0:
+            self._set(left)
+        elif late > self._limit * _LATE:
+            # Somebody has held up the loop: what came meanwhile has not been read yet.
+            self._set(min(late, self._limit))
+        else:
+            self._stalled()
+
+
 class _Reading:
     """What has come of one stream."""
 
     def __init__(
-        self,
-        index: int,
-        request: RouterParallelRequest,
-        meter: RouterMeter | ItemMeter,
-        fail_fast: bool,
+        self, index: int, request: RouterParallelRequest, meter: RouterMeter | ItemMeter
     ) -> None:
         self.index = index
         self.request = request
@@ -181,7 +231,6 @@ class _Reading:
         self.time_to_first_chunk: float | None = None
         self._texts: list[str] = []
         self._meter = meter
-        self._fail_fast = fail_fast
         self._began = time.perf_counter()
 
     @property
@@ -204,9 +253,13 @@ class _Reading:
         import litellm
 
         estimate = None if self._tells_usage(stream) else await self._estimate(at_once=False)
-        response: Any = cast("Any", litellm).stream_chunk_builder(
-            self.chunks, messages=list(self.request.messages)
-        )
+        try:
+            response: Any = cast("Any", litellm).stream_chunk_builder(
+                self.chunks, messages=list(self.request.messages)
+            )
+        except Exception as error:
+            # Of pieces that are none: what has come is told all the same.
+            raise await self.interrupted() from error
         if response is not None:
             if estimate is not None:
                 response.usage = cast("Any", litellm).Usage(
@@ -223,25 +276,28 @@ class _Reading:
 
     def _tells_usage(self, stream: Any) -> bool:
         # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
-        # really came is in the stream's own list.
+        # really came is in the stream's own list; but not where another model has answered in the
+        # place of the first one, whose list it is: then it has to be believed.
         came: Any = getattr(getattr(stream, "response", stream), "chunks", None)
-        chunks: list[Any] = cast("Any", came) if isinstance(came, list) else self.chunks
+        own: list[Any] = came if isinstance(came, list) else []  # pyright: ignore[reportUnknownVariableType]
+        last = getattr(self.chunks[-1], "id", None) if self.chunks else None
+        is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
+        chunks = own if is_its_own else self.chunks
         usages: list[Any] = [getattr(chunk, "usage", None) for chunk in chunks]
         return any(usage is not None and getattr(usage, "total_tokens", 0) for usage in usages)
 
     async def interrupted(self) -> StreamInterruptedError:
+        usage = await self.usage_of_a_part()
         return StreamInterruptedError(
-            self.index,
-            self.request.model,
-            self.text,
-            await self.estimate_of_a_part(),
-            self.time_to_first_chunk,
+            self.index, self.request.model, self.text, usage, self.time_to_first_chunk
         )
 
-    async def estimate_of_a_part(self) -> Usage | None:
+    async def usage_of_a_part(self) -> Usage | None:
         """What has been used by a stream that has failed."""
-        # Where that ends the batch, the other streams must not wait until it has been counted.
-        return await self._estimate(at_once=self._fail_fast)
+        # It must not take time: a timeout, or the end of the batch, may be near.
+        usage = await self._estimate(at_once=True)
+        self.chunks.clear()  # the error keeps this object, in the frames of its traceback
+        return usage
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
         if isinstance(self._meter, ItemMeter):
@@ -260,11 +316,18 @@ def _as_stream(request: RouterParallelRequest) -> RouterParallelRequest:
 
 
 async def _close(stream: Any) -> None:
-    """Close a stream and its connection, in spite of a cancellation."""
+    """Close a stream and its connection, in spite of a cancellation.
+
+    An answer that is there is not lost for an error in this; that goes to the log.
+    """
     aclose = getattr(stream, "aclose", None)
-    if aclose is not None:
-        with anyio.CancelScope(shield=True):
+    if aclose is None:
+        return
+    with anyio.CancelScope(shield=True):
+        try:
             await aclose()
+        except Exception as error:  # noqa: BLE001 - of any provider
+            logger.warning("a stream could not be closed: %s", type(error).__qualname__)
 
 
 def _as_litellm_has_it(chunk: dict[str, Any]) -> Any:

@@ -861,6 +861,10 @@ BAD: list[tuple[Any, str]] = [
     ({"model": "a", "messages": [{"content": "x"}]}, "no 'role'"),
     ({"model": "a", "messages": ["x"]}, r"messages\[0\]"),
     ({"model": "a", "messages": MESSAGES, "metadata": "x"}, "metadata"),
+    (
+        {"model": "a", "messages": MESSAGES, "stream_options": True},
+        "stream_options must be a mapping",
+    ),
     ({"model": "a", "messages": MESSAGES, "kwargs": {"n": 1}}, "top level"),
     (RouterParallelRequest("a", MESSAGES, {"model": "b"}), "given twice"),
     (RouterParallelRequest("a", MESSAGES, "x"), "kwargs"),  # type: ignore[arg-type]

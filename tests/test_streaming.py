@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import pickle
 import random
+import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -190,6 +193,41 @@ def test_usage_that_nobody_tells_is_estimated(host: Host) -> None:
             assert result.usage.completion_tokens >= 7
             assert result.response.usage.completion_tokens == result.usage.completion_tokens
         assert batch.usage.estimated_calls == 2
+
+    host.run(main)
+
+
+def test_usage_that_a_fallback_tells_is_not_estimated(host: Host) -> None:
+    """Where litellm's Router falls back in the middle, the stream's list is the first one's."""
+
+    class Stream(OddStream):
+        def __init__(self, own: list[Any], chunks: list[Any]) -> None:
+            super().__init__(chunks)
+            self.chunks = own
+
+        async def aclose(self) -> None:
+            pass
+
+    def litellm_chunk(number: str, **fields: Any) -> Any:
+        from litellm.types.utils import ModelResponseStream
+
+        return ModelResponseStream(**{**piece("some words"), **fields, "id": number})
+
+    async def answer(*, model: str, messages: Any, **arguments: Any) -> Any:
+        # The last chunk is litellm's: with what the provider has told, or with an estimate.
+        given = [litellm_chunk("b"), litellm_chunk("b", usage=told(10, 3)["usage"])]
+        own = [litellm_chunk("a" if number_of(messages) else "b")]
+        return Stream(own, given)
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_streams(answer, [request(0), request(1)])
+        _, ends = await events_of(batch)
+        silent, fell_back = ends[0].usage, ends[1].usage
+        assert silent is not None
+        assert silent.estimated
+        assert fell_back is not None
+        assert not fell_back.estimated
+        assert (fell_back.prompt_tokens, fell_back.completion_tokens) == (10, 3)
 
     host.run(main)
 
@@ -585,6 +623,149 @@ def test_a_stalled_stream_is_not_sent_again() -> None:
         assert provider.opened == 1
 
     in_virtual_time(main)
+
+
+def test_a_loop_that_is_held_up_is_no_stall(host: Host) -> None:
+    async def chunks(number: int) -> AsyncGenerator[Any, None]:
+        for _ in range(3):
+            await anyio.sleep(0.01)
+            yield piece("x")
+        yield told(1, 3)
+
+    provider = Provider(chunks)
+
+    def hold_up(chunk: StreamChunk) -> None:
+        time.sleep(0.3)
+
+    async def main() -> None:
+        results = await parallel_core.parallel_acompletions(
+            provider.answer,
+            [request(index, stream=True) for index in range(3)],
+            stall_timeout=0.2,
+            on_chunk=hold_up,
+        )
+        assert [result.exception for result in results] == [None] * 3
+
+    host.run(main)
+
+
+class OddStream:
+    """An async iterator whose ``aclose`` raises."""
+
+    def __init__(self, chunks: list[Any], error: Exception | None = None) -> None:
+        self._chunks = iter(chunks)
+        self._error = error
+
+    def __aiter__(self) -> OddStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        await anyio.lowlevel.checkpoint()
+        for chunk in self._chunks:
+            return chunk
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        raise TimeoutError("on the way out")
+
+
+@pytest.mark.parametrize("concurrency", [2, "auto"])
+def test_an_error_of_closing_loses_no_answer(
+    host: Host, concurrency: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = 0
+
+    async def answer(*, model: str, messages: Any, **kwargs: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        broken = LookupError() if number_of(messages) else None
+        return OddStream([piece("all of it"), told(1, 2)], broken)
+
+    async def main() -> None:
+        requests = [request(0), request(1)]
+        batch = parallel_core.iter_parallel_streams(answer, requests, concurrency=concurrency)
+        texts, ends = await events_of(batch)
+        assert ends[0].response.choices[0].message.content == "all of it"
+        assert isinstance(ends[1].exception, StreamInterruptedError)
+        assert isinstance(ends[1].exception.__cause__, LookupError)
+        assert ["".join(texts[index]) for index in (0, 1)] == ["all of it"] * 2
+
+    host.run(main)
+    assert opened == 2
+    assert [record.getMessage() for record in caplog.records if record.name == "parallel_core"] == [
+        "a stream could not be closed: TimeoutError"
+    ] * 2
+
+
+def test_the_generator_behind_a_stream_is_closed(host: Host) -> None:
+    provider = Provider(words_then_hang)
+
+    class Stream:
+        def __aiter__(self) -> AsyncGenerator[Any, None]:
+            return provider._stream(1)  # pyright: ignore[reportPrivateUsage]
+
+    async def answer(**arguments: Any) -> Any:
+        return Stream()
+
+    async def main() -> None:
+        async with parallel_core.iter_parallel_streams(
+            answer, [request(1), request(2)], stall_timeout=60
+        ) as batch:
+            await anext(batch)
+        assert provider.open == 0
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("bad", [None, "a text", object()])
+def test_pieces_that_are_none_lose_no_text(host: Host, bad: Any) -> None:
+    async def answer(**arguments: Any) -> Any:
+        return OddStream([piece("some"), bad, piece(" more")])
+
+    async def main() -> None:
+        _, ends = await events_of(parallel_core.iter_parallel_streams(answer, [request(0)]))
+        error = ends[0].exception
+        assert isinstance(error, StreamInterruptedError)
+        assert error.text == "some more"
+        assert error.__cause__ is not None
+
+    host.run(main)
+
+
+def test_an_error_that_is_kept_keeps_no_chunks(host: Host) -> None:
+    given: list[weakref.ref[Any]] = []
+
+    async def broken(number: int) -> AsyncGenerator[Any, None]:
+        for _ in range(50):
+            chunk = ModelResponseStream(**piece("x"))
+            given.append(weakref.ref(chunk))
+            yield chunk
+        if number:
+            raise LookupError
+        await anyio.sleep_forever()
+
+    from litellm.types.utils import ModelResponseStream
+
+    provider = Provider(broken)
+
+    async def main() -> None:
+        results = await parallel_core.parallel_acompletions(
+            provider.answer,
+            [request(index, stream=True) for index in range(10)],
+            stall_timeout=0.2,
+        )
+        assert {type(result.exception) for result in results} == {
+            StreamInterruptedError,
+            StreamStalledError,
+        }
+        gc.collect()
+        alive = [chunk for chunk in given if chunk() is not None]
+        assert len(alive) <= 2 * len(results)  # the last one may be in a frame of the traceback
+        assert len(given) == 500
+
+    host.run(main)
 
 
 @pytest.mark.parametrize(
