@@ -1,0 +1,125 @@
+"""What a run of a file measures beside the answers: a line for each call, in a file of its own.
+
+The output file has the format of OpenAI's Batch API and no place for latency, attempts or cost.
+They are in the statistics file beside it (``RunPaths.statistics``), which ``parallel-core report``
+reads. Its lines are objects with a ``kind``; a reader passes over kinds that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of a run, all beside its output file.
+
+    Attributes:
+        output: the answers, and the failures too where ``errors`` is None.
+        errors: the failures; None where they are in ``output``.
+        statistics: a line for each call: latency, tokens, cost.
+        manifest: what the run is, so that another one is not mixed into its output.
+        rescue: results that were paid for and could not be written to ``output``.
+    """
+
+    output: Path
+    errors: Path | None
+    statistics: Path
+    manifest: Path
+    rescue: Path
+
+    @classmethod
+    def of(cls, output: Path | str, errors: Path | str | None = None) -> RunPaths:
+        """The files of the run with this output: ``out.jsonl``, ``out.statistics.jsonl``, …"""
+        path = Path(output)
+        stem = path.name.removesuffix(".jsonl")
+        return cls(
+            output=path,
+            errors=None if errors is None else Path(errors),
+            statistics=path.with_name(f"{stem}.statistics.jsonl"),
+            manifest=path.with_name(f"{stem}.manifest.json"),
+            rescue=path.with_name(f"{stem}.rescue.jsonl"),
+        )
+
+
+class CallStatistics(
+    msgspec.Struct, frozen=True, tag="call", tag_field="kind", omit_defaults=True, kw_only=True
+):
+    """How one call of a run went.
+
+    Attributes:
+        custom_id: of the request.
+        model: that the request asked for.
+        started_at: seconds since the epoch.
+        duration: seconds, with the Router's retries and fallbacks.
+        ok: whether there is an answer.
+        status_code: of HTTP, as far as there was one.
+        error: the kind of failure: the name of the exception's class; None where ``ok``.
+        attempts: calls to a provider that this one took, as far as the Router tells.
+        time_to_first_chunk: seconds, of a streamed call.
+        prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: as in ``Usage``.
+        estimated: whether the tokens are estimated.
+        cost: USD; None where the price is unknown.
+    """
+
+    custom_id: str
+    model: str
+    started_at: float
+    duration: float
+    ok: bool
+    status_code: int | None = None
+    error: str | None = None
+    attempts: int = 1
+    time_to_first_chunk: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+    cost: float | None = None
+
+
+class LimitStatistics(msgspec.Struct, frozen=True, tag="limit", tag_field="kind", kw_only=True):
+    """The limit of calls in flight from some time on.
+
+    Attributes:
+        at: seconds since the epoch.
+        limit: calls in flight at most.
+        reason: why it has changed; empty at the beginning of a run.
+    """
+
+    at: float
+    limit: int
+    reason: str = ""
+
+
+RunStatistics: TypeAlias = CallStatistics | LimitStatistics
+
+_DECODER = msgspec.json.Decoder(RunStatistics)
+
+
+def statistics_line(record: RunStatistics) -> bytes:
+    """A line of the statistics file, without its end."""
+    return msgspec.json.encode(record)
+
+
+def read_statistics(path: Path) -> Iterator[RunStatistics]:
+    """The records of a statistics file, in its order.
+
+    Lines that are torn (of a machine that lost power) or of an unknown kind are passed over: the
+    file is a by-product, and no answer hangs on it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                yield _DECODER.decode(line)
+            except (msgspec.ValidationError, msgspec.DecodeError):
+                continue
