@@ -208,8 +208,12 @@ def _router_plan(
         meter,
         may_reject,
     )
-    pieces = PIECES_PER_SLOT * plan.concurrency if streaming else 0
-    return dataclasses.replace(plan, attachments=[*plan.attachments, streams], pieces=pieces)
+    return dataclasses.replace(
+        plan,
+        call=streams.wrap_controls(plan.call),
+        attachments=[*plan.attachments, streams],
+        pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+    )
 
 
 def _plan(

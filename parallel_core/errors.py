@@ -70,18 +70,34 @@ class RequestTimeoutError(TimeoutError):
         index: of the request.
         model: of the request; ``None`` for items of :func:`parallel_map`.
         limit: the timeout, in seconds.
+        text: of a streamed answer, what had arrived.
+        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            where nothing was streamed, or nothing had arrived.
     """
 
-    def __init__(self, index: int, model: str | None, limit: float) -> None:
+    def __init__(
+        self,
+        index: int,
+        model: str | None,
+        limit: float,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
         # One argument: of two, OSError would make an errno.
         of_model = "" if model is None else f" (model {model!r})"
         super().__init__(f"request {index}{of_model} took longer than its timeout of {limit:g} s")
         self.index = index
         self.model = model
         self.limit = limit
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
 
-    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[int, str | None, float]]:
-        return type(self), (self.index, self.model, self.limit)
+    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.limit, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class BatchDeadlineError(TimeoutError):
@@ -94,16 +110,31 @@ class BatchDeadlineError(TimeoutError):
     Attributes:
         index: of the request; ``None`` where the batch raises it.
         limit: the deadline, in seconds from the start of the batch.
+        text: of a streamed answer, what had arrived.
+        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            where nothing was streamed, or nothing had arrived.
     """
 
-    def __init__(self, index: int | None, limit: float) -> None:
+    def __init__(
+        self,
+        index: int | None,
+        limit: float,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
         who = "the batch" if index is None else f"request {index}"
         super().__init__(f"{who} was not finished at the batch's deadline of {limit:g} s")
         self.index = index
         self.limit = limit
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
 
-    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[int | None, float]]:
-        return type(self), (self.index, self.limit)
+    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[Any, ...]]:
+        fields = (self.index, self.limit, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class BudgetExceededError(Exception):
@@ -133,7 +164,7 @@ class BudgetExceededError(Exception):
 
 
 class StreamInterruptedError(Exception):
-    """A stream broke off after its first chunk.
+    """A stream broke off after its first chunk, or ended without any answer.
 
     The exception of its result, or the first error of a fail-fast batch. What broke it is its
     ``__cause__``. A stream that fails before its first chunk has failed with that error itself.
@@ -142,7 +173,8 @@ class StreamInterruptedError(Exception):
         index: of the request.
         model: of the request.
         text: what had arrived.
-        usage: tokens and cost of it, estimated; ``None`` where nobody can tell.
+        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
+            nobody can tell.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk.
     """
 
@@ -180,7 +212,8 @@ class StreamStalledError(TimeoutError):
         model: of the request.
         limit: the timeout, in seconds.
         text: what had arrived.
-        usage: tokens and cost of it, estimated; ``None`` where nothing had arrived.
+        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
+            nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
             where none had come.
     """
@@ -209,6 +242,15 @@ class StreamStalledError(TimeoutError):
     def __reduce__(self) -> tuple[type[StreamStalledError], tuple[Any, ...]]:
         fields = (self.index, self.model, self.limit, self.text)
         return type(self), (*fields, self.usage, self.time_to_first_chunk)
+
+
+# Those of a stream that has begun: they tell what had come, and what that has used.
+WITH_A_PART = (
+    StreamInterruptedError,
+    StreamStalledError,
+    RequestTimeoutError,
+    BatchDeadlineError,
+)
 
 
 class RouterHostClosedError(RuntimeError):
