@@ -244,6 +244,23 @@ class StreamStalledError(TimeoutError):
         return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
+class StoppedError(Exception):
+    """A run of a file was stopped before this request had come to its end.
+
+    Nobody gets it: such requests have no line in the output, and the next run sends them.
+
+    Attributes:
+        index: of the request.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"request {self.index} had not come to its end when its run was stopped"
+
+
 # Those of a stream that has begun: they tell what had come, and what that has used.
 WITH_A_PART = (
     StreamInterruptedError,

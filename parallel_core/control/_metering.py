@@ -136,6 +136,18 @@ class RouterMeter:
         cost = 0.0 if price is None else prompt * price.of_input + output * price.of_output
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
+    def likely_cost(self, item: RouterParallelRequest, answer_tokens: int) -> float | None:
+        """USD that a request costs if its answer has so many tokens, or as many as it allows if
+        those are fewer; None where the price is unknown. A guess, made without a tokenizer."""
+        price = self.price_of(item.model)
+        if price is None:
+            return None
+        arguments = item.kwargs or {}
+        asked = _asked_output(arguments)
+        completion = answer_tokens if asked is None else min(asked, answer_tokens)
+        prompt = _prompt_bytes(item) // _BYTES_OF_A_TOKEN
+        return prompt * price.of_input + completion * _choices(arguments) * price.of_output
+
     def _output_limit(self, model: str, arguments: Mapping[str, Any]) -> int | None:
         asked = _asked_output(arguments)
         if asked is not None:
