@@ -286,6 +286,15 @@ class RouterHostClosedError(RuntimeError):
         return type(self), ()
 
 
+class InputFileError(ValueError):
+    """A file of requests cannot be used as it is.
+
+    Raised before the first call where the file as a whole is at fault: it is not there, is empty,
+    is compressed, or does not go with the options. Also where it has changed since it was checked.
+    The text says what to do. What is wrong with single lines is in the summary of the check.
+    """
+
+
 def _ranges(indexes: Iterable[int]) -> str:
     """``[0, 1, 2, 7]`` as ``"0-2, 7"``: every index is named, a long list stays readable."""
     spans: list[list[int]] = []
