@@ -295,6 +295,69 @@ class InputFileError(ValueError):
     """
 
 
+class JournalError(RuntimeError):
+    """Results cannot be kept on disk, or what is there cannot be gone on with.
+
+    Raised when a journal is opened, and by everything of a journal whose disk has failed. The text
+    says which file it is, what is wrong with it, and where results are that could not be written.
+    """
+
+
+class JournalInUseError(JournalError):
+    """Another run, in this process or another one, writes to the same output file.
+
+    Raised when a journal is opened.
+
+    Attributes:
+        path: the file that is in use.
+        process: the process id of the other run; ``None`` where the system does not tell.
+    """
+
+    def __init__(self, path: str, process: int | None) -> None:
+        by = "another run" if process is None else f"another run, process {process}"
+        super().__init__(
+            f"{path} is in use by {by}: wait until that has ended, or stop it, or give another "
+            "output file"
+        )
+        self.path = path
+        self.process = process
+
+    def __reduce__(self) -> tuple[type[JournalInUseError], tuple[str, int | None]]:
+        return type(self), (self.path, self.process)
+
+
+class DifferentRunError(JournalError):
+    """The output file holds the results of a run with another input or other options.
+
+    Raised when a journal is opened. Nothing has been changed.
+
+    Attributes:
+        path: the output file.
+        differences: what differs: by the field's name the value of then and the value of now.
+            ``None`` is also a field that was not there.
+    """
+
+    def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+        named = "; ".join(
+            f"{name} was {_shown(old)} and is now {_shown(new)}"
+            for name, (old, new) in differences.items()
+        )
+        super().__init__(
+            f"{path} holds the results of a different run: {named}. Go on as it was begun, give "
+            "another output file, or begin anew with force_new (--force-new), which moves the old "
+            "files aside"
+        )
+        self.path = path
+        self.differences: dict[str, tuple[Any, Any]] = dict(differences)
+
+    def __reduce__(self) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]]]]:
+        return type(self), (self.path, self.differences)
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else repr(value)
+
+
 def _ranges(indexes: Iterable[int]) -> str:
     """``[0, 1, 2, 7]`` as ``"0-2, 7"``: every index is named, a long list stays readable."""
     spans: list[list[int]] = []
