@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ._report_model import ModelReport, Percentiles, RunReport, Timeline
 
 NOTHING = "-"
+ALL = "all"
 # Of kinds of failure in a chart.
 MOST_KINDS_SHOWN = 6
 _MINUTE = 60.0
@@ -61,45 +64,71 @@ def moment(value: float) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        title: with the unit.
+        heads: of the columns; the first ``names`` of them hold text, the others numbers.
+        rows: a cell for each head.
+        names: how many columns hold text.
+        sums: how many rows at the end are of all models together.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int = 1
+    sums: int = 0
 
 
 def tables(report: RunReport) -> list[Table]:
-    """The tables of a report: title, heads, rows of a cell for each head; the first one names.
-
-    With more than one model, the last row of each table is all of them.
-    """
+    """The tables of a report. With more than one model, the last rows are of all of them."""
     rows = [(model.model, model) for model in report.models]
-    if len(rows) > 1:
-        rows.append(("all", report.total))
-    made: list[Table] = [
-        (
-            "Requests",
-            ("model", "requests", "ok", "failed", "calls", "attempts", "calls/s"),
-            [(name, *_requests(model)) for name, model in rows],
-        )
+    several = len(rows) > 1
+    if several:
+        rows.append((ALL, report.total))
+
+    def table(
+        title: str, heads: tuple[str, ...], cells: Callable[[ModelReport], tuple[str, ...]]
+    ) -> Table:
+        filled = [(name, *cells(model)) for name, model in rows]
+        return Table(title, ("model", *heads), filled, sums=int(several))
+
+    made = [
+        table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
     ]
     if report.total.failures:
         failures: list[tuple[str, ...]] = [
             (name, kind, count(number))
             for name, model in rows
-            if model is not report.total
             for kind, number in model.failures.items()
         ]
-        made.append(("Failed requests", ("model", "kind", "requests"), failures))
-    heads: tuple[str, ...] = ("model", "calls", "p50", "p95", "p99", "maximum")
-    for title, field in (
-        ("Latency of calls with an answer, seconds", "latency"),
-        ("Time to the first chunk, seconds", "first_chunk"),
-    ):
-        if getattr(report.total, field) is not None:
-            found = [(name, *_percentiles(getattr(model, field))) for name, model in rows]
-            made.append((title, heads, found))
-    heads = ("model", "prompt", "cached", "completion", "reasoning")
-    made.append(("Tokens", heads, [(name, *_tokens(model)) for name, model in rows]))
+        sums = len(report.total.failures) if several else 0
+        made.append(
+            Table("Failed requests", ("model", "kind", "requests"), failures, names=2, sums=sums)
+        )
+    heads = ("calls", "p50", "p95", "p99", "maximum")
+    if report.total.latency is not None:
+        made.append(
+            table(
+                "Latency of calls with an answer, seconds",
+                heads,
+                lambda model: _percentiles(model.latency),
+            )
+        )
+    if report.total.first_chunk is not None:
+        made.append(
+            table(
+                "Time to the first chunk, seconds",
+                heads,
+                lambda model: _percentiles(model.first_chunk),
+            )
+        )
+    made.append(table("Tokens", ("prompt", "cached", "completion", "reasoning"), _tokens))
     if report.total.calls:
-        heads = ("model", "USD", "USD per 1,000 answers", "calls without a price")
-        made.append(("Cost", heads, [(name, *_cost(model)) for name, model in rows]))
+        made.append(table("Cost", ("USD", "USD per 1,000 answers", "calls without a price"), _cost))
     return made
 
 
