@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ._demo_sentiment import sentiment_of
 from ._demo_settings import RequestOverride, RequestPlan
 
 
@@ -29,6 +30,7 @@ class ChatRequest:
         prompt_tokens: as many as the messages have words, and some for each message.
         max_tokens: most tokens (here: words) of the answer, or ``None``.
         include_usage: whether a stream ends with a chunk that tells the usage.
+        sentiment: the answer to a prompt that asks for ``positive or negative``; else ``None``.
     """
 
     model: str
@@ -37,6 +39,7 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     override: RequestOverride
+    sentiment: str | None
 
     @staticmethod
     def from_body(body: bytes, models: Collection[str]) -> ChatRequest:
@@ -66,13 +69,15 @@ class ChatRequest:
             override = RequestOverride.from_json(fields.get("demo"))
         except ValueError as error:
             raise BadRequestError(f"{error}.") from None
+        texts = _texts_of(fields.get("messages"))
         return ChatRequest(
             model=model,
-            prompt_tokens=_count_prompt_tokens(fields.get("messages")),
+            prompt_tokens=sum(4 + len(text.split()) for text in texts),
             max_tokens=_max_tokens(fields),
             stream=_flag(fields, "stream"),
             include_usage=_flag(cast("dict[str, object]", stream_options or {}), "include_usage"),
             override=override,
+            sentiment=sentiment_of(texts),
         )
 
 
@@ -98,6 +103,8 @@ class Answer:
     def to(request: ChatRequest, plan: RequestPlan) -> Answer:
         calls_tool = plan.tool_arguments is not None
         text = plan.reply if plan.tool_arguments is None else plan.tool_arguments
+        if request.sentiment is not None and not calls_tool and request.override.reply is None:
+            text = request.sentiment
         words = text.split(" ") if text else []
         pieces = [word if index == 0 else f" {word}" for index, word in enumerate(words)]
         fits = request.max_tokens is None or len(pieces) <= request.max_tokens
@@ -187,18 +194,19 @@ def models_body(models: Collection[str]) -> dict[str, Any]:
     return {"object": "list", "data": entries}
 
 
-def _count_prompt_tokens(messages: object) -> int:
+def _texts_of(messages: object) -> list[str]:
+    """The text of each message."""
     if not isinstance(messages, list) or not messages:
         raise BadRequestError("'messages' must be a list of at least one message.")
-    tokens = 0
+    texts: list[str] = []
     for message in cast("list[object]", messages):
         if not isinstance(message, dict):
             raise BadRequestError("Every message must be an object.")
         fields = cast("dict[str, object]", message)
         if not isinstance(fields.get("role"), str):
             raise BadRequestError("Every message must have a 'role' that is a string.")
-        tokens += 4 + len(_text_of(fields.get("content")).split())
-    return tokens
+        texts.append(_text_of(fields.get("content")))
+    return texts
 
 
 def _text_of(content: object) -> str:

@@ -1,0 +1,272 @@
+"""What ``parallel-core doctor`` shows: whether a run can work on this machine, and what lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ._proxy_config import read_proxy_config
+from .run_router import (
+    Endpoint,
+    RouterConfigError,
+    config_in_place,
+    endpoint_of,
+    is_key_variable,
+    router_from_model,
+)
+
+CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
+CHECKS_AT_ONCE: Final = 16
+PACKAGES: Final = (
+    *("parallel_core", "litellm", "trio", "trio-asyncio", "anyio", "aiohttp", "openai"),
+    *("msgspec", "uvloop"),
+)
+PROXY_VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Reachability(msgspec.Struct, frozen=True):
+    """Whether an address answers.
+
+    Attributes:
+        ok: it does, whatever the answer is.
+        text: the HTTP status, or what went wrong.
+    """
+
+    ok: bool
+    text: str
+
+
+class EndpointFinding(msgspec.Struct, frozen=True):
+    """What was found out about the address of a deployment.
+
+    Attributes:
+        model_name: the name that requests use.
+        model: what litellm calls it.
+        address: where its calls go; None where that is not known before a call.
+        reachable: None where it could not be tried.
+        answer: the HTTP status, or what went wrong.
+        missing_keys: environment variables that are needed and not set.
+    """
+
+    model_name: str
+    model: str
+    address: str | None
+    reachable: bool | None
+    answer: str
+    missing_keys: tuple[str, ...]
+
+
+class Findings(msgspec.Struct, frozen=True):
+    """All that the command finds out. Of keys and proxies there are the variables' names only."""
+
+    versions: dict[str, str]
+    config: str | None
+    endpoints: list[EndpointFinding]
+    keys: list[str]
+    proxies: list[str]
+    warnings: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every address that could be tried answers, and no key is missing."""
+        return all(e.reachable is not False and not e.missing_keys for e in self.endpoints)
+
+
+def command(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of litellm's proxy.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model as litellm calls it: openai/gpt-4o-mini.")
+    ] = None,
+    api_base: Annotated[str | None, typer.Option(help="Address of the model's server.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show versions, the config, which keys are set (names only), and which endpoints answer.
+
+    Each endpoint gets one GET of its list of models, without a key; any HTTP status counts as an
+    answer. Exit codes: 0 all is well, 1 an endpoint does not answer or a key is missing, 2 the
+    config or an option is wrong.
+    """
+    console = Console(highlight=False)
+    try:
+        if api_base is not None and model is None:
+            raise RouterConfigError(["--api-base is the address of a model: give --model, too"])
+        if config is not None and model is not None:
+            raise RouterConfigError(["give --config or --model, not both"])
+        findings = examine(config, model=model, api_base=api_base)
+    except RouterConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        values: dict[str, Any] = {**msgspec.to_builtins(findings), "ok": findings.ok}
+        typer.echo(msgspec.json.encode(values).decode())
+    else:
+        _show(console, findings)
+    raise typer.Exit(0 if findings.ok else 1)
+
+
+def examine(
+    config: Path | None = None, *, model: str | None = None, api_base: str | None = None
+) -> Findings:
+    """Find out about this machine, and about the endpoints of a config or of a model.
+
+    Raises:
+        RouterConfigError: the config is wrong, or litellm does not know the model's provider. A key
+            that is missing is a finding.
+    """
+    warnings: list[str] = []
+    endpoints: list[Endpoint] = []
+    if config is not None:
+        endpoints, warnings = _endpoints_of_config(config)
+    elif model is not None:
+        endpoints = [_endpoint_of_model(model, api_base)]
+    answers = asyncio.run(_try_all({e.api_base for e in endpoints if e.api_base is not None}))
+    return Findings(
+        versions=_versions(),
+        config=None if config is None else str(config),
+        endpoints=[_finding(endpoint, answers) for endpoint in endpoints],
+        keys=sorted(name for name, text in os.environ.items() if text and is_key_variable(name)),
+        proxies=sorted(name for name in os.environ if name.upper() in PROXY_VARIABLES),
+        warnings=warnings,
+    )
+
+
+# --- what is configured ---
+
+
+def _endpoints_of_config(path: Path) -> tuple[list[Endpoint], list[str]]:
+    config = read_proxy_config(path)
+    problems: list[str] = []
+    endpoints: list[Endpoint] = []
+    with config_in_place(config):
+        for deployment in config.deployments:
+            try:
+                endpoints.append(endpoint_of(deployment.name, deployment.parameters))
+            except RouterConfigError as error:
+                problems += [f"{deployment.place}: {problem}" for problem in error.problems]
+        warnings = [*config.warnings, *(str(missing) for missing in config.missing(os.environ))]
+    if problems:
+        raise RouterConfigError(problems)
+    return endpoints, warnings
+
+
+def _endpoint_of_model(model: str, api_base: str | None) -> Endpoint:
+    if api_base is None:
+        return endpoint_of(model, {"model": model})  # a missing key is a finding
+    with router_from_model(model, api_base=api_base) as run_router:
+        return run_router.endpoints[0]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _finding(endpoint: Endpoint, answers: Mapping[str, Reachability]) -> EndpointFinding:
+    answer = answers.get(endpoint.api_base or "")
+    return EndpointFinding(
+        model_name=endpoint.model_name,
+        model=endpoint.model,
+        address=endpoint.api_base,
+        reachable=None if answer is None else answer.ok,
+        answer="not tried: the address is not known" if answer is None else answer.text,
+        missing_keys=endpoint.missing_keys,
+    )
+
+
+# --- reachability ---
+
+
+async def _try_all(addresses: Iterable[str]) -> dict[str, Reachability]:
+    from .bridge import parallel_map
+
+    results = await parallel_map(_try, sorted(addresses), concurrency=CHECKS_AT_ONCE)
+    return {result.item: result.unwrap() for result in results}
+
+
+async def _try(address: str) -> Reachability:
+    """Ask for the list of models. It costs nothing, and the key stays here."""
+    import aiohttp
+
+    # A proxy of the environment cannot reach this host's loopback.
+    through_proxy = urlsplit(address).hostname not in LOOPBACK
+    timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=through_proxy) as session,
+            session.get(f"{address.rstrip('/')}/models", allow_redirects=False) as response,
+        ):
+            return Reachability(True, f"HTTP {response.status}")
+    except TimeoutError:
+        return Reachability(False, f"no answer within {CONNECT_TIMEOUT:g} s")
+    except aiohttp.ClientConnectorCertificateError:
+        return Reachability(False, "its certificate is not trusted")
+    except aiohttp.ClientConnectorDNSError:
+        return Reachability(False, "its name is not known")
+    except aiohttp.ClientConnectorError as error:
+        reason = os.strerror(error.errno) if error.errno else "no connection"
+        return Reachability(False, reason)
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # whose texts may quote a proxy
+        return Reachability(False, type(error).__name__)
+
+
+# --- what the user sees ---
+
+
+def _show(console: Console, findings: Findings) -> None:
+    versions = Table("package", "version", title="versions", title_justify="left")
+    for package, version in findings.versions.items():
+        versions.add_row(package, version)
+    console.print(versions)
+    if findings.endpoints:
+        console.print(_endpoint_table(findings))
+    else:
+        console.print("endpoints: none; --config FILE or --model NAME tries theirs")
+    _show_names(console, "keys that are set", findings.keys)
+    _show_names(console, "proxies that are set", findings.proxies)
+    for warning in findings.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}", soft_wrap=True)
+    if findings.ok:
+        console.print("[green]all is well[/green]")
+    else:
+        console.print("[red]an endpoint does not answer, or a key is missing: see above[/red]")
+
+
+def _show_names(console: Console, what: str, names: Iterable[str]) -> None:
+    console.print(f"{what}: {escape(', '.join(names) or 'none')}", soft_wrap=True)
+
+
+def _endpoint_table(findings: Findings) -> Table:
+    title = "endpoints" if findings.config is None else f"endpoints of {escape(findings.config)}"
+    table = Table("model", "of litellm", "address", "answer", "key", title=title)
+    table.title_justify = "left"
+    for endpoint in findings.endpoints:
+        colour = {True: "green", False: "red", None: "yellow"}[endpoint.reachable]
+        missing = " or ".join(endpoint.missing_keys)
+        table.add_row(
+            escape(endpoint.model_name),
+            escape(endpoint.model),
+            escape(endpoint.address or "?"),
+            f"[{colour}]{escape(endpoint.answer)}[/{colour}]",
+            f"[red]{escape(missing)} is missing[/red]" if missing else "[green]ok[/green]",
+        )
+    return table

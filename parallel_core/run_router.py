@@ -1,0 +1,629 @@
+"""Where the Router of a file run comes from: a file of litellm's proxy, a model's name, or a demo.
+
+Each of the three functions gives a :class:`RunRouter`. All that can be found wrong is found before
+the first call. litellm is imported by the functions only: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ._proxy_config import Deployment as _Deployment
+from ._proxy_config import ProxyConfig as _ProxyConfig
+from ._proxy_config import RouterConfigError as RouterConfigError
+from ._proxy_config import (
+    is_secret_name,
+    nearest,
+    read_proxy_config,
+    references,
+    resolved,
+    secrets_in,
+)
+from .demo_server import DemoServerProcess, DemoServerSettings, demo_server_process
+
+if TYPE_CHECKING:
+    from litellm.router import Router
+
+RouterKind: TypeAlias = Literal["config", "model", "demo"]
+
+_ABSENT: Final = object()
+_MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
+# Where litellm sends calls of a model whose api_base nobody has given, when it does not tell.
+_DEFAULT_ADDRESSES: Final = {
+    "anthropic": "https://api.anthropic.com/v1",
+    "cohere_chat": "https://api.cohere.com/v2",
+    "gemini": "https://generativelanguage.googleapis.com/v1beta",
+    "openai": "https://api.openai.com/v1",
+}
+# Of these it is certain that no call succeeds without a key; others have further ways to log in.
+_NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
+# These shape where and how a call is sent, but not what is asked.
+_NOT_OF_THE_ANSWER: Final = frozenset(
+    {
+        *("api_base", "base_url", "cooldown_time", "custom_llm_provider", "input_cost_per_token"),
+        *("litellm_credential_name", "max_parallel_requests", "max_retries", "model", "order"),
+        *("output_cost_per_token", "rpm", "stream_timeout", "tags", "timeout", "tpm", "weight"),
+        *("region_name", "aws_region_name", "vertex_location", "vertex_project", "organization"),
+    }
+)
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where the calls of one deployment go.
+
+    Attributes:
+        model_name: the name that requests use.
+        model: what litellm calls it, ``provider/model``.
+        provider: litellm's name of the provider.
+        api_base: the address, without user, password and query; None where litellm does not tell
+            it before a call.
+        missing_keys: the names of environment variables that are needed and not set.
+    """
+
+    model_name: str
+    model: str
+    provider: str
+    api_base: str | None
+    missing_keys: tuple[str, ...] = ()
+
+
+class RunRouter:
+    """A Router for a run of a file, and what a run has to know about it. A context manager.
+
+    While it is open, the settings of its config are those of the process: environment variables,
+    and attributes of the module ``litellm``, as in litellm's proxy. Closing puts back what was
+    there before, and stops the demo server. Close it in the reverse order of opening.
+
+    Attributes:
+        kind: where it comes from.
+        router: the Router. Its ``repr`` is litellm's: never log it.
+        secrets: every key that is known: those of the config, of the environment variables that it
+            refers to, and of usual variables such as ``OPENAI_API_KEY``. To take them out of texts.
+        models: the names that requests can use, sorted. Some may be patterns, ``openai/*``.
+        description: what the answers depend on, for the manifest of a run; without keys and
+            addresses of a config (a run may be resumed with a new key or one more region).
+        endpoints: where the calls go.
+        warnings: what the user should read before the run, a line each.
+        server: the demo server; None where there is none.
+    """
+
+    def __init__(
+        self,
+        kind: RouterKind,
+        router: Router,
+        *,
+        resources: contextlib.ExitStack,
+        secrets: Iterable[str] = (),
+        models: Iterable[str] = (),
+        description: Mapping[str, str | int | float | bool | None],
+        endpoints: Iterable[Endpoint] = (),
+        warnings: Iterable[str] = (),
+        server: DemoServerProcess | None = None,
+    ) -> None:
+        self.kind: RouterKind = kind
+        self.router = router
+        self.secrets = frozenset(secrets)
+        self.models = sorted(set(models))
+        self.description = dict(description)
+        self.endpoints = list(endpoints)
+        self.warnings = list(warnings)
+        self.server = server
+        self._resources = resources
+
+    def serves(self, model: str) -> bool:
+        """Whether the Router has a deployment for requests with this model: by its name, an alias,
+        or a pattern."""
+        return model in self.models or bool(self.router.get_model_list(model_name=model))
+
+    def close(self) -> None:
+        """Put back the settings that were there before, and stop the demo server. Calls that are
+        in flight have to be ended before."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<RunRouter kind={self.kind!r} models={self.models}>"
+
+
+# --- the file of litellm's proxy ---
+
+
+def router_from_config(path: Path) -> RunRouter:
+    """The Router that litellm's proxy would make of its config file.
+
+    Of the file, ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``
+    and ``include`` count, and of ``litellm_settings`` what shapes calls. The rest is of the proxy
+    server (callbacks, cache, budgets, guardrails, ``general_settings``): it is passed over, and
+    named in ``warnings``. ``environment_variables`` are set first, so that ``os.environ/NAME`` can
+    refer to them.
+
+    Raises:
+        RouterConfigError: with every problem that was found, among them each variable of an
+            ``os.environ/NAME`` that is not set.
+    """
+    config = read_proxy_config(path)
+    with contextlib.ExitStack() as resources:
+        # Imports litellm, which may read an .env file into the environment.
+        resources.enter_context(config_in_place(config))
+        problems = [str(missing) for missing in config.missing(os.environ)]
+        problems += _unknown_router_settings(config)
+        secrets = config.secrets(os.environ) | secrets_of_environment(os.environ)
+        endpoints: list[Endpoint] = []
+        for deployment in config.deployments:
+            try:
+                endpoints.append(endpoint_of(deployment.name, deployment.parameters))
+            except RouterConfigError as error:
+                problems += [f"{deployment.place}: {problem}" for problem in error.problems]
+        if problems:
+            raise RouterConfigError(problems)
+        settings: dict[str, Any] = {
+            name: resolved(setting.value, os.environ)
+            for name, setting in config.router_settings.items()
+        }
+        router = _make_router(
+            f"{config.path}",
+            secrets,
+            [_for_router(deployment) for deployment in config.deployments],
+            settings,
+        )
+        resources.callback(router.discard)
+        aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
+        return RunRouter(
+            "config",
+            router,
+            resources=resources.pop_all(),
+            secrets=secrets,
+            models=[*(deployment.name for deployment in config.deployments), *aliases],
+            description=_describe_config(config),
+            endpoints=endpoints,
+            warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
+        )
+
+
+@contextlib.contextmanager
+def config_in_place(config: _ProxyConfig) -> Generator[None]:
+    """Make the settings of a config those of the process, until the block is left."""
+    import litellm
+
+    module = cast("Any", litellm)
+    with contextlib.ExitStack() as changes:
+        for name, text in config.environment(os.environ).items():
+            changes.callback(_put_variable, name, os.environ.get(name))
+            os.environ[name] = text
+        settings = {
+            name: resolved(setting.value, os.environ)
+            for name, setting in config.litellm_settings.items()
+        }
+        if "request_timeout" in settings:
+            settings["request_timeout_explicitly_set"] = True
+        if config.credentials:
+            settings["credential_list"] = _credentials(config)
+        # litellm prints its advice into the terminal otherwise, for each failed call.
+        settings["suppress_debug_info"] = True
+        for name, value in settings.items():
+            changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
+            setattr(module, name, value)
+        yield
+
+
+def _put_variable(name: str, text: str | None) -> None:
+    if text is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = text
+
+
+def _put_attribute(module: Any, name: str, value: object) -> None:
+    if value is _ABSENT:
+        if hasattr(module, name):
+            delattr(module, name)
+    else:
+        setattr(module, name, value)
+
+
+def _credentials(config: _ProxyConfig) -> list[Any]:
+    from litellm.types.utils import CredentialItem
+
+    items: list[Any] = []
+    for setting in config.credentials:
+        entry = resolved(setting.value, os.environ)
+        try:
+            fields = dict(cast("dict[str, Any]", entry))
+            items.append(
+                CredentialItem(
+                    credential_name=fields["credential_name"],
+                    credential_values=fields["credential_values"],
+                    credential_info=fields.get("credential_info") or {},
+                )
+            )
+        except (KeyError, TypeError, ValueError):  # whose texts quote the values
+            problem = "must have credential_name and credential_values"
+            raise RouterConfigError([f"{setting.place}: {problem}"]) from None
+    return items
+
+
+def _unknown_router_settings(config: _ProxyConfig) -> Iterator[str]:
+    from litellm.router import Router
+
+    outside = {
+        *("assistants_config", "auto_router_capability_limit", "fallback_access_check"),
+        *("fallback_budget_check", "ignore_invalid_deployments", "model_list"),
+        *("router_general_settings", "search_tools"),
+    }
+    valid = set(Router.get_valid_args()) - outside
+    for name, setting in config.router_settings.items():
+        if name in valid:
+            continue
+        near = nearest(name, valid)
+        hint = f"; is {near} meant?" if near else "; see the settings of a litellm Router"
+        yield f"{setting.place}: unknown setting{hint}"
+
+
+def _for_router(deployment: _Deployment) -> dict[str, Any]:
+    """The entry as the Router takes it: it resolves ``os.environ/NAME`` itself, but not those that
+    are deeper in, in headers for instance."""
+    parameters = {
+        name: value if isinstance(value, str) else resolved(value, os.environ)
+        for name, value in deployment.parameters.items()
+    }
+    return {**deployment.values, "litellm_params": parameters}
+
+
+def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
+    return [
+        f"{endpoint.model_name} ({endpoint.model}): {' or '.join(endpoint.missing_keys)} is not set"
+        for endpoint in endpoints
+        if endpoint.missing_keys
+    ]
+
+
+def _describe_config(config: _ProxyConfig) -> dict[str, str | int | float | bool | None]:
+    """Of each model, which models answer and a digest of the parameters that change answers."""
+    groups: dict[str, set[str]] = {}
+    for deployment in config.deployments:
+        kept = {
+            name: value
+            for name, value in deployment.parameters.items()
+            if name not in _NOT_OF_THE_ANSWER and not is_secret_name(name)
+        }
+        text = str(deployment.parameters["model"])
+        if kept:
+            canonical = msgspec.json.encode(kept, enc_hook=str, order="deterministic")
+            text += f" with {hashlib.sha256(canonical).hexdigest()[:12]}"
+        groups.setdefault(deployment.name, set()).add(text)
+    models = {f"model {name}": ", ".join(sorted(texts)) for name, texts in sorted(groups.items())}
+    return {"router": "config", **models}
+
+
+# --- a model's name ---
+
+
+def router_from_model(
+    model: str,
+    *,
+    api_base: str | None = None,
+    api_key: str | None = None,
+    others: Sequence[str] = (),
+    num_retries: int | None = None,
+) -> RunRouter:
+    """A Router with one deployment for each model name.
+
+    A line of a file keeps the model that it names; ``model`` is for those that name none. So there
+    is a deployment of ``model`` and of each of ``others``, all at ``api_base`` if it is given. With
+    it, a name without the prefix of a provider counts as ``openai/<name>``: a server that speaks
+    OpenAI's API. A name's prefix (``openai/``) is not sent to the server.
+
+    The key is ``api_key``, else the one that litellm finds in the environment, which then goes to
+    ``api_base`` too. A server of ``api_base`` gets the key ``none`` where there is no other.
+
+    Args:
+        model: as litellm calls it, for instance ``openai/gpt-4o-mini``.
+        api_base: the address of the server, for instance ``http://127.0.0.1:8000/v1``.
+        api_key: the key for it.
+        others: further model names.
+        num_retries: retries of the Router; ``None``: litellm's default.
+
+    Raises:
+        RouterConfigError: a name of which litellm does not know the provider, a provider whose key
+            is not set, or an ``api_base`` that is no URL.
+    """
+    names = list(dict.fromkeys([model, *others]))
+    if api_base is not None and not _is_url(api_base):
+        problem = "--api-base must be a URL, for instance http://127.0.0.1:8000/v1"
+        raise RouterConfigError([problem])
+    with contextlib.ExitStack() as resources:
+        resources.enter_context(_quiet_litellm())
+        problems: list[str] = []
+        deployments: list[dict[str, Any]] = []
+        endpoints: list[Endpoint] = []
+        for name in names:
+            parameters: dict[str, Any] = {"model": _litellm_name(name, api_base)}
+            if api_base is not None:
+                parameters["api_base"] = api_base
+            if api_key is not None:
+                parameters["api_key"] = api_key
+            try:
+                endpoint = endpoint_of(name, parameters)
+            except RouterConfigError as error:
+                problems += error.problems
+                continue
+            if endpoint.missing_keys and api_base is not None:
+                parameters["api_key"] = "none"
+                endpoint = msgspec.structs.replace(endpoint, missing_keys=())
+            elif endpoint.missing_keys and endpoint.provider in _NEED_A_KEY:
+                variables = " or ".join(endpoint.missing_keys)
+                problems.append(
+                    f"the model {name!r} needs a key: set the environment variable {variables}"
+                )
+            endpoints.append(endpoint)
+            deployments.append({"model_name": name, "litellm_params": parameters})
+        if problems:
+            raise RouterConfigError(problems)
+        given = {"api_key": api_key, "api_base": api_base}
+        secrets = secrets_of_environment(os.environ) | frozenset(secrets_in(given))
+        settings = {} if num_retries is None else {"num_retries": num_retries}
+        router = _make_router(f"the model {model!r}", secrets, deployments, settings)
+        resources.callback(router.discard)
+        described = {} if api_base is None else {"api_base": shown_url(api_base)}
+        return RunRouter(
+            "model",
+            router,
+            resources=resources.pop_all(),
+            secrets=secrets,
+            models=names,
+            description={"router": "model", "model": model, **described},
+            endpoints=endpoints,
+            warnings=_missing_key_warnings(endpoints),
+        )
+
+
+@contextlib.contextmanager
+def _quiet_litellm() -> Generator[None]:
+    import litellm
+
+    before = litellm.suppress_debug_info
+    litellm.suppress_debug_info = True  # it prints a list of its providers otherwise
+    try:
+        yield
+    finally:
+        litellm.suppress_debug_info = before
+
+
+def _litellm_name(name: str, api_base: str | None) -> str:
+    if api_base is None:
+        return name
+    prefix, slash, _ = name.partition("/")
+    return name if slash and prefix in _providers() else f"openai/{name}"
+
+
+def _providers() -> set[str]:
+    import litellm
+
+    return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+# --- the demo ---
+
+
+def demo_router(
+    model_names: Sequence[str],
+    *,
+    seed: int = 7,
+    latency: float = 0.3,
+    rate_limited: float = 0.0,
+    server_error: float = 0.0,
+    num_retries: int | None = None,
+) -> RunRouter:
+    """A Router whose models are all served by a demo server, which runs in a process of its own
+    until the Router is closed. Its answers are made up; nothing is paid for.
+
+    Args:
+        model_names: every model name of the requests; without any, those of the demo server.
+        seed: of its latencies, answers and faults.
+        latency: median of the time to an answer, in seconds.
+        rate_limited: share of requests (0 to 1) that it answers with 429.
+        server_error: share of requests (0 to 1) that it answers with 500.
+        num_retries: retries of the Router; ``None``: litellm's default.
+
+    Raises:
+        RouterConfigError: names that the demo server cannot have, or too many of them.
+    """
+    usual = DemoServerSettings().models
+    names = list(dict.fromkeys(model_names)) or list(usual)
+    if len(names) > _MANY_MODELS:
+        problem = f"the demo server has at most {_MANY_MODELS} models, and {len(names)} are named"
+        raise RouterConfigError([problem])
+    try:
+        settings = DemoServerSettings(
+            seed=seed,
+            latency_median=latency,
+            rate_limited=rate_limited,
+            server_error=server_error,
+            models={name: usual.get(name, 1.0) for name in names},
+        )
+    except ValueError as error:
+        raise RouterConfigError([f"the demo server cannot serve this: {error}"]) from None
+    with contextlib.ExitStack() as resources:
+        # litellm would otherwise fetch its price map over the network at import.
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        server = resources.enter_context(demo_server_process(settings))
+        resources.enter_context(_quiet_litellm())
+        deployments: list[dict[str, Any]] = [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": f"openai/{name}",
+                    "api_base": server.url,
+                    "api_key": "none",
+                },
+            }
+            for name in names
+        ]
+        router = _make_router(
+            "the demo",
+            frozenset(),
+            deployments,
+            {} if num_retries is None else {"num_retries": num_retries},
+        )
+        resources.callback(router.discard)
+        return RunRouter(
+            "demo",
+            router,
+            resources=resources.pop_all(),
+            secrets=secrets_of_environment(os.environ),
+            models=names,
+            description={"router": "demo", "seed": seed},
+            endpoints=[Endpoint(name, f"openai/{name}", "openai", server.url) for name in names],
+            server=server,
+        )
+
+
+# --- what all of them need ---
+
+
+def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
+    """The values of the variables whose names end as those of keys do, ``OPENAI_API_KEY``."""
+    named = {name: text for name, text in environment.items() if is_key_variable(name)}
+    return frozenset(secrets_in(named))
+
+
+def is_key_variable(name: str) -> bool:
+    """Whether an environment variable of this name usually holds a key for a provider."""
+    endings = ("_API_KEY", "_ACCESS_KEY", "_AUTH_TOKEN", "_SESSION_TOKEN", "_SECRET")
+    others = ("HF_TOKEN", "AZURE_AD_TOKEN", "LITELLM_MASTER_KEY", "WATSONX_TOKEN", "WATSONX_APIKEY")
+    return name.upper().endswith(endings) or name in others
+
+
+def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
+    """Where the calls of a deployment with these ``litellm_params`` go.
+
+    Raises:
+        RouterConfigError: litellm does not know the provider.
+    """
+    import litellm
+
+    missing = [variable for _, variable in references(dict(parameters)) if not _is_set(variable)]
+    values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
+    model = str(values["model"])
+    api_base = values.get("api_base") or values.get("base_url")
+    provider = values.get("custom_llm_provider")
+    told: Any = None
+    # litellm chooses the model of these later.
+    if "*" not in model and not model.startswith("auto_router/"):
+        try:
+            _, provider, _, told = litellm.get_llm_provider(
+                model, custom_llm_provider=provider, api_base=api_base
+            )
+        except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
+            raise RouterConfigError([_unknown_provider(model)]) from None
+    elif provider is None:
+        provider = model.partition("/")[0]
+    missing += _missing_keys(model, provider, values) if not missing else []
+    address = api_base or told or _address_of_environment(str(provider))
+    return Endpoint(
+        model_name=name,
+        model=model if "/" in model else f"{provider}/{model}",
+        provider=str(provider),
+        api_base=shown_url(str(address)) if address else None,
+        missing_keys=tuple(dict.fromkeys(missing)),
+    )
+
+
+def _is_set(variable: str) -> bool:
+    return bool(os.environ.get(variable))
+
+
+def _address_of_environment(provider: str) -> str | None:
+    if provider == "openai":
+        told = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+        if told:
+            return told
+    return _DEFAULT_ADDRESSES.get(provider)
+
+
+def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> list[str]:
+    """The names of the variables of a key that is needed and nowhere given."""
+    import litellm
+
+    module = cast("Any", litellm)
+    given = ("api_key", "litellm_credential_name", "azure_ad_token", "extra_headers", "headers")
+    if any(values.get(name) for name in given) or "*" in model:
+        return []
+    if module.api_key or getattr(module, f"{provider}_key", None):
+        return []
+    found: dict[str, Any] = module.validate_environment(model)
+    missing: list[str] = [] if found["keys_in_environment"] else list(found["missing_keys"])
+    # What is not a key (a region, a version) may be given elsewhere.
+    return [name for name in missing if name.endswith("_API_KEY")]
+
+
+def _unknown_provider(model: str) -> str:
+    prefix, slash, rest = model.partition("/")
+    near = nearest(prefix, _providers()) if slash else None
+    hint = (
+        f"write it as <provider>/<model>, for instance openai/{model}; for a server of your own "
+        "that speaks OpenAI's API give its address, too (--api-base)"
+    )
+    if near:
+        hint = f"is {near}/{rest} meant?"
+    return f"litellm does not know the provider of the model {model!r}; {hint}"
+
+
+def _make_router(
+    whose: str,
+    secrets: Iterable[str],
+    model_list: list[dict[str, Any]],
+    settings: Mapping[str, Any],
+) -> Router:
+    from litellm.router import Router
+
+    try:
+        return Router(model_list=model_list, **settings)
+    except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
+        reason = f"{type(error).__name__}: {error}"
+        for secret in sorted(secrets, key=len, reverse=True):
+            reason = reason.replace(secret, "[redacted]")
+        # Of pydantic, only the first line says something, and the others quote values.
+        first_line = reason.strip().splitlines()[0]
+        problem = f"{whose}: litellm cannot make a Router of it: {first_line}"
+    raise RouterConfigError([problem])
+
+
+def shown_url(url: str) -> str:
+    """A URL as it may be shown: without user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "(no valid URL)"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else url.partition("?")[0]
