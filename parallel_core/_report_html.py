@@ -101,7 +101,7 @@ def _cards(total: ModelReport) -> str:
         cards.append(("p50, seconds", _report_text.seconds(total.latency.p50)))
         cards.append(("p95, seconds", _report_text.seconds(total.latency.p95)))
     if total.calls:
-        cards.append(("cost, USD", _report_text.money(total.cost)))
+        cards.append(("cost, USD", _report_text.cost(total)))
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards
     )

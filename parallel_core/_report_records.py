@@ -284,8 +284,8 @@ def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
                     if not _is_torn(line):
                         raise _no_result(path, number, line, error) from None
                     notes.append(
-                        f"The last line of {path.name} is torn, and is not counted: the run was ended "
-                        "while it wrote it, or is writing it now."
+                        f"The last line of {path.name} is torn, and is not counted: the run was "
+                        "ended while it wrote it, or is writing it now."
                     )
                     return
                 if result.response is None and bytes(result.error) == b"null":

@@ -56,7 +56,7 @@ def rate(value: float | None) -> str:
     """Calls for each second, with three significant digits."""
     if value is None:
         return NOTHING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def moment(value: float) -> str:
@@ -146,9 +146,11 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
     if report.limit is not None:
         limit = report.limit
-        text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {limit.maximum:,}"
-        changes = f"{limit.changes:,} change{'' if limit.changes == 1 else 's'}"
-        found.append(("limit", f"{text}; {changes}"))
+        text = f"{limit.maximum:,}"
+        if limit.changes or limit.minimum < limit.maximum:
+            text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {text}"
+            text += f"; {limit.changes:,} change{'' if limit.changes == 1 else 's'}"
+        found.append(("limit", text))
     return found
 
 
@@ -188,9 +190,15 @@ def _tokens(model: ModelReport) -> tuple[str, ...]:
     return tuple(count(number) for number in numbers)
 
 
+def cost(model: ModelReport) -> str:
+    """USD; nothing where no price is known."""
+    return NOTHING if model.unpriced_calls and not model.cost else money(model.cost)
+
+
 def _cost(model: ModelReport) -> tuple[str, ...]:
-    each = money(1000 * model.cost / model.ok) if model.ok else NOTHING
-    return money(model.cost), each, count(model.unpriced_calls)
+    known = model.ok and cost(model) != NOTHING
+    each = money(1000 * model.cost / model.ok) if known else NOTHING
+    return cost(model), each, count(model.unpriced_calls)
 
 
 def errors_to_show(course: Timeline) -> dict[str, list[int]]:

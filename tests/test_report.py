@@ -246,6 +246,12 @@ def test_the_limit_counts_by_how_long_it_held(tmp_path: Path) -> None:
     assert "minimum 10, median 30, maximum 30; 2 changes" in printed(summary)
 
 
+def test_a_limit_that_stays_is_one_number(tmp_path: Path) -> None:
+    records: list[RunStatistics] = [LimitStatistics(at=BEGIN, limit=16), call("a", 0)]
+    lines = printed(summarize(write_run(tmp_path, records))).splitlines()
+    assert ["limit", "16"] in [line.split() for line in lines]
+
+
 def test_a_request_that_was_not_sent_has_no_time(tmp_path: Path) -> None:
     never = CallStatistics(
         custom_id="never",
@@ -391,6 +397,16 @@ def test_the_page_never_overwrites_a_file_of_the_run(tmp_path: Path, name: str) 
     assert done.exit_code == 2
     assert "is a file of the run itself" in done.stderr
     assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_cost_that_nobody_knows_is_no_zero(tmp_path: Path) -> None:
+    records = [call("a", 0, model="free", cost=0.0), call("b", 0, model="unknown")]
+    records += [call("c", 0, model="dear", cost=0.5), call("d", 0, model="dear")]
+    lines = printed(summarize(write_run(tmp_path, records))).splitlines()
+    rows = [line.split() for line in lines[lines.index("Cost") :]]
+    assert ["free", "0.00", "0.00", "0"] in rows
+    assert ["unknown", "-", "-", "1"] in rows
+    assert ["dear", "0.5000", "250.00", "1"] in rows
 
 
 def test_the_table_of_millions_fits_into_80_columns(tmp_path: Path) -> None:
