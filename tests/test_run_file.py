@@ -109,9 +109,7 @@ def test_each_request_has_one_line_and_is_not_sent_again(host: Host, tmp_path: P
     assert all(record.ok and record.prompt_tokens == 2 for record in statistics)
 
 
-def test_failures_have_lines_and_are_sent_again_on_demand_only(
-    host: Host, tmp_path: Path
-) -> None:
+def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(10)])
     output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
     healthy = False
@@ -271,8 +269,10 @@ def test_what_waits_to_be_sent_again_is_not_sent_after_a_stop(host: Host, tmp_pa
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
 
     class OverloadedError(Exception):
-        status_code = 429
-        litellm_response_headers = {"retry-after": "1000"}
+        def __init__(self) -> None:
+            super().__init__()
+            self.status_code = 429
+            self.litellm_response_headers = {"retry-after": "1000"}
 
     async def main() -> None:
         rejected = anyio.Event()
