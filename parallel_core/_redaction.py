@@ -83,7 +83,7 @@ def in_all_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        members = cast("Mapping[Any, Any]", value)
+        members = cast("Mapping[object, Any]", value)
         return {
             in_all_texts(name, change): in_all_texts(member, change)
             for name, member in members.items()

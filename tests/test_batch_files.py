@@ -434,10 +434,10 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     assert "template is for CSV and text" in refused(lines, template="{{line}}")
     assert "--model" in refused(text)
     assert "--model" in refused(table, template="{{one}}")
-    assert "columns of the file are: one, two" in refused(table, model="gpt")
+    assert "columns of the file are: 'one', 'two'" in refused(table, model="gpt")
     unknown = refused(table, model="gpt", template="{{three}} {{one}} {{}}")
     assert "{{}}, {{three}}" in unknown
-    assert "columns of the file are: one, two" in unknown
+    assert "columns of the file are: 'one', 'two'" in unknown
     assert "no {{column}}" in refused(table, model="gpt", template="one")
     assert "{{two}}" in refused(text, model="gpt", template="{{two}}")
     table.write_text("one,one\n1,2\n")
@@ -446,6 +446,19 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     assert "no CSV" in refused(table, model="gpt", template="{{one}}")
     with pytest.raises(ValueError, match="format must be"):
         InputFile(lines, format="xml")  # type: ignore[arg-type]
+
+
+def test_messages_are_short_and_harmless_in_a_terminal(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *[a_line("\x1b[31m" + "x" * 1000)] * 2)
+    with InputFile(path) as file:
+        (problem,) = file.check().problems
+    assert problem.message.isprintable()
+    assert len(problem.message) < 200
+    table = tmp_path / "in.csv"
+    table.write_text(",".join(f"\x1b{number}" + "x" * 1000 for number in range(100)))
+    told = refused(table, model="gpt", template="{{a}}")
+    assert told.removeprefix(str(table)).isprintable()
+    assert len(told.removeprefix(str(table))) < 2000
 
 
 def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
