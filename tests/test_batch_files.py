@@ -169,15 +169,18 @@ def test_a_line_may_ask_for_a_stream(tmp_path: Path, stream: bool) -> None:
 
 
 def test_the_second_of_two_lines_with_one_id_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"), a_line("a"), a_line("a"))
+    path = write(tmp_path / "in.jsonl", a_line("b"), a_line("a"), a_line("a"), a_line("a"))
     with InputFile(path) as file:
         summary = file.check()
-        assert requests_of(file) == [(1, "a"), (2, "b")]
+        assert requests_of(file) == [(1, "b"), (2, "a")]
     found = [(problem.line, problem.code, problem.custom_id) for problem in summary.problems]
     assert found == [
         (3, "duplicate_custom_id", "a#line-3"),
         (4, "duplicate_custom_id", "a#line-4"),
     ]
+    assert {problem.message for problem in summary.problems} == {
+        "the custom_id 'a' is that of line 2"
+    }
     assert summary.requests == 2
 
 
