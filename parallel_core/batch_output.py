@@ -128,7 +128,6 @@ def _completion(response: Any) -> Mapping[str, Any]:
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
     body: Any = response.model_dump(exclude_none=True, warnings=False)
-    _drop_empty_extras(body)
     for choice in body.get("choices") or ():
         _drop_empty_extras(choice)
         choice.setdefault("logprobs", None)

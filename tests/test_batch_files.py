@@ -719,6 +719,19 @@ def test_an_answer_with_half_a_character_is_written() -> None:
     assert line.error_message == "half ?"
 
 
+def test_what_only_this_provider_tells_is_kept_and_a_refusal_is_where_openai_has_it() -> None:
+    from litellm.types.utils import Choices, Message, ModelResponse
+
+    extras = {"citations": ["a"], "refusal": "no", "nothing": None}
+    message = Message(content=None, provider_specific_fields=extras)
+    response = ModelResponse(choices=[Choices(message=message, provider_specific_fields={})])
+    _, fields = read(result_line("a", result_of(response=response), Redactor()))
+    (choice,) = fields["response"]["body"]["choices"]
+    assert choice["message"]["refusal"] == "no"
+    assert choice["message"]["provider_specific_fields"] == {"citations": ["a"]}
+    assert "provider_specific_fields" not in choice
+
+
 def test_a_bad_line_has_a_line_of_its_own_in_the_output() -> None:
     problem = InputProblem(3, "invalid_json_line", "not valid JSON", "mend it", "3")
     line, fields = read(problem_line(problem))
@@ -890,6 +903,8 @@ def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() ->
     assert answer["choices"][0]["message"] == {"content": f"{secret} {other}", secret: 1}
     failures: list[Exception] = [
         FromProvider(401, body={"message": f"wrong key {secret} {other}", "keys": [secret]}),
+        FromProvider(401, body={"message": f"wrong key {other}", "type": [other]}),
+        FromProvider(401, message=f"wrong key {other}"),
         ValueError(f"{secret} {other}"),
     ]
     for exception in failures:
