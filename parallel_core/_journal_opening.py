@@ -212,9 +212,8 @@ class _Opening:
             duplicate_ids=tuple(self._duplicates),
             backups=tuple(self._backups),
         )
-        return OpenedJournal(
-            output, errors[0] if errors else None, self._ids, opening, self._rescue
-        )
+        error_file = errors[0] if errors else None
+        return OpenedJournal(output, error_file, self._ids, opening, self._rescue)
 
     def undo(self) -> None:
         for file in self._files:

@@ -175,7 +175,8 @@ class JournalWriter:
         saved = self.saved
         results = f"{saved} result{'' if saved == 1 else 's'} of calls that were made"
         if self._rescue.lost:
-            return f"{results} could not be written; they are in {self._rescue}"
+            where = f", but for those in {self._rescue}" if self._rescue.used else ""
+            return f"{results} could be written nowhere and are lost{where}"
         if self._rescue.by_hand:
             return f"{results} could not be written and are in {self._rescue}: keep them"
         if saved:
@@ -258,8 +259,9 @@ class JournalWriter:
             self._call_back(self._on_disk, self.succeeded, self.failed)
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        for self._current in self._files:
-            self._current.check()
+        for file in self._files:
+            self._current = file
+            file.check()
         written: list[LockedFile] = []
         for file in self._files:
             lines = [entry.line for entry in entries if self._file_of(entry) is file]
@@ -267,8 +269,9 @@ class JournalWriter:
                 self._current = file
                 file.write(b"\n".join((*lines, b"")))
                 written.append(file)
-        for self._current in written:
-            self._current.sync()
+        for file in written:
+            self._current = file
+            file.sync()
         for file in written:
             file.commit()
 
