@@ -193,7 +193,11 @@ class _Opening:
         if not force_new:
             self._refuse_vanished_output()
         self._lock()
-        if force_new or self._is_new():
+        if force_new:
+            self._move_aside()
+            self._begin_anew()
+        elif self._is_new():
+            self._move_statistics_aside()
             self._begin_anew()
         scans = [self._scan(file) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
@@ -239,6 +243,8 @@ class _Opening:
             folder = path.parent
             if not folder.is_dir():
                 raise JournalError(f"{path} cannot be made: there is no folder {folder}")
+            if path != paths.output and _are_same(path, paths.output):
+                raise JournalError(f"{path} is the output file too: give two names")
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise JournalError(f"{path} cannot be written: the folder {folder} is read-only")
 
@@ -258,16 +264,13 @@ class _Opening:
         for path in (self._paths.output, self._paths.errors):
             if path is not None:
                 self._files.append(LockedFile(path, self._disk))
-        if len(self._files) == 2 and os.path.sameopenfile(self._files[0].fd, self._files[1].fd):
-            raise JournalError(f"{self._paths.errors} is the output file too: give two names")
         for file in self._files:  # left by a crash
             temporary_name(file.path).unlink(missing_ok=True)
 
     def _is_new(self) -> bool:
         paths = self._paths
         holding = [file.path for file in self._files if file.size]
-        if _size(paths.rescue):
-            holding.append(paths.rescue)
+        holding += [path for path in (paths.rescue, self._error_file_of_before()) if _size(path)]
         if not holding:
             return not paths.manifest.exists() or bool(self._differences())
         if not paths.manifest.exists():
@@ -283,11 +286,26 @@ class _Opening:
             raise DifferentRunError(str(paths.output), differences)
         return False
 
+    def _error_file_of_before(self) -> Path:
+        """A run that has only failed so far may be known by nothing else."""
+        paths = self._paths
+        name = self._fields_of_before().get(_ERRORS) if paths.manifest.exists() else None
+        return paths.output.parent / (name if isinstance(name, str) else paths.output.name)
+
     def _differences(self) -> dict[str, tuple[Any, Any]]:
+        then = self._fields_of_before()
+        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self._fields))
+        return {
+            name: (then.get(name), now.get(name))
+            for name in {**now, **then}
+            if then.get(name) != now.get(name)
+        }
+
+    def _fields_of_before(self) -> dict[str, Any]:
         path = self._paths.manifest
         try:
             content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            version, then = content["format_version"], dict[str, Any](content["fields"])
+            version, fields = content["format_version"], dict[str, Any](content["fields"])
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
             raise JournalError(
                 f"{path} is no manifest of a run: put the right one back, or begin anew with "
@@ -298,18 +316,22 @@ class _Opening:
                 f"{path} has the format {version!r}, and this version of parallel_core knows "
                 f"{FORMAT_VERSION}: go on with the version that has begun the run"
             )
-        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self._fields))
-        return {
-            name: (then.get(name), now.get(name))
-            for name in {**now, **then}
-            if then.get(name) != now.get(name)
-        }
+        return fields
 
     def _begin_anew(self) -> None:
-        self._move_aside()
         for file in self._files:
             sync_folder(file.path.parent)
         write_atomically(self._paths.manifest, self._manifest, self._disk)
+
+    def _move_statistics_aside(self) -> None:
+        """Of calls without a result they are, and of another run."""
+        statistics = self._paths.statistics
+        if statistics.is_file() and _size(statistics):
+            number = 1
+            while _backup(statistics, number).exists():
+                number += 1
+            statistics.rename(_backup(statistics, number))
+            self._backups.append(_backup(statistics, number))
 
     def _move_aside(self) -> None:
         paths = self._paths
@@ -418,7 +440,7 @@ class _Opening:
         except OSError:
             for file in self._files:
                 with contextlib.suppress(OSError):
-                    file.cut()
+                    file.drop_uncommitted()
             raise
         for file in self._files:
             file.commit()
@@ -532,3 +554,10 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError) as error:
         raise JournalError(f"{path} cannot be used: {reason(error)}") from error
+
+
+def _are_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False

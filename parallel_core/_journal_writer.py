@@ -287,7 +287,7 @@ class JournalWriter:
                 if file.removed:
                     text += self._bring_back(file)
                 elif not isinstance(error, FileChangedError):
-                    file.cut()
+                    file.drop_uncommitted()
             except OSError:
                 # The next opening cuts it.
                 logger.warning("%s could not be cut to its last whole line", file.path)
