@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,13 +22,13 @@ from ._journal_files import (
     write_atomically,
 )
 from ._journal_rescue import Rescue
+from ._journal_scan import FinishedIds, answers, mend, read_result_line, scan_file
 from .errors import DifferentRunError, JournalError
 from .run_statistics import RunPaths
 
 ManifestFields: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 FORMAT_VERSION = 1
-_DUPLICATES_NAMED = 10
 _OUTPUT, _ERRORS = "output file", "error file"  # fields of a manifest that we add
 
 
@@ -57,29 +56,6 @@ class JournalOpening(msgspec.Struct, frozen=True):
     duplicates: int = 0
     duplicate_ids: tuple[str, ...] = ()
     backups: tuple[Path, ...] = ()
-
-
-class FinishedIds:
-    """Ids, as digests of 128 bits in sets: 80 bytes each, however long they are.
-
-    With a million ids, the chance that two of them have the same digest is one in 10^27.
-    """
-
-    __slots__ = ("failed", "succeeded")
-
-    def __init__(self) -> None:
-        self.succeeded: set[int] = set()
-        self.failed: set[int] = set()
-
-    def __contains__(self, custom_id: str) -> bool:
-        digest = id_digest(custom_id)
-        return digest in self.succeeded or digest in self.failed
-
-
-def id_digest(custom_id: str) -> int:
-    return int.from_bytes(
-        blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    )
 
 
 @dataclass
@@ -122,51 +98,6 @@ def open_journal(
         raise
 
 
-class ResultLine(msgspec.Struct):
-    """What the journal has to know of a line of the output: of OpenAI's Batch API or vLLM's."""
-
-    class Response(msgspec.Struct):
-        status_code: int = 200
-
-    custom_id: str
-    response: Response | None = None
-    error: Any = None
-
-    @property
-    def ok(self) -> bool:
-        response = self.response
-        return self.error is None and response is not None and 200 <= response.status_code < 300
-
-
-_decode: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
-
-
-def read_result_line(line: bytes) -> ResultLine:
-    """Raises ValueError: this is no result line."""
-    try:
-        result = _decode(line)
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
-    if result.response is None and result.error is None:
-        raise ValueError("it has neither a response nor an error")
-    return result
-
-
-@dataclass
-class _Scan:
-    """What one file holds. ``holes`` are the spans of lines that a loss of power has spoiled."""
-
-    path: Path
-    end: int = 0  # of the last good line
-    size: int = 0
-    ends_with_newline: bool = True
-    holes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-
-    @property
-    def torn_bytes(self) -> int:
-        return self.size - self.end + sum(end - start for start, end in self.holes)
-
-
 class _Opening:
     def __init__(self, paths: RunPaths, manifest: ManifestFields, disk: Disk) -> None:
         self._paths = paths
@@ -184,9 +115,6 @@ class _Opening:
         self._files: list[LockedFile] = []
         self._ids = FinishedIds()
         self._backups: list[Path] = []
-        self._duplicates: list[str] = []
-        self._duplicate_count = 0
-        self._torn_bytes = 0
 
     def run(self, *, retry_failed: bool, force_new: bool) -> OpenedJournal:
         self._check_paths()
@@ -199,9 +127,10 @@ class _Opening:
         elif self._is_new():
             self._move_statistics_aside()
             self._begin_anew()
-        scans = [self._scan(file) for file in self._files]
+        # All of them are read before one is changed.
+        scans = [scan_file(file, self._ids) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
-            self._mend(file, scan)
+            mend(file, scan)
         rescued = self._take_rescued()
         dropped = self._drop_failed() if retry_failed else 0
         output, *errors = self._files
@@ -209,11 +138,11 @@ class _Opening:
             resumed=bool(self._ids.succeeded or self._ids.failed or dropped),
             succeeded=len(self._ids.succeeded),
             failed=len(self._ids.failed),
-            torn_bytes=self._torn_bytes,
+            torn_bytes=sum(scan.torn_bytes for scan in scans),
             dropped_failures=dropped,
             rescued=rescued,
-            duplicates=self._duplicate_count,
-            duplicate_ids=tuple(self._duplicates),
+            duplicates=self._ids.duplicates,
+            duplicate_ids=tuple(self._ids.duplicate_ids),
             backups=tuple(self._backups),
         )
         error_file = errors[0] if errors else None
@@ -362,72 +291,6 @@ class _Opening:
                 shutil.move(place, backup)
                 self._backups.append(backup)
 
-    def _scan(self, file: LockedFile) -> _Scan:
-        scan = _Scan(file.path, size=file.size)
-        suspicious: tuple[int, int, int, ValueError] | None = None
-        offset = 0
-        with file.path.open("rb", buffering=1 << 18) as lines:
-            for number, line in enumerate(lines, 1):
-                start, offset = offset, offset + len(line)
-                if suspicious is not None:
-                    raise _broken(file.path, suspicious[0], suspicious[3])
-                try:
-                    result = read_result_line(line)
-                except ValueError as error:
-                    if line.isspace() and line.endswith(b"\n"):
-                        scan.end = offset
-                    elif b"\0" in line and line.endswith(b"\n"):
-                        # JSON has none: a block that never reached the disk before power was lost.
-                        scan.holes.append((start, offset))
-                        scan.end = offset
-                    elif not self._keep_without_newline(scan, line, start):
-                        suspicious = (number, start, offset, error)
-                else:
-                    self._count(result)
-                    scan.end = offset
-                    scan.ends_with_newline = line.endswith(b"\n")
-        if suspicious is not None and not _may_be_torn(file, suspicious[1], suspicious[2]):
-            raise _broken(file.path, suspicious[0], suspicious[3])
-        return scan
-
-    def _keep_without_newline(self, scan: _Scan, line: bytes, start: int) -> bool:
-        """A line that is whole but for its end, with NULs in the place of what should follow."""
-        whole = line.rstrip(b"\0")
-        if whole == line:
-            return False
-        try:
-            result = read_result_line(whole)
-        except ValueError:
-            return False
-        self._count(result)
-        scan.end = start + len(whole)
-        scan.ends_with_newline = False
-        return True
-
-    def _count(self, result: ResultLine) -> None:
-        digest = id_digest(result.custom_id)
-        ids = self._ids
-        if digest in ids.succeeded or digest in ids.failed:
-            self._duplicate_count += 1
-            if len(self._duplicates) < _DUPLICATES_NAMED:
-                self._duplicates.append(result.custom_id)
-            if result.ok and digest in ids.failed:  # an answer goes before a failure
-                ids.failed.discard(digest)
-                ids.succeeded.add(digest)
-            return
-        (ids.succeeded if result.ok else ids.failed).add(digest)
-
-    def _mend(self, file: LockedFile, scan: _Scan) -> None:
-        self._torn_bytes += scan.torn_bytes
-        if scan.holes:
-            file.replace(_without_holes(file.path, scan))
-        else:
-            file.cut(scan.end)
-        if scan.end and not scan.ends_with_newline:
-            file.write(b"\n")
-            file.sync()
-            file.commit()
-
     def _take_rescued(self) -> int:
         """Put what an earlier run could not write to where it belongs."""
         places = self._rescue.found()
@@ -459,64 +322,20 @@ class _Opening:
                 except ValueError:
                     continue  # torn
                 if result.custom_id not in self._ids:
-                    self._count(result)
+                    self._ids.count(result)
                     (output if result.ok else errors).write(line.rstrip(b"\n") + b"\n")
                     appended += 1
         return appended
 
     def _drop_failed(self) -> int:
         dropped = len(self._ids.failed)
-        if dropped:
+        if dropped or self._ids.duplicates:
             # A crash between the two is harmless: what is dropped is tried again.
             for file in self._files:
-                file.replace(_answers(file.path))
+                file.replace(answers(file.path))
             self._ids.failed.clear()
-            self._duplicates.clear()
-            self._duplicate_count = 0
+            self._ids.forget_duplicates()
         return dropped
-
-
-def _answers(path: Path) -> Iterator[bytes]:
-    """The lines of requests that have succeeded, one of each."""
-    written: set[int] = set()
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.isspace():
-                continue
-            result = read_result_line(line)
-            digest = id_digest(result.custom_id)
-            if result.ok and digest not in written:
-                written.add(digest)
-                yield line
-
-
-def _without_holes(path: Path, scan: _Scan) -> Iterator[bytes]:
-    holes = {start for start, _ in scan.holes}
-    offset = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if offset >= scan.end:
-                return
-            if offset not in holes:
-                yield line[: scan.end - offset]
-            offset += len(line)
-
-
-def _may_be_torn(file: LockedFile, start: int, end: int) -> bool:
-    """Whether the last line is the work of a crash: then it is no JSON, or of NULs."""
-    line = os.pread(file.fd, end - start, start)
-    try:
-        msgspec.json.decode(line)
-    except (msgspec.DecodeError, ValueError):
-        return True
-    return False
-
-
-def _broken(path: Path, number: int, error: ValueError) -> JournalError:
-    return JournalError(
-        f"{path}, line {number} is no result line ({error}): no crash leaves such a line. Mend or "
-        "remove it; nothing has been changed"
-    )
 
 
 def _has_calls(statistics: Path) -> bool:

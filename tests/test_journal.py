@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from hosts import Host
 from parallel_core._journal_files import Disk
-from parallel_core._journal_opening import id_digest
+from parallel_core._journal_scan import id_digest
 from parallel_core.errors import DifferentRunError, JournalError, JournalInUseError
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.run_statistics import RunPaths
@@ -297,6 +297,9 @@ def test_an_id_that_is_there_twice_is_told(paths: RunPaths) -> None:
         assert (journal.succeeded, journal.failed) == (2, 0)
         assert journal.opening.duplicates == 2
         assert journal.opening.duplicate_ids == ("a", "b")
+    with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
+        assert (journal.succeeded, journal.opening.duplicates) == (2, 0)
+    assert ids_in(paths.output) == ["b", "a"]
 
 
 @pytest.mark.parametrize("split", [False, True])
