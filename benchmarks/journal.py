@@ -3,6 +3,7 @@
 64 tasks hand results to a journal as fast as it takes them, with ``fdatasync`` for each group of
 them, in asyncio and in trio. Nothing else happens meanwhile, so the time for a result is what the
 journal adds to a run that waits for nothing; in a real one, calls go on while the disk works.
+Beside it, in turn: the same lines with a plain ``write`` and ``fdatasync`` for each 64, the floor.
 
 Then a file of a million finished requests is opened again, in a process of its own: seconds, and
 by how much the memory of the process grows at its peak.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -81,6 +83,17 @@ def appending(world: str, folder: Path, entries: list[JournalEntry]) -> tuple[fl
     return anyio.run(main, backend=world)
 
 
+def floor(folder: Path, entries: list[JournalEntry]) -> tuple[float, float]:
+    """The same of the disk alone."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    with (folder / "floor").open("wb", buffering=0) as file:
+        for first in range(0, len(entries), TASKS):
+            file.write(b"".join(entry.line + b"\n" for entry in entries[first : first + TASKS]))
+            os.fdatasync(file.fileno())
+    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+    return seconds / len(entries) * 1e6, cpu / len(entries) * 1e6
+
+
 def resuming(folder: Path) -> None:
     """In a process of its own: open the journal and print what that took."""
     paths = RunPaths.of(folder / "out.jsonl")
@@ -119,13 +132,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="journal-") as name:
         folder = Path(name)
         entries = make_entries(results)
-        measured: dict[str, list[tuple[float, float]]] = {"asyncio": [], "trio": []}
+        measured: dict[str, list[tuple[float, float]]] = {"asyncio": [], "trio": [], "floor": []}
         for _ in range(rounds):
-            for world, times in measured.items():
-                times.append(appending(world, folder, entries))
-        for world, times in measured.items():
+            for way, times in measured.items():
+                alone = way == "floor"
+                times.append(floor(folder, entries) if alone else appending(way, folder, entries))
+        for way, times in measured.items():
             clock, cpu = ([pair[index] for pair in times] for index in (0, 1))
-            print(f"{world}: {summary(clock, 'us')} for each of {results} results, ", end="")
+            print(f"{way}: {summary(clock, 'us')} for each of {results} results, ", end="")
             print(f"{summary(cpu, 'us')} of the processor")
         make_finished_run(folder, finished)
         command = [sys.executable, "-m", "benchmarks.journal", "--resume", str(folder)]

@@ -110,7 +110,9 @@ class _Opening:
             else os.path.relpath(paths.errors, paths.output.parent),
         }
         text = {"format_version": FORMAT_VERSION, "fields": self._fields}
-        self._manifest = msgspec.json.format(msgspec.json.encode(text), indent=2) + b"\n"
+        self._manifest = (
+            msgspec.json.format(msgspec.json.encode(text, order="sorted"), indent=2) + b"\n"
+        )
         self._rescue = Rescue(paths.rescue, paths.output, self._manifest, disk)
         self._files: list[LockedFile] = []
         self._ids = FinishedIds()
@@ -332,7 +334,7 @@ class _Opening:
         if dropped or self._ids.duplicates:
             # A crash between the two is harmless: what is dropped is tried again.
             for file in self._files:
-                file.replace(answers(file.path))
+                file.replace(answers(file.path, each_once=self._ids.duplicates > 0))
             self._ids.failed.clear()
             self._ids.forget_duplicates()
         return dropped

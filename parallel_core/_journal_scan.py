@@ -178,18 +178,22 @@ def mend(file: LockedFile, scan: Scan) -> None:
         file.commit()
 
 
-def answers(path: Path) -> Iterator[bytes]:
-    """The lines of requests that have succeeded, one of each."""
-    written: set[int] = set()
+def answers(path: Path, *, each_once: bool) -> Iterator[bytes]:
+    """The lines of requests that have succeeded; with ``each_once``, the first of each."""
+    seen: set[int] = set()
     with path.open("rb") as lines:
         for line in lines:
             if line.isspace():
                 continue
             result = read_result_line(line)
-            digest = id_digest(result.custom_id)
-            if result.ok and digest not in written:
-                written.add(digest)
-                yield line
+            if not result.ok:
+                continue
+            if each_once:
+                digest = id_digest(result.custom_id)
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            yield line
 
 
 def _without_holes(path: Path, scan: Scan) -> Iterator[bytes]:

@@ -85,13 +85,14 @@ class JournalWriter:
         self._on_disk = on_disk
         self._on_failure = on_failure
         # Guards all that follows; and its holder may use the files while nothing is unwritten.
-        self._changed = threading.Condition(threading.Lock())
+        # The lock can be taken twice: a forgotten journal may be collected, and closed, anywhere.
+        self._changed = threading.Condition(threading.RLock())
         self._entries: list[JournalEntry] = []
         self._records: list[bytes] = []
         self._unwritten = 0
         self._waiting: list[tuple[object, Wake, HostEvent]] = []
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
         self._thread.start()
 
     def put(self, entry: JournalEntry) -> None:
@@ -154,7 +155,8 @@ class JournalWriter:
     def close(self) -> None:
         """The same, and wait for it."""
         self.close_soon()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def while_idle(self, function: Callable[[list[LockedFile]], T]) -> T:
         """Call a function with the files, after all that was handed over is written."""
