@@ -1,9 +1,10 @@
 """What does it cost to keep every result on disk? ``python -m benchmarks.journal``.
 
-64 tasks hand results to a journal as fast as it takes them, with ``fdatasync`` for each group of
-them, in asyncio and in trio. Nothing else happens meanwhile, so the time for a result is what the
-journal adds to a run that waits for nothing; in a real one, calls go on while the disk works.
-Beside it, in turn: the same lines with a plain ``write`` and ``fdatasync`` for each 64, the floor.
+Tasks hand results to a journal as fast as it takes them, with ``fdatasync`` for each group of them,
+in asyncio and in trio: one task, like the consumer of a batch, and 64. Nothing else happens
+meanwhile, so the time for a result is what the journal adds to a run that waits for nothing; in a
+real one, calls go on while the disk works. Beside it, in turn: the same lines with a plain
+``write`` and ``fdatasync`` for each group, the floor.
 
 Then a file of a million finished requests is opened again, in a process of its own: seconds, and
 by how much the memory of the process grows at its peak.
@@ -12,6 +13,7 @@ by how much the memory of the process grows at its peak.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -27,7 +30,7 @@ import anyio
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.run_statistics import CallStatistics, RunPaths, statistics_line
 
-TASKS = 64
+GROUP = 32
 MIB = 1024.0  # KiB, in which the system tells the memory of a process
 ANSWER = "The film is a quiet triumph, and its last scene stays with you for days. " * 4
 
@@ -60,7 +63,9 @@ def make_entries(count: int) -> list[JournalEntry]:
     return entries
 
 
-def appending(world: str, folder: Path, entries: list[JournalEntry]) -> tuple[float, float]:
+def appending(
+    world: str, tasks: int, folder: Path, entries: list[JournalEntry]
+) -> tuple[float, float]:
     """Microseconds for each result: on the clock, and of the processor."""
 
     async def main() -> tuple[float, float]:
@@ -73,7 +78,7 @@ def appending(world: str, folder: Path, entries: list[JournalEntry]) -> tuple[fl
 
         began, began_cpu = time.perf_counter(), time.process_time()
         async with anyio.create_task_group() as group:
-            for _ in range(TASKS):
+            for _ in range(tasks):
                 group.start_soon(slot)
         await journal.aclose()
         seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
@@ -87,8 +92,8 @@ def floor(folder: Path, entries: list[JournalEntry]) -> tuple[float, float]:
     """The same of the disk alone."""
     began, began_cpu = time.perf_counter(), time.process_time()
     with (folder / "floor").open("wb", buffering=0) as file:
-        for first in range(0, len(entries), TASKS):
-            file.write(b"".join(entry.line + b"\n" for entry in entries[first : first + TASKS]))
+        for first in range(0, len(entries), GROUP):
+            file.write(b"".join(entry.line + b"\n" for entry in entries[first : first + GROUP]))
             os.fdatasync(file.fileno())
     seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     return seconds / len(entries) * 1e6, cpu / len(entries) * 1e6
@@ -132,11 +137,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="journal-") as name:
         folder = Path(name)
         entries = make_entries(results)
-        measured: dict[str, list[tuple[float, float]]] = {"asyncio": [], "trio": [], "floor": []}
+        ways: dict[str, Callable[[], tuple[float, float]]] = {
+            f"{world}, {tasks} {'task' if tasks == 1 else 'tasks'}": functools.partial(
+                appending, world, tasks, folder, entries
+            )
+            for world in ("asyncio", "trio")
+            for tasks in (1, 64)
+        }
+        ways["the disk alone"] = functools.partial(floor, folder, entries)
+        measured: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(rounds):
-            for way, times in measured.items():
-                alone = way == "floor"
-                times.append(floor(folder, entries) if alone else appending(way, folder, entries))
+            for way, measure in ways.items():
+                measured[way].append(measure())
         for way, times in measured.items():
             clock, cpu = ([pair[index] for pair in times] for index in (0, 1))
             print(f"{way}: {summary(clock, 'us')} for each of {results} results, ", end="")

@@ -92,6 +92,7 @@ class JournalWriter:
         self._unwritten = 0
         self._waiting: list[tuple[object, Wake, HostEvent]] = []
         self._closing = False
+        self._hurried = False  # somebody waits for what is there: it is not waited for more
         self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
         self._thread.start()
 
@@ -162,6 +163,8 @@ class JournalWriter:
         """Call a function with the files, after all that was handed over is written."""
         with self._changed:
             while self._unwritten:
+                self._hurried = True
+                self._changed.notify_all()
                 self._changed.wait()
             if self._closing:
                 raise RuntimeError("the journal is closed")
@@ -228,11 +231,12 @@ class JournalWriter:
 
     def _gather(self) -> None:
         deadline = time.monotonic() + self._group_seconds
-        while not self._closing and max(len(self._entries), len(self._records)) < self._group_size:
+        while max(len(self._entries), len(self._records)) < self._group_size:
             left = deadline - time.monotonic()
-            if left <= 0:
-                return
+            if left <= 0 or self._closing or self._hurried:
+                break
             self._changed.wait(left)
+        self._hurried = False
 
     def _wake_all(self) -> None:
         with self._changed:

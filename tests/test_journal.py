@@ -654,6 +654,21 @@ def test_an_idle_writer_does_not_wake(paths: RunPaths, monkeypatch: pytest.Monke
     assert set(timeouts) <= {None}
 
 
+def test_what_was_handed_over_can_be_waited_for(paths: RunPaths) -> None:
+    disk = FaultyDisk()
+    journal = Journal.open(paths, MANIFEST, group_seconds=3600.0, disk=disk)
+    journal.flush()
+    for number in (1, 2):
+        append(journal, entry(number))
+        journal.flush()
+        assert journal.succeeded == number
+    disk.fault = errno.EIO
+    append(journal, entry(3))
+    for call in (journal.flush, lambda: journal.rewrite_in_order([]), journal.close):
+        with pytest.raises(JournalError, match="1 result of calls that were made"):
+            call()
+
+
 def test_both_files_are_synced(split_paths: RunPaths) -> None:
     disk = FaultyDisk()
     run_of(split_paths, entry("a"), entry("b", ok=False), disk=disk, group_seconds=30.0)
