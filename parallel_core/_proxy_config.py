@@ -27,10 +27,11 @@ PLACEHOLDERS: Final = frozenset(
 )
 
 _SECRET_NAME: Final = re.compile(
-    r"api_?key|access_?key|_key$|^key$|secret|token$|password|passphrase|credential|authorization",
+    r"api[_-]?key|access[_-]?key|[_-]key$|^key$|secret|token$|password|passphrase|credential"
+    r"|authorization|^cookie$",
     re.IGNORECASE,
 )
-_HEADERS_NAME: Final = re.compile(r"headers$", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"(?:basic|bearer|token) +", re.IGNORECASE)
 
 LITELLM_SETTINGS: Final = frozenset(
     {
@@ -326,7 +327,7 @@ class _Reading:
             self.other_secrets.update(secrets_in(value, name))
             if name in _TALKATIVE_SETTINGS or name == "set_verbose":
                 self._warn(place, "it would have messages written into logs")
-            elif near := nearest(name, LITELLM_SETTINGS, likeness=0.85):  # callbacks, fallbacks
+            elif name != "callbacks" and (near := nearest(name, LITELLM_SETTINGS, likeness=0.85)):
                 self._warn(place, f"it is unknown here; is {near} meant?")
             else:
                 passed_over.append(name)
@@ -374,6 +375,8 @@ class _Document:
             raise RouterConfigError([f"{path} cannot be read: {error.strerror}"]) from None
         try:
             values, lines = _parse(path, text)
+        except RouterConfigError:
+            raise
         except yaml.MarkedYAMLError as error:
             raise RouterConfigError([_wrong_yaml(path, error)]) from None
         except yaml.YAMLError:
@@ -390,7 +393,8 @@ class _Document:
             what = "a list" if isinstance(values, list) else "a single value"
             problem = f"{path}, line 1: the file is {what}; at its top there must be model_list:"
             raise RouterConfigError([problem])
-        return cls(path, cast("dict[str, Any]", values), lines)
+        sections = cast("dict[object, Any]", values)
+        return cls(path, {str(name): value for name, value in sections.items()}, lines)
 
     def place(self, *inner: str | int) -> str:
         """Where something is, for the user: the file, the line and the names."""
@@ -544,20 +548,17 @@ def _is_pointer(name: object) -> bool:
 
 
 def secrets_in(value: object, name: str = "") -> Iterator[str]:
-    """Every text in a value that is a key, judged by its name; and what URLs and headers hide."""
+    """Every text in a value that is a key, judged by its name; and what URLs hide."""
     if isinstance(value, dict):
-        of_headers = _HEADERS_NAME.search(name) is not None
-        of_secret = is_secret_name(name)
         for key, inner in cast("dict[object, object]", value).items():
-            inner_name = "authorization" if of_headers or of_secret else str(key)
-            yield from secrets_in(inner, inner_name)
+            yield from secrets_in(inner, str(key))
     elif isinstance(value, list):
         for inner in cast("list[object]", value):
             yield from secrets_in(inner, name)
     elif isinstance(value, str) and not value.startswith(ENVIRONMENT_PREFIX):
         found = list(_secrets_of_url(value)) if "://" in value else []
         if is_secret_name(name):
-            found += [value, value.rpartition(" ")[2]]  # of "Bearer KEY"
+            found += [value, _SCHEME.sub("", value, count=1)]
         yield from (secret for secret in found if _is_worth_hiding(secret))
 
 

@@ -20,6 +20,7 @@ import msgspec
 from ._proxy_config import Deployment as _Deployment
 from ._proxy_config import ProxyConfig as _ProxyConfig
 from ._proxy_config import RouterConfigError as RouterConfigError
+from ._proxy_config import Setting as _Setting
 from ._proxy_config import (
     is_secret_name,
     nearest,
@@ -46,6 +47,13 @@ _DEFAULT_ADDRESSES: Final = {
 }
 # Of these it is certain that no call succeeds without a key; others have further ways to log in.
 _NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
+_NUMBERS: Final = frozenset(
+    {
+        *("allowed_fails", "client_ttl", "cooldown_time", "default_max_parallel_requests"),
+        *("max_fallbacks", "num_retries", "request_timeout", "retry_after", "stream_timeout"),
+        "timeout",
+    }
+)
 # These shape where and how a call is sent, but not what is asked.
 _NOT_OF_THE_ANSWER: Final = frozenset(
     {
@@ -175,10 +183,7 @@ def router_from_config(path: Path) -> RunRouter:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
         if problems:
             raise RouterConfigError(problems)
-        settings: dict[str, Any] = {
-            name: resolved(setting.value, os.environ)
-            for name, setting in config.router_settings.items()
-        }
+        settings = _resolved_settings(config.router_settings)
         router = _make_router(
             f"{config.path}",
             secrets,
@@ -209,10 +214,7 @@ def config_in_place(config: _ProxyConfig) -> Generator[None]:
         for name, text in config.environment(os.environ).items():
             changes.callback(_put_variable, name, os.environ.get(name))
             os.environ[name] = text
-        settings = {
-            name: resolved(setting.value, os.environ)
-            for name, setting in config.litellm_settings.items()
-        }
+        settings = _resolved_settings(config.litellm_settings)
         if "request_timeout" in settings:
             settings["request_timeout_explicitly_set"] = True
         if config.credentials:
@@ -223,6 +225,26 @@ def config_in_place(config: _ProxyConfig) -> Generator[None]:
             changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
             setattr(module, name, value)
         yield
+
+
+def _resolved_settings(settings: Mapping[str, _Setting]) -> dict[str, Any]:
+    """The values, with those of the environment. litellm does not look at their types before it
+    reckons with them in a call: what is no number is found here."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, setting in settings.items():
+        value = values[name] = resolved(setting.value, os.environ)
+        if name not in _NUMBERS or value is None:
+            continue
+        if isinstance(value, str):  # as in the environment everything is
+            with contextlib.suppress(ValueError):
+                number = float(value)
+                value = values[name] = int(number) if number.is_integer() else number
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            problems.append(f"{setting.place}: must be a number")
+    if problems:
+        raise RouterConfigError(problems)
+    return values
 
 
 def _put_variable(name: str, text: str | None) -> None:
@@ -538,9 +560,10 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
     # litellm chooses the model of these later.
     if "*" not in model and not model.startswith("auto_router/"):
         try:
-            _, provider, _, told = litellm.get_llm_provider(
-                model, custom_llm_provider=provider, api_base=api_base
-            )
+            with _quiet_litellm():
+                _, provider, _, told = litellm.get_llm_provider(
+                    model, custom_llm_provider=provider, api_base=api_base
+                )
         except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
             raise RouterConfigError([_unknown_provider(model)]) from None
     elif provider is None:
@@ -574,7 +597,7 @@ def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> li
 
     module = cast("Any", litellm)
     given = ("api_key", "litellm_credential_name", "azure_ad_token", "extra_headers", "headers")
-    if any(values.get(name) for name in given) or "*" in model:
+    if any(values.get(name) for name in given):
         return []
     if module.api_key or getattr(module, f"{provider}_key", None):
         return []
