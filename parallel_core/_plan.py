@@ -23,6 +23,7 @@ from .control._metering import ItemMeter, RouterMeter
 from .control.adaptive import AdaptiveConcurrency, LimitChange
 from .control.compose import BatchMeter, compose, needs_tokens
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .control.stopping import Stopping
 from .control.watching import UsageTally
 from .router_call import (
     as_request,
@@ -118,6 +119,7 @@ def completion_plan(
     return_exceptions: bool,
     preserve_order: bool,
     controls: Controls,
+    stopping: Stopping | None = None,
 ) -> BatchPlan[RouterParallelResult]:
     """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
     return _router_plan(
@@ -128,6 +130,7 @@ def completion_plan(
         return_exceptions=return_exceptions,
         preserve_order=preserve_order,
         controls=controls,
+        stopping=stopping,
     )
 
 
@@ -164,6 +167,7 @@ def _router_plan(
     preserve_order: bool,
     controls: Controls,
     streaming: bool = False,
+    stopping: Stopping | None = None,
 ) -> BatchPlan[ResultT]:
     limit = checked_concurrency(concurrency)
     may_reject: Mapping[str, int] = {}
@@ -184,7 +188,8 @@ def _router_plan(
     )
     if budget is not None and is_checked_as_a_whole(requests):
         given = cast("Iterable[object]", requests)
-        budget.check(meter, [as_request(index, item) for index, item in enumerate(given)])
+        checked = [as_request(index, item) for index, item in enumerate(given)]
+        budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
     if isinstance(limit, AdaptiveConcurrency):
         may_reject = places_of(router)
         limit = _within_places(limit, router, may_reject)
@@ -207,9 +212,14 @@ def _router_plan(
         controls,
         meter,
         may_reject,
+        stopping,
     )
-    pieces = PIECES_PER_SLOT * plan.concurrency if streaming else 0
-    return dataclasses.replace(plan, attachments=[*plan.attachments, streams], pieces=pieces)
+    return dataclasses.replace(
+        plan,
+        call=streams.wrap_controls(plan.call),
+        attachments=[*plan.attachments, streams],
+        pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+    )
 
 
 def _plan(
@@ -223,6 +233,7 @@ def _plan(
     controls: Controls,
     meter: BatchMeter | None,
     may_reject: Mapping[str, int],
+    stopping: Stopping | None = None,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -233,6 +244,7 @@ def _plan(
         meter=meter,
         requests_have_timeouts=prepare is not None,
         may_reject=may_reject,
+        stopping=stopping,
     )
     return BatchPlan(
         composed.call,

@@ -9,12 +9,13 @@ from typing import Any, Unpack
 import sniffio
 from anyio.from_thread import start_blocking_portal
 
-from . import bridge, nursery_engine
+from . import bridge, nursery_engine, trio_router
 from ._call_loop import plain_loop_factory
 from ._handle import ParallelBatch, collect
 from ._litellm_loop import leave_this_loop
 from ._plan import Requests, Source, completion_plan
 from .control.options import Concurrency, Controls
+from .control.stopping import Stopping
 from .trio_router import RouterHost, RouterHostName
 from .types import (
     ItemT,
@@ -180,6 +181,31 @@ async def parallel_acompletions(
         **controls,
     )
     return results
+
+
+def stoppable_completions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency,
+    router_host: RouterHost | RouterHostName | None,
+    controls: Controls,
+    stopping: Stopping,
+) -> ParallelBatch[RouterParallelResult]:
+    """:func:`iter_parallel_acompletions` that can be ended before its time, for runs of files."""
+    world = _world()
+    _host_option(world, router, router_host)
+    in_trio = world is nursery_engine
+    plan = completion_plan(
+        trio_router.in_trio(router, router_host) if in_trio else router,
+        requests,
+        concurrency=concurrency,
+        return_exceptions=True,
+        preserve_order=False,
+        controls=controls,
+        stopping=stopping,
+    )
+    return nursery_engine.TrioParallelBatch(plan) if in_trio else bridge.AsyncioParallelBatch(plan)
 
 
 def parallel_completions(

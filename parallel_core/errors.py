@@ -70,18 +70,34 @@ class RequestTimeoutError(TimeoutError):
         index: of the request.
         model: of the request; ``None`` for items of :func:`parallel_map`.
         limit: the timeout, in seconds.
+        text: of a streamed answer, what had arrived.
+        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            where nothing was streamed, or nothing had arrived.
     """
 
-    def __init__(self, index: int, model: str | None, limit: float) -> None:
+    def __init__(
+        self,
+        index: int,
+        model: str | None,
+        limit: float,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
         # One argument: of two, OSError would make an errno.
         of_model = "" if model is None else f" (model {model!r})"
         super().__init__(f"request {index}{of_model} took longer than its timeout of {limit:g} s")
         self.index = index
         self.model = model
         self.limit = limit
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
 
-    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[int, str | None, float]]:
-        return type(self), (self.index, self.model, self.limit)
+    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.limit, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class BatchDeadlineError(TimeoutError):
@@ -94,16 +110,31 @@ class BatchDeadlineError(TimeoutError):
     Attributes:
         index: of the request; ``None`` where the batch raises it.
         limit: the deadline, in seconds from the start of the batch.
+        text: of a streamed answer, what had arrived.
+        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            where nothing was streamed, or nothing had arrived.
     """
 
-    def __init__(self, index: int | None, limit: float) -> None:
+    def __init__(
+        self,
+        index: int | None,
+        limit: float,
+        text: str = "",
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
         who = "the batch" if index is None else f"request {index}"
         super().__init__(f"{who} was not finished at the batch's deadline of {limit:g} s")
         self.index = index
         self.limit = limit
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
 
-    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[int | None, float]]:
-        return type(self), (self.index, self.limit)
+    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[Any, ...]]:
+        fields = (self.index, self.limit, self.text)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class BudgetExceededError(Exception):
@@ -133,7 +164,7 @@ class BudgetExceededError(Exception):
 
 
 class StreamInterruptedError(Exception):
-    """A stream broke off after its first chunk.
+    """A stream broke off after its first chunk, or ended without any answer.
 
     The exception of its result, or the first error of a fail-fast batch. What broke it is its
     ``__cause__``. A stream that fails before its first chunk has failed with that error itself.
@@ -142,7 +173,8 @@ class StreamInterruptedError(Exception):
         index: of the request.
         model: of the request.
         text: what had arrived.
-        usage: tokens and cost of it, estimated; ``None`` where nobody can tell.
+        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
+            nobody can tell.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk.
     """
 
@@ -180,7 +212,8 @@ class StreamStalledError(TimeoutError):
         model: of the request.
         limit: the timeout, in seconds.
         text: what had arrived.
-        usage: tokens and cost of it, estimated; ``None`` where nothing had arrived.
+        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
+            nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
             where none had come.
     """
@@ -211,6 +244,32 @@ class StreamStalledError(TimeoutError):
         return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
+class StoppedError(Exception):
+    """A run of a file was stopped before this request had come to its end.
+
+    Nobody gets it: such requests have no line in the output, and the next run sends them.
+
+    Attributes:
+        index: of the request.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return f"request {self.index} had not come to its end when its run was stopped"
+
+
+# Those of a stream that has begun: they tell what had come, and what that has used.
+WITH_A_PART = (
+    StreamInterruptedError,
+    StreamStalledError,
+    RequestTimeoutError,
+    BatchDeadlineError,
+)
+
+
 class RouterHostClosedError(RuntimeError):
     """The asyncio loop on which trio has a Router's calls made has been closed.
 
@@ -225,6 +284,78 @@ class RouterHostClosedError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[RouterHostClosedError], tuple[()]]:
         return type(self), ()
+
+
+class InputFileError(ValueError):
+    """A file of requests cannot be used as it is.
+
+    Raised before the first call where the file as a whole is at fault: it is not there, is empty,
+    is compressed, or does not go with the options. Also where it has changed since it was checked.
+    The text says what to do. What is wrong with single lines is in the summary of the check.
+    """
+
+
+class JournalError(RuntimeError):
+    """Results cannot be kept on disk, or what is there cannot be gone on with.
+
+    Raised when a journal is opened, and by everything of a journal whose disk has failed. The text
+    says which file it is, what is wrong with it, and where results are that could not be written.
+    """
+
+
+class JournalInUseError(JournalError):
+    """Another run, in this process or another one, writes to the same output file.
+
+    Raised when a journal is opened.
+
+    Attributes:
+        path: the file that is in use.
+        process: the process id of the other run; ``None`` where the system does not tell.
+    """
+
+    def __init__(self, path: str, process: int | None) -> None:
+        by = "another run" if process is None else f"another run, process {process}"
+        super().__init__(
+            f"{path} is in use by {by}: wait until that has ended, or stop it, or give another "
+            "output file"
+        )
+        self.path = path
+        self.process = process
+
+    def __reduce__(self) -> tuple[type[JournalInUseError], tuple[str, int | None]]:
+        return type(self), (self.path, self.process)
+
+
+class DifferentRunError(JournalError):
+    """The output file holds the results of a run with another input or other options.
+
+    Raised when a journal is opened. Nothing has been changed.
+
+    Attributes:
+        path: the output file.
+        differences: what differs: by the field's name the value of then and the value of now.
+            ``None`` is also a field that was not there.
+    """
+
+    def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+        named = "; ".join(
+            f"{name} was {_shown(old)} and is now {_shown(new)}"
+            for name, (old, new) in differences.items()
+        )
+        super().__init__(
+            f"{path} holds the results of a different run: {named}. Go on as it was begun, give "
+            "another output file, or begin anew with force_new (--force-new), which moves the old "
+            "files aside"
+        )
+        self.path = path
+        self.differences: dict[str, tuple[Any, Any]] = dict(differences)
+
+    def __reduce__(self) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]]]]:
+        return type(self), (self.path, self.differences)
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _ranges(indexes: Iterable[int]) -> str:

@@ -111,20 +111,27 @@ def check_models(by_model: object, router: object) -> None:
     Raises:
         ValueError: names the models of both.
     """
-    known = model_groups(router)
-    behind = _behind(router)
-    if not isinstance(by_model, Mapping) or not known or any("*" in name for name in known):
+    if not isinstance(by_model, Mapping):
         return
-    if getattr(behind, "default_deployment", None) is not None:
-        return  # takes every name
-    given = cast("Mapping[Any, object]", by_model)
-    names = known.union(getattr(behind, "model_group_alias", None) or ())
-    unknown = [model for model in given if model not in names]
+    unknown = unknown_models(router, cast("Mapping[Any, object]", by_model))
     if unknown:
         raise ValueError(
             f"rate_limit: the Router has no model {', '.join(map(repr, unknown))}; it has "
-            f"{', '.join(map(repr, sorted(names)))}"
+            f"{', '.join(map(repr, sorted(_names_of_models(router))))}"
         )
+
+
+def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
+    """Those models that a Router cannot have a call for; none where it takes every name."""
+    known = _names_of_models(router)
+    takes_all = getattr(_behind(router), "default_deployment", None) is not None
+    if not model_groups(router) or takes_all or any("*" in name for name in known):
+        return []
+    return [model for model in models if model not in known]
+
+
+def _names_of_models(router: object) -> set[str]:
+    return model_groups(router).union(getattr(_behind(router), "model_group_alias", None) or ())
 
 
 def places_of(router: object) -> dict[str, int]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
+from ._stream_reading import StreamReading
 from .control._call import Call
 from .control._engine import Engine
 from .control._metering import ItemMeter, RouterMeter
-from .errors import StreamInterruptedError, StreamStalledError
+from .errors import WITH_A_PART, BatchDeadlineError, RequestTimeoutError, StreamStalledError
 from .types import (
     RouterParallelRequest,
     RouterParallelResult,
@@ -50,7 +51,7 @@ def completion_result(
     usage: Usage | None = None
     if type(value) is StreamedResponse:
         first, usage, value = value.time_to_first_chunk, value.usage, value.response
-    elif isinstance(exception, StreamInterruptedError | StreamStalledError):
+    elif isinstance(exception, WITH_A_PART):
         first, usage = exception.time_to_first_chunk, exception.usage
     return RouterParallelResult(
         index, request, value, exception, started_at, duration, first, usage
@@ -92,26 +93,59 @@ class Streams:
         self._emit = emit
         self._on_chunk = on_chunk
         self._stall_timeout = stall_timeout
+        self._cut_off: dict[int, StreamReading] = {}  # by the index of the request
         self._engine: Engine
 
     def begin(self, engine: Engine) -> None:
         self._engine = engine
 
     def end(self) -> None:
-        pass
+        self._cut_off.clear()
 
     def wrap(self, call: Call) -> Call:
         """Have a call that answers with a stream return the whole answer."""
 
         def streamed(index: int, request: Any) -> Awaitable[Any]:
-            if not self._all_of_them and not is_streamed(request):
+            if not self._is_streamed(request):
                 return call(index, request)
             return self._whole_answer(call, index, request)
 
         return streamed
 
+    def wrap_controls(self, call: Call) -> Call:
+        """Have the error of a control that has cut off a stream tell what had come of it."""
+
+        async def cut_off(index: int, request: Any) -> Any:
+            try:
+                return await call(index, request)
+            except (RequestTimeoutError, BatchDeadlineError) as error:
+                reading = self._cut_off.get(index)
+                if reading is not None:
+                    error.text = reading.text
+                    error.time_to_first_chunk = reading.time_to_first_chunk
+                    error.usage = await reading.usage_of_a_part()
+                raise
+            finally:
+                self._cut_off.pop(index, None)
+
+        def streamed(index: int, request: Any) -> Awaitable[Any]:
+            return (cut_off if self._is_streamed(request) else call)(index, request)
+
+        return streamed
+
+    def _is_streamed(self, request: object) -> bool:
+        return self._all_of_them or is_streamed(request)
+
     async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
-        reading = _Reading(index, request, self._meter)
+        reading = StreamReading(index, request, self._meter)
+        try:
+            return await self._in_time(call, reading)
+        except anyio.get_cancelled_exc_class():
+            if reading.chunks:
+                self._cut_off[index] = reading
+            raise
+
+    async def _in_time(self, call: Call, reading: StreamReading) -> Any:
         limit = self._stall_timeout
         if limit is None:
             return await self._read(call, reading, None)
@@ -121,15 +155,21 @@ class Streams:
                 return await self._read(call, reading, watch)
             finally:
                 watch.end()
-        usage = await reading.usage_of_a_part() if reading.chunks else None
+        usage = await reading.usage_of_a_part()
         raise StreamStalledError(
-            index, request.model, limit, reading.text, usage, reading.time_to_first_chunk
+            reading.index,
+            reading.request.model,
+            limit,
+            reading.text,
+            usage,
+            reading.time_to_first_chunk,
         )
 
-    async def _read(self, call: Call, reading: _Reading, watch: _StallWatch | None) -> Any:
+    async def _read(self, call: Call, reading: StreamReading, watch: _StallWatch | None) -> Any:
         stream = await call(reading.index, _as_stream(reading.request))
         if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
             return stream  # answered as a whole, by a callable that knows no streams
+        reading.begin(stream)
         chunks = aiter(stream)
         try:
             await self._read_chunks(chunks, reading, watch)
@@ -139,16 +179,16 @@ class Streams:
             await _close(chunks)
             if stream is not chunks:
                 await _close(stream)
-        return await reading.whole(stream)
+        return await reading.whole()
 
     async def _read_chunks(
-        self, stream: AsyncIterator[Any], reading: _Reading, watch: _StallWatch | None
+        self, stream: AsyncIterator[Any], reading: StreamReading, watch: _StallWatch | None
     ) -> None:
         for number in itertools.count(1):
             if not number % _CHUNKS_BETWEEN_PAUSES:
                 await anyio.lowlevel.checkpoint()
             try:
-                chunk = await anext(stream)
+                piece = reading.take(await anext(stream))
             except StopAsyncIteration:
                 return
             except Exception as error:
@@ -157,7 +197,6 @@ class Streams:
                 if not reading.chunks:
                     raise
                 raise await reading.interrupted() from error
-            piece = reading.take(chunk)
             if self._on_chunk is not None:
                 self._call_back(self._on_chunk, piece)
             if self._emit:
@@ -219,93 +258,6 @@ class _StallWatch:
             self._stalled()
 
 
-class _Reading:
-    """What has come of one stream."""
-
-    def __init__(
-        self, index: int, request: RouterParallelRequest, meter: RouterMeter | ItemMeter
-    ) -> None:
-        self.index = index
-        self.request = request
-        self.chunks: list[Any] = []
-        self.time_to_first_chunk: float | None = None
-        self._texts: list[str] = []
-        self._meter = meter
-        self._began = time.perf_counter()
-
-    @property
-    def text(self) -> str:
-        return "".join(self._texts)
-
-    def take(self, chunk: Any) -> StreamChunk:
-        if self.time_to_first_chunk is None:
-            self.time_to_first_chunk = time.perf_counter() - self._began
-        if isinstance(chunk, dict):
-            chunk = _as_litellm_has_it(cast("dict[str, Any]", chunk))
-        self.chunks.append(chunk)
-        text = _text_of(chunk)
-        if text:
-            self._texts.append(text)
-        return StreamChunk(self.index, self.request, chunk, text)
-
-    async def whole(self, stream: Any) -> StreamedResponse:
-        """The whole answer, as if it had not been streamed."""
-        import litellm
-
-        estimate = None if self._tells_usage(stream) else await self._estimate(at_once=False)
-        try:
-            response: Any = cast("Any", litellm).stream_chunk_builder(
-                self.chunks, messages=list(self.request.messages)
-            )
-        except Exception as error:
-            # Of pieces that are none: what has come is told all the same.
-            raise await self.interrupted() from error
-        if response is not None:
-            if estimate is not None:
-                response.usage = cast("Any", litellm).Usage(
-                    prompt_tokens=estimate.prompt_tokens,
-                    completion_tokens=estimate.completion_tokens,
-                    total_tokens=estimate.total_tokens,
-                )
-            else:
-                _tell_cost(response, stream)
-        usage = estimate
-        if usage is None:
-            usage = self._meter.usage_of(self.request, response)
-        return StreamedResponse(response, usage, self.time_to_first_chunk)
-
-    def _tells_usage(self, stream: Any) -> bool:
-        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
-        # really came is in the stream's own list; but not where another model has answered in the
-        # place of the first one, whose list it is: then it has to be believed.
-        came: Any = getattr(getattr(stream, "response", stream), "chunks", None)
-        own: list[Any] = came if isinstance(came, list) else []  # pyright: ignore[reportUnknownVariableType]
-        last = getattr(self.chunks[-1], "id", None) if self.chunks else None
-        is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
-        chunks = own if is_its_own else self.chunks
-        usages: list[Any] = [getattr(chunk, "usage", None) for chunk in chunks]
-        return any(usage is not None and getattr(usage, "total_tokens", 0) for usage in usages)
-
-    async def interrupted(self) -> StreamInterruptedError:
-        usage = await self.usage_of_a_part()
-        return StreamInterruptedError(
-            self.index, self.request.model, self.text, usage, self.time_to_first_chunk
-        )
-
-    async def usage_of_a_part(self) -> Usage | None:
-        """What has been used by a stream that has failed."""
-        # It must not take time: a timeout, or the end of the batch, may be near.
-        usage = await self._estimate(at_once=True)
-        self.chunks.clear()  # the error keeps this object, in the frames of its traceback
-        return usage
-
-    async def _estimate(self, *, at_once: bool) -> Usage | None:
-        if isinstance(self._meter, ItemMeter):
-            return None
-        text = self.text + _tool_arguments(self.chunks)
-        return await self._meter.estimate(self.request, text, at_once=at_once)
-
-
 def _as_stream(request: RouterParallelRequest) -> RouterParallelRequest:
     kwargs = dict(request.kwargs or {})
     options: Any = kwargs.get("stream_options")
@@ -320,53 +272,14 @@ async def _close(stream: Any) -> None:
 
     An answer that is there is not lost for an error in this; that goes to the log.
     """
-    aclose = getattr(stream, "aclose", None)
-    if aclose is None:
+    # Those of openai's client have a close() alone, which is async as well.
+    close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+    if not callable(close):
         return
     with anyio.CancelScope(shield=True):
         try:
-            await aclose()
+            closing: object = close()
+            if inspect.isawaitable(closing):
+                await closing
         except Exception as error:  # noqa: BLE001 - of any provider
             logger.warning("a stream could not be closed: %s", type(error).__qualname__)
-
-
-def _as_litellm_has_it(chunk: dict[str, Any]) -> Any:
-    from litellm.types.utils import ModelResponseStream
-
-    return ModelResponseStream(**chunk)
-
-
-def _text_of(chunk: Any) -> str:
-    choices = getattr(chunk, "choices", None)
-    if not choices:
-        return ""
-    text = getattr(getattr(choices[0], "delta", None), "content", None)
-    return text if isinstance(text, str) else ""
-
-
-def _tool_arguments(chunks: list[Any]) -> str:
-    """What a model has written into the calls of tools: tokens as well."""
-    parts: list[str] = []
-    for chunk in chunks:
-        choices: list[Any] = getattr(chunk, "choices", None) or []
-        for choice in choices:
-            calls: list[Any] = getattr(getattr(choice, "delta", None), "tool_calls", None) or []
-            for call in calls:
-                function: Any = getattr(call, "function", None)
-                fields: list[Any] = [getattr(function, name, "") for name in ("name", "arguments")]
-                parts += [field for field in fields if isinstance(field, str)]
-    return "".join(parts)
-
-
-def _tell_cost(response: Any, stream: Any) -> None:
-    """litellm reckons the cost of a stream for its own callbacks only, after the end."""
-    hidden = getattr(response, "_hidden_params", None)
-    if not isinstance(hidden, dict) or cast("Mapping[str, Any]", hidden).get("response_cost"):
-        return
-    logging = getattr(getattr(stream, "response", stream), "logging_obj", None)
-    calculate = getattr(logging, "_response_cost_calculator", None)
-    if calculate is None:
-        return
-    cost = calculate(result=response)
-    if cost is not None:
-        hidden["response_cost"] = cost

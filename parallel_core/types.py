@@ -210,12 +210,14 @@ class StreamChunk(msgspec.Struct, frozen=True, eq=False):
         request: the request.
         chunk: what litellm's stream gave.
         text: what it adds to the text of the answer; often nothing.
+        choice: of which of the answers it is, from 0, where the request asks for ``n`` of them.
     """
 
     index: int
     request: RouterParallelRequest
     chunk: Any
     text: str
+    choice: int = 0
 
     def __repr__(self) -> str:
         return f"<StreamChunk index={self.index} {len(self.text)} characters>"

@@ -6,6 +6,7 @@ import gc
 import itertools
 import pickle
 import random
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -1076,3 +1077,225 @@ def test_the_method_of_a_router(server: DemoServerThread) -> None:
         assert ends[0].usage.completion_tokens > 0
 
     run_with_routers(Host("asyncio", "asyncio"), main)
+
+
+async def say(*chunks: Any) -> AsyncGenerator[Any, None]:
+    for chunk in chunks:
+        await anyio.lowlevel.checkpoint()
+        if isinstance(chunk, Exception):
+            raise chunk
+        yield chunk
+
+
+async def result_of(*chunks: Any, **controls: Any) -> RouterParallelResult:
+    provider = Provider(lambda _: say(*chunks))
+    (result,) = await parallel_core.parallel_acompletions(
+        provider.answer, [request(0, stream=True)], **controls
+    )
+    return result
+
+
+def of_choice(index: int, text: str | None, finish: str | None = None) -> dict[str, Any]:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    return {"id": "1", "model": "gpt", "choices": [choice]}
+
+
+def test_several_choices_of_a_stream_stay_apart(host: Host) -> None:
+    chunks = [
+        of_choice(0, "a0 "), of_choice(1, "b0 "), of_choice(0, "a1"), of_choice(0, None, "stop"),
+        of_choice(1, "b1"), of_choice(1, None, "length"), told(3, 4),
+    ]  # fmt: skip
+    provider = Provider(lambda _: say(*chunks))
+
+    async def main() -> None:
+        pieces: dict[int, str] = {}
+        async with parallel_core.iter_parallel_streams(provider.answer, [request(0)]) as batch:
+            async for event in batch:
+                if isinstance(event, StreamChunk):
+                    pieces[event.choice] = pieces.get(event.choice, "") + event.text
+                else:
+                    result = event.result
+        assert pieces == {0: "a0 a1", 1: "b0 b1"}
+        answers = [
+            (choice.index, choice.message.content, choice.finish_reason)
+            for choice in result.response.choices
+        ]
+        assert answers == [(0, "a0 a1", "stop"), (1, "b0 b1", "length")]
+        assert result.usage is not None
+        assert result.usage.completion_tokens == 4
+        assert not result.usage.estimated
+
+    host.run(main)
+
+
+def test_usage_that_was_told_before_a_stream_broke_goes_before_an_estimate(host: Host) -> None:
+    async def main() -> None:
+        # Nothing came after it.
+        late = await result_of(piece("a b c"), told(11, 7), ConnectionError())
+        assert isinstance(late.exception, StreamInterruptedError)
+        assert late.usage is not None
+        assert (late.usage.prompt_tokens, late.usage.completion_tokens) == (11, 7)
+        assert not late.usage.estimated
+        # What came after it is estimated.
+        early = await result_of(told(11, 1), piece("word " * 100), ConnectionError())
+        assert early.usage is not None
+        assert early.usage.prompt_tokens == 11
+        assert early.usage.completion_tokens > 50
+        assert early.usage.estimated
+
+    host.run(main)
+
+
+def test_usage_without_a_total_is_usage(host: Host) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+
+    async def main() -> None:
+        result = await result_of(
+            piece("a"), {"id": "1", "model": "gpt", "choices": [], "usage": usage}
+        )
+        assert result.usage is not None
+        assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (5, 2)
+        assert not result.usage.estimated
+
+    host.run(main)
+
+
+def test_reasoning_counts_in_an_estimate(host: Host) -> None:
+    thought = piece(None)
+    thought["choices"][0]["delta"]["reasoning_content"] = "thinking " * 200
+
+    async def main() -> None:
+        result = await result_of(thought, piece("ok"), piece(None, finish="stop"))
+        assert result.usage is not None
+        assert result.usage.estimated
+        assert result.usage.completion_tokens > 100
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_stream_that_has_only_close_is_closed(host: Host, is_async: bool) -> None:
+    closed: list[bool] = []
+
+    class Stream:
+        def __init__(self) -> None:
+            self._chunks = say(piece("a"), piece("b"), ConnectionError())
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return self
+
+        async def __anext__(self) -> Any:
+            return await anext(self._chunks)
+
+        def close(self) -> Any:
+            closed.append(True)
+            return anyio.lowlevel.checkpoint() if is_async else None
+
+    async def answer(**_: Any) -> Any:
+        return Stream()
+
+    async def main() -> None:
+        (result,) = await parallel_core.parallel_acompletions(answer, [request(0, stream=True)])
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert closed == [True]
+
+    host.run(main)
+
+
+def test_a_long_stream_is_made_whole_beside_the_loop(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    threads: list[int] = []
+    build = litellm.stream_chunk_builder
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        threads.append(threading.get_ident())
+        return build(*arguments, **more)
+
+    monkeypatch.setattr(litellm, "stream_chunk_builder", watched)
+
+    async def main() -> None:
+        result = await result_of(*[piece("x ") for _ in range(1000)], piece(None, finish="stop"))
+        assert result.response.choices[0].message.content == "x " * 1000
+        assert len(threads) == 1
+        assert threads[0] != threading.get_ident()
+
+    host.run(main)
+
+
+def test_a_timeout_and_a_deadline_tell_what_had_come(host: Host) -> None:
+    async def main() -> None:
+        came = anyio.Event()
+
+        async def endless(_: int) -> AsyncGenerator[Any, None]:
+            yield piece("some words")
+            yield told(9, 2)
+            came.set()
+            await anyio.sleep_forever()
+
+        provider = Provider(lambda number: endless(number))
+        for control, kind in (("timeout", RequestTimeoutError), ("deadline", BatchDeadlineError)):
+            controls: dict[str, Any] = {control: 0.05}
+            batch = parallel_core.iter_parallel_acompletions(
+                provider.answer, [request(0, stream=True)], **controls
+            )
+            async with batch:
+                results = [result async for result in batch]
+            (result,) = results
+            error = result.exception
+            assert isinstance(error, kind)
+            assert isinstance(error, RequestTimeoutError | BatchDeadlineError)
+            assert error.text == "some words"
+            assert error.usage is not None
+            assert error.usage.completion_tokens == 2
+            assert error.time_to_first_chunk is not None
+            assert result.usage == batch.usage == error.usage
+            copy = pickle.loads(pickle.dumps(error))
+            assert (copy.text, copy.usage) == (error.text, error.usage)
+            assert provider.open == 0
+        assert came.is_set()
+
+    host.run(main)
+
+
+def test_a_stream_without_any_chunk_is_no_answer(host: Host) -> None:
+    async def main() -> None:
+        result = await result_of()
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert result.exception.text == ""
+
+    host.run(main)
+
+
+def test_an_error_that_comes_as_a_chunk_is_no_answer(host: Host) -> None:
+    async def main() -> None:
+        result = await result_of(piece("half"), {"error": {"message": "overloaded"}})
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert result.exception.text == "half"
+
+    host.run(main)
+
+
+def test_a_meter_that_fails_ends_the_batch_and_not_the_answer(host: Host) -> None:
+    class Meter:
+        def worst_case(self, item: Any) -> Usage:
+            return Usage()
+
+        def usage(self, value: Any) -> Usage:
+            raise LookupError("of the meter")
+
+    async def main() -> None:
+        provider = Provider(lambda _: say(piece("whole"), piece(None, finish="stop")))
+        answers: list[str] = []
+        batch = parallel_core.iter_parallel_acompletions(
+            provider.answer, [request(0, stream=True)], meter=Meter()
+        )
+        with pytest.raises(LookupError, match="of the meter"):
+            async with batch:
+                async for result in batch:
+                    answers.append(result.unwrap().choices[0].message.content)
+        assert answers == ["whole"]
+
+    host.run(main)

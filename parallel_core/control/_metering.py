@@ -136,6 +136,18 @@ class RouterMeter:
         cost = 0.0 if price is None else prompt * price.of_input + output * price.of_output
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
+    def likely_cost(self, item: RouterParallelRequest, answer_tokens: int) -> float | None:
+        """USD that a request costs if its answer has so many tokens, or as many as it allows if
+        those are fewer; None where the price is unknown. A guess, made without a tokenizer."""
+        price = self.price_of(item.model)
+        if price is None:
+            return None
+        arguments = item.kwargs or {}
+        asked = _asked_output(arguments)
+        completion = answer_tokens if asked is None else min(asked, answer_tokens)
+        prompt = _prompt_bytes(item) // _BYTES_OF_A_TOKEN
+        return prompt * price.of_input + completion * _choices(arguments) * price.of_output
+
     def _output_limit(self, model: str, arguments: Mapping[str, Any]) -> int | None:
         asked = _asked_output(arguments)
         if asked is not None:
@@ -231,11 +243,32 @@ class RouterMeter:
             completion = await anyio.to_thread.run_sync(_count_tokens, item.model, text)
         else:
             completion = _count_tokens(item.model, text)
-        price = self.price_of(item.model)
-        cost = 0.0 if price is None else prompt * price.of_input + completion * price.of_output
-        return Usage(
-            prompt, completion, cost=cost, unpriced_calls=int(price is None), estimated_calls=1
+        return self._priced(item, Usage(prompt, completion, estimated_calls=1))
+
+    def usage_told(
+        self, item: RouterParallelRequest, reported: Any, completion_estimated: int
+    ) -> Usage:
+        """What a call has used that failed after its provider had told this usage.
+
+        ``completion_estimated``: tokens of the answer, where more of it came after that; else 0.
+        """
+        completion = _number_of_tokens(reported, "completion_tokens") or 0
+        usage = Usage(
+            _number_of_tokens(reported, "prompt_tokens") or 0,
+            max(completion, completion_estimated),
+            _detail(reported, "prompt_tokens_details", "cached_tokens"),
+            _detail(reported, "completion_tokens_details", "reasoning_tokens"),
+            estimated_calls=int(completion_estimated > 0),
         )
+        return self._priced(item, usage)
+
+    def _priced(self, item: RouterParallelRequest, usage: Usage) -> Usage:
+        """The same with a cost, at the dearest price that the call may have had."""
+        price = self.price_of(item.model)
+        if price is None:
+            return msgspec.structs.replace(usage, unpriced_calls=1)
+        cost = usage.prompt_tokens * price.of_input + usage.completion_tokens * price.of_output
+        return msgspec.structs.replace(usage, cost=cost)
 
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """What the provider says that a call has used; None where it says nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, cast
 
@@ -104,19 +104,21 @@ class Budget:
         return self._reserved.tokens
 
     def check(
-        self, meter: RouterMeter | ItemMeter, requests: Sequence[RouterParallelRequest]
+        self,
+        meter: RouterMeter | ItemMeter,
+        models: Iterable[str],
+        requests: Iterable[RouterParallelRequest],
     ) -> None:
         """Refuse requests whose worst case is unknown, before the first of many is sent.
 
         Raises:
             ValueError: names each model without a price, or a request without a limit.
         """
-        models = dict.fromkeys(request.model for request in requests)
-        self._check_prices(meter, list(models))
+        self._check_prices(meter, models)
         for request in requests:
             self.worst_case(meter, request)
 
-    def _check_prices(self, meter: RouterMeter | ItemMeter, models: Sequence[str]) -> None:
+    def _check_prices(self, meter: RouterMeter | ItemMeter, models: Iterable[str]) -> None:
         if self.max_cost is None:
             return
         unpriced = [model for model in models if meter.price_of(model) is None]

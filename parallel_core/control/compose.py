@@ -19,6 +19,7 @@ from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
 from .options import Controls
 from .rate_limit import RateLimit
+from .stopping import Stopping
 from .timeout import Deadline, with_timeout
 from .watching import ProgressWatch, UsageTally
 
@@ -53,6 +54,7 @@ def compose(
     meter: BatchMeter | None,
     requests_have_timeouts: bool,
     may_reject: Mapping[str, int],
+    stopping: Stopping | None,
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
@@ -63,6 +65,7 @@ def compose(
     Args:
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
+        stopping: ends the batch before its time; None where nobody will.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -82,6 +85,8 @@ def compose(
         composition.order = FirstInFirstOut()
 
     adaptation = None
+    if stopping is not None:
+        composition.call = stopping.watch(composition.call)
     if may_reject:
         composition.call = _with_places(composition.call, may_reject)
     if settings is not None:
@@ -98,6 +103,9 @@ def compose(
         control = Deadline(deadline, fail_fast=fail_fast, total=total)
         composition.call = control.wrap(composition.call)
         composition.attachments.append(control)
+    if stopping is not None:
+        composition.call = stopping.wrap(composition.call)
+        composition.attachments.append(stopping)
     bar, callback = controls.get("progress", False), controls.get("on_progress")
     if bar or callback is not None:
         composition.attachments.append(ProgressWatch(bar=bar, callback=callback, total=total))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core._progress_bar import ProgressBar
-from parallel_core.errors import StreamInterruptedError, StreamStalledError
+from parallel_core.errors import WITH_A_PART
 from parallel_core.progress import Progress, ProgressReporter
 from parallel_core.types import Usage
 
@@ -33,8 +33,8 @@ class UsageTally:
             self._told += usage
 
     def add_failed(self, error: Exception) -> None:
-        """A call has failed. A stream that broke off tells what it has used."""
-        if isinstance(error, StreamInterruptedError | StreamStalledError):
+        """A call has failed. That of a stream tells what had been used."""
+        if isinstance(error, WITH_A_PART):
             self._told += error.usage or Usage()
 
     def usage(self) -> Usage:

@@ -1,0 +1,145 @@
+"""What has made a call fail: an answer of HTTP, or something that came before one.
+
+litellm gives a status to everything, to a refused connection too. A real one is told by what only
+an answer has: headers, or an error object in its body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from .errors import (
+    BatchAbortedError,
+    BatchDeadlineError,
+    BudgetExceededError,
+    CallCancelledError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    StreamInterruptedError,
+    StreamStalledError,
+)
+
+_MOST_CAUSES = 16
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    # As OpenAI names them.
+    (BatchDeadlineError, "batch_expired"),
+    (RequestTimeoutError, "request_timeout"),
+    (CallCancelledError, "batch_cancelled"),
+    (BatchAbortedError, "batch_cancelled"),
+    # Our own.
+    (BudgetExceededError, "budget_exceeded"),
+    (StreamStalledError, "stream_stalled"),
+    (StreamInterruptedError, "stream_interrupted"),
+    (InvalidRequestError, "invalid_request"),
+)
+# By the names of classes: the libraries that they are from may not be loaded.
+_TIMEOUTS = frozenset(("APITimeoutError", "TimeoutError", "TimeoutException"))
+_CONNECTIONS = frozenset(("APIConnectionError", "ClientError", "ConnectionError", "TransportError"))
+_GARBAGE = frozenset(("JSONDecodeError", "APIResponseValidationError"))
+_ROUTER_IS_BUSY = frozenset(("RouterRateLimitError", "RouterRateLimitErrorBasic"))
+_TAIL_OF_LITELLM = "\n\nLiteLLM: "
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How a call failed.
+
+    Attributes:
+        status_code: of HTTP; None where there was no answer.
+        code: the reason in short; None where HTTP and ``error`` say it.
+        message: the reason. It may quote a prompt or a key.
+        error: the error object of an answer.
+        request_id: of the answer, by the provider; empty where it gives none.
+    """
+
+    status_code: int | None
+    code: str | None
+    message: str
+    error: Mapping[str, Any] | None = None
+    request_id: str = ""
+
+
+def failure_of(exception: Exception) -> Failure:
+    """How a call failed that has raised this."""
+    message = _message_of(exception)
+    for kind, code in _CODES:
+        if isinstance(exception, kind):
+            return Failure(None, code, message)
+    status = status_of(exception)
+    if status is not None:
+        request_id = _header(exception, "x-request-id")
+        return Failure(status, None, message, _error_object(exception, message), request_id)
+    return Failure(None, _code_of(exception), message)
+
+
+def status_of(exception: Exception) -> int | None:
+    """The status of HTTP with which a call has failed; None where there was no answer."""
+    status: Any = getattr(exception, "status_code", None)
+    if type(status) is not int or not 100 <= status < 600:
+        return None
+    if _headers(exception) or isinstance(getattr(exception, "body", None), Mapping):
+        return status
+    if any(_names(cause) & (_CONNECTIONS | _GARBAGE | _TIMEOUTS) for cause in _causes(exception)):
+        return None
+    # The Router itself has refused it: it knows no such model, or its own limits are reached.
+    return status if status < 500 else None
+
+
+def _code_of(exception: Exception) -> str:
+    names = [_names(cause) for cause in _causes(exception)]
+    for known, code in (
+        (_ROUTER_IS_BUSY, "no_deployment_available"),
+        (_TIMEOUTS, "request_timeout"),
+        (_CONNECTIONS, "connection_error"),
+        (_GARBAGE, "invalid_response"),
+    ):
+        if any(known & of_cause for of_cause in names):
+            return code
+    return _WORD.sub("_", type(exception).__name__).lower()
+
+
+def _causes(exception: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on. litellm leaves this to the context."""
+    cause: BaseException | None = exception
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _names(exception: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(exception).__mro__}
+
+
+def _message_of(exception: Exception) -> str:
+    message: Any = getattr(exception, "message", None)
+    text = message if isinstance(message, str) and message else str(exception)
+    return text.partition(_TAIL_OF_LITELLM)[0] or type(exception).__name__
+
+
+def _error_object(exception: Exception, message: str) -> Mapping[str, Any]:
+    body: Any = getattr(exception, "body", None)
+    if isinstance(body, Mapping):
+        told = cast("Mapping[str, Any]", body)
+        inner = told.get("error")
+        told = cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else told
+        return {"message": message, "type": None, "param": None, "code": None, **told}
+    return {
+        "message": message,
+        **{name: getattr(exception, name, None) for name in ("type", "param", "code")},
+    }
+
+
+def _headers(exception: Exception) -> Mapping[str, Any]:
+    headers: Any = getattr(exception, "litellm_response_headers", None)
+    return cast("Mapping[str, Any]", headers) if isinstance(headers, Mapping) else {}
+
+
+def _header(exception: Exception, name: str) -> str:
+    value = _headers(exception).get(name) or getattr(exception, "request_id", None)
+    return value if isinstance(value, str) else ""

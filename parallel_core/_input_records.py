@@ -1,0 +1,117 @@
+"""What a file of requests is made of, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+
+from .types import RouterParallelRequest
+
+_LONGEST_SHOWN_ID = 60  # characters
+
+
+class InputRequest(msgspec.Struct, frozen=True):
+    """One request of a file.
+
+    Attributes:
+        line: where it begins, from 1.
+        custom_id: its name in the output; the number of the line where the file gives none.
+        request: what the call is made of.
+    """
+
+    line: int
+    custom_id: str
+    request: RouterParallelRequest
+
+
+class InputProblem(msgspec.Struct, frozen=True):
+    """A line that is no request.
+
+    Attributes:
+        line: where it begins, from 1.
+        code: the reason in short, for instance ``invalid_json_line``.
+        message: what is wrong. It quotes no prompt.
+        hint: what to do.
+        custom_id: the name of the line in the output. It is the one that the file gives, or the
+            number of the line; with an ending where another line has that name already.
+    """
+
+    line: int
+    code: str
+    message: str
+    hint: str
+    custom_id: str | None
+
+
+class InputSummary(msgspec.Struct, frozen=True):
+    """What a file holds.
+
+    Attributes:
+        requests: how many can be sent.
+        problems: the lines that cannot, in the order of the file.
+        models: requests by model.
+        fingerprint: a SHA-256 in hexadecimal: equal where the requests are, for the same bytes and
+            options.
+        format: ``jsonl``, ``csv`` or ``text``.
+    """
+
+    requests: int
+    problems: list[InputProblem]
+    models: dict[str, int]
+    fingerprint: str
+    format: str
+
+
+class RecordReader(Protocol):
+    """Reads one format.
+
+    What ``rows`` gives is understood by the same reader only. It is a step of its own so that a
+    line which is known to be bad, or to be finished, costs no more than reading it.
+    """
+
+    format: str
+
+    @property
+    def lines_are_ids(self) -> bool:
+        """Whether no line can have the name of another."""
+        ...
+
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+        """Each record that is not blank, with the number of the line where it begins.
+
+        Raises:
+            InputFileError: the file as a whole cannot be used.
+        """
+        ...
+
+    def check(self, line: int, row: Any) -> InputRequest | InputProblem:
+        """What a record is."""
+        ...
+
+    def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
+        """The request of a record that ``check`` has found good; None where it is finished."""
+        ...
+
+    def meaning(self) -> list[str | None]:
+        """What has made requests out of the bytes, beside the format. Known after a check."""
+        ...
+
+
+def shown(custom_id: str) -> str:
+    """A name as it is quoted in a message."""
+    if len(custom_id) > _LONGEST_SHOWN_ID:
+        custom_id = custom_id[:_LONGEST_SHOWN_ID] + "…"
+    return f'"{custom_id}"'
+
+
+def not_utf8(line: int, custom_id: str | None = None) -> InputProblem:
+    """The problem of bytes that are no text."""
+    return InputProblem(
+        line,
+        "invalid_encoding",
+        "not valid UTF-8",
+        "save the file as UTF-8, for instance with: iconv -f WINDOWS-1252 -t UTF-8",
+        str(line) if custom_id is None else custom_id,
+    )

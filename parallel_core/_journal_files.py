@@ -1,0 +1,291 @@
+"""The files of a journal: locked, appended to, replaced as a whole, and synced."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .errors import JournalError, JournalInUseError
+
+if sys.platform != "win32":
+    import fcntl
+
+BLOCK = 1 << 20  # bytes that are read or written at once where files are copied
+_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+_PERMISSIONS = 0o666  # less the umask, as for every file that a user has a program write
+
+
+class Disk:
+    """What the system does with bytes. A place where tests put faults."""
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        return os.write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        """Return when the contents of the file survive a loss of power."""
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync stops at the cache of the disk there
+        elif hasattr(os, "fdatasync"):
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    def write_all(self, fd: int, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            written = self.write(fd, rest)
+            if written <= 0:
+                raise OSError(errno.EIO, "the system writes nothing and gives no reason")
+            rest = rest[written:]
+
+
+class FileChangedError(OSError):
+    """A file is not what it was: removed, replaced, or written to by somebody else."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LockedFile:
+    """A regular file that one run alone appends to.
+
+    The lock is ``flock`` on the file itself. It ends with the process, however that ends, and needs
+    no file of its own. Whoever gets it looks whether the path still leads to the locked file; so
+    the file may be replaced under the lock, by another one that is locked already.
+
+    Attributes:
+        path: without symbolic links.
+        fd: the open file; changes when the file is replaced.
+        size: bytes that are known to be on disk; everything behind them can be cut.
+        created: whether the file was not there before.
+    """
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        self.created = False
+        self.fd = -1
+        self._open()
+        self.size = os.fstat(self.fd).st_size
+
+    def _open(self) -> None:
+        if sys.platform == "win32":
+            raise JournalError("a journal needs flock, which Windows does not have: use WSL")
+        while True:
+            refuse_irregular(self.path)
+            self.created = not self.path.exists()
+            # What became a FIFO just now must not block.
+            fd = os.open(self.path, _APPENDING | os.O_NONBLOCK, _PERMISSIONS)
+            try:
+                _lock(fd, self.path)
+                if self._leads_to(fd):
+                    self.fd = fd
+                    return
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _leads_to(self, fd: int) -> bool:
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(fd))
+
+    def check(self) -> None:
+        """Raises FileChangedError: this is no longer the file that was opened."""
+        now = os.fstat(self.fd)
+        if now.st_nlink == 0:
+            raise FileChangedError("it has been removed")
+        if not self._leads_to(self.fd):
+            raise FileChangedError("it has been moved or replaced")
+        if now.st_size != self.size:
+            raise FileChangedError("something else has written to it")
+
+    @property
+    def removed(self) -> bool:
+        return os.fstat(self.fd).st_nlink == 0
+
+    def write(self, data: bytes) -> None:
+        """Append; not counted in ``size`` before ``commit``."""
+        self._disk.write_all(self.fd, data)
+
+    def sync(self) -> None:
+        self._disk.sync(self.fd)
+
+    def commit(self) -> None:
+        self.size = os.fstat(self.fd).st_size
+
+    def cut(self, size: int | None = None) -> None:
+        """Shorten the file: to the bytes that were committed, or to so many."""
+        if size is not None:
+            self.size = size
+        if os.fstat(self.fd).st_size != self.size:
+            os.ftruncate(self.fd, self.size)
+            self._disk.sync(self.fd)
+
+    def blocks(self) -> Iterator[bytes]:
+        """What is committed, also where the file is no longer in any folder."""
+        offset = 0
+        while offset < self.size:
+            block = os.pread(self.fd, min(BLOCK, self.size - offset), offset)
+            if not block:
+                return
+            offset += len(block)
+            yield block
+
+    def replace(self, blocks: Iterable[bytes]) -> None:
+        """Replace the file as a whole. After a crash there is the old one or the new one."""
+        temporary = temporary_name(self.path)
+        fd = os.open(temporary, _APPENDING | os.O_TRUNC | os.O_NOFOLLOW, _PERMISSIONS)
+        try:
+            _lock(fd, temporary)  # before anybody can find it
+            os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
+            for block in in_large_blocks(blocks):
+                self._disk.write_all(fd, block)
+            self._disk.sync(fd)
+            temporary.replace(self.path)
+        except BaseException:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
+        old, self.fd = self.fd, fd
+        os.close(old)
+        self.commit()
+        sync_folder(self.path.parent)
+
+    def bring_back(self) -> None:
+        """Write what is committed to the path again, from which the file was removed."""
+        fd = os.open(self.path, _APPENDING | os.O_EXCL, _PERMISSIONS)
+        try:
+            for block in self.blocks():
+                self._disk.write_all(fd, block)
+            self._disk.sync(fd)
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        sync_folder(self.path.parent)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def undo(self) -> None:
+        """Close the file, and remove it if it was not there before and is empty."""
+        if self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises JournalError: there is something at the path that cannot be appended to and cut."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise JournalError(f"{path} is {kind}: give the name of a file")
+
+
+def temporary_name(path: Path) -> Path:
+    """Beside the file; always the same, so that a crash leaves one of them at most."""
+    return path.with_name(f".{path.name}.new")
+
+
+def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
+    """Write a small file as a whole."""
+    temporary = temporary_name(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, _PERMISSIONS)
+    try:
+        try:
+            disk.write_all(fd, data)
+            disk.sync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def open_at_a_new_line(path: Path) -> int:
+    """Open a file to append lines to it, also behind a torn one."""
+    fd = os.open(path, _APPENDING, _PERMISSIONS)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder survive a loss of power, as far as its system can."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def in_large_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+    yield b"".join(waiting)
+
+
+def reason(error: BaseException) -> str:
+    """What an error of the system says, without the path and in few words."""
+    if isinstance(error, OSError) and error.strerror:
+        name = errno.errorcode.get(error.errno or 0, "")
+        return f"{error.strerror} ({name})" if name else error.strerror
+    return str(error) or type(error).__qualname__
+
+
+def _lock(fd: int, path: Path) -> None:
+    assert sys.platform != "win32"
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise JournalInUseError(str(path), _holder_of_lock(fd)) from None
+    except OSError as error:
+        raise JournalError(
+            f"{path} cannot be locked ({reason(error)}): choose a folder on a local disk"
+        ) from error
+
+
+def _holder_of_lock(fd: int) -> int | None:
+    file = os.fstat(fd)
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fd:01:1234 0 EOF
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == device:
+            holder = int(fields[4])
+            return holder if holder > 0 else None  # of another container: 0 or less
+    return None

@@ -1,0 +1,376 @@
+"""Reads what a run has left behind, into columns: a million calls are some hundred MiB at most."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from ._report_model import ReportError
+from .run_statistics import CallStatistics, RunPaths, read_statistics
+
+OK = -1  # in place of a kind of failure
+UNKNOWN_MODEL = "unknown"
+
+_MOST_MODELS = 1000
+_MOST_KINDS = 100
+_LONGEST_NAME = 120  # characters
+_LATEST = 1e11  # seconds since the epoch: whatever is later is no time
+_UNKNOWN = math.nan
+
+
+class Names:
+    """Numbers for names, in the order in which they come.
+
+    Files come from anywhere: what is no letter in a name is replaced, and of endlessly many names
+    the later ones are one.
+
+    Args:
+        most: how many names there may be.
+        others: the name of all further ones.
+    """
+
+    def __init__(self, most: int, others: str) -> None:
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._most = most
+        self._others = others
+
+    def number(self, name: str) -> int:
+        """The number of a name."""
+        number = self._numbers.get(name)
+        if number is None:
+            full = len(self.names) >= self._most
+            shown = self._others if full else _printable(name)
+            if shown not in self._numbers:
+                self._numbers[shown] = len(self.names)
+                self.names.append(shown)
+            number = self._numbers[shown]
+            if not full:
+                self._numbers[name] = number
+        return number
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the calls of one model."""
+
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated_calls: int = 0
+    cost: float = 0.0
+    unpriced_calls: int = 0
+    first_chunks: array[float] = field(default_factory=lambda: array("d"))
+
+
+class Records:
+    """The calls of a run as columns, a row for each call, and what is added up while reading.
+
+    A row without statistics stands for a line of the output: its times and its cost are NaN.
+
+    Attributes:
+        models, kinds: the names of the models, and of the kinds of failure.
+        model, kind: their numbers; the kind is ``OK`` for a call with an answer.
+        started, duration: seconds; NaN where they are not known, or nothing was sent.
+        cost: USD; NaN where it is not known.
+        last: the row of the last call of each request, by the hash of its id.
+        outcome: the kind of those requests that ended otherwise in the output than in their row.
+        tallies: sums, by the number of the model.
+        limits: the limits of calls in flight: since when, how many, whether it is a change.
+        notes: what a reader of the report should know.
+    """
+
+    def __init__(self) -> None:
+        self.models = Names(_MOST_MODELS, "other models")
+        self.kinds = Names(_MOST_KINDS, "other failures")
+        self.model = array("i")
+        self.kind = array("i")
+        self.started = array("d")
+        self.duration = array("d")
+        self.cost = array("d")
+        # A hash of 64 bits: two of a million ids have the same one with a chance of 3e-8.
+        self.last: dict[int, int] = {}
+        self.outcome: dict[int, int] = {}
+        self.tallies: dict[int, Tally] = {}
+        self.limits: list[tuple[float, int, bool]] = []
+        self.notes: list[str] = []
+
+    def add_call(self, call: CallStatistics) -> None:
+        """Add a line of the statistics."""
+        model = self.models.number(call.model)
+        sent = 0.0 < call.started_at < _LATEST
+        sane = 0.0 <= call.duration < _LATEST
+        cost = call.cost if call.cost is not None and math.isfinite(call.cost) else None
+        self.last[hash(call.custom_id)] = len(self.model)
+        self.model.append(model)
+        self.kind.append(
+            OK if call.ok else self.kinds.number(_kind(call.error or "failed", call.status_code))
+        )
+        self.started.append(call.started_at if sent else _UNKNOWN)
+        self.duration.append((call.duration if sane else 0.0) if sent else _UNKNOWN)
+        self.cost.append(_UNKNOWN if cost is None else cost)
+        tally = self._tally(model)
+        tally.attempts += call.attempts if sent else 0
+        tally.prompt_tokens += call.prompt_tokens
+        tally.completion_tokens += call.completion_tokens
+        tally.cached_tokens += call.cached_tokens
+        tally.reasoning_tokens += call.reasoning_tokens
+        tally.estimated_calls += call.estimated
+        if cost is not None:
+            tally.cost += cost
+        elif call.ok or call.prompt_tokens or call.completion_tokens:
+            tally.unpriced_calls += 1
+        if call.time_to_first_chunk is not None:
+            tally.first_chunks.append(call.time_to_first_chunk)
+
+    def add_result_without_statistics(self, result: _Result) -> None:
+        """Add a line of the output whose call nobody has measured."""
+        body = _body(result) if result.ok else _Body()
+        model = self.models.number(body.model or UNKNOWN_MODEL)
+        self.last[hash(result.custom_id)] = len(self.model)
+        self.model.append(model)
+        self.kind.append(self.kind_of(result))
+        for column in (self.started, self.duration, self.cost):
+            column.append(_UNKNOWN)
+        tally = self._tally(model)
+        tally.unpriced_calls += result.ok
+        if body.usage is not None:
+            usage = body.usage
+            tally.prompt_tokens += usage.prompt_tokens or 0
+            tally.completion_tokens += usage.completion_tokens or 0
+            if usage.prompt_tokens_details is not None:
+                tally.cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
+            if usage.completion_tokens_details is not None:
+                tally.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens or 0
+
+    def kind_of(self, result: _Result) -> int:
+        """The number of the kind of failure of a line of the output."""
+        return OK if result.ok else self.kinds.number(_kind_of_result(result))
+
+    def _tally(self, model: int) -> Tally:
+        tally = self.tallies.get(model)
+        if tally is None:
+            tally = self.tallies[model] = Tally()
+        return tally
+
+
+def read_run(paths: RunPaths) -> Records:
+    """Read the statistics of a run and its output.
+
+    The output is what counts for how a request has ended; the statistics tell the rest.
+
+    Raises:
+        ReportError: a file cannot be read, or is something else.
+    """
+    records = Records()
+    if not paths.output.exists():
+        raise ReportError(f"{paths.output} does not exist: name the output file of a run")
+    _read_calls(paths.statistics, records)
+    _read_results(paths, records)
+    if not records.last:
+        raise ReportError(f"{paths.output} has no results yet")
+    return records
+
+
+def _read_calls(path: Path, records: Records) -> None:
+    try:
+        for record in read_statistics(path):
+            if isinstance(record, CallStatistics):
+                records.add_call(record)
+            elif 0.0 < record.at < _LATEST:
+                records.limits.append((record.at, record.limit, bool(record.reason)))
+    except FileNotFoundError:
+        records.notes.append(
+            f"There is no {path.name} beside the output: latency, cost and times are not known, "
+            "and a model is named as its provider names it."
+        )
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_results(paths: RunPaths, records: Records) -> None:
+    measured = len(records.model)
+    in_output = bytearray(measured)
+    without_statistics = 0
+    for path in (paths.output, paths.errors):
+        if path is None:
+            continue
+        for result in _results(path, records.notes):
+            row = records.last.get(hash(result.custom_id))
+            if row is None:
+                records.add_result_without_statistics(result)
+                without_statistics += 1
+                continue
+            if row < measured:
+                in_output[row] = True
+            if result.ok != (records.outcome.get(row, records.kind[row]) == OK):
+                records.outcome[row] = records.kind_of(result)
+    if measured and without_statistics:
+        records.notes.append(
+            f"{without_statistics:,} results are not in the statistics: their latency, cost and "
+            "times are not known."
+        )
+    lost = sum(
+        row < measured and records.kind[row] == OK and not in_output[row]
+        for row in records.last.values()
+    )
+    if lost:
+        records.notes.append(
+            f"{lost:,} answers are in the statistics and not in the output: it is not whole."
+        )
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    status_code: int | None = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Result(msgspec.Struct):
+    """A line of the output, in OpenAI's form or vLLM's, whose errors have another one."""
+
+    custom_id: str
+    response: _Response | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def ok(self) -> bool:
+        if self.response is None or bytes(self.error) != b"null":
+            return False
+        status = self.response.status_code
+        return status is None or 200 <= status < 300
+
+
+_RESULT_DECODER = msgspec.json.Decoder(_Result)
+_BODY_DECODER = msgspec.json.Decoder(_Body)
+_ANYTHING = msgspec.json.Decoder()
+
+
+def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.isspace():
+                    continue
+                try:
+                    result = _RESULT_DECODER.decode(line)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    torn = number > 1 and not line.endswith(b"\n") and not _is_json(line)
+                    if not torn:
+                        raise _no_result(path, number, line, error) from None
+                    notes.append(
+                        f"The last line of {path.name} is torn, and is not counted: running the "
+                        "same command again mends it."
+                    )
+                    return
+                if result.response is None and bytes(result.error) == b"null":
+                    raise _no_result(path, number, line, None)
+                yield result
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        _ANYTHING.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _no_result(path: Path, number: int, line: bytes, error: Exception | None) -> ReportError:
+    try:
+        value: object = _ANYTHING.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ReportError(
+            f"line {number} of {path} is no JSON: name the output file of a run, as "
+            "parallel-core run, OpenAI's Batch API or vLLM writes it"
+        )
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    if "kind" in fields:
+        hint = "it is a line of a statistics file; name the output file that lies beside it"
+    elif "messages" in fields or "body" in fields:
+        hint = "it is a request; name the file with the results"
+    elif error is not None and "custom_id" in fields:
+        # The error of msgspec names the field and its type, and quotes nothing.
+        hint = str(error)
+    else:
+        hint = "it needs a custom_id, and a response or an error"
+    return ReportError(f"line {number} of {path} is no result of a request: {hint}")
+
+
+def _unreadable(path: Path, error: OSError) -> ReportError:
+    if isinstance(error, IsADirectoryError) or path.is_dir():
+        return ReportError(f"{path} is a folder: name the output file of a run")
+    return ReportError(f"{path} cannot be read: {error.strerror or type(error).__name__}")
+
+
+def _body(result: _Result) -> _Body:
+    assert result.response is not None
+    try:
+        return _BODY_DECODER.decode(result.response.body)
+    except msgspec.MsgspecError:  # of another API: no chat completion
+        return _Body()
+
+
+def _kind_of_result(result: _Result) -> str:
+    status = None if result.response is None else result.response.status_code
+    found = _error_name(result.error)
+    if found is None and result.response is not None:
+        found = _error_name(result.response.body)
+    return _kind(found, status) if found else _kind("HTTP", status)
+
+
+def _error_name(raw: msgspec.Raw) -> str | None:
+    """What an error is called, in any of the shapes that servers give it."""
+    try:
+        value: Any = _ANYTHING.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    fields = cast("dict[str, object]", value)
+    inner = fields.get("error")
+    if isinstance(inner, dict):
+        fields = cast("dict[str, object]", inner)
+    for name in ("code", "type"):
+        text = fields.get(name)
+        if isinstance(text, str) and text:
+            return text
+    return None
+
+
+def _kind(name: str, status_code: int | None) -> str:
+    return name if status_code is None else f"{name} ({status_code})"
+
+
+def _printable(name: str) -> str:
+    """A name that can be shown anywhere: a terminal obeys control characters."""
+    text = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
+    )
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

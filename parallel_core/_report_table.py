@@ -1,0 +1,51 @@
+"""The report as tables in a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import _report_text
+from ._report_model import RunReport
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Print the report. What comes from files is never read as markup."""
+    console.print(Text(f"Report of {report.name}", style="bold"))
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for what, value in _report_text.facts(report):
+        facts.add_row(Text(what), Text(value))
+    if facts.row_count:
+        console.print(facts)
+    for title, heads, rows in _report_text.tables(report):
+        console.print()
+        console.print(_table(title, heads, rows))
+    if report.notes:
+        console.print()
+    for note in report.notes:
+        console.print(Text(f"Note: {note}"))
+
+
+def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    named = sum(head in ("model", "kind") for head in heads)
+    for number, head in enumerate(heads):
+        if number < named:
+            table.add_column(head, overflow="fold", min_width=5)
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        last = row is rows[-1] and row[0] == "all" and len(rows) > 1
+        table.add_row(*(Text(cell) for cell in row), style="bold" if last else None)
+    return table

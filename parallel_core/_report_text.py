@@ -1,0 +1,175 @@
+"""Numbers, times and names as people read them: for the table, the page and the pictures."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ._report_model import ModelReport, Percentiles, RunReport, Timeline
+
+NOTHING = "-"
+# Of kinds of failure in a chart.
+MOST_KINDS_SHOWN = 6
+_MINUTE = 60.0
+_HOUR = 60.0 * _MINUTE
+_DAY = 24.0 * _HOUR
+
+
+def count(number: int) -> str:
+    """``1,234,567``."""
+    return f"{number:,}"
+
+
+def seconds(value: float | None) -> str:
+    """A latency, with three significant digits: ``0.0123``, ``1.23``, ``123``."""
+    if value is None:
+        return NOTHING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if value >= 0.001 else f"{value:.4f}"
+
+
+def span(value: float) -> str:
+    """How long something took: ``12.3 s``, ``4 min 05 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    if value < _MINUTE:
+        return f"{value:.3g} s"
+    if value < _HOUR:
+        whole = round(value)
+        return f"{whole // 60} min {whole % 60:02} s"
+    if value < _DAY:
+        whole = round(value / _MINUTE)
+        return f"{whole // 60} h {whole % 60:02} min"
+    whole = round(value / _HOUR)
+    return f"{whole // 24:,} d {whole % 24} h"
+
+
+def money(value: float) -> str:
+    """USD with as many digits as say something: ``123.45``, ``0.0012``."""
+    if value == 0 or value >= 100:
+        return f"{value:,.2f}"
+    return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
+
+
+def rate(value: float | None) -> str:
+    """Calls for each second, with three significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def moment(value: float) -> str:
+    """A moment in UTC, for a report reads the same wherever it is made."""
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+
+
+def tables(report: RunReport) -> list[Table]:
+    """The tables of a report: title, heads, rows of a cell for each head; the first one names.
+
+    With more than one model, the last row of each table is all of them.
+    """
+    rows = [(model.model, model) for model in report.models]
+    if len(rows) > 1:
+        rows.append(("all", report.total))
+    made: list[Table] = [
+        (
+            "Requests",
+            ("model", "requests", "ok", "failed", "calls", "attempts", "calls/s"),
+            [(name, *_requests(model)) for name, model in rows],
+        )
+    ]
+    if report.total.failures:
+        failures: list[tuple[str, ...]] = [
+            (name, kind, count(number))
+            for name, model in rows
+            if model is not report.total
+            for kind, number in model.failures.items()
+        ]
+        made.append(("Failed requests", ("model", "kind", "requests"), failures))
+    heads: tuple[str, ...] = ("model", "calls", "p50", "p95", "p99", "maximum")
+    for title, field in (
+        ("Latency of calls with an answer, seconds", "latency"),
+        ("Time to the first chunk, seconds", "first_chunk"),
+    ):
+        if getattr(report.total, field) is not None:
+            found = [(name, *_percentiles(getattr(model, field))) for name, model in rows]
+            made.append((title, heads, found))
+    heads = ("model", "prompt", "cached", "completion", "reasoning")
+    made.append(("Tokens", heads, [(name, *_tokens(model)) for name, model in rows]))
+    if report.total.calls:
+        heads = ("model", "USD", "USD per 1,000 answers", "calls without a price")
+        made.append(("Cost", heads, [(name, *_cost(model)) for name, model in rows]))
+    return made
+
+
+def facts(report: RunReport) -> list[tuple[str, str]]:
+    """What is told of the run as a whole: what it is, and its value."""
+    found: list[tuple[str, str]] = []
+    if report.started_at is not None and report.ended_at is not None:
+        found.append(("period", f"{moment(report.started_at)} to {moment(report.ended_at)}"))
+        found.append(("active", _active(report)))
+    if report.total.calls_per_second is not None:
+        found.append(
+            ("throughput", f"{rate(report.total.calls_per_second)} calls/s of active time")
+        )
+    if report.peak_in_flight:
+        found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
+    if report.limit is not None:
+        limit = report.limit
+        text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {limit.maximum:,}"
+        changes = f"{limit.changes:,} change{'' if limit.changes == 1 else 's'}"
+        found.append(("limit", f"{text}; {changes}"))
+    return found
+
+
+def _active(report: RunReport) -> str:
+    text = span(report.active_seconds)
+    pauses = report.timeline.pauses if report.timeline is not None else []
+    if not pauses:
+        return text
+    left_out = span(sum(pause.seconds for pause in pauses))
+    what = "1 pause" if len(pauses) == 1 else f"{len(pauses):,} pauses"
+    return f"{text}, without {what} of {left_out} (over a minute with no call in flight)"
+
+
+def _requests(model: ModelReport) -> tuple[str, ...]:
+    measured = (
+        (count(model.calls), count(model.attempts), rate(model.calls_per_second))
+        if model.calls
+        else (NOTHING,) * 3
+    )
+    return count(model.requests), count(model.ok), count(model.failed), *measured
+
+
+def _percentiles(found: Percentiles | None) -> tuple[str, ...]:
+    if found is None:
+        return ("0", *(NOTHING,) * 4)
+    values = (found.p50, found.p95, found.p99, found.maximum)
+    return count(found.count), *(seconds(value) for value in values)
+
+
+def _tokens(model: ModelReport) -> tuple[str, ...]:
+    numbers = (
+        model.prompt_tokens,
+        model.cached_tokens,
+        model.completion_tokens,
+        model.reasoning_tokens,
+    )
+    return tuple(count(number) for number in numbers)
+
+
+def _cost(model: ModelReport) -> tuple[str, ...]:
+    each = money(1000 * model.cost / model.ok) if model.ok else NOTHING
+    return money(model.cost), each, count(model.unpriced_calls)
+
+
+def errors_to_show(course: Timeline) -> dict[str, list[int]]:
+    """Failed calls by kind in each part: the most frequent kinds, the others added up."""
+    kinds = list(course.errors.items())
+    if len(kinds) <= MOST_KINDS_SHOWN:
+        return dict(kinds)
+    shown = dict(kinds[: MOST_KINDS_SHOWN - 1])
+    rest = [counts for _, counts in kinds[MOST_KINDS_SHOWN - 1 :]]
+    shown["others"] = [sum(counts) for counts in zip(*rest, strict=True)]
+    return shown

@@ -1,0 +1,508 @@
+"""The command ``parallel-core run``: a file of requests, from a terminal or a job queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from ._call_loop import plain_loop_factory
+from ._litellm_loop import leave_this_loop
+from ._run_view import JsonView, RunView, TextView
+from .batch_input import InputFile, InputFormat, InputSummary
+from .batch_output import Redactor
+from .control.budget import Budget
+from .control.hedge import Hedge
+from .control.options import Concurrency, Controls
+from .control.rate_limit import RateLimit
+from .cost_estimate import estimate_cost
+from .errors import InputFileError, JournalError
+from .run_file import RunOpening, RunStop, RunSummary, check_requests, run_file
+from .run_router import RunRouter, demo_router, router_from_config, router_from_model
+
+ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
+
+# Of signals that end a program: these end a run in good order.
+_STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+_INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
+_CONTROLS, _DISPLAY = "Controls", "Display"
+
+
+def _concurrency(text: str) -> Concurrency:
+    if text == "auto":
+        return "auto"
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor 'auto'")
+    return number
+
+
+def _hedge(text: str | None) -> Hedge | None:
+    if text is None:
+        return None
+    try:
+        after: Any = text if text.startswith("p") else float(text)
+        return Hedge(after=after)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither seconds nor a percentile such as p95"
+        ) from error
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines, CSV or "
+            "text; - is standard input.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the answers go.", rich_help_panel=_OUTPUT),
+    ] = None,
+    *,
+    format: Annotated[
+        str,
+        typer.Option(help="auto, jsonl, csv or text; auto: by the name.", rich_help_panel=_INPUT),
+    ] = "auto",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="The prompt for each row of CSV or text: 'Translate: {{column}}'.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Check the input only.", rich_help_panel=_INPUT)
+    ] = False,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid",
+            help="Write bad lines as failures, and send the others.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take so many requests only.", rich_help_panel=_INPUT),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A config file of litellm's proxy.", rich_help_panel=_ROUTER),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model, such as openai/gpt-4o-mini, for lines that name none.",
+            rich_help_panel=_ROUTER,
+        ),
+    ] = None,
+    api_base: Annotated[
+        str | None,
+        typer.Option(help="With --model: the address of the API.", rich_help_panel=_ROUTER),
+    ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="Ask a local server that makes up its answers.",
+            rich_help_panel=_ROUTER,
+        ),
+    ] = False,
+    error_file: Annotated[
+        Path | None,
+        typer.Option(help="Where failures go instead.", rich_help_panel=_OUTPUT),
+    ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="completion, or input: sorted when all is done.", rich_help_panel=_OUTPUT
+        ),
+    ] = "completion",
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Send those again that failed before.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    force_new: Annotated[
+        bool,
+        typer.Option(
+            "--force-new",
+            help="Begin anew; files of another run are moved aside.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    concurrency: Annotated[
+        str, typer.Option(help="Calls in flight: a number, or auto.", rich_help_panel=_CONTROLS)
+    ] = "16",
+    rpm: Annotated[
+        float | None, typer.Option(help="Requests a minute.", rich_help_panel=_CONTROLS)
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(help="Tokens a minute.", rich_help_panel=_CONTROLS)
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="USD that this run may cost at most.", rich_help_panel=_CONTROLS),
+    ] = None,
+    assume_output_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="With --max-cost: tokens of an answer at most, where neither the request nor "
+            "litellm says.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds for a request, with retries.", rich_help_panel=_CONTROLS),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
+    ] = None,
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=_CONTROLS),
+    ] = False,
+    hedge: Annotated[
+        str | None,
+        typer.Option(
+            help="Send stragglers twice: after so many seconds, or p95.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None,
+    fair_by: Annotated[
+        str | None,
+        typer.Option(help="model: models take turns.", rich_help_panel=_CONTROLS),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds that calls in flight get at Ctrl-C.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = 10.0,
+    confirm_above: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="On a terminal: ask before a run that will cost more, in USD.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = 5.0,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CONTROLS)
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Tell all as JSON lines on standard output.", rich_help_panel=_DISPLAY
+        ),
+    ] = False,
+) -> None:
+    """Send a file of requests, and write each answer once, whatever happens meanwhile.
+
+    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left;
+    2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
+    """
+    view: RunView = JsonView() if json else TextView()
+    with contextlib.closing(view):
+        try:
+            code = _run(
+                view,
+                source,
+                output,
+                format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
+                template=template,
+                validate=validate,
+                skip_invalid=skip_invalid,
+                limit=limit,
+                router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
+                model="demo" if demo and model is None else model,
+                error_file=error_file,
+                order=_one_of("--order", order, ("completion", "input")),
+                retry_failed=retry_failed,
+                force_new=force_new,
+                concurrency=_concurrency(concurrency),
+                controls=_controls(
+                    rpm=rpm,
+                    tpm=tpm,
+                    max_cost=max_cost,
+                    assume_output_tokens=assume_output_tokens,
+                    timeout=timeout,
+                    deadline=deadline,
+                    hedge=_hedge(hedge),
+                    fair_by=fair_by,
+                ),
+                fail_fast=fail_fast,
+                grace=grace,
+                confirm_above=None if yes else confirm_above,
+            )
+        except KeyboardInterrupt:
+            view.error("interrupted before anything was sent")
+            code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+RouterOf = Callable[[Sequence[str]], RunRouter]
+
+
+def _router_choice(
+    config: Path | None, model: str | None, api_base: str | None, *, demo: bool, validate: bool
+) -> RouterOf | None:
+    """What makes the Router, of the models that the input names."""
+    if api_base is not None and (model is None or config is not None or demo):
+        raise typer.BadParameter("--api-base goes with --model, without --config and --demo")
+    if demo and config is not None:
+        raise typer.BadParameter("--demo goes without --config: it serves all models of the input")
+    if demo:
+        return demo_router
+    if config is not None:
+        return lambda _: router_from_config(config)
+    if model is not None:
+        return lambda models: router_from_model(
+            model, api_base=api_base, others=[name for name in models if name != model]
+        )
+    if validate:
+        return None
+    raise typer.BadParameter(
+        "where do the requests go? Give --config FILE, --model PROVIDER/MODEL, or --demo"
+    )
+
+
+def _controls(
+    *,
+    rpm: float | None,
+    tpm: int | None,
+    max_cost: float | None,
+    assume_output_tokens: int | None,
+    timeout: float | None,
+    deadline: float | None,
+    hedge: Hedge | None,
+    fair_by: str | None,
+) -> Controls:
+    if assume_output_tokens is not None and max_cost is None:
+        raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
+    try:
+        controls: Controls = {"timeout": timeout, "deadline": deadline, "hedge": hedge}
+        if rpm is not None or tpm is not None:
+            controls["rate_limit"] = RateLimit(requests_per_minute=rpm, tokens_per_minute=tpm)
+        if max_cost is not None:
+            controls["budget"] = Budget(
+                max_cost=max_cost, assume_output_tokens=assume_output_tokens
+            )
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    for name, value in (("--timeout", timeout), ("--deadline", deadline)):
+        if value is not None and not 0 < value < float("inf"):
+            raise typer.BadParameter(f"{name} must be a number of seconds above 0, not {value:g}")
+    if fair_by is not None:
+        if fair_by != "model":
+            raise typer.BadParameter(f"--fair-by is 'model', not {fair_by!r}")
+        controls["fair_by"] = "model"
+    return controls
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise typer.BadParameter(f"{option} is one of {', '.join(allowed)}, not {value!r}")
+    return value
+
+
+def _run(
+    view: RunView,
+    source: str,
+    output: Path | None,
+    *,
+    format: InputFormat,
+    template: str | None,
+    validate: bool,
+    skip_invalid: bool,
+    limit: int | None,
+    router_of: RouterOf | None,
+    model: str | None,
+    error_file: Path | None,
+    order: Literal["completion", "input"],
+    retry_failed: bool,
+    force_new: bool,
+    concurrency: Concurrency,
+    controls: Controls,
+    fail_fast: bool,
+    grace: float,
+    confirm_above: float | None,
+) -> int:
+    if output is None and not validate:
+        raise typer.BadParameter("give --output FILE (-o): where the answers go")
+    with contextlib.ExitStack() as stack:
+        try:
+            requests = InputFile(source, format=format, template=template, model=model)
+            stack.enter_context(requests)
+            with view.waiting("checking the input"):
+                checked = requests.check()
+            for problem in checked.problems:
+                view.problem(problem)
+            view.checked(checked)
+            if checked.problems and not skip_invalid:
+                view.error("nothing was sent: correct these lines, or give --skip-invalid")
+                return BAD_INPUT
+            if router_of is None:
+                return ALL_OK
+            with view.waiting("importing litellm"):
+                router = stack.enter_context(router_of(list(checked.models)))
+            for warning in router.warnings:
+                view.note(warning)
+            check_requests(router.router, requests, checked, controls, limit)
+        except (InputFileError, ValueError, TypeError, OSError) as error:
+            view.error(f"nothing was sent: {error}")
+            return BAD_INPUT
+        if validate:
+            return ALL_OK
+        assert output is not None
+        ask = _Question(view, router, confirm_above)
+        stop = RunStop()
+
+        def start() -> Awaitable[RunSummary]:
+            return run_file(
+                router.router,
+                requests,
+                cast("Path", output),
+                concurrency=concurrency,
+                error_file=error_file,
+                retry_failed=retry_failed,
+                force_new=force_new,
+                skip_invalid=skip_invalid,
+                limit=limit,
+                fail_fast=fail_fast,
+                order=order,
+                grace=grace,
+                stop=stop,
+                redactor=Redactor(router.secrets),
+                description=_described(router, checked),
+                on_open=ask.may_begin,
+                on_run_progress=view.progress,
+                **controls,
+            )
+
+        try:
+            with asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
+                summary = runner.run(_in_good_order(start, stop, view))
+        except JournalError as error:
+            view.error(str(error))
+            return NOT_WRITTEN if ask.begun else BAD_INPUT
+        except (InputFileError, ValueError, TypeError, OSError) as error:
+            view.error(str(error) if ask.begun else f"nothing was sent: {error}")
+            return SOME_FAILED if ask.begun else BAD_INPUT
+        if ask.declined:
+            view.error("nothing was sent")
+            return BAD_INPUT
+        interrupted = stop.requests > 0 and summary.unfinished > 0
+        view.summary(summary, None if summary.ok else _command_again(summary))
+        return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
+
+
+def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
+    return {"format": checked.format, **router.description}
+
+
+class _Question:
+    """Tells what a run will cost, and asks whether it shall, where somebody is there."""
+
+    def __init__(self, view: RunView, router: RunRouter, confirm_above: float | None) -> None:
+        self.begun = False
+        self.declined = False
+        self._view = view
+        self._router = router
+        self._confirm_above = confirm_above
+
+    def may_begin(self, opening: RunOpening) -> bool:
+        self._view.opened(opening)
+        if opening.left and self._router.kind != "demo":
+            estimate = estimate_cost(self._router.router, opening.requests())
+            self._view.estimate(estimate)
+            above = self._confirm_above
+            if above is not None and estimate.cost > above and _somebody_is_there():
+                self.declined = not _confirmed(f"Send {opening.left:,} requests?")
+        self.begun = not self.declined
+        return self.begun
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _confirmed(question: str) -> bool:
+    # asyncio would have Ctrl-C wait for the loop, which waits for the answer.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+async def _in_good_order(
+    start: Callable[[], Awaitable[RunSummary]], stop: RunStop, view: RunView
+) -> RunSummary:
+    """A run that signals end, in two steps."""
+
+    def on_signal(number: int) -> None:
+        if not stop.requests:
+            again = " (once more: at once)" if number == signal.SIGINT else ""
+            view.note(f"{signal.Signals(number).name}: no new calls{again}")
+        stop.request()
+
+    with _signals_handled(on_signal):
+        try:
+            return await start()
+        finally:
+            await leave_this_loop()
+
+
+@contextlib.contextmanager
+def _signals_handled(on_signal: Callable[[int], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled: list[int] = []
+    try:
+        for number in _STOP_SIGNALS:
+            # What nohup has switched off stays so.
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, on_signal, number)
+                handled.append(number)
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+def _command_again(summary: RunSummary) -> str:
+    """The command that goes on with what is left, or with what has failed."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--force-new"]
+    only_failures = not summary.unfinished
+    if only_failures and "--retry-failed" not in arguments:
+        arguments.append("--retry-failed")
+    if not only_failures:
+        arguments = [argument for argument in arguments if argument != "--retry-failed"]
+    return shlex.join(["parallel-core", *arguments])

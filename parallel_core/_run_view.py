@@ -1,0 +1,348 @@
+"""What ``parallel-core run`` shows: live on a terminal, as plain lines elsewhere, or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Protocol, TextIO
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .batch_input import InputProblem, InputSummary
+from .cost_estimate import CostEstimate
+from .run_file import RunOpening, RunProgress, RunSummary
+from .types import Usage
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class RunView(Protocol):
+    """Shows one run. None of its methods raises because nobody is there to see."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        ...
+
+    def error(self, text: str) -> None:
+        """Why the run does not go on."""
+        ...
+
+    def problem(self, problem: InputProblem) -> None: ...
+
+    def checked(self, summary: InputSummary) -> None:
+        """The input has been checked."""
+        ...
+
+    def estimate(self, estimate: CostEstimate) -> None: ...
+
+    def opened(self, opening: RunOpening) -> None: ...
+
+    def progress(self, progress: RunProgress) -> None: ...
+
+    def summary(self, summary: RunSummary, resume: str | None) -> None:
+        """The run has ended; ``resume`` is the command that goes on with it."""
+        ...
+
+    def waiting(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """Something takes a while."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TextView:
+    """For people: live where standard error is a terminal, else a line every few seconds."""
+
+    def __init__(self, error: Console | None = None, output: Console | None = None) -> None:
+        self._console = Console(stderr=True, highlight=False) if error is None else error
+        self._output = Console(highlight=False, soft_wrap=True) if output is None else output
+        self._live: Live | None = None
+        self._told_at: float | None = None
+
+    def note(self, text: str) -> None:
+        self._print(self._console, escape(text))
+
+    def error(self, text: str) -> None:
+        self._print(self._console, f"[red]{escape(text)}[/red]")
+
+    def problem(self, problem: InputProblem) -> None:
+        text = f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
+        self._print(self._console, escape(text))
+
+    def checked(self, summary: InputSummary) -> None:
+        models = ", ".join(f"{model} {count:,}" for model, count in summary.models.items())
+        bad = f", {len(summary.problems):,} bad lines" if summary.problems else ""
+        self.note(f"{summary.requests:,} requests ({models or 'none'}){bad}")
+
+    def estimate(self, estimate: CostEstimate) -> None:
+        self.note(describe_estimate(estimate))
+
+    def opened(self, opening: RunOpening) -> None:
+        for line in describe_opening(opening):
+            self.note(line)
+
+    def progress(self, progress: RunProgress) -> None:
+        if self._console.is_terminal:
+            self._draw(progress)
+        else:
+            self._tell(progress)
+
+    def _draw(self, progress: RunProgress) -> None:
+        with _as_far_as_it_is_seen():
+            if self._live is None:
+                # There is no thread that draws: each snapshot does.
+                self._live = Live(console=self._console, auto_refresh=False)
+                self._live.start()
+            self._live.update(_picture(progress), refresh=True)
+        if progress.finished:
+            self.close()
+
+    def _tell(self, progress: RunProgress) -> None:
+        now = time.monotonic()
+        due = self._told_at is None or now - self._told_at >= SECONDS_BETWEEN_LINES
+        if due or progress.finished:
+            self._told_at = now
+            clock = time.strftime("%H:%M:%S")
+            self._print(self._console, escape(f"{clock} {describe_progress(progress)}"))
+
+    def summary(self, summary: RunSummary, resume: str | None) -> None:
+        self.close()
+        self._print(self._output, _table_of(summary))
+        if resume is not None:
+            self._print(self._output, f"to go on: {escape(resume)}")
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if self._console.is_terminal:
+                stack.enter_context(self._console.status(escape(what)))
+            yield
+
+    def close(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            with _as_far_as_it_is_seen():
+                live.stop()
+
+    def _print(self, console: Console, what: object) -> None:
+        with _as_far_as_it_is_seen():
+            console.print(what)
+
+
+class JsonView:
+    """For machines: an object on each line of standard output, told apart by ``event``."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+
+    def note(self, text: str) -> None:
+        self._write("note", text=text)
+
+    def error(self, text: str) -> None:
+        self._write("error", text=text)
+
+    def problem(self, problem: InputProblem) -> None:
+        self._write("problem", **msgspec.structs.asdict(problem))
+
+    def checked(self, summary: InputSummary) -> None:
+        self._write(
+            "checked",
+            requests=summary.requests,
+            problems=len(summary.problems),
+            models=summary.models,
+            format=summary.format,
+        )
+
+    def estimate(self, estimate: CostEstimate) -> None:
+        self._write("estimate", **msgspec.structs.asdict(estimate))
+
+    def opened(self, opening: RunOpening) -> None:
+        self._write(
+            "opened", total=opening.total, left=opening.left, notes=describe_opening(opening)
+        )
+
+    def progress(self, progress: RunProgress) -> None:
+        self._write("progress", **msgspec.structs.asdict(progress))
+
+    def summary(self, summary: RunSummary, resume: str | None) -> None:
+        fields = msgspec.structs.asdict(summary)
+        paths = {
+            name: None if (path := getattr(summary.paths, name)) is None else str(path)
+            for name in ("output", "errors", "statistics")
+        }
+        self._write("summary", **{**fields, "paths": paths, "resume": resume})
+
+    def waiting(self, what: str) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, event: str, **fields: Any) -> None:
+        line = msgspec.json.encode({"event": event, **fields}).decode()
+        with _as_far_as_it_is_seen():
+            print(line, file=self._stream, flush=True)
+
+
+@contextlib.contextmanager
+def _as_far_as_it_is_seen() -> Iterator[None]:
+    """A terminal that has gone, or a pipe that nobody reads, is no reason to end a run."""
+    # ValueError: the stream is closed.
+    with contextlib.suppress(OSError, ValueError):
+        yield
+
+
+# --- texts ---
+
+
+def describe_progress(progress: RunProgress) -> str:
+    """A snapshot as a line."""
+    share = 100 * progress.done / progress.total if progress.total else 100.0
+    parts = [
+        f"{progress.done:,}/{progress.total:,} ({share:.1f} %)",
+        f"ok {progress.succeeded:,}",
+        f"failed {progress.failed:,}",
+        *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
+        *_figures(progress),
+        *([f"last error {progress.last_error}"] if progress.last_error else []),
+        *(["stopping"] if progress.stopping and not progress.finished else []),
+    ]
+    return ", ".join(parts)
+
+
+def _figures(progress: RunProgress) -> list[str]:
+    eta = "" if progress.eta is None or progress.finished else f"ETA {_clock(progress.eta)}"
+    return [
+        figure
+        for figure in (
+            f"in flight {progress.in_flight}/{progress.limit}",
+            f"{progress.rate:.1f} calls/s",
+            f"{progress.token_rate:,.0f} tokens/s",
+            _money(progress.usage),
+            eta,
+        )
+        if figure
+    ]
+
+
+def describe_estimate(estimate: CostEstimate) -> str:
+    """What a run will cost, as a sentence."""
+    if estimate.unpriced == estimate.requests:
+        return f"{estimate.requests:,} requests; what they cost is not known"
+    without = f", and {estimate.unpriced:,} whose price is not known" if estimate.unpriced else ""
+    priced = estimate.requests - estimate.unpriced
+    return f"about {estimate.cost:.2f} USD for {priced:,} requests{without}"
+
+
+def describe_opening(opening: RunOpening) -> list[str]:
+    """What was found in the output, as far as there is something to tell."""
+    found = opening.journal
+    earlier = opening.total - opening.left
+    lines: list[str] = []
+    if found.backups:
+        lines.append(f"moved aside: {', '.join(str(path) for path in found.backups)}")
+    if found.torn_bytes:
+        lines.append(f"cut {found.torn_bytes:,} bytes of a line that was not finished")
+    if found.rescued:
+        lines.append(f"put {found.rescued:,} results of the rescue file where they belong")
+    if found.dropped_failures:
+        lines.append(f"{found.dropped_failures:,} failed requests are tried again")
+    if found.duplicates:
+        ids = ", ".join(found.duplicate_ids)
+        lines.append(f"{found.duplicates:,} lines have an id that was there before: {ids}")
+    if earlier:
+        lines.append(f"going on: {earlier:,} of {opening.total:,} requests are finished")
+    return lines
+
+
+def _picture(progress: RunProgress) -> Group:
+    bar = Table.grid(padding=(0, 1), expand=True)
+    bar.add_column(ratio=1)
+    bar.add_column(justify="right", no_wrap=True)
+    share = 100 * progress.done / progress.total if progress.total else 100.0
+    bar.add_row(
+        ProgressBar(total=max(progress.total, 1), completed=progress.done),
+        Text(f"{progress.done:,}/{progress.total:,} {share:5.1f} %"),
+    )
+    counts = Text.assemble(
+        (f"ok {progress.succeeded:,}", "green"),
+        "   ",
+        (f"failed {progress.failed:,}", "red" if progress.failed else "dim"),
+        f"   earlier {progress.earlier:,}" if progress.earlier else "",
+        f"   {_clock(progress.elapsed)}",
+        (
+            "   stopping: no new calls" if progress.stopping and not progress.finished else "",
+            "bold",
+        ),
+    )
+    figures = Text("   ".join(_figures(progress)))
+    rows: list[Any] = [bar, counts, figures]
+    if progress.last_error:
+        rows.append(Text(f"last error: {progress.last_error}", style="red"))
+    return Group(*rows)
+
+
+def _table_of(summary: RunSummary) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+
+    def row(name: str, text: str) -> None:
+        table.add_row(escape(name), escape(text))
+
+    earlier = summary.earlier_succeeded + summary.earlier_failed
+    row("requests", f"{summary.total:,}" + (f", {earlier:,} of earlier runs" if earlier else ""))
+    row("answered", f"{summary.succeeded:,}")
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
+    row("failed", f"{summary.failed:,}" + (f" ({kinds})" if kinds else ""))
+    if summary.earlier_failed:
+        row("failed before", f"{summary.earlier_failed:,}: --retry-failed sends them again")
+    if summary.unfinished:
+        cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
+        row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
+    usage = summary.usage
+    row(
+        "tokens",
+        f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}"
+        + (f", {usage.estimated_calls:,} calls estimated" if usage.estimated_calls else ""),
+    )
+    if money := _money(usage):
+        row("cost", money)
+    done = summary.succeeded + summary.failed
+    rate = f", {done / summary.elapsed:.1f} calls/s" if summary.elapsed > 0 and done else ""
+    row("time", f"{_clock(summary.elapsed)}{rate}")
+    row("output", str(summary.paths.output))
+    if summary.paths.errors is not None:
+        row("errors", str(summary.paths.errors))
+    return table
+
+
+_ENDINGS = {
+    "complete": "complete",
+    "stopped": "the run was stopped",
+    "deadline": "the deadline has passed",
+    "budget": "the budget is used up",
+    "failure": "a call has failed",
+}
+
+
+def _money(usage: Usage) -> str:
+    if not usage.cost and usage.unpriced_calls:
+        return "price unknown"
+    if not usage.cost:
+        return ""
+    without = f" + {usage.unpriced_calls:,} without price" if usage.unpriced_calls else ""
+    return f"{usage.cost:.4f} USD{without}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, 8.64e9))))

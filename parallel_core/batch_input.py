@@ -1,0 +1,334 @@
+"""A file of requests: checked as a whole before the first call, then read one by one.
+
+It is read twice and never held in memory, so that its size does not matter. The formats are
+described in ``docs/file-formats.md``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
+
+import msgspec
+
+from ._input_lines import JsonLines
+from ._input_prompts import CsvTable, TextLines
+from ._input_records import InputProblem, InputRequest, InputSummary, RecordReader, shown
+from .errors import InputFileError
+
+__all__ = ["InputFile", "InputFormat", "InputProblem", "InputRequest", "InputSummary"]
+
+InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
+
+STANDARD_INPUT = "-"
+
+_BLOCK = 1 << 20  # bytes
+_ROWS_BETWEEN_LOOKS = 1024
+_FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
+_PACKED = {
+    b"\x1f\x8b": "gzip -dc",
+    b"\x28\xb5\x2f\xfd": "zstd -dc",
+    b"BZh": "bzip2 -dc",
+    b"\xfd7zXZ": "xz -dc",
+}
+_ARCHIVE = b"PK\x03\x04"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def never(custom_id: str) -> bool:
+    """No request is finished."""
+    return False
+
+
+class InputFile:
+    """A file of requests.
+
+    Args:
+        path: of the file; ``"-"`` is standard input, which is copied into a temporary file first.
+            So is a pipe.
+        format: ``"auto"`` goes by the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
+            lines for all others.
+        template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
+            one; text without one sends each line as it is.
+        model: of the lines that name none. CSV and text need it.
+        standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
+
+    Raises:
+        InputFileError: the options do not go together.
+        ValueError: there is no such format.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        format: InputFormat = "auto",
+        template: str | None = None,
+        model: str | None = None,
+        standard_input: BinaryIO | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._is_standard_input = str(path) == STANDARD_INPUT
+        self._name = "standard input" if self._is_standard_input else str(path)
+        self._standard_input = standard_input
+        ending = self._path.suffix.lower()
+        if format == "auto":
+            format = _FORMATS_BY_ENDING.get(ending, "jsonl")
+        self._reader = self._reader_of(format, template, model, ending)
+        self._summary: InputSummary | None = None
+        self._state: tuple[int, ...] = ()
+        self._bad_lines = array("Q")
+        self._copy: BinaryIO | None = None
+        self._copy_lock = threading.Lock()
+
+    def _reader_of(
+        self, format: InputFormat, template: str | None, model: str | None, ending: str
+    ) -> RecordReader:
+        if format == "jsonl":
+            if template is not None:
+                raise InputFileError(
+                    f"{self._name}: a template is for CSV and text, and this is read as JSON "
+                    "lines: leave the template out, or say that the format is csv or text"
+                )
+            return JsonLines(model)
+        if format not in ("csv", "text"):
+            raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
+        if not model:
+            raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+        try:
+            if format == "csv":
+                return CsvTable(model, template, "\t" if ending == ".tsv" else ",")
+            return TextLines(model, template)
+        except InputFileError as error:
+            raise self._named(error) from None
+
+    @property
+    def format(self) -> str:
+        """``jsonl``, ``csv`` or ``text``."""
+        return self._reader.format
+
+    def check(self) -> InputSummary:
+        """Read the whole file, and tell what is in it.
+
+        Its memory is about 100 bytes for each named request, and what the problems need. A second
+        call tells the same again.
+
+        Raises:
+            InputFileError: the file cannot be read, is empty, is compressed, has changed meanwhile,
+                or does not go with the template.
+        """
+        if self._summary is None:
+            self._summary = self._check()
+        return self._summary
+
+    def _check(self) -> InputSummary:
+        digest = hashlib.sha256()
+        reader = self._reader
+        problems: list[InputProblem] = []
+        models: Counter[str] = Counter()
+        ids: set[int] = set()
+        with self._opened(digest.update) as (stream, state):
+            before = state()
+            for line, row in reader.rows(stream):
+                found = reader.check(line, row)
+                if type(found) is InputRequest:
+                    if not reader.lines_are_ids:
+                        known = len(ids)
+                        ids.add(_digest(found.custom_id))
+                        if len(ids) == known:
+                            problems.append(_duplicate(found))
+                            continue
+                    models[found.request.model] += 1
+                else:
+                    problems.append(cast("InputProblem", found))
+            if state() != before:
+                raise self._changed()
+        requests = models.total()
+        if not requests and not problems:
+            raise InputFileError(f"{self._name}: there is no request in it")
+        self._state = before
+        self._bad_lines.extend(problem.line for problem in problems)
+        meaning = [digest.hexdigest(), reader.format, *reader.meaning()]
+        fingerprint = hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
+        named = [_with_own_name(problem, ids) for problem in problems]
+        return InputSummary(requests, named, dict(models), fingerprint, reader.format)
+
+    def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
+        """The requests of the file in its order, without those that are finished.
+
+        Lines with problems are passed over. The file is checked first where that has not been done.
+
+        Args:
+            finished: tells of a ``custom_id`` whether nothing is left to do for it.
+
+        Raises:
+            InputFileError: as ``check``; or the file is not any more what has been checked.
+        """
+        self.check()
+        bad_lines = iter(self._bad_lines)
+        next_bad = next(bad_lines, 0)
+        with self._opened() as (stream, state):
+            for number, (line, row) in enumerate(self._reader.rows(stream)):
+                if number % _ROWS_BETWEEN_LOOKS == 0 and state() != self._state:
+                    raise self._changed()
+                if line == next_bad:
+                    next_bad = next(bad_lines, 0)
+                    continue
+                found = self._reader.request(line, row, finished)
+                if found is not None:
+                    yield found
+            if state() != self._state:
+                raise self._changed()
+
+    def close(self) -> None:
+        """Delete the copy of standard input, where there is one."""
+        if self._copy is not None:
+            self._copy.close()
+
+    def __enter__(self) -> InputFile:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _opened(
+        self, on_block: Callable[[memoryview], object] | None = None
+    ) -> Generator[tuple[BinaryIO, Callable[[], tuple[int, ...]]], None, None]:
+        """The file from its beginning, and what tells whether it changes."""
+        try:
+            raw, number = self._raw()
+        except OSError as error:
+            reason = error.strerror or type(error).__qualname__
+            raise InputFileError(f"{self._name}: cannot be read: {reason}") from None
+        with raw, io.BufferedReader(_Blocks(raw, on_block), _BLOCK) as stream:
+            self._refuse_packed(stream.peek(8)[:8])
+            try:
+                yield stream, lambda: _state_of(number)
+            except InputFileError as error:
+                raise self._named(error) from None
+
+    def _raw(self) -> tuple[io.RawIOBase, int]:
+        if self._copy is None:
+            if self._is_standard_input:
+                self._copy = _copied(self._standard_input or sys.stdin.buffer)
+            else:
+                raw = self._path.open("rb", buffering=0)
+                if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                    return raw, raw.fileno()
+                with raw:  # a pipe, which cannot be read twice
+                    self._copy = _copied(raw)
+        return _View(self._copy, self._copy_lock), self._copy.fileno()
+
+    def _refuse_packed(self, beginning: bytes) -> None:
+        for mark, command in _PACKED.items():
+            if beginning.startswith(mark):
+                raise InputFileError(
+                    f"{self._name}: is compressed: unpack it first, for instance with "
+                    f"{command} FILE | parallel-core run -"
+                )
+        if beginning.startswith(_ARCHIVE):
+            raise InputFileError(
+                f"{self._name}: is an archive or a spreadsheet: unpack it, or save it as CSV"
+            )
+        if beginning.startswith(_UTF16_MARKS):
+            raise InputFileError(
+                f"{self._name}: is UTF-16: make it UTF-8, for instance with "
+                "iconv -f UTF-16 -t UTF-8"
+            )
+
+    def _named(self, error: InputFileError) -> InputFileError:
+        text = str(error)
+        return error if text.startswith(self._name) else InputFileError(f"{self._name}: {text}")
+
+    def _changed(self) -> InputFileError:
+        return InputFileError(
+            f"{self._name}: has been changed since it was checked: leave it alone while it is run, "
+            "and start again"
+        )
+
+
+class _Blocks(io.RawIOBase):
+    """Shows each block of a stream to a function as it is read."""
+
+    def __init__(self, raw: io.RawIOBase, on_block: Callable[[memoryview], object] | None) -> None:
+        self._raw = raw
+        self._on_block = on_block
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self._raw.readinto(buffer)
+        if count and self._on_block is not None:
+            self._on_block(memoryview(buffer)[:count])
+        return count
+
+
+class _View(io.RawIOBase):
+    """Reads a file from its beginning, with a position of its own."""
+
+    def __init__(self, file: BinaryIO, lock: threading.Lock) -> None:
+        self._file = file
+        self._lock = lock
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._lock:
+            self._file.seek(self._position)
+            block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+
+def _copied(source: Any) -> BinaryIO:
+    """A copy that nobody else can open, and that is gone when it is closed."""
+    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - kept open
+    shutil.copyfileobj(source, copy, _BLOCK)
+    copy.flush()
+    return copy
+
+
+def _state_of(number: int) -> tuple[int, ...]:
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digest(custom_id: str) -> int:
+    # 128 bits: two of a billion names have the same one with a chance of 1e-21.
+    return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
+
+
+def _duplicate(found: InputRequest) -> InputProblem:
+    return InputProblem(
+        found.line,
+        "duplicate_custom_id",
+        f"the custom_id {shown(found.custom_id)} is that of an earlier line",
+        "give each line a custom_id of its own (a line without one is named by its number)",
+        found.custom_id,
+    )
+
+
+def _with_own_name(problem: InputProblem, ids: set[int]) -> InputProblem:
+    """Names a bad line so that it cannot be taken for a good one in the output."""
+    name = given = problem.custom_id or str(problem.line)
+    while (digest := _digest(name)) in ids:
+        name = f"{name}#line-{problem.line}"
+    ids.add(digest)
+    return problem if name == given else msgspec.structs.replace(problem, custom_id=name)

@@ -1,0 +1,328 @@
+"""Lines of results as OpenAI's Batch API writes them, and what is measured beside them.
+
+The format is described in ``docs/file-formats.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from ._failures import Failure, failure_of
+from ._input_records import InputProblem
+from ._redaction import Redactor, in_all_texts
+from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
+from .run_statistics import CallStatistics
+from .types import RouterParallelResult, Usage
+
+__all__ = [
+    "OutputLine",
+    "Redactor",
+    "call_statistics",
+    "has_answer",
+    "parse_output_line",
+    "problem_line",
+    "result_line",
+]
+
+_NO_ANSWER = Failure(
+    None, "empty_response", "the call has ended without an answer: the stream had nothing in it"
+)
+_STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat completion")
+
+
+# --- writing ---
+
+
+def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor) -> bytes:
+    """The line of a request that has ended, without the end of the line.
+
+    An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
+    redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
+    in its errors.
+    """
+    failure = _failure(result)
+    if failure is None:
+        response = {
+            "status_code": 200,
+            "request_id": _request_id(result.response),
+            "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
+        }
+        return _line(custom_id, response, None)
+    if failure.status_code is None:
+        message = _as_utf8(redactor.redact(failure.message))
+        return _line(custom_id, None, {"code": failure.code, "message": message})
+    error = in_all_texts(dict(failure.error or {}), redactor.redact)
+    response = {
+        "status_code": failure.status_code,
+        "request_id": _as_utf8(redactor.redact(failure.request_id)),
+        "body": _encoded({"error": error}, redactor.redact, redactor),
+    }
+    return _line(custom_id, response, None)
+
+
+def problem_line(problem: InputProblem) -> bytes:
+    """The line of a request that was not sent because its own line is bad."""
+    message = f"line {problem.line}: {problem.message}; {problem.hint}"
+    error = {"code": problem.code, "message": message}
+    return _line(problem.custom_id or str(problem.line), None, error)
+
+
+def has_answer(result: RouterParallelResult) -> bool:
+    """Whether the line of a result is one of success.
+
+    A call can succeed and have no answer: a stream may end before it has begun.
+    """
+    return _failure(result) is None
+
+
+def _failure(result: RouterParallelResult) -> Failure | None:
+    if result.exception is not None:
+        return failure_of(result.exception)
+    if result.response is None:
+        return _NO_ANSWER
+    response = result.response
+    if isinstance(response, Mapping) or hasattr(response, "model_dump"):
+        return None
+    return _STRANGE_ANSWER
+
+
+def _line(custom_id: str, response: Any, error: Any) -> bytes:
+    # The same request has the same id whenever it is run.
+    digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
+    return msgspec.json.encode(
+        {
+            "id": f"batch_req_{digest}",
+            "custom_id": custom_id,
+            "response": response,
+            "error": error,
+        }
+    )
+
+
+def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:
+    try:
+        document = msgspec.json.encode(value, enc_hook=_kind)
+    except UnicodeEncodeError:
+        # Half a pair of UTF-16, as some providers send when they cut a text.
+        document = msgspec.json.encode(in_all_texts(value, _as_utf8), enc_hook=_kind)
+    if redactor.has_secret(document):
+        document = msgspec.json.encode(in_all_texts(msgspec.json.decode(document), redact))
+    return msgspec.Raw(document)
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _kind(value: object) -> str:
+    return f"<{type(value).__qualname__}>"
+
+
+def _completion(response: Any) -> Mapping[str, Any]:
+    """A chat completion as OpenAI writes it: without what litellm adds to every answer, and with
+    the nulls that OpenAI has."""
+    if isinstance(response, Mapping):
+        return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
+    body: Any = response.model_dump(exclude_none=True, warnings=False)
+    _drop_empty_extras(body)
+    for choice in body.get("choices") or ():
+        _drop_empty_extras(choice)
+        choice.setdefault("logprobs", None)
+        message = choice.get("message")
+        if message is not None:
+            extras = message.get("provider_specific_fields") or {}
+            refusal = extras.pop("refusal", None)
+            _drop_empty_extras(message)
+            message.setdefault("content", None)
+            message.setdefault("refusal", refusal)
+    return cast("Mapping[str, Any]", body)
+
+
+def _drop_empty_extras(value: dict[str, Any]) -> None:
+    extras = value.pop("provider_specific_fields", None) or {}
+    told = {name: extra for name, extra in extras.items() if extra is not None}
+    if told:
+        value["provider_specific_fields"] = told
+
+
+def _hidden(response: Any) -> Mapping[str, Any]:
+    """What litellm tells of a call beside its answer."""
+    hidden = getattr(response, "_hidden_params", None)
+    return cast("Mapping[str, Any]", hidden) if isinstance(hidden, Mapping) else {}
+
+
+def _headers(response: Any) -> Mapping[str, Any]:
+    headers = _hidden(response).get("additional_headers")
+    return cast("Mapping[str, Any]", headers) if isinstance(headers, Mapping) else {}
+
+
+def _request_id(response: Any) -> str:
+    told = _headers(response).get("llm_provider-x-request-id")
+    value = told or _hidden(response).get("litellm_call_id")
+    return value if isinstance(value, str) else ""
+
+
+# --- measuring ---
+
+
+def call_statistics(
+    custom_id: str, result: RouterParallelResult, usage: Usage | None
+) -> CallStatistics:
+    """How a call went.
+
+    Args:
+        custom_id: of the request.
+        result: of the call.
+        usage: what it has used, where that is known; if None, it is what the result tells.
+    """
+    failure = _failure(result)
+    exception = result.exception
+    error: str | None = None
+    if failure is not None:
+        error = failure.code if exception is None else type(exception).__name__
+    used = usage or result.usage or _told_usage(result.response)
+    return CallStatistics(
+        custom_id=custom_id,
+        model=result.request.model,
+        started_at=result.started_at,
+        duration=result.duration,
+        ok=failure is None,
+        status_code=200 if failure is None else failure.status_code,
+        error=error,
+        attempts=_attempts(result),
+        time_to_first_chunk=result.time_to_first_chunk,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cached_tokens=used.cached_tokens,
+        reasoning_tokens=used.reasoning_tokens,
+        estimated=used.estimated,
+        cost=None if used.unpriced_calls else used.cost,
+    )
+
+
+def _attempts(result: RouterParallelResult) -> int:
+    exception = result.exception
+    if isinstance(exception, BudgetExceededError | InvalidRequestError):
+        return 0
+    if isinstance(exception, BatchDeadlineError) and not result.duration:
+        return 0
+    if exception is not None:
+        return 1 + _count(getattr(exception, "num_retries", None))
+    headers = _headers(result.response)
+    retries = _count(headers.get("x-litellm-attempted-retries"))
+    return 1 + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
+
+
+def _told_usage(response: Any) -> Usage:
+    reported = _field(response, "usage")
+    cost: Any = _hidden(response).get("response_cost")
+    # litellm says 0 for what it does not know as well as for what is free.
+    is_priced = isinstance(cost, int | float) and cost > 0
+    return Usage(
+        _count(_field(reported, "prompt_tokens")),
+        _count(_field(reported, "completion_tokens")),
+        _count(_field(_field(reported, "prompt_tokens_details"), "cached_tokens")),
+        _count(_field(_field(reported, "completion_tokens_details"), "reasoning_tokens")),
+        float(cost) if is_priced else 0.0,
+        int(not is_priced),
+    )
+
+
+def _field(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return cast("Mapping[str, Any]", value).get(name)
+    return getattr(value, name, None)
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+# --- reading ---
+
+
+class OutputLine(msgspec.Struct, frozen=True):
+    """A line of results.
+
+    Attributes:
+        custom_id: of the request.
+        ok: whether it is an answer.
+        status_code: of HTTP; None where there was no answer of any kind.
+        error_code: the reason of a failure in short, as far as it is told.
+        error_message: the reason of a failure, as far as it is told.
+        body: what HTTP has answered, as JSON: a chat completion, or an error.
+    """
+
+    custom_id: str
+    ok: bool
+    status_code: int | None
+    error_code: str | None
+    error_message: str | None
+    body: msgspec.Raw | None
+
+
+class _ResponseOfLine(msgspec.Struct):
+    status_code: int = 200
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    response: _ResponseOfLine | None
+    error: Any = None
+
+
+_DECODE_LINE = msgspec.json.Decoder(_Line).decode
+
+
+def parse_output_line(line: bytes) -> OutputLine:
+    """Read a line of results, of ours, of OpenAI or of vLLM (whose errors have other shapes).
+
+    Raises:
+        ValueError: it is not a line of results.
+    """
+    try:
+        parsed = _DECODE_LINE(line)
+    except RecursionError:
+        raise ValueError("not a line of results: nested too deeply") from None
+    response = parsed.response
+    status = None if response is None else response.status_code
+    body = None if response is None or bytes(response.body) == b"null" else response.body
+    error = parsed.error
+    if error is None and body is not None and status is not None and 200 <= status < 300:
+        return OutputLine(parsed.custom_id, True, status, None, None, body)
+    if error is None:
+        error = _decoded(body)
+    code, message = _reason(error)
+    return OutputLine(parsed.custom_id, False, status, code, message, body)
+
+
+def _decoded(body: msgspec.Raw | None) -> Any:
+    try:
+        return None if body is None else msgspec.json.decode(body)
+    except RecursionError:
+        return None
+
+
+def _reason(error: Any) -> tuple[str | None, str | None]:
+    """Code and message of an error: an object, an object in an object, or a text."""
+    fields = _fields_of(error)
+    inner = fields.get("error")
+    if inner is not None and "message" not in fields:
+        error = inner
+        fields = _fields_of(inner)
+    if isinstance(error, str):
+        return None, error
+    code = fields.get("code")
+    if code is None:
+        code = fields.get("type")
+    message = fields.get("message")
+    return None if code is None else str(code), message if isinstance(message, str) else None
+
+
+def _fields_of(error: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", error) if isinstance(error, Mapping) else {}

@@ -1,0 +1,97 @@
+"""Ending a batch before its time, without losing what is on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from parallel_core.errors import StoppedError
+
+from ._call import Call
+from ._engine import Engine
+
+
+class Stopping:
+    """Stops one batch, in two steps.
+
+    :meth:`stop` sends nothing more; calls that have been sent may end, for as long as the grace
+    lasts. :meth:`cancel` ends those too. Each request that has not come to its end fails with
+    :class:`StoppedError`, so that there is a result for each one that was drawn.
+
+    All of it belongs to the thread of the batch.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.cut_off = 0  # calls that were on their way
+        self._calls: dict[int, anyio.CancelScope] = {}  # by the index of their requests
+        self._sent: set[int] = set()
+        self._engine: Engine | None = None
+        self._take_back: Callable[[], None] | None = None
+
+    def watch(self, call: Call) -> Call:
+        """Around what is really sent: nothing is, once the batch is stopped."""
+
+        async def sent(index: int, item: Any) -> Any:
+            if self.stopped:
+                raise StoppedError(index)
+            self._sent.add(index)
+            try:
+                return await call(index, item)
+            except Exception:
+                self._sent.discard(index)  # it may wait to be sent again
+                raise
+
+        return sent
+
+    def wrap(self, call: Call) -> Call:
+        """Around the call with all its controls, for which it may wait."""
+
+        async def stoppable(index: int, item: Any) -> Any:
+            if not self.stopped:
+                with anyio.CancelScope() as scope:
+                    self._calls[index] = scope
+                    try:
+                        result = await call(index, item)
+                        self._sent.discard(index)
+                        return result
+                    finally:
+                        del self._calls[index]
+                        # By us, or by the deadline.
+                        self.cut_off += index in self._sent
+                        self._sent.discard(index)
+            raise StoppedError(index)
+
+        return stoppable
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+        if self.stopped:
+            self.stop(None)
+
+    def end(self) -> None:
+        self._engine = None
+
+    def stop(self, grace: float | None) -> None:
+        """Send nothing more.
+
+        ``grace``: seconds after which calls that were sent are cancelled; None: never.
+        """
+        self.stopped = True
+        for index, scope in list(self._calls.items()):
+            if index not in self._sent:
+                scope.cancel()
+        if self._engine is None:
+            return
+        self._engine.draw_no_more()
+        self._engine.hurry()
+        if grace is not None and self._take_back is None:
+            self._take_back = self._engine.call_later(grace, self.cancel)
+
+    def cancel(self) -> None:
+        """Send nothing more, and cancel what was sent."""
+        self.stop(None)
+        for scope in list(self._calls.values()):
+            scope.cancel()
