@@ -7,9 +7,9 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -385,7 +385,7 @@ def _run(
             return run_file(
                 router.router,
                 requests,
-                cast("Path", output),
+                output,
                 concurrency=concurrency,
                 error_file=error_file,
                 retry_failed=retry_failed,
@@ -480,7 +480,7 @@ async def _in_good_order(
 
 
 @contextlib.contextmanager
-def _signals_handled(on_signal: Callable[[int], None]) -> Iterator[None]:
+def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
     loop = asyncio.get_running_loop()
     handled: list[int] = []
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
@@ -121,7 +121,7 @@ class TextView:
             self._print(self._output, f"to go on: {escape(resume)}")
 
     @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
+    def waiting(self, what: str) -> Generator[None]:
         with contextlib.ExitStack() as stack:
             if self._console.is_terminal:
                 stack.enter_context(self._console.status(escape(what)))
@@ -135,7 +135,8 @@ class TextView:
 
     def _print(self, console: Console, what: object) -> None:
         with _as_far_as_it_is_seen():
-            console.print(what)
+            # A line for a log stays a line, however narrow that is.
+            console.print(what, soft_wrap=not console.is_terminal)
 
 
 class JsonView:
@@ -194,7 +195,7 @@ class JsonView:
 
 
 @contextlib.contextmanager
-def _as_far_as_it_is_seen() -> Iterator[None]:
+def _as_far_as_it_is_seen() -> Generator[None]:
     """A terminal that has gone, or a pipe that nobody reads, is no reason to end a run."""
     # ValueError: the stream is closed.
     with contextlib.suppress(OSError, ValueError):
@@ -299,9 +300,9 @@ def _table_of(summary: RunSummary) -> Table:
     def row(name: str, text: str) -> None:
         table.add_row(escape(name), escape(text))
 
-    earlier = summary.earlier_succeeded + summary.earlier_failed
-    row("requests", f"{summary.total:,}" + (f", {earlier:,} of earlier runs" if earlier else ""))
-    row("answered", f"{summary.succeeded:,}")
+    row("requests", f"{summary.total:,}")
+    before = f", {summary.earlier_succeeded:,} before" if summary.earlier_succeeded else ""
+    row("answered", f"{summary.succeeded:,}{before}")
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
     row("failed", f"{summary.failed:,}" + (f" ({kinds})" if kinds else ""))
     if summary.earlier_failed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import demo_server
+from . import _doctor_command, _run_command, demo_server, report
 
 app = typer.Typer(
     name="parallel-core",
@@ -16,6 +16,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print the values of variables: prompts, keys
 )
+app.command("run")(_run_command.command)
+app.command("report")(report.command)
+app.command("doctor")(_doctor_command.command)
 app.command("demo-server")(demo_server.command)
 
 

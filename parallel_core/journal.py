@@ -151,6 +151,19 @@ class Journal:
         """Have a line of statistics written that belongs to no result. It may get lost."""
         self._writer.put_record(line)
 
+    def flush(self) -> None:
+        """Wait until all that was handed over is on disk, or has failed to be. Blocking.
+
+        Raises:
+            JournalError: results can no longer be written.
+        """
+
+        def look(_: list[LockedFile]) -> None:
+            if self._writer.failure is not None:
+                raise self._writer.error()
+
+        self._writer.while_idle(look)
+
     def rewrite_in_order(self, order: Iterable[str]) -> None:
         """Bring the lines of the output, and of the error file, into the order of these ids.
 

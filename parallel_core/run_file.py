@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import itertools
 import time
@@ -16,10 +18,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, Unpack
 import anyio
 import anyio.to_thread
 import msgspec
+import sniffio
+import trio
 
 from ._handle import ParallelBatch
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
-from .batch_output import Redactor, call_statistics, problem_line, result_line
+from .batch_output import Redactor, call_statistics, has_answer, problem_line, result_line
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
 from .control.adaptive import LimitChange
@@ -253,14 +257,22 @@ async def run_file(
             "input": summary.fingerprint,
             **(description or {}),
         }
+        stopping = Stopping()
+        in_this_loop = _caller_from_other_threads()
         journal = await _in_thread(
             functools.partial(
-                Journal.open, paths, manifest, retry_failed=retry_failed, force_new=force_new
+                Journal.open,
+                paths,
+                manifest,
+                retry_failed=retry_failed,
+                force_new=force_new,
+                on_failure=lambda _: in_this_loop(stopping.cancel),
             )
         )
         run = _Run(
             journal,
             summary,
+            stopping,
             limit=limit,
             fail_fast=fail_fast,
             grace=grace,
@@ -350,6 +362,7 @@ class _Run:
         self,
         journal: Journal,
         summary: InputSummary,
+        stopping: Stopping,
         *,
         limit: int | None,
         fail_fast: bool,
@@ -358,7 +371,7 @@ class _Run:
         meter: RouterMeter,
         on_progress: Callable[[RunProgress], object] | None,
     ) -> None:
-        self.stopping = Stopping()
+        self.stopping = stopping
         self._journal = journal
         self._limit = limit
         self._fail_fast = fail_fast
@@ -380,7 +393,7 @@ class _Run:
         self._failure: BaseException | None = None
         self._ended = anyio.Event()
         self._changes = 0
-        self._began = time.perf_counter()
+        self._began_at = time.time()
         self._elapsed = 0.0
         self._usage = Usage()
 
@@ -400,10 +413,9 @@ class _Run:
     async def write_problems(self) -> None:
         """Bad lines are failures that need no call."""
         for problem in self._problems:
-            if problem.custom_id is None:
-                continue
-            if not self._journal.is_finished(problem.custom_id):
-                entry = JournalEntry(problem.custom_id, problem_line(problem), False, None)
+            custom_id = problem.custom_id or str(problem.line)
+            if not self._journal.is_finished(custom_id):
+                entry = JournalEntry(custom_id, problem_line(problem), ok=False)
                 await self._journal.append(entry)
                 self._errors[problem.code] += 1
         self._total += len(self._problems)
@@ -447,7 +459,9 @@ class _Run:
         A cancellation is no reason to lose an answer that is there: it stops the batch, and goes on
         when all is written.
         """
-        self._began = time.perf_counter()
+        began = time.perf_counter()
+        self._began_at = time.time()
+        self._record(batch.limit, self._began_at, "")
         if stop is not None:
             stop.watch(functools.partial(self._stop_asked, stop))
         try:
@@ -463,7 +477,7 @@ class _Run:
         finally:
             if stop is not None:
                 stop.watch(None)
-        self._elapsed = time.perf_counter() - self._began
+        self._elapsed = time.perf_counter() - began
         if self._failure is not None:
             raise self._failure
         self._tell_the_last()
@@ -482,7 +496,7 @@ class _Run:
                         await self._take(result)
                         self._record_limit(batch.limit_changes)
                 self._usage = batch.usage
-                await self._journal.flush()
+                await _in_thread(self._journal.flush)
         except BaseException as error:  # noqa: BLE001 - raised by to_the_end, outside of the group
             self._failure = self._failure or error
         finally:
@@ -509,7 +523,7 @@ class _Run:
                 JournalEntry(
                     custom_id,
                     result_line(custom_id, result, self._redactor),
-                    result.ok,
+                    has_answer(result),
                     statistics_line(statistics),
                 )
             )
@@ -519,10 +533,14 @@ class _Run:
             self.stopping.cancel()
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
-        for change in changes[self._changes :]:
-            record = LimitStatistics(at=time.time(), limit=change.limit, reason=change.reason)
-            self._journal.record(statistics_line(record))
+        for change in itertools.islice(changes, self._changes, None):
+            if change.key is None:
+                self._record(change.limit, self._began_at + change.elapsed, "adaptive")
         self._changes = len(changes)
+
+    def _record(self, limit: int, at: float, reason: str) -> None:
+        record = LimitStatistics(at=at, limit=limit, reason=reason)
+        self._journal.record(statistics_line(record))
 
     # --- what is told ---
 
@@ -600,5 +618,18 @@ class _Run:
 
 async def _in_thread(function: Callable[[], T]) -> T:
     """Run what blocks, and wait for it whatever happens: a lock that it takes must not be lost."""
-    with anyio.CancelScope(shield=True):
-        return await anyio.to_thread.run_sync(function)
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=False)
+
+
+def _caller_from_other_threads() -> Callable[[Callable[[], object]], None]:
+    """What calls a function soon where the current task runs, from any thread."""
+    if sniffio.current_async_library() == "trio":
+        in_trio = trio.lowlevel.current_trio_token().run_sync_soon
+        return lambda function: in_trio(function)
+    in_asyncio = asyncio.get_running_loop().call_soon_threadsafe
+
+    def call(function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs in it
+            in_asyncio(function)
+
+    return call
