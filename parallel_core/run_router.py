@@ -553,6 +553,7 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
 
     missing = [variable for _, variable in references(dict(parameters)) if not _is_set(variable)]
     values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
+    values = {**_values_of_credential(values.get("litellm_credential_name")), **values}
     model = str(values["model"])
     api_base = values.get("api_base") or values.get("base_url")
     provider = values.get("custom_llm_provider")
@@ -567,16 +568,29 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
         except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
             raise RouterConfigError([_unknown_provider(model)]) from None
     elif provider is None:
-        provider = model.partition("/")[0]
-    missing += _missing_keys(model, provider, values) if not missing else []
+        provider, slash, _ = model.partition("/")
+        if not slash:  # "*", each request has its own
+            return Endpoint(name, model, "*", shown_url(api_base) if api_base else None)
+    full_name = model if "/" in model else f"{provider}/{model}"
+    if not missing:
+        missing = _missing_keys(full_name, provider, values)
     address = api_base or told or _address_of_environment(str(provider))
     return Endpoint(
         model_name=name,
-        model=model if "/" in model else f"{provider}/{model}",
+        model=full_name,
         provider=str(provider),
         api_base=shown_url(str(address)) if address else None,
         missing_keys=tuple(dict.fromkeys(missing)),
     )
+
+
+def _values_of_credential(name: object) -> dict[str, Any]:
+    import litellm
+
+    for credential in litellm.credential_list:
+        if credential.credential_name == name:
+            return cast("dict[str, Any]", credential.credential_values)
+    return {}
 
 
 def _is_set(variable: str) -> bool:
@@ -596,7 +610,7 @@ def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> li
     import litellm
 
     module = cast("Any", litellm)
-    given = ("api_key", "litellm_credential_name", "azure_ad_token", "extra_headers", "headers")
+    given = ("api_key", "azure_ad_token", "extra_headers", "headers", "mock_response")
     if any(values.get(name) for name in given):
         return []
     if module.api_key or getattr(module, f"{provider}_key", None):

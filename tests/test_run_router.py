@@ -217,6 +217,35 @@ general_settings: {master_key: os.environ/RUN_ROUTER_D}
 
 
 @pytest.mark.parametrize(
+    ("parameters", "model", "address", "missing"),
+    [
+        ({"model": "*"}, "*", None, ()),
+        ({"model": "openai/*"}, "openai/*", "https://api.openai.com/v1", ("OPENAI_API_KEY",)),
+        ({"model": "o1", "mock_response": "x"}, "openai/o1", "https://api.openai.com/v1", ()),
+        ({"model": "bedrock/x", "aws_region_name": "y"}, "bedrock/x", None, ()),
+        ({"model": "ollama/q", "api_base": "http://h:1/v1"}, "ollama/q", "http://h:1/v1", ()),
+        ({"model": "x", "custom_llm_provider": "cohere"}, "cohere/x", None, ("COHERE_API_KEY",)),
+    ],
+)
+def test_where_calls_go_is_known_as_far_as_litellm_tells(
+    parameters: dict[str, str],
+    model: str,
+    address: str | None,
+    missing: tuple[str, ...],
+    write: Write,
+) -> None:
+    entry = {"model_name": "gpt", "litellm_params": parameters}
+    with router_from_config(write(json.dumps({"model_list": [entry]}))) as run_router:
+        (endpoint,) = run_router.endpoints
+        assert (endpoint.model, endpoint.api_base, endpoint.missing_keys) == (
+            model,
+            address,
+            missing,
+        )
+        assert len(run_router.warnings) == len(missing)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "config.yaml is empty"),
@@ -346,10 +375,10 @@ model_list:
     api_key: os.environ/RUN_ROUTER_KEY
     extra_headers: {{Authorization: "Bearer {KEYS["header"]}", X-Team: the-team}}
 - model_name: smart
-  litellm_params: {{model: openai/smart, api_base: {api_base}, litellm_credential_name: mine}}
+  litellm_params: {{model: openai/smart, litellm_credential_name: mine}}
 credential_list:
 - credential_name: mine
-  credential_values: {{api_key: {KEYS["of a credential"]}}}
+  credential_values: {{api_key: {KEYS["of a credential"]}, api_base: {api_base}}}
 environment_variables: {{RUN_ROUTER_OTHER_KEY: {KEYS["set by the file"]}}}
 general_settings: {{master_key: {KEYS["master"]}}}
 litellm_settings: {{cache: true, cache_params: {{password: {KEYS["of redis"]}}}}}
