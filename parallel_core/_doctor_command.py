@@ -116,6 +116,8 @@ def command(
     config or an option is wrong.
     """
     console = Console(highlight=False)
+    # litellm would otherwise fetch its price map over the network at import. No price is asked for.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         if api_base is not None and model is None:
             raise RouterConfigError(["--api-base is the address of a model: give --model, too"])

@@ -587,9 +587,10 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
 def _values_of_credential(name: object) -> dict[str, Any]:
     import litellm
 
-    for credential in litellm.credential_list:
+    credentials = cast("list[Any]", litellm.credential_list)
+    for credential in credentials:
         if credential.credential_name == name:
-            return cast("dict[str, Any]", credential.credential_values)
+            return dict(credential.credential_values)
     return {}
 
 
