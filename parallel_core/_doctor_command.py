@@ -18,15 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ._proxy_config import ProxyConfig, read_proxy_config
-from .run_router import (
-    Endpoint,
-    RouterConfigError,
-    config_in_place,
-    endpoint_of,
-    is_key_variable,
-    router_from_config,
-    router_from_model,
-)
+from ._proxy_values import RouterConfigError
+from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
+from .run_router import config_in_place, router_from_config, router_from_model
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
 CHECKS_AT_ONCE: Final = 16

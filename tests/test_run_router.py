@@ -24,6 +24,7 @@ import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
+from parallel_core._run_endpoints import shown_url
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
@@ -31,7 +32,6 @@ from parallel_core.run_router import (
     demo_router,
     router_from_config,
     router_from_model,
-    shown_url,
 )
 
 KEYS = {
