@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ._config_in_place import config_in_place
 from ._proxy_config import ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError
 from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
-from .run_router import config_in_place, router_from_config, router_from_model
+from .run_router import router_from_config, router_from_model
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
 CHECKS_AT_ONCE: Final = 16

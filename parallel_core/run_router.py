@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ._proxy_config import Deployment, ProxyConfig, Setting, read_proxy_config
+from ._config_in_place import config_in_place, resolved_settings
+from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
 from ._proxy_values import is_secret_name, nearest, resolved, secrets_in
 from ._run_endpoints import Endpoint as Endpoint
@@ -35,21 +36,13 @@ if TYPE_CHECKING:
 
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
-_ABSENT: Final = object()
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
 # Of these it is certain that no call succeeds without a key; others have further ways to log in.
 _NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
-_NUMBERS: Final = frozenset(
-    {
-        *("allowed_fails", "client_ttl", "cooldown_time", "default_max_parallel_requests"),
-        *("max_fallbacks", "num_retries", "request_timeout", "retry_after", "stream_timeout"),
-        "timeout",
-    }
-)
 # These shape where and how a call is sent, but not what is asked.
 _NOT_OF_THE_ANSWER: Final = frozenset(
     {
-        *("api_base", "base_url", "cooldown_time", "custom_llm_provider", "input_cost_per_token"),
+        *("api_base", "base_url", "cooldown_time", "input_cost_per_token"),
         *("litellm_credential_name", "max_parallel_requests", "max_retries", "model", "order"),
         *("output_cost_per_token", "rpm", "stream_timeout", "tags", "timeout", "tpm", "weight"),
         *("region_name", "aws_region_name", "vertex_location", "vertex_project", "organization"),
@@ -156,7 +149,7 @@ def router_from_config(path: Path) -> RunRouter:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
         if problems:
             raise RouterConfigError(problems)
-        settings = _resolved_settings(config.router_settings)
+        settings = resolved_settings(config.router_settings)
         router = _make_router(
             f"{config.path}",
             secrets,
@@ -175,85 +168,6 @@ def router_from_config(path: Path) -> RunRouter:
             endpoints=endpoints,
             warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
         )
-
-
-@contextlib.contextmanager
-def config_in_place(config: ProxyConfig) -> Generator[None]:
-    """Make the settings of a config those of the process, until the block is left."""
-    import litellm
-
-    module = cast("Any", litellm)
-    with contextlib.ExitStack() as changes:
-        for name, text in config.environment(os.environ).items():
-            changes.callback(_put_variable, name, os.environ.get(name))
-            os.environ[name] = text
-        settings = _resolved_settings(config.litellm_settings)
-        if "request_timeout" in settings:
-            settings["request_timeout_explicitly_set"] = True
-        if config.credentials:
-            settings["credential_list"] = _credentials(config)
-        # litellm prints its advice into the terminal otherwise, for each failed call.
-        settings["suppress_debug_info"] = True
-        for name, value in settings.items():
-            changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
-            setattr(module, name, value)
-        yield
-
-
-def _resolved_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The values, with those of the environment. litellm does not look at their types before it
-    reckons with them in a call: what is no number is found here."""
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for name, setting in settings.items():
-        value = values[name] = resolved(setting.value, os.environ)
-        if name not in _NUMBERS or value is None:
-            continue
-        if isinstance(value, str):  # as in the environment everything is
-            with contextlib.suppress(ValueError):
-                number = float(value)
-                value = values[name] = int(number) if number.is_integer() else number
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            problems.append(f"{setting.place}: must be a number")
-    if problems:
-        raise RouterConfigError(problems)
-    return values
-
-
-def _put_variable(name: str, text: str | None) -> None:
-    if text is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = text
-
-
-def _put_attribute(module: Any, name: str, value: object) -> None:
-    if value is _ABSENT:
-        if hasattr(module, name):
-            delattr(module, name)
-    else:
-        setattr(module, name, value)
-
-
-def _credentials(config: ProxyConfig) -> list[Any]:
-    from litellm.types.utils import CredentialItem
-
-    items: list[Any] = []
-    for setting in config.credentials:
-        entry = resolved(setting.value, os.environ)
-        try:
-            fields = dict(cast("dict[str, Any]", entry))
-            items.append(
-                CredentialItem(
-                    credential_name=fields["credential_name"],
-                    credential_values=fields["credential_values"],
-                    credential_info=fields.get("credential_info") or {},
-                )
-            )
-        except (KeyError, TypeError, ValueError):  # whose texts quote the values
-            problem = "must have credential_name and credential_values"
-            raise RouterConfigError([f"{setting.place}: {problem}"]) from None
-    return items
 
 
 def _unknown_router_settings(config: ProxyConfig) -> Iterator[str]:
