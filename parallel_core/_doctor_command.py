@@ -17,15 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._proxy_config import read_proxy_config
-from .run_router import (
-    Endpoint,
-    RouterConfigError,
-    config_in_place,
-    endpoint_of,
-    is_key_variable,
-    router_from_model,
-)
+from ._config_in_place import config_in_place
+from ._proxy_config import ProxyConfig, read_proxy_config
+from ._proxy_values import RouterConfigError
+from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
+from .run_router import router_from_config, router_from_model
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
 CHECKS_AT_ONCE: Final = 16
@@ -70,19 +66,32 @@ class EndpointFinding(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True):
-    """All that the command finds out. Of keys and proxies there are the variables' names only."""
+    """All that the command finds out. Of keys and proxies there are the variables' names only.
+
+    Attributes:
+        versions: of Python and of packages.
+        config: the file.
+        endpoints: one for each deployment.
+        missing: what the config refers to and is not set, and where.
+        keys: the variables of keys that are set.
+        proxies: the variables of proxies that are set.
+        warnings: what of the config is passed over.
+    """
 
     versions: dict[str, str]
     config: str | None
     endpoints: list[EndpointFinding]
+    missing: list[str]
     keys: list[str]
     proxies: list[str]
     warnings: list[str]
 
     @property
     def ok(self) -> bool:
-        """Whether every address that could be tried answers, and no key is missing."""
-        return all(e.reachable is not False and not e.missing_keys for e in self.endpoints)
+        """Whether every address that could be tried answers, and nothing is missing."""
+        return not self.missing and all(
+            e.reachable is not False and not e.missing_keys for e in self.endpoints
+        )
 
 
 def command(
@@ -102,6 +111,8 @@ def command(
     config or an option is wrong.
     """
     console = Console(highlight=False)
+    # litellm would otherwise fetch its price map over the network at import. No price is asked for.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         if api_base is not None and model is None:
             raise RouterConfigError(["--api-base is the address of a model: give --model, too"])
@@ -128,10 +139,15 @@ def examine(
         RouterConfigError: the config is wrong, or litellm does not know the model's provider. A key
             that is missing is a finding.
     """
-    warnings: list[str] = []
     endpoints: list[Endpoint] = []
+    missing: list[str] = []
+    warnings: list[str] = []
     if config is not None:
-        endpoints, warnings = _endpoints_of_config(config)
+        proxy_config = read_proxy_config(config)
+        with config_in_place(proxy_config):
+            missing = [str(variable) for variable in proxy_config.missing(os.environ)]
+        endpoints = _endpoints_of_config(proxy_config, is_complete=not missing)
+        warnings = proxy_config.warnings
     elif model is not None:
         endpoints = [_endpoint_of_model(model, api_base)]
     answers = asyncio.run(_try_all({e.api_base for e in endpoints if e.api_base is not None}))
@@ -139,6 +155,7 @@ def examine(
         versions=_versions(),
         config=None if config is None else str(config),
         endpoints=[_finding(endpoint, answers) for endpoint in endpoints],
+        missing=missing,
         keys=sorted(name for name, text in os.environ.items() if text and is_key_variable(name)),
         proxies=sorted(name for name in os.environ if name.upper() in PROXY_VARIABLES),
         warnings=warnings,
@@ -148,8 +165,10 @@ def examine(
 # --- what is configured ---
 
 
-def _endpoints_of_config(path: Path) -> tuple[list[Endpoint], list[str]]:
-    config = read_proxy_config(path)
+def _endpoints_of_config(config: ProxyConfig, *, is_complete: bool) -> list[Endpoint]:
+    if is_complete:  # then it is made, as for a run, which finds what else is wrong
+        with router_from_config(config.path) as run_router:
+            return run_router.endpoints
     problems: list[str] = []
     endpoints: list[Endpoint] = []
     with config_in_place(config):
@@ -158,10 +177,9 @@ def _endpoints_of_config(path: Path) -> tuple[list[Endpoint], list[str]]:
                 endpoints.append(endpoint_of(deployment.name, deployment.parameters))
             except RouterConfigError as error:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
-        warnings = [*config.warnings, *(str(missing) for missing in config.missing(os.environ))]
     if problems:
         raise RouterConfigError(problems)
-    return endpoints, warnings
+    return endpoints
 
 
 def _endpoint_of_model(model: str, api_base: str | None) -> Endpoint:
@@ -243,12 +261,14 @@ def _show(console: Console, findings: Findings) -> None:
         console.print("endpoints: none; --config FILE or --model NAME tries theirs")
     _show_names(console, "keys that are set", findings.keys)
     _show_names(console, "proxies that are set", findings.proxies)
+    for missing in findings.missing:
+        console.print(f"[red]missing[/red] {escape(missing)}", soft_wrap=True)
     for warning in findings.warnings:
         console.print(f"[yellow]warning[/yellow] {escape(warning)}", soft_wrap=True)
     if findings.ok:
         console.print("[green]all is well[/green]")
     else:
-        console.print("[red]an endpoint does not answer, or a key is missing: see above[/red]")
+        console.print("[red]an endpoint does not answer, or something is missing: see above[/red]")
 
 
 def _show_names(console: Console, what: str, names: Iterable[str]) -> None:
@@ -257,8 +277,9 @@ def _show_names(console: Console, what: str, names: Iterable[str]) -> None:
 
 def _endpoint_table(findings: Findings) -> Table:
     title = "endpoints" if findings.config is None else f"endpoints of {escape(findings.config)}"
-    table = Table("model", "of litellm", "address", "answer", "key", title=title)
-    table.title_justify = "left"
+    table = Table(title=title, title_justify="left")
+    for heading in ("model", "of litellm", "address", "answer", "key"):
+        table.add_column(heading, overflow="fold")
     for endpoint in findings.endpoints:
         colour = {True: "green", False: "red", None: "yellow"}[endpoint.reachable]
         missing = " or ".join(endpoint.missing_keys)

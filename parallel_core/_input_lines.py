@@ -52,7 +52,6 @@ _JSON_TYPES: dict[type, str] = {
 }
 
 _EXAMPLE = 'one JSON object a line: {"custom_id": "1", "body": {"model": "…", "messages": […]}}'
-_LONGEST_NAME = 40  # characters
 _CONFIG_HINT = "leave it out of the file: keys and addresses belong into the config of the Router"
 
 
@@ -230,11 +229,8 @@ def _refuse_forbidden(body: dict[str, Any]) -> None:
             if name in _FORBIDDEN_IN_EXTRA_BODY
         ]
     if names:
-        # Names of our own lists and prefixes; never a value.
-        shown_names = ", ".join(name[:_LONGEST_NAME] for name in names)
-        raise _LineError(
-            "forbidden_parameter", f"{shown_names} must not come from a file", _CONFIG_HINT
-        )
+        listed = ", ".join(map(shown, names))
+        raise _LineError("forbidden_parameter", f"{listed} must not come from a file", _CONFIG_HINT)
 
 
 def _missing(name: str, hint: str) -> _LineError:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeAlias
 
 from ._input_lines import text_rows
-from ._input_records import InputProblem, InputRequest, not_utf8
+from ._input_records import InputProblem, InputRequest, not_utf8, shown
 from .errors import InputFileError
 from .types import RouterParallelRequest
 
 WHOLE_LINE = "{{line}}"
 _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _ID_COLUMNS = ("custom_id", "id")
+_MOST_SHOWN = 20  # columns
 _LONGEST_FIELD = 2**31 - 1  # characters; a C long, on every machine
 
 _CsvRow: TypeAlias = "list[str] | InputProblem"
@@ -35,7 +36,7 @@ class Template:
         pieces = _PLACEHOLDER.split(template)
         names = pieces[1::2]
         unknown = sorted({name for name in names if name not in columns})
-        existing = ", ".join(columns)
+        existing = _listed(columns)
         if unknown:
             raise InputFileError(
                 f"the template names {', '.join(f'{{{{{name}}}}}' for name in unknown)}, and the "
@@ -155,7 +156,7 @@ class CsvTable:
     def _read_names(self, row: list[str]) -> None:
         columns = [name.strip() for name in row]
         repeated = sorted({name for name in columns if columns.count(name) > 1})
-        existing = ", ".join(columns)
+        existing = _listed(columns)
         if repeated:
             raise InputFileError(f"columns have the same name: the columns are {existing}")
         if self._source is None:
@@ -207,6 +208,12 @@ class CsvTable:
         if finished(custom_id):
             return None
         return InputRequest(line, custom_id, _prompt(self._model, self._template.fill(row)))
+
+
+def _listed(columns: list[str]) -> str:
+    # Where the row of names is missing, these are the values of the first row.
+    names = ", ".join(map(shown, columns[:_MOST_SHOWN]))
+    return names + ", …" if len(columns) > _MOST_SHOWN else names
 
 
 def _not_csv(line: int, reason: str) -> InputProblem:

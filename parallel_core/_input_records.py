@@ -9,7 +9,7 @@ import msgspec
 
 from .types import RouterParallelRequest
 
-_LONGEST_SHOWN_ID = 60  # characters
+_LONGEST_SHOWN = 60  # characters
 
 
 class InputRequest(msgspec.Struct, frozen=True):
@@ -99,11 +99,9 @@ class RecordReader(Protocol):
         ...
 
 
-def shown(custom_id: str) -> str:
-    """A name as it is quoted in a message."""
-    if len(custom_id) > _LONGEST_SHOWN_ID:
-        custom_id = custom_id[:_LONGEST_SHOWN_ID] + "…"
-    return f'"{custom_id}"'
+def shown(name: str) -> str:
+    """A name of the file as it is quoted in a message: short, and harmless in a terminal."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
 
 
 def not_utf8(line: int, custom_id: str | None = None) -> InputProblem:

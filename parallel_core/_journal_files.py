@@ -122,13 +122,18 @@ class LockedFile:
     def commit(self) -> None:
         self.size = os.fstat(self.fd).st_size
 
-    def cut(self, size: int | None = None) -> None:
-        """Shorten the file: to the bytes that were committed, or to so many."""
-        if size is not None:
-            self.size = size
-        if os.fstat(self.fd).st_size != self.size:
-            os.ftruncate(self.fd, self.size)
+    def cut(self, size: int) -> None:
+        """Shorten the file."""
+        self.size = size
+        if self.drop_uncommitted():
             self._disk.sync(self.fd)
+
+    def drop_uncommitted(self) -> bool:
+        """Cut what is not committed, if only for now; whether there was something."""
+        if os.fstat(self.fd).st_size == self.size:
+            return False
+        os.ftruncate(self.fd, self.size)
+        return True
 
     def blocks(self) -> Iterator[bytes]:
         """What is committed, also where the file is no longer in any folder."""

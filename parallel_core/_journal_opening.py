@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,13 +22,13 @@ from ._journal_files import (
     write_atomically,
 )
 from ._journal_rescue import Rescue
+from ._journal_scan import FinishedIds, answers, mend, read_result_line, scan_file
 from .errors import DifferentRunError, JournalError
 from .run_statistics import RunPaths
 
 ManifestFields: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 FORMAT_VERSION = 1
-_DUPLICATES_NAMED = 10
 _OUTPUT, _ERRORS = "output file", "error file"  # fields of a manifest that we add
 
 
@@ -57,29 +56,6 @@ class JournalOpening(msgspec.Struct, frozen=True):
     duplicates: int = 0
     duplicate_ids: tuple[str, ...] = ()
     backups: tuple[Path, ...] = ()
-
-
-class FinishedIds:
-    """Ids, as digests of 128 bits in sets: 80 bytes each, however long they are.
-
-    With a million ids, the chance that two of them have the same digest is one in 10^27.
-    """
-
-    __slots__ = ("failed", "succeeded")
-
-    def __init__(self) -> None:
-        self.succeeded: set[int] = set()
-        self.failed: set[int] = set()
-
-    def __contains__(self, custom_id: str) -> bool:
-        digest = id_digest(custom_id)
-        return digest in self.succeeded or digest in self.failed
-
-
-def id_digest(custom_id: str) -> int:
-    return int.from_bytes(
-        blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    )
 
 
 @dataclass
@@ -122,51 +98,6 @@ def open_journal(
         raise
 
 
-class ResultLine(msgspec.Struct):
-    """What the journal has to know of a line of the output: of OpenAI's Batch API or vLLM's."""
-
-    class Response(msgspec.Struct):
-        status_code: int = 200
-
-    custom_id: str
-    response: Response | None = None
-    error: Any = None
-
-    @property
-    def ok(self) -> bool:
-        response = self.response
-        return self.error is None and response is not None and 200 <= response.status_code < 300
-
-
-_decode: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
-
-
-def read_result_line(line: bytes) -> ResultLine:
-    """Raises ValueError: this is no result line."""
-    try:
-        result = _decode(line)
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
-    if result.response is None and result.error is None:
-        raise ValueError("it has neither a response nor an error")
-    return result
-
-
-@dataclass
-class _Scan:
-    """What one file holds. ``holes`` are the spans of lines that a loss of power has spoiled."""
-
-    path: Path
-    end: int = 0  # of the last good line
-    size: int = 0
-    ends_with_newline: bool = True
-    holes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-
-    @property
-    def torn_bytes(self) -> int:
-        return self.size - self.end + sum(end - start for start, end in self.holes)
-
-
 class _Opening:
     def __init__(self, paths: RunPaths, manifest: ManifestFields, disk: Disk) -> None:
         self._paths = paths
@@ -179,25 +110,29 @@ class _Opening:
             else os.path.relpath(paths.errors, paths.output.parent),
         }
         text = {"format_version": FORMAT_VERSION, "fields": self._fields}
-        self._manifest = msgspec.json.format(msgspec.json.encode(text), indent=2) + b"\n"
+        self._manifest = (
+            msgspec.json.format(msgspec.json.encode(text, order="sorted"), indent=2) + b"\n"
+        )
         self._rescue = Rescue(paths.rescue, paths.output, self._manifest, disk)
         self._files: list[LockedFile] = []
         self._ids = FinishedIds()
         self._backups: list[Path] = []
-        self._duplicates: list[str] = []
-        self._duplicate_count = 0
-        self._torn_bytes = 0
 
     def run(self, *, retry_failed: bool, force_new: bool) -> OpenedJournal:
         self._check_paths()
         if not force_new:
             self._refuse_vanished_output()
         self._lock()
-        if force_new or self._is_new():
+        if force_new:
+            self._move_aside()
             self._begin_anew()
-        scans = [self._scan(file) for file in self._files]
+        elif self._is_new():
+            self._move_statistics_aside()
+            self._begin_anew()
+        # All of them are read before one is changed.
+        scans = [scan_file(file, self._ids) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
-            self._mend(file, scan)
+            mend(file, scan)
         rescued = self._take_rescued()
         dropped = self._drop_failed() if retry_failed else 0
         output, *errors = self._files
@@ -205,16 +140,15 @@ class _Opening:
             resumed=bool(self._ids.succeeded or self._ids.failed or dropped),
             succeeded=len(self._ids.succeeded),
             failed=len(self._ids.failed),
-            torn_bytes=self._torn_bytes,
+            torn_bytes=sum(scan.torn_bytes for scan in scans),
             dropped_failures=dropped,
             rescued=rescued,
-            duplicates=self._duplicate_count,
-            duplicate_ids=tuple(self._duplicates),
+            duplicates=self._ids.duplicates,
+            duplicate_ids=tuple(self._ids.duplicate_ids),
             backups=tuple(self._backups),
         )
-        return OpenedJournal(
-            output, errors[0] if errors else None, self._ids, opening, self._rescue
-        )
+        error_file = errors[0] if errors else None
+        return OpenedJournal(output, error_file, self._ids, opening, self._rescue)
 
     def undo(self) -> None:
         for file in self._files:
@@ -240,6 +174,8 @@ class _Opening:
             folder = path.parent
             if not folder.is_dir():
                 raise JournalError(f"{path} cannot be made: there is no folder {folder}")
+            if path != paths.output and _are_same(path, paths.output):
+                raise JournalError(f"{path} is the output file too: give two names")
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise JournalError(f"{path} cannot be written: the folder {folder} is read-only")
 
@@ -259,16 +195,13 @@ class _Opening:
         for path in (self._paths.output, self._paths.errors):
             if path is not None:
                 self._files.append(LockedFile(path, self._disk))
-        if len(self._files) == 2 and os.path.sameopenfile(self._files[0].fd, self._files[1].fd):
-            raise JournalError(f"{self._paths.errors} is the output file too: give two names")
         for file in self._files:  # left by a crash
             temporary_name(file.path).unlink(missing_ok=True)
 
     def _is_new(self) -> bool:
         paths = self._paths
         holding = [file.path for file in self._files if file.size]
-        if _size(paths.rescue):
-            holding.append(paths.rescue)
+        holding += [path for path in (paths.rescue, self._error_file_of_before()) if _size(path)]
         if not holding:
             return not paths.manifest.exists() or bool(self._differences())
         if not paths.manifest.exists():
@@ -284,11 +217,26 @@ class _Opening:
             raise DifferentRunError(str(paths.output), differences)
         return False
 
+    def _error_file_of_before(self) -> Path:
+        """A run that has only failed so far may be known by nothing else."""
+        paths = self._paths
+        name = self._fields_of_before().get(_ERRORS) if paths.manifest.exists() else None
+        return paths.output.parent / (name if isinstance(name, str) else paths.output.name)
+
     def _differences(self) -> dict[str, tuple[Any, Any]]:
+        then = self._fields_of_before()
+        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self._fields))
+        return {
+            name: (then.get(name), now.get(name))
+            for name in {**now, **then}
+            if then.get(name) != now.get(name)
+        }
+
+    def _fields_of_before(self) -> dict[str, Any]:
         path = self._paths.manifest
         try:
             content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            version, then = content["format_version"], dict[str, Any](content["fields"])
+            version, fields = content["format_version"], dict[str, Any](content["fields"])
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
             raise JournalError(
                 f"{path} is no manifest of a run: put the right one back, or begin anew with "
@@ -299,18 +247,22 @@ class _Opening:
                 f"{path} has the format {version!r}, and this version of parallel_core knows "
                 f"{FORMAT_VERSION}: go on with the version that has begun the run"
             )
-        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self._fields))
-        return {
-            name: (then.get(name), now.get(name))
-            for name in {**now, **then}
-            if then.get(name) != now.get(name)
-        }
+        return fields
 
     def _begin_anew(self) -> None:
-        self._move_aside()
         for file in self._files:
             sync_folder(file.path.parent)
         write_atomically(self._paths.manifest, self._manifest, self._disk)
+
+    def _move_statistics_aside(self) -> None:
+        """Of calls without a result they are, and of another run."""
+        statistics = self._paths.statistics
+        if statistics.is_file() and _size(statistics):
+            number = 1
+            while _backup(statistics, number).exists():
+                number += 1
+            statistics.rename(_backup(statistics, number))
+            self._backups.append(_backup(statistics, number))
 
     def _move_aside(self) -> None:
         paths = self._paths
@@ -341,72 +293,6 @@ class _Opening:
                 shutil.move(place, backup)
                 self._backups.append(backup)
 
-    def _scan(self, file: LockedFile) -> _Scan:
-        scan = _Scan(file.path, size=file.size)
-        suspicious: tuple[int, int, int, ValueError] | None = None
-        offset = 0
-        with file.path.open("rb", buffering=1 << 18) as lines:
-            for number, line in enumerate(lines, 1):
-                start, offset = offset, offset + len(line)
-                if suspicious is not None:
-                    raise _broken(file.path, suspicious[0], suspicious[3])
-                try:
-                    result = read_result_line(line)
-                except ValueError as error:
-                    if line.isspace() and line.endswith(b"\n"):
-                        scan.end = offset
-                    elif b"\0" in line and line.endswith(b"\n"):
-                        # JSON has none: a block that never reached the disk before power was lost.
-                        scan.holes.append((start, offset))
-                        scan.end = offset
-                    elif not self._keep_without_newline(scan, line, start):
-                        suspicious = (number, start, offset, error)
-                else:
-                    self._count(result)
-                    scan.end = offset
-                    scan.ends_with_newline = line.endswith(b"\n")
-        if suspicious is not None and not _may_be_torn(file, suspicious[1], suspicious[2]):
-            raise _broken(file.path, suspicious[0], suspicious[3])
-        return scan
-
-    def _keep_without_newline(self, scan: _Scan, line: bytes, start: int) -> bool:
-        """A line that is whole but for its end, with NULs in the place of what should follow."""
-        whole = line.rstrip(b"\0")
-        if whole == line:
-            return False
-        try:
-            result = read_result_line(whole)
-        except ValueError:
-            return False
-        self._count(result)
-        scan.end = start + len(whole)
-        scan.ends_with_newline = False
-        return True
-
-    def _count(self, result: ResultLine) -> None:
-        digest = id_digest(result.custom_id)
-        ids = self._ids
-        if digest in ids.succeeded or digest in ids.failed:
-            self._duplicate_count += 1
-            if len(self._duplicates) < _DUPLICATES_NAMED:
-                self._duplicates.append(result.custom_id)
-            if result.ok and digest in ids.failed:  # an answer goes before a failure
-                ids.failed.discard(digest)
-                ids.succeeded.add(digest)
-            return
-        (ids.succeeded if result.ok else ids.failed).add(digest)
-
-    def _mend(self, file: LockedFile, scan: _Scan) -> None:
-        self._torn_bytes += scan.torn_bytes
-        if scan.holes:
-            file.replace(_without_holes(file.path, scan))
-        else:
-            file.cut(scan.end)
-        if scan.end and not scan.ends_with_newline:
-            file.write(b"\n")
-            file.sync()
-            file.commit()
-
     def _take_rescued(self) -> int:
         """Put what an earlier run could not write to where it belongs."""
         places = self._rescue.found()
@@ -419,7 +305,7 @@ class _Opening:
         except OSError:
             for file in self._files:
                 with contextlib.suppress(OSError):
-                    file.cut()
+                    file.drop_uncommitted()
             raise
         for file in self._files:
             file.commit()
@@ -438,64 +324,20 @@ class _Opening:
                 except ValueError:
                     continue  # torn
                 if result.custom_id not in self._ids:
-                    self._count(result)
+                    self._ids.count(result)
                     (output if result.ok else errors).write(line.rstrip(b"\n") + b"\n")
                     appended += 1
         return appended
 
     def _drop_failed(self) -> int:
         dropped = len(self._ids.failed)
-        if dropped:
+        if dropped or self._ids.duplicates:
             # A crash between the two is harmless: what is dropped is tried again.
             for file in self._files:
-                file.replace(_answers(file.path))
+                file.replace(answers(file.path, each_once=self._ids.duplicates > 0))
             self._ids.failed.clear()
-            self._duplicates.clear()
-            self._duplicate_count = 0
+            self._ids.forget_duplicates()
         return dropped
-
-
-def _answers(path: Path) -> Iterator[bytes]:
-    """The lines of requests that have succeeded, one of each."""
-    written: set[int] = set()
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.isspace():
-                continue
-            result = read_result_line(line)
-            digest = id_digest(result.custom_id)
-            if result.ok and digest not in written:
-                written.add(digest)
-                yield line
-
-
-def _without_holes(path: Path, scan: _Scan) -> Iterator[bytes]:
-    holes = {start for start, _ in scan.holes}
-    offset = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if offset >= scan.end:
-                return
-            if offset not in holes:
-                yield line[: scan.end - offset]
-            offset += len(line)
-
-
-def _may_be_torn(file: LockedFile, start: int, end: int) -> bool:
-    """Whether the last line is the work of a crash: then it is no JSON, or of NULs."""
-    line = os.pread(file.fd, end - start, start)
-    try:
-        msgspec.json.decode(line)
-    except (msgspec.DecodeError, ValueError):
-        return True
-    return False
-
-
-def _broken(path: Path, number: int, error: ValueError) -> JournalError:
-    return JournalError(
-        f"{path}, line {number} is no result line ({error}): no crash leaves such a line. Mend or "
-        "remove it; nothing has been changed"
-    )
 
 
 def _has_calls(statistics: Path) -> bool:
@@ -533,3 +375,10 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError) as error:
         raise JournalError(f"{path} cannot be used: {reason(error)}") from error
+
+
+def _are_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False

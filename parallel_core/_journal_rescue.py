@@ -85,12 +85,7 @@ class Rescue:
             os.close(fd)
 
     def __str__(self) -> str:
-        where = " and ".join(self.used)
-        if self.lost:
-            return (
-                f"{where}, and some could be written nowhere" if where else "nowhere: they are lost"
-            )
-        return where
+        return " and ".join(self.used)
 
 
 def _in_temporary_folder(output: Path, manifest: bytes) -> Path:

@@ -85,13 +85,15 @@ class JournalWriter:
         self._on_disk = on_disk
         self._on_failure = on_failure
         # Guards all that follows; and its holder may use the files while nothing is unwritten.
-        self._changed = threading.Condition(threading.Lock())
+        # The lock can be taken twice: a forgotten journal may be collected, and closed, anywhere.
+        self._changed = threading.Condition(threading.RLock())
         self._entries: list[JournalEntry] = []
         self._records: list[bytes] = []
         self._unwritten = 0
         self._waiting: list[tuple[object, Wake, HostEvent]] = []
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._hurried = False  # somebody waits for what is there: it is not waited for more
+        self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
         self._thread.start()
 
     def put(self, entry: JournalEntry) -> None:
@@ -154,12 +156,15 @@ class JournalWriter:
     def close(self) -> None:
         """The same, and wait for it."""
         self.close_soon()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def while_idle(self, function: Callable[[list[LockedFile]], T]) -> T:
         """Call a function with the files, after all that was handed over is written."""
         with self._changed:
             while self._unwritten:
+                self._hurried = True
+                self._changed.notify_all()
                 self._changed.wait()
             if self._closing:
                 raise RuntimeError("the journal is closed")
@@ -175,7 +180,8 @@ class JournalWriter:
         saved = self.saved
         results = f"{saved} result{'' if saved == 1 else 's'} of calls that were made"
         if self._rescue.lost:
-            return f"{results} could not be written; they are in {self._rescue}"
+            where = f", but for those in {self._rescue}" if self._rescue.used else ""
+            return f"{results} could be written nowhere and are lost{where}"
         if self._rescue.by_hand:
             return f"{results} could not be written and are in {self._rescue}: keep them"
         if saved:
@@ -225,11 +231,12 @@ class JournalWriter:
 
     def _gather(self) -> None:
         deadline = time.monotonic() + self._group_seconds
-        while not self._closing and max(len(self._entries), len(self._records)) < self._group_size:
+        while max(len(self._entries), len(self._records)) < self._group_size:
             left = deadline - time.monotonic()
-            if left <= 0:
-                return
+            if left <= 0 or self._closing or self._hurried:
+                break
             self._changed.wait(left)
+        self._hurried = False
 
     def _wake_all(self) -> None:
         with self._changed:
@@ -258,8 +265,9 @@ class JournalWriter:
             self._call_back(self._on_disk, self.succeeded, self.failed)
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        for self._current in self._files:
-            self._current.check()
+        for file in self._files:
+            self._current = file
+            file.check()
         written: list[LockedFile] = []
         for file in self._files:
             lines = [entry.line for entry in entries if self._file_of(entry) is file]
@@ -267,8 +275,9 @@ class JournalWriter:
                 self._current = file
                 file.write(b"\n".join((*lines, b"")))
                 written.append(file)
-        for self._current in written:
-            self._current.sync()
+        for file in written:
+            self._current = file
+            file.sync()
         for file in written:
             file.commit()
 
@@ -284,7 +293,7 @@ class JournalWriter:
                 if file.removed:
                     text += self._bring_back(file)
                 elif not isinstance(error, FileChangedError):
-                    file.cut()
+                    file.drop_uncommitted()
             except OSError:
                 # The next opening cuts it.
                 logger.warning("%s could not be cut to its last whole line", file.path)

@@ -1,36 +1,17 @@
 """Reads the YAML file of litellm's proxy, as far as it shapes calls, and finds what is wrong in it.
 
-Nothing here imports litellm or changes anything: what is read is a value. No message quotes a value
-of the file, since it may be a key.
+Nothing here imports litellm or changes anything: what is read is a value.
 """
 
 from __future__ import annotations
 
-import datetime
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Final, cast
 
-import yaml
-
-Place: TypeAlias = tuple[str | int, ...]
-
-ENVIRONMENT_PREFIX: Final = "os.environ/"
-MOST_VALUES: Final = 100_000  # in a file with its anchors written out: no real one has so many
-SHORTEST_SECRET: Final = 6  # characters; shorter ones are parts of ordinary words
-PLACEHOLDERS: Final = frozenset(
-    {"anything", "fake-key", "no-key", "none", "not-needed", "not-used", "placeholder", "unused"}
-)
-
-_SECRET_NAME: Final = re.compile(
-    r"api_?key|access_?key|_key$|^key$|secret|token$|password|passphrase|credential|authorization",
-    re.IGNORECASE,
-)
-_HEADERS_NAME: Final = re.compile(r"headers$", re.IGNORECASE)
+from ._proxy_values import RouterConfigError, dotted, nearest, references, resolved, secrets_in
+from ._proxy_yaml import Document
 
 LITELLM_SETTINGS: Final = frozenset(
     {
@@ -47,7 +28,7 @@ LITELLM_SETTINGS: Final = frozenset(
         *("modify_params", "num_retries", "num_retries_per_request"),
         *("openai_system_messages_first", "organization", "proxy_auth", "reasoning_auto_summary"),
         *("request_timeout", "route_all_chat_openai_to_responses", "ssl_certificate"),
-        *("ssl_ecdh_curve", "ssl_security_level", "ssl_verify", "suppress_debug_info"),
+        *("ssl_ecdh_curve", "ssl_security_level", "ssl_verify"),
         *("turn_off_message_logging", "use_aiohttp_transport", "use_litellm_proxy"),
         *("vertex_ai_safety_settings", "vertex_location", "vertex_project"),
     }
@@ -77,24 +58,6 @@ _BLOCKED_VARIABLES: Final = frozenset(
         *("USER", "no_proxy"),
     }
 )
-
-
-class RouterConfigError(ValueError):
-    """A Router cannot be made from what a user has given: a file, a model's name, an address.
-
-    Raised before any call. Its text names every problem, where it is and what to do, one a line; no
-    key is in it.
-
-    Attributes:
-        problems: the lines.
-    """
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
 
 
 @dataclass(frozen=True)
@@ -186,7 +149,7 @@ class ProxyConfig:
             *((setting.place, setting.value) for setting in self.credentials),
         ]
         return [
-            MissingVariable(variable, f"{place}{_dotted(inner)}")
+            MissingVariable(variable, f"{place}{dotted(inner)}")
             for place, value in settings
             for inner, variable in references(value)
             if not known.get(variable)
@@ -252,7 +215,7 @@ class _Reading:
             return
         self._files.add(path.resolve())
         try:
-            document = _Document.load(path)
+            document = Document.load(path)
         except RouterConfigError as error:
             because = f" (included by {included_by})" if included_by else ""
             self.problems += [f"{problem}{because}" for problem in error.problems]
@@ -266,7 +229,7 @@ class _Reading:
                 continue
             self.read(path.parent / name, place)
 
-    def _take_section(self, document: _Document, name: str) -> None:
+    def _take_section(self, document: Document, name: str) -> None:
         if name == "model_list":
             self._take_model_list(document)
         elif name == "router_settings":
@@ -281,7 +244,7 @@ class _Reading:
         elif name not in _SECTIONS:
             self._pass_over(document, name)
 
-    def _take_model_list(self, document: _Document) -> None:
+    def _take_model_list(self, document: Document) -> None:
         for index, entry in enumerate(document.list_of("model_list", self.problems)):
             place = document.place("model_list", index)
             if not isinstance(entry, dict):
@@ -306,7 +269,7 @@ class _Reading:
                 continue
             self.deployments.append(Deployment(place, name, values))
 
-    def _take_router_settings(self, document: _Document) -> None:
+    def _take_router_settings(self, document: Document) -> None:
         for name, value in document.mapping_of("router_settings", self.problems).items():
             place = document.place("router_settings", name)
             if name in _TALKATIVE_SETTINGS or name == "set_verbose":
@@ -316,7 +279,7 @@ class _Reading:
             else:
                 self.router_settings[name] = Setting(place, value)
 
-    def _take_litellm_settings(self, document: _Document) -> None:
+    def _take_litellm_settings(self, document: Document) -> None:
         passed_over: list[str] = []
         for name, value in document.mapping_of("litellm_settings", self.problems).items():
             place = document.place("litellm_settings", name)
@@ -326,7 +289,7 @@ class _Reading:
             self.other_secrets.update(secrets_in(value, name))
             if name in _TALKATIVE_SETTINGS or name == "set_verbose":
                 self._warn(place, "it would have messages written into logs")
-            elif near := nearest(name, LITELLM_SETTINGS, likeness=0.85):  # callbacks, fallbacks
+            elif name != "callbacks" and (near := nearest(name, LITELLM_SETTINGS, likeness=0.85)):
                 self._warn(place, f"it is unknown here; is {near} meant?")
             else:
                 passed_over.append(name)
@@ -336,7 +299,7 @@ class _Reading:
                 f"{place}: {', '.join(passed_over)}", "of the proxy server, no part of a call"
             )
 
-    def _take_variables(self, document: _Document) -> None:
+    def _take_variables(self, document: Document) -> None:
         for name, value in document.mapping_of("environment_variables", self.problems).items():
             place = document.place("environment_variables", name)
             if name in _BLOCKED_VARIABLES:
@@ -348,7 +311,7 @@ class _Reading:
             else:
                 self.variables[name] = Setting(place, value)
 
-    def _pass_over(self, document: _Document, name: str) -> None:
+    def _pass_over(self, document: Document, name: str) -> None:
         self.other_secrets.update(secrets_in(document.values[name], name))
         near = None if name in _SECTIONS_OF_THE_PROXY else nearest(name, _SECTIONS)
         why = f"it is unknown here; is {near} meant?" if near else "of the proxy server"
@@ -356,239 +319,3 @@ class _Reading:
 
     def _warn(self, place: str, why: str) -> None:
         self.warnings.append(f"{place} is passed over: {why}")
-
-
-class _Document:
-    """A YAML file whose top is a mapping, and the lines of what is in it."""
-
-    def __init__(self, path: Path, values: dict[str, Any], lines: Mapping[Place, int]) -> None:
-        self.path = path
-        self.values = values
-        self._lines = lines
-
-    @classmethod
-    def load(cls, path: Path) -> _Document:
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise RouterConfigError([f"{path} cannot be read: {error.strerror}"]) from None
-        try:
-            values, lines = _parse(path, text)
-        except yaml.MarkedYAMLError as error:
-            raise RouterConfigError([_wrong_yaml(path, error)]) from None
-        except yaml.YAMLError:
-            problem = f"{path} is not YAML: it has bytes or characters that a text cannot have"
-            raise RouterConfigError([problem]) from None
-        except RecursionError:
-            raise RouterConfigError([f"{path} is nested too deeply, or in itself"]) from None
-        except (ValueError, TypeError):  # whose texts quote the file
-            problem = f"{path} is not valid YAML: a date, a number or a key of a mapping is wrong"
-            raise RouterConfigError([problem]) from None
-        if values is None:
-            raise RouterConfigError([f"{path} is empty; it needs a model_list"])
-        if not isinstance(values, dict):
-            what = "a list" if isinstance(values, list) else "a single value"
-            problem = f"{path}, line 1: the file is {what}; at its top there must be model_list:"
-            raise RouterConfigError([problem])
-        return cls(path, cast("dict[str, Any]", values), lines)
-
-    def place(self, *inner: str | int) -> str:
-        """Where something is, for the user: the file, the line and the names."""
-        line = self._lines.get(inner)
-        where = f"{self.path}, line {line}" if line else f"{self.path}"
-        return f"{where}: {_dotted(inner).removeprefix('.')}"
-
-    def list_of(self, name: str, problems: list[str]) -> list[Any]:
-        value = self.values.get(name)
-        if isinstance(value, list):
-            return cast("list[Any]", self.values[name])
-        if value is not None:
-            problems.append(f"{self.place(name)}: must be a list, whose entries begin with '- '")
-        return []
-
-    def mapping_of(self, name: str, problems: list[str]) -> dict[str, Any]:
-        value = self.values.get(name)
-        if isinstance(value, dict):
-            mapping = cast("dict[object, Any]", value)
-            return {str(key): inner for key, inner in mapping.items()}
-        if value is not None:
-            problems.append(f"{self.place(name)}: must be a mapping, 'name: value' on each line")
-        return {}
-
-
-# --- YAML ---
-
-
-def _parse(path: Path, text: bytes) -> tuple[Any, dict[Place, int]]:
-    loader: Any = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}
-        lines: dict[Place, int] = {}
-        duplicates: list[str] = []
-        for place, line, is_duplicate in _walk(node):
-            if is_duplicate:
-                duplicates.append(
-                    f"{path}, line {line}: {_dotted(place).removeprefix('.')} is there twice; "
-                    "keep one of them"
-                )
-            lines.setdefault(place, line)
-            if len(lines) > MOST_VALUES:
-                raise RouterConfigError([f"{path} has more than {MOST_VALUES} values"])
-        if duplicates:
-            raise RouterConfigError(duplicates)
-        return _plain(loader.construct_document(node)), lines
-    finally:
-        loader.dispose()
-
-
-def _walk(
-    node: yaml.Node, place: Place = (), above: frozenset[int] = frozenset()
-) -> Iterator[tuple[Place, int, bool]]:
-    """Each value below a node: its names, its line from 1, and whether its key was there before."""
-    if id(node) in above:
-        raise RecursionError
-    above |= {id(node)}
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            inner = (*place, name)
-            is_merge = key.tag == "tag:yaml.org,2002:merge"
-            yield inner, key.start_mark.line + 1, name in seen and not is_merge
-            seen.add(name)
-            yield from _walk(value, inner, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*place, index), value.start_mark.line + 1, False
-            yield from _walk(value, (*place, index), above)
-
-
-def _plain(value: object) -> Any:
-    """A copy, in which what anchors share is not shared, and a date is the text that it was.
-
-    ``api_version: 2024-02-01`` without quotes is a date to YAML and a text to everybody else.
-    """
-    if isinstance(value, dict):
-        mapping = cast("dict[object, Any]", value)
-        return {key: _plain(inner) for key, inner in mapping.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in cast("list[object]", value)]
-    return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-def _wrong_yaml(path: Path, error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark or error.context_mark
-    line = f", line {mark.line + 1}" if mark else ""
-    problem = error.problem or "it cannot be read"
-    hint = ""
-    if "\\t" in problem:
-        problem, hint = "there is a tab", "; YAML is indented with spaces only"
-    elif "alias" in problem:
-        hint = "; an anchor (&name) must come before its alias (*name)"
-    elif "constructor for the tag" in problem:
-        hint = "; tags that make objects are not allowed"
-    return f"{path}{line}: not valid YAML: {problem}{hint}"
-
-
-# --- values ---
-
-
-def references(value: object, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Each ``os.environ/NAME`` in a value: where it is, and the name."""
-    if isinstance(value, dict):
-        for name, inner in cast("dict[str, object]", value).items():
-            yield from references(inner, (*place, name))
-    elif isinstance(value, list):
-        for index, inner in enumerate(cast("list[object]", value)):
-            yield from references(inner, (*place, index))
-    elif (variable := variable_of(value)) is not None and not (place and _is_pointer(place[-1])):
-        yield place, variable
-
-
-def resolved(value: object, environment: Mapping[str, str]) -> Any:
-    """A copy of a value, with what is in the environment in place of each ``os.environ/NAME``.
-
-    ``None`` where it is not set; ``true`` and ``false`` become booleans, as litellm has it.
-    """
-    if isinstance(value, dict):
-        mapping = cast("dict[object, object]", value)
-        return {
-            name: inner if _is_pointer(name) else resolved(inner, environment)
-            for name, inner in mapping.items()
-        }
-    if isinstance(value, list):
-        return [resolved(inner, environment) for inner in cast("list[object]", value)]
-    name = variable_of(value)
-    if name is None:
-        return value
-    text = environment.get(name)
-    return {"true": True, "false": False}.get((text or "").strip().lower(), text)
-
-
-def variable_of(value: object) -> str | None:
-    """``NAME`` of ``os.environ/NAME``; None for other values.
-
-    ``os.environ/oidc/…`` is a token that litellm fetches itself.
-    """
-    if not isinstance(value, str) or not value.startswith(ENVIRONMENT_PREFIX):
-        return None
-    name = value.removeprefix(ENVIRONMENT_PREFIX)
-    return None if name.startswith("oidc/") else name
-
-
-def _is_pointer(name: object) -> bool:
-    # Such a parameter names where a secret is; litellm reads it itself when it needs it.
-    return isinstance(name, str) and name.endswith("_ref")
-
-
-def secrets_in(value: object, name: str = "") -> Iterator[str]:
-    """Every text in a value that is a key, judged by its name; and what URLs and headers hide."""
-    if isinstance(value, dict):
-        of_headers = _HEADERS_NAME.search(name) is not None
-        of_secret = is_secret_name(name)
-        for key, inner in cast("dict[object, object]", value).items():
-            inner_name = "authorization" if of_headers or of_secret else str(key)
-            yield from secrets_in(inner, inner_name)
-    elif isinstance(value, list):
-        for inner in cast("list[object]", value):
-            yield from secrets_in(inner, name)
-    elif isinstance(value, str) and not value.startswith(ENVIRONMENT_PREFIX):
-        found = list(_secrets_of_url(value)) if "://" in value else []
-        if is_secret_name(name):
-            found += [value, value.rpartition(" ")[2]]  # of "Bearer KEY"
-        yield from (secret for secret in found if _is_worth_hiding(secret))
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether what has this name is a key, a token or a password."""
-    return _SECRET_NAME.search(name) is not None
-
-
-def _secrets_of_url(url: str) -> Iterator[str]:
-    try:
-        parts = urlsplit(url)
-        if parts.password:
-            yield parts.password
-        yield from (value for name, value in parse_qsl(parts.query) if is_secret_name(name))
-    except ValueError:  # it only looks like a URL
-        return
-
-
-def _is_worth_hiding(text: str) -> bool:
-    return len(text) >= SHORTEST_SECRET and text.lower() not in PLACEHOLDERS
-
-
-def nearest(name: str, names: Iterable[str], *, likeness: float = 0.75) -> str | None:
-    """The name among ``names`` that a misspelt one means; None where none is so like it.
-
-    ``likeness`` is from 0 to 1: the same.
-    """
-    found = difflib.get_close_matches(name, sorted(names), n=1, cutoff=likeness)
-    return found[0] if found else None
-
-
-def _dotted(place: Place) -> str:
-    """``("model_list", 0, "model_name")`` as ``".model_list[0].model_name"``."""
-    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)

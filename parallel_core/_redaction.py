@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -82,10 +82,11 @@ def in_all_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with all of its texts changed, the names of its members too."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, dict):
-        members = cast("dict[Any, Any]", value).items()
+    if isinstance(value, Mapping):
+        members = cast("Mapping[object, Any]", value)
         return {
-            in_all_texts(name, change): in_all_texts(member, change) for name, member in members
+            in_all_texts(name, change): in_all_texts(member, change)
+            for name, member in members.items()
         }
     if isinstance(value, list | tuple):
         return [in_all_texts(member, change) for member in cast("Sequence[Any]", value)]

@@ -27,15 +27,15 @@ body { margin: 0 auto; max-width: 1080px; padding: 1.5rem 1rem 3rem; background:
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .25rem 0; color: var(--quiet); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: .75rem;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: .75rem;
   margin: 1.25rem 0; padding: 0; }
 .cards div { background: var(--panel); border-radius: 8px; padding: .6rem .9rem; }
 .cards dt { color: var(--quiet); font-size: .85rem; }
 .cards dd { margin: 0; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 1rem 0; }
 .facts dt { color: var(--quiet); } .facts dd { margin: 0; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr));
-  gap: 1rem; }
+.charts { display: grid; gap: 1rem; margin-top: .6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; background: var(--panel); border-radius: 8px; padding: .8rem .9rem .5rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 .key { display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: 0 0 .3rem; padding: 0;
@@ -44,10 +44,11 @@ figcaption { font-weight: 600; margin-bottom: .3rem; }
 .key svg { width: .75em; height: .75em; margin-right: .35em; }
 figure > svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--quiet); }
-@media (max-width: 500px) { figure > svg text { font-size: 13px; } }
+@media (max-width: 900px) { figure > svg text { font-size: 13px; } }
+@media (max-width: 500px) { figure > svg text { font-size: 15px; } }
 .frame line { stroke: var(--rule); } .frame .tick { stroke: var(--quiet); }
 .mark line { stroke: var(--text); stroke-dasharray: 3 3; opacity: .7; }
-.mark text { fill: var(--text); }
+.mark text { fill: var(--text); stroke: var(--panel); stroke-width: 4px; paint-order: stroke; }
 .blue { fill: var(--blue); stroke: var(--blue); }
 .green { fill: var(--green); stroke: var(--green); }
 .red { fill: var(--red); stroke: var(--red); }
@@ -82,7 +83,7 @@ def page(report: RunReport) -> str:
         _facts(report),
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         _charts(report),
-        *(_table(*table) for table in _report_text.tables(report)),
+        *(_table(table) for table in _report_text.tables(report)),
         "</main></body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -97,10 +98,10 @@ def _cards(total: ModelReport) -> str:
     if total.calls_per_second is not None:
         cards.append(("calls/s", _report_text.rate(total.calls_per_second)))
     if total.latency is not None:
-        cards.append(("p50 latency", f"{_report_text.seconds(total.latency.p50)} s"))
-        cards.append(("p95 latency", f"{_report_text.seconds(total.latency.p95)} s"))
+        cards.append(("p50, seconds", _report_text.seconds(total.latency.p50)))
+        cards.append(("p95, seconds", _report_text.seconds(total.latency.p95)))
     if total.calls:
-        cards.append(("cost", f"{_report_text.money(total.cost)} USD"))
+        cards.append(("cost, USD", _report_text.cost(total)))
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards
     )
@@ -113,26 +114,24 @@ def _facts(report: RunReport) -> str:
     return f'<dl class="facts">{inner}</dl>' if facts else ""
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col"{_name_class(name)}>{escape(name)}</th>' for name in heads)
+def _table(table: _report_text.Table) -> str:
+    classes = [' class="name"' if n < table.names else "" for n in range(len(table.heads))]
+    head = "".join(
+        f'<th scope="col"{of_column}>{escape(name)}</th>'
+        for name, of_column in zip(table.heads, classes, strict=True)
+    )
     body: list[str] = []
-    for row in rows:
-        is_sum = row is rows[-1] and row[0] == "all" and len(rows) > 1
+    for number, row in enumerate(table.rows):
+        of_row = ' class="all"' if number >= len(table.rows) - table.sums else ""
         cells = "".join(
-            f"<td{_name_class(name)}>{escape(cell)}</td>"
-            for name, cell in zip(heads[1:], row[1:], strict=True)
+            f"<td{of_column}>{escape(cell)}</td>"
+            for cell, of_column in zip(row[1:], classes[1:], strict=True)
         )
-        body.append(
-            f'<tr{" class=all" if is_sum else ""}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
-        )
+        body.append(f'<tr{of_row}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     return (
-        f'<h2>{escape(title)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<h2>{escape(table.title)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _name_class(head: str) -> str:
-    return ' class="name"' if head in ("model", "kind") else ""
 
 
 def _charts(report: RunReport) -> str:
@@ -147,7 +146,11 @@ def _charts(report: RunReport) -> str:
         if course.cost[-1] > 0:
             figures.append(_cost(course))
     figures = [figure for figure in figures if figure]
-    return f'<h2>Charts</h2><div class="charts">{"".join(figures)}</div>' if figures else ""
+    if not figures:
+        return ""
+    pauses = course is not None and course.pauses
+    text = "<p>Dashed upright lines over time are pauses: they are left out.</p>" if pauses else ""
+    return f'<h2>Charts</h2>{text}<div class="charts">{"".join(figures)}</div>'
 
 
 def _figure(title: str, keys: list[tuple[str, str]], chart: Chart) -> str:

@@ -21,6 +21,8 @@ _MOST_MODELS = 1000
 _MOST_KINDS = 100
 _LONGEST_NAME = 120  # characters
 _LATEST = 1e11  # seconds since the epoch: whatever is later is no time
+_MOST_USD = 1e12
+_HIGHEST_LIMIT = 10**9
 _UNKNOWN = math.nan
 
 
@@ -108,7 +110,7 @@ class Records:
         model = self.models.number(call.model)
         sent = 0.0 < call.started_at < _LATEST
         sane = 0.0 <= call.duration < _LATEST
-        cost = call.cost if call.cost is not None and math.isfinite(call.cost) else None
+        cost = call.cost if call.cost is not None and 0.0 <= call.cost < _MOST_USD else None
         self.last[hash(call.custom_id)] = len(self.model)
         self.model.append(model)
         self.kind.append(
@@ -185,7 +187,7 @@ def _read_calls(path: Path, records: Records) -> None:
         for record in read_statistics(path):
             if isinstance(record, CallStatistics):
                 records.add_call(record)
-            elif 0.0 < record.at < _LATEST:
+            elif 0.0 < record.at < _LATEST and 0 <= record.limit <= _HIGHEST_LIMIT:
                 records.limits.append((record.at, record.limit, bool(record.reason)))
     except FileNotFoundError:
         records.notes.append(
@@ -215,8 +217,8 @@ def _read_results(paths: RunPaths, records: Records) -> None:
                 records.outcome[row] = records.kind_of(result)
     if measured and without_statistics:
         records.notes.append(
-            f"{without_statistics:,} results are not in the statistics: their latency, cost and "
-            "times are not known."
+            f"Results that are not in the statistics: {without_statistics:,}. Their latency, cost "
+            "and times are not known."
         )
     lost = sum(
         row < measured and records.kind[row] == OK and not in_output[row]
@@ -224,7 +226,7 @@ def _read_results(paths: RunPaths, records: Records) -> None:
     )
     if lost:
         records.notes.append(
-            f"{lost:,} answers are in the statistics and not in the output: it is not whole."
+            f"Answers that are in the statistics and not in the output: {lost:,}. It is not whole."
         )
 
 
@@ -279,12 +281,11 @@ def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
                 try:
                     result = _RESULT_DECODER.decode(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    torn = number > 1 and not line.endswith(b"\n") and not _is_json(line)
-                    if not torn:
+                    if not _is_torn(line):
                         raise _no_result(path, number, line, error) from None
                     notes.append(
-                        f"The last line of {path.name} is torn, and is not counted: running the "
-                        "same command again mends it."
+                        f"The last line of {path.name} is torn, and is not counted: the run was "
+                        "ended while it wrote it, or is writing it now."
                     )
                     return
                 if result.response is None and bytes(result.error) == b"null":
@@ -292,6 +293,13 @@ def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
                 yield result
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a run may have been ended while it wrote this line; some file systems leave zeros."""
+    if line.endswith(b"\n") or _is_json(line):
+        return False
+    return line.startswith(b'{"') or not line.strip(b"\0")
 
 
 def _is_json(line: bytes) -> bool:

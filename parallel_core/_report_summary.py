@@ -180,9 +180,9 @@ def _histogram(records: Records) -> Histogram | None:
 def _notes(total: ModelReport) -> list[str]:
     notes: list[str] = []
     if total.estimated_calls:
-        notes.append(f"The tokens of {total.estimated_calls:,} calls are estimated.")
+        notes.append(f"Calls whose tokens are estimated: {total.estimated_calls:,}.")
     if total.unpriced_calls and total.calls:
         notes.append(
-            f"The price of {total.unpriced_calls:,} calls is not known: the cost is without them."
+            f"Calls whose price is not known: {total.unpriced_calls:,}. The cost is without them."
         )
     return notes

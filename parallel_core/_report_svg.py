@@ -9,7 +9,9 @@ from html import escape
 
 # The page shows two charts side by side, and on a phone one that is a little smaller than this.
 WIDTH, HEIGHT = 460.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 18.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 26.0, 40.0
+_ROOM_FOR_A_LABEL, _ROW_OF_LABELS = 95.0, 16.0
+_LEAST = 1e-12  # what is less is drawn as nothing
 _MOST_TICKS = 6
 _MOST_LOG_TICKS = 7
 
@@ -41,7 +43,7 @@ class Axis:
 
 def linear_axis(title: str, most: float) -> Axis:
     """From 0 to a round number that is not below the given one."""
-    most = most if most > 0 else 1.0
+    most = most if most > _LEAST else 1.0
     step = _round_step(most / (_MOST_TICKS - 1))
     number = math.ceil(most / step - 1e-9)
     ticks = [(step * tick, short(step * tick)) for tick in range(number + 1)]
@@ -60,12 +62,12 @@ def time_axis(seconds: float) -> Axis:
 
 def log_axis(title: str, low: float, high: float) -> Axis:
     """From one value to another, with ticks at 1, 2 and 5 of each decade, or fewer."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     values: list[float] = []
-    for multiples in ((1, 2, 5), (1, 3), (1,)):
+    for multiples, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 3)):
         values = [
             multiple * 10.0**decade
-            for decade in decades
+            for decade in range(first, last + 1, stride)
             for multiple in multiples
             if low * (1 - 1e-9) <= multiple * 10.0**decade <= high * (1 + 1e-9)
         ]
@@ -100,6 +102,7 @@ class Chart:
         self._x = x
         self._y = y
         self._layers: list[str] = []
+        self._labels: list[str] = []
 
     def bars(
         self,
@@ -163,21 +166,21 @@ class Chart:
         )
 
     def mark(self, at: float, tip: str, label: str = "", row: int = 0) -> None:
-        """An upright line, with a label at its top."""
+        """An upright line, with a label near its top, in one of several rows."""
         across = self._across(at)
-        text = ""
-        if label:
-            near_the_end = across > WIDTH - 80
-            anchor, shift = ("end", -3) if near_the_end else ("start", 3)
-            text = (
-                f'<text x="{across + shift:.1f}" y="{_TOP + 9 + 13 * row:.1f}" '
-                f'text-anchor="{anchor}">{escape(label)}</text>'
-            )
         self._layers.append(
             f'<g class="mark"><title>{escape(tip)}</title>'
-            f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
-            f"{text}</g>"
+            f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></g>'
         )
+        if label:
+            near_the_end = across > WIDTH - _ROOM_FOR_A_LABEL
+            anchor, shift = ("end", -4) if near_the_end else ("start", 4)
+            # Above the lines of other marks.
+            self._labels.append(
+                f'<g class="mark"><text x="{across + shift:.1f}" '
+                f'y="{_TOP + 10 + _ROW_OF_LABELS * row:.1f}" text-anchor="{anchor}">'
+                f"{escape(label)}</text></g>"
+            )
 
     def svg(self) -> str:
         """The chart as an element of a page."""
@@ -186,7 +189,7 @@ class Chart:
             f'aria-labelledby="{self._name}-title {self._name}-description">'
             f'<title id="{self._name}-title">{escape(self._title)}</title>'
             f'<desc id="{self._name}-description">{escape(self._description)}</desc>'
-            f"{self._frame()}{''.join(self._layers)}</svg>"
+            f"{self._frame()}{''.join(self._layers + self._labels)}</svg>"
         )
 
     def _frame(self) -> str:
@@ -209,7 +212,7 @@ class Chart:
             f'<line class="tick" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>'
             f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
             f"{escape(self._x.title)}</text>"
-            f'<text x="2" y="11">{escape(self._y.title)}</text>'
+            f'<text x="2" y="13">{escape(self._y.title)}</text>'
         )
         return f'<g class="frame">{"".join(parts)}</g>'
 

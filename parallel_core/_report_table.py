@@ -21,31 +21,30 @@ def print_report(report: RunReport, console: Console) -> None:
         facts.add_row(Text(what), Text(value))
     if facts.row_count:
         console.print(facts)
-    for title, heads, rows in _report_text.tables(report):
+    for table in _report_text.tables(report):
         console.print()
-        console.print(_table(title, heads, rows))
+        console.print(_drawn(table))
     if report.notes:
         console.print()
     for note in report.notes:
         console.print(Text(f"Note: {note}"))
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
+def _drawn(table: _report_text.Table) -> Table:
+    drawn = Table(
+        title=Text(table.title, style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    named = sum(head in ("model", "kind") for head in heads)
-    for number, head in enumerate(heads):
-        if number < named:
-            table.add_column(head, overflow="fold", min_width=5)
+    for number, head in enumerate(table.heads):
+        if number < table.names:
+            drawn.add_column(head, overflow="fold", min_width=5)
         else:
-            table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        last = row is rows[-1] and row[0] == "all" and len(rows) > 1
-        table.add_row(*(Text(cell) for cell in row), style="bold" if last else None)
-    return table
+            drawn.add_column(head, justify="right", no_wrap=True)
+    for number, row in enumerate(table.rows):
+        is_sum = number >= len(table.rows) - table.sums
+        drawn.add_row(*(Text(cell) for cell in row), style="bold" if is_sum else None)
+    return drawn

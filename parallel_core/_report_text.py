@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ._report_model import ModelReport, Percentiles, RunReport, Timeline
 
 NOTHING = "-"
+ALL = "all"
 # Of kinds of failure in a chart.
 MOST_KINDS_SHOWN = 6
 _MINUTE = 60.0
@@ -53,7 +56,7 @@ def rate(value: float | None) -> str:
     """Calls for each second, with three significant digits."""
     if value is None:
         return NOTHING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def moment(value: float) -> str:
@@ -61,45 +64,71 @@ def moment(value: float) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        title: with the unit.
+        heads: of the columns; the first ``names`` of them hold text, the others numbers.
+        rows: a cell for each head.
+        names: how many columns hold text.
+        sums: how many rows at the end are of all models together.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int = 1
+    sums: int = 0
 
 
 def tables(report: RunReport) -> list[Table]:
-    """The tables of a report: title, heads, rows of a cell for each head; the first one names.
-
-    With more than one model, the last row of each table is all of them.
-    """
+    """The tables of a report. With more than one model, the last rows are of all of them."""
     rows = [(model.model, model) for model in report.models]
-    if len(rows) > 1:
-        rows.append(("all", report.total))
-    made: list[Table] = [
-        (
-            "Requests",
-            ("model", "requests", "ok", "failed", "calls", "attempts", "calls/s"),
-            [(name, *_requests(model)) for name, model in rows],
-        )
+    several = len(rows) > 1
+    if several:
+        rows.append((ALL, report.total))
+
+    def table(
+        title: str, heads: tuple[str, ...], cells: Callable[[ModelReport], tuple[str, ...]]
+    ) -> Table:
+        filled = [(name, *cells(model)) for name, model in rows]
+        return Table(title, ("model", *heads), filled, sums=int(several))
+
+    made = [
+        table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
     ]
     if report.total.failures:
         failures: list[tuple[str, ...]] = [
             (name, kind, count(number))
             for name, model in rows
-            if model is not report.total
             for kind, number in model.failures.items()
         ]
-        made.append(("Failed requests", ("model", "kind", "requests"), failures))
-    heads: tuple[str, ...] = ("model", "calls", "p50", "p95", "p99", "maximum")
-    for title, field in (
-        ("Latency of calls with an answer, seconds", "latency"),
-        ("Time to the first chunk, seconds", "first_chunk"),
-    ):
-        if getattr(report.total, field) is not None:
-            found = [(name, *_percentiles(getattr(model, field))) for name, model in rows]
-            made.append((title, heads, found))
-    heads = ("model", "prompt", "cached", "completion", "reasoning")
-    made.append(("Tokens", heads, [(name, *_tokens(model)) for name, model in rows]))
+        sums = len(report.total.failures) if several else 0
+        made.append(
+            Table("Failed requests", ("model", "kind", "requests"), failures, names=2, sums=sums)
+        )
+    heads = ("calls", "p50", "p95", "p99", "maximum")
+    if report.total.latency is not None:
+        made.append(
+            table(
+                "Latency of calls with an answer, seconds",
+                heads,
+                lambda model: _percentiles(model.latency),
+            )
+        )
+    if report.total.first_chunk is not None:
+        made.append(
+            table(
+                "Time to the first chunk, seconds",
+                heads,
+                lambda model: _percentiles(model.first_chunk),
+            )
+        )
+    made.append(table("Tokens", ("prompt", "cached", "completion", "reasoning"), _tokens))
     if report.total.calls:
-        heads = ("model", "USD", "USD per 1,000 answers", "calls without a price")
-        made.append(("Cost", heads, [(name, *_cost(model)) for name, model in rows]))
+        made.append(table("Cost", ("USD", "USD per 1,000 answers", "calls without a price"), _cost))
     return made
 
 
@@ -117,9 +146,11 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
     if report.limit is not None:
         limit = report.limit
-        text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {limit.maximum:,}"
-        changes = f"{limit.changes:,} change{'' if limit.changes == 1 else 's'}"
-        found.append(("limit", f"{text}; {changes}"))
+        text = f"{limit.maximum:,}"
+        if limit.changes or limit.minimum < limit.maximum:
+            text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {text}"
+            text += f"; {limit.changes:,} change{'' if limit.changes == 1 else 's'}"
+        found.append(("limit", text))
     return found
 
 
@@ -159,9 +190,15 @@ def _tokens(model: ModelReport) -> tuple[str, ...]:
     return tuple(count(number) for number in numbers)
 
 
+def cost(model: ModelReport) -> str:
+    """USD; nothing where no price is known."""
+    return NOTHING if model.unpriced_calls and not model.cost else money(model.cost)
+
+
 def _cost(model: ModelReport) -> tuple[str, ...]:
-    each = money(1000 * model.cost / model.ok) if model.ok else NOTHING
-    return money(model.cost), each, count(model.unpriced_calls)
+    known = model.ok and cost(model) != NOTHING
+    each = money(1000 * model.cost / model.ok) if known else NOTHING
+    return cost(model), each, count(model.unpriced_calls)
 
 
 def errors_to_show(course: Timeline) -> dict[str, list[int]]:

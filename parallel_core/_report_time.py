@@ -14,6 +14,7 @@ from ._report_records import OK, Records
 _MOST_PARTS = 100
 _LEAST_PARTS = 10
 _CALLS_PER_PART = 5
+_SHORTEST = 1e-6  # seconds
 
 
 class ActiveTime:
@@ -102,7 +103,7 @@ def timeline(
     records: Records, time: ActiveTime, starts: array[float], ends: array[float]
 ) -> Timeline | None:
     """The course of the run; None if it took no time."""
-    if time.seconds <= 0:
+    if time.seconds < _SHORTEST:
         return None
     parts = min(max(len(starts) // _CALLS_PER_PART, _LEAST_PARTS), _MOST_PARTS)
     step = time.seconds / parts

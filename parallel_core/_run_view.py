@@ -116,7 +116,8 @@ class TextView:
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()
-        self._print(self._output, _table_of(summary))
+        for name, text in _rows_of(summary):
+            self._print(self._output, f"[bold]{name:<14}[/bold]{escape(text)}")
         if resume is not None:
             self._print(self._output, f"to go on: {escape(resume)}")
 
@@ -133,7 +134,7 @@ class TextView:
             with _as_far_as_it_is_seen():
                 live.stop()
 
-    def _print(self, console: Console, what: object) -> None:
+    def _print(self, console: Console, what: str) -> None:
         with _as_far_as_it_is_seen():
             # A line for a log stays a line, however narrow that is.
             console.print(what, soft_wrap=not console.is_terminal)
@@ -292,13 +293,11 @@ def _picture(progress: RunProgress) -> Group:
     return Group(*rows)
 
 
-def _table_of(summary: RunSummary) -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
+def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
 
     def row(name: str, text: str) -> None:
-        table.add_row(escape(name), escape(text))
+        rows.append((name, text))
 
     row("requests", f"{summary.total:,}")
     before = f", {summary.earlier_succeeded:,} before" if summary.earlier_succeeded else ""
@@ -324,7 +323,7 @@ def _table_of(summary: RunSummary) -> Table:
     row("output", str(summary.paths.output))
     if summary.paths.errors is not None:
         row("errors", str(summary.paths.errors))
-    return table
+    return rows
 
 
 _ENDINGS = {

@@ -139,6 +139,7 @@ class InputFile:
         problems: list[InputProblem] = []
         models: Counter[str] = Counter()
         ids: set[int] = set()
+        repeated: dict[int, int] = {}  # by index of the problem
         with self._opened(digest.update) as (stream, state):
             before = state()
             for line, row in reader.rows(stream):
@@ -146,8 +147,10 @@ class InputFile:
                 if type(found) is InputRequest:
                     if not reader.lines_are_ids:
                         known = len(ids)
-                        ids.add(_digest(found.custom_id))
+                        digest_of_id = _digest(found.custom_id)
+                        ids.add(digest_of_id)
                         if len(ids) == known:
+                            repeated[len(problems)] = digest_of_id
                             problems.append(_duplicate(found))
                             continue
                     models[found.request.model] += 1
@@ -160,10 +163,33 @@ class InputFile:
             raise InputFileError(f"{self._name}: there is no request in it")
         self._state = before
         self._bad_lines.extend(problem.line for problem in problems)
+        first_lines = self._first_lines(set(repeated.values()))
+        for index, digest_of_id in repeated.items():
+            problems[index] = _duplicate_of(problems[index], first_lines.get(digest_of_id))
         meaning = [digest.hexdigest(), reader.format, *reader.meaning()]
         fingerprint = hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
         named = [_with_own_name(problem, ids) for problem in problems]
         return InputSummary(requests, named, dict(models), fingerprint, reader.format)
+
+    def _first_lines(self, ids: set[int]) -> dict[int, int]:
+        """Where these names are for the first time.
+
+        In another pass, which few files need: to keep the line of each name would double the
+        memory of the check.
+        """
+        lines: dict[int, int] = {}
+        if not ids:
+            return lines
+        with self._opened() as (stream, _):
+            for line, row in self._reader.rows(stream):
+                found = self._reader.check(line, row)
+                if type(found) is InputRequest:
+                    digest = _digest(found.custom_id)
+                    if digest in ids:
+                        lines.setdefault(digest, line)
+                        if len(lines) == len(ids):
+                            break
+        return lines
 
     def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
         """The requests of the file in its order, without those that are finished.
@@ -319,10 +345,15 @@ def _duplicate(found: InputRequest) -> InputProblem:
     return InputProblem(
         found.line,
         "duplicate_custom_id",
-        f"the custom_id {shown(found.custom_id)} is that of an earlier line",
+        f"the custom_id {shown(found.custom_id)} is that of",
         "give each line a custom_id of its own (a line without one is named by its number)",
         found.custom_id,
     )
+
+
+def _duplicate_of(problem: InputProblem, line: int | None) -> InputProblem:
+    earlier = "an earlier line" if line is None else f"line {line}"
+    return msgspec.structs.replace(problem, message=f"{problem.message} {earlier}")
 
 
 def _with_own_name(problem: InputProblem, ids: set[int]) -> InputProblem:

@@ -128,13 +128,12 @@ def _completion(response: Any) -> Mapping[str, Any]:
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
     body: Any = response.model_dump(exclude_none=True, warnings=False)
-    _drop_empty_extras(body)
     for choice in body.get("choices") or ():
         _drop_empty_extras(choice)
         choice.setdefault("logprobs", None)
         message = choice.get("message")
         if message is not None:
-            extras = message.get("provider_specific_fields") or {}
+            extras: dict[str, Any] = message.get("provider_specific_fields") or {}
             refusal = extras.pop("refusal", None)
             _drop_empty_extras(message)
             message.setdefault("content", None)
@@ -143,7 +142,7 @@ def _completion(response: Any) -> Mapping[str, Any]:
 
 
 def _drop_empty_extras(value: dict[str, Any]) -> None:
-    extras = value.pop("provider_specific_fields", None) or {}
+    extras: dict[str, Any] = value.pop("provider_specific_fields", None) or {}
     told = {name: extra for name, extra in extras.items() if extra is not None}
     if told:
         value["provider_specific_fields"] = told

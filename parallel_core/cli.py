@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import tempfile
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,25 +29,27 @@ app.command("demo-server")(demo_server.command)
 
 @app.command()
 def demo(
-    requests: Annotated[
-        Path | None,
-        typer.Argument(
-            help="File of requests, one JSON object a line; without it, those of the examples.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-        ),
-    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at most.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the server's latencies and faults.")] = 7,
 ) -> None:
-    """Send a file of requests through a real Router to a local demo server, then fail fast.
+    """Run the example file against a local server: "run --demo", with nothing to set up.
 
     Nothing leaves this machine and nothing is paid for: the server's answers are synthetic.
     """
-    from . import _demo
+    output = Path(tempfile.mkdtemp(prefix="parallel-core-demo-")) / "answers.jsonl"
+    with resources.as_file(_example_requests()) as requests:
+        arguments = ["run", str(requests), "-o", str(output), "--demo"]
+        arguments += ["--concurrency", str(concurrency)]
+        typer.echo(f"$ {shlex.join(['parallel-core', *arguments])}")
+        # It tells how to go on, by what it was called with.
+        sys.argv[1:] = arguments
+        app(arguments)
 
-    raise typer.Exit(_demo.run(requests, concurrency=concurrency, seed=seed))
+
+def _example_requests() -> Traversable:
+    packed = resources.files("parallel_core") / "demo_requests.jsonl"
+    # In a checkout the examples are where they are written.
+    checkout = Path(__file__).resolve().parent.parent / "examples" / "requests.jsonl"
+    return packed if packed.is_file() else checkout
 
 
 def main() -> None:

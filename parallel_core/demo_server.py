@@ -1,10 +1,11 @@
 """A server that speaks OpenAI's chat completions API and answers with made-up text.
 
 **Its answers are synthetic**: there is no model behind it, and nothing it says has to do with the
-question, but for one: a prompt that asks for ``positive or negative`` is answered by counting words
-of praise and of blame. It is there to try out and to test clients, with latencies and faults as they
-happen with real providers, but the same ones on every run: what happens to the n-th request of a
-model depends only on the seed, on the model and on n (requests are numbered as they arrive in full).
+question, but for one: a prompt that asks for ``positive or negative`` is answered by counting
+words of praise and of blame. It is there to try out and to test clients, with latencies and faults
+as they happen with real providers, but the same ones on every run: what happens to the n-th request
+of a model depends only on the seed, on the model and on n (requests are numbered as they arrive in
+full).
 
 It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
 

@@ -18,10 +18,9 @@ from ._journal_opening import (
     JournalOpening,
     ManifestFields,
     OpenedJournal,
-    id_digest,
     open_journal,
-    read_result_line,
 )
+from ._journal_scan import id_digest, read_result_line
 from ._journal_writer import JournalEntry, JournalWriter
 from .errors import JournalError
 from .run_statistics import RunPaths

@@ -27,7 +27,7 @@ from .batch_output import Redactor, call_statistics, has_answer, problem_line, r
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
 from .control.adaptive import LimitChange
-from .control.options import Concurrency, Controls
+from .control.options import Concurrency, Controls, check_controls, checked_concurrency
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import (
@@ -240,6 +240,8 @@ async def run_file(
     if limit is not None:
         checked_count("limit", limit)
     checked_number("grace", grace, zero=True)
+    checked_concurrency(concurrency)
+    check_controls(controls)
     if order not in ("completion", "input"):
         raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
     if on_run_progress is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
@@ -17,16 +17,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ._proxy_config import Deployment as _Deployment
-from ._proxy_config import ProxyConfig as _ProxyConfig
-from ._proxy_config import RouterConfigError as RouterConfigError
-from ._proxy_config import (
-    is_secret_name,
-    nearest,
-    read_proxy_config,
-    references,
-    resolved,
-    secrets_in,
+from ._config_in_place import config_in_place, resolved_settings
+from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
+from ._proxy_values import RouterConfigError as RouterConfigError
+from ._proxy_values import is_secret_name, nearest, resolved, secrets_in
+from ._run_endpoints import Endpoint as Endpoint
+from ._run_endpoints import (
+    endpoint_of,
+    known_providers,
+    quiet_litellm,
+    secrets_of_environment,
+    shown_url,
 )
 from .demo_server import DemoServerProcess, DemoServerSettings, demo_server_process
 
@@ -35,45 +36,18 @@ if TYPE_CHECKING:
 
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
-_ABSENT: Final = object()
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
-# Where litellm sends calls of a model whose api_base nobody has given, when it does not tell.
-_DEFAULT_ADDRESSES: Final = {
-    "anthropic": "https://api.anthropic.com/v1",
-    "cohere_chat": "https://api.cohere.com/v2",
-    "gemini": "https://generativelanguage.googleapis.com/v1beta",
-    "openai": "https://api.openai.com/v1",
-}
 # Of these it is certain that no call succeeds without a key; others have further ways to log in.
 _NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
 # These shape where and how a call is sent, but not what is asked.
 _NOT_OF_THE_ANSWER: Final = frozenset(
     {
-        *("api_base", "base_url", "cooldown_time", "custom_llm_provider", "input_cost_per_token"),
+        *("api_base", "base_url", "cooldown_time", "input_cost_per_token"),
         *("litellm_credential_name", "max_parallel_requests", "max_retries", "model", "order"),
         *("output_cost_per_token", "rpm", "stream_timeout", "tags", "timeout", "tpm", "weight"),
         *("region_name", "aws_region_name", "vertex_location", "vertex_project", "organization"),
     }
 )
-
-
-class Endpoint(msgspec.Struct, frozen=True):
-    """Where the calls of one deployment go.
-
-    Attributes:
-        model_name: the name that requests use.
-        model: what litellm calls it, ``provider/model``.
-        provider: litellm's name of the provider.
-        api_base: the address, without user, password and query; None where litellm does not tell
-            it before a call.
-        missing_keys: the names of environment variables that are needed and not set.
-    """
-
-    model_name: str
-    model: str
-    provider: str
-    api_base: str | None
-    missing_keys: tuple[str, ...] = ()
 
 
 class RunRouter:
@@ -175,10 +149,7 @@ def router_from_config(path: Path) -> RunRouter:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
         if problems:
             raise RouterConfigError(problems)
-        settings: dict[str, Any] = {
-            name: resolved(setting.value, os.environ)
-            for name, setting in config.router_settings.items()
-        }
+        settings = resolved_settings(config.router_settings)
         router = _make_router(
             f"{config.path}",
             secrets,
@@ -199,69 +170,7 @@ def router_from_config(path: Path) -> RunRouter:
         )
 
 
-@contextlib.contextmanager
-def config_in_place(config: _ProxyConfig) -> Generator[None]:
-    """Make the settings of a config those of the process, until the block is left."""
-    import litellm
-
-    module = cast("Any", litellm)
-    with contextlib.ExitStack() as changes:
-        for name, text in config.environment(os.environ).items():
-            changes.callback(_put_variable, name, os.environ.get(name))
-            os.environ[name] = text
-        settings = {
-            name: resolved(setting.value, os.environ)
-            for name, setting in config.litellm_settings.items()
-        }
-        if "request_timeout" in settings:
-            settings["request_timeout_explicitly_set"] = True
-        if config.credentials:
-            settings["credential_list"] = _credentials(config)
-        # litellm prints its advice into the terminal otherwise, for each failed call.
-        settings["suppress_debug_info"] = True
-        for name, value in settings.items():
-            changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
-            setattr(module, name, value)
-        yield
-
-
-def _put_variable(name: str, text: str | None) -> None:
-    if text is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = text
-
-
-def _put_attribute(module: Any, name: str, value: object) -> None:
-    if value is _ABSENT:
-        if hasattr(module, name):
-            delattr(module, name)
-    else:
-        setattr(module, name, value)
-
-
-def _credentials(config: _ProxyConfig) -> list[Any]:
-    from litellm.types.utils import CredentialItem
-
-    items: list[Any] = []
-    for setting in config.credentials:
-        entry = resolved(setting.value, os.environ)
-        try:
-            fields = dict(cast("dict[str, Any]", entry))
-            items.append(
-                CredentialItem(
-                    credential_name=fields["credential_name"],
-                    credential_values=fields["credential_values"],
-                    credential_info=fields.get("credential_info") or {},
-                )
-            )
-        except (KeyError, TypeError, ValueError):  # whose texts quote the values
-            problem = "must have credential_name and credential_values"
-            raise RouterConfigError([f"{setting.place}: {problem}"]) from None
-    return items
-
-
-def _unknown_router_settings(config: _ProxyConfig) -> Iterator[str]:
+def _unknown_router_settings(config: ProxyConfig) -> Iterator[str]:
     from litellm.router import Router
 
     outside = {
@@ -278,7 +187,7 @@ def _unknown_router_settings(config: _ProxyConfig) -> Iterator[str]:
         yield f"{setting.place}: unknown setting{hint}"
 
 
-def _for_router(deployment: _Deployment) -> dict[str, Any]:
+def _for_router(deployment: Deployment) -> dict[str, Any]:
     """The entry as the Router takes it: it resolves ``os.environ/NAME`` itself, but not those that
     are deeper in, in headers for instance."""
     parameters = {
@@ -296,7 +205,7 @@ def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
     ]
 
 
-def _describe_config(config: _ProxyConfig) -> dict[str, str | int | float | bool | None]:
+def _describe_config(config: ProxyConfig) -> dict[str, str | int | float | bool | None]:
     """Of each model, which models answer and a digest of the parameters that change answers."""
     groups: dict[str, set[str]] = {}
     for deployment in config.deployments:
@@ -351,7 +260,7 @@ def router_from_model(
         problem = "--api-base must be a URL, for instance http://127.0.0.1:8000/v1"
         raise RouterConfigError([problem])
     with contextlib.ExitStack() as resources:
-        resources.enter_context(_quiet_litellm())
+        resources.enter_context(quiet_litellm())
         problems: list[str] = []
         deployments: list[dict[str, Any]] = []
         endpoints: list[Endpoint] = []
@@ -396,29 +305,11 @@ def router_from_model(
         )
 
 
-@contextlib.contextmanager
-def _quiet_litellm() -> Generator[None]:
-    import litellm
-
-    before = litellm.suppress_debug_info
-    litellm.suppress_debug_info = True  # it prints a list of its providers otherwise
-    try:
-        yield
-    finally:
-        litellm.suppress_debug_info = before
-
-
 def _litellm_name(name: str, api_base: str | None) -> str:
     if api_base is None:
         return name
     prefix, slash, _ = name.partition("/")
-    return name if slash and prefix in _providers() else f"openai/{name}"
-
-
-def _providers() -> set[str]:
-    import litellm
-
-    return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
+    return name if slash and prefix in known_providers() else f"openai/{name}"
 
 
 def _is_url(text: str) -> bool:
@@ -474,7 +365,7 @@ def demo_router(
         # litellm would otherwise fetch its price map over the network at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         server = resources.enter_context(demo_server_process(settings))
-        resources.enter_context(_quiet_litellm())
+        resources.enter_context(quiet_litellm())
         deployments: list[dict[str, Any]] = [
             {
                 "model_name": name,
@@ -505,97 +396,6 @@ def demo_router(
         )
 
 
-# --- what all of them need ---
-
-
-def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
-    """The values of the variables whose names end as those of keys do, ``OPENAI_API_KEY``."""
-    named = {name: text for name, text in environment.items() if is_key_variable(name)}
-    return frozenset(secrets_in(named))
-
-
-def is_key_variable(name: str) -> bool:
-    """Whether an environment variable of this name usually holds a key for a provider."""
-    endings = ("_API_KEY", "_ACCESS_KEY", "_AUTH_TOKEN", "_SESSION_TOKEN", "_SECRET")
-    others = ("HF_TOKEN", "AZURE_AD_TOKEN", "LITELLM_MASTER_KEY", "WATSONX_TOKEN", "WATSONX_APIKEY")
-    return name.upper().endswith(endings) or name in others
-
-
-def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
-    """Where the calls of a deployment with these ``litellm_params`` go.
-
-    Raises:
-        RouterConfigError: litellm does not know the provider.
-    """
-    import litellm
-
-    missing = [variable for _, variable in references(dict(parameters)) if not _is_set(variable)]
-    values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
-    model = str(values["model"])
-    api_base = values.get("api_base") or values.get("base_url")
-    provider = values.get("custom_llm_provider")
-    told: Any = None
-    # litellm chooses the model of these later.
-    if "*" not in model and not model.startswith("auto_router/"):
-        try:
-            _, provider, _, told = litellm.get_llm_provider(
-                model, custom_llm_provider=provider, api_base=api_base
-            )
-        except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
-            raise RouterConfigError([_unknown_provider(model)]) from None
-    elif provider is None:
-        provider = model.partition("/")[0]
-    missing += _missing_keys(model, provider, values) if not missing else []
-    address = api_base or told or _address_of_environment(str(provider))
-    return Endpoint(
-        model_name=name,
-        model=model if "/" in model else f"{provider}/{model}",
-        provider=str(provider),
-        api_base=shown_url(str(address)) if address else None,
-        missing_keys=tuple(dict.fromkeys(missing)),
-    )
-
-
-def _is_set(variable: str) -> bool:
-    return bool(os.environ.get(variable))
-
-
-def _address_of_environment(provider: str) -> str | None:
-    if provider == "openai":
-        told = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        if told:
-            return told
-    return _DEFAULT_ADDRESSES.get(provider)
-
-
-def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> list[str]:
-    """The names of the variables of a key that is needed and nowhere given."""
-    import litellm
-
-    module = cast("Any", litellm)
-    given = ("api_key", "litellm_credential_name", "azure_ad_token", "extra_headers", "headers")
-    if any(values.get(name) for name in given) or "*" in model:
-        return []
-    if module.api_key or getattr(module, f"{provider}_key", None):
-        return []
-    found: dict[str, Any] = module.validate_environment(model)
-    missing: list[str] = [] if found["keys_in_environment"] else list(found["missing_keys"])
-    # What is not a key (a region, a version) may be given elsewhere.
-    return [name for name in missing if name.endswith("_API_KEY")]
-
-
-def _unknown_provider(model: str) -> str:
-    prefix, slash, rest = model.partition("/")
-    near = nearest(prefix, _providers()) if slash else None
-    hint = (
-        f"write it as <provider>/<model>, for instance openai/{model}; for a server of your own "
-        "that speaks OpenAI's API give its address, too (--api-base)"
-    )
-    if near:
-        hint = f"is {near}/{rest} meant?"
-    return f"litellm does not know the provider of the model {model!r}; {hint}"
-
-
 def _make_router(
     whose: str,
     secrets: Iterable[str],
@@ -614,16 +414,3 @@ def _make_router(
         first_line = reason.strip().splitlines()[0]
         problem = f"{whose}: litellm cannot make a Router of it: {first_line}"
     raise RouterConfigError([problem])
-
-
-def shown_url(url: str) -> str:
-    """A URL as it may be shown: without user, password, query and fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(no valid URL)"
-    if ":" in host:
-        host = f"[{host}]"
-    return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else url.partition("?")[0]

@@ -6,14 +6,11 @@ import asyncio
 import dataclasses
 import signal
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 import trio
-import typer
-from typer.testing import CliRunner
 
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, settle
@@ -22,7 +19,6 @@ from parallel_core import (
     InvalidRequestError,
     RouterParallelRequest,
     RouterParallelResult,
-    cli,
 )
 
 MESSAGES = [{"role": "user", "content": "secret prompt"}]
@@ -547,33 +543,3 @@ def test_what_litellm_writes_into_stays_the_users() -> None:
 
     asyncio.run(main())
     assert shared == {"tags": ["a"]}
-
-
-# --- the command line ---
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"model": "fast"}', "line 2: messages missing"),
-        ("{", "line 2: Input data was truncated"),
-        ("17", "line 2: Expected `object`"),
-        (
-            '{"model": "fast", "messages": [{"role": "user"}], "api_base": "http://elsewhere"}',
-            "line 2: the demo does not send api_base",
-        ),
-        ('{"model": "a=b", "messages": [{"role": "user"}]}', "cannot serve these models"),
-    ],
-)
-def test_the_demo_refuses_a_bad_line_before_anything_is_sent(
-    line: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr("parallel_core._demo.demo_server_process", None)
-    file = tmp_path / "requests.jsonl"
-    good = '{"model": "fast", "messages": [{"role": "user", "content": "hi"}]}'
-    file.write_text(f"{good}\n{line}\n")
-    result = CliRunner().invoke(cli.app, ["demo", str(file)])
-    assert result.exit_code == 2
-    assert problem in result.output
-    assert isinstance(result.exception, SystemExit | typer.BadParameter)

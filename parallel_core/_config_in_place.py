@@ -1,0 +1,103 @@
+"""Makes the settings of a config those of the process, for a while; litellm's proxy: for good."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Mapping
+from typing import Any, Final, cast
+
+from ._proxy_config import ProxyConfig, Setting
+from ._proxy_values import RouterConfigError, resolved
+
+_ABSENT: Final = object()
+_NUMBERS: Final = frozenset(
+    {
+        *("allowed_fails", "client_ttl", "cooldown_time", "default_max_parallel_requests"),
+        *("max_fallbacks", "num_retries", "request_timeout", "retry_after", "stream_timeout"),
+        "timeout",
+    }
+)
+
+
+@contextlib.contextmanager
+def config_in_place(config: ProxyConfig) -> Generator[None]:
+    """Make the settings of a config those of the process, until the block is left.
+
+    Raises:
+        RouterConfigError: a setting that must be a number is none, or a credential is incomplete.
+    """
+    import litellm
+
+    module = cast("Any", litellm)
+    with contextlib.ExitStack() as changes:
+        for name, text in config.environment(os.environ).items():
+            changes.callback(_put_variable, name, os.environ.get(name))
+            os.environ[name] = text
+        settings = resolved_settings(config.litellm_settings)
+        if "request_timeout" in settings:
+            settings["request_timeout_explicitly_set"] = True
+        if config.credentials:
+            settings["credential_list"] = _credentials(config)
+        # litellm prints its advice into the terminal otherwise, for each failed call.
+        settings["suppress_debug_info"] = True
+        for name, value in settings.items():
+            changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
+            setattr(module, name, value)
+        yield
+
+
+def resolved_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The values, with those of the environment. litellm does not look at their types before it
+    reckons with them in a call: what is no number is found here."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, setting in settings.items():
+        value = values[name] = resolved(setting.value, os.environ)
+        if name not in _NUMBERS or value is None:
+            continue
+        if isinstance(value, str):  # as in the environment everything is
+            with contextlib.suppress(ValueError):
+                number = float(value)
+                value = values[name] = int(number) if number.is_integer() else number
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            problems.append(f"{setting.place}: must be a number")
+    if problems:
+        raise RouterConfigError(problems)
+    return values
+
+
+def _put_variable(name: str, text: str | None) -> None:
+    if text is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = text
+
+
+def _put_attribute(module: Any, name: str, value: object) -> None:
+    if value is _ABSENT:
+        if hasattr(module, name):
+            delattr(module, name)
+    else:
+        setattr(module, name, value)
+
+
+def _credentials(config: ProxyConfig) -> list[Any]:
+    from litellm.types.utils import CredentialItem
+
+    items: list[Any] = []
+    for setting in config.credentials:
+        entry = resolved(setting.value, os.environ)
+        try:
+            fields = dict(cast("dict[str, Any]", entry))
+            items.append(
+                CredentialItem(
+                    credential_name=fields["credential_name"],
+                    credential_values=fields["credential_values"],
+                    credential_info=fields.get("credential_info") or {},
+                )
+            )
+        except (KeyError, TypeError, ValueError):  # whose texts quote the values
+            problem = "must have credential_name and credential_values"
+            raise RouterConfigError([f"{setting.place}: {problem}"]) from None
+    return items

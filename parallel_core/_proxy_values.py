@@ -1,0 +1,138 @@
+"""Values of a config file: what of them refers to the environment, and what of them is a key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias, cast
+from urllib.parse import parse_qsl, urlsplit
+
+Place: TypeAlias = tuple[str | int, ...]
+
+ENVIRONMENT_PREFIX: Final = "os.environ/"
+SHORTEST_SECRET: Final = 6  # characters; shorter ones are parts of ordinary words
+PLACEHOLDERS: Final = frozenset(
+    {"anything", "fake-key", "no-key", "none", "not-needed", "not-used", "placeholder", "unused"}
+)
+
+_SECRET_NAME: Final = re.compile(
+    r"api[_-]?key|access[_-]?key|[_-]key$|^key$|secret|token$|password|passphrase|credential"
+    r"|authorization|^cookie$",
+    re.IGNORECASE,
+)
+_SCHEME: Final = re.compile(r"(?:basic|bearer|token) +", re.IGNORECASE)
+
+
+class RouterConfigError(ValueError):
+    """A Router cannot be made from what a user has given: a file, a model's name, an address.
+
+    Raised before any call. Its text names every problem, where it is and what to do, one a line; no
+    key is in it.
+
+    Attributes:
+        problems: the lines.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+def references(value: object, place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """Each ``os.environ/NAME`` in a value: where it is, and the name."""
+    if isinstance(value, dict):
+        for name, inner in cast("dict[str, object]", value).items():
+            yield from references(inner, (*place, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(cast("list[object]", value)):
+            yield from references(inner, (*place, index))
+    elif (variable := variable_of(value)) is not None and not (place and _is_pointer(place[-1])):
+        yield place, variable
+
+
+def resolved(value: object, environment: Mapping[str, str]) -> Any:
+    """A copy of a value, with what is in the environment in place of each ``os.environ/NAME``.
+
+    ``None`` where it is not set; ``true`` and ``false`` become booleans, as litellm has it.
+    """
+    if isinstance(value, dict):
+        mapping = cast("dict[object, object]", value)
+        return {
+            name: inner if _is_pointer(name) else resolved(inner, environment)
+            for name, inner in mapping.items()
+        }
+    if isinstance(value, list):
+        return [resolved(inner, environment) for inner in cast("list[object]", value)]
+    name = variable_of(value)
+    if name is None:
+        return value
+    text = environment.get(name)
+    return {"true": True, "false": False}.get((text or "").strip().lower(), text)
+
+
+def variable_of(value: object) -> str | None:
+    """``NAME`` of ``os.environ/NAME``; None for other values.
+
+    ``os.environ/oidc/…`` is a token that litellm fetches itself.
+    """
+    if not isinstance(value, str) or not value.startswith(ENVIRONMENT_PREFIX):
+        return None
+    name = value.removeprefix(ENVIRONMENT_PREFIX)
+    return None if name.startswith("oidc/") else name
+
+
+def _is_pointer(name: object) -> bool:
+    # Such a parameter names where a secret is; litellm reads it itself when it needs it.
+    return isinstance(name, str) and name.endswith("_ref")
+
+
+def secrets_in(value: object, name: str = "") -> Iterator[str]:
+    """Every text in a value that is a key, judged by its name; and what URLs hide."""
+    if isinstance(value, dict):
+        for key, inner in cast("dict[object, object]", value).items():
+            yield from secrets_in(inner, str(key))
+    elif isinstance(value, list):
+        for inner in cast("list[object]", value):
+            yield from secrets_in(inner, name)
+    elif isinstance(value, str) and not value.startswith(ENVIRONMENT_PREFIX):
+        found = list(_secrets_of_url(value)) if "://" in value else []
+        if is_secret_name(name):
+            found += [value, _SCHEME.sub("", value, count=1)]
+        yield from (secret for secret in found if _is_worth_hiding(secret))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether what has this name is a key, a token or a password."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def _secrets_of_url(url: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(url)
+        if parts.password:
+            yield parts.password
+        yield from (value for name, value in parse_qsl(parts.query) if is_secret_name(name))
+    except ValueError:  # it only looks like a URL
+        return
+
+
+def _is_worth_hiding(text: str) -> bool:
+    return len(text) >= SHORTEST_SECRET and text.lower() not in PLACEHOLDERS
+
+
+def nearest(name: str, names: Iterable[str], *, likeness: float = 0.75) -> str | None:
+    """The name among ``names`` that a misspelt one means; None where none is so like it.
+
+    ``likeness`` is from 0 to 1: the same.
+    """
+    found = difflib.get_close_matches(name, sorted(names), n=1, cutoff=likeness)
+    return found[0] if found else None
+
+
+def dotted(place: Place) -> str:
+    """``("model_list", 0, "model_name")`` as ``".model_list[0].model_name"``."""
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)

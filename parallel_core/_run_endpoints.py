@@ -1,0 +1,178 @@
+"""Where the calls of a deployment go, as far as litellm tells it before a call, and which keys are
+missing for them. litellm is imported by the functions only: that takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Mapping
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ._proxy_values import RouterConfigError, nearest, references, resolved, secrets_in
+
+# Where litellm sends calls of a model whose api_base nobody has given, when it does not tell.
+_DEFAULT_ADDRESSES: Final = {
+    "anthropic": "https://api.anthropic.com/v1",
+    "cohere_chat": "https://api.cohere.com/v2",
+    "gemini": "https://generativelanguage.googleapis.com/v1beta",
+    "openai": "https://api.openai.com/v1",
+}
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where the calls of one deployment go.
+
+    Attributes:
+        model_name: the name that requests use.
+        model: what litellm calls it, ``provider/model``.
+        provider: litellm's name of the provider.
+        api_base: the address, without user, password and query; None where litellm does not tell
+            it before a call.
+        missing_keys: the names of environment variables that are needed and not set.
+    """
+
+    model_name: str
+    model: str
+    provider: str
+    api_base: str | None
+    missing_keys: tuple[str, ...] = ()
+
+
+def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
+    """The values of the variables whose names end as those of keys do, ``OPENAI_API_KEY``."""
+    named = {name: text for name, text in environment.items() if is_key_variable(name)}
+    return frozenset(secrets_in(named))
+
+
+def is_key_variable(name: str) -> bool:
+    """Whether an environment variable of this name usually holds a key for a provider."""
+    endings = ("_API_KEY", "_ACCESS_KEY", "_AUTH_TOKEN", "_SESSION_TOKEN", "_SECRET")
+    others = ("HF_TOKEN", "AZURE_AD_TOKEN", "LITELLM_MASTER_KEY", "WATSONX_TOKEN", "WATSONX_APIKEY")
+    return name.upper().endswith(endings) or name in others
+
+
+def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
+    """Where the calls of a deployment with these ``litellm_params`` go.
+
+    Raises:
+        RouterConfigError: litellm does not know the provider.
+    """
+    import litellm
+
+    missing = [variable for _, variable in references(dict(parameters)) if not _is_set(variable)]
+    values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
+    values = {**_values_of_credential(values.get("litellm_credential_name")), **values}
+    model = str(values["model"])
+    api_base = values.get("api_base") or values.get("base_url")
+    provider = values.get("custom_llm_provider")
+    told: Any = None
+    # litellm chooses the model of these later.
+    if "*" not in model and not model.startswith("auto_router/"):
+        try:
+            with quiet_litellm():
+                _, provider, _, told = litellm.get_llm_provider(
+                    model, custom_llm_provider=provider, api_base=api_base
+                )
+        except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
+            raise RouterConfigError([_unknown_provider(model)]) from None
+    elif provider is None:
+        provider, slash, _ = model.partition("/")
+        if not slash:  # "*", each request has its own
+            return Endpoint(name, model, "*", shown_url(api_base) if api_base else None)
+    full_name = model if "/" in model else f"{provider}/{model}"
+    if not missing:
+        missing = _missing_keys(full_name, provider, values)
+    address = api_base or told or _address_of_environment(str(provider))
+    return Endpoint(
+        model_name=name,
+        model=full_name,
+        provider=str(provider),
+        api_base=shown_url(str(address)) if address else None,
+        missing_keys=tuple(dict.fromkeys(missing)),
+    )
+
+
+def _values_of_credential(name: object) -> dict[str, Any]:
+    import litellm
+
+    credentials = cast("list[Any]", litellm.credential_list)
+    for credential in credentials:
+        if credential.credential_name == name:
+            return dict(credential.credential_values)
+    return {}
+
+
+def _is_set(variable: str) -> bool:
+    return bool(os.environ.get(variable))
+
+
+def _address_of_environment(provider: str) -> str | None:
+    if provider == "openai":
+        told = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
+        if told:
+            return told
+    return _DEFAULT_ADDRESSES.get(provider)
+
+
+def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> list[str]:
+    """The names of the variables of a key that is needed and nowhere given."""
+    import litellm
+
+    module = cast("Any", litellm)
+    given = ("api_key", "azure_ad_token", "extra_headers", "headers", "mock_response")
+    if any(values.get(name) for name in given):
+        return []
+    if module.api_key or getattr(module, f"{provider}_key", None):
+        return []
+    found: dict[str, Any] = module.validate_environment(model)
+    missing: list[str] = [] if found["keys_in_environment"] else list(found["missing_keys"])
+    # What is not a key (a region, a version) may be given elsewhere.
+    return [name for name in missing if name.endswith("_API_KEY")]
+
+
+def _unknown_provider(model: str) -> str:
+    prefix, slash, rest = model.partition("/")
+    near = nearest(prefix, known_providers()) if slash else None
+    hint = (
+        f"write it as <provider>/<model>, for instance openai/{model}; for a server of your own "
+        "that speaks OpenAI's API give its address, too (--api-base)"
+    )
+    if near:
+        hint = f"is {near}/{rest} meant?"
+    return f"litellm does not know the provider of the model {model!r}; {hint}"
+
+
+@contextlib.contextmanager
+def quiet_litellm() -> Generator[None]:
+    """Keep litellm from printing advice into the terminal, until the block is left."""
+    import litellm
+
+    before = litellm.suppress_debug_info
+    litellm.suppress_debug_info = True  # it prints a list of its providers otherwise
+    try:
+        yield
+    finally:
+        litellm.suppress_debug_info = before
+
+
+def known_providers() -> set[str]:
+    """litellm's names of the providers."""
+    import litellm
+
+    return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
+
+
+def shown_url(url: str) -> str:
+    """A URL as it may be shown: without user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "(no valid URL)"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else url.partition("?")[0]

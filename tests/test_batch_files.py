@@ -1,0 +1,1019 @@
+"""Files of requests and files of results: what they may hold, and what they must not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import parallel_core
+from hosts import ASYNCIO_HOSTS
+from parallel_core import (
+    BatchDeadlineError,
+    BudgetExceededError,
+    CallCancelledError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    RouterParallelRequest,
+    RouterParallelResult,
+    StreamInterruptedError,
+    StreamStalledError,
+    Usage,
+)
+from parallel_core.batch_input import InputFile, InputProblem
+from parallel_core.batch_output import (
+    OutputLine,
+    Redactor,
+    call_statistics,
+    has_answer,
+    parse_output_line,
+    problem_line,
+    result_line,
+)
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.errors import InputFileError
+from routers import make_router, run_with_routers
+
+KEY = "sk-secret-key"  # of the routers
+MESSAGES = [{"role": "user", "content": "a secret prompt"}]
+BODY = {"model": "gpt", "messages": MESSAGES}
+
+
+def a_line(custom_id: Any = "a", **more: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "body": BODY, **more}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    path.write_bytes(
+        b"".join(
+            (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n"
+            for line in lines
+        )
+    )
+    return path
+
+
+def requests_of(file: InputFile) -> list[tuple[int, str]]:
+    return [(request.line, request.custom_id) for request in file.requests()]
+
+
+def problems_of(path: Path, **options: Any) -> list[tuple[int, str]]:
+    with InputFile(path, **options) as file:
+        return [(problem.line, problem.code) for problem in file.check().problems]
+
+
+# --- lines of JSON ---
+
+
+def test_the_formats_may_be_mixed_line_by_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "in.jsonl",
+        {"custom_id": "openai", "method": "POST", "url": "/v1/chat/completions", "body": BODY},
+        {"custom_id": "mistral", "body": {**BODY, "temperature": 0.5}},
+        {**BODY, "n": 2, "tools": [{"type": "function"}]},
+        {**BODY, "custom_id": "named"},
+        {"custom_id": "azure", "url": "/chat/completions", "body": {**BODY, "model": "other"}},
+    )
+    with InputFile(path) as file:
+        summary = file.check()
+        requests = list(file.requests())
+    assert summary.problems == []
+    assert (summary.requests, summary.models, summary.format) == (
+        5,
+        {"gpt": 4, "other": 1},
+        "jsonl",
+    )
+    ids = ["openai", "mistral", "3", "named", "azure"]
+    assert [request.custom_id for request in requests] == ids
+    assert [request.line for request in requests] == [1, 2, 3, 4, 5]
+    assert requests[0].request == RouterParallelRequest("gpt", MESSAGES, None)
+    assert requests[1].request.kwargs == {"temperature": 0.5}
+    assert requests[2].request.kwargs == {"n": 2, "tools": [{"type": "function"}]}
+    assert requests[3].request.kwargs is None
+
+
+BAD_LINES: list[tuple[str, Any, str]] = [
+    ("no json", b"{", "invalid_json_line"),
+    ("nothing but zeros", b"\0" * 20, "invalid_json_line"),
+    ("nested too deeply", b"[" * 100_000, "invalid_json_line"),
+    ("half a character", b'{"custom_id": "\\ud800"}', "invalid_json_line"),
+    ("an array", [a_line()], "invalid_json_line"),
+    ("a number", 7, "invalid_json_line"),
+    ("not utf-8", b'{"custom_id": "\xff"}', "invalid_encoding"),
+    ("id: number", a_line(7), "invalid_type"),
+    ("id: null", a_line(None), "invalid_type"),
+    ("id: array", a_line([]), "invalid_type"),
+    ("id: empty", a_line(""), "missing_required_parameter"),
+    ("id: missing", {"body": BODY}, "missing_required_parameter"),
+    ("body: missing", {"custom_id": "a", "method": "POST"}, "missing_required_parameter"),
+    ("body: text", {"custom_id": "a", "body": "text"}, "invalid_type"),
+    ("body: null", {"custom_id": "a", "body": None}, "invalid_type"),
+    ("method: GET", a_line(method="GET"), "invalid_method"),
+    ("method: null", a_line(method=None), "invalid_method"),
+    ("url: embeddings", a_line(url="/v1/embeddings"), "unsupported_url"),
+    ("url: number", a_line(url=1), "unsupported_url"),
+    ("model: missing", {"messages": MESSAGES}, "missing_required_parameter"),
+    ("model: number", {**BODY, "model": 4}, "invalid_type"),
+    ("messages: missing", {"model": "gpt"}, "missing_required_parameter"),
+    ("messages: text", {**BODY, "messages": "text"}, "invalid_type"),
+    ("messages: none", {**BODY, "messages": []}, "invalid_request"),
+    ("message: text", {**BODY, "messages": ["text"]}, "invalid_type"),
+    ("message without role", {**BODY, "messages": [{"content": "a"}]}, "invalid_request"),
+    ("kwargs", {**BODY, "kwargs": {}}, "invalid_request"),
+    ("metadata: text", {**BODY, "metadata": "text"}, "invalid_type"),
+    ("anthropic", {"custom_id": "a", "params": BODY}, "missing_required_parameter"),
+    ("api_key", {**BODY, "api_key": KEY}, "forbidden_parameter"),
+    ("api_base", a_line(body={**BODY, "api_base": "http://x"}), "forbidden_parameter"),
+    ("base_url", {**BODY, "base_url": "http://x"}, "forbidden_parameter"),
+    ("mock_response", {**BODY, "mock_response": "made up"}, "forbidden_parameter"),
+    ("headers", {**BODY, "extra_headers": {"Authorization": KEY}}, "forbidden_parameter"),
+    ("fallbacks", {**BODY, "fallbacks": ["other"]}, "forbidden_parameter"),
+    ("aws keys", {**BODY, "aws_secret_access_key": KEY}, "forbidden_parameter"),
+    ("key in extra_body", {**BODY, "extra_body": {"api_key": KEY}}, "forbidden_parameter"),
+    ("self", {**BODY, "self": 1}, "forbidden_parameter"),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [case[1:] for case in BAD_LINES], ids=[case[0] for case in BAD_LINES]
+)
+def test_a_bad_line_is_told_and_passed_over(tmp_path: Path, line: Any, code: str) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("before"), line, a_line("after"))
+    with InputFile(path) as file:
+        (problem,) = file.check().problems
+        assert requests_of(file) == [(1, "before"), (3, "after")]
+    assert (problem.line, problem.code) == (2, code)
+    assert problem.message
+    assert problem.hint
+    told = repr(problem)
+    assert KEY not in told
+    assert "secret prompt" not in told
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_line_may_ask_for_a_stream(tmp_path: Path, stream: bool) -> None:
+    path = write(tmp_path / "in.jsonl", a_line(body={**BODY, "stream": stream}))
+    with InputFile(path) as file:
+        (request,) = file.requests()
+    assert request.request.kwargs == {"stream": stream}
+
+
+def test_the_second_of_two_lines_with_one_id_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("b"), a_line("a"), a_line("a"), a_line("a"))
+    with InputFile(path) as file:
+        summary = file.check()
+        assert requests_of(file) == [(1, "b"), (2, "a")]
+    found = [(problem.line, problem.code, problem.custom_id) for problem in summary.problems]
+    assert found == [
+        (3, "duplicate_custom_id", "a#line-3"),
+        (4, "duplicate_custom_id", "a#line-4"),
+    ]
+    assert {problem.message for problem in summary.problems} == {
+        "the custom_id 'a' is that of line 2"
+    }
+    assert summary.requests == 2
+
+
+def test_the_number_of_a_line_may_be_taken_by_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("2"), BODY, BODY)
+    assert problems_of(path) == [(2, "duplicate_custom_id")]
+
+
+def test_no_bad_line_has_the_name_of_a_good_one(tmp_path: Path) -> None:
+    """Or the good one would count as finished once the bad one is in the output."""
+    bad = {"custom_id": "a", "body": {}}
+    path = write(tmp_path / "in.jsonl", b"{", bad, a_line("1"), a_line("a"), bad)
+    with InputFile(path) as file:
+        named = [problem.custom_id for problem in file.check().problems]
+        assert requests_of(file) == [(3, "1"), (4, "a")]
+    assert named == ["1#line-1", "a#line-2", "a#line-5"]
+
+
+def test_blank_lines_marks_and_line_ends_do_no_harm(tmp_path: Path) -> None:
+    line = json.dumps(BODY).encode()
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf\r\n" + line + b"\r\n\n  \t\n" + line)
+    with InputFile(path) as file:
+        assert file.check().problems == []
+        assert requests_of(file) == [(2, "2"), (5, "5")]
+    path.write_bytes(b"\xef\xbb\xbf" + line)
+    with InputFile(path) as file:
+        assert requests_of(file) == [(1, "1")]
+
+
+def test_a_line_may_be_gigantic(tmp_path: Path) -> None:
+    text = "long " * 1_000_000
+    path = write(tmp_path / "in.jsonl", {**BODY, "messages": [{"role": "user", "content": text}]})
+    with InputFile(path) as file:
+        (request,) = file.requests()
+    assert request.request.messages[0]["content"] == text
+
+
+def test_a_model_is_filled_in_where_a_line_has_none(tmp_path: Path) -> None:
+    without: dict[str, Any] = {"messages": MESSAGES}
+    path = write(tmp_path / "in.jsonl", without, {**without, "model": None}, BODY)
+    assert problems_of(path) == [
+        (1, "missing_required_parameter"),
+        (2, "missing_required_parameter"),
+    ]
+    with InputFile(path, model="mine") as file:
+        assert file.check().models == {"mine": 2, "gpt": 1}
+        assert [request.request.model for request in file.requests()] == ["mine", "mine", "gpt"]
+
+
+def test_what_is_finished_is_not_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *(a_line(f"{number}") for number in range(10)), BODY)
+    asked: list[str] = []
+
+    def finished(custom_id: str) -> bool:
+        asked.append(custom_id)
+        return custom_id not in ("3", "11")
+
+    with InputFile(path) as file:
+        assert [request.custom_id for request in file.requests(finished)] == ["3", "11"]
+        assert len(list(file.requests())) == 11
+    assert asked == [*map(str, range(10)), "11"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+likely_values = json_values | st.sampled_from(
+    ["a", "POST", "/v1/chat/completions", MESSAGES, BODY, "gpt", {"role": "user"}]
+)
+likely_names = st.sampled_from(
+    ["custom_id", "body", "method", "url", "model", "messages", "metadata", "extra_body", "kwargs"]
+)
+likely_lines = st.dictionaries(likely_names | st.text(), likely_values, max_size=6) | json_values
+
+
+@given(lines=st.lists(likely_lines.map(json.dumps).map(str.encode) | st.binary(), max_size=8))
+def test_each_line_is_a_request_or_one_problem(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "in.jsonl"
+    content = b"\n".join([*lines, json.dumps(a_line("the last")).encode()])
+    if content.startswith((b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK")):
+        return
+    path.write_bytes(content)
+    with InputFile(path) as file:
+        summary = file.check()
+        requests = requests_of(file)
+    bad = [problem.line for problem in summary.problems]
+    good = [line for line, _ in requests]
+    assert summary.requests == len(requests)
+    blank = {
+        number
+        for number, line in enumerate(content.split(b"\n"), 1)
+        if not line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip()
+    }
+    assert sorted([*bad, *good, *blank]) == list(range(1, content.count(b"\n") + 2))
+    names = [custom_id for _, custom_id in requests]
+    names += [str(problem.custom_id) for problem in summary.problems]
+    assert len(set(names)) == len(names)
+
+
+# --- tables and text ---
+
+
+def test_a_table_becomes_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbftext, kind ,id\r\n"
+        b'"two\r\nlines, a comma",verb,first\r\n'
+        b"\r\n"
+        b'"a ""quoted"" {{kind}}",noun,second\r\n'
+    )
+    with InputFile(path, template="Is {{ text }} a {{kind}}?", model="gpt") as file:
+        summary = file.check()
+        requests = list(file.requests())
+    assert summary.format == "csv"
+    assert [(request.line, request.custom_id) for request in requests] == [
+        (2, "first"),
+        (5, "second"),
+    ]
+    assert [request.request.messages for request in requests] == [
+        [{"role": "user", "content": "Is two\r\nlines, a comma a verb?"}],
+        [{"role": "user", "content": 'Is a "quoted" {{kind}} a noun?'}],
+    ]
+    assert {request.request.model for request in requests} == {"gpt"}
+
+
+def test_custom_id_goes_before_id(tmp_path: Path) -> None:
+    path = tmp_path / "in.tsv"
+    path.write_text("id\tcustom_id\ttext\n1\tx\tone\n1\ty\ttwo, three\n")
+    with InputFile(path, template="{{text}}", model="gpt") as file:
+        assert requests_of(file) == [(2, "x"), (3, "y")]
+
+
+def test_rows_without_names_are_named_by_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "anything"
+    path.write_text("text\none\ntwo\n")
+    with InputFile(path, format="csv", template="{{text}}", model="gpt") as file:
+        assert requests_of(file) == [(2, "2"), (3, "3")]
+
+
+def test_bad_rows_are_told_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes(
+        b"id,text\n"
+        b"a,good\n"
+        b"b\n"
+        b"c,one,too many\n"
+        b'd,"quotes" in the middle\n'
+        b"e,\xff\n"
+        b",no name\n"
+        b"f,  \n"
+        b"a,again\n"
+        b"g,good\n"
+        b'h,"never closed\n'
+    )
+    with InputFile(path, template="{{text}}", model="gpt") as file:
+        problems = [(problem.line, problem.code) for problem in file.check().problems]
+        assert requests_of(file) == [(2, "a"), (10, "g")]
+    assert problems == [
+        (3, "invalid_csv_row"),
+        (4, "invalid_csv_row"),
+        (5, "invalid_csv_row"),
+        (6, "invalid_encoding"),
+        (7, "missing_required_parameter"),
+        (8, "missing_required_parameter"),
+        (9, "duplicate_custom_id"),
+        (11, "invalid_csv_row"),
+    ]
+
+
+def test_a_field_may_be_gigantic(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\n" + "x" * 1_000_000 + "\n")
+    with InputFile(path, template="{{text}}", model="gpt") as file:
+        (request,) = file.requests()
+    assert len(request.request.messages[0]["content"]) == 1_000_000
+
+
+@given(rows=st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=5))
+def test_what_csv_writes_is_read_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "in.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("left", "right"))
+        writer.writerows(rows)
+    with InputFile(path, template="<{{left}}|{{right}}>", model="gpt") as file_of_rows:
+        prompts = [request.request.messages[0]["content"] for request in file_of_rows.requests()]
+    assert prompts == [f"<{left}|{right}>" for left, right in rows]
+
+
+def test_each_line_of_text_is_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"\xef\xbb\xbffirst\r\n\n  second {{line}}\nnot \xff utf-8\nlast")
+    with InputFile(path, model="gpt") as file:
+        summary = file.check()
+        requests = list(file.requests())
+    assert [(problem.line, problem.code) for problem in summary.problems] == [
+        (4, "invalid_encoding")
+    ]
+    prompts = [request.request.messages[0]["content"] for request in requests]
+    assert prompts == ["first", "  second {{line}}", "last"]
+    assert [request.custom_id for request in requests] == ["1", "3", "5"]
+    with InputFile(path, model="gpt", template="Say {{line}}!") as file:
+        first = next(iter(file.requests()))
+    assert first.request.messages == [{"role": "user", "content": "Say first!"}]
+
+
+# --- what a file as a whole may not be ---
+
+
+def refused(path: Path | str, **options: Any) -> str:
+    with pytest.raises(InputFileError) as caught, InputFile(path, **options) as file:
+        file.check()
+    text = str(caught.value)
+    assert text.startswith("standard input: " if path == "-" else f"{path}: ")
+    return text
+
+
+def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "none.jsonl")
+    assert "directory" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "no request"),
+        (b"\n \n", "no request"),
+        (b"\x1f\x8b\x08\x00", "gzip -dc"),
+        (b"\x28\xb5\x2f\xfd\x00", "zstd -dc"),
+        (b"PK\x03\x04", "save it as CSV"),
+        (b"\xff\xfe{\x00", "iconv -f UTF-16"),
+    ],
+)
+def test_a_file_without_readable_lines_is_refused(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    assert told in refused(path)
+
+
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    table, text = tmp_path / "in.csv", tmp_path / "in.txt"
+    table.write_text("one,two\n1,2\n")
+    text.write_text("text\n")
+    lines = write(tmp_path / "in.jsonl", BODY)
+    assert "template is for CSV and text" in refused(lines, template="{{line}}")
+    assert "--model" in refused(text)
+    assert "--model" in refused(table, template="{{one}}")
+    assert "columns of the file are: 'one', 'two'" in refused(table, model="gpt")
+    unknown = refused(table, model="gpt", template="{{three}} {{one}} {{}}")
+    assert "{{}}, {{three}}" in unknown
+    assert "columns of the file are: 'one', 'two'" in unknown
+    assert "no {{column}}" in refused(table, model="gpt", template="one")
+    assert "{{two}}" in refused(text, model="gpt", template="{{two}}")
+    table.write_text("one,one\n1,2\n")
+    assert "same name" in refused(table, model="gpt", template="{{one}}")
+    table.write_text('"one"x\n')
+    assert "no CSV" in refused(table, model="gpt", template="{{one}}")
+    with pytest.raises(ValueError, match="format must be"):
+        InputFile(lines, format="xml")  # type: ignore[arg-type]
+
+
+def test_messages_are_short_and_harmless_in_a_terminal(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *[a_line("\x1b[31m" + "x" * 1000)] * 2)
+    with InputFile(path) as file:
+        (problem,) = file.check().problems
+    assert problem.message.isprintable()
+    assert len(problem.message) < 200
+    table = tmp_path / "in.csv"
+    table.write_text(",".join(f"\x1b{number}" + "x" * 1000 for number in range(100)))
+    told = refused(table, model="gpt", template="{{a}}")
+    assert told.removeprefix(str(table)).isprintable()
+    assert len(told.removeprefix(str(table))) < 2000
+
+
+def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
+    with InputFile(path) as file:
+        file.check()
+        write(path, a_line("a"), a_line("b"), a_line("c"))
+        with pytest.raises(InputFileError, match="changed"):
+            next(file.requests())
+    with InputFile(path) as file:
+        requests = file.requests()
+        next(requests)
+        write(path, a_line("a"), a_line("b"), a_line("c"), a_line("d"))
+        with pytest.raises(InputFileError, match="changed"):
+            list(requests)
+
+
+def test_a_file_that_changes_with_its_size_and_time_kept_is_no_crash(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
+    status = path.stat()
+    with InputFile(path) as file:
+        file.check()
+        with path.open("r+b") as bytes_of_it:
+            bytes_of_it.write(b"!")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(InputFileError, match="line 1 was a request"):
+            list(file.requests())
+
+
+def test_standard_input_is_read_twice(tmp_path: Path) -> None:
+    content = json.dumps(a_line("a")).encode() + b"\n" + json.dumps(a_line("b")).encode()
+    with InputFile("-", standard_input=io.BytesIO(content)) as file:
+        summary = file.check()
+        first, second = file.requests(), file.requests()
+        assert [next(first).custom_id, next(second).custom_id] == ["a", "a"]
+        assert [next(first).custom_id, next(second).custom_id] == ["b", "b"]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    assert InputFile(path).check() == summary
+    assert "no request" in refused("-", standard_input=io.BytesIO(b""))
+
+
+def test_a_pipe_is_read_twice() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, json.dumps(a_line("a")).encode())
+    os.close(writing)
+    try:
+        with InputFile(f"/dev/fd/{reading}") as file:
+            assert file.check().requests == 1
+            assert requests_of(file) == [(1, "a")]
+    finally:
+        os.close(reading)
+
+
+# --- fingerprint and memory ---
+
+
+def test_the_fingerprint_tells_whether_the_requests_are_the_same(tmp_path: Path) -> None:
+    def fingerprint(name: str, content: str, **options: Any) -> str:
+        path = tmp_path / name
+        path.write_text(content)
+        with InputFile(path, **options) as file:
+            return file.check().fingerprint
+
+    full, bare = json.dumps(BODY), json.dumps({"messages": MESSAGES})
+    same = fingerprint("a.jsonl", full)
+    assert len(bytes.fromhex(same)) == 32
+    assert fingerprint("b.jsonl", full) == same
+    assert fingerprint("b.jsonl", full, model="unused") == same
+    text = "a,b\n1,2\n"
+    prints = [
+        same,
+        fingerprint("a.jsonl", full + "\n" + full),
+        fingerprint("a.jsonl", bare, model="one"),
+        fingerprint("a.jsonl", bare, model="two"),
+        fingerprint("a.csv", text, model="one", template="{{a}}"),
+        fingerprint("a.csv", text, model="two", template="{{a}}"),
+        fingerprint("a.csv", text, model="one", template="{{b}}"),
+        fingerprint("a.txt", text, model="one"),
+        fingerprint("a.txt", text, model="one", template="{{line}}."),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint("a.txt", text, model="one", template="{{line}}") == prints[-2]
+
+
+def test_memory_grows_by_the_names_only(tmp_path: Path) -> None:
+    count = 20_000
+    path = tmp_path / "in.jsonl"
+    message = [{"role": "user", "content": "x" * 500}]
+    with path.open("w") as lines:
+        for number in range(count):
+            body = {"model": "gpt", "messages": message}
+            lines.write(json.dumps({"custom_id": f"request-{number}", "body": body}) + "\n")
+    file = InputFile(path)
+    tracemalloc.start()
+    try:
+        file.check()
+        _, peak_of_check = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert sum(1 for _ in file.requests()) == count
+        _, peak_of_requests = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    blocks = 3 << 20  # bytes; the file has four times as many
+    # A set that has just grown is at its largest.
+    assert peak_of_check < blocks + 160 * count
+    assert peak_of_requests < blocks
+
+
+# --- lines of results ---
+
+
+def result_of(
+    exception: Exception | None = None, response: Any = None, **more: Any
+) -> RouterParallelResult:
+    request = RouterParallelRequest("gpt", MESSAGES)
+    return RouterParallelResult(0, request, response, exception, **more)
+
+
+def read(line: bytes) -> tuple[OutputLine, dict[str, Any]]:
+    assert b"\n" not in line
+    return parse_output_line(line), json.loads(line)
+
+
+class FromProvider(Exception):
+    """As litellm's exceptions are."""
+
+    def __init__(self, status: int, **fields: Any) -> None:
+        super().__init__("not this text")
+        self.status_code = status
+        self.message = "what is wrong\n\nLiteLLM: model group 'gpt' failed."
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
+class APIConnectionError(Exception):
+    pass
+
+
+class RouterRateLimitError(ValueError):
+    pass
+
+
+def caused_by(exception: Exception, cause: Exception) -> Exception:
+    exception.__context__ = cause
+    return exception
+
+
+FAILURES: list[tuple[Exception, str]] = [
+    (BatchDeadlineError(0, 1.0), "batch_expired"),
+    (RequestTimeoutError(0, "gpt", 1.0), "request_timeout"),
+    (TimeoutError("too late"), "request_timeout"),
+    (CallCancelledError("cancelled"), "batch_cancelled"),
+    (BudgetExceededError(0, "max_cost of 1 USD", 2.0, 1.0), "budget_exceeded"),
+    (StreamInterruptedError(0, "gpt", "text"), "stream_interrupted"),
+    (StreamStalledError(0, "gpt", 1.0), "stream_stalled"),
+    (InvalidRequestError({0: "no messages"}), "invalid_request"),
+    (RouterRateLimitError("try again"), "no_deployment_available"),
+    (ConnectionResetError("reset"), "connection_error"),
+    (caused_by(FromProvider(500), APIConnectionError()), "connection_error"),
+    (caused_by(FromProvider(429), APIConnectionError()), "connection_error"),
+    (caused_by(FromProvider(500), json.JSONDecodeError("x", "y", 0)), "invalid_response"),
+    (FromProvider(500), "from_provider"),
+    (KeyError("x"), "key_error"),
+]
+
+
+@pytest.mark.parametrize(
+    ("exception", "code"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES]
+)
+def test_a_failure_without_an_answer_of_http_is_an_error(exception: Exception, code: str) -> None:
+    result = result_of(exception, duration=1.0)
+    line, fields = read(result_line("a", result, Redactor()))
+    assert fields["response"] is None
+    assert set(fields["error"]) == {"code", "message"}
+    assert fields["error"]["message"]
+    assert (line.custom_id, line.ok, line.status_code, line.body) == ("a", False, None, None)
+    assert (line.error_code, line.error_message) == (code, fields["error"]["message"])
+    measured = call_statistics("a", result, None)
+    assert (measured.ok, measured.status_code) == (False, None)
+    assert measured.error == type(exception).__name__
+    assert not has_answer(result)
+
+
+ERROR = {"message": "too many", "type": "rate", "param": None, "code": "slow_down"}
+
+
+@pytest.mark.parametrize(
+    ("exception", "error"),
+    [
+        (FromProvider(429, body=ERROR), ERROR),
+        (FromProvider(429, body={"error": ERROR}), ERROR),
+        (
+            FromProvider(503, body={"message": "down"}),
+            {"message": "down", "type": None, "param": None, "code": None},
+        ),
+        (
+            FromProvider(502, litellm_response_headers={"server": "x"}, body="<html>"),
+            {"message": "what is wrong", "type": None, "param": None, "code": None},
+        ),
+        (
+            FromProvider(400, type="invalid", code="400"),
+            {"message": "what is wrong", "type": "invalid", "param": None, "code": "400"},
+        ),
+    ],
+)
+def test_a_failure_of_http_is_a_response(exception: FromProvider, error: dict[str, Any]) -> None:
+    result = result_of(exception)
+    line, fields = read(result_line("a", result, Redactor()))
+    status = exception.status_code
+    body = {"error": error}
+    assert fields["error"] is None
+    assert fields["response"] == {"status_code": status, "request_id": "", "body": body}
+    assert (line.ok, line.status_code) == (False, status)
+    assert line.error_message == error["message"]
+    assert line.error_code == (error["code"] or error["type"])
+    assert call_statistics("a", result, None).status_code == status
+
+
+def test_the_id_of_a_request_at_the_provider_is_told() -> None:
+    exception = FromProvider(429, litellm_response_headers={"x-request-id": "req_1"})
+    _, fields = read(result_line("a", result_of(exception), Redactor()))
+    assert fields["response"]["request_id"] == "req_1"
+
+
+@pytest.mark.parametrize(
+    ("response", "code"), [(None, "empty_response"), ("text", "invalid_response")]
+)
+def test_an_answer_that_is_none_is_a_failure(response: Any, code: str) -> None:
+    """An empty stream, for instance."""
+    result = result_of(response=response)
+    line, _ = read(result_line("a", result, Redactor()))
+    assert (line.ok, line.error_code) == (False, code)
+    measured = call_statistics("a", result, None)
+    assert (measured.ok, measured.error, measured.status_code) == (False, code, None)
+    assert not has_answer(result)
+
+
+def test_the_id_of_a_line_is_that_of_its_request() -> None:
+    def id_of(custom_id: str, result: RouterParallelResult) -> Any:
+        return read(result_line(custom_id, result, Redactor()))[1]["id"]
+
+    same = id_of("a", result_of(KeyError("x")))
+    assert same.startswith("batch_req_")
+    assert id_of("a", result_of(response={"choices": []})) == same
+    assert id_of("b", result_of(KeyError("x"))) != same
+
+
+def test_an_answer_with_half_a_character_is_written() -> None:
+    half = {"text": "half \ud83d", "kind": object()}
+    line, fields = read(result_line("a", result_of(response=half), Redactor()))
+    assert line.ok
+    assert fields["response"]["body"] == {"text": "half ?", "kind": "<object>"}
+    line, _ = read(result_line("a", result_of(ValueError("half \ud83d")), Redactor()))
+    assert line.error_message == "half ?"
+
+
+def test_what_only_this_provider_tells_is_kept_and_a_refusal_is_where_openai_has_it() -> None:
+    from litellm.types.utils import Choices, Message, ModelResponse
+
+    extras = {"citations": ["a"], "refusal": "no", "nothing": None}
+    message = Message(content=None, provider_specific_fields=extras)
+    response = ModelResponse(choices=[Choices(message=message, provider_specific_fields={})])
+    _, fields = read(result_line("a", result_of(response=response), Redactor()))
+    (choice,) = fields["response"]["body"]["choices"]
+    assert choice["message"]["refusal"] == "no"
+    assert choice["message"]["provider_specific_fields"] == {"citations": ["a"]}
+    assert "provider_specific_fields" not in choice
+
+
+def test_a_bad_line_has_a_line_of_its_own_in_the_output() -> None:
+    problem = InputProblem(3, "invalid_json_line", "not valid JSON", "mend it", "3")
+    line, fields = read(problem_line(problem))
+    assert fields["response"] is None
+    assert (line.custom_id, line.ok, line.error_code) == ("3", False, "invalid_json_line")
+    assert line.error_message == "line 3: not valid JSON; mend it"
+
+
+def test_lines_of_openai_and_vllm_are_read() -> None:
+    def read_fields(response: Any, error: Any) -> tuple[Any, ...]:
+        line = {"id": "x", "custom_id": "a", "response": response, "error": error, "more": 1}
+        found = parse_output_line(json.dumps(line).encode())
+        body = None if found.body is None else json.loads(bytes(found.body))
+        return found.ok, found.status_code, found.error_code, found.error_message, body
+
+    answer = {"status_code": 200, "request_id": "r", "body": {"id": "c"}}
+    assert read_fields(answer, None) == (True, 200, None, None, {"id": "c"})
+    failed = {"status_code": 429, "request_id": "r", "body": {"error": ERROR}}
+    expected = (False, 429, "slow_down", "too many", {"error": ERROR})
+    assert read_fields(failed, None) == expected
+    expired = {"code": "batch_expired", "message": "late"}
+    assert read_fields(None, expired) == (False, None, "batch_expired", "late", None)
+    # vLLM: a text, or an error as its server answers it (older and newer), and no body.
+    bare = {"status_code": 400, "request_id": "r", "body": None}
+    assert read_fields(bare, "bad line") == (False, 400, None, "bad line", None)
+    older = {"object": "error", "message": "no", "type": "BadRequestError", "code": 400}
+    assert read_fields(bare, older) == (False, 400, "400", "no", None)
+    newer = {"error": {"message": "no", "type": "BadRequestError", "param": None}}
+    assert read_fields(bare, newer) == (False, 400, "BadRequestError", "no", None)
+    assert read_fields({"request_id": "r", "body": {"id": "c"}}, None)[:2] == (True, 200)
+    assert read_fields(None, None) == (False, None, None, None, None)
+    assert read_fields({**answer, "body": None}, None)[0] is False
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"custom_id": "a"}',
+        b'{"response": null, "error": null}',
+        b'{"custom_id": 1, "response": null}',
+        b'{"custom_id": "a", "response": {"status_code": "200"}}',
+        b'{"custom_id": "a", "response": null, "error": "\xff"}',
+        b'{"custom_id": "a", "response": null, "error": ' + b"[" * 100_000,
+        json.dumps(a_line()).encode(),
+    ],
+    ids=range(10),
+)
+def test_what_is_no_line_of_results_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_output_line(line)
+
+
+@given(line=likely_lines.map(json.dumps).map(str.encode) | st.binary())
+def test_a_line_is_read_or_refused(line: bytes) -> None:
+    try:
+        found = parse_output_line(line)
+    except ValueError:
+        return
+    assert isinstance(found.custom_id, str)
+
+
+def test_statistics_say_what_has_been_used() -> None:
+    usage = Usage(10, 5, 4, 2, cost=0.5)
+    answer: dict[str, Any] = {"choices": []}
+    result = result_of(response=answer, started_at=7.0, duration=2.0, time_to_first_chunk=0.5)
+    measured = call_statistics("a", result, usage)
+    assert (measured.custom_id, measured.model) == ("a", "gpt")
+    assert (measured.ok, measured.error) == (True, None)
+    assert (measured.started_at, measured.duration) == (7.0, 2.0)
+    assert (measured.time_to_first_chunk, measured.attempts) == (0.5, 1)
+    assert (measured.prompt_tokens, measured.completion_tokens) == (10, 5)
+    assert (measured.cached_tokens, measured.reasoning_tokens) == (4, 2)
+    assert (measured.cost, measured.estimated) == (0.5, False)
+    estimated = msgspec.structs.replace(usage, unpriced_calls=1, estimated_calls=1)
+    measured = call_statistics("a", msgspec.structs.replace(result, usage=estimated), None)
+    assert (measured.cost, measured.estimated, measured.prompt_tokens) == (None, True, 10)
+    told = {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": None,
+    }
+    measured = call_statistics("a", result_of(response={"usage": told}), None)
+    assert (measured.prompt_tokens, measured.completion_tokens) == (3, 2)
+    assert (measured.cached_tokens, measured.reasoning_tokens, measured.cost) == (1, 0, None)
+
+
+def test_what_was_not_sent_has_no_attempts() -> None:
+    over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0))
+    assert call_statistics("a", over_budget, None).attempts == 0
+    not_begun = result_of(BatchDeadlineError(0, 1.0))
+    assert call_statistics("a", not_begun, None).attempts == 0
+    begun = result_of(BatchDeadlineError(0, 1.0), duration=0.5)
+    assert call_statistics("a", begun, None).attempts == 1
+
+
+# --- keys ---
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Incorrect API key provided: sk-abc***********wxyz.",
+        "Authorization: Bearer abcdefghijkl",
+        "header {'Authorization': 'Bearer abc.def'}",
+        'x-api-key: "abcdefghijkl"',
+        "https://user:abcdefghijkl@host/path",
+        "https://host/path?x=1&api_key=abcdefghijkl&y=2",
+        "https://host/v1?key=AIzaabcdefghijklmnopqrstuvwxyz",
+        "(gsk_abcdefghijklmnop)",
+        "AKIAABCDEFGHIJKLMNOP",
+        "token eyJhbGciOiJI.eyJabcdefghijkl.abc-def",
+        "my own given secret, and given%20secret%20too",
+    ],
+)
+def test_keys_are_taken_out_of_errors(text: str) -> None:
+    redactor = Redactor(["given secret", "given secret too", "short"])
+    redacted = redactor.redact(text)
+    assert "[redacted]" in redacted
+    for part in ("abc", "ABC", "wxyz", "eyJ", "given secret", "given%20"):
+        assert part not in redacted
+    assert redactor.redact(redacted) == redacted
+    assert "given" not in repr(redactor)
+
+
+def test_what_is_no_key_stays() -> None:
+    text = "The model gpt-4o-mini has failed: task-7 asks for a token; see https://host/a?b=c"
+    assert Redactor(["short", "", "redact"]).redact(text) == text
+
+
+key_like = st.sampled_from(
+    ["sk-", "Bearer ", "://", "@", "?key=", "&", "abcdefgh", "[redacted]", "[", "]", " ", "secret",
+     "api_key=", "eyJ", ".", "redacted", "Authorization: "]
+)  # fmt: skip
+
+
+@given(
+    text=st.lists(key_like | st.text(max_size=3)).map("".join),
+    secrets=st.lists(st.sampled_from(["secret", "my secret", "redacted", "abcdefgh"])),
+)
+@settings(max_examples=300)
+def test_redaction_is_done_once_and_leaves_no_secret(text: str, secrets: list[str]) -> None:
+    redactor = Redactor(secrets)
+    redacted = redactor.redact(text)
+    assert redactor.redact(redacted) == redacted
+    for secret in set(secrets) - {"redacted"}:
+        assert secret not in redacted
+
+
+def test_redaction_takes_a_time_that_grows_with_the_text() -> None:
+    """A pattern that goes back and forth would need hours for these."""
+    redactor = Redactor(["given secret"])
+    for piece in ("sk-", "Bearer ", "://", "a", "eyJaaaaaaaa", "api key ", "Authorization: x "):
+        text = piece * (300_000 // len(piece))
+        assert len(redactor.redact(text)) <= 2 * len(text)
+
+
+def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() -> None:
+    secret = 'my "quoted" secret'
+    redactor = Redactor([secret])
+    other = "sk-abcdefghijklmnop"
+    answer = {"choices": [{"message": {"content": f"{secret} {other}", secret: 1}}]}
+    line = result_line("a", result_of(response=answer), redactor)
+    told = json.loads(line)["response"]["body"]
+    assert told["choices"][0]["message"] == {"content": f"[redacted] {other}", "[redacted]": 1}
+    assert answer["choices"][0]["message"] == {"content": f"{secret} {other}", secret: 1}
+    failures: list[Exception] = [
+        FromProvider(401, body={"message": f"wrong key {secret} {other}", "keys": [secret]}),
+        FromProvider(401, body={"message": f"wrong key {other}", "type": [other]}),
+        FromProvider(401, message=f"wrong key {other}"),
+        ValueError(f"{secret} {other}"),
+    ]
+    for exception in failures:
+        line = result_line("a", result_of(exception), redactor)
+        assert other.encode() not in line
+        assert "quoted" not in line.decode()
+
+
+# --- a real Router ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DemoServerThread]:
+    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as running:
+        yield running
+
+
+def run_over_http(
+    server: DemoServerThread, *requests: RouterParallelRequest, **settings: Any
+) -> list[RouterParallelResult]:
+    results: list[RouterParallelResult] = []
+
+    async def main() -> None:
+        router = make_router(server, ("fast",), **settings)
+        router.add_deployment(deployment("refused", "http://127.0.0.1:9/v1"))  # the discard port
+        results.extend(
+            await parallel_core.parallel_acompletions(router, requests, preserve_order=True)
+        )
+
+    run_with_routers(ASYNCIO_HOSTS[0], main)
+    return results
+
+
+def deployment(name: str, address: str) -> Any:
+    from litellm.types.router import Deployment, LiteLLM_Params
+
+    return Deployment(
+        model_name=name,
+        litellm_params=LiteLLM_Params(model=f"openai/{name}", api_base=address, api_key=KEY),
+    )
+
+
+def ask(model: str = "fast", kwargs: dict[str, Any] | None = None, **orders: Any) -> Any:
+    arguments = {"extra_body": {"demo": orders}, **(kwargs or {})}
+    return RouterParallelRequest(model, MESSAGES, arguments)
+
+
+def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) -> None:
+    expected: list[tuple[RouterParallelRequest, int | None, str | None]] = [
+        (ask(kwargs={"n": 2}), 400, "invalid_request_error"),
+        (ask(fault="rate_limited"), 429, "rate_limited"),
+        (ask(fault="server_error"), 500, "server_error"),
+        (ask("unknown"), 400, None),
+        (ask("refused"), None, "connection_error"),
+        (ask(fault="reset"), None, "connection_error"),
+        (ask(fault="truncated"), None, "connection_error"),
+        (ask(fault="invalid_json"), None, "invalid_response"),
+        (ask(fault="hang", kwargs={"timeout": 0.2}), None, "request_timeout"),
+        (ask(fault="reset", kwargs={"stream": True}), None, "stream_interrupted"),
+    ]
+    results = run_over_http(server, *(request for request, *_ in expected))
+    found: list[tuple[int | None, str | None]] = []
+    for number, result in enumerate(results):
+        whole = result_line(str(number), result, Redactor([KEY]))
+        line, fields = read(whole)
+        assert (line.custom_id, line.ok, has_answer(result)) == (str(number), False, False)
+        assert line.error_message
+        assert (fields["response"] is None) != (fields["error"] is None)
+        assert "secret" not in whole.decode()
+        found.append((line.status_code, line.error_code))
+        measured = call_statistics(str(number), result, None)
+        assert (measured.status_code, measured.attempts) == (line.status_code, 1)
+        assert measured.error == type(result.exception).__name__
+    assert found == [(status, code) for _, status, code in expected]
+
+
+def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -> None:
+    from openai.types.chat import ChatCompletion
+
+    results = run_over_http(
+        server,
+        ask(reply="plain"),
+        ask(tool_arguments="{}"),
+        ask(reply="streamed", kwargs={"stream": True}),
+        ask(reply=f"the key is {KEY}"),
+    )
+    for result in results:
+        line, _ = read(result_line("a", result, Redactor([KEY])))
+        assert (line.ok, line.status_code, line.error_code) == (True, 200, None)
+        assert line.body is not None
+        text = bytes(line.body).decode()
+        completion = ChatCompletion.model_validate_json(text)
+        (choice,) = completion.choices
+        assert (choice.message.content is None) == (choice.message.tool_calls is not None)
+        assert {"content", "refusal", "role"} <= set(json.loads(text)["choices"][0]["message"])
+        for foreign in ("provider_specific", "hidden", "127.0.0.1", KEY):
+            assert foreign not in text
+        measured = call_statistics("a", result, None)
+        assert (measured.ok, measured.status_code, measured.attempts) == (True, 200, 1)
+        assert completion.usage is not None
+        assert measured.prompt_tokens == completion.usage.prompt_tokens > 0
+        assert measured.completion_tokens == completion.usage.completion_tokens > 0
+        assert measured.cost is None  # litellm knows no price of the demo server's models
+    # So that there was something to redact:
+    assert KEY in results[3].response.choices[0].message.content
+
+
+def test_attempts_are_those_that_the_provider_has_seen(server: DemoServerThread) -> None:
+    server.reset_stats()
+    (result,) = run_over_http(server, ask(fault="server_error"), num_retries=1, retry_after=0)
+    assert server.stats().accepted == 2
+    assert call_statistics("a", result, None).attempts == 2

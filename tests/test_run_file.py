@@ -1,0 +1,750 @@
+"""Runs of files: each request ends once, whatever cuts a run short, and what is on disk is true."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import parallel_core
+from hosts import ASYNCIO_HOSTS, HOSTS, Host
+from parallel_core import Budget, InputFileError, JournalError, RateLimit
+from parallel_core._journal_files import Disk
+from parallel_core.batch_input import InputFile
+from parallel_core.errors import DifferentRunError, JournalInUseError
+from parallel_core.run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
+from parallel_core.run_statistics import CallStatistics, RunPaths, read_statistics
+
+# A run writes with a thread and syncs: one loop of each kind is enough where only order matters.
+TWO_WORLDS = [HOSTS[0], ASYNCIO_HOSTS[0]]
+
+
+def line(number: int, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"{number}"}]
+    return {"custom_id": f"id-{number}", "body": {"model": "gpt", "messages": messages, **body}}
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return path
+
+
+def answer_of(number: str) -> dict[str, Any]:
+    return {
+        "id": "1",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": number}}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3},
+    }
+
+
+class Provider:
+    """Answers with the number of its request, and counts its calls."""
+
+    def __init__(self, behave: Callable[[int], Any] | None = None) -> None:
+        self.calls = Counter[str]()
+        self.in_flight = 0
+        self._behave = behave
+
+    async def __call__(self, *, model: str, messages: Any, **_: Any) -> dict[str, Any]:
+        number = str(messages[0]["content"])
+        self.calls[f"id-{number}"] += 1
+        self.in_flight += 1
+        try:
+            await anyio.lowlevel.checkpoint()
+            if self._behave is not None:
+                await self._behave(int(number))
+        finally:
+            self.in_flight -= 1
+        return answer_of(number)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def ids_of(path: Path) -> list[str]:
+    return [entry["custom_id"] for entry in lines_of(path)]
+
+
+async def fails(_: int) -> None:
+    raise ValueError("no")
+
+
+def test_each_request_has_one_line_and_is_not_sent_again(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(40)])
+    output = tmp_path / "out.jsonl"
+    provider = Provider()
+
+    async def main() -> None:
+        first = await run_file(provider, source, output, concurrency=7)
+        assert first.ok
+        assert (first.ending, first.total, first.succeeded) == ("complete", 40, 40)
+        assert first.usage.total_tokens == 120
+        assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(40))
+        for entry in lines_of(output):
+            content = entry["response"]["body"]["choices"][0]["message"]["content"]
+            assert entry["custom_id"] == f"id-{content}"
+        second = await run_file(provider, source, output, concurrency=7)
+        assert (second.earlier_succeeded, second.succeeded, second.unfinished) == (40, 0, 0)
+
+    host.run(main)
+    assert set(provider.calls.values()) == {1}
+    statistics = [
+        record
+        for record in read_statistics(RunPaths.of(output).statistics)
+        if isinstance(record, CallStatistics)
+    ]
+    assert len(statistics) == 40
+    assert all(record.ok and record.prompt_tokens == 2 for record in statistics)
+
+
+def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(10)])
+    output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    healthy = False
+
+    async def behave(number: int) -> None:
+        if number % 2 and not healthy:
+            raise ValueError("no")
+
+    provider = Provider(behave)
+
+    async def main() -> None:
+        nonlocal healthy
+        first = await run_file(provider, source, output, error_file=errors)
+        assert not first.ok
+        assert (first.succeeded, first.failed, first.errors) == (5, 5, {"ValueError": 5})
+        assert len(ids_of(output)) == len(ids_of(errors)) == 5
+        healthy = True
+        second = await run_file(provider, source, output, error_file=errors)
+        assert (second.earlier_failed, second.succeeded) == (5, 0)
+        third = await run_file(provider, source, output, error_file=errors, retry_failed=True)
+        assert third.ok
+        assert (third.earlier_succeeded, third.earlier_failed, third.succeeded) == (5, 0, 5)
+        assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(10))
+        assert ids_of(errors) == []
+        # The error file is a part of the run: without it, what failed would be sent again.
+        with pytest.raises(DifferentRunError, match="error file"):
+            await run_file(provider, source, output)
+
+    host.run(main)
+
+
+class Gate:
+    """Calls that wait until they are let through."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._full = anyio.Event()
+        self._open = anyio.Event()
+        self._waiting = 0
+        self.free = 0
+
+    async def pass_through(self, number: int) -> None:
+        if self.free > 0:
+            self.free -= 1
+            return
+        self._waiting += 1
+        if self._waiting >= self._at_once:
+            self._full.set()
+        await self._open.wait()
+
+    async def until_full(self) -> None:
+        await self._full.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_a_stop_lets_calls_in_flight_end_and_begins_no_more(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        gate = Gate(8)
+        provider = Provider(gate.pass_through)
+        stop = RunStop()
+        summaries: list[RunSummary] = []
+
+        async def run() -> None:
+            summaries.append(
+                await run_file(provider, source, output, concurrency=8, stop=stop, grace=1000)
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await gate.until_full()
+            stop.request()
+            await anyio.lowlevel.checkpoint()
+            gate.open()
+        (summary,) = summaries
+        assert (summary.ending, summary.succeeded, summary.unfinished) == ("stopped", 8, 42)
+        assert summary.cut_off == 0
+        assert len(provider.calls) == 8
+        resumed = await run_file(provider, source, output, concurrency=8)
+        assert resumed.ok
+        assert set(provider.calls.values()) == {1}
+
+    host.run(main)
+
+
+@pytest.mark.parametrize("how", ["second request", "grace"])
+def test_calls_in_flight_are_cut_off(host: Host, tmp_path: Path, how: str) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        gate = Gate(8)
+        gate.free = 5
+        provider = Provider(gate.pass_through)
+        stop = RunStop()
+        summaries: list[RunSummary] = []
+
+        async def run() -> None:
+            grace = 0.01 if how == "grace" else 1000
+            summaries.append(
+                await run_file(provider, source, output, concurrency=8, stop=stop, grace=grace)
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await gate.until_full()
+            stop.request()
+            if how == "second request":
+                stop.request()
+        (summary,) = summaries
+        assert (summary.ending, summary.succeeded, summary.cut_off) == ("stopped", 5, 8)
+        assert summary.unfinished == 45
+        assert provider.in_flight == 0
+        assert len(ids_of(output)) == 5
+
+    host.run(main)
+
+
+def test_what_waits_for_a_rate_limit_is_not_sent_after_a_stop(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+
+    async def main() -> None:
+        gate = Gate(1)
+        provider = Provider(gate.pass_through)
+        stop = RunStop()
+        summaries: list[RunSummary] = []
+
+        async def run() -> None:
+            summaries.append(
+                await run_file(
+                    provider,
+                    source,
+                    tmp_path / "out.jsonl",
+                    concurrency=8,
+                    stop=stop,
+                    rate_limit=RateLimit(requests_per_minute=1, burst=1),
+                )
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await gate.until_full()
+            stop.request()
+            gate.open()
+        (summary,) = summaries
+        assert (summary.succeeded, summary.unfinished, summary.cut_off) == (1, 49, 0)
+        assert sum(provider.calls.values()) == 1
+
+    host.run(main)
+
+
+def test_what_waits_to_be_sent_again_is_not_sent_after_a_stop(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+
+    class OverloadedError(Exception):
+        def __init__(self) -> None:
+            super().__init__()
+            self.status_code = 429
+            self.litellm_response_headers = {"retry-after": "1000"}
+
+    async def main() -> None:
+        rejected = anyio.Event()
+
+        async def behave(_: int) -> None:
+            rejected.set()
+            raise OverloadedError
+
+        provider = Provider(behave)
+        stop = RunStop()
+        summaries: list[RunSummary] = []
+
+        async def run() -> None:
+            summaries.append(
+                await run_file(
+                    provider, source, tmp_path / "out.jsonl", concurrency="auto", stop=stop
+                )
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await rejected.wait()
+            stop.request()
+        (summary,) = summaries
+        assert summary.ending == "stopped"
+        assert summary.succeeded == summary.failed == summary.cut_off == 0
+
+    host.run(main)
+
+
+def test_a_stop_before_the_first_call_sends_nothing(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
+    provider = Provider()
+
+    async def main() -> None:
+        stop = RunStop()
+        stop.request()
+        summary = await run_file(provider, source, tmp_path / "out.jsonl", stop=stop)
+        assert (summary.ending, summary.unfinished) == ("stopped", 5)
+
+    host.run(main)
+    assert not provider.calls
+
+
+def test_what_was_there_before_a_cancellation_is_written(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        gate = Gate(8)
+        gate.free = 11
+        provider = Provider(gate.pass_through)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def cancel() -> None:
+                    await gate.until_full()
+                    scope.cancel()
+
+                tasks.start_soon(cancel)
+                await run_file(provider, source, output, concurrency=8)
+        assert scope.cancelled_caught
+        assert provider.in_flight == 0
+        assert len(ids_of(output)) == 11
+
+    host.run(main)
+
+
+def test_a_deadline_leaves_requests_for_the_next_run(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        gate = Gate(8)
+        gate.free = 3
+        provider = Provider(gate.pass_through)
+        summary = await run_file(provider, source, output, concurrency=8, deadline=0.05)
+        assert (summary.ending, summary.succeeded, summary.failed) == ("deadline", 3, 0)
+        assert (summary.unfinished, summary.cut_off) == (47, 8)
+        gate.open()
+        again = await run_file(provider, source, output, concurrency=8, deadline=1000)
+        assert again.ok
+        assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(50))
+
+    host.run(main)
+
+
+def test_a_budget_leaves_requests_for_the_next_run(host: Host, tmp_path: Path) -> None:
+    lines = [line(number, max_tokens=1) for number in range(20)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    output = tmp_path / "out.jsonl"
+    provider = Provider()
+
+    def budget(calls: float) -> Budget:
+        # An answer is one token at one dollar.
+        return Budget(max_cost=calls, prices={"gpt": (0.0, 1.0)})
+
+    async def main() -> None:
+        summary = await run_file(provider, source, output, budget=budget(5))
+        assert (summary.ending, summary.succeeded, summary.unfinished) == ("budget", 5, 15)
+        assert summary.usage.cost == 5
+        assert (await run_file(provider, source, output, budget=budget(100))).ok
+
+    host.run(main)
+    assert set(provider.calls.values()) == {1}
+
+
+def test_a_budget_that_cannot_tell_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0, max_tokens=1), line(1)])
+    provider = Provider()
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match="price"):
+            await run_file(provider, source, tmp_path / "out.jsonl", budget=Budget(max_cost=1))
+        with pytest.raises(ValueError, match="max_tokens"):
+            budget = Budget(max_cost=1, prices={"gpt": (1.0, 1.0)})
+            await run_file(provider, source, tmp_path / "out.jsonl", budget=budget)
+
+    TWO_WORLDS[1].run(main)
+    assert not provider.calls
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_first_failure_ends_a_run_that_fails_fast(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(500)])
+
+    async def behave(number: int) -> None:
+        if number == 10:
+            raise ValueError("no")
+
+    provider = Provider(behave)
+
+    async def main() -> None:
+        output = tmp_path / "out.jsonl"
+        summary = await run_file(provider, source, output, concurrency=4, fail_fast=True)
+        assert (summary.ending, summary.failed) == ("failure", 1)
+        assert summary.unfinished > 400
+        assert summary.cut_off == 0
+        assert len(ids_of(output)) == summary.succeeded + 1
+
+    host.run(main)
+
+
+def test_a_trial_and_then_the_whole(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(30)])
+    output = tmp_path / "out.jsonl"
+    provider = Provider()
+
+    async def main() -> None:
+        trial = await run_file(provider, source, output, limit=4)
+        assert (trial.ending, trial.total, trial.succeeded) == ("complete", 4, 4)
+        assert sorted(ids_of(output)) == [f"id-{number}" for number in range(4)]
+        larger = await run_file(provider, source, output, limit=6)
+        assert (larger.total, larger.succeeded) == (6, 2)
+        assert (await run_file(provider, source, output)).succeeded == 24
+        smaller = await run_file(provider, source, output, limit=3)
+        assert (smaller.ending, smaller.total, smaller.unfinished) == ("complete", 3, 0)
+
+    host.run(main)
+    assert set(provider.calls.values()) == {1}
+
+
+def test_the_output_is_sorted_when_all_is_done(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(30)])
+    output = tmp_path / "out.jsonl"
+    draw = random.Random(1)
+
+    async def behave(_: int) -> None:
+        for _ in range(draw.randrange(20)):
+            await anyio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        await run_file(Provider(behave), source, output, concurrency=9, order="input")
+        assert ids_of(output) == [f"id-{number}" for number in range(30)]
+
+    host.run(main)
+
+
+def test_bad_lines_are_refused_or_written_as_failures(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0), {"custom_id": "bad"}, line(0), line(2)])
+    output = tmp_path / "out.jsonl"
+    provider = Provider()
+
+    async def main() -> None:
+        with pytest.raises(InputFileError, match="line 2: missing_required_parameter") as refused:
+            await run_file(provider, source, output)
+        assert "line 3: duplicate_custom_id" in str(refused.value)
+        assert not provider.calls
+        assert not output.exists()
+        summary = await run_file(provider, source, output, skip_invalid=True)
+        assert (summary.total, summary.succeeded, summary.failed) == (4, 2, 2)
+        assert summary.ending == "complete"
+        assert len(set(ids_of(output))) == 4
+        again = await run_file(provider, source, output, skip_invalid=True)
+        assert (again.earlier_failed, again.failed, again.succeeded) == (2, 0, 0)
+
+    host.run(main)
+    assert set(provider.calls.values()) == {1}
+
+
+def test_two_runs_on_one_output_are_refused(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
+
+    async def main() -> None:
+        gate = Gate(5)
+        provider = Provider(gate.pass_through)
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                await run_file(provider, source, tmp_path / "out.jsonl")
+
+            tasks.start_soon(run)
+            await gate.until_full()
+            with pytest.raises(JournalInUseError):
+                await run_file(provider, source, tmp_path / "out.jsonl")
+            gate.open()
+
+    host.run(main)
+
+
+def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "a.jsonl", [line(0)])
+    second = write_lines(tmp_path / "b.jsonl", [line(0), line(1)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        await run_file(Provider(), first, output)
+        with pytest.raises(DifferentRunError, match="input"):
+            await run_file(Provider(), second, output)
+        with pytest.raises(DifferentRunError, match="temperature"):
+            await run_file(Provider(), first, output, description={"temperature": 1})
+        assert (await run_file(Provider(), second, output, force_new=True)).succeeded == 2
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_what_is_told_as_done_is_on_disk(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(200)])
+    output = tmp_path / "out.jsonl"
+    told: list[RunProgress] = []
+    openings: list[RunOpening] = []
+
+    def on_progress(progress: RunProgress) -> None:
+        told.append(progress)
+        lines = output.read_text().count("\n")
+        assert progress.done <= lines
+
+    def on_open(opening: RunOpening) -> bool:
+        openings.append(opening)
+        assert len(list(opening.requests())) == opening.left
+        return True
+
+    async def behave(number: int) -> None:
+        await anyio.sleep(0.001)
+
+    async def main() -> None:
+        provider = Provider(behave)
+        await run_file(
+            provider, source, output, limit=50, on_run_progress=on_progress, on_open=on_open
+        )
+        assert told[-1].finished
+        assert (told[-1].total, told[-1].succeeded, told[-1].earlier) == (50, 50, 0)
+        await run_file(provider, source, output, on_run_progress=on_progress, on_open=on_open)
+        assert (told[-1].total, told[-1].succeeded, told[-1].earlier) == (200, 150, 50)
+        assert [(opening.total, opening.left) for opening in openings] == [(50, 50), (200, 150)]
+
+    host.run(main)
+
+
+def test_a_run_that_is_not_wanted_sends_nothing(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
+    provider = Provider()
+
+    async def main() -> None:
+        summary = await run_file(
+            provider, source, tmp_path / "out.jsonl", on_open=lambda opening: False
+        )
+        assert summary.unfinished == 5
+
+    TWO_WORLDS[1].run(main)
+    assert not provider.calls
+
+
+def test_an_error_of_the_view_ends_the_run_and_loses_nothing(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        gate = Gate(8)
+        gate.free = 11
+        provider = Provider(gate.pass_through)
+
+        def on_progress(progress: RunProgress) -> None:
+            if sum(provider.calls.values()) >= 19:
+                raise LookupError("of the view")
+
+        with pytest.raises(LookupError, match="of the view"):
+            await run_file(provider, source, output, on_run_progress=on_progress)
+        assert provider.in_flight == 0
+        assert len(ids_of(output)) == 11
+
+    host.run(main)
+
+
+def test_a_full_disk_stops_calls_at_once_and_nothing_paid_is_lost(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(100)])
+    output = tmp_path / "out.jsonl"
+    full = True
+    write = Disk.write
+
+    def failing_write(self: Disk, fd: int, data: bytes | memoryview) -> int:
+        if full and os.path.sameopenfile(fd, fd) and _is(fd, output):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, fd, data)
+
+    monkeypatch.setattr(Disk, "write", failing_write)
+
+    async def main() -> None:
+        nonlocal full
+        gate = Gate(8)
+        gate.free = 11
+        # Calls that nothing would end: nobody waits for them to hand over a result.
+        provider = Provider(gate.pass_through)
+        with pytest.raises(JournalError, match="rescue") as failed:
+            await run_file(provider, source, output, concurrency=8)
+        assert "No space left" in str(failed.value)
+        assert provider.in_flight == 0
+        assert sum(provider.calls.values()) == 19
+        assert len(ids_of(RunPaths.of(output).rescue)) == 11
+        full = False
+        gate.open()
+        summary = await run_file(provider, source, output, concurrency=8)
+        assert summary.ok
+        assert (summary.earlier_succeeded, summary.succeeded) == (11, 89)
+        assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(100))
+        assert not RunPaths.of(output).rescue.exists()
+
+    host.run(main)
+    # Paid twice is only what was on its way.
+    assert sum(provider_calls - 1 for provider_calls in Counter(ids_of(output)).values()) == 0
+
+
+def _is(fd: int, path: Path) -> bool:
+    return path.exists() and os.fstat(fd).st_ino == path.stat().st_ino
+
+
+def test_options_that_are_wrong_are_refused(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0)])
+    output = tmp_path / "out.jsonl"
+    provider = Provider()
+
+    async def refused(match: str, **options: Any) -> None:
+        with pytest.raises((TypeError, ValueError), match=match):
+            await run_file(provider, source, output, **options)
+
+    async def main() -> None:
+        await refused("limit", limit=0)
+        await refused("grace", grace=-1)
+        await refused("order", order="random")
+        await refused("on_run_progress", on_run_progress=1)
+        await refused("concurrency", concurrency=0)
+        await refused("timeout", timeout=-1)
+        await refused("temperature", temperature=1)
+        with pytest.raises(InputFileError):
+            await run_file(provider, tmp_path / "nowhere.jsonl", output)
+
+    TWO_WORLDS[1].run(main)
+    assert not provider.calls
+    assert not output.exists()
+
+
+def test_an_input_that_is_open_stays_open(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0)])
+
+    async def main() -> None:
+        with InputFile(source) as opened:
+            await run_file(Provider(), opened, tmp_path / "out.jsonl")
+            assert [request.custom_id for request in opened.requests()] == ["id-0"]
+
+    TWO_WORLDS[1].run(main)
+
+
+Cut = st.tuples(
+    st.sampled_from(["stop", "stop twice", "cancel", "deadline", "none"]), st.integers(0, 12)
+)
+
+
+@pytest.mark.parametrize("world", TWO_WORLDS, ids=lambda world: world.name)
+@given(
+    cuts=st.lists(Cut, max_size=4),
+    failing=st.sets(st.integers(0, 19)),
+    concurrency=st.integers(1, 9),
+    split=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=12)
+def test_runs_that_are_cut_short_end_with_each_request_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    world: Host,
+    cuts: list[tuple[str, int]],
+    failing: set[int],
+    concurrency: int,
+    split: bool,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    source = write_lines(folder / "in.jsonl", [line(number) for number in range(20)])
+    output, errors = folder / "out.jsonl", folder / "errors.jsonl" if split else None
+    draw = random.Random(seed)
+    at_calls: Callable[[], None] = lambda: None  # noqa: E731 - replaced for each run
+
+    async def behave(number: int) -> None:
+        at_calls()
+        for _ in range(draw.randrange(4)):
+            await anyio.lowlevel.checkpoint()
+        if number in failing:
+            raise ValueError("no")
+
+    provider = Provider(behave)
+    cut_off = 0
+
+    async def run(cut: str, after: int) -> None:
+        nonlocal at_calls, cut_off
+        stop = RunStop()
+        calls = 0
+        before = Counter(provider.calls)
+        with anyio.CancelScope() as scope:
+
+            def count() -> None:
+                nonlocal calls
+                calls += 1
+                if calls == after + 1:
+                    if cut == "cancel":
+                        scope.cancel()
+                    elif cut != "none":
+                        stop.request()
+                        if cut == "stop twice":
+                            stop.request()
+
+            at_calls = count
+            summary = await run_file(
+                provider,
+                source,
+                output,
+                error_file=errors,
+                concurrency=concurrency,
+                stop=stop,
+                deadline=0.001 * after + 0.0001 if cut == "deadline" else None,
+            )
+            cut_off += summary.cut_off
+            assert provider.in_flight == 0
+            return
+        # A cancelled run has nobody to tell: whatever was sent and has no line was cut off.
+        lines = set(ids_of(output)) | (set(ids_of(errors)) if errors else set())
+        cut_off += sum((provider.calls - before)[name] for name in provider.calls - before
+                       if name not in lines)  # fmt: skip
+
+    async def main() -> None:
+        for cut, after in cuts:
+            await run(cut, after)
+        await run("none", 0)
+
+    world.run(main)
+    answered = ids_of(output) + (ids_of(errors) if errors else [])
+    assert sorted(answered) == sorted(f"id-{number}" for number in range(20))
+    assert sum(provider.calls.values()) == 20 + cut_off  # nothing that has a line is sent again
+    failed = {name for name in answered if int(name[3:]) in failing}
+    in_errors = {entry["custom_id"] for entry in lines_of(errors or output) if entry["error"]}
+    assert in_errors == failed
+
+
+def test_the_run_is_public() -> None:
+    assert parallel_core.run_file is run_file
