@@ -60,6 +60,8 @@ bench-smoke: .venv-bench/installed
 	$(BENCH)/python -m benchmarks.adaptive --smoke --plot build/smoke
 	$(BENCH)/python -m benchmarks.hedging --smoke
 	$(BENCH)/python -m benchmarks.streams --smoke
+	$(BENCH)/python -m benchmarks.journal --smoke
+	$(BENCH)/python -m benchmarks.run_file --smoke
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -70,9 +70,10 @@ class BatchCore(Generic[ResultT]):
         self._context = contextvars.Context()
         self._token = object()
         self._limit = plan.limit
-        self._window = look_ahead + plan.concurrency * (
+        window = plan.window or plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
         )
+        self._window = look_ahead + window
 
         self._iterator: Any = None
         self._feed: Feed | None = None

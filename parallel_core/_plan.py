@@ -73,6 +73,7 @@ class BatchPlan(Generic[ResultT]):
     usage: Callable[[], Usage]
     limit_changes: Callable[[], list[LimitChange]]
     pieces: int = 0  # of results, that may wait for the consumer
+    window: int | None = None  # calls begun minus results handed out; None: as the order needs it
 
 
 def map_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from typing import Any, Unpack
@@ -192,7 +193,11 @@ def stoppable_completions(
     controls: Controls,
     stopping: Stopping,
 ) -> ParallelBatch[RouterParallelResult]:
-    """:func:`iter_parallel_acompletions` that can be ended before its time, for runs of files."""
+    """:func:`iter_parallel_acompletions` that can be ended before its time, for runs of files.
+
+    What is in flight and what has not been handed out are together no more than the concurrency:
+    that much a crash may lose.
+    """
     world = _world()
     _host_option(world, router, router_host)
     in_trio = world is nursery_engine
@@ -205,6 +210,7 @@ def stoppable_completions(
         controls=controls,
         stopping=stopping,
     )
+    plan = dataclasses.replace(plan, window=plan.concurrency)
     return nursery_engine.TrioParallelBatch(plan) if in_trio else bridge.AsyncioParallelBatch(plan)
 
 

@@ -621,6 +621,33 @@ def _is(fd: int, path: Path) -> bool:
     return path.exists() and os.fstat(fd).st_ino == path.stat().st_ino
 
 
+def test_a_crash_can_lose_no_more_than_the_calls_in_flight_and_a_group(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(500)])
+    output = tmp_path / "out.jsonl"
+    could_be_lost: list[int] = []
+    synced = 0
+    sync = Disk.sync
+
+    def watched_sync(self: Disk, fd: int) -> None:
+        nonlocal synced
+        could_be_lost.append(sum(provider.calls.values()) - synced)
+        sync(self, fd)
+        if _is(fd, output):
+            synced = output.read_bytes().count(b"\n")
+
+    provider = Provider()
+    monkeypatch.setattr(Disk, "sync", watched_sync)
+
+    async def main() -> None:
+        assert (await run_file(provider, source, output, concurrency=8)).ok
+
+    host.run(main)
+    assert len(could_be_lost) > 500 // 32
+    assert 32 <= max(could_be_lost) <= 8 + 32
+
+
 def test_options_that_are_wrong_are_refused(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(0)])
     output = tmp_path / "out.jsonl"
