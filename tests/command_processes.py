@@ -19,7 +19,7 @@ import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PATIENCE = 60.0  # seconds for what must come
 
@@ -172,7 +172,7 @@ async def _first_call() -> None:
     from litellm.router import Router
 
     deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "none"}}
-    router = Router(model_list=[deployment], num_retries=0)
+    router: Any = Router(model_list=[deployment], num_retries=0)
     with contextlib.suppress(Exception):  # nobody listens there
         await router.acompletion(
             model="m",
@@ -196,7 +196,7 @@ def _tell_end(pid: int, exit_code: socket.socket) -> None:
         exit_code.send(b"%-8d" % os.waitstatus_to_exitcode(status))
 
 
-def _run(request: dict[str, object], streams: list[int]) -> NoReturn:
+def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     """The command, in a process of its own."""
     code: object = 70
     try:
@@ -212,13 +212,13 @@ def _run(request: dict[str, object], streams: list[int]) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         is_terminal = bool(request["terminal"])
-        sys.stdin = open(0, closefd=False)
-        sys.stdout = open(1, "w", buffering=1 if is_terminal else -1, closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1 if is_terminal else -1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         os.environ.clear()
-        os.environ.update(request["environment"])  # type: ignore[call-overload]
+        os.environ.update(request["environment"])
         os.chdir(str(request["folder"]))
-        sys.argv = ["parallel-core", *request["arguments"]]  # type: ignore[misc]
+        sys.argv = ["parallel-core", *request["arguments"]]
         from parallel_core.cli import main
 
         main()
