@@ -38,8 +38,15 @@ def test_a_run_that_is_terminated_pays_for_nothing_twice(small: Torture) -> None
     assert measured.paid == 600
 
 
-def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(small: Torture) -> None:
-    check(torture.badly_served(small))
+@pytest.mark.parametrize("split", [False, True], ids=["one file", "two files"])
+def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(
+    small: Torture, split: bool
+) -> None:
+    check(torture.badly_served(small, split=split))
+
+
+def test_a_run_that_is_killed_while_it_sorts_loses_nothing(small: Torture) -> None:
+    check(torture.killed_while_sorting(small))
 
 
 def test_a_server_that_is_restarted_costs_no_answer(small: Torture) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,7 @@ class _Bench:
         self.torture = torture
         self.server = server
         self.output = output
+        self.errors: Path | None = None
         self.input = torture.folder / "requests.jsonl"
         self.random = random.Random(torture.seed)
         self.problems: list[str] = []
@@ -224,19 +226,22 @@ class _Bench:
             "router_settings: {num_retries: 0, disable_cooldowns: true}\n"
         )
 
-    def command(self, *, retry_failed: bool = False) -> list[str]:
+    def command(self, *, retry_failed: bool, sort: bool) -> list[str]:
         concurrency = self.torture.concurrency
         if self.torture.light:
             command = [sys.executable, __file__, "--light-run", self.server.url]
-            command += [str(self.input), str(self.output), str(concurrency)]
-            command += [self.torture.sabotage or "-"]
+            command += [str(self.input), str(self.output), self.torture.sabotage]
+            command += [f"--concurrency={concurrency}"]
         else:
             command = [sys.executable, "-m", "parallel_core.cli", "run", str(self.input)]
             command += ["-o", str(self.output), "--config", str(self._config)]
             command += [f"--concurrency={concurrency}", "--grace=60", "--yes"]
-        return [*command, *(["--retry-failed"] if retry_failed else [])]
+        if self.errors is not None:
+            command += [f"--error-file={self.errors}"]
+        command += ["--retry-failed"] if retry_failed else []
+        return command + (["--order=input"] if sort else [])
 
-    def start(self, *, retry_failed: bool = False) -> subprocess.Popen[bytes]:
+    def start(self, *, retry_failed: bool = False, sort: bool = False) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -244,7 +249,7 @@ class _Bench:
         }
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                self.command(retry_failed=retry_failed),
+                self.command(retry_failed=retry_failed, sort=sort),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -269,10 +274,10 @@ class _Bench:
         process.wait(PATIENCE)
         return hit
 
-    def finish(self, *, retry_failed: bool = False) -> None:
+    def finish(self, *, retry_failed: bool = False, sort: bool = False) -> None:
         """Run it again until it is done."""
         for _round in range(_ROUNDS if retry_failed else 1):
-            process = self.start(retry_failed=retry_failed)
+            process = self.start(retry_failed=retry_failed, sort=sort)
             code = process.wait(PATIENCE)
             if code == 0:
                 return
@@ -308,14 +313,16 @@ def _bench(
         server.stop()
 
 
-def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def _until(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], *, poll: float = _POLL
+) -> None:
     """Wait until something holds, or the process has ended."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError("it never came to that")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL)
+            process.wait(poll)
             return
 
 
@@ -349,11 +356,12 @@ def terminated(torture: Torture) -> Measured:
         return bench.measured("terminated", kills=kills, allowed=0, began=began)
 
 
-def badly_served(torture: Torture) -> Measured:
+def badly_served(torture: Torture, *, split: bool = False) -> Measured:
     """A fifth of the answers are failures, and it is killed; failed requests are sent again."""
     began = time.monotonic()
     faults = dict.fromkeys(("rate_limited", "server_error", "reset", "truncated"), 0.05)
     with _bench(torture, faults=faults) as bench:
+        bench.errors = torture.folder / "errors.jsonl" if split else None
         kills = 0
         for kill in range(torture.kills):
             process = bench.start(retry_failed=kill % 2 == 1)
@@ -361,8 +369,50 @@ def badly_served(torture: Torture) -> Measured:
         bench.finish(retry_failed=True)
         if bench.server.counts()["failed"] < torture.requests // 10:
             bench.problems.append("the server has failed too little")
+        if bench.errors is not None and bench.errors.stat().st_size:
+            bench.problems.append("there are failures left in the error file")
         allowed = kills * (torture.concurrency + GROUP)
-        return bench.measured("badly served", kills=kills, allowed=allowed, began=began)
+        name = "badly served, split" if split else "badly served"
+        return bench.measured(name, kills=kills, allowed=allowed, began=began)
+
+
+def badly_served_and_split(torture: Torture) -> Measured:
+    """The same with a file for the failures."""
+    return badly_served(torture, split=True)
+
+
+def killed_while_sorting(torture: Torture) -> Measured:
+    """SIGKILL while the output is brought into the order of the input: nothing is paid for."""
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        bench.finish()
+        unsorted = bench.output.read_bytes()
+        copy = torture.folder / "copy"
+        copy.mkdir()
+        for path in torture.folder.glob("answers.*"):
+            shutil.copy(path, copy)
+        bench.finish(sort=True)
+        in_order = bench.output.read_bytes()
+        if _ids_in(bench.output) != [custom_id_of(number) for number in range(torture.requests)]:
+            bench.problems.append("it is not in the order of the input")
+        kills = 0
+        for _kill in range(torture.kills):
+            for path in copy.iterdir():
+                shutil.copy(path, torture.folder)
+            process = bench.start(sort=True)
+            # What the sorted lines are written to, before it takes the place of the output.
+            _until(bench.output.with_name(".answers.jsonl.new").exists, process, poll=0.0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(bench.random.uniform(0.0, 0.01))
+            kills += process.poll() is None
+            process.kill()
+            process.wait(PATIENCE)
+            if bench.output.read_bytes() not in (unsorted, in_order):
+                bench.problems.append("it is neither sorted nor as it was")
+        bench.finish(sort=True)
+        if bench.output.read_bytes() != in_order:
+            bench.problems.append("it is not sorted in the end")
+        return bench.measured("killed while sorting", kills=kills, allowed=0, began=began)
 
 
 def restarted_server(torture: Torture) -> Measured:
@@ -490,7 +540,9 @@ def small_file_system(folder: Path) -> Generator[Callable[[int], None]]:
 SCENARIOS: dict[str, Callable[[Torture], Measured]] = {
     "killed": killed,
     "terminated": terminated,
+    "killed-while-sorting": killed_while_sorting,
     "badly-served": badly_served,
+    "badly-served-and-split": badly_served_and_split,
     "restarted-server": restarted_server,
     "full-disk": full_disk,
     "file-too-large": file_too_large,
@@ -506,7 +558,7 @@ class _HttpError(Exception):
         self.status_code = status_code
 
 
-async def _light_run(url: str, source: str, output: str, concurrency: int, *, retry: bool) -> int:
+async def _light_run(options: argparse.Namespace) -> int:
     import aiohttp
 
     from parallel_core.errors import JournalError
@@ -518,7 +570,7 @@ async def _light_run(url: str, source: str, output: str, concurrency: int, *, re
 
         async def call(*, model: str, messages: Any, extra_body: Any, **_: Any) -> Any:
             body = {"model": model, "messages": messages, **extra_body}
-            async with session.post(f"{url}/chat/completions", json=body) as response:
+            async with session.post(f"{options.url}/chat/completions", json=body) as response:
                 if response.status != 200:
                     raise _HttpError(response.status, await response.text())
                 return await response.json()
@@ -526,10 +578,12 @@ async def _light_run(url: str, source: str, output: str, concurrency: int, *, re
         try:
             summary = await run_file(
                 call,
-                source,
-                output,
-                concurrency=concurrency,
-                retry_failed=retry,
+                options.source,
+                options.output,
+                concurrency=options.concurrency,
+                error_file=options.error_file,
+                retry_failed=options.retry_failed,
+                order=options.order,
                 grace=60.0,
                 stop=stop,
             )
@@ -557,10 +611,16 @@ def _sabotage(how: str) -> None:
 
 
 def _light_main(arguments: Sequence[str]) -> int:
-    url, source, output, concurrency, sabotage, *options = arguments
-    _sabotage(sabotage)
-    retry = "--retry-failed" in options
-    return asyncio.run(_light_run(url, source, output, int(concurrency), retry=retry))
+    parser = argparse.ArgumentParser()
+    for name in ("url", "source", "output", "sabotage"):
+        parser.add_argument(name)
+    parser.add_argument("--concurrency", type=int)
+    parser.add_argument("--error-file")
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--order", default="completion")
+    options = parser.parse_args(arguments)
+    _sabotage(options.sabotage)
+    return asyncio.run(_light_run(options))
 
 
 # --- the command ---
