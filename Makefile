@@ -4,11 +4,13 @@ BIN := .venv/bin
 
 BENCH := .venv-bench/bin
 
-.PHONY: help test demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests"
+	@echo "make torture      runs that are killed and starved of disk, again and again (ten minutes)"
+	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
 	@echo "                  BENCH_OPTIONS='overhead memory --quick' chooses: see python -m benchmarks --help"
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
@@ -29,6 +31,10 @@ help:
 
 test: .venv/installed
 	$(BIN)/pytest
+
+TORTURE_OPTIONS ?=
+torture: .venv/installed
+	$(BIN)/python tests/torture.py $(TORTURE_OPTIONS)
 
 demo: .venv/installed
 	$(BIN)/parallel-core demo

@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 
@@ -226,10 +227,12 @@ def command(
     2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
-    with contextlib.closing(view):
+    state = _State()
+    with contextlib.closing(view), _interruptible():
         try:
             code = _run(
                 view,
+                state,
                 source,
                 output,
                 format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
@@ -259,7 +262,11 @@ def command(
                 confirm_above=None if yes else confirm_above,
             )
         except KeyboardInterrupt:
-            view.error("interrupted before anything was sent")
+            view.error(
+                "interrupted; the same command goes on"
+                if state.begun
+                else "interrupted before anything was sent"
+            )
             code = INTERRUPTED
     raise typer.Exit(code)
 
@@ -329,8 +336,24 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
     return value
 
 
+@dataclass
+class _State:
+    """How far a run has come.
+
+    Attributes:
+        begun: whether calls may have been made.
+        declined: whether the user was asked and does not want to.
+        interrupted: whether a signal came instead of an answer.
+    """
+
+    begun: bool = False
+    declined: bool = False
+    interrupted: bool = False
+
+
 def _run(
     view: RunView,
+    state: _State,
     source: str,
     output: Path | None,
     *,
@@ -378,7 +401,7 @@ def _run(
         if validate:
             return ALL_OK
         assert output is not None
-        ask = _Question(view, router, confirm_above)
+        ask = _Question(view, state, router, confirm_above)
         stop = RunStop()
 
         def start() -> Awaitable[RunSummary]:
@@ -408,11 +431,13 @@ def _run(
                 summary = runner.run(_in_good_order(start, stop, view))
         except JournalError as error:
             view.error(str(error))
-            return NOT_WRITTEN if ask.begun else BAD_INPUT
+            return NOT_WRITTEN if state.begun else BAD_INPUT
         except (InputFileError, ValueError, TypeError, OSError) as error:
-            view.error(str(error) if ask.begun else f"nothing was sent: {error}")
-            return SOME_FAILED if ask.begun else BAD_INPUT
-        if ask.declined:
+            view.error(str(error) if state.begun else f"nothing was sent: {error}")
+            return SOME_FAILED if state.begun else BAD_INPUT
+        if state.interrupted:
+            raise KeyboardInterrupt
+        if state.declined:
             view.error("nothing was sent")
             return BAD_INPUT
         interrupted = stop.requests > 0 and summary.unfinished > 0
@@ -427,10 +452,11 @@ def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
 class _Question:
     """Tells what a run will cost, and asks whether it shall, where somebody is there."""
 
-    def __init__(self, view: RunView, router: RunRouter, confirm_above: float | None) -> None:
-        self.begun = False
-        self.declined = False
+    def __init__(
+        self, view: RunView, state: _State, router: RunRouter, confirm_above: float | None
+    ) -> None:
         self._view = view
+        self._state = state
         self._router = router
         self._confirm_above = confirm_above
 
@@ -440,25 +466,60 @@ class _Question:
             estimate = estimate_cost(self._router.router, opening.requests())
             self._view.estimate(estimate)
             above = self._confirm_above
-            if above is not None and estimate.cost > above and _somebody_is_there():
-                self.declined = not _confirmed(f"Send {opening.left:,} requests?")
-        self.begun = not self.declined
-        return self.begun
+            if above is not None and estimate.cost > above and somebody_is_there():
+                self._ask(f"Send {opening.left:,} requests?")
+        self._state.begun = not self._state.declined
+        return self._state.begun
+
+    def _ask(self, question: str) -> None:
+        def interrupt(*_: object) -> NoReturn:
+            self._state.interrupted = True
+            raise KeyboardInterrupt
+
+        with _signals_past_the_loop(interrupt):
+            try:
+                self._state.declined = not typer.confirm(question, err=True)
+            except typer.Abort:  # the end of the input, too
+                self._state.declined = True
 
 
-def _somebody_is_there() -> bool:
-    return sys.stdin.isatty() and sys.stderr.isatty()
+def somebody_is_there() -> bool:
+    """Whether there is a terminal to ask on, and to answer on."""
+    streams: list[TextIO | None] = [sys.stdin, sys.stderr]
+    # A stream that was closed when Python started is None.
+    return all(stream is not None and stream.isatty() for stream in streams)
 
 
-def _confirmed(question: str) -> bool:
-    # asyncio would have Ctrl-C wait for the loop, which waits for the answer.
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+@contextlib.contextmanager
+def _signals_past_the_loop(handler: Callable[..., object]) -> Generator[None]:
+    """asyncio would have signals wait for the loop, which waits for an answer."""
+    wakeup = signal.set_wakeup_fd(-1)
+    previous = {number: signal.signal(number, handler) for number in _not_ignored()}
     try:
-        return typer.confirm(question, err=True)
-    except typer.Abort:
-        return False
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(wakeup)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Generator[None]:
+    """Before the run and after it, each of these signals is a KeyboardInterrupt: what was opened is
+    closed, and a demo server ended."""
+    previous = {
+        number: signal.signal(number, signal.default_int_handler) for number in _not_ignored()
+    }
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _not_ignored() -> list[signal.Signals]:
+    """What nohup has switched off stays so."""
+    return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def _in_good_order(
@@ -482,19 +543,18 @@ async def _in_good_order(
 @contextlib.contextmanager
 def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
     loop = asyncio.get_running_loop()
-    handled: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
     try:
-        for number in _STOP_SIGNALS:
-            # What nohup has switched off stays so.
-            if signal.getsignal(number) is signal.SIG_IGN:
-                continue
+        for number in _not_ignored():
+            before = signal.getsignal(number)
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, on_signal, number)
-                handled.append(number)
+                previous[number] = before
         yield
     finally:
-        for number in handled:
+        for number, before in previous.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, before)
 
 
 def _command_again(summary: RunSummary) -> str:

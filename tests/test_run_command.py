@@ -1,0 +1,801 @@
+"""The command ``parallel-core run``, with a real Router, seen from outside of its process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from command_processes import CommandProcess, Commands
+from parallel_core import _run_command, cli
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.run_file import RunProgress, RunSummary
+
+KEY = "sk-test-0123456789abcdefghijklmnop"
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def said(self) -> str:
+        """All of it in one line."""
+        return " ".join(f"{self.stdout} {self.stderr}".split())
+
+
+def in_this_process(arguments: Sequence[str], **options: Any) -> Done:
+    """For what ends before litellm is needed."""
+    result = CliRunner().invoke(cli.app, ["run", *map(str, arguments)], **options)
+    boxed = result.stderr.translate({ord(c): " " for c in "│╭╮╰╯─"})
+    return Done(result.exit_code, result.stdout, boxed)
+
+
+class Bench:
+    """A folder, a server and a way to run the command there."""
+
+    def __init__(self, folder: Path, server: DemoServerThread, commands: Commands) -> None:
+        self.folder = folder
+        self.server = server
+        self.commands = commands
+        self.config("")
+        server.reset_stats()
+
+    def config(self, more: str, settings: str = "num_retries: 0, disable_cooldowns: true") -> None:
+        self.path("config.yaml").write_text(
+            "model_list:\n"
+            "  - model_name: fast\n"
+            "    litellm_params:\n"
+            f"      {{model: openai/fast, api_base: '{self.server.url}', api_key: none{more}}}\n"
+            f"router_settings: {{{settings}}}\n"
+        )
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, *demos: dict[str, Any], name: str = "in.jsonl", model: str = "fast") -> None:
+        """A request for each of these: what the server is to do with it."""
+        with self.path(name).open("w") as lines:
+            for number, demo in enumerate(demos):
+                body = {
+                    "model": model,
+                    "messages": [{"role": "user", "content": f"Question {number}."}],
+                    "extra_body": {"demo": {"latency": 0.0, "reply": f"answer {number}", **demo}},
+                }
+                lines.write(json.dumps({"custom_id": f"id-{number}", "body": body}) + "\n")
+
+    def start(self, *arguments: object, router: bool = True, **options: Any) -> CommandProcess:
+        words = ["run", *map(str, arguments), *(["--config=config.yaml"] if router else [])]
+        return self.commands.start(words, folder=self.folder, **options)
+
+    def run(self, *arguments: object, **options: Any) -> Done:
+        process = self.start(*arguments, **options)
+        return Done(process.wait(), process.stdout, process.stderr)
+
+    def go_on(self, said: str) -> Done:
+        """Run the command that a run has named."""
+        line = next(line for line in said.splitlines() if line.startswith("to go on: "))
+        program, *arguments = shlex.split(line.removeprefix("to go on: "))
+        assert program == "parallel-core"
+        process = self.commands.start(arguments, folder=self.folder)
+        return Done(process.wait(), process.stdout, process.stderr)
+
+    @property
+    def accepted(self) -> int:
+        return self.server.stats().accepted
+
+    def results(self, name: str = "out.jsonl") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path(name).read_text().splitlines()]
+
+    def ids(self, name: str = "out.jsonl") -> list[str]:
+        return [result["custom_id"] for result in self.results(name)]
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DemoServerThread]:
+    settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0, "demo": 1.0})
+    with DemoServerThread(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def bench(tmp_path: Path, server: DemoServerThread, commands: Commands) -> Bench:
+    return Bench(tmp_path, server, commands)
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"id-{number}" for number in numbers]
+
+
+HANGS: dict[str, Any] = {"fault": "hang"}
+FAILS: dict[str, Any] = {"fault": "server_error"}
+
+
+BODY = '{"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}'
+
+BATCH_LINE = (
+    f'{{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {BODY}}}\n'
+)
+
+BAD_LINES = f"""\
+{{"custom_id": "a", "body": {BODY}}}
+{{"custom_id": "b",
+{{"custom_id": "a", "body": {BODY}}}
+{{"custom_id": "c", "body": {{"model": "fast"}}}}
+"""
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--config FILE, --model PROVIDER/MODEL, or --demo"),
+        (["--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
+        (["--demo", "--config=c.yaml"], "--demo goes without --config"),
+        (["--demo", "--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
+        (["--demo", "--order=random"], "--order is one of completion, input, not 'random'"),
+        (["--demo", "--format=xml"], "--format is one of auto, jsonl, csv, text, not 'xml'"),
+        (["--demo", "--concurrency=0"], "'0' is neither a number from 1 on nor 'auto'"),
+        (["--demo", "--concurrency=many"], "'many' is neither a number from 1 on nor 'auto'"),
+        (["--demo", "--hedge=soon"], "'soon' is neither seconds nor a percentile"),
+        (["--demo", "--timeout=0"], "--timeout must be a number of seconds above 0"),
+        (["--demo", "--deadline=-1"], "--deadline must be a number of seconds above 0"),
+        (["--demo", "--rpm=0"], "requests_per_minute"),
+        (["--demo", "--tpm=0"], "tokens_per_minute"),
+        (["--demo", "--max-cost=0"], "max_cost"),
+        (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
+        (["--demo", "--fair-by=user"], "--fair-by is 'model', not 'user'"),
+        (["--demo", "--limit=0"], "--limit"),
+        (["--demo", "--grace=-1"], "--grace"),
+        (["--demo", "--confirm-above=-1"], "--confirm-above"),
+        (["--demo", "--template={{text}}"], "a template is for CSV and text"),
+        (["--demo", "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_bad_options_are_told_and_nothing_is_made(
+    tmp_path: Path, options: list[str], says: str
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}\n')
+    done = in_this_process([str(source), "-o", str(output), *options], env={"COLUMNS": "500"})
+    assert done.code == 2
+    assert says in done.said
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_output_is_needed(tmp_path: Path) -> None:
+    done = in_this_process([str(tmp_path / "in.jsonl"), "--demo"], env={"COLUMNS": "500"})
+    assert done.code == 2
+    assert "give --output FILE (-o)" in done.said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("batch.jsonl", BATCH_LINE, [], "1 requests (fast 1)"),
+        ("rows.csv", "text,n\none,1\ntwo,2\n", ["--template=Say {{text}}."], "2 requests (m 2)"),
+        ("rows.tsv", "text\tn\none\t1\n", ["--template=Say {{text}}."], "1 requests (m 1)"),
+        ("lines.txt", "one\ntwo\nthree\n", [], "3 requests (m 3)"),
+        ("lines.text", "one\n", ["--format=text"], "1 requests (m 1)"),
+    ],
+)
+def test_validate_checks_each_format(
+    bench: Bench, name: str, content: str, options: list[str], says: str
+) -> None:
+    bench.path(name).write_text(content)
+    model = [] if name == "batch.jsonl" else ["--model=m", "--api-base=http://127.0.0.1:9/v1"]
+    done = bench.run(name, "--validate", *options, *model, router=False)
+    assert done.code == 0, done.said
+    assert says in done.said
+
+
+def test_validate_lists_every_bad_line_with_its_code_and_a_hint(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(BAD_LINES)
+    done = in_this_process([str(source), "--validate", "--json"])
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    problems = [event for event in events if event["event"] == "problem"]
+    assert done.code == 2
+    assert [(problem["line"], problem["code"]) for problem in problems] == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "missing_required_parameter"),
+    ]
+    assert all(problem["hint"] for problem in problems)
+    told = in_this_process([str(source), "--validate"]).said
+    assert all(
+        f"line {line['line']}: {line['code']}: {line['message']}" in told for line in problems
+    )
+    assert "nothing was sent: correct these lines, or give --skip-invalid" in told
+
+
+def test_bad_lines_stop_a_run_before_its_first_call(bench: Bench) -> None:
+    bench.path("in.jsonl").write_text(BAD_LINES)
+    done = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2
+    assert bench.accepted == 0
+    assert not bench.path("out.jsonl").exists()
+
+
+def test_skip_invalid_writes_bad_lines_as_failures(bench: Bench) -> None:
+    bench.path("in.jsonl").write_text(BAD_LINES)
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid")
+    assert done.code == 1
+    codes = [result["error"] and result["error"]["code"] for result in bench.results()]
+    assert sorted(filter(None, codes)) == [
+        "duplicate_custom_id",
+        "invalid_json_line",
+        "missing_required_parameter",
+    ]
+    assert codes.count(None) == bench.accepted == 1
+    assert len(set(bench.ids())) == 4
+
+
+def test_an_end_without_failures_is_0_and_the_same_again_sends_nothing(bench: Bench) -> None:
+    bench.write(*[{}] * 5)
+    first = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert first.code == 0
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
+    assert "5/5 (100.0 %), ok 5, failed 0" in first.stderr
+    assert "\x1b" not in first.stdout + first.stderr
+    assert "to go on" not in first.said
+    again = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert again.code == 0
+    assert "going on: 5 of 5 requests are finished" in again.said
+    assert bench.accepted == 5
+
+
+def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
+    # The server fails while it has no room.
+    bench.server.set_capacity(1)
+    bench.write({"latency": 0.4}, {})
+    try:
+        first = bench.run("in.jsonl", "-o", "out.jsonl", "--error-file", "errors.jsonl")
+    finally:
+        bench.server.set_capacity(None)
+    assert first.code == 1
+    assert bench.ids("errors.jsonl") == ids(1)
+    assert bench.results("errors.jsonl")[0]["response"]["status_code"] == 429
+    assert bench.ids() == ids(0)
+    assert "RateLimitError 1" in first.stdout
+    same = bench.run("in.jsonl", "-o", "out.jsonl", "--error-file", "errors.jsonl")
+    assert same.code == 1
+    assert "--retry-failed sends them again" in same.stdout
+    assert bench.accepted == 2
+    done = bench.go_on(first.stdout)
+    assert done.code == 0
+    assert sorted(bench.ids()) == ids(0, 1)
+    assert bench.results("errors.jsonl") == []
+    assert bench.accepted == 3
+
+
+def test_a_trial_of_some_requests_is_gone_on_with_by_the_whole(bench: Bench) -> None:
+    bench.write(*[{}] * 5)
+    trial = bench.run("in.jsonl", "-o", "out.jsonl", "--limit=2")
+    assert (trial.code, sorted(bench.ids())) == (0, ids(0, 1))
+    whole = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert (whole.code, sorted(bench.ids())) == (0, ids(0, 1, 2, 3, 4))
+    assert bench.accepted == 5
+
+
+def test_order_input_sorts_the_answers(bench: Bench) -> None:
+    bench.write({"latency": 0.4}, {"latency": 0.2}, {})
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+    assert bench.ids() == ids(2, 1, 0)
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--order=input").code == 0
+    assert bench.ids() == ids(0, 1, 2)
+    assert bench.accepted == 3
+
+
+def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> None:
+    bench.write({}, {})
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+    bench.write({}, {}, {})
+    refused = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert refused.code == 2
+    assert "out.jsonl holds the results of a different run: input was" in refused.said
+    assert "--force-new" in refused.said
+    assert len(bench.ids()) == 2
+    forced = bench.run("in.jsonl", "-o", "out.jsonl", "--force-new")
+    assert forced.code == 0
+    assert "moved aside: " in forced.said
+    assert (len(bench.ids()), len(bench.ids("out.jsonl.1"))) == (3, 2)
+
+
+def test_standard_input_is_read(bench: Bench) -> None:
+    bench.write({}, {})
+    content = bench.path("in.jsonl").read_bytes()
+    for _again in range(2):
+        assert bench.run("-", "-o", "out.jsonl", standard_input=content).code == 0
+    assert sorted(bench.ids()) == ids(0, 1)
+    assert bench.accepted == 2
+
+
+def test_json_tells_all(bench: Bench) -> None:
+    bench.write({"latency": 0.3}, {}, FAILS)
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--json")
+    assert (done.code, done.stderr) == (1, "")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["checked", "estimate", "opened"] or kinds[:3] == [
+        "checked",
+        "opened",
+        "estimate",
+    ]
+    assert kinds[-2:] == ["progress", "summary"]
+    for event in events:
+        if event["event"] == "progress":
+            assert event.keys() >= {field.name for field in msgspec.structs.fields(RunProgress)}
+    last, summary = events[-2:]
+    assert last["finished"]
+    assert (last["succeeded"], last["failed"], last["total"]) == (2, 1, 3)
+    assert summary.keys() >= {field.name for field in msgspec.structs.fields(RunSummary)}
+    assert (summary["succeeded"], summary["failed"], summary["unfinished"]) == (2, 1, 0)
+    assert summary["paths"]["output"] == "out.jsonl"
+    assert summary["resume"].endswith("--retry-failed")
+    assert summary["errors"] == {"InternalServerError": 1}
+
+
+# --- the router ---
+
+
+def test_model_and_api_base_are_enough_for_a_text_file(bench: Bench) -> None:
+    bench.path("in.txt").write_text("one\ntwo\n")
+    router = ["--model=openai/fast", "--api-base", bench.server.url]
+    done = bench.run("in.txt", "-o", "out.jsonl", "--template=Say {{line}}.", *router, router=False)
+    assert done.code == 0, done.said
+    assert sorted(bench.ids()) == ["1", "2"]
+
+
+def test_demo_needs_no_key_and_leaves_no_server(bench: Bench) -> None:
+    bench.write({}, {}, model="gpt-4o-mini")
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--demo", router=False)
+    assert done.code == 0, done.said
+    assert len(bench.ids()) == 2
+    assert bench.accepted == 0
+
+
+def test_a_model_that_the_config_lacks_is_told_before_the_first_call(bench: Bench) -> None:
+    bench.write({}, {}, model="other")
+    done = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2
+    assert (
+        "nothing was sent: the Router has no model 'other' (first asked for in line 1" in done.said
+    )
+    assert not bench.path("out.jsonl").exists()
+
+
+def test_a_model_of_no_known_provider_is_told(bench: Bench) -> None:
+    bench.path("in.txt").write_text("one\n")
+    done = bench.run("in.txt", "-o", "out.jsonl", "--model=nosuchmodel", router=False)
+    assert done.code == 2
+    assert "litellm does not know the provider of the model 'nosuchmodel'" in done.said
+
+
+# --- controls ---
+
+
+def test_controls_are_options(bench: Bench) -> None:
+    bench.write(*[{}] * 4)
+    options = ["--concurrency=auto", "--rpm=6000", "--tpm=1000000", "--timeout=30", "--deadline=60"]
+    options += ["--hedge=p95", "--fair-by=model", "--grace=1", "--yes"]
+    done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
+    assert done.code == 0, done.said
+    assert bench.accepted == 4
+
+
+def test_hedged_calls_are_sent_twice(bench: Bench) -> None:
+    bench.write(*[{}] * 20, {"latency": 0.6})  # at most one of twenty calls
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--hedge=0.3").code == 0
+    assert (bench.accepted, len(bench.ids())) == (22, 21)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"), [(["--timeout=0.2"], 0), (["--deadline=0.5", "--concurrency=1"], 2)]
+)
+def test_a_timeout_fails_a_request_and_a_deadline_ends_the_run(
+    bench: Bench, options: list[str], left: int
+) -> None:
+    bench.write(HANGS, {})
+    done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
+    assert done.code == 1
+    if left:
+        assert "(the deadline has passed)" in done.stdout
+        assert bench.results() == []
+        assert "--retry-failed" not in done.stdout
+    else:
+        assert sorted(bench.ids()) == ids(0, 1)
+        assert "--retry-failed" in done.stdout
+
+
+def test_fail_fast_ends_at_the_first_failure(bench: Bench) -> None:
+    bench.write(FAILS, *[{"latency": 0.3}] * 3)
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--fail-fast", "--concurrency=1")
+    assert done.code == 1
+    assert "(a call has failed)" in done.stdout
+    assert bench.ids() in (ids(0), ids(0, 1))  # the next call may have begun
+    assert bench.go_on(done.stdout).code == 1  # the failure stays
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3)
+
+
+PRICES = ", input_cost_per_token: 0.000001, output_cost_per_token: 0.1"
+
+
+def test_a_budget_ends_the_run_and_a_larger_one_goes_on(bench: Bench) -> None:
+    bench.config(PRICES)
+    bench.write(*[{"reply": "word " * 100}] * 4)  # 10 USD each
+    options = ["--assume-output-tokens=10", "--concurrency=1"]
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--max-cost=25", *options)
+    assert done.code == 1, done.said
+    assert "(the budget is used up)" in done.stdout
+    assert 0 < bench.accepted < 4
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--max-cost=300", *options).code == 0
+    assert (bench.accepted, len(bench.ids())) == (4, 4)
+
+
+# --- files ---
+
+
+def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
+    done = in_this_process([str(tmp_path / "no.jsonl"), "-o", str(tmp_path / "out"), "--demo"])
+    assert done.code == 2
+    assert "no.jsonl" in done.said
+    assert "nothing was sent" in done.said
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("folder", "is a folder: give the name of a file"),
+        ("nowhere/out.jsonl", "there is no folder"),
+        ("/dev/null", "is a pipe, a device or a socket"),
+        ("in.jsonl", "is not empty"),
+    ],
+)
+def test_an_output_that_cannot_be_used_is_told(bench: Bench, output: str, says: str) -> None:
+    bench.path("folder").mkdir()
+    bench.write({})
+    before = bench.path("in.jsonl").read_bytes()
+    done = bench.run("in.jsonl", "-o", output)
+    assert done.code == 2
+    assert says in done.said
+    assert bench.path("in.jsonl").read_bytes() == before
+    assert bench.accepted == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_told(bench: Bench) -> None:
+    bench.path("folder").mkdir(mode=0o500)
+    bench.write({})
+    done = bench.run("in.jsonl", "-o", "folder/out.jsonl")
+    assert done.code == 2
+    assert "is read-only" in done.said
+
+
+def test_a_second_run_on_one_output_is_refused(bench: Bench) -> None:
+    bench.write(HANGS)
+    first = bench.start("in.jsonl", "-o", "out.jsonl", "--grace=0")
+    bench.server.wait_in_flight(1, 30)
+    second = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert second.code == 2
+    assert f"out.jsonl is in use by another run, process {first.pid}" in second.said
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 130
+    assert bench.accepted == 1
+
+
+def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
+    bench.write({"latency": 0.5}, HANGS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
+    bench.server.wait_in_flight(2, 30)
+    bench.path("out.jsonl").rename(bench.path("moved.jsonl"))
+    assert run.wait() == 3
+    assert "out.jsonl cannot be written: it has been moved or replaced" in run.stderr
+    assert str(bench.path("out.rescue.jsonl")) in run.stderr
+    assert bench.ids("out.rescue.jsonl") == ids(0)
+    bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
+    bench.write({"latency": 0.5}, HANGS)
+    again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=0.3")
+    assert "put 1 results of the rescue file where they belong" in again.said
+    assert sorted(bench.ids()) == ids(0, 1)
+    assert bench.accepted == 3
+
+
+class EchoingServer(http.server.BaseHTTPRequestHandler):
+    """Tells in an error which key it was given, as some do."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        given = self.headers["Authorization"]
+        body = json.dumps({"error": {"message": f"Bad key: {given}", "param": given}}).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("x-request-id", str(given).split()[-1])
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def echoing_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EchoingServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("view", [[], ["--json"]])
+def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) -> None:
+    bench.write({}, {})
+    with echoing_server() as url:
+        done = bench.run(
+            *("in.jsonl", "-o", "out.jsonl", "--model=fast", "--api-base", url, *view),
+            router=False,
+            environment={"OPENAI_API_KEY": KEY},
+        )
+    assert done.code == 1
+    assert [result["response"]["status_code"] for result in bench.results()] == [401, 401]
+    assert "[redacted]" in bench.path("out.jsonl").read_text()
+    files = [path for path in bench.folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"out.manifest.json", "out.statistics.jsonl"}
+    for text in (done.stdout, done.stderr, *(path.read_text() for path in files)):
+        assert KEY not in text
+        assert KEY[8:24] not in text
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_lets_calls_end_and_tells_how_to_go_on(
+    bench: Bench, number: signal.Signals
+) -> None:
+    bench.write(*[{"latency": 0.6}] * 3, *[{}] * 5)
+    run = bench.start("in.jsonl", "-o", "out file.jsonl", "--concurrency=3")
+    bench.server.wait_in_flight(3, 30)
+    run.send_signal(number)
+    assert run.wait() == 130
+    assert f"{number.name}: no new calls" in run.stderr
+    assert ("(once more: at once)" in run.stderr) == (number == signal.SIGINT)
+    assert sorted(bench.ids("out file.jsonl")) == ids(0, 1, 2)
+    assert bench.accepted == 3
+    assert "answered      3" in run.stdout
+    assert "left          5 (the run was stopped)" in run.stdout
+    rest = bench.go_on(run.stdout)
+    assert rest.code == 0
+    assert sorted(bench.ids("out file.jsonl")) == ids(*range(8))
+    assert bench.accepted == 8
+
+
+def test_the_second_signal_ends_it_at_once(bench: Bench) -> None:
+    bench.write({}, *[HANGS] * 3)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=3", "--grace=1000", "--json")
+    bench.server.wait_in_flight(3, 30)
+    run.send_signal(signal.SIGINT)
+    run.wait_for("SIGINT: no new calls")
+    run.send_signal(signal.SIGINT)
+    assert run.wait() == 130
+    summary = json.loads(run.stdout.splitlines()[-1])
+    assert (summary["ending"], summary["unfinished"], summary["cut_off"]) == ("stopped", 3, 3)
+    assert bench.ids() == ids(0)
+    assert (run.stderr, "Traceback" in run.stdout) == ("", False)
+
+
+def test_calls_that_do_not_end_are_cut_off_when_the_grace_is_over(bench: Bench) -> None:
+    bench.write({"latency": 0.2}, HANGS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--grace=0.7")
+    bench.server.wait_in_flight(2, 30)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait() == 130
+    assert bench.ids() == ids(0)
+    assert "left          1, 1 of them cut off (the run was stopped)" in run.stdout
+
+
+def test_what_waits_for_its_pace_is_not_waited_for(bench: Bench) -> None:
+    bench.write(*[{}] * 5)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--rpm=1", "--grace=1000", "--json")
+    run.wait_for('"succeeded":1')
+    run.send_signal(signal.SIGTERM)
+    assert run.wait() == 130
+    assert bench.accepted == len(bench.ids()) == 1
+
+
+def real_process(bench: Bench, *arguments: str, shell: str = "") -> subprocess.Popen[str]:
+    """With all that a start of Python does."""
+    command = [sys.executable, "-m", "parallel_core.cli", "run", *arguments]
+    return subprocess.Popen(
+        [
+            "/bin/sh",
+            "-c",
+            f"exec {shlex.join(command)}" if not shell else shlex.join(command) + shell,
+        ],
+        cwd=bench.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_litellm_is_imported_ends_it_before_anything_is_sent(
+    bench: Bench, number: signal.Signals
+) -> None:
+    bench.write({}, {})
+    with real_process(bench, "in.jsonl", "-o", "out.jsonl", "--demo", "--json") as run:
+        assert run.stdout is not None
+        assert json.loads(run.stdout.readline())["event"] == "checked"
+        run.send_signal(number)
+        # A server that is left behind has the pipe open, and there would be no end of it.
+        rest, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "interrupted before anything was sent" in rest
+    assert "Traceback" not in said
+    assert not bench.path("out.jsonl").exists()
+
+
+def test_nobody_reads_its_output_and_it_goes_on_all_the_same(bench: Bench) -> None:
+    bench.write(*[{}] * 5)
+    options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--json"]
+    with real_process(bench, *options, shell=" | head -n 1") as run:
+        first, said = run.communicate(timeout=60)
+    assert json.loads(first)["event"] == "checked"
+    assert said == ""
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
+
+
+def test_it_needs_no_standard_error(bench: Bench) -> None:
+    bench.write(*[{}] * 5)
+    options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml"]
+    with real_process(bench, *options, shell=" 2>&-") as run:
+        told, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert "answered      5" in told
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
+
+
+# --- a terminal ---
+
+
+@dataclass
+class Terminal:
+    """Both ends of one."""
+
+    screen: int
+    process_end: int
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+
+@pytest.fixture
+def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[CommandProcess, Terminal]]]:
+    """Starts a command on a terminal of its own."""
+    opened: list[int] = []
+
+    def start(*arguments: object) -> tuple[CommandProcess, Terminal]:
+        screen, process_end = pty.openpty()
+        os.set_inheritable(process_end, True)
+        opened.append(screen)
+        terminal = Terminal(screen, process_end)
+        environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        process = bench.start(*arguments, terminal=process_end, environment=environment)
+        os.close(process_end)
+        process.collect("stderr", os.dup(screen))
+        return process, terminal
+
+    yield start
+    for fd in opened:
+        os.close(fd)
+
+
+StartOnTerminal = Callable[..., tuple[CommandProcess, Terminal]]
+
+
+def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTerminal) -> None:
+    bench.write(*[{"latency": 0.4}] * 4, FAILS)
+    run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3")
+    assert run.wait() == 1
+    drawn = run.stderr
+    assert "━" in drawn
+    assert "ok 4" in drawn
+    assert "failed 1" in drawn
+    assert "in flight 3/3" in drawn
+    assert "last error: InternalServerError" in drawn
+    assert "5/5 100.0 %" in drawn
+    assert drawn.rindex("answered") > drawn.rindex("━")
+    assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "sent"),
+    [("y\n", 0, 2), ("n\n", 2, 0), ("\n", 2, 0), ("\x04", 2, 0), ("\x03", 130, 0)],
+)
+def test_a_dear_run_asks_before_it_sends(
+    bench: Bench, on_terminal: StartOnTerminal, answer: str, code: int, sent: int
+) -> None:
+    bench.config(PRICES)
+    bench.write({}, {})
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--confirm-above=1")
+    run.wait_for("Send 2 requests? [y/N]")
+    terminal.type(answer)
+    assert run.wait() == code, run.stderr
+    assert bench.accepted == sent
+    if not sent:
+        assert (
+            "nothing was sent" if code == 2 else "interrupted before anything was sent"
+        ) in run.stderr
+        assert "no new calls" not in run.stderr
+    assert "USD for 2 requests" in run.stderr
+
+
+def test_a_question_does_not_outlive_a_signal(bench: Bench, on_terminal: StartOnTerminal) -> None:
+    bench.config(PRICES)
+    bench.write({}, {})
+    run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--confirm-above=1")
+    run.wait_for("Send 2 requests? [y/N]")
+    run.send_signal(signal.SIGTERM)
+    assert run.wait() == 130
+    assert "interrupted before anything was sent" in run.stderr
+    assert bench.accepted == 0
+
+
+@pytest.mark.parametrize("name", ["stdin", "stderr"])
+def test_nobody_is_asked_where_a_stream_is_closed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, name, None)
+    assert not _run_command.somebody_is_there()
+
+
+@pytest.mark.parametrize("options", [["--yes"], ["--confirm-above=1000000"]])
+def test_it_need_not_ask(bench: Bench, on_terminal: StartOnTerminal, options: list[str]) -> None:
+    bench.config(PRICES)
+    bench.write({}, {})
+    run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", *options)
+    assert run.wait() == 0
+    assert "Send 2 requests?" not in run.stderr
+
+
+def test_ctrl_c_on_a_terminal_stops_in_good_order(
+    bench: Bench, on_terminal: StartOnTerminal
+) -> None:
+    bench.write(*[{"latency": 0.5}] * 2, *[{}] * 3)
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
+    bench.server.wait_in_flight(2, 30)
+    terminal.type("\x03")
+    assert run.wait() == 130
+    assert "SIGINT: no new calls (once more: at once)" in run.stderr
+    assert "stopping: no new calls" in run.stderr
+    assert sorted(bench.ids()) == ids(0, 1)
+    assert "to go on: parallel-core run in.jsonl -o out.jsonl" in run.stderr
+    assert "Traceback" not in run.stderr

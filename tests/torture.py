@@ -1,0 +1,628 @@
+"""Runs of files that are killed, starved of disk and served badly: is each answer there, once?
+
+``python tests/torture.py`` (``make torture``) does it to the command ``parallel-core run``, and
+tells in a table what it has cost; it exits with 1 if a promise was broken. With ``--light`` the
+calls are made without litellm, as in ``test_run_crash.py``, which takes its scenarios from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+GROUP = 32  # results that the journal writes at once
+PATIENCE = 120.0  # seconds for what must come
+_POLL = 0.004  # seconds between two looks at the server or at a process
+_NOT_WRITTEN = 3
+_ROUNDS = 40  # of trying failed requests again: far more than it takes
+
+Sabotage: TypeAlias = Literal["", "forgets", "rescues-nothing", "writes-torn"]
+
+
+@dataclass(frozen=True)
+class Torture:
+    """One run of a file, and what is done to it.
+
+    Attributes:
+        folder: for all its files.
+        light: whether the calls are made without litellm.
+        requests: of the file.
+        kills: how often it is killed, or its server restarted.
+        seed: of the moments, and of the server's faults.
+        concurrency: calls in flight at most.
+        latency: of the server, in seconds.
+        sabotage: what is broken on purpose (light runs only), to see that it is noticed.
+    """
+
+    folder: Path
+    light: bool
+    requests: int = 3000
+    kills: int = 10
+    seed: int = 1
+    concurrency: int = 16
+    latency: float = 0.01
+    sabotage: Sabotage = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What has come of it.
+
+    Attributes:
+        kills: that hit a running process; or restarts, or full disks.
+        accepted: requests that have come to the server.
+        paid: those among them that it has not failed itself.
+        allowed: how many of ``paid`` may be paid twice.
+        problems: what is wrong with the output, and other broken promises.
+    """
+
+    scenario: str
+    requests: int
+    kills: int
+    accepted: int
+    paid: int
+    allowed: int
+    seconds: float
+    problems: list[str]
+
+    @property
+    def paid_twice(self) -> int:
+        return self.paid - self.requests
+
+    @property
+    def kept(self) -> bool:
+        """Whether all was as promised."""
+        return not self.problems and 0 <= self.paid_twice <= self.allowed
+
+
+# --- the requests, and the check of the answers ---
+
+
+def custom_id_of(number: int) -> str:
+    return f"request-{number}"
+
+
+def write_requests(path: Path, count: int) -> None:
+    """Requests whose answers tell to which request they belong."""
+    with path.open("w") as lines:
+        for number in range(count):
+            body = {
+                "model": "fast",
+                "messages": [{"role": "user", "content": f"Question {number}."}],
+                "extra_body": {"demo": {"reply": f"answer {custom_id_of(number)}"}},
+            }
+            lines.write(json.dumps({"custom_id": custom_id_of(number), "body": body}) + "\n")
+
+
+def examine(output: Path, requests: int) -> list[str]:
+    """What is wrong with the output of a run that is over."""
+    problems: list[str] = []
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(output.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            result = json.loads(line)
+            custom_id: str = result["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"line {number} is no result")
+            continue
+        if not line.endswith(b"\n"):
+            problems.append(f"line {number} is torn")
+        seen[custom_id] += 1
+        if _reply_of(result) != f"answer {custom_id}":
+            problems.append(f"line {number} is not the answer to {custom_id}")
+    wanted = {custom_id_of(number) for number in range(requests)}
+    if missing := wanted - seen.keys():
+        problems.append(f"{len(missing)} ids are missing")
+    if unknown := seen.keys() - wanted:
+        problems.append(f"{len(unknown)} ids are of no request")
+    if twice := [custom_id for custom_id, count in seen.items() if count > 1]:
+        problems.append(f"{len(twice)} ids are there more than once")
+    return problems
+
+
+def _reply_of(result: dict[str, Any]) -> object:
+    try:
+        return result["response"]["body"]["choices"][0]["message"]["content"]
+    except (KeyError, TypeError, IndexError):
+        return None
+
+
+def _ids_in(path: Path) -> list[str]:
+    """Of the whole lines of a file that may end in a torn one, or not be there."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [json.loads(line)["custom_id"] for line in lines if line.endswith(b"\n")]
+
+
+# --- a run and its server ---
+
+
+@dataclass
+class _Server:
+    """A demo server that may be restarted at the same address."""
+
+    settings: dict[str, Any]
+    port: int = 0
+    _before: Counter[str] = field(default_factory=Counter[str])
+    _thread: Any = None
+
+    def start(self) -> None:
+        from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+        settings = DemoServerSettings(models={"fast": 1.0}, **self.settings)
+        self._thread = DemoServerThread(settings, port=self.port)
+        self._thread.__enter__()
+        self.port = int(self.url.rsplit(":", 1)[1].split("/")[0])
+
+    def stop(self) -> None:
+        thread, self._thread = self._thread, None
+        thread.__exit__()
+        self._before += _counts(thread.stats())
+
+    def restart(self) -> None:
+        # Another seed: it would fail the same requests again.
+        self.stop()
+        self.settings = {**self.settings, "seed": self.settings["seed"] + 1}
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return str(self._thread.url)
+
+    def counts(self) -> Counter[str]:
+        return self._before + _counts(self._thread.stats())
+
+    @property
+    def accepted(self) -> int:
+        return self.counts()["accepted"]
+
+    @property
+    def paid(self) -> int:
+        counts = self.counts()
+        return counts["accepted"] - counts["failed"]
+
+
+def _counts(stats: Any) -> Counter[str]:
+    return Counter(accepted=stats.accepted, failed=sum(stats.faults.values()))
+
+
+class _Bench:
+    """The files of a scenario, its server and its processes."""
+
+    def __init__(self, torture: Torture, server: _Server, output: Path) -> None:
+        self.torture = torture
+        self.server = server
+        self.output = output
+        self.input = torture.folder / "requests.jsonl"
+        self.random = random.Random(torture.seed)
+        self.problems: list[str] = []
+        self._log = torture.folder / "output.log"
+        self._config = torture.folder / "config.yaml"
+        write_requests(self.input, torture.requests)
+        self._config.write_text(
+            "model_list:\n"
+            "  - model_name: fast\n"
+            "    litellm_params:\n"
+            f"      {{model: openai/fast, api_base: '{server.url}', api_key: none}}\n"
+            # A failure is to reach the file, and to be the only one of its request.
+            "router_settings: {num_retries: 0, disable_cooldowns: true}\n"
+        )
+
+    def command(self, *, retry_failed: bool = False) -> list[str]:
+        concurrency = self.torture.concurrency
+        if self.torture.light:
+            command = [sys.executable, __file__, "--light-run", self.server.url]
+            command += [str(self.input), str(self.output), str(concurrency)]
+            command += [self.torture.sabotage or "-"]
+        else:
+            command = [sys.executable, "-m", "parallel_core.cli", "run", str(self.input)]
+            command += ["-o", str(self.output), "--config", str(self._config)]
+            command += [f"--concurrency={concurrency}", "--grace=60", "--yes"]
+        return [*command, *(["--retry-failed"] if retry_failed else [])]
+
+    def start(self, *, retry_failed: bool = False) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "TMPDIR": str(self.torture.folder),
+        }
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                self.command(retry_failed=retry_failed),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.torture.folder,
+            )
+
+    def said(self) -> str:
+        """What the last process has said."""
+        return self._log.read_text(errors="replace")
+
+    def signal_at_a_moment(self, process: subprocess.Popen[bytes], number: int) -> bool:
+        """Send a signal when some more requests have been made; whether there was still a run."""
+        share = self.torture.requests // (self.torture.kills + 1)
+        wanted = self.server.accepted + self.random.randint(0, share)
+        manifest = self.output.with_suffix(".manifest.json")
+        _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self.random.uniform(0, 0.03))
+        hit = process.poll() is None
+        process.send_signal(number)
+        process.wait(PATIENCE)
+        return hit
+
+    def finish(self, *, retry_failed: bool = False) -> None:
+        """Run it again until it is done."""
+        for _round in range(_ROUNDS if retry_failed else 1):
+            process = self.start(retry_failed=retry_failed)
+            code = process.wait(PATIENCE)
+            if code == 0:
+                return
+            if code != 1:
+                break
+        self.problems.append(f"it ends with exit code {code}: {self.said()[-2000:]}")
+
+    def measured(self, scenario: str, *, kills: int, allowed: int, began: float) -> Measured:
+        if not kills:
+            self.problems.append("nothing was done to it: each run was too short")
+        return Measured(
+            scenario=scenario,
+            requests=self.torture.requests,
+            kills=kills,
+            accepted=self.server.accepted,
+            paid=self.server.paid,
+            allowed=allowed,
+            seconds=time.monotonic() - began,
+            problems=[*self.problems, *examine(self.output, self.torture.requests)],
+        )
+
+
+@contextlib.contextmanager
+def _bench(
+    torture: Torture, *, output: Path | None = None, faults: dict[str, float] | None = None
+) -> Generator[_Bench]:
+    settings = {"seed": torture.seed, "latency_median": torture.latency, "retry_after": 0.0}
+    server = _Server({**settings, **(faults or {})})
+    server.start()
+    try:
+        yield _Bench(torture, server, output or torture.folder / "answers.jsonl")
+    finally:
+        server.stop()
+
+
+def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait until something holds, or the process has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it never came to that")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+            return
+
+
+# --- what is done to it ---
+
+
+def killed(torture: Torture) -> Measured:
+    """SIGKILL, again and again."""
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        kills = 0
+        for _kill in range(torture.kills):
+            kills += bench.signal_at_a_moment(bench.start(), signal.SIGKILL)
+        bench.finish()
+        allowed = kills * (torture.concurrency + GROUP)
+        return bench.measured("killed", kills=kills, allowed=allowed, began=began)
+
+
+def terminated(torture: Torture) -> Measured:
+    """SIGTERM: nothing is cut off, so nothing is paid twice."""
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        kills = 0
+        for _kill in range(torture.kills):
+            process = bench.start()
+            kills += bench.signal_at_a_moment(process, signal.SIGTERM)
+            # While it starts, the signal may end it as it ends every program.
+            if process.returncode not in (0, 130, -signal.SIGTERM):
+                bench.problems.append(f"SIGTERM: exit code {process.returncode}: {bench.said()}")
+        bench.finish()
+        return bench.measured("terminated", kills=kills, allowed=0, began=began)
+
+
+def badly_served(torture: Torture) -> Measured:
+    """A fifth of the answers are failures, and it is killed; failed requests are sent again."""
+    began = time.monotonic()
+    faults = dict.fromkeys(("rate_limited", "server_error", "reset", "truncated"), 0.05)
+    with _bench(torture, faults=faults) as bench:
+        kills = 0
+        for kill in range(torture.kills):
+            process = bench.start(retry_failed=kill % 2 == 1)
+            kills += bench.signal_at_a_moment(process, signal.SIGKILL)
+        bench.finish(retry_failed=True)
+        if bench.server.counts()["failed"] < torture.requests // 10:
+            bench.problems.append("the server has failed too little")
+        allowed = kills * (torture.concurrency + GROUP)
+        return bench.measured("badly served", kills=kills, allowed=allowed, began=began)
+
+
+def restarted_server(torture: Torture) -> Measured:
+    """The server goes and comes back at the same address, while the run goes on."""
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        restarts = 0
+        process = bench.start()
+        share = torture.requests // (torture.kills + 1)
+        for _restart in range(torture.kills):
+            wanted = bench.server.accepted + bench.random.randint(1, share)
+            _until(lambda wanted=wanted: bench.server.accepted >= wanted, process)  # type: ignore[misc]
+            restarts += process.poll() is None
+            bench.server.restart()
+        if process.wait(PATIENCE) not in (0, 1):
+            bench.problems.append(f"exit code {process.returncode}: {bench.said()}")
+        bench.finish(retry_failed=True)
+        # Answers that were on their way to us when the connections were cut.
+        allowed = restarts * torture.concurrency
+        return bench.measured("restarted server", kills=restarts, allowed=allowed, began=began)
+
+
+def full_disk(torture: Torture) -> Measured:
+    """A file system that is full, then larger, and full once more. Needs to be root."""
+    began = time.monotonic()
+    folder = torture.folder / "disk"
+    output = folder / "answers.jsonl"
+    with small_file_system(folder) as resize, _bench(torture, output=output) as bench:
+        failures = 0
+        # Of an output of about 450 bytes a request, and statistics of another 150.
+        for size in (200, 200, 400):
+            resize(size * torture.requests)
+            failures += _run_out_of_disk(bench)
+        resize(64_000_000)
+        _finish_exactly(bench)
+        allowed = failures * torture.concurrency
+        return bench.measured("full disk", kills=failures, allowed=allowed, began=began)
+
+
+def file_too_large(torture: Torture) -> Measured:
+    """A limit of the size of files, as a quota: the rescue file still has room."""
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        failures = 0
+        for limit in (100, 250):
+            failures += _run_out_of_disk(bench, limit * torture.requests)
+        _finish_exactly(bench)
+        allowed = failures * torture.concurrency
+        return bench.measured("file too large", kills=failures, allowed=allowed, began=began)
+
+
+def _rescued(bench: _Bench) -> list[Path]:
+    places = [*bench.output.parent.glob("*.rescue.jsonl")]
+    return places + [*bench.torture.folder.glob("*.rescue.jsonl")] * (
+        bench.output.parent != bench.torture.folder
+    )
+
+
+def _run_out_of_disk(bench: _Bench, file_size: int | None = None) -> bool:
+    """A run that cannot write all it has; whether it had begun."""
+    before = bench.server.accepted
+    known = set(_ids_in(bench.output))
+    known.update(custom_id for place in _rescued(bench) for custom_id in _ids_in(place))
+    process = bench.start()
+    if file_size is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_size, file_size))
+    code = process.wait(PATIENCE)
+    made = bench.server.accepted - before
+    said = " ".join(bench.said().split())
+    if code not in (_NOT_WRITTEN, 2) or (code == 2 and made):
+        bench.problems.append(f"a full disk: exit code {code}: {said}")
+    kept = set(_ids_in(bench.output))
+    for place in _rescued(bench):
+        kept.update(_ids_in(place))
+        if made and str(place) not in said:
+            bench.problems.append(f"{place.name} is not told: {said}")
+    if made and not _rescued(bench):
+        bench.problems.append(f"nothing was rescued: {said}")
+    if lost := known - kept:
+        bench.problems.append(f"{len(lost)} results that were there are lost")
+    if made > len(kept - known) + bench.torture.concurrency:
+        bench.problems.append(f"{made} calls, of which {len(kept - known)} are kept")
+    return made > 0
+
+
+def _finish_exactly(bench: _Bench) -> None:
+    """With room for all: what was rescued is not sent again."""
+    kept = set(_ids_in(bench.output))
+    kept.update(custom_id for place in _rescued(bench) for custom_id in _ids_in(place))
+    before = bench.server.accepted
+    bench.finish()
+    made = bench.server.accepted - before
+    if made != bench.torture.requests - len(kept):
+        bench.problems.append(f"{made} calls more, though {len(kept)} results were kept")
+    if left := _rescued(bench):
+        bench.problems.append(f"{left[0].name} is still there")
+
+
+class NotAllowedError(Exception):
+    """This user cannot mount a file system."""
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path) -> Generator[Callable[[int], None]]:
+    """A file system in memory, and what changes its size in bytes.
+
+    Raises NotAllowedError.
+    """
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        subprocess.run(command, capture_output=True, check=True)
+
+    try:
+        mount("size=64k")
+    except (OSError, subprocess.CalledProcessError):
+        raise NotAllowedError from None
+    try:
+        yield lambda size: mount(f"remount,size={size}")
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+SCENARIOS: dict[str, Callable[[Torture], Measured]] = {
+    "killed": killed,
+    "terminated": terminated,
+    "badly-served": badly_served,
+    "restarted-server": restarted_server,
+    "full-disk": full_disk,
+    "file-too-large": file_too_large,
+}
+
+
+# --- a run without litellm, in a process of its own ---
+
+
+class _HttpError(Exception):
+    def __init__(self, status_code: int, body: str) -> None:
+        super().__init__(body)
+        self.status_code = status_code
+
+
+async def _light_run(url: str, source: str, output: str, concurrency: int, *, retry: bool) -> int:
+    import aiohttp
+
+    from parallel_core.errors import JournalError
+    from parallel_core.run_file import RunStop, run_file
+
+    stop = RunStop()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.request)
+    async with aiohttp.ClientSession() as session:
+
+        async def call(*, model: str, messages: Any, extra_body: Any, **_: Any) -> Any:
+            body = {"model": model, "messages": messages, **extra_body}
+            async with session.post(f"{url}/chat/completions", json=body) as response:
+                if response.status != 200:
+                    raise _HttpError(response.status, await response.text())
+                return await response.json()
+
+        try:
+            summary = await run_file(
+                call,
+                source,
+                output,
+                concurrency=concurrency,
+                retry_failed=retry,
+                grace=60.0,
+                stop=stop,
+            )
+        except JournalError as error:
+            print(error, file=sys.stderr)
+            return _NOT_WRITTEN
+    if stop.requests and summary.unfinished:
+        return 130
+    return 0 if summary.ok else 1
+
+
+def _sabotage(how: str) -> None:
+    """Break a promise on purpose."""
+    from parallel_core import _journal_files, _journal_rescue, journal
+
+    if how == "forgets":
+        journal.Journal.is_finished = lambda self, custom_id: False  # type: ignore[method-assign]
+    elif how == "rescues-nothing":
+        _journal_rescue.Rescue.write = lambda self, blocks: None  # type: ignore[method-assign]
+    elif how == "writes-torn":
+        write = _journal_files.LockedFile.write
+        _journal_files.LockedFile.write = (  # type: ignore[method-assign]
+            lambda self, data: write(self, data.replace(b'"custom_id"', b'"custom_id', 1))
+        )
+
+
+def _light_main(arguments: Sequence[str]) -> int:
+    url, source, output, concurrency, sabotage, *options = arguments
+    _sabotage(sabotage)
+    retry = "--retry-failed" in options
+    return asyncio.run(_light_run(url, source, output, int(concurrency), retry=retry))
+
+
+# --- the command ---
+
+
+def _table(rows: list[Measured | str]) -> str:
+    head = ("scenario", "kills", "accepted", "paid", "paid twice", "allowed", "seconds", "")
+    lines: list[tuple[str, ...]] = [head]
+    for row in rows:
+        if isinstance(row, str):
+            lines.append((row, *[""] * 6, "skipped: mounting is not allowed"))
+            continue
+        numbers = (row.kills, row.accepted, row.paid, row.paid_twice, row.allowed)
+        verdict = "kept" if row.kept else "BROKEN"
+        lines.append((row.scenario, *map(str, numbers), f"{row.seconds:.1f}", verdict))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}  "
+        + "  ".join(f"{text:>{width}}" for text, width in zip(line[1:-1], widths[1:], strict=False))
+        + f"  {line[-1]}"
+        for line in lines
+    )
+
+
+def main() -> int:
+    """Torture, and tell."""
+    if sys.argv[1:2] == ["--light-run"]:
+        return _light_main(sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=3000, help="of each scenario")
+    parser.add_argument("--kills", type=int, default=10, help="of each scenario")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments and the faults")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="repeat for more")
+    parser.add_argument("--light", action="store_true", help="calls without litellm")
+    parser.add_argument("--smoke", action="store_true", help="does it run? half a minute of it")
+    options = parser.parse_args()
+    if options.smoke:
+        options.requests, options.kills = 300, 2
+        options.scenario = options.scenario or ["killed", "file-too-large"]
+    print(f"{options.requests} requests in each scenario, seed {options.seed}", flush=True)
+    rows: list[Measured | str] = []
+    for name in options.scenario or SCENARIOS:
+        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+            torture = Torture(
+                folder=Path(folder),
+                light=options.light,
+                requests=options.requests,
+                kills=options.kills,
+                seed=options.seed,
+                concurrency=options.concurrency,
+            )
+            try:
+                row = SCENARIOS[name](torture)
+            except NotAllowedError:
+                rows.append(name)
+                continue
+        rows.append(row)
+        print(f"{name}: {row.seconds:.1f} s", *row.problems[:20], sep="\n    ", flush=True)
+    print(_table(rows))
+    return 0 if all(isinstance(row, str) or row.kept for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
