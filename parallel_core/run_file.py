@@ -416,10 +416,11 @@ class _Run:
         """Bad lines are failures that need no call."""
         for problem in self._problems:
             custom_id = problem.custom_id or str(problem.line)
-            if not self._journal.is_finished(custom_id):
-                entry = JournalEntry(custom_id, problem_line(problem), ok=False)
-                await self._journal.append(entry)
-                self._errors[problem.code] += 1
+            if self._journal.is_finished(custom_id):
+                self._earlier += self._limit is not None  # else it is counted already
+                continue
+            await self._journal.append(JournalEntry(custom_id, problem_line(problem), ok=False))
+            self._errors[problem.code] += 1
         self._total += len(self._problems)
 
     def requests(self, source: InputFile) -> Iterator[RouterParallelRequest]:

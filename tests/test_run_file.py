@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -466,8 +466,10 @@ def test_bad_lines_are_refused_or_written_as_failures(host: Host, tmp_path: Path
         assert (summary.total, summary.succeeded, summary.failed) == (4, 2, 2)
         assert summary.ending == "complete"
         assert len(set(ids_of(output))) == 4
-        again = await run_file(provider, source, output, skip_invalid=True)
-        assert (again.earlier_failed, again.failed, again.succeeded) == (2, 0, 0)
+        for options in cast("list[dict[str, Any]]", [{}, {"limit": 2}]):
+            again = await run_file(provider, source, output, skip_invalid=True, **options)
+            assert (again.earlier_failed, again.failed, again.succeeded) == (2, 0, 0)
+            assert (again.ending, again.unfinished) == ("complete", 0)
 
     host.run(main)
     assert set(provider.calls.values()) == {1}
