@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ import typer
 
 from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
-from ._run_view import JsonView, RunView, TextView
+from ._run_view import JsonView, Painter, RunView, TextView
 from .batch_input import InputFile, InputFormat, InputSummary
 from .batch_output import Redactor
 from .control.budget import Budget
@@ -228,7 +231,7 @@ def command(
     """
     view: RunView = JsonView() if json else TextView()
     state = _State()
-    with contextlib.closing(view), _interruptible():
+    with contextlib.closing(view), _interruptible(), _only_our_words():
         try:
             code = _run(
                 view,
@@ -268,6 +271,9 @@ def command(
                 else "interrupted before anything was sent"
             )
             code = INTERRUPTED
+        if state.stuck:
+            # Python would wait for the stream to take what is in its buffer.
+            os._exit(code)
     raise typer.Exit(code)
 
 
@@ -344,11 +350,13 @@ class _State:
         begun: whether calls may have been made.
         declined: whether the user was asked and does not want to.
         interrupted: whether a signal came instead of an answer.
+        stuck: whether nobody takes what there is to show.
     """
 
     begun: bool = False
     declined: bool = False
     interrupted: bool = False
+    stuck: bool = False
 
 
 def _run(
@@ -403,6 +411,7 @@ def _run(
         assert output is not None
         ask = _Question(view, state, router, confirm_above)
         stop = RunStop()
+        painter = Painter(view)
 
         def start() -> Awaitable[RunSummary]:
             return run_file(
@@ -421,14 +430,15 @@ def _run(
                 stop=stop,
                 redactor=Redactor(router.secrets),
                 description=_described(router, checked),
-                on_open=ask.may_begin,
-                on_run_progress=view.progress,
+                may_send=ask.may_send,
+                on_open=ask.opened,
+                on_run_progress=painter.progress,
                 **controls,
             )
 
         try:
-            with asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
-                summary = runner.run(_in_good_order(start, stop, view))
+            with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
+                summary = runner.run(_in_good_order(start, stop, painter))
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT
@@ -441,7 +451,10 @@ def _run(
             view.error("nothing was sent")
             return BAD_INPUT
         interrupted = stop.requests > 0 and summary.unfinished > 0
-        view.summary(summary, None if summary.ok else _command_again(summary))
+        state.stuck = painter.stuck
+        if not state.stuck:
+            again = None if summary.ok else _command_again(summary, Redactor(router.secrets))
+            view.summary(summary, again)
         return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
 
 
@@ -460,16 +473,20 @@ class _Question:
         self._router = router
         self._confirm_above = confirm_above
 
-    def may_begin(self, opening: RunOpening) -> bool:
-        self._view.opened(opening)
+    def may_send(self, opening: RunOpening) -> bool:
+        """Before anything is changed."""
         if opening.left and self._router.kind != "demo":
             estimate = estimate_cost(self._router.router, opening.requests())
             self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
                 self._ask(f"Send {opening.left:,} requests?")
-        self._state.begun = not self._state.declined
-        return self._state.begun
+        return not self._state.declined
+
+    def opened(self, opening: RunOpening) -> None:
+        """Before the first call."""
+        self._state.begun = True
+        self._view.opened(opening)
 
     def _ask(self, question: str) -> None:
         def interrupt(*_: object) -> NoReturn:
@@ -488,6 +505,29 @@ def somebody_is_there() -> bool:
     streams: list[TextIO | None] = [sys.stdin, sys.stderr]
     # A stream that was closed when Python started is None.
     return all(stream is not None and stream.isatty() for stream in streams)
+
+
+@contextlib.contextmanager
+def _only_our_words() -> Generator[None]:
+    """What litellm logs, and what pydantic warns of, quotes prompts, answers and keys.
+
+    Who sets ``LITELLM_LOG`` wants to see it.
+    """
+    loggers = [
+        logging.getLogger(name)
+        for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "asyncio")
+    ]
+    silent = [logger for logger in loggers if not logger.disabled]
+    with warnings.catch_warnings():
+        if not os.environ.get("LITELLM_LOG"):
+            warnings.simplefilter("ignore")
+            for logger in silent:
+                logger.disabled = True
+        try:
+            yield
+        finally:
+            for logger in silent:
+                logger.disabled = False
 
 
 @contextlib.contextmanager
@@ -523,14 +563,14 @@ def _not_ignored() -> list[signal.Signals]:
 
 
 async def _in_good_order(
-    start: Callable[[], Awaitable[RunSummary]], stop: RunStop, view: RunView
+    start: Callable[[], Awaitable[RunSummary]], stop: RunStop, painter: Painter
 ) -> RunSummary:
     """A run that signals end, in two steps."""
 
     def on_signal(number: int) -> None:
         if not stop.requests:
             again = " (once more: at once)" if number == signal.SIGINT else ""
-            view.note(f"{signal.Signals(number).name}: no new calls{again}")
+            painter.note(f"{signal.Signals(number).name}: no new calls{again}")
         stop.request()
 
     with _signals_handled(on_signal):
@@ -557,12 +597,11 @@ def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
             signal.signal(number, before)
 
 
-def _command_again(summary: RunSummary) -> str:
+def _command_again(summary: RunSummary, redactor: Redactor) -> str:
     """The command that goes on with what is left, or with what has failed."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--force-new"]
-    only_failures = not summary.unfinished
-    if only_failures and "--retry-failed" not in arguments:
-        arguments.append("--retry-failed")
-    if not only_failures:
-        arguments = [argument for argument in arguments if argument != "--retry-failed"]
-    return shlex.join(["parallel-core", *arguments])
+    ours = ("--force-new", "--retry-failed")
+    arguments = [argument for argument in sys.argv[1:] if argument not in ours]
+    if not summary.unfinished:
+        arguments.insert(1, "--retry-failed")
+    # A password may be in an address.
+    return shlex.join(redactor.redact_secrets(text) for text in ("parallel-core", *arguments))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import threading
 import time
 from collections.abc import Generator
 from datetime import timedelta
@@ -12,7 +14,6 @@ from typing import Any, Protocol, TextIO
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from .run_file import RunOpening, RunProgress, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
 class RunView(Protocol):
@@ -63,20 +65,19 @@ class TextView:
     """For people: live where standard error is a terminal, else a line every few seconds."""
 
     def __init__(self, error: Console | None = None, output: Console | None = None) -> None:
-        self._console = Console(stderr=True, highlight=False) if error is None else error
-        self._output = Console(highlight=False, soft_wrap=True) if output is None else output
+        self._console = _console(stderr=True) if error is None else error
+        self._output = _console(stderr=False) if output is None else output
         self._live: Live | None = None
         self._told_at: float | None = None
 
     def note(self, text: str) -> None:
-        self._print(self._console, escape(text))
+        self._print(self._console, Text(text))
 
     def error(self, text: str) -> None:
-        self._print(self._console, f"[red]{escape(text)}[/red]")
+        self._print(self._console, Text(text, style="red"))
 
     def problem(self, problem: InputProblem) -> None:
-        text = f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
-        self._print(self._console, escape(text))
+        self.note(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
 
     def checked(self, summary: InputSummary) -> None:
         models = ", ".join(f"{model} {count:,}" for model, count in summary.models.items())
@@ -112,20 +113,20 @@ class TextView:
         if due or progress.finished:
             self._told_at = now
             clock = time.strftime("%H:%M:%S")
-            self._print(self._console, escape(f"{clock} {describe_progress(progress)}"))
+            self.note(f"{clock} {describe_progress(progress)}")
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()
         for name, text in _rows_of(summary):
-            self._print(self._output, f"[bold]{name:<14}[/bold]{escape(text)}")
+            self._print(self._output, Text.assemble((f"{name:<14}", "bold"), text))
         if resume is not None:
-            self._print(self._output, f"to go on: {escape(resume)}")
+            self._print(self._output, Text(f"to go on: {resume}"))
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
         with contextlib.ExitStack() as stack:
             if self._console.is_terminal:
-                stack.enter_context(self._console.status(escape(what)))
+                stack.enter_context(self._console.status(Text(what)))
             yield
 
     def close(self) -> None:
@@ -134,7 +135,7 @@ class TextView:
             with _as_far_as_it_is_seen():
                 live.stop()
 
-    def _print(self, console: Console, what: str) -> None:
+    def _print(self, console: Console, what: Text) -> None:
         with _as_far_as_it_is_seen():
             # A line for a log stays a line, however narrow that is.
             console.print(what, soft_wrap=not console.is_terminal)
@@ -193,6 +194,77 @@ class JsonView:
         line = msgspec.json.encode({"event": event, **fields}).decode()
         with _as_far_as_it_is_seen():
             print(line, file=self._stream, flush=True)
+
+
+class Painter:
+    """Shows a run from a thread of its own.
+
+    A terminal that is stopped, or a pipe that is full and that nobody reads, holds up this thread,
+    and neither the calls nor the signals that are to end them. Of the progress, what is shown is
+    the latest.
+
+    Attributes:
+        stuck: whether, at the end, the thread could not get rid of what there was to show.
+    """
+
+    def __init__(self, view: RunView) -> None:
+        self.stuck = False
+        self._view = view
+        self._changed = threading.Condition()
+        self._notes: list[str] = []
+        self._progress: RunProgress | None = None
+        self._thread = threading.Thread(target=self._paint, name="run view", daemon=True)
+        self._ended = False
+
+    def note(self, text: str) -> None:
+        with self._changed:
+            self._notes.append(text)
+            self._changed.notify()
+
+    def progress(self, progress: RunProgress) -> None:
+        with self._changed:
+            self._progress = progress
+            self._changed.notify()
+
+    def __enter__(self) -> Painter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join(_PATIENCE)
+        self.stuck = self._thread.is_alive()
+
+    def _paint(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._notes or self._progress or self._ended)
+                notes, self._notes = self._notes, []
+                progress, self._progress = self._progress, None
+                if not notes and progress is None:
+                    return
+            for note in notes:
+                self._view.note(note)
+            if progress is not None:
+                self._view.progress(progress)
+
+
+class _Console(Console):
+    """A console whose reader may go away: rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What is in its buffer would fail once more when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+
+
+def _console(*, stderr: bool) -> Console:
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stderr)
 
 
 @contextlib.contextmanager

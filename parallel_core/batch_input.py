@@ -115,6 +115,11 @@ class InputFile:
             raise self._named(error) from None
 
     @property
+    def path(self) -> Path:
+        """The file; ``-`` is standard input."""
+        return self._path
+
+    @property
     def format(self) -> str:
         """``jsonl``, ``csv`` or ``text``."""
         return self._reader.format

@@ -26,6 +26,7 @@ __all__ = [
     "parse_output_line",
     "problem_line",
     "result_line",
+    "unwritable_line",
 ]
 
 _NO_ANSWER = Failure(
@@ -69,6 +70,13 @@ def problem_line(problem: InputProblem) -> bytes:
     message = f"line {problem.line}: {problem.message}; {problem.hint}"
     error = {"code": problem.code, "message": message}
     return _line(problem.custom_id or str(problem.line), None, error)
+
+
+def unwritable_line(custom_id: str, error: Exception) -> bytes:
+    """The line of a request whose result cannot be written down: its answer, or its error, is
+    nested too deep, or is an object that raises when it is looked at."""
+    message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
+    return _line(custom_id, None, {"code": "invalid_response", "message": message})
 
 
 def has_answer(result: RouterParallelResult) -> bool:

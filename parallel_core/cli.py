@@ -12,7 +12,16 @@ from typing import Annotated
 
 import typer
 
+import parallel_core
+
 from . import _doctor_command, _run_command, demo_server, report
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parallel-core {parallel_core.__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="parallel-core",
@@ -25,6 +34,16 @@ app.command("run")(_run_command.command)
 app.command("report")(report.command)
 app.command("doctor")(_doctor_command.command)
 app.command("demo-server")(demo_server.command)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Send many LLM requests at once through a litellm Router."""
 
 
 @app.command()
@@ -54,7 +73,10 @@ def _example_requests() -> Traversable:
 
 def main() -> None:
     """Run the command line. The entry point of the console script."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # while it starts, or while it ends
+        sys.exit(130)
 
 
 if __name__ == "__main__":

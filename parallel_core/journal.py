@@ -126,6 +126,10 @@ class Journal:
         """Whether the request was finished when the journal was opened."""
         return custom_id in self._ids
 
+    def has_answer(self, custom_id: str) -> bool:
+        """Whether the request was finished, and not by a failure, when the journal was opened."""
+        return id_digest(custom_id) in self._ids.succeeded
+
     async def append(self, entry: JournalEntry) -> None:
         """Hand a result over; it is on disk when ``succeeded`` and ``failed`` count it.
 

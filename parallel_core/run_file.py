@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import heapq
 import itertools
 import time
 from collections import Counter
@@ -23,7 +24,14 @@ import trio
 
 from ._handle import ParallelBatch
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
-from .batch_output import Redactor, call_statistics, has_answer, problem_line, result_line
+from .batch_output import (
+    Redactor,
+    call_statistics,
+    has_answer,
+    problem_line,
+    result_line,
+    unwritable_line,
+)
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
 from .control.adaptive import LimitChange
@@ -40,7 +48,7 @@ from .errors import (
 from .journal import Journal, JournalEntry, JournalOpening
 from .progress import Progress
 from .router_call import unknown_models
-from .run_statistics import LimitStatistics, RunPaths, statistics_line
+from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, RouterParallelResult, SupportsAcompletion, Usage
 
@@ -96,12 +104,12 @@ class RunProgress(msgspec.Struct, frozen=True):
 
 
 class RunOpening(NamedTuple):
-    """What a run finds before its first call.
+    """What a run finds, and has to do, before its first call.
 
     Attributes:
         total: requests of the file that the run is to bring to an end.
         left: those that have not come to one in earlier runs.
-        journal: what was found in the output.
+        journal: what was found in the output, and what has become of it.
         requests: gives those that are left, once more each time it is called.
     """
 
@@ -189,7 +197,8 @@ async def run_file(
     stop: RunStop | None = None,
     redactor: Redactor | None = None,
     description: Mapping[str, str | int | float | bool | None] | None = None,
-    on_open: Callable[[RunOpening], bool] | None = None,
+    may_send: Callable[[RunOpening], bool] | None = None,
+    on_open: Callable[[RunOpening], object] | None = None,
     on_run_progress: Callable[[RunProgress], object] | None = None,
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
@@ -216,8 +225,9 @@ async def run_file(
         redactor: hides secrets in what is written; None: one that knows what keys look like.
         description: of what the answers depend on beside the file, the Router above all; a run with
             another one is not mixed into this output. No keys: it is kept in the manifest.
-        on_open: called before the first call, with what was found. If it gives False nothing is
-            sent.
+        may_send: called with what there is to do, before anything is changed on disk that would
+            not have to be. If it gives False, nothing is.
+        on_open: called before the first call, with what was found.
         on_run_progress: called with a :class:`RunProgress` at most ten times a second, and at the
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
@@ -252,6 +262,7 @@ async def run_file(
         if summary.problems and not skip_invalid:
             raise InputFileError(describe_problems(summary.problems))
         paths = RunPaths.of(output, error_file)
+        _check_paths(opened, paths)
         await _in_thread(
             functools.partial(check_requests, router, opened, summary, controls, limit)
         )
@@ -259,6 +270,13 @@ async def run_file(
             "input": summary.fingerprint,
             **(description or {}),
         }
+        scope = _Scope(opened, summary, limit, with_problems=skip_invalid)
+        if may_send is not None and (retry_failed or force_new):
+            # These change what is there.
+            looked = await _looked(None if force_new else (paths, manifest), scope)
+            if not may_send(looked):
+                return _declined(looked, paths)
+            may_send = None
         stopping = Stopping()
         in_this_loop = _caller_from_other_threads()
         journal = await _in_thread(
@@ -273,9 +291,8 @@ async def run_file(
         )
         run = _Run(
             journal,
-            summary,
+            scope,
             stopping,
-            limit=limit,
             fail_fast=fail_fast,
             grace=grace,
             redactor=Redactor(()) if redactor is None else redactor,
@@ -286,15 +303,15 @@ async def run_file(
             on_progress=on_run_progress,
         )
         try:
-            if limit is not None:
-                await _in_thread(functools.partial(run.count_earlier, opened))
-            if skip_invalid:
-                await run.write_problems()
-            if on_open is not None and not on_open(run.opening(opened)):
-                return run.summary(paths)
+            await _in_thread(run.count_earlier)
+            if may_send is not None and not may_send(run.opening()):
+                return _declined(run.opening(), paths)
+            await run.write_problems()
+            if on_open is not None:
+                on_open(run.opening())
             batch = stoppable_completions(
                 router,
-                run.requests(opened),
+                run.requests(),
                 concurrency=concurrency,
                 router_host=router_host,
                 controls=run.watched(controls),
@@ -302,8 +319,7 @@ async def run_file(
             )
             await run.to_the_end(batch, stop)
             if order == "input" and run.is_complete:
-                ids = (request.custom_id for request in opened.requests())
-                await _in_thread(functools.partial(journal.rewrite_in_order, ids))
+                await _in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
         finally:
             await journal.aclose()
         return run.summary(paths)
@@ -357,16 +373,101 @@ def check_requests(
         budget.check(meter, summary.models, (request.request for request in requests))
 
 
+def _check_paths(source: InputFile, paths: RunPaths) -> None:
+    """Refuse to write to what is read.
+
+    Raises:
+        InputFileError: one of the files of the run is its input.
+    """
+    for path in (paths.output, paths.errors, paths.statistics, paths.manifest, paths.rescue):
+        if path is not None and _are_the_same(path, source.path):
+            raise InputFileError(
+                f"{path} is the input, and the run would write to it: give another output, or "
+                "another name to the input"
+            )
+
+
+def _are_the_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+class _Scope:
+    """What of the input a run is to bring to an end."""
+
+    def __init__(
+        self, source: InputFile, summary: InputSummary, limit: int | None, *, with_problems: bool
+    ) -> None:
+        self.limit = limit
+        self.problems = summary.problems if with_problems else []
+        self._source = source
+        self.total = summary.requests if limit is None else min(limit, summary.requests)
+        self.total += len(self.problems)
+
+    def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
+        """Those that are to be sent, and are not finished."""
+        if self.limit is None:
+            return self._source.requests() if finished is None else self._source.requests(finished)
+        first = itertools.islice(self._source.requests(), self.limit)
+        return (request for request in first if finished is None or not finished(request.custom_id))
+
+    def ids(self) -> Iterator[str]:
+        """The names in the output, in the order of the input."""
+        requests = ((request.line, request.custom_id) for request in self._source.requests())
+        problems = ((problem.line, _id_of(problem)) for problem in self.problems)
+        return (custom_id for _, custom_id in heapq.merge(requests, problems))
+
+
+def _id_of(problem: InputProblem) -> str:
+    return problem.custom_id or str(problem.line)
+
+
+async def _looked(
+    journal_of: tuple[RunPaths, Mapping[str, Any]] | None, scope: _Scope
+) -> RunOpening:
+    """What there will be to do when failures are sent again; or all, where that begins anew."""
+    if journal_of is None:
+
+        def all_of_them() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests())
+
+        return RunOpening(scope.total, scope.total, JournalOpening(), all_of_them)
+    journal = await _in_thread(functools.partial(Journal.open, *journal_of))
+    async with journal:
+
+        def without_answer() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests(journal.has_answer))
+
+        left = await _in_thread(lambda: sum(1 for _ in without_answer()))
+        return RunOpening(scope.total, left, journal.opening, without_answer)
+
+
+def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
+    found = opening.journal
+    return RunSummary(
+        ending="stopped",
+        total=opening.total,
+        earlier_succeeded=found.succeeded,
+        earlier_failed=found.failed,
+        succeeded=0,
+        failed=0,
+        errors={},
+        unfinished=opening.left,
+        cut_off=0,
+        usage=Usage(),
+        elapsed=0.0,
+        paths=paths,
+    )
+
+
 class _Run:
     """One run: from the source into the batch, from the batch into the journal."""
 
     def __init__(
         self,
         journal: Journal,
-        summary: InputSummary,
+        scope: _Scope,
         stopping: Stopping,
         *,
-        limit: int | None,
         fail_fast: bool,
         grace: float,
         redactor: Redactor,
@@ -375,19 +476,19 @@ class _Run:
     ) -> None:
         self.stopping = stopping
         self._journal = journal
-        self._limit = limit
+        self._scope = scope
         self._fail_fast = fail_fast
         self._grace = grace
         self._redactor = redactor
         self._meter = meter
         self._on_progress = on_progress
-        self._problems = summary.problems
         self._ids: dict[int, str] = {}  # of the requests that have been drawn, by index
-        self._total = summary.requests if limit is None else min(limit, summary.requests)
+        # What is on disk is this run's as far as it is more.
+        self._ok_before = journal.succeeded
+        self._failed_before = journal.failed
+        # Of those that are to be brought to an end now: with a limit, others may be finished too.
         self._earlier_ok = journal.succeeded
         self._earlier_failed = journal.failed
-        # Of those that are to be brought to an end now: with a limit, others may be finished too.
-        self._earlier = self._earlier_ok + self._earlier_failed
         self._failed_first = False
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
         self._errors = Counter[str]()
@@ -401,41 +502,41 @@ class _Run:
 
     # --- into the batch ---
 
-    def opening(self, source: InputFile) -> RunOpening:
+    def count_earlier(self) -> None:
+        """How many of those that are to be brought to an end are finished."""
+        if self._scope.limit is None:
+            return
+        names = [request.custom_id for request in self._scope.requests()]
+        names += map(_id_of, self._scope.problems)
+        finished = [name for name in names if self._journal.is_finished(name)]
+        self._earlier_ok = sum(map(self._journal.has_answer, finished))
+        self._earlier_failed = len(finished) - self._earlier_ok
+
+    def opening(self) -> RunOpening:
+        """What there is to do."""
+
         def requests() -> Iterator[RouterParallelRequest]:
-            return (request.request for request in self._unfinished(source))
+            unfinished = self._scope.requests(self._journal.is_finished)
+            return (request.request for request in unfinished)
 
-        return RunOpening(self._total, self._total - self._done, self._journal.opening, requests)
-
-    def count_earlier(self, source: InputFile) -> None:
-        """How many of the first ones are finished."""
-        first = itertools.islice(source.requests(), self._limit)
-        self._earlier = sum(self._journal.is_finished(request.custom_id) for request in first)
+        total = self._scope.total
+        return RunOpening(total, total - self._done, self._journal.opening, requests)
 
     async def write_problems(self) -> None:
         """Bad lines are failures that need no call."""
-        for problem in self._problems:
-            custom_id = problem.custom_id or str(problem.line)
-            if self._journal.is_finished(custom_id):
-                self._earlier += self._limit is not None  # else it is counted already
-                continue
-            await self._journal.append(JournalEntry(custom_id, problem_line(problem), ok=False))
-            self._errors[problem.code] += 1
-        self._total += len(self._problems)
+        for problem in self._scope.problems:
+            custom_id = _id_of(problem)
+            if not self._journal.is_finished(custom_id):
+                line = problem_line(problem)
+                await self._journal.append(JournalEntry(custom_id, line, ok=False))
+                self._errors[problem.code] += 1
 
-    def requests(self, source: InputFile) -> Iterator[RouterParallelRequest]:
+    def requests(self) -> Iterator[RouterParallelRequest]:
         """What is to be sent."""
-        for index, request in enumerate(self._unfinished(source)):
+        unfinished = self._scope.requests(self._journal.is_finished)
+        for index, request in enumerate(unfinished):
             self._ids[index] = request.custom_id
             yield request.request
-
-    def _unfinished(self, source: InputFile) -> Iterator[InputRequest]:
-        if self._limit is None:
-            yield from source.requests(self._journal.is_finished)
-            return
-        for request in itertools.islice(source.requests(), self._limit):
-            if not self._journal.is_finished(request.custom_id):
-                yield request
 
     def watched(self, controls: Controls) -> Controls:
         """The controls, with our progress among them."""
@@ -511,29 +612,38 @@ class _Run:
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
             return
-        usage = result.usage
-        if usage is None and result.response is not None:
-            usage = self._meter.usage_of(result.request, result.response)
-        statistics = call_statistics(custom_id, result, usage)
-        if error is not None:
-            self._last_error = type(error).__name__
+        entry = self._entry(custom_id, result)
+        if not entry.ok:
+            self._last_error = "NoAnswerError" if error is None else type(error).__name__
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True
                 self.stopping.stop(self._grace)
         try:
-            await self._journal.append(
-                JournalEntry(
-                    custom_id,
-                    result_line(custom_id, result, self._redactor),
-                    has_answer(result),
-                    statistics_line(statistics),
-                )
-            )
+            await self._journal.append(entry)
         except JournalError as failure:
             # The journal keeps what comes still; nothing more is paid for.
             self._failure = failure
             self.stopping.cancel()
+
+    def _entry(self, custom_id: str, result: RouterParallelResult) -> JournalEntry:
+        try:
+            usage = result.usage
+            if usage is None and result.response is not None:
+                usage = self._meter.usage_of(result.request, result.response)
+            statistics = call_statistics(custom_id, result, usage)
+            line, ok = result_line(custom_id, result, self._redactor), has_answer(result)
+        except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
+            statistics = CallStatistics(
+                custom_id=custom_id,
+                model=result.request.model,
+                started_at=result.started_at,
+                duration=result.duration,
+                ok=False,
+                error=type(error).__name__,
+            )
+            line, ok = unwritable_line(custom_id, error), False
+        return JournalEntry(custom_id, line, ok, statistics_line(statistics))
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
         for change in itertools.islice(changes, self._changes, None):
@@ -550,19 +660,19 @@ class _Run:
     @property
     def is_complete(self) -> bool:
         """Whether every request has come to an end."""
-        return self._done == self._total
+        return self._done == self._scope.total
 
     @property
     def _done(self) -> int:
-        return self._earlier + self._succeeded + self._failed
+        return self._earlier_ok + self._earlier_failed + self._succeeded + self._failed
 
     @property
     def _succeeded(self) -> int:
-        return self._journal.succeeded - self._earlier_ok
+        return self._journal.succeeded - self._ok_before
 
     @property
     def _failed(self) -> int:
-        return self._journal.failed - self._earlier_failed
+        return self._journal.failed - self._failed_before
 
     def _tell(self, progress: Progress) -> None:
         self._last_progress = progress
@@ -574,11 +684,11 @@ class _Run:
             self._on_progress(self._snapshot(self._last_progress, finished=True))
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
-        left = self._total - self._done
+        left = self._scope.total - self._done
         eta = left / progress.rate if progress.rate > 0 else None
         return RunProgress(
-            total=self._total,
-            earlier=self._earlier,
+            total=self._scope.total,
+            earlier=self._earlier_ok + self._earlier_failed,
             succeeded=self._succeeded,
             failed=self._failed,
             in_flight=0 if finished else progress.in_flight,
@@ -596,13 +706,13 @@ class _Run:
     def summary(self, paths: RunPaths) -> RunSummary:
         return RunSummary(
             ending=self._ending(),
-            total=self._total,
+            total=self._scope.total,
             earlier_succeeded=self._earlier_ok,
             earlier_failed=self._earlier_failed,
             succeeded=self._succeeded,
             failed=self._failed,
             errors=dict(self._errors.most_common()),
-            unfinished=self._total - self._done,
+            unfinished=self._scope.total - self._done,
             cut_off=self.stopping.cut_off,
             usage=self._usage,
             elapsed=self._elapsed,
@@ -614,9 +724,9 @@ class _Run:
             return "complete"
         if self._failed_first:
             return "failure"
-        if self.stopping.stopped:
-            return "stopped"
-        return "deadline" if self._seen[BatchDeadlineError] else "budget"
+        if self._seen[BatchDeadlineError]:
+            return "deadline"
+        return "budget" if self._seen[BudgetExceededError] else "stopped"
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
