@@ -522,10 +522,9 @@ def test_what_is_told_as_done_is_on_disk(host: Host, tmp_path: Path) -> None:
         lines = output.read_text().count("\n")
         assert progress.done <= lines
 
-    def on_open(opening: RunOpening) -> bool:
+    def on_open(opening: RunOpening) -> None:
         openings.append(opening)
         assert len(list(opening.requests())) == opening.left
-        return True
 
     async def behave(number: int) -> None:
         await anyio.sleep(0.001)
@@ -544,18 +543,135 @@ def test_what_is_told_as_done_is_on_disk(host: Host, tmp_path: Path) -> None:
     host.run(main)
 
 
-def test_a_run_that_is_not_wanted_sends_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [None, "retry_failed", "force_new"])
+def test_a_run_that_is_not_wanted_changes_nothing(tmp_path: Path, option: str | None) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
-    provider = Provider()
+    output = tmp_path / "out.jsonl"
+    plans: list[RunOpening] = []
+    options: dict[str, Any] = {} if option is None else {option: True}
+
+    async def behave(number: int) -> None:
+        if number == 3:
+            raise ValueError("no")
+
+    provider = Provider(behave)
+
+    def refuse(opening: RunOpening) -> bool:
+        plans.append(opening)
+        return False
 
     async def main() -> None:
-        summary = await run_file(
-            provider, source, tmp_path / "out.jsonl", on_open=lambda opening: False
-        )
-        assert summary.unfinished == 5
+        await run_file(provider, source, output, limit=4)
+        before = output.read_bytes()
+        summary = await run_file(provider, source, output, may_send=refuse, **options)
+        left = left_of(option)
+        assert [(plan.total, plan.left) for plan in plans] == [(5, left)]
+        assert (summary.ending, summary.unfinished) == ("stopped", left)
+        assert output.read_bytes() == before
+        assert sorted(path.name for path in tmp_path.glob("out*")) == [
+            "out.jsonl",
+            "out.manifest.json",
+            "out.statistics.jsonl",
+        ]
+        await run_file(provider, source, output, may_send=lambda _: True, **options)
+        assert len(set(ids_of(output))) == len(ids_of(output)) == 5
+
+    TWO_WORLDS[1].run(main)
+    assert sum(provider.calls.values()) == 4 + left_of(option)
+
+
+def left_of(option: str | None) -> int:
+    return {None: 1, "retry_failed": 2, "force_new": 5}[option]
+
+
+def test_one_strange_answer_is_a_failure_of_its_own(host: Host, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(20)])
+    output = tmp_path / "out.jsonl"
+    deep: Any = "deep"
+    for _ in range(3000):
+        deep = [deep]
+
+    class Hostile:
+        def model_dump(self, **_: Any) -> Any:
+            raise LookupError("hostile")
+
+    class HostileError(Exception):
+        def __init__(self) -> None:
+            super().__init__()
+            self.status_code = 400
+            self.body = {"error": deep}
+
+    async def answer(*, model: str, messages: Any, **_: Any) -> Any:
+        number = int(messages[0]["content"])
+        if number == 3:
+            return {**answer_of("3"), "deep": deep}
+        if number == 7:
+            return Hostile()
+        if number == 11:
+            raise HostileError
+        return answer_of(str(number))
+
+    async def main() -> None:
+        summary = await run_file(answer, source, output, concurrency=4)
+        assert (summary.ending, summary.succeeded, summary.failed) == ("complete", 17, 3)
+        failed = {entry["custom_id"]: entry["error"] for entry in lines_of(output)}
+        assert {name for name, error in failed.items() if error} >= {"id-3", "id-7"}
+        assert failed["id-3"]["code"] == failed["id-7"]["code"] == "invalid_response"
+
+    host.run(main)
+
+
+def test_the_input_is_never_written_to(tmp_path: Path) -> None:
+    provider = Provider()
+
+    async def refused(source: str, output: str, **options: Any) -> None:
+        path = write_lines(tmp_path / source, [line(0)])
+        before = path.read_bytes()
+        with pytest.raises(InputFileError, match="is the input"):
+            await run_file(provider, path, tmp_path / output, force_new=True, **options)
+        assert path.read_bytes() == before
+
+    async def main() -> None:
+        await refused("a.jsonl", "a.jsonl")
+        await refused("b.jsonl", "x.jsonl", error_file=tmp_path / "b.jsonl")
+        await refused("c.statistics.jsonl", "c.jsonl")
+        (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
+        await refused("a.jsonl", "link.jsonl")
 
     TWO_WORLDS[1].run(main)
     assert not provider.calls
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_bad_lines_are_sorted_in_their_place(tmp_path: Path) -> None:
+    lines = [line(0), {"custom_id": "bad"}, line(2), line(0)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        await run_file(Provider(), source, output, skip_invalid=True, order="input")
+        assert [name.partition("#")[0] for name in ids_of(output)] == [
+            "id-0", "bad", "id-2", "id-0",
+        ]  # fmt: skip
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_a_trial_does_not_count_what_is_beyond_it(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(6)])
+
+    async def behave(number: int) -> None:
+        if number == 5:
+            raise ValueError("no")
+
+    async def main() -> None:
+        output = tmp_path / "out.jsonl"
+        assert (await run_file(Provider(behave), source, output)).failed == 1
+        trial = await run_file(Provider(behave), source, output, limit=3)
+        assert trial.ok
+        assert (trial.total, trial.earlier_succeeded, trial.earlier_failed) == (3, 3, 0)
+
+    TWO_WORLDS[1].run(main)
 
 
 def test_an_error_of_the_view_ends_the_run_and_loses_nothing(host: Host, tmp_path: Path) -> None:
