@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.server
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,7 +359,7 @@ def test_json_tells_all(bench: Bench) -> None:
     assert summary.keys() >= {field.name for field in msgspec.structs.fields(RunSummary)}
     assert (summary["succeeded"], summary["failed"], summary["unfinished"]) == (2, 1, 0)
     assert summary["paths"]["output"] == "out.jsonl"
-    assert summary["resume"].endswith("--retry-failed")
+    assert summary["resume"].startswith("parallel-core run --retry-failed in.jsonl ")
     assert summary["errors"] == {"InternalServerError": 1}
 
 
@@ -474,12 +476,14 @@ def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
         ("folder", "is a folder: give the name of a file"),
         ("nowhere/out.jsonl", "there is no folder"),
         ("/dev/null", "is a pipe, a device or a socket"),
-        ("in.jsonl", "is not empty"),
+        ("other.jsonl", "is not empty"),
+        ("in.jsonl", "is the input"),
     ],
 )
 def test_an_output_that_cannot_be_used_is_told(bench: Bench, output: str, says: str) -> None:
     bench.path("folder").mkdir()
     bench.write({})
+    bench.write({}, name="other.jsonl")
     before = bench.path("in.jsonl").read_bytes()
     done = bench.run("in.jsonl", "-o", output)
     assert done.code == 2
@@ -671,6 +675,70 @@ def test_nobody_reads_its_output_and_it_goes_on_all_the_same(bench: Bench) -> No
     assert json.loads(first)["event"] == "checked"
     assert said == ""
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_reader_that_goes_away_in_the_middle_ends_nothing(bench: Bench, words: list[str]) -> None:
+    bench.write(*[{"latency": 0.3}] * 5)
+    reads, writes = os.pipe()
+    options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--concurrency=1", *words]
+    command = [sys.executable, "-m", "parallel_core.cli", "run", *options]
+    with subprocess.Popen(command, cwd=bench.folder, stdout=writes, stderr=writes) as run:
+        os.close(writes)
+        bench.server.wait_in_flight(1, 30)
+        os.close(reads)
+        assert run.wait(60) == 0
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
+    assert bench.accepted == 5
+
+
+def test_a_reader_that_reads_no_more_holds_up_neither_calls_nor_signals(bench: Bench) -> None:
+    bench.write(*[{"latency": 0.05}] * 60, HANGS)
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)  # ten snapshots fill it
+    options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--concurrency=1", "--json"]
+    command = [sys.executable, "-m", "parallel_core.cli", "run", *options, "--grace=0"]
+    with subprocess.Popen(command, cwd=bench.folder, stdout=writes) as run:
+        os.close(writes)
+        deadline = time.monotonic() + 60
+        while bench.accepted < 61:
+            assert time.monotonic() < deadline, "calls wait for the reader"
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(30) == 130
+    os.close(reads)
+    assert sorted(bench.ids()) == sorted(ids(*range(60)))
+
+
+def test_a_password_in_an_address_is_not_told_again(bench: Bench) -> None:
+    bench.write(FAILS)
+    address = bench.server.url.replace("//", "//user:PASSWORD-xyz@")
+    done = bench.run(
+        *("in.jsonl", "-o", "out.jsonl", "--model=fast", "--api-base", address), router=False
+    )
+    assert done.code == 1
+    assert "to go on: parallel-core run --retry-failed in.jsonl" in done.said
+    assert "PASSWORD-xyz" not in done.said
+
+
+def test_what_litellm_logs_is_not_shown(bench: Bench) -> None:
+    bench.write(FAILS)
+    fallbacks = "num_retries: 0, fallbacks: [{fast: [fast]}]"
+    bench.config("", fallbacks)
+    done = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert done.code == 1
+    assert "LiteLLM" not in done.said
+    assert "fallback" not in done.said
+
+
+def test_the_command_to_go_on_minds_arguments_after_two_dashes(bench: Bench) -> None:
+    bench.write(FAILS, name="-a :heart: x.jsonl")
+    done = bench.run("-o", "out [b].jsonl", "--config=config.yaml", "--", "-a :heart: x.jsonl",
+                     router=False)  # fmt: skip
+    assert done.code == 1
+    again = bench.go_on(done.stdout)
+    assert again.code == 1
+    assert bench.accepted == 2
 
 
 def test_it_needs_no_standard_error(bench: Bench) -> None:
