@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import anyio.to_thread
@@ -62,7 +62,7 @@ class StreamReading:
         Raises:
             StreamInterruptedError: what has come is no answer.
         """
-        if not self.chunks:
+        if not self._has_answer():
             raise await self.interrupted()
         told = self._last_told() is not None
         estimate = None if told else await self._estimate(at_once=False)
@@ -94,16 +94,25 @@ class StreamReading:
                 usage = None
         return StreamedResponse(response, usage, self.time_to_first_chunk)
 
+    def _has_answer(self) -> bool:
+        # litellm ends every stream with a chunk of its own, also one that has had none.
+        invented = self._really_came() == [] and not any(map(_has_written, self.chunks))
+        return bool(self.chunks) and not invented
+
     def _build(self) -> Any:
         import litellm
 
-        build = cast("Any", litellm).stream_chunk_builder
+        build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
         by_choice = _split(self.chunks)
-        response = build(by_choice.pop(0, self.chunks), messages=messages)
+        chunks = by_choice.pop(0, self.chunks)
+        response: Any = build(chunks, messages=messages)
+        if response is not None and response.choices:
+            _add_logprobs(response.choices[0], chunks)
         # litellm would make one choice of all.
         for index, chunks in sorted(by_choice.items()):
             choice = build(chunks, messages=messages).choices[0]
+            _add_logprobs(choice, chunks)
             choice.index = index
             response.choices.append(choice)
         return response
@@ -129,7 +138,7 @@ class StreamReading:
         if told is not None and isinstance(self._meter, RouterMeter):
             reported, after = told
             more = 0
-            if any(True for chunk in after for _ in _written(chunk)):
+            if any(map(_has_written, after)):
                 more = 0 if estimate is None else estimate.completion_tokens
             estimate = self._meter.usage_told(self.request, reported, more)
         self.chunks.clear()  # the error keeps this object, in the frames of its traceback
@@ -140,8 +149,7 @@ class StreamReading:
         # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
         # really came is in the stream's own list; but not where another model has answered in the
         # place of the first one, whose list it is: then it has to be believed.
-        came: Any = getattr(getattr(self._stream, "response", self._stream), "chunks", None)
-        own: list[Any] = came if isinstance(came, list) else []  # pyright: ignore[reportUnknownVariableType]
+        own = self._really_came() or []
         last = getattr(self.chunks[-1], "id", None)
         is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
         chunks = own if is_its_own else self.chunks
@@ -153,6 +161,11 @@ class StreamReading:
             if any(told):
                 return usage, chunks[position + 1 :]
         return None
+
+    def _really_came(self) -> list[Any] | None:
+        """The chunks that litellm itself has had; None where that cannot be told."""
+        came: Any = getattr(getattr(self._stream, "response", self._stream), "chunks", None)
+        return came if isinstance(came, list) else None  # pyright: ignore[reportUnknownVariableType]
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
         if isinstance(self._meter, ItemMeter):
@@ -198,6 +211,23 @@ def _written(chunk: Any) -> Iterator[str]:
             function: Any = getattr(call, "function", None)
             fields += [getattr(function, "name", None), getattr(function, "arguments", None)]
         yield from (field for field in fields if isinstance(field, str) and field)
+
+
+def _has_written(chunk: Any) -> bool:
+    return any(True for _ in _written(chunk))
+
+
+def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
+    """litellm leaves them out of the whole answer."""
+    if getattr(choice, "logprobs", None) is not None:
+        return
+    parts: list[Any] = [
+        part for chunk in chunks for of_chunk in _choices_of(chunk)
+        if (part := getattr(of_chunk, "logprobs", None)) is not None
+    ]  # fmt: skip
+    tokens = [token for part in parts for token in getattr(part, "content", None) or ()]
+    if tokens:
+        choice.logprobs = parts[0].model_copy(update={"content": tokens})
 
 
 def _split(chunks: list[Any]) -> dict[int, list[Any]]:

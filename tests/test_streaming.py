@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import pickle
 import random
 import threading
@@ -18,6 +19,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 import trio
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -1299,3 +1301,72 @@ def test_a_meter_that_fails_ends_the_batch_and_not_the_answer(host: Host) -> Non
         assert answers == ["whole"]
 
     host.run(main)
+
+
+async def answer_of_server(events: list[dict[str, Any]]) -> RouterParallelResult:
+    """What a Router makes of these events of a server."""
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", stream)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        address = runner.addresses[0]
+        parameters = {
+            "model": "openai/gpt",
+            "api_base": f"http://127.0.0.1:{address[1]}/v1",
+            "api_key": "none",
+        }
+        router = parallel_core.ParallelRouter(
+            model_list=[{"model_name": "gpt", "litellm_params": parameters}], num_retries=0
+        )
+        (result,) = await parallel_core.parallel_acompletions(router, [request(0, stream=True)])
+        return result
+    finally:
+        await runner.cleanup()
+
+
+def event(text: str | None, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return {
+        "id": "1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "gpt",
+        "choices": [{**choice, "logprobs": logprobs}],
+    }
+
+
+def test_a_server_that_says_nothing_has_not_answered() -> None:
+    async def main() -> None:
+        result = await answer_of_server([])
+        assert isinstance(result.exception, StreamInterruptedError)
+        # But an answer may have no text.
+        empty = await answer_of_server([event(""), event(None, "stop")])
+        assert empty.ok
+        assert empty.response.choices[0].finish_reason == "stop"
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_a_whole_answer_has_the_logprobs_of_its_chunks() -> None:
+    def token(text: str) -> dict[str, Any]:
+        return {"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}
+
+    async def main() -> None:
+        events = [event(text, None, {"content": [token(text)]}) for text in ("a", "b", "c")]
+        result = await answer_of_server([*events, event(None, "stop")])
+        logprobs = result.unwrap().choices[0].logprobs
+        assert [entry.token for entry in logprobs.content] == ["a", "b", "c"]
+
+    run_with_routers(HOSTS[1], main)
