@@ -107,8 +107,9 @@ class StreamReading:
         by_choice = _split(self.chunks)
         chunks = by_choice.pop(0, self.chunks)
         response: Any = build(chunks, messages=messages)
-        if response is not None and response.choices:
-            _add_logprobs(response.choices[0], chunks)
+        if response is None:
+            return None
+        _add_logprobs(response.choices[0], chunks)
         # litellm would make one choice of all.
         for index, chunks in sorted(by_choice.items()):
             choice = build(chunks, messages=messages).choices[0]
