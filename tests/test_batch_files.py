@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -659,6 +660,10 @@ ERROR = {"message": "too many", "type": "rate", "param": None, "code": "slow_dow
             {"message": "down", "type": None, "param": None, "code": None},
         ),
         (
+            FromProvider(429, body={**ERROR, "message": None}),
+            {**ERROR, "message": "what is wrong"},
+        ),
+        (
             FromProvider(502, litellm_response_headers={"server": "x"}, body="<html>"),
             {"message": "what is wrong", "type": None, "param": None, "code": None},
         ),
@@ -685,6 +690,26 @@ def test_the_id_of_a_request_at_the_provider_is_told() -> None:
     exception = FromProvider(429, litellm_response_headers={"x-request-id": "req_1"})
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["request_id"] == "req_1"
+
+
+def test_an_error_of_an_earlier_attempt_is_not_that_of_the_last() -> None:
+    exception = FromProvider(503, litellm_response_headers={"server": "x"}, body=None)
+    caused_by(exception, caused_by(FromProvider(429, body=ERROR), FromProvider(503, body=ERROR)))
+    _, fields = read(result_line("a", result_of(exception), Redactor()))
+    assert fields["response"]["body"]["error"] == ERROR
+    caused_by(exception, FromProvider(429, body=ERROR))
+    _, fields = read(result_line("a", result_of(exception), Redactor()))
+    assert fields["response"]["body"]["error"]["code"] is None
+
+
+def test_a_stream_that_broke_off_says_why() -> None:
+    exception = StreamInterruptedError(76, "gpt", "text")
+    exception.__cause__ = ConnectionResetError("reset by peer, the key is sk-abcdefghijkl")
+    line, _ = read(result_line("a", result_of(exception), Redactor()))
+    assert line.error_message == (
+        "the stream (model 'gpt') broke off after 4 characters: reset by peer, the key is "
+        "[redacted]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -1010,6 +1035,63 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         assert measured.cost is None  # litellm knows no price of the demo server's models
     # So that there was something to redact:
     assert KEY in results[3].response.choices[0].message.content
+
+
+def test_an_answer_without_usage_is_written_without(server: DemoServerThread) -> None:
+    results = run_over_http(server, ask(usage=False), ask())
+    bodies = [
+        read(result_line("a", result, Redactor()))[1]["response"]["body"] for result in results
+    ]
+    assert ["usage" in body for body in bodies] == [False, True]
+
+
+def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
+    """Of all statuses: litellm keeps the error object of some only."""
+    statuses = (200, 400, 401, 402, 403, 404, 418, 422, 429, 500, 503, 529)
+    error = {"message": "as it is", "type": "t", "param": "p", "code": "c"}
+
+    async def answer(request: web.Request) -> web.Response:
+        status = (await request.json())["seed"]
+        message = {"role": "assistant", "content": "yes"}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        body = {"id": "1", "object": "chat.completion", "model": "x", "choices": choices}
+        key = request.headers["Authorization"].split()[-1]
+        return web.json_response(
+            body if status == 200 else {"error": error},
+            status=status,
+            headers={"x-request-id": f"req {key}"},
+        )
+
+    results: list[RouterParallelResult] = []
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            router = parallel_core.ParallelRouter(
+                model_list=[], num_retries=0, disable_cooldowns=True
+            )
+            router.add_deployment(deployment("gpt", f"http://127.0.0.1:{site.port}/v1"))
+            requests = [
+                RouterParallelRequest("gpt", MESSAGES, {"seed": status}) for status in statuses
+            ]
+            results.extend(
+                await parallel_core.parallel_acompletions(router, requests, preserve_order=True)
+            )
+        finally:
+            await runner.cleanup()
+
+    run_with_routers(ASYNCIO_HOSTS[0], main)
+    for status, result in zip(statuses, results, strict=True):
+        line, fields = read(result_line("a", result, Redactor([KEY])))
+        assert line.status_code == status
+        assert fields["response"]["request_id"] == "req [redacted]"
+        if status != 200:
+            assert fields["response"]["body"] == {"error": error}
 
 
 def test_attempts_are_those_that_the_provider_has_seen(server: DemoServerThread) -> None:
