@@ -195,8 +195,8 @@ def _read_calls(path: Path, records: Records) -> None:
                 records.limits.append((record.at, record.limit, bool(record.reason)))
     except FileNotFoundError:
         records.notes.append(
-            f"There is no {text_of(path.name)} beside the output: latency, cost and times are not known, "
-            "and a model is named as its provider names it."
+            f"There is no {text_of(path.name)} beside the output: latency, cost and times are not "
+            "known, and a model is named as its provider names it."
         )
     except OSError as error:
         raise _unreadable(path, error) from None
