@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +144,18 @@ BAD_LINES: list[tuple[str, Any, str]] = [
     ("aws keys", {**BODY, "aws_secret_access_key": KEY}, "forbidden_parameter"),
     ("key in extra_body", {**BODY, "extra_body": {"api_key": KEY}}, "forbidden_parameter"),
     ("self", {**BODY, "self": 1}, "forbidden_parameter"),
+    ("no TLS", {**BODY, "ssl_verify": False}, "forbidden_parameter"),
+    ("retries", {**BODY, "num_retries": 99}, "forbidden_parameter"),
+    ("retries of the client", {**BODY, "max_retries": 99}, "forbidden_parameter"),
+    ("openai params", {**BODY, "allowed_openai_params": ["x"]}, "forbidden_parameter"),
+    ("a silent copy", {**BODY, "silent_model": "other"}, "forbidden_parameter"),
+    ("a proxy", {**BODY, "use_litellm_proxy": True}, "forbidden_parameter"),
+    ("a file as a token", {**BODY, "anthropic_identity_token_file": "x"}, "forbidden_parameter"),
+    ("an inner argument", {**BODY, "_is_litellm_internal_call": True}, "forbidden_parameter"),
+    ("litellm's own", {**BODY, "litellm_metadata": {}}, "forbidden_parameter"),
+    ("timeout: text", {**BODY, "timeout": "abc"}, "invalid_type"),
+    ("timeout: boolean", {**BODY, "stream_timeout": True}, "invalid_type"),
+    ("timeout: negative", {**BODY, "timeout": -1}, "invalid_request"),
 ]
 
 
@@ -159,6 +173,53 @@ def test_a_bad_line_is_told_and_passed_over(tmp_path: Path, line: Any, code: str
     told = repr(problem)
     assert KEY not in told
     assert "secret prompt" not in told
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ({"custom_id": "a", "params": {"max_tokens": 9, "system": "x"}}, "rewrite params as body"),
+        (a_line(body={"max_tokens": 9, "system": "x", "messages": MESSAGES}), "the first message"),
+        ({"contents": [{"parts": []}]}, "rewrite contents as messages"),
+        ({"key": "a", "request": {"contents": []}}, "rewrite request as body"),
+        ({"custom_id": "a", "body": {"prompt": "x"}}, 'rewrite it as "messages"'),
+        ({"custom_id": "a", "body": {}}, "for instance"),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "gpt"])
+def test_lines_of_other_kinds_get_a_hint_with_and_without_a_model(
+    tmp_path: Path, line: Any, hint: str, model: str | None
+) -> None:
+    with InputFile(write(tmp_path / "in.jsonl", line), model=model) as file:
+        (problem,) = file.check().problems
+    assert hint in problem.hint
+
+
+def test_half_a_character_is_told_as_what_it_is(tmp_path: Path) -> None:
+    half, torn = b'{"custom_id": "\\udc00"}', b'{"custom_id": "\\udc00'
+    with InputFile(write(tmp_path / "in.jsonl", half, torn)) as file:
+        first, second = file.check().problems
+    assert first.message.startswith("half a character")
+    assert second.message.startswith("not valid JSON")
+
+
+def test_an_array_over_many_lines_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n" + json.dumps([a_line(), a_line("b")], indent=2))
+    with InputFile(path) as file:
+        (problem,) = file.check().problems
+        assert requests_of(file) == []
+    assert (problem.line, problem.code) == (2, "invalid_json_line")
+    assert "jq -c '.[]'" in problem.hint
+
+
+def test_a_timeout_may_be_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", {**BODY, "timeout": 2.5}, {**BODY, "timeout": None})
+    with InputFile(path) as file:
+        assert [request.request.kwargs for request in file.requests()] == [
+            {"timeout": 2.5},
+            {"timeout": None},
+        ]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -269,6 +330,8 @@ def test_each_line_is_a_request_or_one_problem(
     if content.startswith((b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK")):
         return
     path.write_bytes(content)
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*(\n|$)", content):
+        return  # an array, which is one problem
     with InputFile(path) as file:
         summary = file.check()
         requests = requests_of(file)
@@ -310,6 +373,29 @@ def test_a_table_becomes_prompts(tmp_path: Path) -> None:
         [{"role": "user", "content": 'Is a "quoted" {{kind}} a noun?'}],
     ]
     assert {request.request.model for request in requests} == {"gpt"}
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ("id;text\na;1,5\nb;x\n", {"a": "1,5", "b": "x"}),
+        ('\n"id";"text"\n"a";"x;y"\n', {"a": "x;y"}),
+        ("id\ttext\na\tx;y\n", {"a": "x;y"}),
+        ("id,text\na,x;y\n", {"a": "x;y"}),
+        ("text\nx;y\n", {"2": "x;y"}),
+        ('"text"\nx\n', {"2": "x"}),
+        ("\n \n\ntext\nx;y\n", {"5": "x;y"}),
+    ],
+)
+def test_semicolons_and_tabs_are_found_between_columns(
+    tmp_path: Path, content: str, prompts: dict[str, str]
+) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text(content)
+    with InputFile(path, model="gpt", template="{{text}}") as file:
+        assert file.check().problems == []
+        found = {r.custom_id: r.request.messages[0]["content"] for r in file.requests()}
+    assert found == prompts
 
 
 def test_custom_id_goes_before_id(tmp_path: Path) -> None:
@@ -503,6 +589,30 @@ def test_standard_input_is_read_twice(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert InputFile(path).check() == summary
     assert "no request" in refused("-", standard_input=io.BytesIO(b""))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO())
+    stdin.close()
+    monkeypatch.setattr("sys.stdin", stdin if closed else None)
+    with (
+        InputFile("-") as file,
+        pytest.raises(InputFileError, match="standard input is closed: name a file"),
+    ):
+        file.check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_of_a_file_need_not_be_a_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"in\xff.jsonl")
+    with (
+        InputFile(path) as file,
+        pytest.raises(InputFileError, match=r"in\?\.jsonl: cannot be read"),
+    ):
+        file.check()
+    with InputFile(write(path, BODY)) as file:
+        assert requests_of(file) == [(1, "1")]
 
 
 def test_a_pipe_is_read_twice() -> None:
