@@ -55,6 +55,7 @@ class EndpointFinding(msgspec.Struct, frozen=True):
         reachable: None where it could not be tried.
         answer: the HTTP status, or what went wrong.
         missing_keys: environment variables that are needed and not set.
+        is_key_known: False where only a call can tell whether there is a key.
     """
 
     model_name: str
@@ -63,6 +64,7 @@ class EndpointFinding(msgspec.Struct, frozen=True):
     reachable: bool | None
     answer: str
     missing_keys: tuple[str, ...]
+    is_key_known: bool
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -208,6 +210,7 @@ def _finding(endpoint: Endpoint, answers: Mapping[str, Reachability]) -> Endpoin
         reachable=None if answer is None else answer.ok,
         answer="not tried: the address is not known" if answer is None else answer.text,
         missing_keys=endpoint.missing_keys,
+        is_key_known=endpoint.is_key_known,
     )
 
 
@@ -282,12 +285,14 @@ def _endpoint_table(findings: Findings) -> Table:
         table.add_column(heading, overflow="fold")
     for endpoint in findings.endpoints:
         colour = {True: "green", False: "red", None: "yellow"}[endpoint.reachable]
-        missing = " or ".join(endpoint.missing_keys)
+        key = "[green]ok[/green]" if endpoint.is_key_known else "[yellow]not known[/yellow]"
+        if endpoint.missing_keys:
+            key = f"[red]{escape(' or '.join(endpoint.missing_keys))} is missing[/red]"
         table.add_row(
             escape(endpoint.model_name),
             escape(endpoint.model),
             escape(endpoint.address or "?"),
             f"[{colour}]{escape(endpoint.answer)}[/{colour}]",
-            f"[red]{escape(missing)} is missing[/red]" if missing else "[green]ok[/green]",
+            key,
         )
     return table

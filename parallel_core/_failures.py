@@ -66,6 +66,8 @@ class Failure(msgspec.Struct, frozen=True):
 def failure_of(exception: Exception) -> Failure:
     """How a call failed that has raised this."""
     message = _message_of(exception)
+    if isinstance(exception, StreamInterruptedError):
+        message = _message_of_interruption(exception)
     for kind, code in _CODES:
         if isinstance(exception, kind):
             return Failure(None, code, message)
@@ -116,23 +118,44 @@ def _names(exception: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(exception).__mro__}
 
 
-def _message_of(exception: Exception) -> str:
+def _message_of(exception: BaseException) -> str:
     message: Any = getattr(exception, "message", None)
     text = message if isinstance(message, str) and message else str(exception)
     return text.partition(_TAIL_OF_LITELLM)[0] or type(exception).__name__
 
 
+def _message_of_interruption(exception: StreamInterruptedError) -> str:
+    """Without the number of the request, which is none of the file's, and with what broke it."""
+    cause = exception.__cause__
+    because = f": {_message_of(cause)}" if cause is not None else ""
+    return (
+        f"the stream (model {exception.model!r}) broke off after {len(exception.text)} "
+        f"characters{because}"
+    )
+
+
 def _error_object(exception: Exception, message: str) -> Mapping[str, Any]:
-    body: Any = getattr(exception, "body", None)
-    if isinstance(body, Mapping):
-        told = cast("Mapping[str, Any]", body)
-        inner = told.get("error")
-        told = cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else told
-        return {"message": message, "type": None, "param": None, "code": None, **told}
-    return {
-        "message": message,
-        **{name: getattr(exception, name, None) for name in ("type", "param", "code")},
-    }
+    told = _told_error(exception)
+    if told is None:
+        told = {name: getattr(exception, name, None) for name in ("type", "param", "code")}
+    text = told.get("message")
+    if not isinstance(text, str) or not text:
+        text = message
+    return {"message": text, "type": None, "param": None, "code": None} | {**told, "message": text}
+
+
+def _told_error(exception: Exception) -> Mapping[str, Any] | None:
+    """The error object as the provider gave it. litellm keeps it for some statuses only; for the
+    others it is in what its exception was raised from."""
+    status: Any = getattr(exception, "status_code", None)
+    for cause in _causes(exception):
+        body: Any = getattr(cause, "body", None)
+        # An earlier attempt may be among the causes.
+        if isinstance(body, Mapping) and getattr(cause, "status_code", None) == status:
+            told = cast("Mapping[str, Any]", body)
+            inner = told.get("error")
+            return cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else told
+    return None
 
 
 def _headers(exception: Exception) -> Mapping[str, Any]:

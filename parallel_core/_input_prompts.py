@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeAlias
@@ -16,6 +18,7 @@ from .types import RouterParallelRequest
 WHOLE_LINE = "{{line}}"
 _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _ID_COLUMNS = ("custom_id", "id")
+_OTHER_DELIMITERS = (";", "\t")
 _MOST_SHOWN = 20  # columns
 _LONGEST_FIELD = 2**31 - 1  # characters; a C long, on every machine
 
@@ -102,7 +105,8 @@ class TextLines:
 class CsvTable:
     """Reads CSV as spreadsheets write it, with a row of names at the top.
 
-    A column ``custom_id``, or else ``id``, names the requests.
+    A column ``custom_id``, or else ``id``, names the requests. Where the row of names has no
+    commas, but semicolons or tabs, these are between the columns.
 
     Args:
         model: of all requests.
@@ -132,10 +136,18 @@ class CsvTable:
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
         # Bytes that are no UTF-8 are found row by row.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter=self._delimiter, strict=True)
+        blank, names = 0, ""
+        for names in text:
+            if names.strip():
+                break
+            blank += 1
+        if self._delimiter == ",":
+            self._delimiter = _delimiter_of(names)
+        lines = itertools.chain([names], text)
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
         has_names = False
         while True:
-            line = reader.line_num + 1
+            line = blank + reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
@@ -208,6 +220,15 @@ class CsvTable:
         if finished(custom_id):
             return None
         return InputRequest(line, custom_id, _prompt(self._model, self._template.fill(row)))
+
+
+def _delimiter_of(names: str) -> str:
+    """What is between the columns, by the row of their names."""
+    for delimiter in (",", *_OTHER_DELIMITERS):
+        with contextlib.suppress(csv.Error):
+            if len(next(csv.reader([names], delimiter=delimiter), ())) > 1:
+                return delimiter
+    return ","
 
 
 def _listed(columns: list[str]) -> str:

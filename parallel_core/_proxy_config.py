@@ -35,6 +35,13 @@ LITELLM_SETTINGS: Final = frozenset(
 )
 """Those of ``litellm_settings`` that shape calls; and those whose names end with ``_key``."""
 
+# Of litellm_params.
+_TEXTS: Final = (
+    *("api_base", "api_key", "api_version", "aws_access_key_id", "aws_region_name"),
+    *("aws_secret_access_key", "aws_session_token", "azure_ad_token", "base_url", "client_id"),
+    *("client_secret", "custom_llm_provider", "litellm_credential_name", "model", "organization"),
+    *("region_name", "tenant_id", "vertex_location", "vertex_project"),
+)
 _TALKATIVE_SETTINGS: Final = frozenset({"debug_level", "json_logs", "log_raw_request_response"})
 _SECTIONS: Final = frozenset(
     {
@@ -252,6 +259,9 @@ class _Reading:
                 continue
             values = cast("dict[str, Any]", entry)
             name, parameters = values.get("model_name"), values.get("litellm_params")
+            if isinstance(name, (bool, int, float)):
+                self.problems.append(_no_text(f"{place}: model_name", name))
+                continue
             if not isinstance(name, str) or not name:
                 self.problems.append(
                     f"{place}: model_name is missing; it is the name that requests use"
@@ -261,7 +271,16 @@ class _Reading:
             if not isinstance(parameters, dict):
                 self.problems.append(f"{place}: litellm_params is missing, or no mapping")
                 continue
-            model = cast("dict[str, Any]", parameters).get("model")
+            known = cast("dict[str, Any]", parameters)
+            not_texts = [
+                _no_text(f"{place}: litellm_params.{parameter}", known[parameter])
+                for parameter in _TEXTS
+                if isinstance(known.get(parameter), (bool, int, float))
+            ]
+            self.problems += not_texts
+            if not_texts:
+                continue
+            model = known.get("model")
             if not isinstance(model, str) or not model:
                 self.problems.append(
                     f"{place}: litellm_params.model is missing; for instance openai/{name}"
@@ -296,7 +315,9 @@ class _Reading:
         if passed_over:
             place = document.place("litellm_settings")
             self._warn(
-                f"{place}: {', '.join(passed_over)}", "of the proxy server, no part of a call"
+                f"{place}: {', '.join(passed_over)}",
+                "of the proxy server, no part of a call",
+                many=len(passed_over) > 1,
             )
 
     def _take_variables(self, document: Document) -> None:
@@ -317,5 +338,11 @@ class _Reading:
         why = f"it is unknown here; is {near} meant?" if near else "of the proxy server"
         self._warn(document.place(name), why)
 
-    def _warn(self, place: str, why: str) -> None:
-        self.warnings.append(f"{place} is passed over: {why}")
+    def _warn(self, place: str, why: str, *, many: bool = False) -> None:
+        self.warnings.append(f"{place} {'are' if many else 'is'} passed over: {why}")
+
+
+def _no_text(what: str, value: bool | float) -> str:
+    # YAML takes on, off, yes and no for booleans. The value is not told: it may be a key.
+    kind = "true or false, to YAML" if isinstance(value, bool) else "a number"
+    return f'{what} must be a text, and is {kind}: put it into quotes, as in "on" or "123"'

@@ -70,11 +70,18 @@ tbody th { font-weight: 400; } .all > * { font-weight: 600; }
 """
 
 
+BEGINNING = (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="generator" content="parallel-core report">'
+)
+"""What tells a page of ours from any other file."""
+
+
 def page(report: RunReport) -> str:
     """The whole page."""
     title = f"Report of {report.name}"
     parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        BEGINNING,
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",

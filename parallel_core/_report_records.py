@@ -16,13 +16,16 @@ from .run_statistics import CallStatistics, RunPaths, read_statistics
 
 OK = -1  # in place of a kind of failure
 UNKNOWN_MODEL = "unknown"
+NO_NAME = "(none)"
 
 _MOST_MODELS = 1000
 _MOST_KINDS = 100
+_ERROR_WITHOUT_NAME = "error"
 _LONGEST_NAME = 120  # characters
 _LATEST = 1e11  # seconds since the epoch: whatever is later is no time
 _MOST_USD = 1e12
 _HIGHEST_LIMIT = 10**9
+_MOST_ATTEMPTS = 10**9
 _UNKNOWN = math.nan
 
 
@@ -48,7 +51,7 @@ class Names:
         number = self._numbers.get(name)
         if number is None:
             full = len(self.names) >= self._most
-            shown = self._others if full else _printable(name)
+            shown = self._others if full else _printable(name) or NO_NAME
             if shown not in self._numbers:
                 self._numbers[shown] = len(self.names)
                 self.names.append(shown)
@@ -120,18 +123,19 @@ class Records:
         self.duration.append((call.duration if sane else 0.0) if sent else _UNKNOWN)
         self.cost.append(_UNKNOWN if cost is None else cost)
         tally = self._tally(model)
-        tally.attempts += call.attempts if sent else 0
-        tally.prompt_tokens += call.prompt_tokens
-        tally.completion_tokens += call.completion_tokens
-        tally.cached_tokens += call.cached_tokens
-        tally.reasoning_tokens += call.reasoning_tokens
+        tally.attempts += call.attempts if sent and 0 <= call.attempts <= _MOST_ATTEMPTS else 0
+        tally.prompt_tokens += max(call.prompt_tokens, 0)
+        tally.completion_tokens += max(call.completion_tokens, 0)
+        tally.cached_tokens += max(call.cached_tokens, 0)
+        tally.reasoning_tokens += max(call.reasoning_tokens, 0)
         tally.estimated_calls += call.estimated
         if cost is not None:
             tally.cost += cost
         elif call.ok or call.prompt_tokens or call.completion_tokens:
             tally.unpriced_calls += 1
-        if call.time_to_first_chunk is not None:
-            tally.first_chunks.append(call.time_to_first_chunk)
+        first_chunk = call.time_to_first_chunk
+        if first_chunk is not None and 0.0 <= first_chunk < _LATEST:
+            tally.first_chunks.append(first_chunk)
 
     def add_result_without_statistics(self, result: _Result) -> None:
         """Add a line of the output whose call nobody has measured."""
@@ -191,8 +195,8 @@ def _read_calls(path: Path, records: Records) -> None:
                 records.limits.append((record.at, record.limit, bool(record.reason)))
     except FileNotFoundError:
         records.notes.append(
-            f"There is no {path.name} beside the output: latency, cost and times are not known, "
-            "and a model is named as its provider names it."
+            f"There is no {text_of(path.name)} beside the output: latency, cost and times are not "
+            "known, and a model is named as its provider names it."
         )
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -270,6 +274,7 @@ class _Result(msgspec.Struct):
 _RESULT_DECODER = msgspec.json.Decoder(_Result)
 _BODY_DECODER = msgspec.json.Decoder(_Body)
 _ANYTHING = msgspec.json.Decoder()
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
@@ -280,12 +285,14 @@ def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
                     continue
                 try:
                     result = _RESULT_DECODER.decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    if not line.isascii():
+                        line.decode()  # the bodies, too, which are looked at later
+                except _UNREADABLE as error:
                     if not _is_torn(line):
                         raise _no_result(path, number, line, error) from None
                     notes.append(
-                        f"The last line of {path.name} is torn, and is not counted: the run was "
-                        "ended while it wrote it, or is writing it now."
+                        f"The last line of {text_of(path.name)} is torn, and is not counted: the "
+                        "run was ended while it wrote it, or is writing it now."
                     )
                     return
                 if result.response is None and bytes(result.error) == b"null":
@@ -305,7 +312,9 @@ def _is_torn(line: bytes) -> bool:
 def _is_json(line: bytes) -> bool:
     try:
         _ANYTHING.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except RecursionError:
+        return True  # as far as it can be told
+    except _UNREADABLE:
         return False
     return True
 
@@ -313,9 +322,13 @@ def _is_json(line: bytes) -> bool:
 def _no_result(path: Path, number: int, line: bytes, error: Exception | None) -> ReportError:
     try:
         value: object = _ANYTHING.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except RecursionError:
+        return ReportError(f"line {number} of {path} is no result of a request: nested too deeply")
+    except _UNREADABLE as unreadable:
+        is_text = not isinstance(unreadable, UnicodeDecodeError)
+        what = "no JSON" if is_text else "not valid UTF-8"
         return ReportError(
-            f"line {number} of {path} is no JSON: name the output file of a run, as "
+            f"line {number} of {path} is {what}: name the output file of a run, as "
             "parallel-core run, OpenAI's Batch API or vLLM writes it"
         )
     fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
@@ -341,23 +354,25 @@ def _body(result: _Result) -> _Body:
     assert result.response is not None
     try:
         return _BODY_DECODER.decode(result.response.body)
-    except msgspec.MsgspecError:  # of another API: no chat completion
+    except _UNREADABLE:  # of another API: no chat completion
         return _Body()
 
 
 def _kind_of_result(result: _Result) -> str:
     status = None if result.response is None else result.response.status_code
     found = _error_name(result.error)
+    if found is None and bytes(result.error).startswith(b'"'):  # a text, of vLLM
+        found = _ERROR_WITHOUT_NAME
     if found is None and result.response is not None:
         found = _error_name(result.response.body)
-    return _kind(found, status) if found else _kind("HTTP", status)
+    return _kind(found or (_ERROR_WITHOUT_NAME if status is None else "HTTP"), status)
 
 
 def _error_name(raw: msgspec.Raw) -> str | None:
     """What an error is called, in any of the shapes that servers give it."""
     try:
         value: Any = _ANYTHING.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     if not isinstance(value, dict):
         return None
@@ -374,6 +389,11 @@ def _error_name(raw: msgspec.Raw) -> str | None:
 
 def _kind(name: str, status_code: int | None) -> str:
     return name if status_code is None else f"{name} ({status_code})"
+
+
+def text_of(name: str) -> str:
+    """The name of a file as a text: it may have bytes that are no UTF-8."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _printable(name: str) -> str:

@@ -22,6 +22,21 @@ _DEFAULT_ADDRESSES: Final = {
 }
 
 
+# Parameters that are a key, or stand for one.
+_KEYS: Final = (
+    *("api_key", "aws_access_key_id", "azure_ad_token", "azure_ad_token_provider"),
+    *("azure_password", "client_secret", "extra_headers", "headers", "mock_response"),
+    *("vertex_ai_credentials", "vertex_credentials"),
+)
+_AZURE: Final = frozenset({"azure", "azure_ai", "azure_text"})
+_IDENTITIES_OF_AZURE: Final = ("azure_scope", "azure_username", "client_id", "tenant_id")
+_VARIABLES_OF_AZURE: Final = ("AZURE_AD_TOKEN", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
+_CLOUDS: Final = (
+    *("bedrock", "databricks", "gigachat", "github_copilot", "oci", "sagemaker", "sap"),
+    *("snowflake", "vertex_ai", "watsonx"),
+)
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """Where the calls of one deployment go.
 
@@ -32,6 +47,8 @@ class Endpoint(msgspec.Struct, frozen=True):
         api_base: the address, without user, password and query; None where litellm does not tell
             it before a call.
         missing_keys: the names of environment variables that are needed and not set.
+        is_key_known: whether it can be told before a call that there is a key, or that none is
+            needed. Clouds have further ways to log in: files, roles, the machine itself.
     """
 
     model_name: str
@@ -39,6 +56,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     provider: str
     api_base: str | None
     missing_keys: tuple[str, ...] = ()
+    is_key_known: bool = True
 
 
 def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
@@ -81,10 +99,12 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
     elif provider is None:
         provider, slash, _ = model.partition("/")
         if not slash:  # "*", each request has its own
-            return Endpoint(name, model, "*", shown_url(api_base) if api_base else None)
+            address = shown_url(api_base) if api_base else None
+            return Endpoint(name, model, "*", address, is_key_known=False)
     full_name = model if "/" in model else f"{provider}/{model}"
+    is_known = True
     if not missing:
-        missing = _missing_keys(full_name, provider, values)
+        missing, is_known = _missing_keys(full_name, provider, values)
     address = api_base or told or _address_of_environment(str(provider))
     return Endpoint(
         model_name=name,
@@ -92,6 +112,7 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
         provider=str(provider),
         api_base=shown_url(str(address)) if address else None,
         missing_keys=tuple(dict.fromkeys(missing)),
+        is_key_known=is_known,
     )
 
 
@@ -117,20 +138,33 @@ def _address_of_environment(provider: str) -> str | None:
     return _DEFAULT_ADDRESSES.get(provider)
 
 
-def _missing_keys(model: str, provider: object, values: Mapping[str, Any]) -> list[str]:
-    """The names of the variables of a key that is needed and nowhere given."""
+def _missing_keys(
+    model: str, provider: object, values: Mapping[str, Any]
+) -> tuple[list[str], bool]:
+    """The names of the variables of a key that is needed and nowhere given; and whether it can be
+    told that there is one."""
     import litellm
 
     module = cast("Any", litellm)
-    given = ("api_key", "azure_ad_token", "extra_headers", "headers", "mock_response")
-    if any(values.get(name) for name in given):
-        return []
+    if any(values.get(name) for name in _KEYS):
+        return [], True
     if module.api_key or getattr(module, f"{provider}_key", None):
-        return []
+        return [], True
+    if provider in _AZURE and (
+        any(values.get(name) for name in _IDENTITIES_OF_AZURE)
+        or any(_is_set(name) for name in _VARIABLES_OF_AZURE)
+        or module.enable_azure_ad_token_refresh
+    ):
+        return [], False
+    if str(provider).startswith(_CLOUDS):
+        return [], False
     found: dict[str, Any] = module.validate_environment(model)
-    missing: list[str] = [] if found["keys_in_environment"] else list(found["missing_keys"])
+    if found["keys_in_environment"]:
+        return [], True
     # What is not a key (a region, a version) may be given elsewhere.
-    return [name for name in missing if name.endswith("_API_KEY")]
+    missing = [name for name in found["missing_keys"] if name.endswith("_API_KEY")]
+    # Where it names none at all, it does not know the provider's ways.
+    return missing, bool(found["missing_keys"])
 
 
 def _unknown_provider(model: str) -> str:

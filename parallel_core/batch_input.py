@@ -81,7 +81,9 @@ class InputFile:
     ) -> None:
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
-        self._name = "standard input" if self._is_standard_input else str(path)
+        # A name may have bytes that are no UTF-8, and messages are texts.
+        name = str(path).encode("utf-8", "replace").decode()
+        self._name = "standard input" if self._is_standard_input else name
         self._standard_input = standard_input
         ending = self._path.suffix.lower()
         if format == "auto":
@@ -254,7 +256,7 @@ class InputFile:
     def _raw(self) -> tuple[io.RawIOBase, int]:
         if self._copy is None:
             if self._is_standard_input:
-                self._copy = _copied(self._standard_input or sys.stdin.buffer)
+                self._copy = _copied(self._standard_input or _standard_input())
             else:
                 raw = self._path.open("rb", buffering=0)
                 if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
@@ -326,6 +328,13 @@ class _View(io.RawIOBase):
         buffer[: len(block)] = block
         self._position += len(block)
         return len(block)
+
+
+def _standard_input() -> BinaryIO:
+    stdin: Any = sys.stdin
+    if stdin is None or stdin.closed:  # None where a process was started without one
+        raise InputFileError(f"{STANDARD_INPUT}: standard input is closed: name a file instead")
+    return cast("BinaryIO", stdin.buffer)
 
 
 def _copied(source: Any) -> BinaryIO:

@@ -32,6 +32,7 @@ __all__ = [
 _NO_ANSWER = Failure(
     None, "empty_response", "the call has ended without an answer: the stream had nothing in it"
 )
+_COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 _STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat completion")
 
 
@@ -43,13 +44,13 @@ def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor
 
     An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
     redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
-    in its errors.
+    in its errors and ids.
     """
     failure = _failure(result)
     if failure is None:
         response = {
             "status_code": 200,
-            "request_id": _request_id(result.response),
+            "request_id": _as_utf8(redactor.redact(_request_id(result.response))),
             "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
         }
         return _line(custom_id, response, None)
@@ -136,6 +137,10 @@ def _completion(response: Any) -> Mapping[str, Any]:
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
     body: Any = response.model_dump(exclude_none=True, warnings=False)
+    usage = body.get("usage")
+    # No prompt has 0 tokens: litellm writes it where the provider has told nothing.
+    if usage and not any(usage.get(count) for count in _COUNTS_OF_USAGE):
+        del body["usage"]
     for choice in body.get("choices") or ():
         _drop_empty_extras(choice)
         choice.setdefault("logprobs", None)

@@ -393,16 +393,23 @@ def demo_server_process(
 ) -> Generator[DemoServerProcess, None, None]:
     """Run a demo server in a process of its own, for as long as the ``with`` block lasts.
 
+    It ends with this process, however that ends.
+
     Args:
         settings: how it behaves; the default settings if ``None``.
         port: the TCP port to listen on. 0: any free one.
     """
-    options = [f"--port={port}", *(settings or DemoServerSettings()).to_arguments()]
+    options = [
+        "--until-stdin-closes",
+        f"--port={port}",
+        *(settings or DemoServerSettings()).to_arguments(),
+    ]
     # Where this process found the package is where that one has to look for it.
     search_path = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parents[1])]
     process = subprocess.Popen(
         [sys.executable, "-m", "parallel_core.demo_server", *options],
-        stdin=subprocess.DEVNULL,
+        # Nothing is written into it: it closes when this process is gone, even by SIGKILL.
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
         text=True,
@@ -472,6 +479,13 @@ def command(
             help="A model, and what its latency is multiplied by; repeat for more models.",
         ),
     ] = None,
+    until_stdin_closes: Annotated[
+        bool,
+        typer.Option(
+            "--until-stdin-closes",
+            help="Stop when standard input ends: a pipe from a process ends with that process.",
+        ),
+    ] = False,
 ) -> None:
     """Serve synthetic answers over OpenAI's chat completions API, on this machine only.
 
@@ -497,23 +511,45 @@ def command(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     with contextlib.suppress(KeyboardInterrupt):  # where asyncio cannot handle signals: Windows
-        try:
-            asyncio.run(_serve_until_signal(settings, port))
-        except OSError as error:
-            typer.echo(f"Cannot listen on {_HOST}:{port}: {error.strerror}", err=True)
-            raise typer.Exit(1) from None
+        asyncio.run(_serve_until_told(settings, port, until_stdin_closes))
 
 
-async def _serve_until_signal(settings: DemoServerSettings, port: int) -> None:
+async def _serve_until_told(
+    settings: DemoServerSettings, port: int, until_stdin_closes: bool
+) -> None:
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop_requested.set)
-    async with DemoServer(settings, port=port) as server:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(DemoServer(settings, port=port))
+        except OSError as error:
+            typer.echo(f"Cannot listen on {_HOST}:{port}: {error.strerror}", err=True)
+            raise typer.Exit(1) from None
         address = {"url": server.url, "pid": os.getpid(), "answers": "synthetic"}
-        typer.echo(json.dumps(address))
+        try:
+            typer.echo(json.dumps(address))
+        except BrokenPipeError:
+            with contextlib.suppress(BrokenPipeError):
+                typer.echo("Nobody reads the address: standard output is closed.", err=True)
+            raise  # typer ends the process with exit code 1
+        if until_stdin_closes:
+            # Not a thread of the loop's own: the process would wait for it at its end.
+            threading.Thread(
+                target=_wait_for_end_of_stdin, args=(loop, stop_requested), daemon=True
+            ).start()
         await stop_requested.wait()
+
+
+def _wait_for_end_of_stdin(loop: asyncio.AbstractEventLoop, then: asyncio.Event) -> None:
+    # Past the buffer of sys.stdin, whose lock an ending interpreter would want to have.
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended already
+        loop.call_soon_threadsafe(then.set)
 
 
 def _main() -> None:

@@ -21,7 +21,7 @@ from ._report_model import (
     RunReport,
     Timeline,
 )
-from ._report_records import read_run
+from ._report_records import read_run, text_of
 from ._report_summary import report_of
 from .run_statistics import RunPaths
 
@@ -52,7 +52,7 @@ def summarize(output: Path | str, errors: Path | str | None = None) -> RunReport
         ReportError: a file cannot be read, is something else, or has no results yet.
     """
     paths = RunPaths.of(output, errors)
-    return report_of(read_run(paths), paths.output.name)
+    return report_of(read_run(paths), text_of(paths.output.name))
 
 
 def html_page(report: RunReport) -> str:
@@ -90,7 +90,11 @@ def command(
         typer.Option("--error-file", help="The file with the failures, if they have their own."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write the report with charts to this file, as one page.")
+        Path | None,
+        typer.Option(
+            help="Write the report with charts to this file, as one page. Of files that exist, "
+            "only such a page is overwritten."
+        ),
     ] = None,
     png: Annotated[
         Path | None,
@@ -121,18 +125,26 @@ def command(
         where = f"{error.filename} " if error.filename else "the report "
         raise _failed(f"{where}cannot be written: {error.strerror or error}") from None
     for path in written:
-        typer.echo(f"written: {path}")
+        typer.echo(f"written: {text_of(str(path))}")
 
 
 def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
     """A slip on the command line must not cost what a run has paid for."""
-    if html is None or not html.exists():
+    if html is None or not html.is_file():
         return
     for path in (paths.output, paths.errors, paths.statistics, paths.manifest, paths.rescue):
         if path is not None and path.exists() and path.samefile(html):
             raise ReportError(f"{html} is a file of the run itself: give --html another name")
+    from ._report_html import BEGINNING
+
+    with html.open("rb") as file:
+        beginning = file.read(len(BEGINNING))
+    if beginning and beginning != BEGINNING.encode():
+        raise ReportError(
+            f"{html} exists, and is no page of a report: give --html another name, or delete it"
+        )
 
 
 def _failed(message: str) -> typer.Exit:
-    typer.echo(f"Error: {message}", err=True)
+    typer.echo(f"Error: {text_of(message)}", err=True)
     return typer.Exit(2)

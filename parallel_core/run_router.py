@@ -406,6 +406,13 @@ def _make_router(
 
     try:
         return Router(model_list=model_list, **settings)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        needed_by = [name for name in settings if module and module in name]
+        problem = (
+            f"{whose}: {', '.join(needed_by) or 'one of its settings'} needs the package "
+            f"{module or 'of a provider'}, which is not installed: pip install {module}"
+        )
     except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
         reason = f"{type(error).__name__}: {error}"
         for secret in sorted(secrets, key=len, reverse=True):

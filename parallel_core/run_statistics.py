@@ -111,8 +111,8 @@ def statistics_line(record: RunStatistics) -> bytes:
 def read_statistics(path: Path) -> Iterator[RunStatistics]:
     """The records of a statistics file, in its order.
 
-    Lines that are torn (of a machine that lost power) or of an unknown kind are passed over: the
-    file is a by-product, and no answer hangs on it.
+    Lines that are torn (of a machine that lost power), of an unknown kind or no JSON at all are
+    passed over: the file is a by-product, and no answer hangs on it.
 
     Raises:
         OSError: the file cannot be read.
@@ -121,5 +121,5 @@ def read_statistics(path: Path) -> Iterator[RunStatistics]:
         for line in lines:
             try:
                 yield _DECODER.decode(line)
-            except (msgspec.ValidationError, msgspec.DecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue

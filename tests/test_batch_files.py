@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,6 +144,18 @@ BAD_LINES: list[tuple[str, Any, str]] = [
     ("aws keys", {**BODY, "aws_secret_access_key": KEY}, "forbidden_parameter"),
     ("key in extra_body", {**BODY, "extra_body": {"api_key": KEY}}, "forbidden_parameter"),
     ("self", {**BODY, "self": 1}, "forbidden_parameter"),
+    ("no TLS", {**BODY, "ssl_verify": False}, "forbidden_parameter"),
+    ("retries", {**BODY, "num_retries": 99}, "forbidden_parameter"),
+    ("retries of the client", {**BODY, "max_retries": 99}, "forbidden_parameter"),
+    ("openai params", {**BODY, "allowed_openai_params": ["x"]}, "forbidden_parameter"),
+    ("a silent copy", {**BODY, "silent_model": "other"}, "forbidden_parameter"),
+    ("a proxy", {**BODY, "use_litellm_proxy": True}, "forbidden_parameter"),
+    ("a file as a token", {**BODY, "anthropic_identity_token_file": "x"}, "forbidden_parameter"),
+    ("an inner argument", {**BODY, "_is_litellm_internal_call": True}, "forbidden_parameter"),
+    ("litellm's own", {**BODY, "litellm_metadata": {}}, "forbidden_parameter"),
+    ("timeout: text", {**BODY, "timeout": "abc"}, "invalid_type"),
+    ("timeout: boolean", {**BODY, "stream_timeout": True}, "invalid_type"),
+    ("timeout: negative", {**BODY, "timeout": -1}, "invalid_request"),
 ]
 
 
@@ -158,6 +173,53 @@ def test_a_bad_line_is_told_and_passed_over(tmp_path: Path, line: Any, code: str
     told = repr(problem)
     assert KEY not in told
     assert "secret prompt" not in told
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ({"custom_id": "a", "params": {"max_tokens": 9, "system": "x"}}, "rewrite params as body"),
+        (a_line(body={"max_tokens": 9, "system": "x", "messages": MESSAGES}), "the first message"),
+        ({"contents": [{"parts": []}]}, "rewrite contents as messages"),
+        ({"key": "a", "request": {"contents": []}}, "rewrite request as body"),
+        ({"custom_id": "a", "body": {"prompt": "x"}}, 'rewrite it as "messages"'),
+        ({"custom_id": "a", "body": {}}, "for instance"),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "gpt"])
+def test_lines_of_other_kinds_get_a_hint_with_and_without_a_model(
+    tmp_path: Path, line: Any, hint: str, model: str | None
+) -> None:
+    with InputFile(write(tmp_path / "in.jsonl", line), model=model) as file:
+        (problem,) = file.check().problems
+    assert hint in problem.hint
+
+
+def test_half_a_character_is_told_as_what_it_is(tmp_path: Path) -> None:
+    half, torn = b'{"custom_id": "\\udc00"}', b'{"custom_id": "\\udc00'
+    with InputFile(write(tmp_path / "in.jsonl", half, torn)) as file:
+        first, second = file.check().problems
+    assert first.message.startswith("half a character")
+    assert second.message.startswith("not valid JSON")
+
+
+def test_an_array_over_many_lines_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n" + json.dumps([a_line(), a_line("b")], indent=2))
+    with InputFile(path) as file:
+        (problem,) = file.check().problems
+        assert requests_of(file) == []
+    assert (problem.line, problem.code) == (2, "invalid_json_line")
+    assert "jq -c '.[]'" in problem.hint
+
+
+def test_a_timeout_may_be_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", {**BODY, "timeout": 2.5}, {**BODY, "timeout": None})
+    with InputFile(path) as file:
+        assert [request.request.kwargs for request in file.requests()] == [
+            {"timeout": 2.5},
+            {"timeout": None},
+        ]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -268,6 +330,8 @@ def test_each_line_is_a_request_or_one_problem(
     if content.startswith((b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK")):
         return
     path.write_bytes(content)
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*(\n|$)", content):
+        return  # an array, which is one problem
     with InputFile(path) as file:
         summary = file.check()
         requests = requests_of(file)
@@ -309,6 +373,29 @@ def test_a_table_becomes_prompts(tmp_path: Path) -> None:
         [{"role": "user", "content": 'Is a "quoted" {{kind}} a noun?'}],
     ]
     assert {request.request.model for request in requests} == {"gpt"}
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        ("id;text\na;1,5\nb;x\n", {"a": "1,5", "b": "x"}),
+        ('\n"id";"text"\n"a";"x;y"\n', {"a": "x;y"}),
+        ("id\ttext\na\tx;y\n", {"a": "x;y"}),
+        ("id,text\na,x;y\n", {"a": "x;y"}),
+        ("text\nx;y\n", {"2": "x;y"}),
+        ('"text"\nx\n', {"2": "x"}),
+        ("\n \n\ntext\nx;y\n", {"5": "x;y"}),
+    ],
+)
+def test_semicolons_and_tabs_are_found_between_columns(
+    tmp_path: Path, content: str, prompts: dict[str, str]
+) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text(content)
+    with InputFile(path, model="gpt", template="{{text}}") as file:
+        assert file.check().problems == []
+        found = {r.custom_id: r.request.messages[0]["content"] for r in file.requests()}
+    assert found == prompts
 
 
 def test_custom_id_goes_before_id(tmp_path: Path) -> None:
@@ -504,6 +591,30 @@ def test_standard_input_is_read_twice(tmp_path: Path) -> None:
     assert "no request" in refused("-", standard_input=io.BytesIO(b""))
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_standard_input_is_told(monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO())
+    stdin.close()
+    monkeypatch.setattr("sys.stdin", stdin if closed else None)
+    with (
+        InputFile("-") as file,
+        pytest.raises(InputFileError, match="standard input is closed: name a file"),
+    ):
+        file.check()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_of_a_file_need_not_be_a_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"in\xff.jsonl")
+    with (
+        InputFile(path) as file,
+        pytest.raises(InputFileError, match=r"in\?\.jsonl: cannot be read"),
+    ):
+        file.check()
+    with InputFile(write(path, BODY)) as file:
+        assert requests_of(file) == [(1, "1")]
+
+
 def test_a_pipe_is_read_twice() -> None:
     reading, writing = os.pipe()
     os.write(writing, json.dumps(a_line("a")).encode())
@@ -659,6 +770,10 @@ ERROR = {"message": "too many", "type": "rate", "param": None, "code": "slow_dow
             {"message": "down", "type": None, "param": None, "code": None},
         ),
         (
+            FromProvider(429, body={**ERROR, "message": None}),
+            {**ERROR, "message": "what is wrong"},
+        ),
+        (
             FromProvider(502, litellm_response_headers={"server": "x"}, body="<html>"),
             {"message": "what is wrong", "type": None, "param": None, "code": None},
         ),
@@ -685,6 +800,26 @@ def test_the_id_of_a_request_at_the_provider_is_told() -> None:
     exception = FromProvider(429, litellm_response_headers={"x-request-id": "req_1"})
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["request_id"] == "req_1"
+
+
+def test_an_error_of_an_earlier_attempt_is_not_that_of_the_last() -> None:
+    exception = FromProvider(503, litellm_response_headers={"server": "x"}, body=None)
+    caused_by(exception, caused_by(FromProvider(429, body=ERROR), FromProvider(503, body=ERROR)))
+    _, fields = read(result_line("a", result_of(exception), Redactor()))
+    assert fields["response"]["body"]["error"] == ERROR
+    caused_by(exception, FromProvider(429, body=ERROR))
+    _, fields = read(result_line("a", result_of(exception), Redactor()))
+    assert fields["response"]["body"]["error"]["code"] is None
+
+
+def test_a_stream_that_broke_off_says_why() -> None:
+    exception = StreamInterruptedError(76, "gpt", "text")
+    exception.__cause__ = ConnectionResetError("reset by peer, the key is sk-abcdefghijkl")
+    line, _ = read(result_line("a", result_of(exception), Redactor()))
+    assert line.error_message == (
+        "the stream (model 'gpt') broke off after 4 characters: reset by peer, the key is "
+        "[redacted]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -1010,6 +1145,63 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         assert measured.cost is None  # litellm knows no price of the demo server's models
     # So that there was something to redact:
     assert KEY in results[3].response.choices[0].message.content
+
+
+def test_an_answer_without_usage_is_written_without(server: DemoServerThread) -> None:
+    results = run_over_http(server, ask(usage=False), ask())
+    bodies = [
+        read(result_line("a", result, Redactor()))[1]["response"]["body"] for result in results
+    ]
+    assert ["usage" in body for body in bodies] == [False, True]
+
+
+def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
+    """Of all statuses: litellm keeps the error object of some only."""
+    statuses = (200, 400, 401, 402, 403, 404, 418, 422, 429, 500, 503, 529)
+    error = {"message": "as it is", "type": "t", "param": "p", "code": "c"}
+
+    async def answer(request: web.Request) -> web.Response:
+        status = (await request.json())["seed"]
+        message = {"role": "assistant", "content": "yes"}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        body = {"id": "1", "object": "chat.completion", "model": "x", "choices": choices}
+        key = request.headers["Authorization"].split()[-1]
+        return web.json_response(
+            body if status == 200 else {"error": error},
+            status=status,
+            headers={"x-request-id": f"req {key}"},
+        )
+
+    results: list[RouterParallelResult] = []
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            router = parallel_core.ParallelRouter(
+                model_list=[], num_retries=0, disable_cooldowns=True
+            )
+            router.add_deployment(deployment("gpt", f"http://127.0.0.1:{site.port}/v1"))
+            requests = [
+                RouterParallelRequest("gpt", MESSAGES, {"seed": status}) for status in statuses
+            ]
+            results.extend(
+                await parallel_core.parallel_acompletions(router, requests, preserve_order=True)
+            )
+        finally:
+            await runner.cleanup()
+
+    run_with_routers(ASYNCIO_HOSTS[0], main)
+    for status, result in zip(statuses, results, strict=True):
+        line, fields = read(result_line("a", result, Redactor([KEY])))
+        assert line.status_code == status
+        assert fields["response"]["request_id"] == "req [redacted]"
+        if status != 200:
+            assert fields["response"]["body"] == {"error": error}
 
 
 def test_attempts_are_those_that_the_provider_has_seen(server: DemoServerThread) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -921,6 +922,55 @@ def test_signal_stops_the_process_quietly(number: signal.Signals) -> None:
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_process_ends_with_a_parent_that_is_killed() -> None:
+    parent = (
+        "from parallel_core.demo_server import demo_server_process\n"
+        "with demo_server_process() as server:\n"
+        "    print(server.url, flush=True)\n"
+        "    input()\n"
+    )
+    # The server has the parent's standard error: its end is that of both.
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdout is not None
+        port = port_of(process.stdout.readline().strip())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            process.kill()
+            connection.settimeout(TIMEOUT)
+            assert connection.recv(1) == b""
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes fail otherwise")
+def test_process_whose_address_nobody_reads_says_so() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "parallel_core.demo_server"],
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            timeout=TIMEOUT,
+        )
+    finally:
+        os.close(writing)
+    told = "Nobody reads the address: standard output is closed.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def command_app() -> typer.Typer:
     app = typer.Typer()
     app.command("demo-server")(demo_server.command)
@@ -951,10 +1001,11 @@ def test_wrong_option_is_explained(options: list[str], words: str) -> None:
 def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[DemoServerSettings, int]] = []
 
-    async def serve(settings: DemoServerSettings, port: int) -> None:
+    async def serve(settings: DemoServerSettings, port: int, until_stdin_closes: bool) -> None:
+        assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(demo_server, "_serve_until_signal", serve)
+    monkeypatch.setattr(demo_server, "_serve_until_told", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -345,6 +346,14 @@ def test_a_torn_last_line_is_not_counted_and_told(tmp_path: Path, torn: bytes) -
     assert any("The last line of out.jsonl is torn" in note for note in summary.notes)
 
 
+TOO_DEEP = "nested too deeply"
+
+
+def deep(before: str, brackets: str, after: str) -> bytes:
+    closing = "}" if brackets.startswith("{") else "]"
+    return f"{before}{brackets * 100_000}1{closing * 100_000}{after}\n".encode()
+
+
 REQUEST = {"custom_id": "a", "method": "POST", "body": {"messages": []}}
 
 
@@ -363,6 +372,12 @@ REQUEST = {"custom_id": "a", "method": "POST", "body": {"messages": []}}
         (statistics_line(call("a", 0)), "a statistics file"),
         (b'{"custom_id": 7, "response": null, "error": {}}\n', "Expected `str`, got `int`"),
         (json.dumps(answer("a")).encode() + b"\n{oops\n", "line 2 of"),
+        (b'{"custom_id":"1","response":{"body":{"model":"\xff"}}}\n', "is not valid UTF-8"),
+        (b'{"custom_id":"\xff","response":{}}\n', "is not valid UTF-8"),
+        (deep('{"custom_id":"1","response":{"status_code":200,"body":', "[", "}}"), TOO_DEEP),
+        (deep('{"custom_id":"1","response":{"body":{"model":"x","z":', "[", "}}}"), TOO_DEEP),
+        (deep('{"custom_id":"1","response":null,"error":', "[", "}"), TOO_DEEP),
+        (deep('{"custom_id":"1","response":null,"error":{"code":', '{"a":', "}}"), TOO_DEEP),
     ],
 )
 def test_a_file_that_is_no_output_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -397,6 +412,38 @@ def test_the_page_never_overwrites_a_file_of_the_run(tmp_path: Path, name: str) 
     assert done.exit_code == 2
     assert "is a file of the run itself" in done.stderr
     assert (tmp_path / name).read_bytes() == before
+
+
+def test_the_page_overwrites_an_older_page_and_nothing_else(tmp_path: Path) -> None:
+    output = write_run(tmp_path, [call("a", 0)])
+    page, other = tmp_path / "report.html", tmp_path / "input.jsonl"
+    assert invoke(output, "--html", page).exit_code == 0
+    first = page.read_bytes()
+    page.write_bytes(first + b"older")
+    assert invoke(output, "--html", page).exit_code == 0
+    assert page.read_bytes() == first
+    for content in (b"my prompts", b"<!DOCTYPE html>\n<html lang='en'>" + b"x" * 200):
+        other.write_bytes(content)
+        done = invoke(output, "--html", other)
+        assert done.exit_code == 2
+        assert "input.jsonl exists, and is no page of a report" in done.stderr
+        assert other.read_bytes() == content
+    other.write_bytes(b"")
+    assert invoke(output, "--html", other).exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_reported(tmp_path: Path) -> None:
+    output = tmp_path / os.fsdecode(b"out\xff.jsonl")
+    output.write_bytes(json.dumps(answer("a")).encode() + b'\n{"custom_id": "b')
+    page = tmp_path / os.fsdecode(b"page\xff.html")
+    done = invoke(output, "--html", page)
+    assert done.exit_code == 0, done.stderr
+    assert "Report of out?.jsonl" in done.stdout
+    assert "<title>Report of out?.jsonl" in page.read_text()
+    output.write_bytes(b"")
+    done = invoke(output)
+    assert (done.exit_code, "out?.jsonl has no results yet" in done.stderr) == (2, True)
 
 
 def test_a_cost_that_nobody_knows_is_no_zero(tmp_path: Path) -> None:
@@ -569,6 +616,44 @@ def test_without_matplotlib_the_extra_is_named(
     assert done.exit_code == 2
     assert "pip install 'parallel_core[report]'" in done.stderr
     assert not (tmp_path / "pictures").exists()
+
+
+def test_lines_that_are_no_statistics_are_passed_over(tmp_path: Path) -> None:
+    output = write_run(tmp_path, [call("a", 0)], [answer("a")])
+    path = RunPaths.of(output).statistics
+    good = path.read_bytes()
+    nonsense = [b'{"kind":"call","model":"\xff"}', b'{"z":' + b"[" * 100_000, b"\0\0", b"{}"]
+    path.write_bytes(b"\n".join([*nonsense, good, *nonsense]))
+    assert summarize(output).total.calls == 1
+
+
+def test_numbers_that_cannot_be_are_passed_over(tmp_path: Path) -> None:
+    odd = [
+        call("a", 0, model="", time_to_first_chunk=-1.0, attempts=-5, prompt_tokens=-7),
+        call("b", 0, model="", time_to_first_chunk=1e300, attempts=10**30),
+        call("c", 0, model="", time_to_first_chunk=0.5, attempts=2, prompt_tokens=3),
+    ]
+    summary = summarize(write_run(tmp_path, odd, [answer(name) for name in "abc"]))
+    (model,) = summary.models
+    assert (model.model, model.attempts, model.prompt_tokens) == ("(none)", 2, 3)
+    assert model.first_chunk is not None
+    assert (model.first_chunk.count, model.first_chunk.maximum) == (1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "kind"),
+    [
+        (None, "a text", "error"),
+        ({"status_code": 400, "body": None}, "a text", "error (400)"),
+        (None, {"message": "a text"}, "error"),
+        ({"status_code": 502, "body": "<html>"}, None, "HTTP (502)"),
+    ],
+)
+def test_an_error_without_a_name_is_one(
+    tmp_path: Path, response: object, error: object, kind: str
+) -> None:
+    line = {"custom_id": "a", "response": response, "error": error}
+    assert summarize(write_run(tmp_path, [], [line])).total.failures == {kind: 1}
 
 
 FLOATS = st.floats(-1e300, 1e300)

@@ -24,7 +24,7 @@ import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
-from parallel_core._run_endpoints import shown_url
+from parallel_core._run_endpoints import endpoint_of, quiet_litellm, shown_url
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
@@ -246,6 +246,29 @@ def test_where_calls_go_is_known_as_far_as_litellm_tells(
 
 
 @pytest.mark.parametrize(
+    ("parameters", "missing", "is_known"),
+    [
+        ({"model": "azure/x"}, ("AZURE_API_KEY",), True),
+        ({"model": "azure/x", "api_key": "none"}, (), True),
+        ({"model": "azure/x", "azure_ad_token": "none"}, (), True),
+        ({"model": "azure/x", "tenant_id": "t", "client_id": "c", "client_secret": "s"}, (), True),
+        ({"model": "azure/x", "tenant_id": "t", "client_id": "c"}, (), False),
+        ({"model": "bedrock/x", "aws_region_name": "y"}, (), False),
+        ({"model": "bedrock/x", "aws_access_key_id": "y"}, (), True),
+        ({"model": "vertex_ai/x"}, (), False),
+        ({"model": "ollama/x"}, (), True),
+        ({"model": "*"}, (), False),
+    ],
+)
+def test_whether_there_is_a_key_is_told_where_it_can_be(
+    parameters: dict[str, str], missing: tuple[str, ...], is_known: bool
+) -> None:
+    with quiet_litellm():
+        endpoint = endpoint_of("gpt", parameters)
+    assert (endpoint.missing_keys, endpoint.is_key_known) == (missing, is_known)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "config.yaml is empty"),
@@ -279,6 +302,14 @@ def test_where_calls_go_is_known_as_far_as_litellm_tells(
         (one_deployment() + "environment_variables: {A: [1]}\n", "A: must be a text"),
         (one_deployment() + 'environment_variables: {"A=": 1}\n', "cannot be an environment"),
         (one_deployment() + "credential_list: [{a: b}]\n", "credential_list[0]: must have"),
+        (
+            "model_list:\n- model_name: on\n  litellm_params: {model: openai/x}\n",
+            "line 2: model_list[0]: model_name must be a text, and is true or false, to YAML: put",
+        ),
+        (
+            "model_list:\n- {model_name: x, litellm_params: {model: openai/x, api_key: 1234567}}\n",
+            "('x'): litellm_params.api_key must be a text, and is a number: put it into quotes",
+        ),
         (one_deployment(model="opnai/fast"), "is openai/fast meant?"),
         (one_deployment(model="nobody-knows"), "does not know the provider"),
         (one_deployment() + "router_settings: {timeout: soon}\n", "timeout: must be a number"),
@@ -291,6 +322,22 @@ def test_what_is_wrong_in_a_config_is_told_with_its_line(
 ) -> None:
     assert says in problems_of(write(text))
     assert capsys.readouterr().out == ""  # litellm prints its list of providers otherwise
+
+
+def test_a_package_that_is_missing_is_named_with_its_setting(
+    monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    import litellm.router
+
+    def fails(**settings: Any) -> None:
+        raise ModuleNotFoundError("No module named 'redis'", name="redis.asyncio")
+
+    monkeypatch.setattr(litellm.router, "Router", fails)
+    monkeypatch.setattr(fails, "get_valid_args", lambda: ["redis_host"], raising=False)
+    text = one_deployment() + "router_settings: {redis_host: localhost}\n"
+    assert problems_of(write(text)) == (
+        "config.yaml: redis_host needs the package redis, which is not installed: pip install redis"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -353,7 +400,10 @@ router_settings: {debug_level: DEBUG}
     assert told == [
         "litellm_settings.set_verbose is passed over: it would have messages written into logs",
         "litellm_settings.num_retrys is passed over: it is unknown here; is num_retries meant?",
-        "litellm_settings: callbacks, cache is passed over: of the proxy server, no part of a call",
+        (
+            "litellm_settings: callbacks, cache are passed over: of the proxy server, no part of a "
+            "call"
+        ),
         "general_settings is passed over: of the proxy server",
         "router_setings is passed over: it is unknown here; is router_settings meant?",
         "router_settings.debug_level is passed over: it would have messages written into logs",
@@ -398,7 +448,8 @@ def test_keys_are_known_and_are_shown_nowhere(
             f"Bearer {KEYS['header']}",
             "sk-elsewhere-0123456789",
         }
-        assert all(result.ok for result in ask(run_router, "gpt", "smart"))
+        results = ask(run_router, "gpt", "smart")
+        assert [result.exception for result in results] == [None, None]
         config = read_proxy_config(path)
         shown = [
             *(repr(run_router), repr(run_router.description), repr(run_router.endpoints)),
@@ -619,6 +670,11 @@ def test_doctor_finds_what_is_missing(server: DemoServerThread, write: Write) ->
     )
     found = json.loads(doctor("--config", str(path), "--json", exit_code=1))
     assert ["router_settings.redis_host" in missing for missing in found["missing"]] == [True]
+    path = write(
+        '{"model_list": [{"model_name": "x", "litellm_params": {"model": "bedrock/x", '
+        '"aws_region_name": "y"}}]}'
+    )
+    assert "not known" in doctor("--config", str(path), exit_code=0)
     # Without a key of its own, this one needs that of the environment.
     without_key = one_deployment(api_base=server.url).replace('"api_key": "none", ', "")
     assert "OPENAI_API_KEY is missing" in doctor("--config", str(write(without_key)), exit_code=1)
