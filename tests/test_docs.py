@@ -1,4 +1,8 @@
-"""Every snippet of the README and the docs runs as it stands, and so does every example."""
+"""Every snippet of the README and the docs runs as it stands, and so does every example.
+
+The first snippet and the first command of the README run as a reader would run them. The others run
+in forked processes, which do not import litellm again.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
+from forked_processes import ForkedProcesses
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -24,17 +30,35 @@ EXAMPLES = [
     if path.name not in ("make_requests.py", "trio_web.py", "movie_reviews_batch.py")
 ]
 TIMEOUT = 100.0  # seconds
+WARNINGS = ("default::ResourceWarning", "default::RuntimeWarning")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Run(Protocol):
+    def __call__(
+        self, command: Sequence[str], folder: Path = ..., *, afresh: bool = ...
+    ) -> Done: ...
 
 
 def snippets(language: str) -> list[Any]:
+    """Each snippet, and whether it is the one that runs as a reader would run it."""
     params: list[Any] = []
+    one_is_afresh = False
     for document in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
         found = re.findall(
             rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL
         )
         for number, snippet in enumerate(found, 1):
-            params.append(pytest.param(snippet, id=f"{document.name}-{number}"))
-    assert params
+            afresh = not one_is_afresh and not snippet.startswith("$ make")
+            one_is_afresh = one_is_afresh or afresh
+            params.append(pytest.param(snippet, afresh, id=f"{document.name}-{number}"))
+    assert one_is_afresh
     return params
 
 
@@ -47,34 +71,57 @@ def environment() -> Iterator[dict[str, str]]:
             **os.environ,
             "OPENAI_BASE_URL": server.url,
             "OPENAI_API_KEY": "none",
-            "PYTHONWARNINGS": "default::ResourceWarning,default::RuntimeWarning",
+            "PYTHONWARNINGS": ",".join(WARNINGS),
             # The command that was installed beside this Python.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "COLUMNS": "100",
         }
 
 
-def run(
-    command: list[str], environment: dict[str, str], folder: Path = REPOSITORY
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
-    )
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses(warnings=WARNINGS) as started:
+        yield started
 
 
-@pytest.mark.parametrize("snippet", snippets("python"))
-def test_a_python_snippet(snippet: str, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def run(forks: ForkedProcesses, environment: dict[str, str]) -> Run:
+    """Run a command."""
+
+    def run_it(command: Sequence[str], folder: Path = REPOSITORY, *, afresh: bool = False) -> Done:
+        program, *arguments = command
+        if afresh or program not in ("python", "parallel-core"):
+            done = subprocess.run(
+                command,
+                env=environment,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+        script = folder / arguments.pop(0) if program == "python" else None
+        process = forks.start(arguments, script=script, folder=folder, environment=environment)
+        return Done(process.wait(TIMEOUT), process.stdout, process.stderr)
+
+    return run_it
+
+
+@pytest.mark.parametrize(("snippet", "afresh"), snippets("python"))
+def test_a_python_snippet(
+    snippet: str, afresh: bool, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
     script = tmp_path / "snippet.py"
     # example.org stands for a server that the reader has; here no network is needed.
     script.write_text(snippet.replace("https://example.org/", environment["OPENAI_BASE_URL"]))
-    done = run([sys.executable, str(script)], environment)
+    done = run(["python", str(script)], afresh=afresh)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stdout
     assert "parallel_core" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("snippet", snippets("console"))
-def test_a_console_snippet(snippet: str, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("snippet", "afresh"), snippets("console"))
+def test_a_console_snippet(snippet: str, afresh: bool, run: Run, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     for line in snippet.splitlines():
         assert line.startswith("$ ")
@@ -83,15 +130,16 @@ def test_a_console_snippet(snippet: str, environment: dict[str, str], tmp_path: 
             makefile = (REPOSITORY / "Makefile").read_text()
             assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE)
             continue
-        done = run(command, environment, tmp_path)
+        done = run(command, tmp_path, afresh=afresh)
+        afresh = False
         assert done.returncode == 0, done.stderr
         if command[1] == "run":
             assert re.search(r"^failed +0$", done.stdout, re.MULTILINE) or "--json" in command
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example(example: Path, environment: dict[str, str]) -> None:
-    done = run([sys.executable, str(example)], environment)
+def test_an_example(example: Path, run: Run) -> None:
+    done = run(["python", str(example)])
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     if example.stem == "fail_fast":

@@ -513,12 +513,12 @@ def test_streams_are_merged(way: str, name: Any, server: DemoServerThread) -> No
 # --- many calls ---
 
 
-def test_thousands_of_calls_leave_tasks_threads_and_files_flat() -> None:
+def test_a_thousand_calls_leave_tasks_threads_and_files_flat() -> None:
     name: Any = names()[0]
     counts: list[tuple[int, int, int, int]] = []
 
     async def main(router: ParallelRouter) -> None:
-        requests = (ask(index) for index in range(5_000))
+        requests = (ask(index) for index in range(1_000))
         async with (
             parallel_core.open_router_host(router, name) as host,
             parallel_core.iter_parallel_acompletions(host, requests, concurrency=32) as batch,
@@ -529,7 +529,7 @@ def test_thousands_of_calls_leave_tasks_threads_and_files_flat() -> None:
 
             async for result in batch:
                 assert result.ok, result.exception
-                if batch.delivered % 500 == 0:
+                if batch.delivered % 100 == 0:
                     counts.append(
                         (
                             trio.lowlevel.current_statistics().tasks_living,
@@ -544,10 +544,12 @@ def test_thousands_of_calls_leave_tasks_threads_and_files_flat() -> None:
     with demo_server_process(DemoServerSettings(latency_median=0.0)) as server:
         run(name, None, functools.partial(main, make_router(server)))
         stats = server.stats()
-        assert (stats.finished, stats.in_flight) == (5_000, 0)
+        assert (stats.finished, stats.in_flight) == (1_000, 0)
     assert len(counts) == 10
     # The first tenth is where it settles. From then on there may be a task for each slot, one on
     # the loop for its call and one of the connection, the threads of one executor, a connection.
+    # Measured: the tasks of the loop go up and down by up to 60, the others by 3. So 1,000 calls
+    # are enough to see what one call in 14 leaves behind; more of them only take longer.
     for kind, allowance in enumerate((32, 64, 8, 32)):
         first, *later = (count[kind] for count in counts)
         assert max(later) <= first + allowance, counts

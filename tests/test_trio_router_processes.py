@@ -1,7 +1,11 @@
-"""Routers in trio, in processes of their own: trio-asyncio, Ctrl-C, and what a process becomes."""
+"""Routers in trio, in processes of their own: trio-asyncio, Ctrl-C, and what a process becomes.
+
+What is about a fresh interpreter runs in one. The others are forked, and have litellm already.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,10 +15,12 @@ from textwrap import dedent
 
 import pytest
 
+from forked_processes import ForkedProcess, ForkedProcesses
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 HERE = Path(__file__).parent
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
+WARNINGS = "default::ResourceWarning"
 SERVER_TIMEOUT = 10.0
 
 needs_trio_asyncio = pytest.mark.skipif(
@@ -78,49 +84,79 @@ def server(running_server: DemoServerThread) -> DemoServerThread:
     return running_server
 
 
-def environment(server: DemoServerThread) -> dict[str, str]:
-    return {
-        **os.environ,
-        "DEMO_URL": server.url,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
+class Scripts:
+    """Runs scripts that use the server."""
+
+    def __init__(self, forks: ForkedProcesses, folder: Path, server: DemoServerThread) -> None:
+        self._forks = forks
+        self._script = folder / "script.py"
+        self._server = server
+        self._started: list[ForkedProcess] = []
+
+    def start(self, script: str) -> ForkedProcess:
+        self._script.write_text(PRELUDE + dedent(script))
+        process = self._forks.start(
+            [],
+            script=self._script,
+            folder=self._script.parent,
+            standard_input=None,
+            environment={"DEMO_URL": self._server.url},
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+
+    def check(self, script: str, *, afresh: bool = False) -> None:
+        """Run it. It must say that all is fine, and nothing that is not."""
+        if afresh:
+            code, out, err = self._run_afresh(script)
+        else:
+            process = self.start(script)
+            code, out, err = process.wait(TIMEOUT), process.stdout, process.stderr
+        assert code == 0, err
+        assert out.strip().splitlines()[-1:] == ["fine"], out + err
+        assert_no_noise(err)
+        self._server.wait_idle(SERVER_TIMEOUT)
+
+    def _run_afresh(self, script: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-W", WARNINGS, "-c", PRELUDE + dedent(script)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env={
+                **os.environ,
+                "DEMO_URL": self._server.url,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+        )
+        return done.returncode, done.stdout, done.stderr
 
 
-def start(script: str, server: DemoServerThread) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "default::ResourceWarning", "-c", PRELUDE + dedent(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"the process hangs\n{out}\n{err}")
-    return process.returncode, out, err
-
-
-def check_script(script: str, server: DemoServerThread) -> None:
-    code, out, err = finish(start(script, server))
-    assert code == 0, err
-    assert out.strip().splitlines()[-1:] == ["fine"], out + err
+def assert_no_noise(err: str) -> None:
     for word in NOISE:
         assert word not in err, err
-    server.wait_idle(SERVER_TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses(warnings=[WARNINGS]) as started:
+        yield started
+
+
+@pytest.fixture
+def scripts(forks: ForkedProcesses, tmp_path: Path, server: DemoServerThread) -> Iterator[Scripts]:
+    with contextlib.closing(Scripts(forks, tmp_path, server)) as runs:
+        yield runs
 
 
 @needs_trio_asyncio
-@pytest.mark.parametrize("which", ["thousands", "not thousands"])
-def test_everything_works_on_a_loop_of_trio_asyncio(which: str) -> None:
+def test_everything_works_on_a_loop_of_trio_asyncio() -> None:
     """The whole of ``test_trio_router.py``, with the other host."""
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_trio_router.py", "-k", which]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_trio_router.py"]
     done = subprocess.run(
         [sys.executable, *command],
         cwd=HERE,
@@ -134,8 +170,8 @@ def test_everything_works_on_a_loop_of_trio_asyncio(which: str) -> None:
     assert "skipped" not in done.stdout
 
 
-def test_a_process_stays_what_it_was(server: DemoServerThread) -> None:
-    check_script(
+def test_a_process_stays_what_it_was(scripts: Scripts) -> None:
+    scripts.check(
         """
         before = set(threads())
         loop_before = asyncio.new_event_loop()
@@ -157,13 +193,13 @@ def test_a_process_stays_what_it_was(server: DemoServerThread) -> None:
         trio.run(check)
         print("fine")
         """,
-        server,
+        afresh=True,
     )
 
 
 @needs_trio_asyncio
-def test_loops_that_the_application_has_opened(server: DemoServerThread) -> None:
-    check_script(
+def test_loops_that_the_application_has_opened(scripts: Scripts) -> None:
+    scripts.check(
         """
         trio_asyncio = import_trio_asyncio()
 
@@ -226,15 +262,14 @@ def test_loops_that_the_application_has_opened(server: DemoServerThread) -> None
 
         trio.run(own_executor)
         print("fine")
-        """,
-        server,
+        """
     )
 
 
 @needs_trio_asyncio
-def test_asyncio_code_under_trio_asyncio(server: DemoServerThread) -> None:
+def test_asyncio_code_under_trio_asyncio(scripts: Scripts, server: DemoServerThread) -> None:
     """It uses the asyncio API, and the trio run that is there."""
-    check_script(
+    scripts.check(
         """
         trio_asyncio = import_trio_asyncio()
 
@@ -253,16 +288,15 @@ def test_asyncio_code_under_trio_asyncio(server: DemoServerThread) -> None:
 
         trio.run(main)
         print("fine")
-        """,
-        server,
+        """
     )
     stats = server.stats()
     assert stats.finished == 32
 
 
 @needs_trio_asyncio
-def test_a_loop_that_is_closed_under_a_batch(server: DemoServerThread) -> None:
-    check_script(
+def test_a_loop_that_is_closed_under_a_batch(scripts: Scripts) -> None:
+    scripts.check(
         """
         import_trio_asyncio()
         seen = []
@@ -293,15 +327,14 @@ def test_a_loop_that_is_closed_under_a_batch(server: DemoServerThread) -> None:
 
         trio.run(main)
         print("fine")
-        """,
-        server,
+        """
     )
 
 
 @needs_trio_asyncio
-def test_a_cancellation_reaches_a_call_that_is_in_the_executor(server: DemoServerThread) -> None:
+def test_a_cancellation_reaches_a_call_that_is_in_the_executor(scripts: Scripts) -> None:
     """litellm begins every call there. Trio cannot cancel the thread; the call must not go on."""
-    check_script(
+    scripts.check(
         """
         import_trio_asyncio()
         begun, go_on = threading.Event(), threading.Event()
@@ -333,14 +366,13 @@ def test_a_cancellation_reaches_a_call_that_is_in_the_executor(server: DemoServe
         warnings.simplefilter("error")
         trio.run(main)
         print("fine")
-        """,
-        server,
+        """
     )
 
 
 @needs_trio_asyncio
-def test_a_host_and_its_loop_that_are_closed_at_once(server: DemoServerThread) -> None:
-    check_script(
+def test_a_host_and_its_loop_that_are_closed_at_once(scripts: Scripts) -> None:
+    scripts.check(
         """
         trio_asyncio = import_trio_asyncio()
         outcomes = []
@@ -375,14 +407,13 @@ def test_a_host_and_its_loop_that_are_closed_at_once(server: DemoServerThread) -
 
         trio.run(main)
         print("fine")
-        """,
-        server,
+        """
     )
 
 
 @pytest.mark.parametrize("host", ["thread", "thread-uvloop", "trio-asyncio"])
 @pytest.mark.parametrize("form", ["list", "block", "host", "stream"])
-def test_ctrl_c(host: str, form: str, server: DemoServerThread) -> None:
+def test_ctrl_c(host: str, form: str, scripts: Scripts, server: DemoServerThread) -> None:
     if host == "trio-asyncio" and sys.version_info >= (3, 14):
         pytest.skip("trio-asyncio does not work there")
     if host == "thread-uvloop":
@@ -405,7 +436,7 @@ def test_ctrl_c(host: str, form: str, server: DemoServerThread) -> None:
     }
     body = dedent(forms[form]).strip().replace("\n", "\n    ")
     count = 16 if form in ("list", "block") else 1
-    process = start(
+    process = scripts.start(
         f"""
 HOST = {host!r}
 hang = ask(fault="hang")
@@ -442,27 +473,17 @@ except BaseException as error:
     assert type(error) is KeyboardInterrupt, repr(error)
     others = [name for name in threads() if name != "MainThread"]
     print("interrupted", others, flush=True)
-""",
-        server,
+"""
     )
-    try:
-        server.wait_in_flight(count, TIMEOUT)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        if form == "stream":
-            assert process.stdout.readline() == "a chunk\n"
-        process.stdin.write("now\n")
-        process.stdin.flush()
-    except BaseException:
-        process.kill()
-        print(process.communicate())
-        raise
-    code, out, err = finish(process)
+    server.wait_in_flight(count, TIMEOUT)
+    if form == "stream":
+        process.wait_for("a chunk\n")
+    process.write("now\n")
+    code, out, err = process.wait(TIMEOUT), process.stdout, process.stderr
     lines = [line for line in out.splitlines() if line != "a chunk"]
     assert lines == ["ended", "interrupted []"], out + err
     assert code == 0, err
-    for word in NOISE:
-        assert word not in err, err
+    assert_no_noise(err)
     server.wait_idle(SERVER_TIMEOUT)
     stats = server.stats()
     assert stats.accepted == stats.disconnected == count

@@ -1,0 +1,334 @@
+"""Processes of the command ``parallel-core`` and of Python scripts, many a second.
+
+Importing litellm takes seconds. So one process does it, and forks for each command or script. What
+such a process begins with is what a fresh one has once it has imported these modules: no event
+loop, no call, no thread. What depends on the order of imports needs a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+PATIENCE = 60.0  # seconds for what must come
+
+
+class ForkedProcess:
+    """A running command or script. Its output is collected as it comes.
+
+    On a terminal all of it is in ``stderr``, as it would be seen there.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        exit_code: socket.socket,
+        outputs: Mapping[str, int],
+        standard_input: int | None = None,
+    ) -> None:
+        self.pid = pid
+        self._standard_input = standard_input
+        self._ended = False
+        self._exit_code = exit_code
+        self._changed = threading.Condition()
+        self._texts = {"stdout": b"", "stderr": b""}
+        self._open = 0
+        for name, fd in outputs.items():
+            self.collect(name, fd)
+
+    def collect(self, name: str, fd: int) -> None:
+        """Read its output from here, and close this at the end."""
+        self._open += 1
+        threading.Thread(target=self._collect, args=(name, fd), daemon=True).start()
+
+    def _collect(self, name: str, fd: int) -> None:
+        with contextlib.suppress(OSError):  # how the end of a terminal looks
+            while block := os.read(fd, 65536):
+                with self._changed:
+                    self._texts[name] += block
+                    self._changed.notify_all()
+        os.close(fd)
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    @property
+    def stdout(self) -> str:
+        return self._texts["stdout"].decode()
+
+    @property
+    def stderr(self) -> str:
+        return self._texts["stderr"].decode()
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    def wait_for(self, text: str) -> None:
+        """Wait until it has said this."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: text in self.output or not self._open, PATIENCE):
+                raise TimeoutError(f"{text!r} is not in {self.output}")
+        assert text in self.output
+
+    def write(self, text: str) -> None:
+        """The last it will read from its standard input, which was left open for this."""
+        assert self._standard_input is not None
+        os.write(self._standard_input, text.encode())
+        self._close_input()
+
+    def _close_input(self) -> None:
+        if self._standard_input is not None:
+            os.close(self._standard_input)
+            self._standard_input = None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it, if nobody has waited for it: a test has failed. What it said is printed."""
+        if not self._ended:
+            self.send_signal(signal.SIGKILL)
+            self.wait()
+            print(self.output)
+
+    def wait(self, timeout: float = 2 * PATIENCE) -> int:
+        """Its exit code, negative where a signal has ended it; all of its output is there then.
+
+        Raises:
+            TimeoutError: it has not ended after this many seconds, and was killed.
+        """
+        with self._exit_code:
+            self._ended = True
+            self._exit_code.settimeout(timeout)
+            try:
+                code = int(self._exit_code.recv(16))
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+                raise TimeoutError(f"the process hangs\n{self.output}") from None
+            finally:
+                self._close_input()
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self._open, PATIENCE)
+        return code
+
+
+class ForkedProcesses:
+    """Starts commands and scripts. A context manager.
+
+    Args:
+        warnings: filters as of ``python -W``, for all that it starts.
+    """
+
+    def __init__(self, *, warnings: Sequence[str] = ()) -> None:
+        filters = [word for one in warnings for word in ("-W", one)]
+        self._socket, other = socket.socketpair()
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, *filters, __file__, str(other.fileno())],
+                pass_fds=[other.fileno()],
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._process.wait(PATIENCE)
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        folder: Path,
+        script: Path | None = None,
+        standard_input: bytes | None = b"",
+        environment: Mapping[str, str] | None = None,
+        terminal: int | None = None,
+    ) -> ForkedProcess:
+        """Run ``parallel-core``, or a Python script, with these arguments.
+
+        Args:
+            arguments: of the command.
+            folder: in which it runs.
+            script: what runs instead of the command.
+            standard_input: what it reads; None leaves it open for ``write``.
+            environment: variables beside those of this process.
+            terminal: a file descriptor of a terminal, for all three streams.
+        """
+        reads: list[int] = []
+        feed: int | None = None
+        if terminal is None:
+            given, feed = os.pipe()
+            if standard_input is not None:
+                os.write(feed, standard_input)  # it fits into the pipe
+                os.close(feed)
+                feed = None
+            pipes = [os.pipe(), os.pipe()]
+            reads = [read for read, _ in pipes]
+            streams = [given, *(write for _, write in pipes)]
+        else:
+            streams = [terminal]
+        ours, theirs = socket.socketpair()
+        request = {
+            "arguments": list(arguments),
+            "folder": str(folder),
+            "script": None if script is None else str(script),
+            "environment": {**os.environ, **(environment or {})},
+            "terminal": terminal is not None,
+        }
+        socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno(), *streams])
+        pid = int(ours.recv(16))
+        theirs.close()
+        if terminal is None:
+            for fd in streams:
+                os.close(fd)
+        return ForkedProcess(pid, ours, dict(zip(("stdout", "stderr"), reads, strict=False)), feed)
+
+
+# --- the process that forks ---
+
+
+def _serve(requests: socket.socket) -> None:
+    import parallel_core.cli  # noqa: F401
+
+    _import_what_a_call_needs()
+    gc.freeze()  # a fork would copy what a collection touches
+    running: set[int] = set()
+    for message, fds in _received(requests):
+        exit_code = socket.socket(fileno=fds[0])
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            exit_code.close()
+            _run(json.loads(message), fds[1:])
+        running.add(pid)
+        for fd in fds[1:]:
+            os.close(fd)
+        exit_code.send(b"%-8d" % pid)
+        threading.Thread(target=_tell_end, args=(pid, exit_code, running)).start()
+    for pid in tuple(running):  # of a test that has failed
+        os.kill(pid, signal.SIGKILL)
+
+
+def _import_what_a_call_needs() -> None:
+    """A first call imports for most of a second. One in another process tells what.
+
+    So a call leaves nothing else here: no client, no task, no thread.
+    """
+    before = set(sys.modules)
+    names_read, names_written = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(_first_call())
+        names = [name for name in sys.modules if name not in before]
+        os.write(names_written, "\n".join(names).encode())
+        os._exit(0)
+    os.close(names_written)
+    with os.fdopen(names_read) as names_of_modules:
+        for name in names_of_modules.read().splitlines():
+            with contextlib.suppress(ImportError):  # made by others, and not by an import
+                importlib.import_module(name)
+    os.waitpid(pid, 0)
+
+
+async def _first_call() -> None:
+    from litellm.router import Router
+
+    deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "none"}}
+    router: Any = Router(model_list=[deployment], num_retries=0)
+    with contextlib.suppress(Exception):  # nobody listens there
+        await router.acompletion(
+            model="m",
+            messages=[{"role": "user", "content": "m"}],
+            api_base="http://127.0.0.1:9/v1",
+        )
+    router.discard()
+
+
+def _received(requests: socket.socket) -> Iterator[tuple[bytes, list[int]]]:
+    while True:
+        message, fds, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+        if not message:
+            return
+        yield message, fds
+
+
+def _tell_end(pid: int, exit_code: socket.socket, running: set[int]) -> None:
+    _, status = os.waitpid(pid, 0)
+    running.discard(pid)
+    with exit_code, contextlib.suppress(OSError):
+        exit_code.send(b"%-8d" % os.waitstatus_to_exitcode(status))
+
+
+def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
+    """The command or the script, in a process of its own."""
+    os.setsid()
+    for number in range(3):
+        os.dup2(streams[number % len(streams)], number)
+    if request["terminal"]:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for fd in streams:
+        os.close(fd)
+    # Who runs the tests in the background, or with nohup, has some of these ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    is_terminal = bool(request["terminal"])
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1 if is_terminal else -1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(str(request["folder"]))
+    if request["script"] is None:
+        _run_command(request["arguments"])
+    _run_script(request["script"], request["arguments"])
+
+
+def _run_command(arguments: list[str]) -> NoReturn:
+    code: object = 70
+    try:
+        sys.argv = ["parallel-core", *arguments]
+        from parallel_core.cli import main
+
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        # Without what happens at the end of an interpreter: that takes as long as a run.
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _run_script(script: str, arguments: list[str]) -> NoReturn:
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).parent)
+    # To the end of the interpreter, where much of what was forgotten is seen.
+    runpy.run_path(script, run_name="__main__")
+    gc.collect()
+    sys.exit()
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))
