@@ -20,6 +20,7 @@ from rich.table import Table
 from ._config_in_place import config_in_place
 from ._proxy_config import ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError
+from ._quiet import only_our_words
 from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
 from .run_router import router_from_config, router_from_model
 
@@ -120,7 +121,8 @@ def command(
             raise RouterConfigError(["--api-base is the address of a model: give --model, too"])
         if config is not None and model is not None:
             raise RouterConfigError(["give --config or --model, not both"])
-        findings = examine(config, model=model, api_base=api_base)
+        with only_our_words():
+            findings = examine(config, model=model, api_base=api_base)
     except RouterConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

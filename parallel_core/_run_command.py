@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import typer
 
 from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
+from ._quiet import only_our_words
 from ._run_view import JsonView, Painter, RunView, TextView
 from .batch_input import InputFile, InputFormat, InputSummary
 from .batch_output import Redactor
@@ -231,7 +230,7 @@ def command(
     """
     view: RunView = JsonView() if json else TextView()
     state = _State()
-    with contextlib.closing(view), _interruptible(), _only_our_words():
+    with contextlib.closing(view), _interruptible(), only_our_words():
         try:
             code = _run(
                 view,
@@ -505,29 +504,6 @@ def somebody_is_there() -> bool:
     streams: list[TextIO | None] = [sys.stdin, sys.stderr]
     # A stream that was closed when Python started is None.
     return all(stream is not None and stream.isatty() for stream in streams)
-
-
-@contextlib.contextmanager
-def _only_our_words() -> Generator[None]:
-    """What litellm logs, and what pydantic warns of, quotes prompts, answers and keys.
-
-    Who sets ``LITELLM_LOG`` wants to see it.
-    """
-    loggers = [
-        logging.getLogger(name)
-        for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "asyncio")
-    ]
-    silent = [logger for logger in loggers if not logger.disabled]
-    with warnings.catch_warnings():
-        if not os.environ.get("LITELLM_LOG"):
-            warnings.simplefilter("ignore")
-            for logger in silent:
-                logger.disabled = True
-        try:
-            yield
-        finally:
-            for logger in silent:
-                logger.disabled = False
 
 
 @contextlib.contextmanager
