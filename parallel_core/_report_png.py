@@ -17,6 +17,7 @@ from ._report_text import errors_to_show
 _BLUE, _GREEN, _RED, _ORANGE, _VIOLET, _TEAL, _GREY = (
     *("#2563eb", "#0d9166", "#cf3341", "#c86f04", "#7a45d6", "#0e8aa3", "#7b8794"),
 )
+_LONGEST_LABEL = 40  # characters; two of them are side by side
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -77,7 +78,7 @@ def _pictures(report: RunReport) -> list[_Picture]:
         pictures.append(("latency", partial(_latency, found, report), 1))
     if course is not None:
         if course.errors:
-            pictures.append(("errors", partial(_errors, course), 1))
+            pictures.append(("errors", partial(draw_errors, course), 1))
         if course.cost[-1] > 0:
             pictures.append(("cost", partial(_cost, course), 1))
         if any(limit is not None for limit in course.limit):
@@ -109,6 +110,11 @@ def _over_time(axes: Any, course: Timeline, title: str, unit: str) -> None:
         axes.axvline(pause.at, color=_GREY, linestyle=":", linewidth=1.2)
 
 
+def _explain(axes: Any, columns: int) -> None:
+    """Names the colors below the chart, where they hide nothing."""
+    axes.figure.legend(loc="outside lower left", ncols=columns)
+
+
 def _throughput(course: Timeline, panels: list[Any]) -> None:
     upper, lower = panels
     part = _report_text.span(course.step)
@@ -137,7 +143,7 @@ def _limit(course: Timeline, panels: list[Any]) -> None:
     limits = [float("nan") if limit is None else limit for limit in course.limit]
     axes.stairs(limits, _edges(course), color=_ORANGE, linewidth=1.8, baseline=None, label="limit")
     _over_time(axes, course, "Limit of calls in flight", "calls")
-    axes.legend(loc="lower right", ncols=2)
+    _explain(axes, 2)
 
 
 def _latency(found: Histogram, report: RunReport, panels: list[Any]) -> None:
@@ -163,21 +169,22 @@ def _latency(found: Histogram, report: RunReport, panels: list[Any]) -> None:
         ):
             label = f"{name} {_report_text.seconds(value)} s"
             axes.axvline(value, color="#1c2430", linestyle=style, linewidth=1.2, label=label)
-    axes.legend(loc="upper right")
+    _explain(axes, 5)
 
 
-def _errors(course: Timeline, panels: list[Any]) -> None:
+def draw_errors(course: Timeline, panels: list[Any]) -> None:
+    """The failed calls by kind, on one panel."""
     (axes,) = panels
     below = [0] * len(course.ended)
     colors = (_RED, _ORANGE, _VIOLET, _TEAL, _BLUE, _GREY)
     for (name, counts), color in zip(errors_to_show(course).items(), colors, strict=False):
         above = [bottom + number for bottom, number in zip(below, counts, strict=True)]
-        label = f"{name[:60]}: {sum(counts):,}"
+        label = f"{name[:_LONGEST_LABEL]}: {sum(counts):,}"
         axes.stairs(above, _edges(course), baseline=below, fill=True, color=color, label=label)
         below = above
     part = _report_text.span(course.step)
     _over_time(axes, course, "Failed calls by kind", f"calls in {part}")
-    axes.legend(loc="upper right")
+    _explain(axes, 2)
 
 
 def _cost(course: Timeline, panels: list[Any]) -> None:

@@ -9,8 +9,9 @@ from html import escape
 
 # The page shows two charts side by side, and on a phone one that is a little smaller than this.
 WIDTH, HEIGHT = 460.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 12.0, 26.0, 40.0
-_ROOM_FOR_A_LABEL, _ROW_OF_LABELS = 95.0, 16.0
+# Texts are up to 15 high, and have a rim of 2 where they are labels.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 16.0, 26.0, 40.0
+_ROOM_FOR_A_LABEL, _ROW_OF_LABELS = 95.0, 20.0
 _LEAST = 1e-12  # what is less is drawn as nothing
 _MOST_TICKS = 6
 _MOST_LOG_TICKS = 7

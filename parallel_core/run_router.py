@@ -410,7 +410,8 @@ def _make_router(
         module = (error.name or "").partition(".")[0]
         needed_by = [name for name in settings if module and module in name]
         problem = (
-            f"{whose}: {', '.join(needed_by) or 'one of its settings'} needs the package "
+            f"{whose}: {', '.join(needed_by) or 'one of its settings'} "
+            f"{'need' if len(needed_by) > 1 else 'needs'} the package "
             f"{module or 'of a provider'}, which is not installed: pip install {module}"
         )
     except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises

@@ -273,6 +273,12 @@ def test_blank_lines_marks_and_line_ends_do_no_harm(tmp_path: Path) -> None:
         assert requests_of(file) == [(1, "1")]
 
 
+def test_of_a_name_that_is_there_twice_the_last_counts(tmp_path: Path) -> None:
+    line = json.dumps({"custom_id": "a", **BODY})[:-1].encode() + b', "custom_id": "b"}'
+    with InputFile(write(tmp_path / "in.jsonl", line)) as file:
+        assert requests_of(file) == [(1, "b")]
+
+
 def test_a_line_may_be_gigantic(tmp_path: Path) -> None:
     text = "long " * 1_000_000
     path = write(tmp_path / "in.jsonl", {**BODY, "messages": [{"role": "user", "content": text}]})
@@ -382,6 +388,7 @@ def test_a_table_becomes_prompts(tmp_path: Path) -> None:
         ('\n"id";"text"\n"a";"x;y"\n', {"a": "x;y"}),
         ("id\ttext\na\tx;y\n", {"a": "x;y"}),
         ("id,text\na,x;y\n", {"a": "x;y"}),
+        ("\rid;text\ra;x\r", {"a": "x"}),
         ("text\nx;y\n", {"2": "x;y"}),
         ('"text"\nx\n', {"2": "x"}),
         ("\n \n\ntext\nx;y\n", {"5": "x;y"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import tracemalloc
 from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from parallel_core import report
+from parallel_core import _report_png, report
 from parallel_core._report_svg import linear_axis, log_axis, time_axis
 from parallel_core._report_table import print_report
 from parallel_core.report import ReportError, RunReport, html_page, summarize, write_pictures
@@ -600,6 +602,29 @@ def test_pictures_are_drawn_by_matplotlib(tmp_path: Path) -> None:
         assert f"{path}" in done.stdout.replace("\n", "")
 
 
+def test_the_names_of_colors_hide_no_bars(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figures: Any = importlib.import_module("matplotlib.figure")
+    records = [call(f"{n}", n, error=f"A rather long name of a failure {n % 6}") for n in range(60)]
+    summary = summarize(write_run(tmp_path, records))
+    assert summary.timeline is not None
+    figure: Any = figures.Figure(figsize=(8, 4.2), layout="constrained")
+    axes: Any = figure.add_subplot()
+    _report_png.draw_errors(summary.timeline, [axes])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 6
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_labels_of_percentiles_are_apart(tmp_path: Path) -> None:
+    page = html_page(summarize(write_run(tmp_path, [call(f"{n}", n) for n in range(9)])))
+    heights = [float(y) for y in re.findall(r'<g class="mark"><text x="[\d.]+" y="([\d.]+)"', page)]
+    largest = max(int(size) for size in re.findall(r"svg text \{ font-size: (\d+)px", page))
+    assert len(heights) == 3
+    assert min(after - before for before, after in pairwise(heights)) >= largest + 4
+
+
 def test_there_is_no_picture_of_what_was_not_measured(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     summary = summarize(write_run(tmp_path, [call("\N{SNOWMAN}$x_", 0, model="\U000e0001$")]))
@@ -664,11 +689,11 @@ FLOATS = st.floats(-1e300, 1e300)
         st.builds(
             CallStatistics,
             custom_id=st.sampled_from("abcd"),
-            model=st.text(max_size=3),
+            model=st.text(max_size=2),  # no "nan"
             started_at=st.one_of(FLOATS, st.floats(0, 1e-3), st.just(BEGIN)),
             duration=st.one_of(FLOATS, st.floats(0, 1e-3)),
             ok=st.booleans(),
-            error=st.none() | st.text(max_size=3),
+            error=st.none() | st.text(max_size=2),
             status_code=st.none() | st.integers(-(10**6), 10**6),
             time_to_first_chunk=st.none() | FLOATS,
             prompt_tokens=st.integers(0, 10**30),
