@@ -331,4 +331,5 @@ def _run_script(script: str, arguments: list[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    with socket.socket(fileno=int(sys.argv[1])) as requests_of_tests:
+        _serve(requests_of_tests)

@@ -142,14 +142,16 @@ def test_a_cell_that_fails_or_hangs_is_told_from_one_that_measures() -> None:
 
 
 @in_a_checkout
-def test_every_question_is_answered(tmp_path: Path) -> None:
+def test_questions_are_answered(tmp_path: Path) -> None:
     written = tmp_path / "answers.json"
-    peers = ("gather", "pool", "trio-pool", "ours-asyncio", "ours-trio")
-    done = run_benchmarks("--smoke", "--json", str(written), "--peers", *peers)
+    peers = ("gather", "pool", "ours-asyncio", "ours-trio")
+    # Without the one that takes as long as all the others. "make bench-smoke" has it too.
+    names = [name for name in QUESTIONS if name != "router_throughput"]
+    done = run_benchmarks(*names, "--smoke", "--json", str(written), "--peers", *peers)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(written.read_text())
     answers = {answer.question.name: answer for answer in from_json(document)}
-    assert set(answers) == set(QUESTIONS)
+    assert list(answers) == names
     for answer in answers.values():
         for group in answer.groups:
             assert {"pool", "ours-asyncio", "ours-trio"} <= {cell.peer.key for cell in group.cells}

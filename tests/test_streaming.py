@@ -630,21 +630,21 @@ def test_a_stalled_stream_is_not_sent_again() -> None:
 
 def test_a_loop_that_is_held_up_is_no_stall(host: Host) -> None:
     async def chunks(number: int) -> AsyncGenerator[Any, None]:
-        for _ in range(3):
+        for _ in range(2):
             await anyio.sleep(0.01)
             yield piece("x")
-        yield told(1, 3)
+        yield told(1, 2)
 
     provider = Provider(chunks)
 
     def hold_up(chunk: StreamChunk) -> None:
-        time.sleep(0.3)
+        time.sleep(0.15)
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(
             provider.answer,
             [request(index, stream=True) for index in range(3)],
-            stall_timeout=0.2,
+            stall_timeout=0.1,
             on_chunk=hold_up,
         )
         assert [result.exception for result in results] == [None] * 3
