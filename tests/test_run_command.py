@@ -23,7 +23,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from command_processes import CommandProcess, Commands
+from forked_processes import ForkedProcess, ForkedProcesses
 from parallel_core import _run_command, cli
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_file import RunProgress, RunSummary
@@ -53,7 +53,7 @@ def in_this_process(arguments: Sequence[str], **options: Any) -> Done:
 class Bench:
     """A folder, a server and a way to run the command there."""
 
-    def __init__(self, folder: Path, server: DemoServerThread, commands: Commands) -> None:
+    def __init__(self, folder: Path, server: DemoServerThread, commands: ForkedProcesses) -> None:
         self.folder = folder
         self.server = server
         self.commands = commands
@@ -83,7 +83,7 @@ class Bench:
                 }
                 lines.write(json.dumps({"custom_id": f"id-{number}", "body": body}) + "\n")
 
-    def start(self, *arguments: object, router: bool = True, **options: Any) -> CommandProcess:
+    def start(self, *arguments: object, router: bool = True, **options: Any) -> ForkedProcess:
         words = ["run", *map(str, arguments), *(["--config=config.yaml"] if router else [])]
         return self.commands.start(words, folder=self.folder, **options)
 
@@ -111,8 +111,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as started:
+def commands() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses() as started:
         yield started
 
 
@@ -124,7 +124,7 @@ def server() -> Iterator[DemoServerThread]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, server: DemoServerThread, commands: Commands) -> Bench:
+def bench(tmp_path: Path, server: DemoServerThread, commands: ForkedProcesses) -> Bench:
     return Bench(tmp_path, server, commands)
 
 
@@ -766,11 +766,11 @@ class Terminal:
 
 
 @pytest.fixture
-def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[CommandProcess, Terminal]]]:
+def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Terminal]]]:
     """Starts a command on a terminal of its own."""
     opened: list[int] = []
 
-    def start(*arguments: object) -> tuple[CommandProcess, Terminal]:
+    def start(*arguments: object) -> tuple[ForkedProcess, Terminal]:
         screen, process_end = pty.openpty()
         os.set_inheritable(process_end, True)
         opened.append(screen)
@@ -786,7 +786,7 @@ def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[CommandProcess, Te
         os.close(fd)
 
 
-StartOnTerminal = Callable[..., tuple[CommandProcess, Terminal]]
+StartOnTerminal = Callable[..., tuple[ForkedProcess, Terminal]]
 
 
 def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTerminal) -> None:
