@@ -14,11 +14,14 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .control._checks import checked_number
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
@@ -219,7 +222,7 @@ def _problem(item: object) -> str | None:
         return _problem_of_parts(item.model, item.messages, item.kwargs) or _problem_of_timeout(
             item.timeout
         )
-    if isinstance(item, Mapping):
+    if _is_mapping(item):
         mapping = cast("Mapping[object, object]", item)
         missing = [name for name in ("model", "messages") if name not in mapping]
         if missing:
@@ -250,24 +253,25 @@ def _problem_of_timeout(timeout: object) -> str | None:
 def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | None:
     if not isinstance(model, str) or not model:
         return f"model must be a non-empty str, not {_brief(model)}"
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+    is_list = messages.__class__ is list
+    if not is_list and (not isinstance(messages, Sequence) or isinstance(messages, str | bytes)):
         return f"messages must be a list of messages, not {_brief(messages)}"
     if not messages:
         return "messages is empty"
     for position, message in enumerate(cast("Sequence[object]", messages)):
         # Answers of litellm (pydantic objects with a role) are messages of the next turn.
-        has_role = "role" in message if isinstance(message, Mapping) else hasattr(message, "role")
+        has_role = "role" in message if _is_mapping(message) else hasattr(message, "role")
         if not has_role:
-            if isinstance(message, Mapping):
+            if _is_mapping(message):
                 return f"messages[{position}] has no 'role'"
             return f"messages[{position}] must be a mapping with a 'role', not {_brief(message)}"
     if not kwargs:
-        return None if kwargs is None or isinstance(kwargs, Mapping) else _bad_kwargs(kwargs)
+        return None if kwargs is None or _is_mapping(kwargs) else _bad_kwargs(kwargs)
     return _problem_of_kwargs(kwargs)
 
 
 def _problem_of_kwargs(kwargs: object) -> str | None:
-    if not isinstance(kwargs, Mapping):
+    if not _is_mapping(kwargs):
         return _bad_kwargs(kwargs)
     arguments = cast("Mapping[object, object]", kwargs)
     for name in arguments:
@@ -277,9 +281,14 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
             return f"{name} is given twice: as a field and in kwargs"
     for name in ("metadata", "stream_options"):
         value = arguments.get(name)
-        if value is not None and not isinstance(value, Mapping):
+        if value is not None and not _is_mapping(value):
             return f"{name} must be a mapping, not {_brief(value)}"
     return None
+
+
+def _is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:
+    # Asked some times for each of a million lines: dicts need not be looked up.
+    return value.__class__ is dict or isinstance(value, Mapping)
 
 
 def _bad_kwargs(kwargs: object) -> str:
