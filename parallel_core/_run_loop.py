@@ -1,0 +1,345 @@
+"""One run of a file: from the input into a batch, and from the batch into the journal."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from ._handle import ParallelBatch
+from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
+from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
+from .batch_output import (
+    Redactor,
+    call_statistics,
+    has_answer,
+    problem_line,
+    result_line,
+    unwritable_line,
+)
+from .control._metering import RouterMeter
+from .control.adaptive import LimitChange
+from .control.options import Controls
+from .control.stopping import Stopping
+from .errors import BatchDeadlineError, BudgetExceededError, JournalError, StoppedError
+from .journal import Journal, JournalEntry
+from .progress import Progress
+from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
+from .types import RouterParallelRequest, RouterParallelResult, Usage
+
+T = TypeVar("T")
+
+# Failures of ours, not of a provider: nothing came of these requests, and the next run sends them.
+_UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
+
+
+class RunScope:
+    """What of the input a run is to bring to an end."""
+
+    def __init__(
+        self, source: InputFile, summary: InputSummary, limit: int | None, *, with_problems: bool
+    ) -> None:
+        self.limit = limit
+        self.problems = summary.problems if with_problems else []
+        self._source = source
+        self.total = summary.requests if limit is None else min(limit, summary.requests)
+        self.total += len(self.problems)
+
+    def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
+        """Those that are to be sent, and are not finished."""
+        if self.limit is None:
+            return self._source.requests() if finished is None else self._source.requests(finished)
+        first = itertools.islice(self._source.requests(), self.limit)
+        return (request for request in first if finished is None or not finished(request.custom_id))
+
+    def ids(self) -> Iterator[str]:
+        """The names in the output, in the order of the input."""
+        requests = ((request.line, request.custom_id) for request in self._source.requests())
+        problems = ((problem.line, _id_of(problem)) for problem in self.problems)
+        return (custom_id for _, custom_id in heapq.merge(requests, problems))
+
+
+def _id_of(problem: InputProblem) -> str:
+    return problem.custom_id or str(problem.line)
+
+
+class Run:
+    """One run: from the source into the batch, from the batch into the journal."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        scope: RunScope,
+        stopping: Stopping,
+        *,
+        fail_fast: bool,
+        grace: float,
+        redactor: Redactor,
+        meter: RouterMeter,
+        on_progress: Callable[[RunProgress], object] | None,
+    ) -> None:
+        self.stopping = stopping
+        self._journal = journal
+        self._scope = scope
+        self._fail_fast = fail_fast
+        self._grace = grace
+        self._redactor = redactor
+        self._meter = meter
+        self._on_progress = on_progress
+        self._ids: dict[int, str] = {}  # of the requests that have been drawn, by index
+        # What is on disk is this run's as far as it is more.
+        self._ok_before = journal.succeeded
+        self._failed_before = journal.failed
+        # Of those that are to be brought to an end now: with a limit, others may be finished too.
+        self._earlier_ok = journal.succeeded
+        self._earlier_failed = journal.failed
+        self._failed_first = False
+        self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
+        self._errors = Counter[str]()
+        self._last_error: str | None = None
+        self._failure: BaseException | None = None
+        self._ended = anyio.Event()
+        self._changes = 0
+        self._began_at = time.time()
+        self._elapsed = 0.0
+        self._usage = Usage()
+
+    # --- into the batch ---
+
+    def count_earlier(self) -> None:
+        """How many of those that are to be brought to an end are finished."""
+        if self._scope.limit is None:
+            return
+        names = [request.custom_id for request in self._scope.requests()]
+        names += map(_id_of, self._scope.problems)
+        finished = [name for name in names if self._journal.is_finished(name)]
+        self._earlier_ok = sum(map(self._journal.has_answer, finished))
+        self._earlier_failed = len(finished) - self._earlier_ok
+
+    def opening(self) -> RunOpening:
+        """What there is to do."""
+
+        def requests() -> Iterator[RouterParallelRequest]:
+            unfinished = self._scope.requests(self._journal.is_finished)
+            return (request.request for request in unfinished)
+
+        total = self._scope.total
+        return RunOpening(total, total - self._done, self._journal.opening, requests)
+
+    async def write_problems(self) -> None:
+        """Bad lines are failures that need no call."""
+        for problem in self._scope.problems:
+            custom_id = _id_of(problem)
+            if not self._journal.is_finished(custom_id):
+                line = problem_line(problem)
+                await self._journal.append(JournalEntry(custom_id, line, ok=False))
+                self._errors[problem.code] += 1
+
+    def requests(self) -> Iterator[RouterParallelRequest]:
+        """What is to be sent."""
+        unfinished = self._scope.requests(self._journal.is_finished)
+        for index, request in enumerate(unfinished):
+            self._ids[index] = request.custom_id
+            yield request.request
+
+    def watched(self, controls: Controls) -> Controls:
+        """The controls, with our progress among them."""
+        if self._on_progress is None:
+            return controls
+        own = controls.get("on_progress")
+
+        def on_progress(progress: Progress) -> None:
+            if own is not None:
+                own(progress)
+            if not progress.finished:  # what is in the channel still is not on disk
+                self._tell(progress)
+
+        self._last_progress: Progress | None = None
+        return {**controls, "on_progress": on_progress}
+
+    # --- out of the batch ---
+
+    async def to_the_end(
+        self, batch: ParallelBatch[RouterParallelResult], stop: RunStop | None
+    ) -> None:
+        """Write what comes, until nothing more does.
+
+        A cancellation is no reason to lose an answer that is there: it stops the batch, and goes on
+        when all is written.
+        """
+        began = time.perf_counter()
+        self._began_at = time.time()
+        self._record(batch.limit, self._began_at, "")
+        if stop is not None:
+            stop.watch(functools.partial(self._stop_asked, stop))
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._consume, batch)
+                try:
+                    await self._ended.wait()
+                except BaseException:
+                    self.stopping.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await self._ended.wait()
+                    raise
+        finally:
+            if stop is not None:
+                stop.watch(None)
+        self._elapsed = time.perf_counter() - began
+        if self._failure is not None:
+            raise self._failure
+        self._tell_the_last()
+
+    def _stop_asked(self, stop: RunStop) -> None:
+        if stop.requests == 1:
+            self.stopping.stop(self._grace)
+        else:
+            self.stopping.cancel()
+
+    async def _consume(self, batch: ParallelBatch[RouterParallelResult]) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                async with batch:
+                    async for result in batch:
+                        await self._take(result)
+                        self._record_limit(batch.limit_changes)
+                self._usage = batch.usage
+                await in_thread(self._journal.flush)
+        except BaseException as error:  # noqa: BLE001 - raised by to_the_end, outside of the group
+            self._failure = self._failure or error
+        finally:
+            self._ended.set()
+
+    async def _take(self, result: RouterParallelResult) -> None:
+        custom_id = self._ids.pop(result.index)
+        error = result.exception
+        if isinstance(error, _UNFINISHED):
+            self._seen[type(error)] += 1
+            return
+        entry = self._entry(custom_id, result)
+        if not entry.ok:
+            self._last_error = "NoAnswerError" if error is None else type(error).__name__
+            self._errors[self._last_error] += 1
+            if self._fail_fast and not self.stopping.stopped:
+                self._failed_first = True
+                self.stopping.stop(self._grace)
+        try:
+            await self._journal.append(entry)
+        except JournalError as failure:
+            # The journal keeps what comes still; nothing more is paid for.
+            self._failure = failure
+            self.stopping.cancel()
+
+    def _entry(self, custom_id: str, result: RouterParallelResult) -> JournalEntry:
+        try:
+            usage = result.usage
+            if usage is None and result.response is not None:
+                usage = self._meter.usage_of(result.request, result.response)
+            statistics = call_statistics(custom_id, result, usage)
+            line, ok = result_line(custom_id, result, self._redactor), has_answer(result)
+        except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
+            statistics = CallStatistics(
+                custom_id=custom_id,
+                model=result.request.model,
+                started_at=result.started_at,
+                duration=result.duration,
+                ok=False,
+                error=type(error).__name__,
+            )
+            line, ok = unwritable_line(custom_id, error), False
+        return JournalEntry(custom_id, line, ok, statistics_line(statistics))
+
+    def _record_limit(self, changes: list[LimitChange]) -> None:
+        for change in itertools.islice(changes, self._changes, None):
+            if change.key is None:
+                self._record(change.limit, self._began_at + change.elapsed, "adaptive")
+        self._changes = len(changes)
+
+    def _record(self, limit: int, at: float, reason: str) -> None:
+        record = LimitStatistics(at=at, limit=limit, reason=reason)
+        self._journal.record(statistics_line(record))
+
+    # --- what is told ---
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every request has come to an end."""
+        return self._done == self._scope.total
+
+    @property
+    def _done(self) -> int:
+        return self._earlier_ok + self._earlier_failed + self._succeeded + self._failed
+
+    @property
+    def _succeeded(self) -> int:
+        return self._journal.succeeded - self._ok_before
+
+    @property
+    def _failed(self) -> int:
+        return self._journal.failed - self._failed_before
+
+    def _tell(self, progress: Progress) -> None:
+        self._last_progress = progress
+        assert self._on_progress is not None
+        self._on_progress(self._snapshot(progress, finished=False))
+
+    def _tell_the_last(self) -> None:
+        if self._on_progress is not None and self._last_progress is not None:
+            self._on_progress(self._snapshot(self._last_progress, finished=True))
+
+    def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
+        left = self._scope.total - self._done
+        eta = left / progress.rate if progress.rate > 0 else None
+        return RunProgress(
+            total=self._scope.total,
+            earlier=self._earlier_ok + self._earlier_failed,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            in_flight=0 if finished else progress.in_flight,
+            elapsed=self._elapsed if finished else progress.elapsed,
+            rate=progress.rate,
+            token_rate=progress.token_rate,
+            eta=0.0 if not left else None if finished or self.stopping.stopped else eta,
+            usage=self._usage if finished else progress.usage,
+            limit=progress.limit,
+            last_error=self._last_error,
+            stopping=self.stopping.stopped,
+            finished=finished,
+        )
+
+    def summary(self, paths: RunPaths) -> RunSummary:
+        return RunSummary(
+            ending=self._ending(),
+            total=self._scope.total,
+            earlier_succeeded=self._earlier_ok,
+            earlier_failed=self._earlier_failed,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            errors=dict(self._errors.most_common()),
+            unfinished=self._scope.total - self._done,
+            cut_off=self.stopping.cut_off,
+            usage=self._usage,
+            elapsed=self._elapsed,
+            paths=paths,
+        )
+
+    def _ending(self) -> Ending:
+        if self.is_complete:
+            return "complete"
+        if self._failed_first:
+            return "failure"
+        if self._seen[BatchDeadlineError]:
+            return "deadline"
+        return "budget" if self._seen[BudgetExceededError] else "stopped"
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run what blocks, and wait for it whatever happens: a lock that it takes must not be lost."""
+    return await anyio.to_thread.run_sync(function, abandon_on_cancel=False)

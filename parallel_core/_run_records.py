@@ -1,0 +1,133 @@
+"""What a run of a file tells of itself, and how it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from .journal import JournalOpening
+from .run_statistics import RunPaths
+from .types import RouterParallelRequest, Usage
+
+Ending = Literal["complete", "stopped", "deadline", "budget", "failure"]
+
+
+class RunProgress(msgspec.Struct, frozen=True):
+    """How far a run is: a snapshot. What is counted as done is on disk.
+
+    Attributes:
+        total: requests of the file that the run is to bring to an end, those that earlier runs
+            have finished among them.
+        earlier: requests that earlier runs have finished.
+        succeeded: answers of this run that are on disk.
+        failed: failures of this run that are on disk.
+        in_flight: calls that are running now.
+        elapsed: seconds since the first call.
+        rate: calls that finished per second, of about the last ten seconds.
+        token_rate: tokens of those calls per second.
+        eta: seconds until all is done, at this rate; None where that cannot be told.
+        usage: tokens, and USD, of the calls of this run.
+        limit: calls that may be in flight now.
+        last_error: the kind of the last failure; None where there was none.
+        stopping: whether no new calls are made any more.
+        finished: whether this is the last snapshot.
+    """
+
+    total: int
+    earlier: int
+    succeeded: int
+    failed: int
+    in_flight: int
+    elapsed: float
+    rate: float
+    token_rate: float
+    eta: float | None
+    usage: Usage
+    limit: int
+    last_error: str | None
+    stopping: bool
+    finished: bool
+
+    @property
+    def done(self) -> int:
+        """Requests that have come to an end, in this run and before."""
+        return self.earlier + self.succeeded + self.failed
+
+
+class RunOpening(NamedTuple):
+    """What a run finds, and has to do, before its first call.
+
+    Attributes:
+        total: requests of the file that the run is to bring to an end.
+        left: those that have not come to one in earlier runs.
+        journal: what was found in the output, and what has become of it.
+        requests: gives those that are left, once more each time it is called.
+    """
+
+    total: int
+    left: int
+    journal: JournalOpening
+    requests: Callable[[], Iterator[RouterParallelRequest]]
+
+
+class RunSummary(msgspec.Struct, frozen=True):
+    """How a run has ended.
+
+    Attributes:
+        ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
+            it. ``"deadline"``, ``"budget"``: that was used up. ``"failure"``: the first one, where
+            that ends the run.
+        total: requests of the file, as far as ``limit`` let them.
+        earlier_succeeded, earlier_failed: what earlier runs had finished.
+        succeeded, failed: of this run; all of them are on disk.
+        errors: failures of this run by kind, the most frequent first.
+        unfinished: requests without a line; the next run sends them.
+        cut_off: those among them whose call was on its way, and may have to be paid for.
+        usage: tokens, and USD, of this run.
+        elapsed: seconds from the first call to the last.
+        paths: the files.
+    """
+
+    ending: Ending
+    total: int
+    earlier_succeeded: int
+    earlier_failed: int
+    succeeded: int
+    failed: int
+    errors: dict[str, int]
+    unfinished: int
+    cut_off: int
+    usage: Usage
+    elapsed: float
+    paths: RunPaths
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an answer to every request."""
+        return not (self.earlier_failed or self.failed or self.unfinished)
+
+
+class RunStop:
+    """Ends a run before its time: give it to :func:`run_file`, and call :meth:`request`.
+
+    Belongs to the thread in which the run is: a signal handler of asyncio's event loop may call it.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._on_request: Callable[[], None] | None = None
+
+    def request(self) -> None:
+        """The first time: send nothing more, and let calls in flight end within the grace. The
+        second time: cancel them."""
+        self.requests += 1
+        if self._on_request is not None:
+            self._on_request()
+
+    def watch(self, on_request: Callable[[], None] | None) -> None:
+        """Have a function called at each request, and now if there was one."""
+        self._on_request = on_request
+        if self.requests and on_request is not None:
+            on_request()
