@@ -117,11 +117,13 @@ class Run:
         """How many of those that are to be brought to an end are finished."""
         if self._scope.limit is None:
             return
-        names = [request.custom_id for request in self._scope.requests()]
-        names += map(_id_of, self._scope.problems)
-        finished = [name for name in names if self._journal.is_finished(name)]
-        self._earlier_ok = sum(map(self._journal.has_answer, finished))
-        self._earlier_failed = len(finished) - self._earlier_ok
+        self._earlier_ok = self._earlier_failed = 0
+        names = (request.custom_id for request in self._scope.requests())
+        for name in itertools.chain(names, map(_id_of, self._scope.problems)):
+            if self._journal.has_answer(name):
+                self._earlier_ok += 1
+            elif self._journal.is_finished(name):
+                self._earlier_failed += 1
 
     def opening(self) -> RunOpening:
         """What there is to do."""
