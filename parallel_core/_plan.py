@@ -26,7 +26,9 @@ from .control.options import Concurrency, Controls, check_controls, checked_conc
 from .control.stopping import Stopping
 from .control.watching import UsageTally
 from .router_call import (
+    answers_streams_whole,
     as_request,
+    behind,
     check_all,
     check_models,
     completion_call,
@@ -172,15 +174,26 @@ def _router_plan(
 ) -> BatchPlan[ResultT]:
     limit = checked_concurrency(concurrency)
     may_reject: Mapping[str, int] = {}
-    call = completion_call(router, retried_by_us=isinstance(limit, AdaptiveConcurrency))
     check_controls(controls)
+    stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
+    read_elsewhere = answers_streams_whole(router)
+    if read_elsewhere and (streaming or on_chunk is not None):
+        raise ValueError(
+            f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
+            "their calls and send whole answers; take a Router of this process, or leave it out"
+        )
+    call = completion_call(
+        router,
+        retried_by_us=isinstance(limit, AdaptiveConcurrency),
+        stall_timeout=stall_timeout if read_elsewhere else None,
+    )
     check_all(requests)
     source = _checked_source(requests, "requests")
     check_models(controls.get("rate_limit"), router)
     budget, own_meter = controls.get("budget"), controls.get("meter")
     meter: BatchMeter = (
         RouterMeter(
-            getattr(router, "router", router),
+            behind(router),
             None if budget is None else budget.prices,
             None if budget is None else budget.assume_output_tokens,
         )
@@ -194,13 +207,12 @@ def _router_plan(
     if isinstance(limit, AdaptiveConcurrency):
         may_reject = places_of(router)
         limit = _within_places(limit, router, may_reject)
-    on_chunk = controls.get("on_chunk")
     streams = Streams(
         meter,
         all_of_them=streaming,
         emit=streaming,
         on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
-        stall_timeout=controls.get("stall_timeout"),
+        stall_timeout=None if read_elsewhere else stall_timeout,
     )
     plan = _plan(
         streams.wrap(call),

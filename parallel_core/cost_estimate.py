@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from .control._metering import RouterMeter
+from .router_call import behind
 from .types import RouterParallelRequest
 
 # Tokens of an answer, where the request does not allow fewer: that of a few paragraphs.
@@ -43,7 +44,7 @@ def estimate_cost(
         requests: drawn once.
         prices: USD for each token of prompt and of answer, by model; they go before all others.
     """
-    meter = RouterMeter(getattr(router, "router", router), prices)
+    meter = RouterMeter(behind(router), prices)
     number = unpriced = 0
     total = 0.0
     for request in requests:

@@ -286,6 +286,35 @@ class RouterHostClosedError(RuntimeError):
         return type(self), ()
 
 
+class WorkersLostError(RuntimeError):
+    """No worker on Ray is there, and none could be started.
+
+    Raised on opening, and by calls where the last workers were lost meanwhile and new ones could
+    not be started again and again. The text says what Ray tells, and what to do.
+    """
+
+
+class WorkerDiedError(RuntimeError):
+    """A request was in flight in several workers that died, one after the other.
+
+    It is not sent again: it may be what kills them. The exception of that request's result.
+
+    Attributes:
+        deaths: so many workers.
+    """
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(
+            f"{deaths} workers have died while this request was in flight in them, the last one "
+            "with this request alone: it is not sent again. Look for what ends the process: memory "
+            "that runs out, or code that crashes"
+        )
+        self.deaths = deaths
+
+    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[int]]:
+        return type(self), (self.deaths,)
+
+
 class InputFileError(ValueError):
     """A file of requests cannot be used as it is.
 

@@ -23,24 +23,34 @@ from .types import RouterParallelRequest, SupportsAcompletion
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
+"""What a call carries in its metadata."""
+
+STALL_TIMEOUT = "parallel_core_stall_timeout"
+"""The argument by which a streamed call that is read elsewhere tells its ``stall_timeout``."""
+
 CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
 
 def completion_call(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]], *, retried_by_us: bool = False
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    *,
+    retried_by_us: bool = False,
+    stall_timeout: float | None = None,
 ) -> CompletionCall:
     """Make the call of a batch out of a Router or of a bare callable.
 
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
     ``retried_by_us``: a call that is rejected for overload is made again by the batch, so the
-    Router, whose own retries would keep a slot waiting, leaves it.
+    Router, whose own retries would keep a slot waiting, leaves it. ``stall_timeout``: for a Router
+    that reads streams itself (:func:`answers_streams_whole`).
 
     Raises:
         TypeError: ``router`` is neither.
     """
     if hasattr(router, "acompletion"):
-        return _router_call(cast("SupportsAcompletion", router), retried_by_us)
+        return _router_call(cast("SupportsAcompletion", router), retried_by_us, stall_timeout)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -56,6 +66,9 @@ def completion_call(
     return call
 
 
+# A host in trio, a Router of workers, a Router: what has an attribute of any name is not followed on.
+_LAYERS = 3
+
 # Retries that a Router makes itself where the batch does: those that are not named here.
 _LEFT_TO_THE_BATCH = {
     "RateLimitErrorRetries": 0,
@@ -64,7 +77,9 @@ _LEFT_TO_THE_BATCH = {
 }
 
 
-def _router_call(router: SupportsAcompletion, retried_by_us: bool) -> CompletionCall:
+def _router_call(
+    router: SupportsAcompletion, retried_by_us: bool, stall_timeout: float | None
+) -> CompletionCall:
     batch_id = uuid.uuid4().hex
     leaves_overload = retried_by_us and _has_no_retry_policy(router)
 
@@ -73,10 +88,12 @@ def _router_call(router: SupportsAcompletion, retried_by_us: bool) -> Completion
         # given. The user's objects are theirs, and may be shared by many requests.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
         arguments["metadata"] = {
-            "parallel_batch_id": batch_id,
-            "parallel_index": index,
+            BATCH_ID: batch_id,
+            BATCH_INDEX: index,
             **(arguments.get("metadata") or {}),
         }
+        if stall_timeout is not None:
+            arguments[STALL_TIMEOUT] = stall_timeout
         if leaves_overload:
             arguments.setdefault(
                 "model_group_retry_policy", {request.model: dict(_LEFT_TO_THE_BATCH)}
@@ -88,14 +105,25 @@ def _router_call(router: SupportsAcompletion, retried_by_us: bool) -> Completion
     return call
 
 
-def _behind(router: object) -> Any:
-    """The Router itself, where it is given on its host."""
-    return getattr(router, "router", router)
+def behind(router: object) -> Any:
+    """The Router itself, where it is given on its host, or stands for others elsewhere."""
+    for _ in range(_LAYERS):
+        router = getattr(router, "router", router)
+    return cast("Any", router)
+
+
+def answers_streams_whole(router: object) -> bool:
+    """Whether a streamed request comes back as a whole answer, since it was read elsewhere."""
+    for _ in range(_LAYERS):
+        if getattr(router, "answers_streams_whole", False) is True:
+            return True
+        router = getattr(router, "router", router)
+    return False
 
 
 def _has_no_retry_policy(router: object) -> bool:
     """Whether it is a Router of litellm that has been told nothing of its own."""
-    behind = _behind(router)
+    behind = behind(router)
     return (
         hasattr(behind, "model_group_retry_policy")
         and behind.retry_policy is None
@@ -127,14 +155,14 @@ def check_models(by_model: object, router: object) -> None:
 def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
     """Those models that a Router cannot have a call for; none where it takes every name."""
     known = _names_of_models(router)
-    takes_all = getattr(_behind(router), "default_deployment", None) is not None
+    takes_all = getattr(behind(router), "default_deployment", None) is not None
     if not model_groups(router) or takes_all or any("*" in name for name in known):
         return []
     return [model for model in models if model not in known]
 
 
 def _names_of_models(router: object) -> set[str]:
-    return model_groups(router).union(getattr(_behind(router), "model_group_alias", None) or ())
+    return model_groups(router).union(getattr(behind(router), "model_group_alias", None) or ())
 
 
 def places_of(router: object) -> dict[str, int]:
@@ -142,7 +170,7 @@ def places_of(router: object) -> dict[str, int]:
 
     It rejects by deployment and chooses at random: of several it is the smallest number.
     """
-    default = getattr(_behind(router), "default_max_parallel_requests", None)
+    default = getattr(behind(router), "default_max_parallel_requests", None)
     places: dict[str, int] = {}
     for deployment in _deployments(router):
         number = deployment["litellm_params"].get("max_parallel_requests") or default
@@ -153,7 +181,7 @@ def places_of(router: object) -> dict[str, int]:
 
 
 def _deployments(router: object) -> list[Any]:
-    return list(getattr(_behind(router), "model_list", None) or [])
+    return list(getattr(behind(router), "model_list", None) or [])
 
 
 def _copied(value: Any) -> Any:

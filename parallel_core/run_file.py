@@ -27,7 +27,7 @@ from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import InputFileError
 from .journal import Journal, JournalOpening
-from .router_call import unknown_models
+from .router_call import behind, unknown_models
 from .run_statistics import RunPaths
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, SupportsAcompletion, Usage
@@ -160,7 +160,7 @@ async def run_file(
             grace=grace,
             redactor=Redactor(()) if redactor is None else redactor,
             meter=RouterMeter(
-                getattr(router, "router", router),
+                behind(router),
                 budget.prices if (budget := controls.get("budget")) is not None else None,
             ),
             on_progress=on_run_progress,
@@ -230,7 +230,7 @@ def check_requests(
     budget = controls.get("budget")
     if budget is not None:
         meter = RouterMeter(
-            getattr(router, "router", router), budget.prices, budget.assume_output_tokens
+            behind(router), budget.prices, budget.assume_output_tokens
         )
         requests = itertools.islice(source.requests(), limit)
         budget.check(meter, summary.models, (request.request for request in requests))

@@ -1,0 +1,420 @@
+"""The driver's side of workers on Ray: it starts them, deals calls to them, and replaces the dead.
+
+All of it belongs to one asyncio loop. A call is dealt to the worker that has the fewest; so the
+faster one gets more. Calls that begin in the same pass of the loop travel in one message, and what
+a worker has to tell in :data:`INTERVAL` seconds comes in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ._ray_worker import Given, Kind, Message, Pace, Worker
+from ._remote_values import unpack_outcome
+from ._router_recipe import Recipe
+from .errors import WorkerDiedError, WorkersLostError
+
+logger = logging.getLogger("parallel_core")
+
+# A message costs the driver 0.5 ms and the worker 0.3 to 0.7 ms: 5 % of a core at this pace, while
+# a call of a Router takes 4 ms.
+INTERVAL = 0.02  # seconds between two messages of a worker
+_MESSAGES_PER_SECOND = 1000.0  # that one driver takes beside its other work
+_CALLS_PER_SECOND = 300.0  # that one worker makes at most, with a Router
+_DEATHS_OF_A_REQUEST = 3
+_DEATHS_OF_A_SUSPECT = 2  # from here on it is sent alone, so that no other is blamed for it
+_FAILED_STARTS = 3  # in a row, with no worker left
+_PATIENCE_WITH_A_CANCELLATION = 5.0  # seconds
+_PATIENCE_WITH_AN_END = 6.0  # seconds; litellm's callbacks may take 5 of them
+_PATIENCE_WITH_A_START = 120.0  # seconds
+
+
+def interval(workers: int) -> float:
+    """Seconds between two messages of each of so many workers."""
+    return max(INTERVAL, workers / _MESSAGES_PER_SECOND)
+
+
+def block(workers: int, concurrency: int) -> int:
+    """Calls that a worker has waiting, so that no slot of it is idle until the next message."""
+    return min(concurrency, round(_CALLS_PER_SECOND * interval(workers)))
+
+
+class Assignment:
+    """A call on its way to a worker and back."""
+
+    def __init__(self, number: int, packed: bytes) -> None:
+        self.number = number
+        self.packed = packed
+        self.member: _Member | None = None
+        self.deaths = 0
+        self.cancelled = False
+        self.ended = asyncio.Event()
+        self._told: bytes | None = None
+        self._error: Exception | None = None
+
+    def settle(self, packed: bytes | None) -> None:
+        """This is what the worker has told; None: the call was cancelled."""
+        self._told = packed
+        self.ended.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self.ended.set()
+
+    def result(self) -> bytes | None:
+        if self._error is not None:
+            raise self._error
+        return self._told
+
+
+class _Member:
+    """One worker, as the driver knows it."""
+
+    def __init__(self, actor: Any, reader: Callable[[_Member], Awaitable[None]]) -> None:
+        self.actor = actor
+        self.assignments: dict[int, Assignment] = {}
+        self.ready = False
+        self.given: list[tuple[int, bytes]] = []  # that go with the next message
+        self.cancelled: list[int] = []
+        self.sequence = 0
+        self.flushing = False
+        self.alone = False  # with a request that is suspected
+        self.process: int | None = None
+        self.reading = asyncio.ensure_future(reader(self))
+
+    def give(self, assignment: Assignment) -> None:
+        assignment.member = self
+        self.assignments[assignment.number] = assignment
+        self.given.append((assignment.number, assignment.packed))
+        self._flush_soon()
+
+    def cancel(self, assignment: Assignment) -> None:
+        self.cancelled.append(assignment.number)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self.flushing:
+            self.flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self.flushing = False
+        given: Given = (self.given, self.cancelled)
+        self.given, self.cancelled = [], []
+        # What becomes of it is told by the reader alone.
+        with contextlib.suppress(Exception):
+            self.actor.give.remote(self.sequence, given)
+        self.sequence += 1
+
+
+class Fleet:
+    """The workers of one driver.
+
+    Args:
+        recipe: of their Routers.
+        workers: so many.
+        concurrency: calls in flight in each of them.
+        actor_options: how Ray is to place them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, workers: int, concurrency: int, actor_options: Mapping[str, Any]
+    ) -> None:
+        self._recipe = recipe
+        self._workers = workers
+        self._concurrency = concurrency
+        self._room = concurrency + block(workers, concurrency)
+        self._pace = Pace(interval(workers), max(8, concurrency // 4))
+        self._actor_options = dict(actor_options)
+        self._actor_class: Any = None
+        self._members: list[_Member] = []
+        self._waiting: deque[Assignment] = deque()
+        self._suspects: deque[Assignment] = deque()
+        self._numbers = 0
+        self._failed_starts = 0
+        self._refused: Exception | None = None
+        self._last_loss: Exception | None = None
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._lost_for_good: WorkersLostError | None = None
+        self.lost_workers = 0
+        self.resent_requests = 0
+
+    # --- its life ---
+
+    async def start(self) -> None:
+        """Start all workers, and wait until they are ready.
+
+        Where some are not ready in time, the others begin.
+
+        Raises:
+            WorkersLostError: none of them is.
+            Exception: what the recipe of the Router raises in a worker.
+        """
+        import ray
+
+        self._actor_class = ray.remote(Worker)
+        self._recipe_reference = ray.put(self._recipe)
+        for _ in range(self._workers):
+            self._add_member()
+        until = time.monotonic() + _PATIENCE_WITH_A_START
+        while not all(member.ready for member in self._members):
+            if self._refused is not None:
+                raise self._refused
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._changed.wait()
+            except TimeoutError:
+                ready = sum(member.ready for member in self._members)
+                if not ready:
+                    raise WorkersLostError(_not_started(self._workers)) from None
+                logger.warning("%d of %d workers have started; going on", ready, self._workers)
+                break
+        if not self._members:
+            assert self._lost_for_good is not None
+            raise self._lost_for_good
+
+    def _add_member(self) -> None:
+        options = {
+            "num_cpus": 1,
+            "scheduling_strategy": "SPREAD",
+            **self._actor_options,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        actor = self._actor_class.options(**options).remote(
+            self._recipe_reference, self._concurrency, self._pace
+        )
+        self._members.append(_Member(actor, self._read))
+
+    async def _read(self, member: _Member) -> None:
+        """Take what a worker tells until it ends, in whatever way."""
+        import ray.exceptions
+
+        ended: Exception | None = None
+        try:
+            async for reference in member.actor.run.options(num_returns="streaming").remote():
+                self._take(member, await reference)
+        except ray.exceptions.RayError as error:
+            ended = error
+        except asyncio.CancelledError:
+            # The loop is being shut down: nobody would take what comes.
+            self.abandon()
+            raise
+        if not self._closed:
+            self._lost(member, ended)
+
+    def _take(self, member: _Member, messages: list[Message]) -> None:
+        for kind, number, packed in messages:
+            if kind is Kind.READY:
+                member.ready, member.process = True, number
+                self._failed_starts = 0
+                self._changed.set()
+            elif kind is Kind.REFUSED:
+                error = unpack_outcome(packed).exception
+                assert error is not None
+                self._refused = error
+                self._changed.set()
+            else:
+                assignment = member.assignments.pop(number, None)
+                if assignment is not None:
+                    assignment.settle(packed if kind is Kind.OUTCOME else None)
+        if not member.assignments:
+            member.alone = False
+        self._deal()
+
+    def _lost(self, member: _Member, reason: Exception | None) -> None:
+        self._members.remove(member)
+        _kill(member.actor)
+        self._last_loss = reason
+        if member.ready:
+            self.lost_workers += 1
+        else:
+            self._failed_starts += 1
+        lost = list(member.assignments.values())
+        member.assignments.clear()
+        again: list[Assignment] = []
+        for assignment in lost:
+            assignment.member = None
+            assignment.deaths += 1
+            if assignment.cancelled:
+                assignment.settle(None)
+            elif assignment.deaths >= _DEATHS_OF_A_REQUEST:
+                assignment.fail(WorkerDiedError(assignment.deaths))
+            else:
+                again.append(assignment)
+        self.resent_requests += len(again)
+        self._suspects.extend(one for one in again if one.deaths >= _DEATHS_OF_A_SUSPECT)
+        self._waiting.extendleft(
+            one for one in reversed(again) if one.deaths < _DEATHS_OF_A_SUSPECT
+        )
+        logger.warning(
+            "a worker was lost (%s) with %d calls, which are sent again by others",
+            "it has ended" if reason is None else type(reason).__name__,
+            len(again),
+        )
+        if self._refused is None and self._failed_starts < _FAILED_STARTS * self._workers:
+            self._add_member()
+        elif not self._members:
+            self._give_up()
+        self._changed.set()
+        self._deal()
+
+    def _give_up(self) -> None:
+        self._lost_for_good = WorkersLostError(
+            f"no worker is left, and {self._failed_starts} could not be started: the cause is what "
+            "Ray tells of the last one; its logs (session_latest/logs) may tell more"
+        )
+        self._lost_for_good.__cause__ = self._last_loss
+        for assignment in [*self._waiting, *self._suspects]:
+            assignment.fail(self._lost_for_good)
+        self._waiting.clear()
+        self._suspects.clear()
+
+    async def close(self) -> None:
+        """End all workers, and wait for it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._settle_all()
+        for member in self._members:
+            with contextlib.suppress(Exception):  # it is dead, or Ray is shut down
+                member.actor.stop.remote()
+        readings = [member.reading for member in self._members]
+        if readings:
+            await asyncio.wait(readings, timeout=_PATIENCE_WITH_AN_END)
+        for member in self._members:
+            _kill(member.actor)
+        for reading in readings:
+            reading.cancel()
+        if readings:
+            await asyncio.wait(readings)
+        self._members.clear()
+
+    def abandon(self) -> None:
+        """End all workers at once, from anywhere. Nothing is waited for."""
+        self._closed = True
+        for member in self._members:
+            _kill(member.actor)
+        self._settle_all()
+
+    def _settle_all(self) -> None:
+        for member in self._members:
+            for assignment in member.assignments.values():
+                assignment.settle(None)
+        for assignment in [*self._waiting, *self._suspects]:
+            assignment.settle(None)
+        self._waiting.clear()
+        self._suspects.clear()
+
+    # --- calls ---
+
+    async def call(self, packed: bytes) -> Any:
+        """Have a worker make a call.
+
+        Raises:
+            WorkersLostError, WorkerDiedError: no worker has come to the end of it.
+            Exception: what the call has raised.
+        """
+        if self._lost_for_good is not None:
+            raise self._lost_for_good
+        if self._closed:
+            raise RuntimeError("the workers have been ended: open a new router")
+        self._numbers += 1
+        assignment = Assignment(self._numbers, packed)
+        self._waiting.append(assignment)
+        self._deal()
+        try:
+            await assignment.ended.wait()
+        except asyncio.CancelledError:
+            await self._cancel(assignment)
+            # What had come of it before is not lost.
+            if assignment.result() is None:
+                raise
+        told = assignment.result()
+        if told is None:
+            raise RuntimeError("the workers were ended while a call was in flight")
+        arrived = unpack_outcome(told)
+        if arrived.exception is not None:
+            raise arrived.exception
+        return arrived.value
+
+    async def _cancel(self, assignment: Assignment) -> None:
+        """Have a call cancelled, and wait for its end."""
+        if assignment.ended.is_set():
+            return
+        assignment.cancelled = True
+        member = assignment.member
+        if member is None:
+            for queue in (self._waiting, self._suspects):
+                with contextlib.suppress(ValueError):
+                    queue.remove(assignment)
+            return
+        member.cancel(assignment)
+        ending = asyncio.ensure_future(assignment.ended.wait())
+        patience: float | None = _PATIENCE_WITH_A_CANCELLATION
+        while not ending.done():
+            began = time.monotonic()
+            with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
+                await asyncio.wait({ending}, timeout=patience)
+            if patience is not None:
+                patience -= time.monotonic() - began
+                if patience <= 0 and not ending.done():
+                    logger.warning("a worker has not ended a cancelled call: it is killed")
+                    _kill(member.actor)
+                    patience = None
+
+    def _deal(self) -> None:
+        if self._suspects:
+            self._deal_suspects()
+        while self._waiting:
+            member = self._least_loaded()
+            if member is None:
+                return
+            member.give(self._waiting.popleft())
+
+    def _least_loaded(self) -> _Member | None:
+        best: _Member | None = None
+        for member in self._members:
+            if not member.ready or member.alone or len(member.assignments) >= self._room:
+                continue
+            if best is None or len(member.assignments) < len(best.assignments):
+                best = member
+        return best
+
+    def _deal_suspects(self) -> None:
+        """One worker is emptied for them, and gets one at a time."""
+        member = next((member for member in self._members if member.alone), None)
+        if member is None:
+            ready = [member for member in self._members if member.ready]
+            if not ready:
+                return
+            member = min(ready, key=lambda one: len(one.assignments))
+            member.alone = True
+        if not member.assignments:
+            member.give(self._suspects.popleft())
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):  # Ray is shut down, and the actor with it
+        ray.kill(actor)
+
+
+def _not_started(workers: int) -> str:
+    import ray
+
+    free = ray.available_resources().get("CPU", 0.0)
+    return (
+        f"none of {workers} workers has started within {_PATIENCE_WITH_A_START:g} s: each needs a "
+        f"CPU of the cluster, and {free:g} are free now; take fewer workers, or other "
+        "actor_options"
+    )

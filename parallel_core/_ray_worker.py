@@ -1,0 +1,260 @@
+"""A worker: what runs in the process of an actor. It has a Router and an engine of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import anyio
+
+from . import bridge
+from ._litellm_loop import leave_this_loop
+from ._plan import map_plan
+from ._remote_values import pack_exception, pack_response, unpack_request
+from ._router_recipe import Recipe
+from .control._engine import Engine
+from .control._metering import RouterMeter
+from .errors import RemoteCallError, cancelled_unasked
+from .router_call import BATCH_INDEX, BATCH_METADATA, STALL_TIMEOUT, behind
+from .streaming import Streams
+from .types import RouterParallelRequest
+
+class Kind(IntEnum):
+    """What a message of a worker is."""
+
+    READY = 0  # its Router is there; the number is its process id
+    REFUSED = 1  # there will be no Router; the exception tells why
+    OUTCOME = 2  # of the call with this number
+    CANCELLED = 3  # so the call with this number has ended, or it has never begun
+
+
+Message: TypeAlias = tuple[Kind, int, bytes]
+Given: TypeAlias = tuple[Sequence[tuple[int, bytes]], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a worker tells what has come.
+
+    A message costs it and the driver a part of what a call costs, so many go together.
+
+    Attributes:
+        every: seconds between two messages at least, unless there is much to tell.
+        many: outcomes that are told at once.
+    """
+
+    every: float
+    many: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    number: int
+    packed: bytes
+
+
+class Worker:
+    """Makes the calls that it is given.
+
+    Args:
+        recipe: of the Router.
+        concurrency: calls in flight at most; what else is given waits for a slot.
+        pace: of what is told.
+    """
+
+    def __init__(self, recipe: Recipe, concurrency: int, pace: Pace) -> None:
+        self._recipe = recipe
+        self._concurrency = concurrency
+        self._pace = pace
+        self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
+        self._waiting: dict[int, _Assignment] = {}  # in the order in which they came
+        self._running: dict[int, anyio.CancelScope] = {}
+        # Ray does not say that messages arrive in the order in which they were sent.
+        self._early: dict[int, Given] = {}
+        self._next_given = 0
+        self._stopped = False
+        self._arrived = asyncio.Event()
+        self._messages: list[Message] = []
+        self._news = asyncio.Event()
+        self._much_news = asyncio.Event()
+
+    async def give(self, sequence: int, given: Given) -> None:
+        """Take calls to make, and cancel others. Returns at once.
+
+        Args:
+            sequence: which message this is, from 0.
+            given: calls to make, and numbers of those to cancel.
+        """
+        self._early[sequence] = given
+        while self._next_given in self._early:
+            assignments, cancelled = self._early.pop(self._next_given)
+            self._next_given += 1
+            for number, packed in assignments:
+                self._waiting[number] = _Assignment(number, packed)
+            for number in cancelled:
+                self._cancel(number)
+        self._arrived.set()
+
+    async def stop(self) -> None:
+        """Cancel all calls; then :meth:`run` ends. Returns at once."""
+        self._stopped = True
+        for number in [*self._waiting, *self._running]:
+            self._cancel(number)
+        self._arrived.set()
+
+    async def run(self) -> AsyncGenerator[list[Message], None]:
+        """Work until :meth:`stop`; gives what has become of the calls, as it comes."""
+        work = asyncio.create_task(self._work())
+        work.add_done_callback(lambda _: self._news.set())
+        last = -float("inf")
+        while True:
+            await self._news.wait()
+            left = last + self._pace.every - time.monotonic()
+            if left > 0 and not self._much_news.is_set() and not work.done():
+                await _wait_for(self._much_news, left)
+            self._news.clear()
+            self._much_news.clear()
+            messages, self._messages = self._messages, []
+            if messages:
+                last = time.monotonic()
+                yield messages
+            elif work.done():
+                break
+            if work.done():
+                self._news.set()
+        work.result()
+
+    async def _work(self) -> None:
+        with contextlib.ExitStack() as opened:
+            try:
+                router: Any = opened.enter_context(self._recipe.open())
+            except Exception as error:  # noqa: BLE001 - told to the driver, which raises it
+                self._tell(Kind.REFUSED, 0, pack_exception(error))
+                return
+            plan = map_plan(
+                self._call,
+                self._assignments(),
+                concurrency=self._concurrency,
+                return_exceptions=True,
+                preserve_order=False,
+                controls={},
+            )
+            calls = _Calls(router)
+            self._answer = calls.answer
+            plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
+            self._tell(Kind.READY, os.getpid())
+            try:
+                async with bridge.AsyncioParallelBatch(plan) as batch:
+                    async for result in batch:
+                        result.unwrap()  # calls tell their own errors
+            finally:
+                await leave_this_loop()
+
+    async def _assignments(self) -> AsyncGenerator[_Assignment, None]:
+        while not self._stopped:
+            while self._waiting:
+                yield self._waiting.pop(next(iter(self._waiting)))
+            self._arrived.clear()
+            if not self._stopped:
+                await self._arrived.wait()
+
+    async def _call(self, assignment: _Assignment) -> None:
+        number = assignment.number
+        with anyio.CancelScope() as scope:
+            self._running[number] = scope
+            try:
+                packed = pack_response(await self._answer(unpack_request(assignment.packed)))
+            except asyncio.CancelledError as error:
+                if scope.cancel_called:
+                    raise
+                packed = pack_exception(cancelled_unasked("a call", error))
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Others have calls in flight here.
+                packed = pack_exception(RemoteCallError.standing_for(error))
+            except Exception as error:  # noqa: BLE001 - it is the call's outcome
+                packed = pack_exception(error)
+            finally:
+                del self._running[number]
+            self._tell(Kind.OUTCOME, number, packed)
+            return
+        self._tell(Kind.CANCELLED, number)
+
+    def _cancel(self, number: int) -> None:
+        scope = self._running.get(number)
+        if scope is not None:
+            scope.cancel()
+        elif self._waiting.pop(number, None) is not None:
+            self._tell(Kind.CANCELLED, number)
+        # Of others, the outcome is on its way.
+
+    def _tell(self, kind: Kind, number: int, packed: bytes = b"") -> None:
+        self._messages.append((kind, number, packed))
+        self._news.set()
+        # Somebody waits for the end of what was cancelled.
+        if kind is not Kind.OUTCOME or len(self._messages) >= self._pace.many:
+            self._much_news.set()
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+class _Calls:
+    """Sends what a batch of the driver would have sent. An attachment of the worker's batch."""
+
+    def __init__(self, router: Any) -> None:
+        self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
+        self._is_router = hasattr(router, "acompletion")
+        self._meter = RouterMeter(behind(router))
+        self._readers: dict[float | None, Streams] = {}  # by their stall_timeout
+        self._engine: Engine
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        for reader in self._readers.values():
+            reader.end()
+
+    def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
+        """The call of these arguments; a streamed answer is read here and given as a whole."""
+        stall_timeout = arguments.pop(STALL_TIMEOUT, None)
+        metadata = arguments.get("metadata") or {}
+        index = metadata.get(BATCH_INDEX, 0)
+        if not self._is_router:
+            # A bare callable gets what the request says.
+            own = {name: metadata[name] for name in metadata if name not in BATCH_METADATA}
+            arguments.pop("metadata", None)
+            if own:
+                arguments["metadata"] = own
+        if not arguments.get("stream"):
+            return self._acompletion(**arguments)
+        model, messages = arguments.pop("model"), arguments.pop("messages")
+        return self._read(stall_timeout, index, RouterParallelRequest(model, messages, arguments))
+
+    def _read(
+        self, stall_timeout: float | None, index: int, request: RouterParallelRequest
+    ) -> Awaitable[Any]:
+        reader = self._readers.get(stall_timeout)
+        if reader is None:
+            reader = self._readers[stall_timeout] = Streams(
+                self._meter, stall_timeout=stall_timeout
+            )
+            reader.begin(self._engine)
+        return reader.wrap(self._send)(index, request)
+
+    def _send(self, _: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        return self._acompletion(
+            model=request.model, messages=request.messages, **(request.kwargs or {})
+        )

@@ -1,0 +1,417 @@
+"""More cores and more machines: the calls of a batch are made by workers on Ray.
+
+The batch itself runs here, in the driver: a local batch with all of its controls, so a rate limit,
+a budget, an adaptive limit and a deadline are of all workers together. Each worker is an actor of
+Ray with a process, a Router and an engine of its own.
+
+::
+
+    async with iter_parallel_acompletions(make_router, requests, workers=8, concurrency=64) as batch:
+        async for result in batch:
+            print(result.index, result.ok)
+
+``docs/scale.md`` tells how far this goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import sniffio
+import trio
+
+from . import dispatch, trio_router
+from ._handle import ParallelBatch, collect
+from ._plan import Requests
+from ._ray_cluster import enter_ray, leave_ray, require_ray
+from ._ray_fleet import Fleet, block
+from ._remote_values import pack_request
+from ._router_recipe import RouterSource, checked_recipe
+from .control._checks import checked_count
+from .control.adaptive import AdaptiveConcurrency
+from .control.options import Concurrency, Controls, checked_concurrency
+from .trio_router import RouterHost, RouterHostName
+from .types import RouterParallelResult
+
+__all__ = [
+    "RayRouter",
+    "RouterSource",
+    "iter_parallel_acompletions",
+    "open_ray_router",
+    "parallel_acompletions",
+]
+
+class RayRouter:
+    """Stands for a Router in each of some workers, as :func:`open_ray_router` gives it.
+
+    It may stand wherever a batch takes a Router, and is bound to the event loop it was opened on.
+
+    Attributes:
+        router: a Router of the same recipe in this process, for the names of models, their limits
+            and prices. It sends nothing.
+        workers: so many.
+        concurrency: calls in flight in each worker at most.
+        slots: the ``concurrency`` of a batch that keeps all workers busy: calls in flight, and a
+            few more for each worker that are on their way.
+    """
+
+    answers_streams_whole = True
+
+    def __init__(
+        self,
+        source: RouterSource,
+        *,
+        workers: int,
+        concurrency: int,
+        address: str | None,
+        actor_options: Mapping[str, Any] | None,
+    ) -> None:
+        require_ray()
+        self.workers = checked_count("workers", workers)
+        self.concurrency = checked_count("concurrency", concurrency)
+        self.slots = workers * (concurrency + block(workers, concurrency))
+        self._address = address
+        self._entered = False
+        recipe = checked_recipe(source)
+        self._local = contextlib.ExitStack()
+        self.router: Any = self._local.enter_context(recipe.open())
+        self._fleet = Fleet(recipe, workers, concurrency, actor_options or {})
+        self._state = "new"
+        self._end: Any = None
+
+    @property
+    def lost_workers(self) -> int:
+        """Workers that died, and were replaced."""
+        return self._fleet.lost_workers
+
+    @property
+    def resent_requests(self) -> int:
+        """Requests that were in flight in those, and were sent again: maybe paid for twice."""
+        return self._fleet.resent_requests
+
+    async def acompletion(self, **arguments: Any) -> Any:
+        """``router.acompletion(**arguments)`` in a worker.
+
+        Cancelled, it cancels the call there and waits for its end. A streamed answer comes as a
+        whole.
+
+        Raises:
+            TypeError: an argument cannot be sent to another process.
+            WorkerDiedError: several workers have died of this request.
+            WorkersLostError: no worker is left.
+            Exception: what the Router raises there.
+        """
+        return await self._fleet.call(pack_request(arguments))
+
+    async def start(self) -> None:
+        """Start Ray, if need be, and the workers (asyncio)."""
+        if self._state != "new":
+            raise RuntimeError("a RayRouter is opened once")
+        self._state = "open"
+        try:
+            await _to_the_end(asyncio.to_thread(self._enter))
+            self._end = weakref.finalize(self, _abandon, self._fleet, self._entered)
+            self._end.atexit = False  # Ray ends with the process, and the workers with Ray
+            await self._fleet.start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _enter(self) -> None:
+        self._entered = enter_ray(self._address, self.workers)
+
+    async def aclose(self) -> None:
+        """End the workers, and Ray if it was started for them. Idempotent; a cancellation is raised
+        when it is done."""
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        await _to_the_end(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await self._fleet.close()
+        finally:
+            if self._end is not None:
+                self._end.detach()
+            if self._entered:
+                self._entered = False
+                await asyncio.to_thread(leave_ray)
+            self._local.close()
+
+    def discard(self) -> None:
+        """Undo what was made, where it is never started."""
+        self._state = "closed"
+        self._local.close()
+
+    def __repr__(self) -> str:
+        return f"<RayRouter workers={self.workers} concurrency={self.concurrency} {self._state}>"
+
+
+async def _to_the_end(awaitable: Any) -> Any:
+    task = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+def _abandon(fleet: Fleet, entered: bool) -> None:
+    """A RayRouter was dropped without being closed."""
+    fleet.abandon()
+    if entered:
+        threading.Thread(target=leave_ray).start()
+
+
+def open_ray_router(
+    source: RouterSource,
+    *,
+    workers: int,
+    concurrency: int = 8,
+    address: str | None = None,
+    actor_options: Mapping[str, Any] | None = None,
+    router_host: RouterHostName | None = None,
+) -> AbstractAsyncContextManager[RayRouter]:
+    """Start workers for as long as a block lasts, in asyncio and in trio.
+
+    ::
+
+        async with open_ray_router(make_router, workers=8, concurrency=64) as router:
+            first = await parallel_acompletions(router, some, concurrency=router.slots)
+            second = await parallel_acompletions(router, more, concurrency=router.slots)
+
+    Leaving the block cancels the calls that still run, waits for them and ends the workers.
+
+    Args:
+        source: how a worker gets its Router: a function that makes it (in each worker, and once in
+            this process), the arguments of ``litellm.Router`` as a mapping, or the path of a config
+            file of litellm's proxy.
+        workers: processes, each with a Router.
+        concurrency: calls in flight in each worker at most.
+        address: of a Ray cluster, as ``ray.init`` takes it. None: the one to which this process is
+            connected, the one that the environment variable RAY_ADDRESS names, else Ray is started
+            on this machine and ended with the last block that uses it.
+        actor_options: how Ray places the workers, as ``ActorClass.options`` takes it; without any,
+            each gets one CPU, and they are spread over the machines.
+        router_host: for trio, as in ``parallel_acompletions``.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+        TypeError, ValueError: an argument is not as described.
+        ConnectionError: on entering: there is no cluster at the address.
+        WorkersLostError: on entering: no worker could be started.
+        Exception: on entering: what the making of a Router raises.
+    """
+    router = RayRouter(
+        source,
+        workers=workers,
+        concurrency=concurrency,
+        address=address,
+        actor_options=actor_options,
+    )
+    return _opened(router, router_host)
+
+
+@asynccontextmanager
+async def _opened(
+    router: RayRouter, router_host: RouterHostName | None
+) -> AsyncGenerator[RayRouter, None]:
+    if sniffio.current_async_library() != "trio":
+        await router.start()
+        try:
+            yield router
+        finally:
+            await router.aclose()
+        return
+    async with trio_router.open_router_host(router, router_host) as host:
+        await host.run(router.start)
+        try:
+            yield router
+        finally:
+            with trio.CancelScope(shield=True):
+                await host.run(router.aclose)
+
+
+def iter_parallel_acompletions(
+    source: RouterSource,
+    requests: Requests,
+    *,
+    workers: int,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+    address: str | None = None,
+    actor_options: Mapping[str, Any] | None = None,
+    router_host: RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> RayBatch:
+    """:func:`parallel_core.iter_parallel_acompletions` with workers, in asyncio and in trio.
+
+    The batch starts the workers when it begins, and has ended them when it has ended.
+
+    Args:
+        source: how a worker gets its Router, as in :func:`open_ray_router`.
+        requests: as in the local function.
+        workers: processes, each with a Router.
+        concurrency: calls in flight in each worker at most; adaptive concurrency is one limit for
+            all of them together.
+        return_exceptions: as in the local function, like all that is not named here.
+        preserve_order: yield in input order.
+        address: of a Ray cluster, as in :func:`open_ray_router`, like ``actor_options``.
+        actor_options: how Ray places the workers.
+        router_host: for trio.
+        controls: those of the local function but ``on_chunk``. They are of all workers together.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+        InvalidRequestError, TypeError, ValueError: an argument is not as described; nothing was
+            sent.
+        RuntimeError: called where neither asyncio nor trio is running.
+    """
+    limit = checked_concurrency(concurrency)
+    adaptive = isinstance(limit, AdaptiveConcurrency)
+    router = RayRouter(
+        source,
+        workers=workers,
+        concurrency=limit.maximum if isinstance(limit, AdaptiveConcurrency) else limit,
+        address=address,
+        actor_options=actor_options,
+    )
+    in_trio = sniffio.current_async_library() == "trio"
+    host = trio_router.in_trio(router, router_host) if in_trio else router
+    try:
+        batch = dispatch.iter_parallel_acompletions(
+            host,
+            requests,
+            concurrency=concurrency if adaptive else router.slots,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+            **controls,
+        )
+    except BaseException:
+        router.discard()
+        raise
+    return RayBatch(router, batch, host if isinstance(host, RouterHost) else None)
+
+
+async def parallel_acompletions(
+    source: RouterSource,
+    requests: Requests,
+    *,
+    workers: int,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = False,
+    address: str | None = None,
+    actor_options: Mapping[str, Any] | None = None,
+    router_host: RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> list[RouterParallelResult]:
+    """The results of :func:`iter_parallel_acompletions` as a list."""
+    batch = iter_parallel_acompletions(
+        source,
+        requests,
+        workers=workers,
+        concurrency=concurrency,
+        return_exceptions=return_exceptions,
+        address=address,
+        actor_options=actor_options,
+        router_host=router_host,
+        **controls,
+    )
+    return await collect(batch, preserve_order)
+
+
+class RayBatch(ParallelBatch[RouterParallelResult]):
+    """A batch whose calls are made by workers, which it starts and ends.
+
+    Attributes:
+        router: stands for the workers.
+    """
+
+    def __init__(
+        self,
+        router: RayRouter,
+        batch: ParallelBatch[RouterParallelResult],
+        host: RouterHost | None,
+    ) -> None:
+        self.router = router
+        self._batch = batch
+        self._core = batch._core  # pyright: ignore[reportPrivateUsage]  # of the same family
+        self._host = host
+
+    @property
+    def lost_workers(self) -> int:
+        """Workers that died, and were replaced."""
+        return self.router.lost_workers
+
+    @property
+    def resent_requests(self) -> int:
+        """Requests that were in flight in those, and were sent again: maybe paid for twice."""
+        return self.router.resent_requests
+
+    async def __aenter__(self) -> Self:
+        if self._begun:
+            raise RuntimeError("a batch can be entered only once")
+        await self._begin()
+        try:
+            await self._batch.__aenter__()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self._closed = True
+        try:
+            return await self._batch.__aexit__(exc_type, exc, traceback)
+        finally:
+            await self._end()
+
+    async def aclose(self) -> None:
+        self._begun = self._closed = True
+        try:
+            await self._batch.aclose()
+        finally:
+            await self._end()
+
+    async def __anext__(self) -> RouterParallelResult:
+        if not self._begun:
+            await self._begin()
+        try:
+            return await self._batch.__anext__()
+        except Exception:  # the end of the batch, too
+            await self._end()
+            raise
+
+    async def _begin(self) -> None:
+        self._begun = True
+        if self._host is None:
+            await self.router.start()
+        else:
+            await self._host.run(self.router.start)
+
+    async def _end(self) -> None:
+        if self._host is None:
+            await self.router.aclose()
+        else:
+            with trio.CancelScope(shield=True):
+                await self._host.run(self.router.aclose)
