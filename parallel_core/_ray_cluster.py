@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import threading
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from enum import Enum
+from typing import Any, cast
+
+from ._fleet import WorkerHandle
+from ._router_recipe import Recipe
+from ._worker import Given, Message, Pace, Worker
 
 # Answers are small, and are taken at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes
 
 _lock = threading.Lock()
-_users = 0  # of the Ray that was started or connected to here
 
 
 def require_ray() -> None:
@@ -22,26 +29,35 @@ def require_ray() -> None:
         ModuleNotFoundError: says how to install it.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ModuleNotFoundError(
-            "workers need Ray: pip install 'parallel_core[ray]'", name="ray"
-        )
+        raise ModuleNotFoundError("workers need Ray: pip install 'parallel_core[ray]'", name="ray")
 
 
-def enter_ray(address: str | None, workers: int) -> bool:
+class Entered(Enum):
+    """How Ray was found."""
+
+    FOUND = "found"  # connected already, by somebody else
+    CONNECTED = "connected"  # to a cluster
+    STARTED = "started"  # on this machine
+
+
+_users = 0  # of the Ray that was started or connected to here
+_entered = Entered.FOUND
+
+
+def enter_ray(address: str | None) -> Entered:
     """Connect to Ray, or start it on this machine. Blocks for seconds.
 
     Args:
         address: of a cluster, as ``ray.init`` takes it; None: the one that this process is
             connected to, the one that RAY_ADDRESS names, else a new one on this machine.
-        workers: so many shall have a place on this machine.
 
     Returns:
-        Whether :func:`leave_ray` has to be called.
+        How it was found; unless somebody else had it, :func:`leave_ray` has to be called.
 
     Raises:
         ConnectionError: nothing is at the address.
     """
-    global _users
+    global _entered, _users
     # It asks the network otherwise whether it may tell of its use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -50,7 +66,7 @@ def enter_ray(address: str | None, workers: int) -> bool:
         if ray.is_initialized():
             if _users:
                 _users += 1
-            return bool(_users)
+            return _entered if _users else Entered.FOUND
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = address or os.environ.get("RAY_ADDRESS") or None
         if address is not None:
@@ -58,13 +74,22 @@ def enter_ray(address: str | None, workers: int) -> bool:
         else:
             options |= {
                 "address": "local",
-                "num_cpus": max(workers, os.cpu_count() or 1),
+                "num_cpus": os.cpu_count() or 1,
                 "object_store_memory": _OBJECT_STORE,
                 "include_dashboard": False,
             }
         ray.init(**options)
+        _silence_its_prints()
         _users = 1
-        return True
+        _entered = Entered.STARTED if address is None else Entered.CONNECTED
+        return _entered
+
+
+def _silence_its_prints() -> None:
+    """It prints on standard output that a worker has died, also where it shall not log."""
+    from ray._private import worker
+
+    cast("Any", worker)._worker_logs_enabled = False
 
 
 def leave_ray() -> None:
@@ -76,3 +101,74 @@ def leave_ray() -> None:
         _users -= 1
         if not _users:
             ray.shutdown()
+
+
+def restore_sigterm() -> None:
+    """Ray's handler, which prints a stack, has taken the place of the one that was there.
+
+    That is known to Python still, if Ray was started in another thread. In the main thread it can
+    be put back.
+    """
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None:  # not one of another language
+            signal.signal(signal.SIGTERM, handler)
+
+
+class RayWorkers:
+    """Workers that are actors of Ray.
+
+    Args:
+        recipe: of their Routers.
+        actor_options: how Ray places them.
+    """
+
+    def __init__(self, recipe: Recipe, actor_options: Mapping[str, Any]) -> None:
+        import ray
+
+        self._actor_class: Any = ray.remote(Worker)
+        self._recipe: Any = ray.put(recipe)
+        self._options = {
+            "scheduling_strategy": "SPREAD",
+            **actor_options,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+
+    def spawn(self, concurrency: int, pace: Pace) -> WorkerHandle:
+        actor_class = self._actor_class.options(**self._options)
+        return _RayWorker(actor_class.remote(self._recipe, concurrency, pace))
+
+    def why_none_starts(self) -> str:
+        import ray
+
+        free = ray.available_resources().get("CPU", 0.0)
+        return (
+            f"{free:g} CPUs of the cluster are free; take fewer workers, or other actor_options, "
+            "and look into the logs of Ray (session_latest/logs)"
+        )
+
+
+class _RayWorker:
+    """A worker that is an actor of Ray. What becomes of it is told by its messages alone."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def messages(self) -> AsyncGenerator[list[Message], None]:
+        async for reference in self._actor.run.options(num_returns="streaming").remote():
+            yield await reference
+
+    def give(self, sequence: int, given: Given) -> None:
+        with contextlib.suppress(Exception):
+            self._actor.give.remote(sequence, given)
+
+    def stop(self) -> None:
+        with contextlib.suppress(Exception):
+            self._actor.stop.remote()
+
+    def kill(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)

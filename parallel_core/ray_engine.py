@@ -6,7 +6,7 @@ Ray with a process, a Router and an engine of its own.
 
 ::
 
-    async with iter_parallel_acompletions(make_router, requests, workers=8, concurrency=64) as batch:
+    async with iter_parallel_acompletions(make_router, requests, workers=8) as batch:
         async for result in batch:
             print(result.index, result.ok)
 
@@ -22,16 +22,23 @@ import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import sniffio
 import trio
 
 from . import dispatch, trio_router
+from ._fleet import Fleet, block
 from ._handle import ParallelBatch, collect
 from ._plan import Requests
-from ._ray_cluster import enter_ray, leave_ray, require_ray
-from ._ray_fleet import Fleet, block
+from ._ray_cluster import (
+    Entered,
+    RayWorkers,
+    enter_ray,
+    leave_ray,
+    require_ray,
+    restore_sigterm,
+)
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
 from .control._checks import checked_count
@@ -47,6 +54,7 @@ __all__ = [
     "open_ray_router",
     "parallel_acompletions",
 ]
+
 
 class RayRouter:
     """Stands for a Router in each of some workers, as :func:`open_ray_router` gives it.
@@ -78,23 +86,24 @@ class RayRouter:
         self.concurrency = checked_count("concurrency", concurrency)
         self.slots = workers * (concurrency + block(workers, concurrency))
         self._address = address
-        self._entered = False
-        recipe = checked_recipe(source)
+        self._entered: Entered | None = None
+        self._actor_options = dict(actor_options or {})
+        self._recipe = checked_recipe(source)
         self._local = contextlib.ExitStack()
-        self.router: Any = self._local.enter_context(recipe.open())
-        self._fleet = Fleet(recipe, workers, concurrency, actor_options or {})
-        self._state = "new"
+        self.router: Any = self._local.enter_context(self._recipe.open())
+        self._fleet: Fleet | None = None
+        self._state: Literal["new", "open", "closed"] = "new"
         self._end: Any = None
 
     @property
     def lost_workers(self) -> int:
         """Workers that died, and were replaced."""
-        return self._fleet.lost_workers
+        return 0 if self._fleet is None else self._fleet.lost_workers
 
     @property
     def resent_requests(self) -> int:
         """Requests that were in flight in those, and were sent again: maybe paid for twice."""
-        return self._fleet.resent_requests
+        return 0 if self._fleet is None else self._fleet.resent_requests
 
     async def acompletion(self, **arguments: Any) -> Any:
         """``router.acompletion(**arguments)`` in a worker.
@@ -108,6 +117,8 @@ class RayRouter:
             WorkersLostError: no worker is left.
             Exception: what the Router raises there.
         """
+        if self._fleet is None or self._state != "open":
+            raise RuntimeError(f"this RayRouter is {self._state}: calls need an open one")
         return await self._fleet.call(pack_request(arguments))
 
     async def start(self) -> None:
@@ -117,7 +128,12 @@ class RayRouter:
         self._state = "open"
         try:
             await _to_the_end(asyncio.to_thread(self._enter))
-            self._end = weakref.finalize(self, _abandon, self._fleet, self._entered)
+            # On this machine they share what is there, as processes do.
+            cpus = 0 if self._entered is Entered.STARTED else 1
+            options = {"num_cpus": cpus, **self._actor_options}
+            workers = RayWorkers(self._recipe, options)
+            self._fleet = Fleet(workers, self.workers, self.concurrency)
+            self._end = weakref.finalize(self, _abandon, self._fleet, self._must_leave)
             self._end.atexit = False  # Ray ends with the process, and the workers with Ray
             await self._fleet.start()
         except BaseException:
@@ -125,7 +141,11 @@ class RayRouter:
             raise
 
     def _enter(self) -> None:
-        self._entered = enter_ray(self._address, self.workers)
+        self._entered = enter_ray(self._address)
+
+    @property
+    def _must_leave(self) -> bool:
+        return self._entered not in (None, Entered.FOUND)
 
     async def aclose(self) -> None:
         """End the workers, and Ray if it was started for them. Idempotent; a cancellation is raised
@@ -137,12 +157,13 @@ class RayRouter:
 
     async def _close(self) -> None:
         try:
-            await self._fleet.close()
+            if self._fleet is not None:
+                await self._fleet.close()
         finally:
             if self._end is not None:
                 self._end.detach()
-            if self._entered:
-                self._entered = False
+            if self._must_leave:
+                self._entered = None
                 await asyncio.to_thread(leave_ray)
             self._local.close()
 
@@ -204,8 +225,9 @@ def open_ray_router(
         address: of a Ray cluster, as ``ray.init`` takes it. None: the one to which this process is
             connected, the one that the environment variable RAY_ADDRESS names, else Ray is started
             on this machine and ended with the last block that uses it.
-        actor_options: how Ray places the workers, as ``ActorClass.options`` takes it; without any,
-            each gets one CPU, and they are spread over the machines.
+        actor_options: how Ray places the workers, as ``ActorClass.options`` takes it. Without any,
+            each takes one CPU of a cluster, and they are spread over its machines; where Ray was
+            started here they share this machine.
         router_host: for trio, as in ``parallel_acompletions``.
 
     Raises:
@@ -231,6 +253,7 @@ async def _opened(
 ) -> AsyncGenerator[RayRouter, None]:
     if sniffio.current_async_library() != "trio":
         await router.start()
+        restore_sigterm()
         try:
             yield router
         finally:
@@ -238,6 +261,7 @@ async def _opened(
         return
     async with trio_router.open_router_host(router, router_host) as host:
         await host.run(router.start)
+        restore_sigterm()
         try:
             yield router
         finally:
@@ -408,6 +432,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
             await self.router.start()
         else:
             await self._host.run(self.router.start)
+        restore_sigterm()
 
     async def _end(self) -> None:
         if self._host is None:

@@ -66,7 +66,7 @@ def completion_call(
     return call
 
 
-# A host in trio, a Router of workers, a Router: what has an attribute of any name is not followed on.
+# A host in trio, a Router of workers, a Router. A mock, which has all attributes, has no end.
 _LAYERS = 3
 
 # Retries that a Router makes itself where the batch does: those that are not named here.
@@ -123,11 +123,11 @@ def answers_streams_whole(router: object) -> bool:
 
 def _has_no_retry_policy(router: object) -> bool:
     """Whether it is a Router of litellm that has been told nothing of its own."""
-    behind = behind(router)
+    itself = behind(router)
     return (
-        hasattr(behind, "model_group_retry_policy")
-        and behind.retry_policy is None
-        and not behind.model_group_retry_policy
+        hasattr(itself, "model_group_retry_policy")
+        and itself.retry_policy is None
+        and not itself.model_group_retry_policy
     )
 
 

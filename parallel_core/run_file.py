@@ -229,9 +229,7 @@ def check_requests(
         )
     budget = controls.get("budget")
     if budget is not None:
-        meter = RouterMeter(
-            behind(router), budget.prices, budget.assume_output_tokens
-        )
+        meter = RouterMeter(behind(router), budget.prices, budget.assume_output_tokens)
         requests = itertools.islice(source.requests(), limit)
         budget.check(meter, summary.models, (request.request for request in requests))
 

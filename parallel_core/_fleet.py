@@ -1,4 +1,4 @@
-"""The driver's side of workers on Ray: it starts them, deals calls to them, and replaces the dead.
+"""The driver's side of workers: it starts them, deals calls to them, and replaces the dead.
 
 All of it belongs to one asyncio loop. A call is dealt to the worker that has the fewest; so the
 faster one gets more. Calls that begin in the same pass of the loop travel in one message, and what
@@ -12,12 +12,11 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
-from ._ray_worker import Given, Kind, Message, Pace, Worker
 from ._remote_values import unpack_outcome
-from ._router_recipe import Recipe
+from ._worker import Given, Kind, Message, Pace
 from .errors import WorkerDiedError, WorkersLostError
 
 logger = logging.getLogger("parallel_core")
@@ -43,6 +42,38 @@ def interval(workers: int) -> float:
 def block(workers: int, concurrency: int) -> int:
     """Calls that a worker has waiting, so that no slot of it is idle until the next message."""
     return min(concurrency, round(_CALLS_PER_SECOND * interval(workers)))
+
+
+class WorkerHandle(Protocol):
+    """A worker in another process."""
+
+    def messages(self) -> AsyncIterator[list[Message]]:
+        """Have it work; gives what it tells. Raises where it is lost, and ends after ``stop``."""
+        ...
+
+    def give(self, sequence: int, given: Given) -> None:
+        """Send it calls, and cancellations. Does not wait, and does not raise."""
+        ...
+
+    def stop(self) -> None:
+        """Have it cancel its calls, and end. Does not wait, and does not raise."""
+        ...
+
+    def kill(self) -> None:
+        """End its process, in whatever state it is. Does not raise."""
+        ...
+
+
+class WorkerSource(Protocol):
+    """Where workers come from."""
+
+    def spawn(self, concurrency: int, pace: Pace) -> WorkerHandle:
+        """A new worker, which begins to start."""
+        ...
+
+    def why_none_starts(self) -> str:
+        """What may be the reason, and what to do."""
+        ...
 
 
 class Assignment:
@@ -76,63 +107,59 @@ class Assignment:
 class _Member:
     """One worker, as the driver knows it."""
 
-    def __init__(self, actor: Any, reader: Callable[[_Member], Awaitable[None]]) -> None:
-        self.actor = actor
+    def __init__(self, handle: WorkerHandle) -> None:
+        self.handle = handle
         self.assignments: dict[int, Assignment] = {}
         self.ready = False
-        self.given: list[tuple[int, bytes]] = []  # that go with the next message
-        self.cancelled: list[int] = []
-        self.sequence = 0
-        self.flushing = False
         self.alone = False  # with a request that is suspected
-        self.process: int | None = None
-        self.reading = asyncio.ensure_future(reader(self))
+        self.reading: asyncio.Future[None]
+        self._given: list[tuple[int, bytes]] = []  # that go with the next message
+        self._cancelled: list[int] = []
+        self._sequence = 0
+        self._flushing = False
 
     def give(self, assignment: Assignment) -> None:
         assignment.member = self
         self.assignments[assignment.number] = assignment
-        self.given.append((assignment.number, assignment.packed))
+        self._given.append((assignment.number, assignment.packed))
         self._flush_soon()
 
     def cancel(self, assignment: Assignment) -> None:
-        self.cancelled.append(assignment.number)
+        self._cancelled.append(assignment.number)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if not self.flushing:
-            self.flushing = True
+        if not self._flushing:
+            self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        self.flushing = False
-        given: Given = (self.given, self.cancelled)
-        self.given, self.cancelled = [], []
-        # What becomes of it is told by the reader alone.
-        with contextlib.suppress(Exception):
-            self.actor.give.remote(self.sequence, given)
-        self.sequence += 1
+        self._flushing = False
+        given: Given = (self._given, self._cancelled)
+        self._given, self._cancelled = [], []
+        self.handle.give(self._sequence, given)
+        self._sequence += 1
 
 
 class Fleet:
     """The workers of one driver.
 
     Args:
-        recipe: of their Routers.
+        source: where they come from.
         workers: so many.
         concurrency: calls in flight in each of them.
-        actor_options: how Ray is to place them.
+
+    Attributes:
+        lost_workers: those that died when they were ready.
+        resent_requests: calls that were in flight in those, and were dealt again.
     """
 
-    def __init__(
-        self, recipe: Recipe, workers: int, concurrency: int, actor_options: Mapping[str, Any]
-    ) -> None:
-        self._recipe = recipe
+    def __init__(self, source: WorkerSource, workers: int, concurrency: int) -> None:
+        self._source = source
         self._workers = workers
         self._concurrency = concurrency
         self._room = concurrency + block(workers, concurrency)
         self._pace = Pace(interval(workers), max(8, concurrency // 4))
-        self._actor_options = dict(actor_options)
-        self._actor_class: Any = None
         self._members: list[_Member] = []
         self._waiting: deque[Assignment] = deque()
         self._suspects: deque[Assignment] = deque()
@@ -157,10 +184,6 @@ class Fleet:
             WorkersLostError: none of them is.
             Exception: what the recipe of the Router raises in a worker.
         """
-        import ray
-
-        self._actor_class = ray.remote(Worker)
-        self._recipe_reference = ray.put(self._recipe)
         for _ in range(self._workers):
             self._add_member()
         until = time.monotonic() + _PATIENCE_WITH_A_START
@@ -173,48 +196,41 @@ class Fleet:
                     await self._changed.wait()
             except TimeoutError:
                 ready = sum(member.ready for member in self._members)
+                reason = self._source.why_none_starts()
+                waited = f"within {_PATIENCE_WITH_A_START:g} s: {reason}"
                 if not ready:
-                    raise WorkersLostError(_not_started(self._workers)) from None
-                logger.warning("%d of %d workers have started; going on", ready, self._workers)
+                    text = f"none of {self._workers} workers has started {waited}"
+                    raise WorkersLostError(text) from self._last_loss
+                logger.warning("%d of %d workers have started %s", ready, self._workers, waited)
                 break
         if not self._members:
             assert self._lost_for_good is not None
-            raise self._lost_for_good
+            raise self._refused or self._lost_for_good
 
     def _add_member(self) -> None:
-        options = {
-            "num_cpus": 1,
-            "scheduling_strategy": "SPREAD",
-            **self._actor_options,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        actor = self._actor_class.options(**options).remote(
-            self._recipe_reference, self._concurrency, self._pace
-        )
-        self._members.append(_Member(actor, self._read))
+        member = _Member(self._source.spawn(self._concurrency, self._pace))
+        self._members.append(member)
+        member.reading = asyncio.ensure_future(self._read(member))
 
     async def _read(self, member: _Member) -> None:
         """Take what a worker tells until it ends, in whatever way."""
-        import ray.exceptions
-
-        ended: Exception | None = None
+        reason: Exception | None = None
         try:
-            async for reference in member.actor.run.options(num_returns="streaming").remote():
-                self._take(member, await reference)
-        except ray.exceptions.RayError as error:
-            ended = error
+            async for messages in member.handle.messages():
+                self._take(member, messages)
         except asyncio.CancelledError:
             # The loop is being shut down: nobody would take what comes.
             self.abandon()
             raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it will not tell more
+            reason = error
         if not self._closed:
-            self._lost(member, ended)
+            self._lost(member, reason)
 
     def _take(self, member: _Member, messages: list[Message]) -> None:
         for kind, number, packed in messages:
             if kind is Kind.READY:
-                member.ready, member.process = True, number
+                member.ready = True
                 self._failed_starts = 0
                 self._changed.set()
             elif kind is Kind.REFUSED:
@@ -232,7 +248,7 @@ class Fleet:
 
     def _lost(self, member: _Member, reason: Exception | None) -> None:
         self._members.remove(member)
-        _kill(member.actor)
+        member.handle.kill()
         self._last_loss = reason
         if member.ready:
             self.lost_workers += 1
@@ -269,8 +285,8 @@ class Fleet:
 
     def _give_up(self) -> None:
         self._lost_for_good = WorkersLostError(
-            f"no worker is left, and {self._failed_starts} could not be started: the cause is what "
-            "Ray tells of the last one; its logs (session_latest/logs) may tell more"
+            f"no worker is left, and {self._failed_starts} could not be started: "
+            f"{self._source.why_none_starts()}"
         )
         self._lost_for_good.__cause__ = self._last_loss
         for assignment in [*self._waiting, *self._suspects]:
@@ -285,13 +301,12 @@ class Fleet:
         self._closed = True
         self._settle_all()
         for member in self._members:
-            with contextlib.suppress(Exception):  # it is dead, or Ray is shut down
-                member.actor.stop.remote()
+            member.handle.stop()
         readings = [member.reading for member in self._members]
         if readings:
             await asyncio.wait(readings, timeout=_PATIENCE_WITH_AN_END)
         for member in self._members:
-            _kill(member.actor)
+            member.handle.kill()
         for reading in readings:
             reading.cancel()
         if readings:
@@ -302,7 +317,7 @@ class Fleet:
         """End all workers at once, from anywhere. Nothing is waited for."""
         self._closed = True
         for member in self._members:
-            _kill(member.actor)
+            member.handle.kill()
         self._settle_all()
 
     def _settle_all(self) -> None:
@@ -368,7 +383,7 @@ class Fleet:
                 patience -= time.monotonic() - began
                 if patience <= 0 and not ending.done():
                     logger.warning("a worker has not ended a cancelled call: it is killed")
-                    _kill(member.actor)
+                    member.handle.kill()
                     patience = None
 
     def _deal(self) -> None:
@@ -400,21 +415,3 @@ class Fleet:
             member.alone = True
         if not member.assignments:
             member.give(self._suspects.popleft())
-
-
-def _kill(actor: Any) -> None:
-    import ray
-
-    with contextlib.suppress(Exception):  # Ray is shut down, and the actor with it
-        ray.kill(actor)
-
-
-def _not_started(workers: int) -> str:
-    import ray
-
-    free = ray.available_resources().get("CPU", 0.0)
-    return (
-        f"none of {workers} workers has started within {_PATIENCE_WITH_A_START:g} s: each needs a "
-        f"CPU of the cluster, and {free:g} are free now; take fewer workers, or other "
-        "actor_options"
-    )

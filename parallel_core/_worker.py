@@ -26,6 +26,7 @@ from .router_call import BATCH_INDEX, BATCH_METADATA, STALL_TIMEOUT, behind
 from .streaming import Streams
 from .types import RouterParallelRequest
 
+
 class Kind(IntEnum):
     """What a message of a worker is."""
 
