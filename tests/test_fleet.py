@@ -1,0 +1,678 @@
+"""Workers and their driver, without Ray: workers are tasks of the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel_core import _fleet
+from parallel_core._fleet import Fleet
+from parallel_core._remote_values import pack_request, unpack_outcome
+from parallel_core._router_recipe import checked_recipe
+from parallel_core._worker import Given, Kind, Message, Pace, Worker
+from parallel_core.errors import WorkerDiedError, WorkersLostError
+
+PATIENCE = 30.0  # seconds for what must come
+AT_ONCE = Pace(every=0.0, many=1)
+
+
+class Router:
+    """Answers as the test says, and counts."""
+
+    def __init__(self) -> None:
+        self.in_flight = self.most = 0
+        self.begun: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.gate = asyncio.Event()
+
+    async def acompletion(self, *, model: str, messages: Any, **arguments: Any) -> str:
+        name = str(messages[0]["content"])
+        self.begun[name] += 1
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            if model == "gate":
+                await self.gate.wait()
+            elif model == "pause":
+                await asyncio.sleep(0)
+            elif model == "raise":
+                raise ValueError(name)
+            elif model == "exit":
+                raise SystemExit(3)
+            elif model == "cancel":
+                raise asyncio.CancelledError
+            return f"answer {name}"
+        finally:
+            self.in_flight -= 1
+            self.ended[name] += 1
+
+
+def request(name: object, model: str = "m", **arguments: Any) -> bytes:
+    messages = [{"role": "user", "content": str(name)}]
+    return pack_request({"model": model, "messages": messages, **arguments})
+
+
+def run(function: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await function()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+
+    asyncio.run(main())
+
+
+# --- a worker ---
+
+
+@dataclass
+class Told:
+    """What a worker has told, by the number of the call."""
+
+    blocks: list[list[Message]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def messages(self) -> list[Message]:
+        return [message for block in self.blocks for message in block]
+
+    @property
+    def of_calls(self) -> list[Message]:
+        return [m for m in self.messages if m[0] in (Kind.OUTCOME, Kind.CANCELLED)]
+
+    async def wait_for(self, calls: int) -> None:
+        while len(self.of_calls) < calls:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def working(worker: Worker) -> AsyncGenerator[Told, None]:
+    told = Told()
+
+    async def take() -> None:
+        async for block in worker.run():
+            told.blocks.append(block)
+            told.changed.set()
+
+    taking = asyncio.create_task(take())
+    try:
+        yield told
+    finally:
+        await worker.stop()
+        await taking
+
+
+def new_worker(router: Any, concurrency: int = 4, pace: Pace = AT_ONCE) -> Worker:
+    return Worker(checked_recipe(lambda: router), concurrency, pace)
+
+
+def test_a_worker_tells_each_outcome_once() -> None:
+    async def main() -> None:
+        async with working(new_worker(Router())) as told:
+            pass
+        assert [(kind, number) for kind, number, _ in told.messages] == [(Kind.READY, os.getpid())]
+        worker = new_worker(Router())
+        async with working(worker) as told:
+            models = ["m", "raise", "exit", "cancel"]
+            given: Given = ([(n, request(n, model)) for n, model in enumerate(models)], [])
+            await worker.give(0, given)
+            await told.wait_for(4)
+        outcomes = {number: unpack_outcome(packed) for _, number, packed in told.of_calls}
+        assert len(told.of_calls) == 4
+        assert outcomes[0].value == "answer 0"
+        errors = [type(outcomes[number].exception).__name__ for number in (1, 2, 3)]
+        assert errors == ["ValueError", "RemoteCallError", "CallCancelledError"]
+        assert str(outcomes[1].exception) == "1"
+        assert "SystemExit" in str(outcomes[2].exception)
+
+    run(main)
+
+
+def test_a_worker_whose_router_cannot_be_made_tells_why_and_ends() -> None:
+    def make() -> object:
+        raise LookupError("no such thing")
+
+    async def main() -> None:
+        worker = Worker(checked_recipe(make), 1, AT_ONCE)
+        blocks = [block async for block in worker.run()]
+        ((kind, _, packed),) = blocks[0]
+        assert kind is Kind.REFUSED
+        assert repr(unpack_outcome(packed).exception) == "LookupError('no such thing')"
+
+    run(main)
+
+
+def test_outcomes_that_come_soon_after_another_go_together() -> None:
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router, concurrency=50, pace=Pace(every=1000.0, many=10))
+        async with working(worker) as told:
+            await worker.give(0, ([(n, request(n, "gate")) for n in range(25)], []))
+            while router.in_flight < 25:
+                await asyncio.sleep(0)
+            router.gate.set()
+            await told.wait_for(20)
+            # Ready was told, so nothing more is before a thousand seconds, or before there are ten.
+            assert len(told.of_calls) == 25 or len(told.of_calls) % 10 < 10
+            await worker.give(1, ([(n, request(n, "gate")) for n in range(25, 35)], []))
+            await told.wait_for(30)
+        assert sorted(number for _, number, _ in told.of_calls) == list(range(35))
+        assert max(map(len, told.blocks)) >= 10
+
+    run(main)
+
+
+def test_a_cancellation_is_told_at_once_and_the_call_has_ended() -> None:
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router, concurrency=1, pace=Pace(every=1000.0, many=1000))
+        async with working(worker) as told:
+            await worker.give(0, ([(1, request("runs", "gate")), (2, request("waits", "gate"))], []))
+            while not router.in_flight:
+                await asyncio.sleep(0)
+            await worker.give(1, ([], [2]))
+            await told.wait_for(1)
+            assert told.of_calls == [(Kind.CANCELLED, 2, b"")]
+            assert (router.begun["waits"], router.in_flight) == (0, 1)
+            await worker.give(2, ([], [1]))
+            await told.wait_for(2)
+            assert told.of_calls[1] == (Kind.CANCELLED, 1, b"")
+            assert router.ended == {"runs": 1}
+
+    run(main)
+
+
+def test_messages_may_overtake_each_other() -> None:
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router)
+        async with working(worker) as told:
+            await worker.give(1, ([], [7]))
+            await worker.give(2, ([(8, request(8))], []))
+            assert not told.of_calls
+            await worker.give(0, ([(7, request(7, "gate"))], []))
+            await told.wait_for(2)
+        assert {number: kind for kind, number, _ in told.of_calls} == {
+            7: Kind.CANCELLED,
+            8: Kind.OUTCOME,
+        }
+
+    run(main)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    concurrency=st.integers(1, 4),
+    every=st.sampled_from([0.0, 0.001]),
+    many=st.integers(1, 5),
+    steps=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["m", "pause", "gate", "raise"]), max_size=4),
+            st.lists(st.integers(0, 40), max_size=3),
+            st.integers(0, 5),
+        ),
+        max_size=10,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_call_is_told_once_whatever_is_cancelled(
+    concurrency: int, every: float, many: int, steps: list[Any], order: Any
+) -> None:
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router, concurrency, Pace(every, many))
+        numbers = itertools.count()
+        cancelled: set[int] = set()
+        messages: list[tuple[int, Given]] = []
+        for sequence, (models, to_cancel, _) in enumerate(steps):
+            calls = [(n := next(numbers), request(n, model)) for model in models]
+            messages.append((sequence, (calls, to_cancel)))
+            cancelled |= set(to_cancel)
+        total = next(numbers)
+        # Neighbours may change places on their way.
+        for place in range(len(messages) - 1):
+            if order.random() < 0.3:
+                messages[place : place + 2] = reversed(messages[place : place + 2])
+        async with working(worker) as told:
+            for (sequence, given_), (_, _, passes) in zip(messages, steps, strict=True):
+                await worker.give(sequence, given_)
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+            router.gate.set()
+            await told.wait_for(total)
+        told_of = Counter(number for _, number, _ in told.of_calls)
+        assert told_of == dict.fromkeys(range(total), 1)
+        for kind, number, packed in told.of_calls:
+            if kind is Kind.CANCELLED:
+                assert number in cancelled
+            else:
+                outcome = unpack_outcome(packed)
+                assert outcome.value == f"answer {number}" or str(outcome.exception) == str(number)
+        assert router.most <= concurrency
+        assert router.in_flight == 0
+        assert router.begun == router.ended
+        assert max(router.begun.values(), default=1) == 1
+
+    run(main)
+
+
+# --- the driver ---
+
+
+class Killed(Exception):
+    """What the driver sees of a worker whose process has gone."""
+
+
+class LocalWorker:
+    """A worker that is a task, and can be killed."""
+
+    def __init__(self, source: LocalWorkers, worker: Worker, router: Any) -> None:
+        self._source = source
+        self._worker = worker
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._blocks: asyncio.Queue[list[Message] | None] = asyncio.Queue()
+        self.router = router
+        self.dead = False
+        self.deaf = False
+
+    async def messages(self) -> AsyncGenerator[list[Message], None]:
+        self._running = asyncio.create_task(self._run())
+        while (block := await self._blocks.get()) is not None:
+            yield block
+        if self.dead:
+            raise Killed
+
+    async def _run(self) -> None:
+        try:
+            async for block in self._worker.run():
+                self._blocks.put_nowait(block)
+        finally:
+            self._blocks.put_nowait(None)
+
+    def give(self, sequence: int, given_: Given) -> None:
+        if not (self.dead or self.deaf):
+            self._do(self._worker.give(sequence, given_))
+
+    def stop(self) -> None:
+        if not (self.dead or self.deaf):
+            self._do(self._worker.stop())
+
+    def kill(self) -> None:
+        if not self.dead:
+            self.dead = True
+            self._source.alive.discard(self)
+            while not self._blocks.empty():  # what was on its way is lost
+                self._blocks.get_nowait()
+            self._blocks.put_nowait(None)
+            self._do(self._worker.stop())
+
+    def _do(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class LocalWorkers:
+    """Where they come from."""
+
+    def __init__(self, make: Callable[[], Any] = Router) -> None:
+        self.make = make
+        self.alive: set[LocalWorker] = set()
+        self.spawned: list[LocalWorker] = []
+
+    def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+        router = self.make()
+        worker = LocalWorker(self, Worker(checked_recipe(lambda: router), concurrency, pace), router)
+        self.alive.add(worker)
+        self.spawned.append(worker)
+        return worker
+
+    def why_none_starts(self) -> str:
+        return "nobody knows"
+
+    @property
+    def in_flight(self) -> int:
+        return sum(worker.router.in_flight for worker in self.alive)
+
+
+@contextlib.asynccontextmanager
+async def fleet_of(
+    source: LocalWorkers, workers: int = 2, concurrency: int = 2
+) -> AsyncGenerator[Fleet, None]:
+    fleet = Fleet(source, workers, concurrency)
+    try:
+        await fleet.start()
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_calls_are_shared_by_all_workers_and_bounded_in_each() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=3, concurrency=4) as fleet:
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(100)]
+            await until(lambda: source.in_flight == 12)
+            assert [worker.router.in_flight for worker in source.alive] == [4, 4, 4]
+            for worker in source.alive:
+                worker.router.gate.set()
+            assert await asyncio.gather(*calls) == [f"answer {n}" for n in range(100)]
+        assert max(worker.router.most for worker in source.spawned) == 4
+        assert fleet.lost_workers == fleet.resent_requests == 0
+
+    run(main)
+
+
+def test_an_exception_of_a_call_is_raised_here() -> None:
+    async def main() -> None:
+        async with fleet_of(LocalWorkers()) as fleet:
+            with pytest.raises(ValueError, match="^7$"):
+                await fleet.call(request(7, "raise"))
+
+    run(main)
+
+
+def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=2, concurrency=2) as fleet:
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(4)]
+            await until(lambda: source.in_flight == 4)
+            first, second = source.spawned
+            first.kill()
+            await until(lambda: len(source.spawned) == 3 and source.in_flight == 4)
+            assert source.spawned[2].router.begun + second.router.begun == Counter("0123")
+            for worker in source.alive:
+                worker.router.gate.set()
+            assert await asyncio.gather(*calls) == [f"answer {n}" for n in range(4)]
+            assert (fleet.lost_workers, fleet.resent_requests) == (1, 2)
+
+    run(main)
+
+
+class Deadly(Router):
+    """Some requests kill its worker."""
+
+    source: LocalWorkers
+
+    async def acompletion(self, *, model: str, messages: Any, **arguments: Any) -> str:
+        if model == "deadly":
+            next(worker for worker in self.source.alive if worker.router is self).kill()
+            await asyncio.Event().wait()
+        return await super().acompletion(model=model, messages=messages, **arguments)
+
+
+def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+
+        def make() -> Deadly:
+            router = Deadly()
+            router.source = source
+            return router
+
+        source.make = make
+        async with fleet_of(source, workers=2, concurrency=4) as fleet:
+            calls = [
+                asyncio.create_task(fleet.call(request(n, "deadly" if n % 7 == 3 else "pause")))
+                for n in range(40)
+            ]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            for number, result in enumerate(results):
+                if number % 7 == 3:
+                    assert isinstance(result, WorkerDiedError)
+                    assert result.deaths == 3
+                else:
+                    assert result == f"answer {number}"
+            assert fleet.lost_workers <= 3 * 6
+
+    run(main)
+
+
+def test_a_cancelled_call_has_ended_in_its_worker_when_its_task_ends() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=1, concurrency=1) as fleet:
+            runs = asyncio.create_task(fleet.call(request("runs", "gate")))
+            await until(lambda: source.in_flight == 1)
+            waits = [asyncio.create_task(fleet.call(request("waits", "gate"))) for _ in range(3)]
+            await asyncio.sleep(0)
+            for call in waits:
+                call.cancel()
+            await asyncio.wait(waits)
+            runs.cancel()
+            await asyncio.sleep(0)
+            runs.cancel()  # in the middle of the waiting
+            with pytest.raises(asyncio.CancelledError):
+                await runs
+            router = source.spawned[0].router
+            assert (router.ended, router.in_flight) == (Counter({"runs": 1}), 0)
+            assert await fleet.call(request("after")) == "answer after"
+
+    run(main)
+
+
+def test_an_answer_that_comes_before_its_cancellation_is_not_lost() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=1, concurrency=1) as fleet:
+            call = asyncio.create_task(fleet.call(request("paid", "gate")))
+            await until(lambda: source.in_flight == 1)
+            router = source.spawned[0].router
+            router.gate.set()
+            await until(lambda: router.in_flight == 0)  # and the answer is on its way
+            call.cancel()
+            assert await call == "answer paid"
+
+    run(main)
+
+
+def test_a_worker_that_does_not_end_a_cancelled_call_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_A_CANCELLATION", 0.01)
+
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=1, concurrency=1) as fleet:
+            call = asyncio.create_task(fleet.call(request("stuck", "gate")))
+            await until(lambda: source.in_flight == 1)
+            (stuck,) = source.alive
+            stuck.deaf = True
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert stuck.dead
+            assert await fleet.call(request("after")) == "answer after"
+            assert (fleet.lost_workers, fleet.resent_requests) == (1, 0)
+
+    run(main)
+
+
+def test_a_router_that_cannot_be_made_is_told_on_starting() -> None:
+    class NoRouter(LocalWorkers):
+        def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+            def make() -> object:
+                raise LookupError("no such thing")
+
+            worker = LocalWorker(self, Worker(checked_recipe(make), concurrency, pace), Router())
+            self.alive.add(worker)
+            return worker
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="no such thing"):
+            async with fleet_of(NoRouter()):
+                pass
+
+    run(main)
+
+
+def test_workers_that_die_before_they_are_ready_are_given_up() -> None:
+    class StillBorn(LocalWorkers):
+        def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+            worker = super().spawn(concurrency, pace)
+            worker.kill()
+            return worker
+
+    source = StillBorn()
+
+    async def main() -> None:
+        with pytest.raises(WorkersLostError, match="nobody knows") as told:
+            async with fleet_of(source):
+                pass
+        assert isinstance(told.value.__cause__, Killed)
+
+    run(main)
+    assert len(source.spawned) <= 8
+
+
+def test_calls_fail_when_no_worker_can_be_had_any_more() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=2, concurrency=2) as fleet:
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(20)]
+            await until(lambda: source.in_flight == 4)
+            spawn = source.spawn
+
+            def still_born(concurrency: int, pace: Pace) -> LocalWorker:
+                worker = spawn(concurrency, pace)
+                worker.kill()
+                return worker
+
+            source.spawn = still_born  # type: ignore[method-assign]
+            for worker in list(source.alive):
+                worker.kill()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(result) for result in results} == {WorkersLostError}
+            with pytest.raises(WorkersLostError):
+                await fleet.call(request("after"))
+
+    run(main)
+
+
+def test_a_start_that_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_A_START", 0.01)
+
+    class Slow(LocalWorker):
+        async def messages(self) -> AsyncGenerator[list[Message], None]:
+            await asyncio.Event().wait()
+            yield []
+
+    class SlowWorkers(LocalWorkers):
+        def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+            return Slow(self, Worker(checked_recipe(Router), concurrency, pace), Router())
+
+    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_AN_END", 0.01)
+
+    async def main() -> None:
+        with pytest.raises(WorkersLostError, match=r"none of 2 .* within 0.01 s: nobody knows"):
+            async with fleet_of(SlowWorkers()):
+                pass
+
+    run(main)
+
+
+def test_a_loop_that_is_shut_down_leaves_no_worker() -> None:
+    source = LocalWorkers()
+
+    async def main() -> None:
+        fleet = Fleet(source, 2, 2)
+        await fleet.start()
+        calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(3)]
+        await until(lambda: source.in_flight == 3)
+        del calls  # and nobody closes the fleet
+
+    asyncio.run(main())
+    assert not source.alive
+
+
+def test_closing_ends_calls_that_are_in_flight_still() -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source) as fleet:
+            call = asyncio.create_task(fleet.call(request("left", "gate")))
+            await until(lambda: source.in_flight == 1)
+        with pytest.raises(RuntimeError, match="the workers were ended"):
+            await call
+        with pytest.raises(RuntimeError, match="have been ended: open a new router"):
+            await fleet.call(request("after"))
+        assert sum(worker.router.in_flight for worker in source.spawned) == 0
+
+    run(main)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workers=st.integers(1, 3),
+    concurrency=st.integers(1, 3),
+    calls=st.lists(st.sampled_from(["m", "pause", "gate", "raise"]), max_size=25),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["kill", "cancel", "open", "pass"]), st.integers(0, 30)),
+        max_size=12,
+    ),
+)
+def test_every_call_ends_once_whatever_dies(
+    workers: int, concurrency: int, calls: list[str], steps: list[tuple[str, int]]
+) -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        cancelled: set[int] = set()
+        async with fleet_of(source, workers, concurrency) as fleet:
+            tasks = [
+                asyncio.create_task(fleet.call(request(n, model))) for n, model in enumerate(calls)
+            ]
+            for action, number in steps:
+                alive = sorted(source.alive, key=source.spawned.index)
+                if action == "kill" and alive:
+                    alive[number % len(alive)].kill()
+                elif action == "cancel" and number < len(tasks):
+                    cancelled.add(number)
+                    tasks[number].cancel()
+                elif action == "open" and alive:
+                    alive[number % len(alive)].router.gate.set()
+                for _ in range(number):
+                    await asyncio.sleep(0)
+
+            async def open_all() -> None:
+                while not all(task.done() for task in tasks):
+                    for worker in source.alive:
+                        worker.router.gate.set()
+                    await asyncio.sleep(0)
+
+            await open_all()
+            for number, (task, model) in enumerate(zip(tasks, calls, strict=True)):
+                if task.cancelled():
+                    assert number in cancelled
+                elif isinstance(task.exception(), WorkerDiedError):
+                    assert fleet.lost_workers >= 3
+                elif model == "raise":
+                    assert repr(task.exception()) == f"ValueError('{number}')"
+                else:
+                    assert task.result() == f"answer {number}"
+            assert source.in_flight == 0
+            begun = Counter[str]()
+            for worker in source.spawned:
+                begun += worker.router.begun
+                assert worker.router.most <= concurrency
+            # Each is sent once, and once more for each time that its worker was lost.
+            assert begun.total() <= len(calls) + fleet.resent_requests
+
+    run(main)
+
+
