@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -85,6 +86,7 @@ class Assignment:
         self.member: _Member | None = None
         self.deaths = 0
         self.cancelled = False
+        self.recalled = False
         self.ended = asyncio.Event()
         self._told: bytes | None = None
         self._error: Exception | None = None
@@ -115,6 +117,7 @@ class _Member:
         self.reading: asyncio.Future[None]
         self._given: list[tuple[int, bytes]] = []  # that go with the next message
         self._cancelled: list[int] = []
+        self._recalled: list[int] = []
         self._sequence = 0
         self._flushing = False
 
@@ -128,6 +131,11 @@ class _Member:
         self._cancelled.append(assignment.number)
         self._flush_soon()
 
+    def recall(self, assignment: Assignment) -> None:
+        assignment.recalled = True
+        self._recalled.append(assignment.number)
+        self._flush_soon()
+
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
@@ -135,8 +143,8 @@ class _Member:
 
     def _flush(self) -> None:
         self._flushing = False
-        given: Given = (self._given, self._cancelled)
-        self._given, self._cancelled = [], []
+        given = Given(self._given, self._cancelled, self._recalled)
+        self._given, self._cancelled, self._recalled = [], [], []
         self.handle.give(self._sequence, given)
         self._sequence += 1
 
@@ -240,8 +248,14 @@ class Fleet:
                 self._changed.set()
             else:
                 assignment = member.assignments.pop(number, None)
-                if assignment is not None:
-                    assignment.settle(packed if kind is Kind.OUTCOME else None)
+                if assignment is None:
+                    continue
+                if kind is Kind.OUTCOME:
+                    assignment.settle(packed)
+                elif assignment.cancelled:
+                    assignment.settle(None)
+                else:
+                    self._deal_again(assignment)
         if not member.assignments:
             member.alone = False
         self._deal()
@@ -258,7 +272,7 @@ class Fleet:
         member.assignments.clear()
         again: list[Assignment] = []
         for assignment in lost:
-            assignment.member = None
+            assignment.member, assignment.recalled = None, False
             assignment.deaths += 1
             if assignment.cancelled:
                 assignment.settle(None)
@@ -272,7 +286,7 @@ class Fleet:
             one for one in reversed(again) if one.deaths < _DEATHS_OF_A_SUSPECT
         )
         logger.warning(
-            "a worker was lost (%s) with %d calls, which are sent again by others",
+            "a worker was lost (%s); calls that were in flight and are sent again: %d",
             "it has ended" if reason is None else type(reason).__name__,
             len(again),
         )
@@ -386,6 +400,10 @@ class Fleet:
                     member.handle.kill()
                     patience = None
 
+    def _deal_again(self, assignment: Assignment) -> None:
+        assignment.member, assignment.recalled = None, False
+        self._waiting.appendleft(assignment)
+
     def _deal(self) -> None:
         if self._suspects:
             self._deal_suspects()
@@ -394,6 +412,20 @@ class Fleet:
             if member is None:
                 return
             member.give(self._waiting.popleft())
+        self._balance()
+
+    def _balance(self) -> None:
+        """Take from those that have calls waiting for a slot, where another has a slot free."""
+        dealing = [member for member in self._members if member.ready and not member.alone]
+        free = sum(max(0, self._concurrency - len(member.assignments)) for member in dealing)
+        if not free:
+            return
+        for member in self._members:
+            more = min(free, len(member.assignments) - self._concurrency)
+            for assignment in itertools.islice(reversed(member.assignments.values()), max(0, more)):
+                if not (assignment.recalled or assignment.cancelled):
+                    member.recall(assignment)
+            free -= max(0, more)
 
     def _least_loaded(self) -> _Member | None:
         best: _Member | None = None

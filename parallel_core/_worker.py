@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import anyio
 
@@ -33,11 +33,24 @@ class Kind(IntEnum):
     READY = 0  # its Router is there; the number is its process id
     REFUSED = 1  # there will be no Router; the exception tells why
     OUTCOME = 2  # of the call with this number
-    CANCELLED = 3  # so the call with this number has ended, or it has never begun
+    CANCELLED = 3  # so the call with this number has ended, or it has not begun
 
 
 Message: TypeAlias = tuple[Kind, int, bytes]
-Given: TypeAlias = tuple[Sequence[tuple[int, bytes]], Sequence[int]]
+
+
+class Given(NamedTuple):
+    """A message to a worker.
+
+    Attributes:
+        calls: to make: number and arguments.
+        cancelled: numbers of calls to cancel.
+        recalled: numbers of calls that others would make sooner, unless they have begun.
+    """
+
+    calls: Sequence[tuple[int, bytes]] = ()
+    cancelled: Sequence[int] = ()
+    recalled: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +100,21 @@ class Worker:
         self._much_news = asyncio.Event()
 
     async def give(self, sequence: int, given: Given) -> None:
-        """Take calls to make, and cancel others. Returns at once.
+        """Take calls to make, and give others up. Returns at once.
 
         Args:
             sequence: which message this is, from 0.
-            given: calls to make, and numbers of those to cancel.
+            given: the message.
         """
         self._early[sequence] = given
         while self._next_given in self._early:
-            assignments, cancelled = self._early.pop(self._next_given)
+            next_given = self._early.pop(self._next_given)
             self._next_given += 1
-            for number, packed in assignments:
+            for number, packed in next_given.calls:
                 self._waiting[number] = _Assignment(number, packed)
-            for number in cancelled:
+            for number in next_given.recalled:
+                self._give_back(number)
+            for number in next_given.cancelled:
                 self._cancel(number)
         self._arrived.set()
 
@@ -191,7 +206,11 @@ class Worker:
         scope = self._running.get(number)
         if scope is not None:
             scope.cancel()
-        elif self._waiting.pop(number, None) is not None:
+        else:
+            self._give_back(number)
+
+    def _give_back(self, number: int) -> None:
+        if self._waiting.pop(number, None) is not None:
             self._tell(Kind.CANCELLED, number)
         # Of others, the outcome is on its way.
 
