@@ -204,13 +204,14 @@ router_settings: {{num_retries: 0}}
 
 def test_a_router_is_forgotten_by_litellm_when_its_recipe_is_left(server: DemoServerThread) -> None:
     import litellm
+    from litellm.router import Router
 
     def known() -> list[Any]:
-        return [*litellm.success_callback, *litellm._async_success_callback, *litellm.callbacks]
+        return [*litellm.input_callback, *litellm.success_callback, *litellm.callbacks]
 
     arguments = arguments_of(server)
     before = known()
-    for source in (arguments, lambda: litellm.Router(**arguments)):
+    for source in (arguments, lambda: Router(**arguments)):
         with checked_recipe(source).open():
             assert known() != before
         assert known() == before
@@ -235,6 +236,10 @@ async def _generate_async() -> AsyncGenerator[Any]:
     yield
 
 
+def _needs_a_model(model: str) -> Any:
+    raise AssertionError(model)
+
+
 class _HoldsRouter:
     def __init__(self) -> None:
         self.router = Answers()
@@ -251,7 +256,7 @@ class _HoldsRouter:
         (_generate_async, "must not be async"),
         (_CalledAsync(), "must not be async"),
         (_NeedsMore, "is called without arguments: missing a required argument: 'name'"),
-        (lambda model: model, "is called without arguments: missing a required argument: 'model'"),
+        (_needs_a_model, "is called without arguments: missing a required argument: 'model'"),
         (7, "or the path of a config file, got int"),
         (None, "got NoneType"),
         (["model_list"], "got list"),
@@ -282,7 +287,8 @@ def test_what_cannot_be_sent_is_told_with_the_reason() -> None:
     def make() -> Any:
         return lock
 
-    for source in (make, {"model_list": [{}], "redis": lock}):
+    sources: list[Any] = [make, {"model_list": [{}], "redis": lock}]
+    for source in sources:
         with pytest.raises(TypeError) as caught:
             checked_recipe(source)
         text = str(caught.value)
@@ -318,7 +324,7 @@ def test_a_module_that_a_worker_has_not_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "module_of_the_driver.py").write_text("def make(): ...\n", "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     module = importlib.import_module("module_of_the_driver")
     recipe = sent(checked_recipe(module.make))
     monkeypatch.delitem(sys.modules, "module_of_the_driver")
