@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._run_view import JsonView, Painter, RunView, TextView
+from ._run_workers import NEEDS_RAY, RunWorkers, Workers, is_ray_installed, quiet_ray
 from .batch_input import InputFile, InputFormat, InputSummary
 from .batch_output import Redactor
 from .control.budget import Budget
@@ -155,8 +157,27 @@ def command(
         ),
     ] = False,
     concurrency: Annotated[
-        str, typer.Option(help="Calls in flight: a number, or auto.", rich_help_panel=_CONTROLS)
+        str,
+        typer.Option(
+            help="Calls in flight: a number (with --workers: in each), or auto.",
+            rich_help_panel=_CONTROLS,
+        ),
     ] = "16",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that make the calls, on Ray: for more than one core can send.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --workers: of a Ray cluster; without it, this machine.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None,
     rpm: Annotated[
         float | None, typer.Option(help="Requests a minute.", rich_help_panel=_CONTROLS)
     ] = None,
@@ -249,6 +270,7 @@ def command(
                 retry_failed=retry_failed,
                 force_new=force_new,
                 concurrency=_concurrency(concurrency),
+                workers=_workers(workers, ray_address),
                 controls=_controls(
                     rpm=rpm,
                     tpm=tpm,
@@ -335,6 +357,16 @@ def _controls(
     return controls
 
 
+def _workers(number: int | None, address: str | None) -> Workers | None:
+    if number is None:
+        if address is not None:
+            raise typer.BadParameter("--ray-address goes with --workers")
+        return None
+    if not is_ray_installed():
+        raise typer.BadParameter(NEEDS_RAY)
+    return Workers(number, address)
+
+
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
     if value not in allowed:
         raise typer.BadParameter(f"{option} is one of {', '.join(allowed)}, not {value!r}")
@@ -376,6 +408,7 @@ def _run(
     retry_failed: bool,
     force_new: bool,
     concurrency: Concurrency,
+    workers: Workers | None,
     controls: Controls,
     fail_fast: bool,
     grace: float,
@@ -412,12 +445,11 @@ def _run(
         stop = RunStop()
         painter = Painter(view)
 
-        def start() -> Awaitable[RunSummary]:
-            return run_file(
-                router.router,
-                requests,
-                output,
-                concurrency=concurrency,
+        async def start() -> RunSummary:
+            run = functools.partial(
+                run_file,
+                source=requests,
+                output=output,
                 error_file=error_file,
                 retry_failed=retry_failed,
                 force_new=force_new,
@@ -431,11 +463,23 @@ def _run(
                 description=_described(router, checked),
                 may_send=ask.may_send,
                 on_open=ask.opened,
-                on_run_progress=painter.progress,
                 **controls,
             )
+            if workers is None:
+                return await run(
+                    router.router, concurrency=concurrency, on_run_progress=painter.progress
+                )
+            elsewhere = RunWorkers(router, workers, concurrency, stop=stop, painter=painter)
+            with contextlib.closing(elsewhere):
+                return await run(
+                    elsewhere,
+                    concurrency=elsewhere.concurrency,
+                    on_run_progress=elsewhere.progress,
+                )
 
         try:
+            if workers is not None:
+                stack.enter_context(quiet_ray())
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
                 summary = runner.run(_in_good_order(start, stop, painter))
         except JournalError as error:

@@ -316,7 +316,7 @@ class Run:
             finished=finished,
         )
 
-    def summary(self, paths: RunPaths) -> RunSummary:
+    def summary(self, paths: RunPaths, *, lost_workers: int, resent_requests: int) -> RunSummary:
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -330,6 +330,8 @@ class Run:
             usage=self._usage,
             elapsed=self._elapsed,
             paths=paths,
+            lost_workers=lost_workers,
+            resent_requests=resent_requests,
         )
 
     def _ending(self) -> Ending:

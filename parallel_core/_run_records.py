@@ -88,6 +88,9 @@ class RunSummary(msgspec.Struct, frozen=True):
         usage: tokens, and USD, of this run.
         elapsed: seconds from the first call to the last.
         paths: the files.
+        lost_workers: workers on Ray that died in this run, and were replaced.
+        resent_requests: requests that were in flight in those, and were sent again: they may have
+            to be paid for twice.
     """
 
     ending: Ending
@@ -102,6 +105,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     usage: Usage
     elapsed: float
     paths: RunPaths
+    lost_workers: int = 0
+    resent_requests: int = 0
 
     @property
     def ok(self) -> bool:

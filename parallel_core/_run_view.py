@@ -213,6 +213,8 @@ class Painter:
         self._changed = threading.Condition()
         self._notes: list[str] = []
         self._progress: RunProgress | None = None
+        self._takes_a_while: str | None = None
+        self._shown: str | None = None  # of what takes a while
         self._thread = threading.Thread(target=self._paint, name="run view", daemon=True)
         self._ended = False
 
@@ -224,6 +226,20 @@ class Painter:
     def progress(self, progress: RunProgress) -> None:
         with self._changed:
             self._progress = progress
+            self._changed.notify()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Generator[None]:
+        """Something takes a while."""
+        self._wait_for(what)
+        try:
+            yield
+        finally:
+            self._wait_for(None)
+
+    def _wait_for(self, what: str | None) -> None:
+        with self._changed:
+            self._takes_a_while = what
             self._changed.notify()
 
     def __enter__(self) -> Painter:
@@ -238,17 +254,27 @@ class Painter:
         self.stuck = self._thread.is_alive()
 
     def _paint(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._notes or self._progress or self._ended)
-                notes, self._notes = self._notes, []
-                progress, self._progress = self._progress, None
-                if not notes and progress is None:
-                    return
-            for note in notes:
-                self._view.note(note)
-            if progress is not None:
-                self._view.progress(progress)
+        with contextlib.ExitStack() as waiting:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._has_news() or self._ended)
+                    if not self._has_news():
+                        return
+                    notes, self._notes = self._notes, []
+                    progress, self._progress = self._progress, None
+                    takes_a_while = self._takes_a_while
+                if takes_a_while != self._shown:
+                    self._shown = takes_a_while
+                    waiting.close()
+                    if takes_a_while is not None:
+                        waiting.enter_context(self._view.waiting(takes_a_while))
+                for note in notes:
+                    self._view.note(note)
+                if progress is not None:
+                    self._view.progress(progress)
+
+    def _has_news(self) -> bool:
+        return bool(self._notes or self._progress or self._takes_a_while != self._shown)
 
 
 class _Console(Console):
@@ -392,6 +418,12 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     done = summary.succeeded + summary.failed
     rate = f", {done / summary.elapsed:.1f} calls/s" if summary.elapsed > 0 and done else ""
     row("time", f"{_clock(summary.elapsed)}{rate}")
+    if summary.lost_workers:
+        row(
+            "workers",
+            f"{summary.lost_workers:,} lost and replaced, {summary.resent_requests:,} requests "
+            "sent again",
+        )
     row("output", str(summary.paths.output))
     if summary.paths.errors is not None:
         row("errors", str(summary.paths.errors))

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -46,7 +47,9 @@ _PROBLEMS_IN_A_MESSAGE = 20
 
 
 async def run_file(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    router: SupportsAcompletion
+    | Callable[..., Awaitable[Any]]
+    | AbstractAsyncContextManager[SupportsAcompletion],
     source: InputFile | Path | str,
     output: Path | str,
     *,
@@ -74,7 +77,9 @@ async def run_file(
     files, it sends what has no line yet. Lines have the form of OpenAI's Batch API.
 
     Args:
-        router: a ``litellm.Router``, or an async callable ``(model=, messages=, **kwargs)``.
+        router: a ``litellm.Router``, or an async callable ``(model=, messages=, **kwargs)``; or an
+            async context manager that gives one, and has a Router for the checks as its ``router``:
+            it is entered before the first call, where there is one to make.
         source: the file of requests (``docs/file-formats.md``), or its path.
         output: where the answers go, and the failures too unless there is an ``error_file``.
         concurrency: calls in flight at most, or ``"auto"``.
@@ -172,23 +177,48 @@ async def run_file(
             await run.write_problems()
             if on_open is not None:
                 on_open(run.opening())
-            batch = stoppable_completions(
-                router,
-                run.requests(),
-                concurrency=concurrency,
-                router_host=router_host,
-                controls=run.watched(controls),
-                stopping=run.stopping,
-            )
-            await run.to_the_end(batch, stop)
+            async with _opened(router, needed=run.opening().left > 0) as sender:
+                lost_workers, resent_requests = _losses(sender)
+                batch = stoppable_completions(
+                    sender,
+                    run.requests(),
+                    concurrency=concurrency,
+                    router_host=router_host,
+                    controls=run.watched(controls),
+                    stopping=run.stopping,
+                )
+                await run.to_the_end(batch, stop)
+                now_lost, now_resent = _losses(sender)
             if order == "input" and run.is_complete:
                 await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
         finally:
             await journal.aclose()
-        return run.summary(paths)
+        return run.summary(
+            paths,
+            lost_workers=now_lost - lost_workers,
+            resent_requests=now_resent - resent_requests,
+        )
     finally:
         if opened is not source:
             opened.close()
+
+
+@asynccontextmanager
+async def _opened(router: Any, *, needed: bool) -> AsyncGenerator[Any, None]:
+    if hasattr(router, "acompletion") or not hasattr(router, "__aenter__"):
+        yield router
+    elif not needed:
+        yield router.router  # no call is made
+    else:
+        async with router as sender:
+            yield sender
+
+
+def _losses(router: Any) -> tuple[int, int]:
+    """Workers that a Router of workers has lost up to now, and requests that it has sent again."""
+    if isinstance(router, RouterHost):
+        router = router.router
+    return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
 
 
 def describe_problems(problems: Iterable[InputProblem]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
@@ -67,6 +67,8 @@ class RunRouter:
             addresses of a config (a run may be resumed with a new key or one more region).
         endpoints: where the calls go.
         warnings: what the user should read before the run, a line each.
+        recipe: gives such a RunRouter in another process, which asks the same servers. It can be
+            pickled. Of the environment, it takes what is set there; a demo server stays this one's.
         server: the demo server; None where there is none.
     """
 
@@ -81,6 +83,7 @@ class RunRouter:
         description: Mapping[str, str | int | float | bool | None],
         endpoints: Iterable[Endpoint] = (),
         warnings: Iterable[str] = (),
+        recipe: RunRouterRecipe,
         server: DemoServerProcess | None = None,
     ) -> None:
         self.kind: RouterKind = kind
@@ -90,6 +93,7 @@ class RunRouter:
         self.description = dict(description)
         self.endpoints = list(endpoints)
         self.warnings = list(warnings)
+        self.recipe = recipe
         self.server = server
         self._resources = resources
 
@@ -118,6 +122,24 @@ class RunRouter:
         return f"<RunRouter kind={self.kind!r} models={self.models}>"
 
 
+class RunRouterRecipe:
+    """Opens a RunRouter when it is called, in whichever process.
+
+    It can be pickled, with what the Router is made of; so it may hold keys, and its ``repr`` shows
+    none.
+    """
+
+    def __init__(self, open_router: Callable[..., RunRouter], *arguments: Any) -> None:
+        self._open_router = open_router
+        self._arguments = arguments
+
+    def __call__(self) -> RunRouter:
+        return self._open_router(*self._arguments)
+
+    def __repr__(self) -> str:
+        return f"<RunRouterRecipe {self._open_router.__name__}>"
+
+
 # --- the file of litellm's proxy ---
 
 
@@ -134,7 +156,15 @@ def router_from_config(path: Path) -> RunRouter:
         RouterConfigError: with every problem that was found, among them each variable of an
             ``os.environ/NAME`` that is not set.
     """
-    config = read_proxy_config(path)
+    return router_of_config(read_proxy_config(path))
+
+
+def router_of_config(config: ProxyConfig) -> RunRouter:
+    """:func:`router_from_config` of a file that has been read, maybe on another machine.
+
+    Raises:
+        RouterConfigError: with every problem that was found.
+    """
     with contextlib.ExitStack() as resources:
         # Imports litellm, which may read an .env file into the environment.
         resources.enter_context(config_in_place(config))
@@ -150,7 +180,7 @@ def router_from_config(path: Path) -> RunRouter:
         if problems:
             raise RouterConfigError(problems)
         settings = resolved_settings(config.router_settings)
-        router = _make_router(
+        router = make_router(
             f"{config.path}",
             secrets,
             [_for_router(deployment) for deployment in config.deployments],
@@ -167,6 +197,7 @@ def router_from_config(path: Path) -> RunRouter:
             description=_describe_config(config),
             endpoints=endpoints,
             warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
+            recipe=RunRouterRecipe(router_of_config, config),
         )
 
 
@@ -259,23 +290,36 @@ def router_from_model(
     if api_base is not None and not _is_url(api_base):
         problem = "--api-base must be a URL, for instance http://127.0.0.1:8000/v1"
         raise RouterConfigError([problem])
+    both = {"api_base": api_base, "api_key": api_key}
+    given = {option: value for option, value in both.items() if value is not None}
+    return _router_of_models(model, api_base, dict.fromkeys(names, given), num_retries, True)
+
+
+def _router_of_models(
+    model: str,
+    api_base: str | None,
+    given: Mapping[str, Mapping[str, Any]],
+    num_retries: int | None,
+    has_free_choice: bool,
+) -> RunRouter:
+    """:func:`router_from_model`, with the ``litellm_params`` of each name but its ``model``.
+
+    Where ``has_free_choice``, a server of ``api_base`` gets the key ``none`` if there is no other;
+    so it is known which deployments have one, and in other processes it must be there, too.
+    """
     with contextlib.ExitStack() as resources:
         resources.enter_context(quiet_litellm())
         problems: list[str] = []
         deployments: list[dict[str, Any]] = []
         endpoints: list[Endpoint] = []
-        for name in names:
-            parameters: dict[str, Any] = {"model": _litellm_name(name, api_base)}
-            if api_base is not None:
-                parameters["api_base"] = api_base
-            if api_key is not None:
-                parameters["api_key"] = api_key
+        for name, values in given.items():
+            parameters = {"model": _litellm_name(name, api_base), **values}
             try:
                 endpoint = endpoint_of(name, parameters)
             except RouterConfigError as error:
                 problems += error.problems
                 continue
-            if endpoint.missing_keys and api_base is not None:
+            if endpoint.missing_keys and api_base is not None and has_free_choice:
                 parameters["api_key"] = "none"
                 endpoint = msgspec.structs.replace(endpoint, missing_keys=())
             elif endpoint.missing_keys and endpoint.provider in _NEED_A_KEY:
@@ -287,21 +331,31 @@ def router_from_model(
             deployments.append({"model_name": name, "litellm_params": parameters})
         if problems:
             raise RouterConfigError(problems)
-        given = {"api_key": api_key, "api_base": api_base}
-        secrets = secrets_of_environment(os.environ) | frozenset(secrets_in(given))
+        secrets = secrets_of_environment(os.environ) | frozenset(
+            secret for values in given.values() for secret in secrets_in(dict(values))
+        )
         settings = {} if num_retries is None else {"num_retries": num_retries}
-        router = _make_router(f"the model {model!r}", secrets, deployments, settings)
+        router = make_router(f"the model {model!r}", secrets, deployments, settings)
         resources.callback(router.discard)
         described = {} if api_base is None else {"api_base": shown_url(api_base)}
+        chosen = {
+            deployment["model_name"]: {
+                name: value
+                for name, value in deployment["litellm_params"].items()
+                if name != "model"
+            }
+            for deployment in deployments
+        }
         return RunRouter(
             "model",
             router,
             resources=resources.pop_all(),
             secrets=secrets,
-            models=names,
+            models=given,
             description={"router": "model", "model": model, **described},
             endpoints=endpoints,
             warnings=_missing_key_warnings(endpoints),
+            recipe=RunRouterRecipe(_router_of_models, model, api_base, chosen, num_retries, False),
         )
 
 
@@ -365,7 +419,20 @@ def demo_router(
         # litellm would otherwise fetch its price map over the network at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         server = resources.enter_context(demo_server_process(settings))
-        resources.enter_context(quiet_litellm())
+        return _router_of_demo(server, seed, names, num_retries, resources.pop_all())
+
+
+def _router_of_demo(
+    server: DemoServerProcess,
+    seed: int,
+    names: Sequence[str],
+    num_retries: int | None,
+    resources: contextlib.ExitStack | None = None,
+) -> RunRouter:
+    """:func:`demo_router` with a server that is there; ``resources`` are ended with the Router."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    with resources or contextlib.ExitStack() as held:
+        held.enter_context(quiet_litellm())
         deployments: list[dict[str, Any]] = [
             {
                 "model_name": name,
@@ -377,31 +444,37 @@ def demo_router(
             }
             for name in names
         ]
-        router = _make_router(
+        router = make_router(
             "the demo",
             frozenset(),
             deployments,
             {} if num_retries is None else {"num_retries": num_retries},
         )
-        resources.callback(router.discard)
+        held.callback(router.discard)
         return RunRouter(
             "demo",
             router,
-            resources=resources.pop_all(),
+            resources=held.pop_all(),
             secrets=secrets_of_environment(os.environ),
             models=names,
             description={"router": "demo", "seed": seed},
             endpoints=[Endpoint(name, f"openai/{name}", "openai", server.url) for name in names],
+            recipe=RunRouterRecipe(_router_of_demo, server, seed, tuple(names), num_retries),
             server=server,
         )
 
 
-def _make_router(
+def make_router(
     whose: str,
     secrets: Iterable[str],
     model_list: list[dict[str, Any]],
     settings: Mapping[str, Any],
 ) -> Router:
+    """A Router of litellm.
+
+    Raises:
+        RouterConfigError: litellm cannot make it; ``secrets`` are not in its text.
+    """
     from litellm.router import Router
 
     try:
