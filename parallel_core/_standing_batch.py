@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -25,8 +24,6 @@ from .control._call import Call
 from .control.options import Concurrency, Controls
 from .errors import BatchDeadlineError, StoppedError
 from .types import RouterParallelRequest, RouterParallelResult
-
-_EXIT_TIMEOUT = 10.0  # seconds that the end of the interpreter waits for a loop to be left
 
 
 class _Job:
@@ -111,12 +108,11 @@ class StandingBatch:
         self._process = os.getpid()
         # The router and its loop, or what has kept them from being made.
         self._opened: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        # A daemon: the end of the interpreter ends it, as nothing else does before that.
         self._thread = threading.Thread(
-            target=self._run, name="parallel_core standing batch", daemon=True
+            target=self._run, name="parallel_core standing batch", daemon=False
         )
-        _running.add(self)
         self._thread.start()
+        _end_with_main_thread(self)
         try:
             self.router: Any = self._opened.result()
         except BaseException:
@@ -158,11 +154,11 @@ class StandingBatch:
             with contextlib.suppress(RuntimeError, AttributeError):  # ended, or not begun
                 self._loop.call_soon_threadsafe(self._stop)
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self) -> None:
         """As :meth:`stop`, and wait for the end."""
         self.stop()
         if self._process == os.getpid() and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+            self._thread.join()
 
     def _soon(self, function: Callable[[_Job], None], job: _Job) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and has ended the job
@@ -283,14 +279,30 @@ def _closed() -> RuntimeError:
     return RuntimeError("it has been closed while it was used")
 
 
-# What is closed at the end of the interpreter, so that no connection is found open then.
+# What is ended with the main thread, and who looks after it in this process.
 _running: weakref.WeakSet[StandingBatch] = weakref.WeakSet()
+_running_lock = threading.Lock()
+_watching_process: int | None = None
 
 
-@atexit.register
-def _close_all() -> None:
-    left = list(_running)
-    for batch in left:
+def _end_with_main_thread(batch: StandingBatch) -> None:
+    """Have a batch ended when the main thread has ended.
+
+    The interpreter waits for the other threads then, before anything is taken down: callbacks of
+    litellm can finish still, and connections be closed. At ``atexit`` it is too late for that.
+    """
+    global _watching_process
+    with _running_lock:
+        _running.add(batch)
+        if _watching_process == os.getpid():
+            return
+        _watching_process = os.getpid()
+        threading.Thread(target=_watch, name="parallel_core end", daemon=True).start()
+
+
+def _watch() -> None:
+    threading.main_thread().join()
+    with _running_lock:
+        batches = list(_running)
+    for batch in batches:
         batch.stop()
-    for batch in left:
-        batch.close(_EXIT_TIMEOUT)
