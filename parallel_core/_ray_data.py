@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 from ._proxy_values import secrets_in
-from ._ray_data_tables import InputColumns, cells, check_new_columns, with_columns
 from ._ray_data_source import RouterSource, checked_recipe
+from ._ray_data_tables import InputColumns, cells, check_new_columns, with_columns
 from ._run_endpoints import secrets_of_environment
 from ._standing_batch import StandingBatch
 from .batch_output import Redactor
@@ -35,7 +35,7 @@ class ParallelCompletions:
 
         dataset.map_batches(
             ParallelCompletions,
-            fn_constructor_kwargs={"router": make_router, "concurrency": 64, "model": "gpt-4o-mini"},
+            fn_constructor_kwargs={"router": make_router, "model": "gpt-4o-mini"},
             batch_size=256,
             concurrency=2,  # processes
         )
@@ -53,7 +53,7 @@ class ParallelCompletions:
     **A row never raises.** A bad value in it, or a failed call, makes an error of this row. What is
     wrong with all rows raises: an argument, a missing column, a Router that cannot be made.
 
-    The Router is made at the first batch, in the process that calls, and is kept with one event loop
+    The Router is made at the first batch, in the process that calls, and is kept with an event loop
     in a helper thread until :meth:`close`: connections, the pace of ``rate_limit``, the limit of
     ``concurrency="auto"`` and what is left of ``budget`` go on from batch to batch. All of them are
     of one process: where there are two, each has the whole budget.

@@ -41,7 +41,6 @@ def checked_recipe(source: RouterSource) -> Recipe:
         )
     if not callable(given):
         raise TypeError(
-            "expected a function without arguments that makes a Router, got "
-            f"{type(given).__name__}"
+            f"expected a function without arguments that makes a Router, got {type(given).__name__}"
         )
     return Recipe(given)

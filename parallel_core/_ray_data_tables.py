@@ -7,6 +7,7 @@ imported but for a table that is of it.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -146,8 +147,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, Mapping):
-        members = cast("Mapping[Any, Any]", value)
-        plain = {str(name): _plain(member) for name, member in members.items()}
+        plain = {
+            str(name): _plain(member) for name, member in cast("Mapping[str, Any]", value).items()
+        }
         return {name: member for name, member in plain.items() if member is not None}
     if isinstance(value, list | tuple):
         return [_plain(member) for member in cast("Sequence[Any]", value)]
@@ -262,7 +264,7 @@ def check_new_columns(table: Any, prefix: str) -> None:
 
 
 def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> Any:
-    """The table, and beside it the cells of its rows. Each column has one type, whatever is in it."""
+    """The table, and the cells of its rows beside it, in columns of the same types always."""
     columns = {
         prefix + name: (kind, [row[position] for row in rows])
         for position, (name, kind) in enumerate(COLUMNS.items())
@@ -274,21 +276,18 @@ def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> An
             **cast("Mapping[str, Any]", table),
             **{name: _numpy_column(kind, values) for name, (kind, values) in columns.items()},
         }
-    import pandas
-
+    pandas: Any = importlib.import_module("pandas")
     types = {"text": "string", "count": "Int64", "number": "Float64"}
     return table.assign(
         **{
-            name: cast("Any", pandas).array(values, dtype=types[kind])
+            name: pandas.array(values, dtype=types[kind])
             for name, (kind, values) in columns.items()
         }
     )
 
 
 def _with_arrow_columns(table: Any, columns: Mapping[str, tuple[Kind, list[Any]]]) -> Any:
-    import pyarrow
-
-    arrow = cast("Any", pyarrow)
+    arrow: Any = importlib.import_module("pyarrow")
     types = {"text": arrow.string(), "count": arrow.int64(), "number": arrow.float64()}
     for name, (kind, values) in columns.items():
         table = table.append_column(name, arrow.array(values, type=types[kind]))
@@ -313,9 +312,7 @@ def _text_column() -> Any:
         """Texts, or None. Arrow takes it for a column of texts also where all are None."""
 
         def __arrow_array__(self, type: Any = None) -> Any:
-            import pyarrow
-
-            arrow = cast("Any", pyarrow)
+            arrow: Any = importlib.import_module("pyarrow")
             is_known = type is not None and type != arrow.null()
             return arrow.array(self.tolist(), type=type if is_known else arrow.string())
 
