@@ -405,10 +405,12 @@ def test_pickled_it_is_unopened(make: Callable[[], Any]) -> None:
         make, model="fast", budget=Budget(max_tokens=1000, assume_output_tokens=100)
     ) as complete:
         complete(as_numpy({"prompt": ["a"]}))
-        assert complete._controls["budget"].spent_tokens > 0
+        assert (budget := complete._controls["budget"]) is not None
+        assert budget.spent_tokens > 0
         with pickle.loads(pickle.dumps(complete)) as copy:
             assert copy._opened is None
-            assert copy._controls["budget"].spent_tokens == 0
+            assert (budget := copy._controls["budget"]) is not None
+            assert budget.spent_tokens == 0
             assert listed(copy(as_numpy({"prompt": ["b"]})))["error"] == [None]
 
 
