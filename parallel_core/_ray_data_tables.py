@@ -6,8 +6,8 @@ imported but for a table that is of it.
 
 from __future__ import annotations
 
-import functools
 import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -270,13 +270,27 @@ def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> An
         for position, (name, kind) in enumerate(COLUMNS.items())
     }
     if _is_of("pyarrow", "Table", table):
-        return _with_arrow_columns(table, columns)
+        for name, column in _arrow_columns(columns).items():
+            table = table.append_column(name, column)
+        return table
     if isinstance(table, Mapping):
-        return {
-            **cast("Mapping[str, Any]", table),
-            **{name: _numpy_column(kind, values) for name, (kind, values) in columns.items()},
-        }
+        # NumPy has no type for texts that may be null. ray.data makes Arrow of it, and would take
+        # a column of nothing else for one of no type.
+        new = (
+            _arrow_columns(columns)
+            if _is_in_ray_worker()
+            else {name: _numpy_column(kind, values) for name, (kind, values) in columns.items()}
+        )
+        return {**cast("Mapping[str, Any]", table), **new}
     pandas: Any = importlib.import_module("pandas")
+    if importlib.util.find_spec("pyarrow") is not None:
+        # Of other types, ray.data forgets the type of a column in which all is null.
+        return table.assign(
+            **{
+                name: pandas.array(column, dtype=pandas.ArrowDtype(column.type))
+                for name, column in _arrow_columns(columns).items()
+            }
+        )
     types = {"text": "string", "count": "Int64", "number": "Float64"}
     return table.assign(
         **{
@@ -286,12 +300,10 @@ def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> An
     )
 
 
-def _with_arrow_columns(table: Any, columns: Mapping[str, tuple[Kind, list[Any]]]) -> Any:
+def _arrow_columns(columns: Mapping[str, tuple[Kind, list[Any]]]) -> dict[str, Any]:
     arrow: Any = importlib.import_module("pyarrow")
     types = {"text": arrow.string(), "count": arrow.int64(), "number": arrow.float64()}
-    for name, (kind, values) in columns.items():
-        table = table.append_column(name, arrow.array(values, type=types[kind]))
-    return table
+    return {name: arrow.array(values, type=types[kind]) for name, (kind, values) in columns.items()}
 
 
 def _numpy_column(kind: Kind, values: list[Any]) -> Any:
@@ -301,22 +313,12 @@ def _numpy_column(kind: Kind, values: list[Any]) -> Any:
         return numpy.array([math.nan if value is None else value for value in values], dtype=float)
     column = numpy.empty(len(values), dtype=object)
     column[:] = values
-    return column.view(_text_column())
+    return column
 
 
-@functools.cache
-def _text_column() -> Any:
-    import numpy
-
-    class TextColumn(numpy.ndarray[Any, Any]):
-        """Texts, or None. Arrow takes it for a column of texts also where all are None."""
-
-        def __arrow_array__(self, type: Any = None) -> Any:
-            arrow: Any = importlib.import_module("pyarrow")
-            is_known = type is not None and type != arrow.null()
-            return arrow.array(self.tolist(), type=type if is_known else arrow.string())
-
-        def __reduce__(self) -> Any:
-            return numpy.asarray(self).__reduce__()
-
-    return TextColumn
+def _is_in_ray_worker() -> bool:
+    """Whether what is given back becomes a block of ray.data."""
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
