@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,22 @@ def run(forks: ForkedProcesses, environment: dict[str, str]) -> Run:
     return run_it
 
 
+def run_with_ray(script: Path, environment: dict[str, str]) -> Done:
+    """Run a script that starts Ray, which writes into the home and has no place for long paths."""
+    with tempfile.TemporaryDirectory(prefix="pc") as folder:
+        places = {"HOME": folder, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            env={**environment, **places, "PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    # Ray tells of its start, and of where it has put its logs.
+    told = done.stderr if done.returncode or "Error" in done.stderr else ""
+    return Done(done.returncode, done.stdout, told)
+
+
 @pytest.mark.parametrize(("snippet", "afresh"), snippets("python"))
 def test_a_python_snippet(
     snippet: str, afresh: bool, run: Run, environment: dict[str, str], tmp_path: Path
@@ -114,7 +131,11 @@ def test_a_python_snippet(
     script = tmp_path / "snippet.py"
     # example.org stands for a server that the reader has; here no network is needed.
     script.write_text(snippet.replace("https://example.org/", environment["OPENAI_BASE_URL"]))
-    done = run(["python", str(script)], afresh=afresh)
+    if "import ray\n" in snippet:
+        pytest.importorskip("ray")
+        done = run_with_ray(script, environment)
+    else:
+        done = run(["python", str(script)], afresh=afresh)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stdout
     assert "parallel_core" not in done.stderr, done.stderr
@@ -170,6 +191,7 @@ def test_the_examples_are_those_that_the_readme_names() -> None:
         "docs/file-formats.md",
         "docs/report.md",
         "docs/controls.md",
+        "docs/ray-data.md",
         "docs/streaming.md",
         "docs/trio.md",
         "docs/benchmarks.md",
