@@ -5,9 +5,9 @@ about pickling and loading holds for every ``Exception``; a ``KeyboardInterrupt`
 
 Plain pickle takes a class or a function by its name. That is quick, and right wherever the other
 process can import it; of ``__main__`` it cannot. Where plain pickle fails, or has written that
-name, cloudpickle does it again, by value. It is the one of Ray: a class that has come to a worker by
-value is known by it when it comes back, and is then the same class. (Each copy of cloudpickle knows
-only the classes that it has brought itself.)
+name, cloudpickle does it again, by value. It is the one of Ray: it knows a class that has come to
+a worker by value when that comes back, which is then the same class again. (Each copy of
+cloudpickle knows only the classes that it has brought itself.)
 """
 
 from __future__ import annotations
@@ -208,10 +208,8 @@ class LeftOut:
 
 def _pack_tree(exception: BaseException) -> bytes:
     tree = _Tree()
-    tree.number_of(exception)
-    packed: list[_PackedException] = []
-    for known in tree.exceptions:  # which grows meanwhile
-        packed.append(_packed(known, tree))
+    tree.number_of(exception)  # 0
+    packed = [_packed(known, tree) for known in tree.exceptions]  # which grow meanwhile
     return pickle.dumps((packed, _trace(exception)), _PROTOCOL)
 
 
@@ -257,7 +255,7 @@ class _Tree:
 
 def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
     text = text_of(exception)
-    whole = None if isinstance(exception, BaseExceptionGroup) else _whole(exception, text)
+    whole = _whole(exception, text) if _has_a_way_of_its_own(type(exception)) else None
     anatomy = _anatomy(exception, tree) if whole is None else None
     cause, context = tree.number_of(exception.__cause__), tree.number_of(exception.__context__)
     suppress_context = exception.__suppress_context__
@@ -266,7 +264,19 @@ def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
     )
 
 
-def _whole(exception: BaseException, text: str) -> bytes | None:
+def _has_a_way_of_its_own(kind: type[BaseException]) -> bool:
+    """Whether its class says how it is pickled. BaseException's way is to call the constructor with
+    ``args``, which fits few of those that have a constructor."""
+    if issubclass(kind, BaseExceptionGroup):
+        return False  # whose members would go without their causes
+    return (
+        kind.__reduce__ is not BaseException.__reduce__
+        or kind.__reduce_ex__ is not BaseException.__reduce_ex__
+        or kind.__setstate__ is not BaseException.__setstate__
+    )
+
+
+def _whole(exception: Any, text: str) -> bytes | None:
     """As its class offers it; None where what comes of that is not the same."""
     try:
         packed = _dumps(exception)
@@ -318,7 +328,7 @@ def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _field_names(of: type[BaseException]) -> tuple[str, ...]:
+def _field_names(of: type) -> tuple[str, ...]:
     """Slots, and what built-in classes keep outside of ``__dict__``, as OSError does its errno."""
     return tuple(
         name
@@ -411,8 +421,8 @@ class _Rebuilding:
         if not isinstance(exception, BaseException):
             exception = _stand_in(parts)
             self._stand_ins.add(number)
-        self._made[number] = exception
-        return exception
+        made = self._made[number] = cast("BaseException", exception)
+        return made
 
     def _made_as_packed(self, parts: _PackedException) -> Any:
         if parts.whole is not None:
