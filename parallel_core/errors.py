@@ -315,6 +315,59 @@ class WorkerDiedError(RuntimeError):
         return type(self), (self.deaths,)
 
 
+class RemoteCallError(RuntimeError):
+    """Stands for an exception, or for a response, of a worker that cannot be brought here.
+
+    For instance because its class cannot be imported here, or because it cannot be pickled. The
+    exception of its result, or the first error of a fail-fast batch. What else the exception had on
+    it, a ``status_code`` for instance, is on this one as well, as far as that can be brought.
+
+    Attributes:
+        type_name: of the exception or the response, with its module.
+        text: what the exception said; of a response empty.
+    """
+
+    def __init__(self, problem: str, type_name: str, text: str) -> None:
+        super().__init__(problem)
+        self.type_name = type_name
+        self.text = text
+
+    @classmethod
+    def standing_for(cls, error: BaseException) -> RemoteCallError:
+        """The error that stands for this exception."""
+        return cls.standing_for_type(full_name(error), text_of(error))
+
+    @classmethod
+    def standing_for_type(cls, type_name: str, text: str) -> RemoteCallError:
+        """The error that stands for an exception of which only this is known."""
+        problem = f"a {type_name} of a worker, which cannot be brought here as itself: {text}"
+        return cls(problem, type_name, text)
+
+    @classmethod
+    def for_response(cls, response: object, why: str) -> RemoteCallError:
+        """The error that stands for this response."""
+        type_name = full_name(response)
+        return cls(f"a worker has got a {type_name} as its response: {why}", type_name, "")
+
+    def __reduce__(self) -> tuple[type[RemoteCallError], tuple[Any, ...], dict[str, Any]]:
+        return type(self), (*self.args, self.type_name, self.text), self.__dict__
+
+
+def full_name(value: object) -> str:
+    """The name of a value's class, with its module."""
+    kind = type(value)
+    in_module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{in_module}{kind.__qualname__}"
+
+
+def text_of(error: BaseException) -> str:
+    """``str(error)``, also where the code of its class fails."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - whatever the error's own code raises
+        return f"(no text: its __str__ raises a {full_name(failure)})"
+
+
 class InputFileError(ValueError):
     """A file of requests cannot be used as it is.
 
