@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 from ._proxy_values import secrets_in
-from ._ray_data_source import RouterSource, checked_recipe
 from ._ray_data_tables import InputColumns, cells, check_new_columns, with_columns
+from ._router_recipe import RouterSource, checked_recipe
 from ._run_endpoints import secrets_of_environment
 from ._standing_batch import StandingBatch
 from .batch_output import Redactor

@@ -39,6 +39,7 @@ from ._ray_cluster import (
     require_ray,
     restore_sigterm,
 )
+from ._ray_data import ParallelCompletions
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
 from .control._checks import checked_count
@@ -48,6 +49,8 @@ from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult
 
 __all__ = [
+    "ParallelCompletions",
+    "RayBatch",
     "RayRouter",
     "RouterSource",
     "iter_parallel_acompletions",
