@@ -32,6 +32,12 @@ def require_ray() -> None:
         raise ModuleNotFoundError("workers need Ray: pip install 'parallel_core[ray]'", name="ray")
 
 
+def _ray() -> Any:
+    import ray
+
+    return ray
+
+
 class Entered(Enum):
     """How Ray was found."""
 
@@ -60,8 +66,7 @@ def enter_ray(address: str | None) -> Entered:
     global _entered, _users
     # It asks the network otherwise whether it may tell of its use.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
+    ray = _ray()
     with _lock:
         if ray.is_initialized():
             if _users:
@@ -95,8 +100,7 @@ def _silence_its_prints() -> None:
 def leave_ray() -> None:
     """The last one that has entered ends what was started. Blocks for a second."""
     global _users
-    import ray
-
+    ray = _ray()
     with _lock:
         _users -= 1
         if not _users:
@@ -124,8 +128,7 @@ class RayWorkers:
     """
 
     def __init__(self, recipe: Recipe, actor_options: Mapping[str, Any]) -> None:
-        import ray
-
+        ray = _ray()
         self._actor_class: Any = ray.remote(Worker)
         self._recipe: Any = ray.put(recipe)
         self._options = {
@@ -140,8 +143,7 @@ class RayWorkers:
         return _RayWorker(actor_class.remote(self._recipe, concurrency, pace))
 
     def why_none_starts(self) -> str:
-        import ray
-
+        ray = _ray()
         free = ray.available_resources().get("CPU", 0.0)
         return (
             f"{free:g} CPUs of the cluster are free; take fewer workers, or other actor_options, "
@@ -168,7 +170,6 @@ class _RayWorker:
             self._actor.stop.remote()
 
     def kill(self) -> None:
-        import ray
-
+        ray = _ray()
         with contextlib.suppress(Exception):
             ray.kill(self._actor)

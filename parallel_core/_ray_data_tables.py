@@ -208,7 +208,7 @@ def cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
     try:
         line = parse_output_line(result_line(name, result, redactor))
         body = None if not line.ok or line.body is None else bytes(line.body)
-        document = {} if body is None else msgspec.json.decode(body)
+        document: dict[str, Any] = {} if body is None else msgspec.json.decode(body)
     except Exception as error:  # noqa: BLE001 - of an answer that is nested too deep, for instance
         line = parse_output_line(unwritable_line(name, error))
         body, document = None, {}
@@ -265,7 +265,7 @@ def check_new_columns(table: Any, prefix: str) -> None:
 
 def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> Any:
     """The table, and the cells of its rows beside it, in columns of the same types always."""
-    columns = {
+    columns: dict[str, tuple[Kind, list[Any]]] = {
         prefix + name: (kind, [row[position] for row in rows])
         for position, (name, kind) in enumerate(COLUMNS.items())
     }

@@ -18,7 +18,7 @@ import os
 import pickle
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -124,10 +124,9 @@ def _dumps(value: Any) -> bytes:
 
 
 def _dumps_by_value(value: Any) -> bytes:
-    from ray import cloudpickle
+    from ray import cloudpickle  # pyright: ignore[reportPrivateImportUsage]
 
-    dumps = cast("Callable[..., bytes]", cloudpickle.dumps)  # pyright: ignore[reportUnknownMemberType]
-    return dumps(value, protocol=_PROTOCOL)
+    return cast("bytes", cast("Any", cloudpickle).dumps(value, protocol=_PROTOCOL))
 
 
 def _loads(packed: bytes | memoryview) -> Any:
@@ -296,8 +295,8 @@ def _whole(exception: Any, text: str) -> bytes | None:
 def _anatomy(exception: Any, tree: _Tree) -> _Anatomy:
     group_text: str | None = None
     members: list[int] = []
-    if isinstance(exception, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", exception)
+    group = _as_group(exception)
+    if group is not None:
         group_text = group.message
         numbers = [tree.number_of(member) for member in group.exceptions]
         members = [number for number in numbers if number is not None]
@@ -312,13 +311,20 @@ def _anatomy(exception: Any, tree: _Tree) -> _Anatomy:
     return _Anatomy(packed_class, arguments, group_text, members, fields, attributes)
 
 
+def _as_group(exception: object) -> BaseExceptionGroup[BaseException] | None:
+    if isinstance(exception, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", exception)
+    return None
+
+
 def _parts(values: Mapping[str, Any], tree: _Tree) -> dict[str, _Part]:
     parts = {name: tree.part(value) for name, value in values.items()}
     return {name: part for name, part in parts.items() if not isinstance(part, _LeftOut)}
 
 
 def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
-    for name in _field_names(type(exception)):
+    of: Any = type(exception)
+    for name in _field_names(of):
         try:
             value = getattr(exception, name)
         except Exception:  # noqa: BLE001, S112 - it has not been set

@@ -92,7 +92,7 @@ class StandingBatch:
         controls: Controls,
     ) -> None:
         self._open_router = open_router
-        self._concurrency = concurrency
+        self._concurrency: Concurrency = concurrency
         self._deadline = controls.get("deadline")
         self._controls = controls.copy()
         self._controls.pop("deadline", None)

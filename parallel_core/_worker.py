@@ -250,7 +250,7 @@ class _Calls:
     def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
         """The call of these arguments; a streamed answer is read here and given as a whole."""
         stall_timeout = arguments.pop(STALL_TIMEOUT, None)
-        metadata = arguments.get("metadata") or {}
+        metadata: dict[str, Any] = arguments.get("metadata") or {}
         index = metadata.get(BATCH_INDEX, 0)
         if not self._is_router:
             # A bare callable gets what the request says.

@@ -391,7 +391,7 @@ def test_calls_are_shared_by_all_workers_and_bounded_in_each() -> None:
 def test_an_exception_of_a_call_is_raised_here() -> None:
     async def main() -> None:
         async with fleet_of(LocalWorkers()) as fleet:
-            with pytest.raises(ValueError, match="^7$"):
+            with pytest.raises(ValueError, match=r"^7$"):
                 await fleet.call(request(7, "raise"))
 
     run(main)
