@@ -61,7 +61,11 @@ class WorkerHandle(Protocol):
         ...
 
     def kill(self) -> None:
-        """End its process, in whatever state it is. Does not raise."""
+        """End its process, in whatever state it is. Does not wait, and does not raise."""
+        ...
+
+    async def gone(self) -> None:
+        """Wait until its process has ended, for some seconds at most. Does not raise."""
         ...
 
 
@@ -323,8 +327,9 @@ class Fleet:
             member.handle.kill()
         for reading in readings:
             reading.cancel()
-        if readings:
-            await asyncio.wait(readings)
+        await asyncio.gather(
+            *readings, *(member.handle.gone() for member in self._members), return_exceptions=True
+        )
         self._members.clear()
 
     def abandon(self) -> None:

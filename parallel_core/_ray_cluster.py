@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
 import os
+import platform
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, Mapping
 from enum import Enum
 from typing import Any, cast
 
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
-from ._worker import Given, Message, Pace, Worker
+from ._worker import Given, Kind, Message, Pace, Worker
 
 # Answers are small, and are taken at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes
+
+_PATIENCE_WITH_A_PROCESS = 2.0  # seconds
+_BETWEEN_LOOKS = 0.005  # seconds
 
 _lock = threading.Lock()
 
@@ -156,10 +162,15 @@ class _RayWorker:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._process: int | None = None  # where it is on this machine
 
     async def messages(self) -> AsyncGenerator[list[Message], None]:
         async for reference in self._actor.run.options(num_returns="streaming").remote():
-            yield await reference
+            messages: list[Message] = await reference
+            kind, number, machine = messages[0]
+            if kind is Kind.READY and machine.decode() == platform.node():
+                self._process = number
+            yield messages
 
     def give(self, sequence: int, given: Given) -> None:
         with contextlib.suppress(Exception):
@@ -173,3 +184,13 @@ class _RayWorker:
         ray = _ray()
         with contextlib.suppress(Exception):
             ray.kill(self._actor)
+
+    async def gone(self) -> None:
+        # Of another machine, Ray tells no more than that it has been told.
+        if self._process is None:
+            return
+        until = time.monotonic() + _PATIENCE_WITH_A_PROCESS
+        with contextlib.suppress(OSError):  # there is no such process
+            while time.monotonic() < until:
+                os.kill(self._process, 0)
+                await asyncio.sleep(_BETWEEN_LOOKS)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import platform
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from .types import RouterParallelRequest
 class Kind(IntEnum):
     """What a message of a worker is."""
 
-    READY = 0  # its Router is there; the number is its process id
+    READY = 0  # its Router is there; its process id, and the name of its machine
     REFUSED = 1  # there will be no Router; the exception tells why
     OUTCOME = 2  # of the call with this number
     CANCELLED = 3  # so the call with this number has ended, or it has not begun
@@ -165,7 +166,7 @@ class Worker:
             calls = _Calls(router)
             self._answer = calls.answer
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
-            self._tell(Kind.READY, os.getpid())
+            self._tell(Kind.READY, os.getpid(), platform.node().encode())
             try:
                 async with bridge.AsyncioParallelBatch(plan) as batch:
                     async for result in batch:

@@ -6,14 +6,11 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +21,7 @@ from parallel_core._ray_data import ParallelCompletions
 from parallel_core._ray_data_tables import COLUMNS
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import BatchDeadlineError
+from ray_runtime import IGNORED_WARNINGS, running_ray
 from routers import make_router
 
 numpy = pytest.importorskip("numpy")
@@ -464,42 +462,16 @@ def test_keys_and_contents_are_nowhere(
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    pytest.importorskip("ray")
-    with (
-        tempfile.TemporaryDirectory(prefix="pc") as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name in ("HOME", "RAY_TMPDIR"):
-            patch.setenv(name, folder)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        tests = str(Path(__file__).parent)
-        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
-        import ray as module
+    with running_ray() as module:
         import ray.data as ray_data
 
-        module.init(
-            num_cpus=2,
-            object_store_memory=80 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
         context = ray_data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        try:
-            yield module
-        finally:
-            module.shutdown()
+        yield module
 
 
-pytestmark = pytest.mark.filterwarnings(
-    # Of Ray itself, while it starts and ends.
-    "ignore::ResourceWarning:ray",
-    "ignore::DeprecationWarning:ray",
-    "ignore::FutureWarning:ray",
-)
+pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
 
 @pytest.mark.parametrize("batch_format", ["numpy", "pyarrow", "pandas"])

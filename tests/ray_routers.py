@@ -1,0 +1,73 @@
+"""What workers have in place of a Router in tests of the Ray engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class ScriptedRouter:
+    """Does what the request says. A call that waits leaves a file, until it has ended."""
+
+    async def acompletion(self, *, model: str, messages: Any, **arguments: Any) -> Any:
+        text = messages[0]["content"]
+        if model == "answer":
+            return os.getpid(), text
+        if model == "wait":
+            mark = Path(arguments["folder"]) / f"{text}-{os.getpid()}"
+            mark.touch()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                mark.unlink()
+        if model == "raise":
+            raise LookupError(text)
+        if model == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if model == "block":
+            time.sleep(1000)  # noqa: ASYNC251 - it is what a call must not do
+        raise AssertionError(model)
+
+
+def scripted() -> ScriptedRouter:
+    return ScriptedRouter()
+
+
+async def no_op(*, model: str, messages: Any, **arguments: Any) -> Any:
+    return messages, arguments
+
+
+def bare_callable() -> Any:
+    return no_op
+
+
+def broken() -> NoReturn:
+    raise LookupError("the Router cannot be made")
+
+
+def deadly() -> ScriptedRouter:
+    if os.environ.get("DRIVER") != str(os.getpid()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ScriptedRouter()
+
+
+class HttpRouter:
+    """Makes a litellm Router of a server."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.url = url
+        self.settings = settings
+
+    def __call__(self) -> Any:
+        from litellm.router import Router
+
+        parameters = {"model": "openai/fast", "api_base": self.url, "api_key": "none"}
+        prices = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.01}
+        deployment = {"model_name": "fast", "litellm_params": {**parameters, **prices}}
+        settings: Any = {"num_retries": 0, "disable_cooldowns": True, **self.settings}
+        return Router(model_list=[deployment], **settings)
