@@ -13,6 +13,7 @@ cloudpickle knows only the classes that it has brought itself.)
 from __future__ import annotations
 
 import functools
+import io
 import linecache
 import os
 import pickle
@@ -169,7 +170,7 @@ class _Other(NamedTuple):
 
 
 class _LeftOut(NamedTuple):
-    type_name: str
+    shown: str
 
 
 _Part: TypeAlias = _Plain | _Pickled | _Other | _LeftOut
@@ -197,13 +198,32 @@ class _PackedException(NamedTuple):
 
 
 class LeftOut:
-    """Stands among the ``args`` of an exception for what could not be brought with it."""
+    """Stands for what could not be brought with an exception, among its ``args`` for instance."""
 
-    def __init__(self, type_name: str) -> None:
-        self.type_name = type_name
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
 
     def __repr__(self) -> str:
-        return f"<a {self.type_name}, left out>"
+        return self.shown
+
+
+class _PicklerWithGaps(pickle.Pickler):
+    """Pickles the rest of a value of which something cannot be pickled."""
+
+    def reducer_override(self, obj: Any, /) -> Any:
+        if isinstance(obj, type | types.FunctionType):
+            return NotImplemented
+        try:
+            obj.__reduce_ex__(_PROTOCOL)
+        except Exception:  # noqa: BLE001 - whatever the value's own code raises
+            return LeftOut, (object.__repr__(obj),)
+        return NotImplemented
+
+
+def _dumps_with_gaps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _PicklerWithGaps(buffer, _PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
 def _pack_tree(exception: BaseException) -> bytes:
@@ -241,16 +261,20 @@ class _Tree:
             return _Plain(value)
         if isinstance(value, BaseException):
             number = self.number_of(value)
-            return _LeftOut(full_name(value)) if number is None else _Other(number)
+            return _LeftOut(object.__repr__(value)) if number is None else _Other(number)
         known = self._parts.get(id(value))
         if known is None:
-            part: _Part
-            try:
-                part = _Pickled(_dumps(value))
-            except Exception:  # noqa: BLE001 - whatever the value's own code raises
-                part = _LeftOut(full_name(value))
-            known = self._parts[id(value)] = value, part
+            known = self._parts[id(value)] = value, _pickled_part(value)
         return known[1]
+
+
+def _pickled_part(value: Any) -> _Part:
+    for dumps in (_dumps, _dumps_with_gaps):
+        try:
+            return _Pickled(dumps(value))
+        except Exception:  # noqa: BLE001, S112 - whatever the value's own code raises
+            continue
+    return _LeftOut(object.__repr__(value))
 
 
 def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
@@ -284,7 +308,6 @@ def _whole(exception: Any, text: str) -> bytes | None:
         same = (
             type(loaded) is type(exception)
             and text_of(loaded) == text
-            and loaded.args == exception.args
             and loaded.__dict__ == exception.__dict__
             and dict(_fields(loaded)) == dict(_fields(exception))
         )
@@ -477,8 +500,8 @@ class _Rebuilding:
                 return value
             case _Other(number):
                 return self._made[number]
-            case _LeftOut(type_name):
-                return LeftOut(type_name)
+            case _LeftOut(shown):
+                return LeftOut(shown)
             case _Pickled(packed):
                 if id(packed) not in self._loaded:
                     self._loaded[id(packed)] = self._load(packed)
@@ -489,7 +512,7 @@ class _Rebuilding:
         try:
             return _loads(packed)
         except Exception as error:  # noqa: BLE001 - whatever the value's own code raises
-            return LeftOut(f"value whose loading raises a {full_name(error)}")
+            return LeftOut(f"<a value whose loading raises a {full_name(error)}>")
 
     def _is_broken(self, number: int, parts: _PackedException) -> bool:
         exception = self._made[number]

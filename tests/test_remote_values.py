@@ -202,6 +202,7 @@ ARGUMENTS: dict[str, Any] = {
     "current_cost": 2.0,
     "max_budget": 1.0,
     "raw_response": "{",
+    "failures": [{"vector_store_id": "v", "error": "e"}],
     "schema": "{}",
     "original_exception": ValueError("what it was"),
     "completion": type("Completion", (), {"usage": "none", "__eq__": lambda *_: True})(),
@@ -210,6 +211,8 @@ ARGUMENTS: dict[str, Any] = {
 
 def made(kind: type[Exception]) -> Exception:
     """One of this class, with all that its constructor takes."""
+    if "__init__" not in {name for base in kind.__mro__[:-3] for name in vars(base)}:
+        return kind("it is said")
     parameters = inspect.signature(kind).parameters.values()
     known = {
         parameter.name: ARGUMENTS.get(parameter.name, f"the {parameter.name}")
@@ -217,7 +220,7 @@ def made(kind: type[Exception]) -> Exception:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and (parameter.default is parameter.empty or parameter.name in ARGUMENTS)
     }
-    return kind(**known) if known else kind("it is said")
+    return kind(**known)
 
 
 def _id(kind: type[Exception]) -> str:
@@ -248,6 +251,8 @@ class _Refusing(BaseHTTPRequestHandler):
         error = {"message": f"refused: {code}", "type": "t", "param": "p", "code": code or None}
         if code == "hang":
             self.server.released.wait()  # type: ignore[attr-defined]
+        if code == "too-long":
+            error["message"] = "This model's maximum context length is 10 tokens."
         body = json.dumps({"error": error}).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -300,12 +305,12 @@ def refused(url: str, model: str) -> Exception:
     ("model", "kind"),
     [
         ("400", litellm.exceptions.BadRequestError),
-        ("400-context_length_exceeded", litellm.exceptions.ContextWindowExceededError),
+        ("400-too-long", litellm.exceptions.ContextWindowExceededError),
         ("401", litellm.exceptions.AuthenticationError),
-        ("403", litellm.exceptions.PermissionDeniedError),
+        ("403", litellm.exceptions.APIError),
         ("404", litellm.exceptions.NotFoundError),
         ("408", litellm.exceptions.Timeout),
-        ("422", litellm.exceptions.UnprocessableEntityError),
+        ("422", litellm.exceptions.BadRequestError),
         ("429", litellm.exceptions.RateLimitError),
         ("500", litellm.exceptions.InternalServerError),
         ("503", litellm.exceptions.ServiceUnavailableError),
