@@ -127,7 +127,7 @@ def _dumps(value: Any) -> bytes:
 def _dumps_by_value(value: Any) -> bytes:
     from ray import cloudpickle
 
-    dumps = cast("Callable[..., bytes]", cloudpickle.dumps)  # pyright: ignore[reportUnknownMemberType]
+    dumps = cast("Callable[..., bytes]", getattr(cloudpickle, "dumps"))  # noqa: B009 - without types
     return dumps(value, protocol=_PROTOCOL)
 
 
@@ -316,7 +316,11 @@ def _whole(exception: Any, text: str) -> bytes | None:
     return packed if same else None
 
 
-def _anatomy(exception: Any, tree: _Tree) -> _Anatomy:
+def _anatomy(exception: BaseException, tree: _Tree) -> _Anatomy:
+    kind: type[BaseException] = type(exception)
+    attributes = _parts(exception.__dict__, tree)
+    fields = _parts(dict(_fields(exception)), tree)
+    arguments = [tree.part(value) for value in _arguments(exception)]
     group_text: str | None = None
     members: list[int] = []
     if isinstance(exception, BaseExceptionGroup):
@@ -325,14 +329,15 @@ def _anatomy(exception: Any, tree: _Tree) -> _Anatomy:
         numbers = [tree.number_of(member) for member in group.exceptions]
         members = [number for number in numbers if number is not None]
     try:
-        packed_class: bytes | None = _dumps(type(exception))
+        packed_class: bytes | None = _dumps(kind)
     except Exception:  # noqa: BLE001 - whatever a class defined on the spot holds on to
         packed_class = None
-    fields = _parts(dict(_fields(exception)), tree)
-    attributes = _parts(exception.__dict__, tree)
-    # The members of a group are among its arguments as well.
-    arguments = [] if members else [tree.part(value) for value in exception.args]
     return _Anatomy(packed_class, arguments, group_text, members, fields, attributes)
+
+
+def _arguments(exception: BaseException) -> tuple[Any, ...]:
+    # Those of a group are its text and its members.
+    return () if isinstance(exception, BaseExceptionGroup) else exception.args
 
 
 def _parts(values: Mapping[str, Any], tree: _Tree) -> dict[str, _Part]:
@@ -341,7 +346,7 @@ def _parts(values: Mapping[str, Any], tree: _Tree) -> dict[str, _Part]:
 
 
 def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
-    for name in _field_names(type(exception)):
+    for name in _field_names(cast("Any", type(exception))):
         try:
             value = getattr(exception, name)
         except Exception:  # noqa: BLE001, S112 - it has not been set
