@@ -614,3 +614,20 @@ def test_values_arrive_from_a_process_that_was_spawned() -> None:
     assert interrupted.exception is not None
     is_the_same(rate_limit.exception, made(litellm.exceptions.RateLimitError))
     is_the_same(interrupted.exception, OTHERS[-2])
+
+
+def test_what_an_exception_shares_with_its_cause_stays_one() -> None:
+    sent = openai.RateLimitError("it is said", response=RESPONSE, body=None)
+    sent.__cause__ = httpx.HTTPStatusError("429", request=REQUEST, response=RESPONSE)
+    arrived = brought(sent)
+    assert isinstance(arrived, openai.RateLimitError)
+    assert isinstance(arrived.__cause__, httpx.HTTPStatusError)
+    assert arrived.__cause__.response is arrived.response
+
+
+def test_a_value_of_which_something_cannot_be_pickled_keeps_the_rest() -> None:
+    sent = ValueError("text")
+    sent.parts = [1, threading.Lock()]  # type: ignore[attr-defined]
+    number, gap = vars(brought(sent))["parts"]
+    assert number == 1
+    assert isinstance(gap, LeftOut)
