@@ -13,12 +13,13 @@ cloudpickle knows only the classes that it has brought itself.)
 from __future__ import annotations
 
 import functools
+import io
 import linecache
 import os
 import pickle
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -124,9 +125,10 @@ def _dumps(value: Any) -> bytes:
 
 
 def _dumps_by_value(value: Any) -> bytes:
-    from ray import cloudpickle  # pyright: ignore[reportPrivateImportUsage]
+    from ray import cloudpickle
 
-    return cast("bytes", cast("Any", cloudpickle).dumps(value, protocol=_PROTOCOL))
+    dumps = cast("Callable[..., bytes]", getattr(cloudpickle, "dumps"))  # noqa: B009 - without types
+    return dumps(value, protocol=_PROTOCOL)
 
 
 def _loads(packed: bytes | memoryview) -> Any:
@@ -168,7 +170,7 @@ class _Other(NamedTuple):
 
 
 class _LeftOut(NamedTuple):
-    type_name: str
+    shown: str
 
 
 _Part: TypeAlias = _Plain | _Pickled | _Other | _LeftOut
@@ -196,13 +198,32 @@ class _PackedException(NamedTuple):
 
 
 class LeftOut:
-    """Stands among the ``args`` of an exception for what could not be brought with it."""
+    """Stands for what could not be brought with an exception, among its ``args`` for instance."""
 
-    def __init__(self, type_name: str) -> None:
-        self.type_name = type_name
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
 
     def __repr__(self) -> str:
-        return f"<a {self.type_name}, left out>"
+        return self.shown
+
+
+class _PicklerWithGaps(pickle.Pickler):
+    """Pickles the rest of a value of which something cannot be pickled."""
+
+    def reducer_override(self, obj: Any, /) -> Any:
+        if isinstance(obj, type | types.FunctionType):
+            return NotImplemented
+        try:
+            obj.__reduce_ex__(_PROTOCOL)
+        except Exception:  # noqa: BLE001 - whatever the value's own code raises
+            return LeftOut, (object.__repr__(obj),)
+        return NotImplemented
+
+
+def _dumps_with_gaps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _PicklerWithGaps(buffer, _PROTOCOL).dump(value)
+    return buffer.getvalue()
 
 
 def _pack_tree(exception: BaseException) -> bytes:
@@ -240,16 +261,20 @@ class _Tree:
             return _Plain(value)
         if isinstance(value, BaseException):
             number = self.number_of(value)
-            return _LeftOut(full_name(value)) if number is None else _Other(number)
+            return _LeftOut(object.__repr__(value)) if number is None else _Other(number)
         known = self._parts.get(id(value))
         if known is None:
-            part: _Part
-            try:
-                part = _Pickled(_dumps(value))
-            except Exception:  # noqa: BLE001 - whatever the value's own code raises
-                part = _LeftOut(full_name(value))
-            known = self._parts[id(value)] = value, part
+            known = self._parts[id(value)] = value, _pickled_part(value)
         return known[1]
+
+
+def _pickled_part(value: Any) -> _Part:
+    for dumps in (_dumps, _dumps_with_gaps):
+        try:
+            return _Pickled(dumps(value))
+        except Exception:  # noqa: BLE001, S112 - whatever the value's own code raises
+            continue
+    return _LeftOut(object.__repr__(value))
 
 
 def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
@@ -283,7 +308,6 @@ def _whole(exception: Any, text: str) -> bytes | None:
         same = (
             type(loaded) is type(exception)
             and text_of(loaded) == text
-            and loaded.args == exception.args
             and loaded.__dict__ == exception.__dict__
             and dict(_fields(loaded)) == dict(_fields(exception))
         )
@@ -292,29 +316,28 @@ def _whole(exception: Any, text: str) -> bytes | None:
     return packed if same else None
 
 
-def _anatomy(exception: Any, tree: _Tree) -> _Anatomy:
+def _anatomy(exception: BaseException, tree: _Tree) -> _Anatomy:
+    kind: type[BaseException] = type(exception)
+    attributes = _parts(exception.__dict__, tree)
+    fields = _parts(dict(_fields(exception)), tree)
+    arguments = [tree.part(value) for value in _arguments(exception)]
     group_text: str | None = None
     members: list[int] = []
-    group = _as_group(exception)
-    if group is not None:
+    if isinstance(exception, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", exception)
         group_text = group.message
         numbers = [tree.number_of(member) for member in group.exceptions]
         members = [number for number in numbers if number is not None]
     try:
-        packed_class: bytes | None = _dumps(type(exception))
+        packed_class: bytes | None = _dumps(kind)
     except Exception:  # noqa: BLE001 - whatever a class defined on the spot holds on to
         packed_class = None
-    fields = _parts(dict(_fields(exception)), tree)
-    attributes = _parts(exception.__dict__, tree)
-    # The members of a group are among its arguments as well.
-    arguments = [] if members else [tree.part(value) for value in exception.args]
     return _Anatomy(packed_class, arguments, group_text, members, fields, attributes)
 
 
-def _as_group(exception: object) -> BaseExceptionGroup[BaseException] | None:
-    if isinstance(exception, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", exception)
-    return None
+def _arguments(exception: BaseException) -> tuple[Any, ...]:
+    # Those of a group are its text and its members.
+    return () if isinstance(exception, BaseExceptionGroup) else exception.args
 
 
 def _parts(values: Mapping[str, Any], tree: _Tree) -> dict[str, _Part]:
@@ -323,8 +346,7 @@ def _parts(values: Mapping[str, Any], tree: _Tree) -> dict[str, _Part]:
 
 
 def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
-    of: Any = type(exception)
-    for name in _field_names(of):
+    for name in _field_names(cast("Any", type(exception))):
         try:
             value = getattr(exception, name)
         except Exception:  # noqa: BLE001, S112 - it has not been set
@@ -483,8 +505,8 @@ class _Rebuilding:
                 return value
             case _Other(number):
                 return self._made[number]
-            case _LeftOut(type_name):
-                return LeftOut(type_name)
+            case _LeftOut(shown):
+                return LeftOut(shown)
             case _Pickled(packed):
                 if id(packed) not in self._loaded:
                     self._loaded[id(packed)] = self._load(packed)
@@ -495,7 +517,7 @@ class _Rebuilding:
         try:
             return _loads(packed)
         except Exception as error:  # noqa: BLE001 - whatever the value's own code raises
-            return LeftOut(f"value whose loading raises a {full_name(error)}")
+            return LeftOut(f"<a value whose loading raises a {full_name(error)}>")
 
     def _is_broken(self, number: int, parts: _PackedException) -> bool:
         exception = self._made[number]

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import multiprocessing
+import ssl
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ from parallel_core import (
 )
 from parallel_core._failures import status_of
 from parallel_core._remote_values import (
+    LeftOut,
     pack_exception,
     pack_request,
     pack_response,
@@ -74,6 +76,8 @@ def comparable(value: Any) -> Any:
         return {name: comparable(of) for name, of in value.items() if name != "__notes__"}
     if isinstance(value, list | tuple):
         return [comparable(item) for item in value]
+    if isinstance(value, ssl.SSLContext | LeftOut):
+        return repr(value)
     return value
 
 
@@ -202,6 +206,7 @@ ARGUMENTS: dict[str, Any] = {
     "current_cost": 2.0,
     "max_budget": 1.0,
     "raw_response": "{",
+    "failures": [{"vector_store_id": "v", "error": "e"}],
     "schema": "{}",
     "original_exception": ValueError("what it was"),
     "completion": type("Completion", (), {"usage": "none", "__eq__": lambda *_: True})(),
@@ -210,14 +215,17 @@ ARGUMENTS: dict[str, Any] = {
 
 def made(kind: type[Exception]) -> Exception:
     """One of this class, with all that its constructor takes."""
-    parameters = inspect.signature(kind).parameters.values()
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except ValueError:  # it has the constructor of Exception
+        return kind("it is said")
     known = {
         parameter.name: ARGUMENTS.get(parameter.name, f"the {parameter.name}")
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and (parameter.default is parameter.empty or parameter.name in ARGUMENTS)
     }
-    return kind(**known) if known else kind("it is said")
+    return kind(**known)
 
 
 def _id(kind: type[Exception]) -> str:
@@ -248,6 +256,8 @@ class _Refusing(BaseHTTPRequestHandler):
         error = {"message": f"refused: {code}", "type": "t", "param": "p", "code": code or None}
         if code == "hang":
             self.server.released.wait()  # type: ignore[attr-defined]
+        if code == "too-long":
+            error["message"] = "This model's maximum context length is 10 tokens."
         body = json.dumps({"error": error}).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -300,12 +310,12 @@ def refused(url: str, model: str) -> Exception:
     ("model", "kind"),
     [
         ("400", litellm.exceptions.BadRequestError),
-        ("400-context_length_exceeded", litellm.exceptions.ContextWindowExceededError),
+        ("400-too-long", litellm.exceptions.ContextWindowExceededError),
         ("401", litellm.exceptions.AuthenticationError),
-        ("403", litellm.exceptions.PermissionDeniedError),
+        ("403", litellm.exceptions.APIError),
         ("404", litellm.exceptions.NotFoundError),
         ("408", litellm.exceptions.Timeout),
-        ("422", litellm.exceptions.UnprocessableEntityError),
+        ("422", litellm.exceptions.BadRequestError),
         ("429", litellm.exceptions.RateLimitError),
         ("500", litellm.exceptions.InternalServerError),
         ("503", litellm.exceptions.ServiceUnavailableError),
@@ -399,7 +409,6 @@ OTHERS: list[Exception] = [
     ImportError("no", name="n", path="p"),
     StopAsyncIteration(3),
     of_msgspec(),
-    validation_error(),
     httpx.ConnectError("refused", request=REQUEST),
     json.JSONDecodeError("no", "doc", 1),
     Slotted("shown", "hidden", required=True),
@@ -421,6 +430,15 @@ def test_others_arrive(sent: Exception) -> None:
     is_the_same(arrived, sent)
     for name in ("errno", "filename", "filename2", "start", "reason", "name", "path", "shown"):
         assert getattr(arrived, name, None) == getattr(sent, name, None)
+
+
+def test_an_error_of_pydantic_arrives() -> None:
+    sent = validation_error()
+    arrived = brought(sent)
+    assert isinstance(arrived, pydantic.ValidationError)
+    assert isinstance(sent, pydantic.ValidationError)
+    assert str(arrived) == str(sent)
+    assert arrived.errors() == sent.errors()
 
 
 def test_a_cyclic_chain_arrives() -> None:
@@ -596,3 +614,20 @@ def test_values_arrive_from_a_process_that_was_spawned() -> None:
     assert interrupted.exception is not None
     is_the_same(rate_limit.exception, made(litellm.exceptions.RateLimitError))
     is_the_same(interrupted.exception, OTHERS[-2])
+
+
+def test_what_an_exception_shares_with_its_cause_stays_one() -> None:
+    sent = openai.RateLimitError("it is said", response=RESPONSE, body=None)
+    sent.__cause__ = httpx.HTTPStatusError("429", request=REQUEST, response=RESPONSE)
+    arrived = brought(sent)
+    assert isinstance(arrived, openai.RateLimitError)
+    assert isinstance(arrived.__cause__, httpx.HTTPStatusError)
+    assert arrived.__cause__.response is arrived.response
+
+
+def test_a_value_of_which_something_cannot_be_pickled_keeps_the_rest() -> None:
+    sent = ValueError("text")
+    sent.parts = [1, threading.Lock()]  # type: ignore[attr-defined]
+    number, gap = vars(brought(sent))["parts"]
+    assert number == 1
+    assert isinstance(gap, LeftOut)
