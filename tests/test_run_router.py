@@ -413,10 +413,11 @@ router_settings: {debug_level: DEBUG}
 
 
 def config_with_keys(api_base: str) -> str:
+    # Under a name of its own: a client that sends its key as a header cannot call there.
     address = api_base.replace("://", f"://user:{KEYS['url']}@")
     return f"""
 model_list:
-- model_name: gpt
+- model_name: walled
   litellm_params: {{model: openai/fast, api_base: "{address}", api_key: {KEYS["literal"]}}}
 - model_name: gpt
   litellm_params:
