@@ -27,7 +27,7 @@ from parallel_core import (
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 PRICES = {"fast": (1e-6, 2e-6), "slow": (1e-6, 2e-6)}
 
 

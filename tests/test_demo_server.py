@@ -42,7 +42,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SECRET = "the secret of the prompt"
 IMMEDIATE = DemoServerSettings(latency_median=0.0, time_to_first_token=0.0, chunk_gap=0.0)
 PLAIN_HOST = hosts.Host("asyncio", "asyncio", asyncio.SelectorEventLoop)
-TIMEOUT = 20.0  # seconds until a test that hangs fails
+TIMEOUT = 60.0  # seconds until a test that hangs fails
+AT_ONCE = 5.0  # seconds, on a machine that is busy; what is not ended takes an hour
 
 Scenario = Callable[[DemoServer, aiohttp.ClientSession], Awaitable[None]]
 
@@ -829,7 +830,7 @@ def test_stops_at_once_with_requests_in_flight(asyncio_host: hosts.Host) -> None
                 sending.write(raw_request()[:-1])
                 await post(server, client)  # the server has seen the others, too
                 begin = time.monotonic()
-            assert time.monotonic() - begin < 1
+            assert time.monotonic() - begin < AT_ONCE
             results = await asyncio.gather(*requests, return_exceptions=True)
             assert all(isinstance(result, aiohttp.ClientError) for result in results), results
             await close(idle)
@@ -863,7 +864,7 @@ def test_stops_at_once_though_a_client_does_not_read() -> None:
             # The answer has begun, and its handler is stuck.
             await asyncio.to_thread(client.recv, 1)
             begin = time.monotonic()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < AT_ONCE
         with client:
             received = 0
             with contextlib.suppress(ConnectionResetError):
@@ -967,7 +968,7 @@ def test_thread_stops_at_once_with_a_request_in_flight() -> None:
         client.sendall(raw_request(demo={"fault": "hang"}))
         server.wait_in_flight(1, timeout=TIMEOUT)
         begin = time.monotonic()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < AT_ONCE
     client.close()
     assert hosts.thread_names() == before
     assert server.stats().faults == {"hang": 1, "shutdown": 1}

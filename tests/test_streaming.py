@@ -43,7 +43,7 @@ from parallel_core import (
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 # Seconds after which those streams are given up that say nothing more. The others must not be on a
 # busy machine.
 STALL_TIMEOUT = 6.0
