@@ -50,13 +50,18 @@ class Flight:
 
 
 async def send_answer(
-    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight
+    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight, gate: asyncio.Event
 ) -> web.StreamResponse:
-    """Do as the plan says. The flight has ended before the client can have the whole answer."""
+    """Do as the plan says. The flight has ended before the client can have the whole answer.
+
+    What is held waits until the gate is set.
+    """
     if plan.fault == "hang":
         flight.count_fault("hang")
         # Until the client or the server closes the connection, which cancels this task.
         await asyncio.get_running_loop().create_future()
+    if plan.held:
+        await gate.wait()
     await _sleep(plan.time_to_first_token if answer.request.stream else plan.latency)
     if plan.fault == "server_error":
         flight.end("finished", plan.fault)

@@ -166,6 +166,7 @@ class RequestPlan:
         chunk_gap: seconds between the tokens of a stream.
         reply: the text of the answer.
         tool_arguments: the arguments of the tool call that the answer is instead, or ``None``.
+        held: whether the answer waits while the server holds.
     """
 
     number: int
@@ -175,6 +176,7 @@ class RequestPlan:
     chunk_gap: float
     reply: str
     tool_arguments: str | None
+    held: bool
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class RequestOverride:
         reply: the text of the answer.
         tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
         usage: ``False``: the answer does not tell its usage.
+        held: ``True``: the answer waits while the server holds.
     """
 
     latency: float | None = None
@@ -196,6 +199,7 @@ class RequestOverride:
     reply: str | None = None
     tool_arguments: str | None = None
     usage: bool | None = None
+    held: bool | None = None
 
     @staticmethod
     def from_json(value: object) -> RequestOverride:
@@ -218,6 +222,9 @@ class RequestOverride:
             raise ValueError("'demo.tool_arguments' must be a string")
         if usage is not None and not isinstance(usage, bool):
             raise ValueError("'demo.usage' must be true or false")
+        held = override.get("held")
+        if held is not None and not isinstance(held, bool):
+            raise ValueError("'demo.held' must be true or false")
         return RequestOverride(
             latency=_seconds_or_none(override, "latency"),
             chunk_gap=_seconds_or_none(override, "chunk_gap"),
@@ -225,6 +232,7 @@ class RequestOverride:
             reply=reply,
             tool_arguments=tool_arguments,
             usage=usage,
+            held=held,
         )
 
 
@@ -252,6 +260,7 @@ def plan_request(
         chunk_gap=settings.chunk_gap if override.chunk_gap is None else override.chunk_gap,
         reply=f"[synthetic] {' '.join(words)}" if override.reply is None else override.reply,
         tool_arguments=override.tool_arguments,
+        held=override.held is True,
     )
 
 

@@ -119,17 +119,21 @@ class _Counts:
 
 
 class Ledger:
-    """Counts requests, and wakes those who wait for a number of requests in flight."""
+    """Counts requests, and wakes those who wait for a number of requests."""
 
     def __init__(self, models: Iterable[str]) -> None:
         self._total = _Counts()
         self._by_model = {model: _Counts() for model in models}
-        self._waiters: dict[asyncio.Future[None], Callable[[int], bool]] = {}
+        self._waiters: dict[asyncio.Future[None], Callable[[Ledger], bool]] = {}
         self.rejected = 0
 
     @property
     def in_flight(self) -> int:
         return self._total.in_flight
+
+    @property
+    def finished(self) -> int:
+        return self._total.finished
 
     def begin(self, model: str) -> None:
         for counts in (self._total, self._by_model[model]):
@@ -150,6 +154,7 @@ class Ledger:
         for counts in (self._total, self._by_model[model]):
             counts.refuse()
         self.count_fault(model, fault)
+        self._wake()
 
     def count_fault(self, model: str, kind: str) -> None:
         for counts in (self._total, self._by_model[model]):
@@ -172,9 +177,9 @@ class Ledger:
             },
         )
 
-    async def wait_until(self, reached: Callable[[int], bool]) -> None:
-        """Wait until ``reached`` holds for the number of requests in flight."""
-        if reached(self.in_flight):
+    async def wait_until(self, reached: Callable[[Ledger], bool]) -> None:
+        """Wait until ``reached`` holds for the numbers of requests."""
+        if reached(self):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = reached
@@ -191,7 +196,7 @@ class Ledger:
 
     def _wake(self) -> None:
         for waiter, reached in self._waiters.items():
-            if not waiter.done() and reached(self.in_flight):
+            if not waiter.done() and reached(self):
                 waiter.set_result(None)
 
 

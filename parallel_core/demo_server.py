@@ -13,7 +13,8 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
   events. A field ``"demo"`` in the body decides for this request what is otherwise drawn:
   ``{"latency": 0.1, "chunk_gap": 0.0, "fault": "hang", "reply": "text"}``, each of them optional;
   with ``"tool_arguments": "text"`` it is a call of the tool ``"demo"``, and with
-  ``"usage": false`` it does not tell its usage;
+  ``"usage": false`` it does not tell its usage; with ``"held": true`` it waits while the server
+  holds;
   ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds,
   ``fault`` is one of ``rate_limited``, ``server_error``, ``hang``, ``reset``, ``truncated``,
   ``invalid_json`` and ``none``. With litellm: ``acompletion(…, extra_body={"demo": {…}})``.
@@ -23,6 +24,9 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
   next requests see the same latencies and faults as the first ones did.
 - ``POST /capacity``: ``{"capacity": 16}`` or ``{"capacity": null}`` changes the capacity of the
   settings from now on; requests in flight go on.
+- ``POST /hold`` and ``POST /release``: from the one to the other, the requests with
+  ``"held": true`` wait, be they in flight already or not; whatever has to happen to them happens
+  when they are released. So tests are ordered by what has happened, and not by latencies.
 
 ``python -m parallel_core.demo_server --port 0`` runs it until SIGINT or SIGTERM. The first line of
 its output is a JSON object with its address: ``{"url": "http://127.0.0.1:…/v1", …}``. In Python
@@ -86,6 +90,8 @@ class DemoServer:
         self._numbers = Counter[str]()
         self._runner: web.AppRunner | None = None
         self._stopping = False
+        self._gate = asyncio.Event()
+        self._gate.set()
 
     async def __aenter__(self) -> Self:
         if self._runner is not None:
@@ -96,6 +102,8 @@ class DemoServer:
         app.router.add_get("/stats", self._handle_stats)
         app.router.add_post("/stats/reset", self._handle_reset)
         app.router.add_post("/capacity", self._handle_capacity)
+        app.router.add_post("/hold", self._handle_hold)
+        app.router.add_post("/release", self._handle_release)
         app.on_shutdown.append(self._hang_up)
         self._runner = web.AppRunner(
             app,
@@ -154,9 +162,20 @@ class DemoServer:
         """
         self._capacity = replace(self.settings, capacity=capacity).capacity
 
+    def hold(self) -> None:
+        """Let the requests wait that say ``"held": true``, until :meth:`release`.
+
+        A request that waits for its latency already is not held any more.
+        """
+        self._gate.clear()
+
+    def release(self) -> None:
+        """Answer what is held, and hold nothing from now on."""
+        self._gate.set()
+
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
-        await self._ledger.wait_until(lambda in_flight: in_flight == 0)
+        await self._ledger.wait_until(lambda counts: counts.in_flight == 0)
 
     async def wait_in_flight(self, count: int) -> None:
         """Wait until at least ``count`` requests are in flight.
@@ -165,7 +184,16 @@ class DemoServer:
         """
         if self._stopping and self._ledger.in_flight < count:
             raise RuntimeError("the demo server has stopped")
-        await self._ledger.wait_until(lambda in_flight: in_flight >= count)
+        await self._ledger.wait_until(lambda counts: counts.in_flight >= count)
+
+    async def wait_finished(self, count: int) -> None:
+        """Wait until at least ``count`` requests are finished, those that it refuses included.
+
+        Raises ``RuntimeError`` if the server stops before that.
+        """
+        if self._stopping and self._ledger.finished < count:
+            raise RuntimeError("the demo server has stopped")
+        await self._ledger.wait_until(lambda counts: counts.finished >= count)
 
     async def _hang_up(self, _: web.Application) -> None:
         """Close every connection now: a handler may be waiting for ever, or its client be stuck."""
@@ -197,6 +225,14 @@ class DemoServer:
             )
         return web.json_response(self.stats.to_json())
 
+    async def _handle_hold(self, _: web.Request) -> web.Response:
+        self.hold()
+        return web.json_response(self.stats.to_json())
+
+    async def _handle_release(self, _: web.Request) -> web.Response:
+        self.release()
+        return web.json_response(self.stats.to_json())
+
     async def _handle_chat(self, request: web.Request) -> web.StreamResponse:
         try:
             try:
@@ -216,7 +252,7 @@ class DemoServer:
             return self._refuse(chat.model, plan.fault)
         flight = Flight(self._ledger, chat.model)
         try:
-            return await send_answer(request, Answer.to(chat, plan), plan, flight)
+            return await send_answer(request, Answer.to(chat, plan), plan, flight, self._gate)
         except (asyncio.CancelledError, ConnectionError):
             if self._stopping:
                 flight.end("finished", "shutdown")
@@ -300,6 +336,22 @@ class DemoServerThread:
 
         self._call(change)
 
+    def hold(self) -> None:
+        """As :meth:`DemoServer.hold`."""
+
+        async def close() -> None:
+            self._server.hold()
+
+        self._call(close)
+
+    def release(self) -> None:
+        """As :meth:`DemoServer.release`."""
+
+        async def open_again() -> None:
+            self._server.release()
+
+        self._call(open_again)
+
     def wait_idle(self, timeout: float | None = None) -> None:
         """Wait until no request is in flight.
 
@@ -313,6 +365,13 @@ class DemoServerThread:
         Raises ``TimeoutError`` after ``timeout`` seconds; ``None``: never.
         """
         self._call(lambda: self._server.wait_in_flight(count), timeout)
+
+    def wait_finished(self, count: int, timeout: float | None = None) -> None:
+        """Wait until at least ``count`` requests are finished, those that it refuses included.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds; ``None``: never.
+        """
+        self._call(lambda: self._server.wait_finished(count), timeout)
 
     def _is_running(self) -> bool:
         return self._loop is not None and not self._loop.is_closed()
@@ -376,6 +435,14 @@ class DemoServerProcess:
     def set_capacity(self, capacity: int | None) -> None:
         """As :meth:`DemoServer.set_capacity`."""
         self._ask("capacity", "POST", json.dumps({"capacity": capacity}).encode())
+
+    def hold(self) -> None:
+        """As :meth:`DemoServer.hold`."""
+        self._ask("hold", "POST")
+
+    def release(self) -> None:
+        """As :meth:`DemoServer.release`."""
+        self._ask("release", "POST")
 
     def _ask(self, path: str, method: str, body: bytes | None = None) -> DemoServerStats:
         request = urllib.request.Request(

@@ -25,7 +25,10 @@ NOISE = (
 )
 
 PRELUDE = """
-import asyncio, os, signal, sys, threading
+import asyncio, logging, os, signal, sys, threading
+
+# On a busy machine each callback may be a slow one, and debug mode tells that.
+logging.getLogger("asyncio").addFilter(lambda record: "Executing" not in record.getMessage())
 
 # A shell that runs the tests in the background has had SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,7 +161,7 @@ def start(script: str, loop: str = "asyncio") -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], noise: tuple[str, ...] = NOISE) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
@@ -553,9 +556,13 @@ def test_a_trio_scope_around_a_batch_under_trio_asyncio() -> None:
 
         async def main():
             async with trio_asyncio.open_loop():
-                with trio.move_on_after(0.05) as scope:
-                    await trio_asyncio.aio_as_trio(stuck)()
-                assert scope.cancelled_caught
+                for seconds in (0.05, 0.5, 5):  # on a busy machine calls begin late
+                    ended.clear()
+                    with trio.move_on_after(seconds) as scope:
+                        await trio_asyncio.aio_as_trio(stuck)()
+                    assert scope.cancelled_caught
+                    if len(ended) == 4:
+                        break
                 assert sorted(ended) == [0, 1, 2, 3], ended
                 await trio_asyncio.aio_as_trio(check_a_batch)()
 
@@ -659,7 +666,7 @@ def test_a_foreign_guest_run_that_ends_under_a_batch(loop: str) -> None:
                 task = asyncio.ensure_future(parallel_map(forever, range(9), concurrency=4))
                 await passes(count)
                 await foreign.close()
-                await asyncio.wait({task}, timeout=10)
+                await asyncio.wait({task}, timeout=60)
                 assert task.done(), f"hangs when the run ends after {count} passes"
                 error = task.exception()
                 assert isinstance(error, BatchAbortedError), repr(error)
@@ -804,7 +811,7 @@ def test_a_loop_that_is_never_closed_does_not_keep_the_process_alive() -> None:
         """
     )
     try:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f"the process hangs: {process.communicate()}")

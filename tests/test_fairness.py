@@ -461,16 +461,20 @@ def test_fail_fast_leaves_nothing(host: Host, kind: str) -> None:
 
 
 def test_a_cancelled_batch_leaves_nothing(host: Host) -> None:
+    begun: list[int] = []
     ended: list[int] = []
 
-    async def call(item: int) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended.append(item)
-
     async def main() -> None:
-        with anyio.move_on_after(0.02):
+        async def call(item: int) -> None:
+            begun.append(item)
+            if len(begun) == 4:
+                scope.cancel()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(item)
+
+        with anyio.CancelScope() as scope:
             await parallel_core.parallel_map(
                 call, itertools.count(), concurrency=4, fair_by=lambda item: item % 2
             )

@@ -155,7 +155,7 @@ class FaultyDisk(Disk):
         self.syncs.append(name_of(fd))
         self.syncing.set()
         if self.hold is not None:
-            assert self.hold.wait(30)
+            assert self.hold.wait(100)
         if self._fails(fd, "sync"):
             assert self.fault is not None
             raise OSError(self.fault, os.strerror(self.fault))
@@ -546,7 +546,7 @@ def test_a_result_counts_when_it_is_synced_and_not_before(host: Host, paths: Run
     disk = FaultyDisk()
 
     async def main() -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             journal = Journal.open(paths, MANIFEST, group_size=3, group_seconds=0.0, disk=disk)
             disk.hold = threading.Event()
             disk.syncing.clear()
@@ -650,7 +650,7 @@ def test_an_idle_writer_does_not_wake(paths: RunPaths, monkeypatch: pytest.Monke
         paths, MANIFEST, group_seconds=0.0, on_disk=lambda succeeded, failed: written.set()
     ) as journal:
         append(journal, entry("a"))
-        assert written.wait(30)
+        assert written.wait(100)
     assert set(timeouts) <= {None}
 
 

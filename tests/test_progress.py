@@ -932,7 +932,7 @@ def test_the_bar_is_closed_in_every_way(
             raise SystemExit
         return item
 
-    async def batch_of() -> None:
+    async def batch_of(scope: anyio.CancelScope | None = None) -> None:
         async with parallel_core.iter_parallel_map(
             call,
             range(3),
@@ -943,11 +943,13 @@ def test_the_bar_is_closed_in_every_way(
             async for _ in batch:
                 if way == "break":
                     break
+                if scope is not None:
+                    scope.cancel()
 
     async def main() -> None:
         if way == "cancel":
-            with anyio.move_on_after(0.02):
-                await batch_of()
+            with anyio.CancelScope() as scope:
+                await batch_of(scope)
         elif way == "break":
             await batch_of()
         else:

@@ -17,7 +17,7 @@ from parallel_core import ParallelRouter, RouterParallelRequest
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from forked_processes import ForkedProcess, ForkedProcesses
+from forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
 from parallel_core import _run_command, cli
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_file import RunProgress, RunSummary
@@ -43,6 +43,10 @@ class Done:
         return " ".join(f"{self.stdout} {self.stderr}".split())
 
 
+def the_end_of(process: ForkedProcess) -> Done:
+    return Done(process.wait(), process.stdout, process.stderr)
+
+
 def in_this_process(arguments: Sequence[str], **options: Any) -> Done:
     """For what ends before litellm is needed."""
     result = CliRunner().invoke(cli.app, ["run", *map(str, arguments)], **options)
@@ -58,6 +62,8 @@ class Bench:
         self.server = server
         self.commands = commands
         self.config("")
+        server.set_capacity(None)
+        server.release()
         server.reset_stats()
 
     def config(self, more: str, settings: str = "num_retries: 0, disable_cooldowns: true") -> None:
@@ -88,16 +94,14 @@ class Bench:
         return self.commands.start(words, folder=self.folder, **options)
 
     def run(self, *arguments: object, **options: Any) -> Done:
-        process = self.start(*arguments, **options)
-        return Done(process.wait(), process.stdout, process.stderr)
+        return the_end_of(self.start(*arguments, **options))
 
     def go_on(self, said: str) -> Done:
         """Run the command that a run has named."""
         line = next(line for line in said.splitlines() if line.startswith("to go on: "))
         program, *arguments = shlex.split(line.removeprefix("to go on: "))
         assert program == "parallel-core"
-        process = self.commands.start(arguments, folder=self.folder)
-        return Done(process.wait(), process.stdout, process.stderr)
+        return the_end_of(self.commands.start(arguments, folder=self.folder))
 
     @property
     def accepted(self) -> int:
@@ -133,6 +137,7 @@ def ids(*numbers: int) -> list[str]:
 
 
 HANGS: dict[str, Any] = {"fault": "hang"}
+HELD: dict[str, Any] = {"held": True}  # from server.hold() to server.release()
 FAILS: dict[str, Any] = {"fault": "server_error"}
 
 
@@ -273,17 +278,19 @@ def test_an_end_without_failures_is_0_and_the_same_again_sends_nothing(bench: Be
 
 
 def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
-    # The server fails while it has no room.
+    # The server fails while it has no room: whichever of them comes second.
     bench.server.set_capacity(1)
-    bench.write({"latency": 0.4}, {})
-    try:
-        first = bench.run("in.jsonl", "-o", "out.jsonl", "--error-file", "errors.jsonl")
-    finally:
-        bench.server.set_capacity(None)
+    bench.server.hold()
+    bench.write(HELD, HELD)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--error-file", "errors.jsonl")
+    bench.server.wait_finished(1, PATIENCE)
+    bench.server.release()
+    first = the_end_of(run)
+    bench.server.set_capacity(None)
     assert first.code == 1
-    assert bench.ids("errors.jsonl") == ids(1)
+    (answered,) = bench.ids()
+    assert sorted([answered, *bench.ids("errors.jsonl")]) == ids(0, 1)
     assert bench.results("errors.jsonl")[0]["response"]["status_code"] == 429
-    assert bench.ids() == ids(0)
     assert "RateLimitError 1" in first.stdout
     same = bench.run("in.jsonl", "-o", "out.jsonl", "--error-file", "errors.jsonl")
     assert same.code == 1
@@ -306,9 +313,13 @@ def test_a_trial_of_some_requests_is_gone_on_with_by_the_whole(bench: Bench) -> 
 
 
 def test_order_input_sorts_the_answers(bench: Bench) -> None:
-    bench.write({"latency": 0.4}, {"latency": 0.2}, {})
-    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
-    assert bench.ids() == ids(2, 1, 0)
+    bench.server.hold()
+    bench.write(HELD, {}, {})
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json")
+    run.wait_for('"succeeded":2')
+    bench.server.release()
+    assert run.wait() == 0
+    assert bench.ids() in (ids(1, 2, 0), ids(2, 1, 0))
     assert bench.run("in.jsonl", "-o", "out.jsonl", "--order=input").code == 0
     assert bench.ids() == ids(0, 1, 2)
     assert bench.accepted == 3
@@ -339,8 +350,12 @@ def test_standard_input_is_read(bench: Bench) -> None:
 
 
 def test_json_tells_all(bench: Bench) -> None:
-    bench.write({"latency": 0.3}, {}, FAILS)
-    done = bench.run("in.jsonl", "-o", "out.jsonl", "--json")
+    bench.server.hold()
+    bench.write(HELD, {}, FAILS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json")
+    run.wait_for('"failed":1')
+    bench.server.release()
+    done = the_end_of(run)
     assert (done.code, done.stderr) == (1, "")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = [event["event"] for event in events]
@@ -412,8 +427,12 @@ def test_controls_are_options(bench: Bench) -> None:
 
 
 def test_hedged_calls_are_sent_twice(bench: Bench) -> None:
-    bench.write(*[{}] * 20, {"latency": 0.6})  # at most one of twenty calls
-    assert bench.run("in.jsonl", "-o", "out.jsonl", "--hedge=0.3").code == 0
+    bench.server.hold()
+    bench.write(*[HELD] * 21)  # at most one of twenty calls
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--hedge=0.3", "--concurrency=40")
+    bench.server.wait_in_flight(22, PATIENCE)
+    bench.server.release()
+    assert run.wait() == 0
     assert (bench.accepted, len(bench.ids())) == (22, 21)
 
 
@@ -504,7 +523,7 @@ def test_a_folder_that_is_read_only_is_told(bench: Bench) -> None:
 def test_a_second_run_on_one_output_is_refused(bench: Bench) -> None:
     bench.write(HANGS)
     first = bench.start("in.jsonl", "-o", "out.jsonl", "--grace=0")
-    bench.server.wait_in_flight(1, 30)
+    bench.server.wait_in_flight(1, PATIENCE)
     second = bench.run("in.jsonl", "-o", "out.jsonl")
     assert second.code == 2
     assert f"out.jsonl is in use by another run, process {first.pid}" in second.said
@@ -514,16 +533,17 @@ def test_a_second_run_on_one_output_is_refused(bench: Bench) -> None:
 
 
 def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
-    bench.write({"latency": 0.5}, HANGS)
+    bench.server.hold()
+    bench.write(HELD, HANGS)
     run = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
-    bench.server.wait_in_flight(2, 30)
+    bench.server.wait_in_flight(2, PATIENCE)
     bench.path("out.jsonl").rename(bench.path("moved.jsonl"))
+    bench.server.release()
     assert run.wait() == 3
     assert "out.jsonl cannot be written: it has been moved or replaced" in run.stderr
     assert str(bench.path("out.rescue.jsonl")) in run.stderr
     assert bench.ids("out.rescue.jsonl") == ids(0)
     bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
-    bench.write({"latency": 0.5}, HANGS)
     again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=0.3")
     assert "put 1 results of the rescue file where they belong" in again.said
     assert sorted(bench.ids()) == ids(0, 1)
@@ -583,12 +603,14 @@ def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) ->
 def test_the_first_signal_lets_calls_end_and_tells_how_to_go_on(
     bench: Bench, number: signal.Signals
 ) -> None:
-    bench.write(*[{"latency": 0.6}] * 3, *[{}] * 5)
+    bench.server.hold()
+    bench.write(*[HELD] * 3, *[{}] * 5)
     run = bench.start("in.jsonl", "-o", "out file.jsonl", "--concurrency=3")
-    bench.server.wait_in_flight(3, 30)
+    bench.server.wait_in_flight(3, PATIENCE)
     run.send_signal(number)
+    run.wait_for(f"{number.name}: no new calls")
+    bench.server.release()
     assert run.wait() == 130
-    assert f"{number.name}: no new calls" in run.stderr
     assert ("(once more: at once)" in run.stderr) == (number == signal.SIGINT)
     assert sorted(bench.ids("out file.jsonl")) == ids(0, 1, 2)
     assert bench.accepted == 3
@@ -603,7 +625,8 @@ def test_the_first_signal_lets_calls_end_and_tells_how_to_go_on(
 def test_the_second_signal_ends_it_at_once(bench: Bench) -> None:
     bench.write({}, *[HANGS] * 3)
     run = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=3", "--grace=1000", "--json")
-    bench.server.wait_in_flight(3, 30)
+    bench.server.wait_finished(1, PATIENCE)
+    bench.server.wait_in_flight(3, PATIENCE)
     run.send_signal(signal.SIGINT)
     run.wait_for("SIGINT: no new calls")
     run.send_signal(signal.SIGINT)
@@ -615,13 +638,16 @@ def test_the_second_signal_ends_it_at_once(bench: Bench) -> None:
 
 
 def test_calls_that_do_not_end_are_cut_off_when_the_grace_is_over(bench: Bench) -> None:
-    bench.write({"latency": 0.2}, HANGS)
-    run = bench.start("in.jsonl", "-o", "out.jsonl", "--grace=0.7")
-    bench.server.wait_in_flight(2, 30)
+    bench.write({}, HANGS, HANGS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=2", "--grace=0.7")
+    bench.server.wait_finished(1, PATIENCE)
+    bench.server.wait_in_flight(2, PATIENCE)  # so the first has its answer
+    began = time.monotonic()
     run.send_signal(signal.SIGTERM)
     assert run.wait() == 130
+    assert time.monotonic() - began >= 0.7
     assert bench.ids() == ids(0)
-    assert "left          1, 1 of them cut off (the run was stopped)" in run.stdout
+    assert "left          2, 2 of them cut off (the run was stopped)" in run.stdout
 
 
 def test_what_waits_for_its_pace_is_not_waited_for(bench: Bench) -> None:
@@ -633,9 +659,19 @@ def test_what_waits_for_its_pace_is_not_waited_for(bench: Bench) -> None:
     assert bench.accepted == len(bench.ids()) == 1
 
 
+# Who runs the tests in the background has some of these ignored, and so would the command.
+NOT_IGNORED = """
+import os, signal, sys
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def real_process(bench: Bench, *arguments: str, shell: str = "") -> subprocess.Popen[str]:
     """With all that a start of Python does."""
-    command = [sys.executable, "-m", "parallel_core.cli", "run", *arguments]
+    command = [sys.executable, "-I", "-c", NOT_IGNORED]
+    command += [sys.executable, "-m", "parallel_core.cli", "run", *arguments]
     return subprocess.Popen(
         [
             "/bin/sh",
@@ -660,7 +696,7 @@ def test_a_signal_while_litellm_is_imported_ends_it_before_anything_is_sent(
         assert json.loads(run.stdout.readline())["event"] == "checked"
         run.send_signal(number)
         # A server that is left behind has the pipe open, and there would be no end of it.
-        rest, said = run.communicate(timeout=30)
+        rest, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == 130
     assert "interrupted before anything was sent" in rest
     assert "Traceback" not in said
@@ -671,7 +707,7 @@ def test_nobody_reads_its_output_and_it_goes_on_all_the_same(bench: Bench) -> No
     bench.write(*[{}] * 5)
     options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--json"]
     with real_process(bench, *options, shell=" | head -n 1") as run:
-        first, said = run.communicate(timeout=60)
+        first, said = run.communicate(timeout=PATIENCE)
     assert json.loads(first)["event"] == "checked"
     assert said == ""
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
@@ -679,15 +715,17 @@ def test_nobody_reads_its_output_and_it_goes_on_all_the_same(bench: Bench) -> No
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_a_reader_that_goes_away_in_the_middle_ends_nothing(bench: Bench, words: list[str]) -> None:
-    bench.write(*[{"latency": 0.3}] * 5)
+    bench.server.hold()
+    bench.write(*[HELD] * 5)
     reads, writes = os.pipe()
     options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--concurrency=1", *words]
     command = [sys.executable, "-m", "parallel_core.cli", "run", *options]
     with subprocess.Popen(command, cwd=bench.folder, stdout=writes, stderr=writes) as run:
         os.close(writes)
-        bench.server.wait_in_flight(1, 30)
+        bench.server.wait_in_flight(1, PATIENCE)
         os.close(reads)
-        assert run.wait(60) == 0
+        bench.server.release()
+        assert run.wait(PATIENCE) == 0
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
     assert bench.accepted == 5
 
@@ -700,12 +738,10 @@ def test_a_reader_that_reads_no_more_holds_up_neither_calls_nor_signals(bench: B
     command = [sys.executable, "-m", "parallel_core.cli", "run", *options, "--grace=0"]
     with subprocess.Popen(command, cwd=bench.folder, stdout=writes) as run:
         os.close(writes)
-        deadline = time.monotonic() + 60
-        while bench.accepted < 61:
-            assert time.monotonic() < deadline, "calls wait for the reader"
-            time.sleep(0.05)
+        bench.server.wait_finished(60, PATIENCE)  # else calls wait for the reader
+        bench.server.wait_in_flight(1, PATIENCE)
         run.send_signal(signal.SIGTERM)
-        assert run.wait(30) == 130
+        assert run.wait(PATIENCE) == 130
     os.close(reads)
     assert sorted(bench.ids()) == sorted(ids(*range(60)))
 
@@ -745,7 +781,7 @@ def test_it_needs_no_standard_error(bench: Bench) -> None:
     bench.write(*[{}] * 5)
     options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml"]
     with real_process(bench, *options, shell=" 2>&-") as run:
-        told, _ = run.communicate(timeout=60)
+        told, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0
     assert "answered      5" in told
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
@@ -790,8 +826,12 @@ StartOnTerminal = Callable[..., tuple[ForkedProcess, Terminal]]
 
 
 def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTerminal) -> None:
-    bench.write(*[{"latency": 0.4}] * 4, FAILS)
+    bench.server.hold()
+    bench.write(FAILS, *[HELD] * 4)
     run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3")
+    run.wait_for("last error: InternalServerError")
+    run.wait_for("in flight 3/3")
+    bench.server.release()
     assert run.wait() == 1
     drawn = run.stderr
     assert "━" in drawn
@@ -857,13 +897,15 @@ def test_it_need_not_ask(bench: Bench, on_terminal: StartOnTerminal, options: li
 def test_ctrl_c_on_a_terminal_stops_in_good_order(
     bench: Bench, on_terminal: StartOnTerminal
 ) -> None:
-    bench.write(*[{"latency": 0.5}] * 2, *[{}] * 3)
+    bench.server.hold()
+    bench.write(*[HELD] * 2, *[{}] * 3)
     run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
-    bench.server.wait_in_flight(2, 30)
+    bench.server.wait_in_flight(2, PATIENCE)
     terminal.type("\x03")
+    run.wait_for("SIGINT: no new calls (once more: at once)")
+    run.wait_for("stopping: no new calls")
+    bench.server.release()
     assert run.wait() == 130
-    assert "SIGINT: no new calls (once more: at once)" in run.stderr
-    assert "stopping: no new calls" in run.stderr
     assert sorted(bench.ids()) == ids(0, 1)
     assert "to go on: parallel-core run in.jsonl -o out.jsonl" in run.stderr
     assert "Traceback" not in run.stderr

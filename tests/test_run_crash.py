@@ -46,7 +46,9 @@ def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(
 
 
 def test_a_run_that_is_killed_while_it_sorts_loses_nothing(small: Torture) -> None:
-    check(torture.killed_while_sorting(dataclasses.replace(small, requests=2000, kills=5)))
+    measured = torture.killed_while_sorting(dataclasses.replace(small, requests=2000, kills=5))
+    check(measured)
+    assert measured.kills == 5
 
 
 def test_a_server_that_is_restarted_costs_no_answer(small: Torture) -> None:

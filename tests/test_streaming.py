@@ -43,7 +43,7 @@ from parallel_core import (
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 # Seconds after which those streams are given up that say nothing more. The others must not be on a
 # busy machine.
 STALL_TIMEOUT = 6.0
@@ -515,9 +515,12 @@ def test_timeout_and_deadline_close_streams(host: Host) -> None:
 
     async def main() -> None:
         requests = [request(0), request(1), request(2)]
-        _, ends = await events_of(
-            parallel_core.iter_parallel_streams(provider.answer, requests, timeout=0.05)
-        )
+        for timeout in (0.05, 0.5, 5.0):  # a busy machine may need longer for the first one
+            _, ends = await events_of(
+                parallel_core.iter_parallel_streams(provider.answer, requests, timeout=timeout)
+            )
+            if ends[0].ok:
+                break
         assert ends[0].ok
         assert isinstance(ends[1].exception, RequestTimeoutError)
         assert provider.open == 0
@@ -1239,12 +1242,16 @@ def test_a_timeout_and_a_deadline_tell_what_had_come(host: Host) -> None:
 
         provider = Provider(lambda number: endless(number))
         for control, kind in (("timeout", RequestTimeoutError), ("deadline", BatchDeadlineError)):
-            controls: dict[str, Any] = {control: 0.05}
-            batch = parallel_core.iter_parallel_acompletions(
-                provider.answer, [request(0, stream=True)], **controls
-            )
-            async with batch:
-                results = [result async for result in batch]
+            for seconds in (0.05, 0.5, 5.0):  # a busy machine may need longer for what comes
+                controls: dict[str, Any] = {control: seconds}
+                came = anyio.Event()
+                batch = parallel_core.iter_parallel_acompletions(
+                    provider.answer, [request(0, stream=True)], **controls
+                )
+                async with batch:
+                    results = [result async for result in batch]
+                if came.is_set():
+                    break
             (result,) = results
             error = result.exception
             assert isinstance(error, kind)

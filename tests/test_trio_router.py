@@ -33,7 +33,7 @@ from parallel_core.demo_server import (
 )
 from routers import make_router
 
-SERVER_TIMEOUT = 10.0  # seconds
+SERVER_TIMEOUT = 60.0  # seconds
 UNDER_TRIO_ASYNCIO = os.environ.get("PARALLEL_CORE_ROUTER_HOST") == "trio-asyncio"
 
 if UNDER_TRIO_ASYNCIO:

@@ -21,7 +21,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 HERE = Path(__file__).parent
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
 WARNINGS = "default::ResourceWarning"
-SERVER_TIMEOUT = 10.0
+SERVER_TIMEOUT = 60.0
 
 needs_trio_asyncio = pytest.mark.skipif(
     sys.version_info >= (3, 14), reason="trio-asyncio does not work there"

@@ -19,7 +19,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
-SERVER_TIMEOUT = 10.0
+SERVER_TIMEOUT = 60.0
 
 
 @contextlib.contextmanager

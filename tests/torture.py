@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -226,12 +227,13 @@ class _Bench:
             "router_settings: {num_retries: 0, disable_cooldowns: true}\n"
         )
 
-    def command(self, *, retry_failed: bool, sort: bool) -> list[str]:
+    def command(self, *, retry_failed: bool, sort: bool, stops_at: int | None) -> list[str]:
         concurrency = self.torture.concurrency
         if self.torture.light:
             command = [sys.executable, __file__, "--light-run", self.server.url]
             command += [str(self.input), str(self.output), self.torture.sabotage]
             command += [f"--concurrency={concurrency}"]
+            command += [] if stops_at is None else [f"--stops-at={stops_at}"]
         else:
             command = [sys.executable, "-m", "parallel_core.cli", "run", str(self.input)]
             command += ["-o", str(self.output), "--config", str(self._config)]
@@ -241,7 +243,9 @@ class _Bench:
         command += ["--retry-failed"] if retry_failed else []
         return command + (["--order=input"] if sort else [])
 
-    def start(self, *, retry_failed: bool = False, sort: bool = False) -> subprocess.Popen[bytes]:
+    def start(
+        self, *, retry_failed: bool = False, sort: bool = False, stops_at: int | None = None
+    ) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -249,7 +253,7 @@ class _Bench:
         }
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                self.command(retry_failed=retry_failed, sort=sort),
+                self.command(retry_failed=retry_failed, sort=sort, stops_at=stops_at),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -399,12 +403,18 @@ def killed_while_sorting(torture: Torture) -> Measured:
         for kill in range(torture.kills):
             for path in copy.iterdir():
                 shutil.copy(path, torture.folder)
-            process = bench.start(sort=True)
-            # What the sorted lines are written to, before it takes the place of the output.
-            _until(bench.output.with_name(".answers.jsonl.new").exists, process, poll=0.0)
-            if kill % 2:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(bench.random.uniform(0.0, 0.01))
+            if torture.light:
+                # From before the first line to after the last one.
+                line = kill * torture.requests // max(torture.kills - 1, 1)
+                process = bench.start(sort=True, stops_at=line)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            else:
+                process = bench.start(sort=True)
+                # What the sorted lines are written to, before it takes the place of the output.
+                _until(bench.output.with_name(".answers.jsonl.new").exists, process, poll=0.0)
+                if kill % 2:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(bench.random.uniform(0.0, 0.01))
             kills += process.poll() is None
             process.kill()
             process.wait(PATIENCE)
@@ -611,6 +621,23 @@ def _sabotage(how: str) -> None:
         )
 
 
+def _stop_at(line: int) -> None:
+    """Stop this process when it sorts and comes to this line, so that it is killed right there."""
+    from parallel_core import _journal_files
+
+    def watched(lines: Iterable[bytes]) -> Iterator[bytes]:
+        for number, each in enumerate(itertools.chain(lines, [b""])):
+            if number == line:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            yield each
+
+    replace = _journal_files.LockedFile.replace
+    _journal_files.LockedFile.replace = (  # type: ignore[method-assign]
+        lambda self, blocks: replace(self, watched(blocks))
+    )
+    _journal_files.BLOCK = 4096  # what comes before it is on disk
+
+
 def _light_main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     for name in ("url", "source", "output", "sabotage"):
@@ -619,8 +646,11 @@ def _light_main(arguments: Sequence[str]) -> int:
     parser.add_argument("--error-file")
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--order", default="completion")
+    parser.add_argument("--stops-at", type=int)
     options = parser.parse_args(arguments)
     _sabotage(options.sabotage)
+    if options.stops_at is not None:
+        _stop_at(options.stops_at)
     return asyncio.run(_light_run(options))
 
 
