@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from process_trees import descendants, still_running, workers_of
 from test_run_command import FAILS, HANGS, Bench, Done, in_this_process
 
+PLAIN: dict[str, Any] = {}
 WORKERS = ("--workers=2", "--concurrency=3")
 
 
@@ -109,8 +110,9 @@ def wait_for_calls(bench: Bench, number: int) -> None:
 def without_what_differs(results: list[dict[str, Any]]) -> list[Any]:
     """Results of two runs, as far as they must be the same."""
     for result in results:
-        response = result["response"] or {}
-        for fields in (result, response, response.get("body", {})):
+        response: dict[str, Any] = result["response"] or {}
+        parts: list[dict[str, Any]] = [result, response, response.get("body", {})]
+        for fields in parts:
             for name in ("id", "created", "request_id"):
                 fields.pop(name, None)
     return sorted(results, key=lambda result: str(result["custom_id"]))
@@ -125,7 +127,7 @@ def rows_of(done: Done) -> list[tuple[str, ...]]:
 
 
 def test_workers_answer_each_request_as_one_process_does(bench: RayBench) -> None:
-    bench.write(*({} for _ in range(20)), FAILS, FAILS)
+    bench.write(*([PLAIN] * 20), FAILS, FAILS)
     local = bench.run("in.jsonl", "-o", "local.jsonl")
     assert not bench.has_started_ray
     bench.server.reset_stats()
@@ -144,7 +146,7 @@ def test_workers_answer_each_request_as_one_process_does(bench: RayBench) -> Non
 
 
 def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
-    bench.write(*({} for _ in range(5)))
+    bench.write(*([PLAIN] * 5))
     assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
     again = bench.run("in.jsonl", "-o", "out.jsonl", *WORKERS)
     assert again.code == 0
@@ -154,7 +156,7 @@ def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
 
 
 def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> None:
-    bench.write(*({"latency": 1.5} for _ in range(6)), *({} for _ in range(6)))
+    bench.write(*([{"latency": 1.5}] * 6), *([PLAIN] * 6))
     run = bench.start("in.jsonl", "-o", "out.jsonl", "--json", *WORKERS)
     wait_for_calls(bench, 6)  # as many as are in flight at once
     worker, _ = workers_of(run.pid)
@@ -177,7 +179,7 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> No
 
 
 @contextlib.contextmanager
-def on_terminal(bench: RayBench, *arguments: object) -> Iterator[tuple[ForkedProcess, int]]:
+def on_terminal(bench: RayBench, *arguments: object) -> Generator[tuple[ForkedProcess, int]]:
     """The command on a terminal, and what is written into to type there."""
     screen, process_end = pty.openpty()
     run = bench.start(*arguments, terminal=process_end)
@@ -196,7 +198,7 @@ def without_colours(text: str) -> str:
 
 
 def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> None:
-    bench.write({}, {}, *(HANGS for _ in range(20)))
+    bench.write(PLAIN, PLAIN, *([HANGS] * 20))
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
         wait_for_calls(bench, 8)
         processes = descendants(run.pid)
@@ -228,7 +230,7 @@ def test_a_signal_lets_calls_end(bench: RayBench) -> None:
 
 
 def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:
-    bench.write({}, {})
+    bench.write(PLAIN, PLAIN)
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
         run.wait_for("starting 2 workers")
         os.write(keyboard, b"\x03")
@@ -280,7 +282,7 @@ def test_wrong_options_are_told(options: list[str], says: str) -> None:
 
 
 def test_workers_that_cannot_be_started_are_told_and_nothing_is_sent(bench: RayBench) -> None:
-    bench.write({}, {})
+    bench.write(PLAIN, PLAIN)
     done = bench.run("in.jsonl", "-o", "out.jsonl", "--workers=1", "--ray-address=nowhere://at-all")
     assert done.code == 2
     assert "nothing was sent: the workers cannot be started: " in done.stderr

@@ -370,32 +370,34 @@ def workers(torture: Torture) -> Measured:
     torture = dataclasses.replace(torture, workers=2)
     began = time.monotonic()
     # The paths of Ray's sockets must be short.
-    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with _bench(torture) as bench:
-            bench.environment = {
-                "HOME": folder,
-                "RAY_TMPDIR": folder,
-                "RAY_USAGE_STATS_ENABLED": "0",
-            }
-            drivers = killed_workers = 0
-            processes: dict[int, str] = {}
-            for _kill in range(torture.kills):
-                process = bench.start()
-                killed_workers += bench.kill_a_worker_at_a_moment(process)
-                processes.update(descendants(process.pid))
-                drivers += bench.signal_at_a_moment(process, signal.SIGKILL)
-            bench.finish()
-            for pid in still_running(processes, within=PATIENCE):
-                bench.problems.append(f"it has outlived its run: {processes[pid]}")
-            if not killed_workers:
-                bench.problems.append("no worker was killed")
-            # What a worker has in flight, and what waits there.
-            of_a_worker = torture.concurrency + block(torture.workers, torture.concurrency)
-            allowed = drivers * (torture.workers * of_a_worker + GROUP)
-            allowed += killed_workers * of_a_worker
-            return bench.measured(
-                "workers", kills=drivers + killed_workers, allowed=allowed, began=began
-            )
+    with (
+        tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        _bench(torture) as bench,
+    ):
+        bench.environment = {
+            "HOME": folder,
+            "RAY_TMPDIR": folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        drivers = killed_workers = 0
+        processes: dict[int, str] = {}
+        for _kill in range(torture.kills):
+            process = bench.start()
+            killed_workers += bench.kill_a_worker_at_a_moment(process)
+            processes.update(descendants(process.pid))
+            drivers += bench.signal_at_a_moment(process, signal.SIGKILL)
+        bench.finish()
+        for pid in still_running(processes, within=PATIENCE):
+            bench.problems.append(f"it has outlived its run: {processes[pid]}")
+        if not killed_workers:
+            bench.problems.append("no worker was killed")
+        # What a worker has in flight, and what waits there.
+        of_a_worker = torture.concurrency + block(torture.workers, torture.concurrency)
+        allowed = drivers * (torture.workers * of_a_worker + GROUP)
+        allowed += killed_workers * of_a_worker
+        return bench.measured(
+            "workers", kills=drivers + killed_workers, allowed=allowed, began=began
+        )
 
 
 def terminated(torture: Torture) -> Measured:
