@@ -289,7 +289,8 @@ class _Bench:
         return True
 
     def _wait_for_a_moment(self, process: subprocess.Popen[bytes]) -> None:
-        share = self.torture.requests // (self.torture.kills + 1)
+        moments = self.torture.kills * (2 if self.torture.workers else 1)
+        share = self.torture.requests // (moments + 1)
         wanted = self.server.accepted + self.random.randint(0, share)
         manifest = self.output.with_suffix(".manifest.json")
         _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
