@@ -20,7 +20,14 @@ from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._run_view import JsonView, Painter, RunView, TextView
-from ._run_workers import NEEDS_RAY, RunWorkers, Workers, is_ray_installed, quiet_ray
+from ._run_workers import (
+    NEEDS_RAY,
+    RunWorkers,
+    Workers,
+    WorkersNotStartedError,
+    is_ray_installed,
+    quiet_ray,
+)
 from .batch_input import InputFile, InputFormat, InputSummary
 from .batch_output import Redactor
 from .control.budget import Budget
@@ -28,7 +35,7 @@ from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
 from .cost_estimate import estimate_cost
-from .errors import InputFileError, JournalError
+from .errors import InputFileError, JournalError, WorkersLostError
 from .run_file import RunOpening, RunStop, RunSummary, check_requests, run_file
 from .run_router import RunRouter, demo_router, router_from_config, router_from_model
 
@@ -444,6 +451,7 @@ def _run(
         ask = _Question(view, state, router, confirm_above)
         stop = RunStop()
         painter = Painter(view)
+        redactor = Redactor(router.secrets)
 
         async def start() -> RunSummary:
             run = functools.partial(
@@ -459,7 +467,7 @@ def _run(
                 order=order,
                 grace=grace,
                 stop=stop,
-                redactor=Redactor(router.secrets),
+                redactor=redactor,
                 description=_described(router, checked),
                 may_send=ask.may_send,
                 on_open=ask.opened,
@@ -469,7 +477,9 @@ def _run(
                 return await run(
                     router.router, concurrency=concurrency, on_run_progress=painter.progress
                 )
-            elsewhere = RunWorkers(router, workers, concurrency, stop=stop, painter=painter)
+            elsewhere = RunWorkers(
+                router, workers, concurrency, stop=stop, painter=painter, redactor=redactor
+            )
             with contextlib.closing(elsewhere):
                 return await run(
                     elsewhere,
@@ -485,6 +495,12 @@ def _run(
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT
+        except WorkersNotStartedError as error:
+            view.error(f"nothing was sent: {error}")
+            return BAD_INPUT
+        except WorkersLostError as error:
+            view.error(f"{error}; the same command goes on")
+            return SOME_FAILED
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(str(error) if state.begun else f"nothing was sent: {error}")
             return SOME_FAILED if state.begun else BAD_INPUT
@@ -496,7 +512,7 @@ def _run(
         interrupted = stop.requests > 0 and summary.unfinished > 0
         state.stuck = painter.stuck
         if not state.stuck:
-            again = None if summary.ok else _command_again(summary, Redactor(router.secrets))
+            again = None if summary.ok else _command_again(summary, redactor)
             view.summary(summary, again)
         return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
 

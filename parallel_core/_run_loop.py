@@ -28,7 +28,13 @@ from .control._metering import RouterMeter
 from .control.adaptive import LimitChange
 from .control.options import Controls
 from .control.stopping import Stopping
-from .errors import BatchDeadlineError, BudgetExceededError, JournalError, StoppedError
+from .errors import (
+    BatchDeadlineError,
+    BudgetExceededError,
+    JournalError,
+    StoppedError,
+    WorkersLostError,
+)
 from .journal import Journal, JournalEntry
 from .progress import Progress
 from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
@@ -224,6 +230,10 @@ class Run:
         error = result.exception
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
+            return
+        if isinstance(error, WorkersLostError):  # no failure of this request, nor of any other
+            self._failure = self._failure or error
+            self.stopping.cancel()
             return
         entry = self._entry(custom_id, result)
         if not entry.ok:

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ._run_records import RunProgress, RunStop
 from ._run_view import Painter
+from .batch_output import Redactor
 from .control.adaptive import AdaptiveConcurrency
 from .control.options import Concurrency, checked_concurrency
-from .run_router import RunRouter
+from .errors import WorkersLostError
+from .run_router import RouterConfigError, RunRouter
 
 if TYPE_CHECKING:
     from .ray_engine import RayRouter
 
 NEEDS_RAY: Final = "--workers needs Ray: pip install 'parallel_core[ray]'"
+# Their texts tell all.
+_OWN_ERRORS: Final = (RouterConfigError, WorkersLostError)
 
 
 class Workers(NamedTuple):
@@ -42,6 +46,10 @@ def is_ray_installed() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
+class WorkersNotStartedError(Exception):
+    """There are no workers for a run, and so nothing was sent. The text says why, without keys."""
+
+
 class RunWorkers:
     """The workers of one run: an async context manager that gives the Router of the run.
 
@@ -58,6 +66,7 @@ class RunWorkers:
         *,
         stop: RunStop,
         painter: Painter,
+        redactor: Redactor,
     ) -> None:
         from .ray_engine import RayRouter
 
@@ -75,10 +84,15 @@ class RunWorkers:
         self.concurrency: Concurrency = limit if is_adaptive else self._workers.slots
         self._stop = stop
         self._painter = painter
+        self._redactor = redactor
         self._told = 0  # lost workers
 
     async def __aenter__(self) -> Any:
-        """Start them, unless the run is to stop meanwhile: then nothing is sent any more."""
+        """Start them, unless the run is to stop meanwhile: then nothing is sent any more.
+
+        Raises:
+            WorkersNotStartedError: they cannot be.
+        """
         starting = asyncio.ensure_future(self._workers.start())
 
         def no_more() -> None:
@@ -96,8 +110,15 @@ class RunWorkers:
                 await asyncio.wait({starting})
         if starting.cancelled():
             return self.router
-        starting.result()
-        return self._workers
+        error = starting.exception()
+        if error is None:
+            return self._workers
+        if not isinstance(error, Exception):
+            raise error
+        # Ray raises what it likes.
+        kind = "" if isinstance(error, _OWN_ERRORS) else f"{type(error).__name__}: "
+        text = self._redactor.redact_secrets(f"{kind}{error}")
+        raise WorkersNotStartedError(f"the workers cannot be started: {text}") from error
 
     async def __aexit__(
         self,

@@ -130,7 +130,10 @@ class RayRouter:
             raise RuntimeError("a RayRouter is opened once")
         self._state = "open"
         try:
-            await _to_the_end(asyncio.to_thread(self._enter))
+            try:
+                await _to_the_end(asyncio.to_thread(self._enter))
+            finally:
+                restore_sigterm()
             # On this machine they share what is there, as processes do.
             cpus = 0 if self._entered is Entered.STARTED else 1
             options = {"num_cpus": cpus, **self._actor_options}

@@ -115,6 +115,8 @@ async def run_file(
         DifferentRunError: ``output`` is of another run; nothing was sent.
         JournalError: an answer could not be written. Calls were cancelled; the error tells where
             what was paid for is.
+        WorkersLostError: the calls are made by workers, and there are none any more. What had come
+            before is on disk.
         OSError: a file cannot be read.
     """
     if limit is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,6 +28,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+from process_trees import descendants, still_running, workers_of
 
 GROUP = 32  # results that the journal writes at once
 PATIENCE = 120.0  # seconds for what must come
@@ -46,8 +50,9 @@ class Torture:
         requests: of the file.
         kills: how often it is killed, or its server restarted.
         seed: of the moments, and of the server's faults.
-        concurrency: calls in flight at most.
+        concurrency: calls in flight at most, in each worker where there are some.
         latency: of the server, in seconds.
+        workers: processes that make the calls, on Ray; 0: the one of the run.
         sabotage: what is broken on purpose (light runs only), to see that it is noticed.
     """
 
@@ -58,6 +63,7 @@ class Torture:
     seed: int = 1
     concurrency: int = 16
     latency: float = 0.01
+    workers: int = 0
     sabotage: Sabotage = ""
 
 
@@ -215,6 +221,7 @@ class _Bench:
         self.input = torture.folder / "requests.jsonl"
         self.random = random.Random(torture.seed)
         self.problems: list[str] = []
+        self.environment: dict[str, str] = {}
         self._log = torture.folder / "output.log"
         self._config = torture.folder / "config.yaml"
         write_requests(self.input, torture.requests)
@@ -238,6 +245,8 @@ class _Bench:
             command = [sys.executable, "-m", "parallel_core.cli", "run", str(self.input)]
             command += ["-o", str(self.output), "--config", str(self._config)]
             command += [f"--concurrency={concurrency}", "--grace=60", "--yes"]
+        if self.torture.workers:
+            command += [f"--workers={self.torture.workers}"]
         if self.errors is not None:
             command += [f"--error-file={self.errors}"]
         command += ["--retry-failed"] if retry_failed else []
@@ -250,6 +259,7 @@ class _Bench:
             **os.environ,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "TMPDIR": str(self.torture.folder),
+            **self.environment,
         }
         with self._log.open("wb") as log:
             return subprocess.Popen(
@@ -267,16 +277,29 @@ class _Bench:
 
     def signal_at_a_moment(self, process: subprocess.Popen[bytes], number: int) -> bool:
         """Send a signal when some more requests have been made; whether there was still a run."""
-        share = self.torture.requests // (self.torture.kills + 1)
+        self._wait_for_a_moment(process)
+        hit = process.poll() is None
+        process.send_signal(number)
+        process.wait(PATIENCE)
+        return hit
+
+    def kill_a_worker_at_a_moment(self, process: subprocess.Popen[bytes]) -> bool:
+        """The same with a worker of the run; whether there was one."""
+        self._wait_for_a_moment(process)
+        workers = workers_of(process.pid)
+        if not workers or process.poll() is not None:
+            return False
+        os.kill(self.random.choice(workers), signal.SIGKILL)
+        return True
+
+    def _wait_for_a_moment(self, process: subprocess.Popen[bytes]) -> None:
+        moments = self.torture.kills * (2 if self.torture.workers else 1)
+        share = self.torture.requests // (moments + 1)
         wanted = self.server.accepted + self.random.randint(0, share)
         manifest = self.output.with_suffix(".manifest.json")
         _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.random.uniform(0, 0.03))
-        hit = process.poll() is None
-        process.send_signal(number)
-        process.wait(PATIENCE)
-        return hit
 
     def finish(self, *, retry_failed: bool = False, sort: bool = False) -> None:
         """Run it again until it is done."""
@@ -343,6 +366,43 @@ def killed(torture: Torture) -> Measured:
         bench.finish()
         allowed = kills * (torture.concurrency + GROUP)
         return bench.measured("killed", kills=kills, allowed=allowed, began=began)
+
+
+def workers(torture: Torture) -> Measured:
+    """SIGKILL of the run, and of one of its two workers on Ray."""
+    from parallel_core._fleet import block
+
+    torture = dataclasses.replace(torture, workers=2)
+    began = time.monotonic()
+    # The paths of Ray's sockets must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        _bench(torture) as bench,
+    ):
+        bench.environment = {
+            "HOME": folder,
+            "RAY_TMPDIR": folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        drivers = killed_workers = 0
+        processes: dict[int, str] = {}
+        for _kill in range(torture.kills):
+            process = bench.start()
+            killed_workers += bench.kill_a_worker_at_a_moment(process)
+            processes.update(descendants(process.pid))
+            drivers += bench.signal_at_a_moment(process, signal.SIGKILL)
+        bench.finish()
+        for pid in still_running(processes, within=PATIENCE):
+            bench.problems.append(f"it has outlived its run: {processes[pid]}")
+        if not killed_workers:
+            bench.problems.append("no worker was killed")
+        # What a worker has in flight, and what waits there.
+        of_a_worker = torture.concurrency + block(torture.workers, torture.concurrency)
+        allowed = drivers * (torture.workers * of_a_worker + GROUP)
+        allowed += killed_workers * of_a_worker
+        return bench.measured(
+            "workers", kills=drivers + killed_workers, allowed=allowed, began=began
+        )
 
 
 def terminated(torture: Torture) -> Measured:
@@ -557,6 +617,7 @@ SCENARIOS: dict[str, Callable[[Torture], Measured]] = {
     "restarted-server": restarted_server,
     "full-disk": full_disk,
     "file-too-large": file_too_large,
+    "workers": workers,
 }
 
 
@@ -569,29 +630,54 @@ class _HttpError(Exception):
         self.status_code = status_code
 
 
-async def _light_run(options: argparse.Namespace) -> int:
-    import aiohttp
+class _LightCalls:
+    """Makes calls without litellm, over a session of the loop in which it is first called."""
 
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._session: Any = None
+
+    async def __call__(self, *, model: str, messages: Any, extra_body: Any, **_: Any) -> Any:
+        import aiohttp
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        body = {"model": model, "messages": messages, **extra_body}
+        async with self._session.post(f"{self._url}/chat/completions", json=body) as response:
+            if response.status != 200:
+                raise _HttpError(response.status, await response.text())
+            return await response.json()
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+async def _light_run(options: argparse.Namespace) -> int:
     from parallel_core.errors import JournalError
     from parallel_core.run_file import RunStop, run_file
 
     stop = RunStop()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.request)
-    async with aiohttp.ClientSession() as session:
+    async with contextlib.AsyncExitStack() as stack:
+        router: Any
+        concurrency = options.concurrency
+        if options.workers:
+            from parallel_core.ray_engine import open_ray_router
 
-        async def call(*, model: str, messages: Any, extra_body: Any, **_: Any) -> Any:
-            body = {"model": model, "messages": messages, **extra_body}
-            async with session.post(f"{options.url}/chat/completions", json=body) as response:
-                if response.status != 200:
-                    raise _HttpError(response.status, await response.text())
-                return await response.json()
-
+            calls = functools.partial(_LightCalls, options.url)
+            router = await stack.enter_async_context(
+                open_ray_router(calls, workers=options.workers, concurrency=concurrency)
+            )
+            concurrency = router.slots
+        else:
+            router = await stack.enter_async_context(contextlib.aclosing(_LightCalls(options.url)))
         try:
             summary = await run_file(
-                call,
+                router,
                 options.source,
                 options.output,
-                concurrency=options.concurrency,
+                concurrency=concurrency,
                 error_file=options.error_file,
                 retry_failed=options.retry_failed,
                 order=options.order,
@@ -643,6 +729,7 @@ def _light_main(arguments: Sequence[str]) -> int:
     for name in ("url", "source", "output", "sabotage"):
         parser.add_argument(name)
     parser.add_argument("--concurrency", type=int)
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--error-file")
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--order", default="completion")
