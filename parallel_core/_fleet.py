@@ -294,12 +294,18 @@ class Fleet:
             "it has ended" if reason is None else type(reason).__name__,
             len(again),
         )
-        if self._refused is None and self._failed_starts < _FAILED_STARTS * self._workers:
-            self._add_member()
-        elif not self._members:
-            self._give_up()
+        self._replace()
         self._changed.set()
         self._deal()
+
+    def _replace(self) -> None:
+        if self._refused is None and self._failed_starts < _FAILED_STARTS * self._workers:
+            try:
+                self._add_member()
+            except Exception as error:  # noqa: BLE001 - of what starts them: it is not there any more
+                self._last_loss = error
+        if not self._members:
+            self._give_up()
 
     def _give_up(self) -> None:
         self._lost_for_good = WorkersLostError(

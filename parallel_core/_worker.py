@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
-import anyio
-
 from . import bridge
 from ._litellm_loop import leave_this_loop
 from ._plan import map_plan
@@ -90,7 +88,7 @@ class Worker:
         self._pace = pace
         self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
         self._waiting: dict[int, _Assignment] = {}  # in the order in which they came
-        self._running: dict[int, anyio.CancelScope] = {}
+        self._running: dict[int, bridge.TaskScope] = {}
         # Ray does not say that messages arrive in the order in which they were sent.
         self._early: dict[int, Given] = {}
         self._next_given = 0
@@ -184,12 +182,13 @@ class Worker:
 
     async def _call(self, assignment: _Assignment) -> None:
         number = assignment.number
-        with anyio.CancelScope() as scope:
+        # As a batch cancels its calls: once, so that what they do in the end is not cut short.
+        with bridge.TaskScope(lambda: False) as scope:
             self._running[number] = scope
             try:
                 packed = pack_response(await self._answer(unpack_request(assignment.packed)))
             except asyncio.CancelledError as error:
-                if scope.cancel_called:
+                if scope.cancelled:
                     raise
                 packed = pack_exception(cancelled_unasked("a call", error))
             except (SystemExit, KeyboardInterrupt) as error:

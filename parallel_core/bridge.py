@@ -50,18 +50,19 @@ __all__ = [
 ]
 
 
-class _TaskScope:
+class TaskScope:
     """The part of an asyncio task that can be cancelled without ending the task."""
 
     def __init__(self, shutting_down: Callable[[], bool]) -> None:
         self._shutting_down = shutting_down
         self._task: asyncio.Task[Any] | None = None
-        self._cancelled = False
+        self.cancelled = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        if self._cancelled and self._task is not None:
+        if self.cancelled and self._task is not None:
             self._task.cancel()
+        return self
 
     def __exit__(
         self,
@@ -70,15 +71,15 @@ class _TaskScope:
         traceback: TracebackType | None,
     ) -> bool:
         task, self._task = self._task, None
-        if self._cancelled and task is not None and isinstance(exc, asyncio.CancelledError):
+        if self.cancelled and task is not None and isinstance(exc, asyncio.CancelledError):
             task.uncancel()
             return True
         return False
 
     def cancel(self) -> None:
-        if self._cancelled:
+        if self.cancelled:
             return
-        self._cancelled = True
+        self.cancelled = True
         task = self._task
         # A task that cancels itself is on its way out of the scope; the request would reach the
         # first await behind it.
@@ -129,7 +130,7 @@ class AsyncioSlotHost:
         return asyncio.Event()
 
     def new_scope(self) -> HostScope:
-        return _TaskScope(lambda: self.shutting_down())
+        return TaskScope(lambda: self.shutting_down())
 
     def current_time(self) -> float:
         return self.loop.time()

@@ -96,6 +96,7 @@ class RayRouter:
         self.router: Any = self._local.enter_context(self._recipe.open())
         self._fleet: Fleet | None = None
         self._state: Literal["new", "open", "closed"] = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._end: Any = None
 
     @property
@@ -129,6 +130,7 @@ class RayRouter:
         if self._state != "new":
             raise RuntimeError("a RayRouter is opened once")
         self._state = "open"
+        self._loop = asyncio.get_running_loop()
         try:
             try:
                 await _to_the_end(asyncio.to_thread(self._enter))
@@ -173,6 +175,19 @@ class RayRouter:
                 await asyncio.to_thread(leave_ray)
             self._local.close()
 
+    def close_soon(self) -> None:
+        """End the workers on the next passes of the loop, from anywhere."""
+        loop = self._loop
+        if self._state != "open" or loop is None or loop.is_closed():
+            return  # an open one is ended when it is dropped
+
+        def close() -> None:
+            task = asyncio.ensure_future(self.aclose())
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+
+        loop.call_soon_threadsafe(close)
+
     def discard(self) -> None:
         """Undo what was made, where it is never started."""
         self._state = "closed"
@@ -180,6 +195,9 @@ class RayRouter:
 
     def __repr__(self) -> str:
         return f"<RayRouter workers={self.workers} concurrency={self.concurrency} {self._state}>"
+
+
+_closing: set[asyncio.Future[None]] = set()  # the loop alone would not keep them
 
 
 async def _to_the_end(awaitable: Any) -> Any:
@@ -431,6 +449,10 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
         except Exception:  # the end of the batch, too
             await self._end()
             raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_begun", False):  # else its arguments were refused
+            self.router.close_soon()
 
     async def _begin(self) -> None:
         self._begun = True
