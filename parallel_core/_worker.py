@@ -88,6 +88,7 @@ class Worker:
         self._pace = pace
         self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
         self._waiting: dict[int, _Assignment] = {}  # in the order in which they came
+        # From the moment in which the engine draws them: a cancellation may come before the call.
         self._running: dict[int, bridge.TaskScope] = {}
         # Ray does not say that messages arrive in the order in which they were sent.
         self._early: dict[int, Given] = {}
@@ -175,16 +176,21 @@ class Worker:
     async def _assignments(self) -> AsyncGenerator[_Assignment, None]:
         while not self._stopped:
             while self._waiting:
-                yield self._waiting.pop(next(iter(self._waiting)))
+                assignment = self._waiting.pop(next(iter(self._waiting)))
+                # As a batch cancels its calls: once, so that what they do last is not cut short.
+                self._running[assignment.number] = bridge.TaskScope(lambda: False)
+                yield assignment
             self._arrived.clear()
             if not self._stopped:
                 await self._arrived.wait()
 
     async def _call(self, assignment: _Assignment) -> None:
         number = assignment.number
-        # As a batch cancels its calls: once, so that what they do in the end is not cut short.
-        with bridge.TaskScope(lambda: False) as scope:
-            self._running[number] = scope
+        if self._running[number].cancelled:  # before its first step
+            del self._running[number]
+            self._tell(Kind.CANCELLED, number)
+            return
+        with self._running[number] as scope:
             try:
                 packed = pack_response(await self._answer(unpack_request(assignment.packed)))
             except asyncio.CancelledError as error:
