@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
-from ._worker import Given, Kind, Message, Pace, Worker
+from ._worker import Driver, Given, Kind, Message, Pace, Worker
 
 # Answers are small, and are taken at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes
@@ -146,7 +146,7 @@ class RayWorkers:
 
     def spawn(self, concurrency: int, pace: Pace) -> WorkerHandle:
         actor_class = self._actor_class.options(**self._options)
-        return _RayWorker(actor_class.remote(self._recipe, concurrency, pace))
+        return _RayWorker(actor_class.remote(self._recipe, concurrency, pace, Driver.here()))
 
     def why_none_starts(self) -> str:
         ray = _ray()

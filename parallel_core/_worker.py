@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .errors import RemoteCallError, cancelled_unasked
 from .router_call import BATCH_INDEX, BATCH_METADATA, STALL_TIMEOUT, behind
 from .streaming import Streams
 from .types import RouterParallelRequest
+
+_BETWEEN_LOOKS = 0.25  # seconds
 
 
 class Kind(IntEnum):
@@ -73,6 +76,35 @@ class _Assignment:
     packed: bytes
 
 
+class Driver(NamedTuple):
+    """The process for which workers work."""
+
+    machine: str
+    process: int
+
+    @classmethod
+    def here(cls) -> Driver:
+        return cls(platform.node(), os.getpid())
+
+    def end_with_it(self) -> None:
+        """If it is on this machine: when it has ended, this process does.
+
+        Ray sees to that as well, some seconds later: meanwhile calls would be paid for.
+        """
+        if self.machine == platform.node():
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_BETWEEN_LOOKS)
+            try:
+                os.kill(self.process, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            except OSError:  # another user's
+                return
+
+
 class Worker:
     """Makes the calls that it is given.
 
@@ -80,9 +112,14 @@ class Worker:
         recipe: of the Router.
         concurrency: calls in flight at most; what else is given waits for a slot.
         pace: of what is told.
+        driver: with which it ends; None where it is in the same process.
     """
 
-    def __init__(self, recipe: Recipe, concurrency: int, pace: Pace) -> None:
+    def __init__(
+        self, recipe: Recipe, concurrency: int, pace: Pace, driver: Driver | None = None
+    ) -> None:
+        if driver is not None:
+            driver.end_with_it()
         self._recipe = recipe
         self._concurrency = concurrency
         self._pace = pace
