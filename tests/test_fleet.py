@@ -331,9 +331,6 @@ class LocalWorker:
         pass
 
     def _do(self, coroutine: Any) -> None:
-        if self._running is None:
-            coroutine.close()  # it has never begun
-            return
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
