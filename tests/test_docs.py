@@ -131,7 +131,7 @@ def test_a_python_snippet(
     script = tmp_path / "snippet.py"
     # example.org stands for a server that the reader has; here no network is needed.
     script.write_text(snippet.replace("https://example.org/", environment["OPENAI_BASE_URL"]))
-    if "import ray\n" in snippet:
+    if "import ray\n" in snippet or "ray_engine" in snippet:
         pytest.importorskip("ray")
         done = run_with_ray(script, environment)
     else:
