@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
@@ -21,13 +22,17 @@ IGNORED_WARNINGS = (
 )
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """One for the process: in another home Ray would not find the token that it has read."""
+    return tempfile.TemporaryDirectory(prefix="pc", ignore_cleanup_errors=True)
+
+
 @contextlib.contextmanager
 def ray_environment() -> Generator[str]:
     """The variables that keep Ray in a folder. Gives the folder."""
-    with (
-        tempfile.TemporaryDirectory(prefix="pc", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    folder = _folder().name
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("HOME", "RAY_TMPDIR"):
             patch.setenv(name, folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

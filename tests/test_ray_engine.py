@@ -21,6 +21,7 @@ import pytest
 import parallel_core
 from hosts import Host
 from parallel_core import AdaptiveConcurrency, Budget, RateLimit, ray_engine
+from parallel_core.control._overload import retry_after
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import (
     BatchDeadlineError,
@@ -137,7 +138,7 @@ def test_real_routers_over_http(asyncio_only: Host, server: DemoServerThread) ->
     server.reset_stats()
     requests = [
         fast("plain", {"reply": "well done"}, metadata={"own": "tag"}),
-        fast("limited", {"fault": "rate_limit"}),
+        fast("limited", {"fault": "rate_limited"}),
         fast("broken", {"fault": "server_error"}),
         fast("streamed", {"reply": "bit by bit"}, stream=True),
         fast("broken stream", {"reply": "one two three four", "fault": "reset"}, stream=True),
@@ -174,7 +175,7 @@ def test_real_routers_over_http(asyncio_only: Host, server: DemoServerThread) ->
             assert streamed.time_to_first_chunk is not None
             assert isinstance(limited.exception, litellm.exceptions.RateLimitError)
             assert limited.exception.status_code == 429
-            assert limited.exception.response.headers["retry-after"] == "1"
+            assert retry_after(limited.exception) == retry_after(local[1].exception) == 1.0
             assert isinstance(broken_.exception, litellm.exceptions.InternalServerError)
             assert isinstance(stalled.exception, StreamStalledError)
             assert stalled.exception.index == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import json
 import multiprocessing
@@ -50,6 +51,10 @@ from parallel_core.types import StreamedResponse
 
 SECRET = "the text of a message"
 
+needs_cloudpickle = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="cloudpickle comes with Ray"
+)
+
 
 def brought(exception: Exception) -> Exception:
     arrived = unpack_outcome(pack_exception(exception)).exception
@@ -96,11 +101,13 @@ plain = st.recursive(
 )
 
 
+@needs_cloudpickle
 @given(st.dictionaries(st.text(), plain | st.just("__main__"), max_size=5))
 def test_plain_requests_arrive(request: dict[str, Any]) -> None:
     assert unpack_request(pack_request(request)) == request
 
 
+@needs_cloudpickle
 def test_classes_and_functions_of_a_function_arrive_by_value() -> None:
     class Answer(pydantic.BaseModel):
         number: int
@@ -113,6 +120,7 @@ def test_classes_and_functions_of_a_function_arrive_by_value() -> None:
     assert arrived["tools"][0](4) == 8
 
 
+@needs_cloudpickle
 def test_an_argument_that_cannot_be_sent_is_named_without_its_contents() -> None:
     class Refusing:
         def __reduce__(self) -> str:
@@ -170,6 +178,7 @@ def fail(text: str) -> None:
     raise LookupError(text)
 
 
+@needs_cloudpickle
 def test_a_response_that_cannot_be_brought_is_an_error() -> None:
     error = unpack_outcome(pack_response([threading.Lock()])).exception
     assert isinstance(error, RemoteCallError)
@@ -236,6 +245,7 @@ EVERY_CLASS = sorted({*classes_of(litellm.exceptions), *classes_of(openai)}, key
 assert {litellm.exceptions.RateLimitError, openai.RateLimitError} < set(EVERY_CLASS)
 
 
+@needs_cloudpickle
 @pytest.mark.parametrize("kind", EVERY_CLASS, ids=_id)
 def test_every_class_of_litellm_and_openai_arrives(kind: type[Exception]) -> None:
     sent = raised(made(kind))
@@ -586,6 +596,7 @@ for packed in (pack_request({"tool": double}), pack_response(Mine), pack_excepti
 """
 
 
+@needs_cloudpickle
 def test_what_is_of_main_arrives_from_another_process() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60

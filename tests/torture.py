@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from process_trees import descendants, still_running, workers_of
+from process_trees import still_running, workers_of
 
 GROUP = 32  # results that the journal writes at once
 PATIENCE = 120.0  # seconds for what must come
@@ -385,15 +385,16 @@ def workers(torture: Torture) -> Measured:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         drivers = killed_workers = 0
-        processes: dict[int, str] = {}
+        processes: list[int] = []
         for _kill in range(torture.kills):
             process = bench.start()
             killed_workers += bench.kill_a_worker_at_a_moment(process)
-            processes.update(descendants(process.pid))
+            processes += workers_of(process.pid)
             drivers += bench.signal_at_a_moment(process, signal.SIGKILL)
         bench.finish()
         for pid in still_running(processes, within=PATIENCE):
-            bench.problems.append(f"it has outlived its run: {processes[pid]}")
+            # (Two agents of Ray outlive it for a minute.)
+            bench.problems.append(f"a worker has outlived its run: process {pid}")
         if not killed_workers:
             bench.problems.append("no worker was killed")
         # What a worker has in flight, and what waits there.
