@@ -148,18 +148,22 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
 
     async def main() -> None:
         async with open_ray_router(HttpRouter(server.url), workers=2, concurrency=4) as router:
+            # The first calls of a process import for a second, and hold its loop.
+            warm_up = [fast(n, stream=n % 2 == 0) for n in range(16)]
+            for one in (router, router.router):
+                await parallel_core.parallel_acompletions(one, warm_up, concurrency=router.slots)
             batch = parallel_core.iter_parallel_acompletions(
                 router,
                 requests,
                 concurrency=router.slots,
                 preserve_order=True,
-                stall_timeout=1.0,
-                timeout=3.0,
+                stall_timeout=2.0,
+                timeout=5.0,
             )
             async with batch:
                 results = [result async for result in batch]
             local = await parallel_core.parallel_acompletions(
-                router.router, requests, preserve_order=True, stall_timeout=1.0, timeout=3.0
+                router.router, requests, preserve_order=True, stall_timeout=2.0, timeout=5.0
             )
             for there, here in zip(results, local, strict=True):
                 assert type(there.exception) is type(here.exception)
