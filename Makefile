@@ -45,7 +45,7 @@ demo: .venv/installed
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
 	rm -rf .venv-bench
 	$(PYTHON) -m venv .venv-bench
-	$(BENCH)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BENCH)/python -m benchmarks.install
 	touch $@
 
@@ -62,6 +62,7 @@ bench-smoke: .venv-bench/installed
 	$(BENCH)/python -m benchmarks.streams --smoke
 	$(BENCH)/python -m benchmarks.journal --smoke
 	$(BENCH)/python -m benchmarks.run_file --smoke
+	$(BENCH)/python -m benchmarks.ray_scaling --smoke
 
 lint: .venv/installed
 	$(BIN)/ruff check .

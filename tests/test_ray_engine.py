@@ -246,7 +246,7 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
             workers=2,
             concurrency=6,
             return_exceptions=way != "fail-fast",
-            deadline=4.0 if way == "deadline" else None,
+            deadline=2.5 if way == "deadline" else None,
         )
         processes: set[int] = set()
         ended = 0.0
