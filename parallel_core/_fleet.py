@@ -324,15 +324,18 @@ class Fleet:
             return
         self._closed = True
         self._settle_all()
+        ready = [member for member in self._members if member.ready]
         for member in self._members:
-            member.handle.stop()
+            if member.ready:
+                member.handle.stop()
+            else:  # it has no calls, and may be in the middle of anything
+                member.handle.kill()
+        if ready:
+            await asyncio.wait([member.reading for member in ready], timeout=_PATIENCE_WITH_AN_END)
         readings = [member.reading for member in self._members]
-        if readings:
-            await asyncio.wait(readings, timeout=_PATIENCE_WITH_AN_END)
         for member in self._members:
             member.handle.kill()
-        for reading in readings:
-            reading.cancel()
+            member.reading.cancel()
         await asyncio.gather(
             *readings, *(member.handle.gone() for member in self._members), return_exceptions=True
         )

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -91,6 +92,7 @@ def enter_ray(address: str | None) -> Entered:
             }
         ray.init(**options)
         _silence_its_prints()
+        _take_back_excepthook()
         _users = 1
         _entered = Entered.STARTED if address is None else Entered.CONNECTED
         return _entered
@@ -101,6 +103,15 @@ def _silence_its_prints() -> None:
     from ray._private import worker
 
     cast("Any", worker)._worker_logs_enabled = False
+
+
+def _take_back_excepthook() -> None:
+    """Its own tells the cluster first, and tries for a minute where there is none any more."""
+    from ray._private import worker
+
+    module = cast("Any", worker)
+    if sys.excepthook is getattr(module, "custom_excepthook", None):
+        sys.excepthook = module.normal_excepthook
 
 
 def leave_ray() -> None:

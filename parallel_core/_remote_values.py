@@ -104,7 +104,7 @@ def unpack_outcome(packed: bytes) -> Outcome:
         if packed[:1] == _RESPONSE:
             return Outcome(value=_loads(content))
         exception = _unpack_tree(content)
-    except Exception as error:  # noqa: BLE001 - whatever the value's own code raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the value's own code raises
         what = "response" if packed[:1] == _RESPONSE else "exception"
         problem = f"the {what} of a worker cannot be loaded here ({full_name(error)})"
         exception = RemoteCallError(problem, full_name(error), text_of(error))

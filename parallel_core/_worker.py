@@ -124,6 +124,7 @@ class Worker:
         self._concurrency = concurrency
         self._pace = pace
         self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
+        self._is_ending: Callable[[], bool]
         self._waiting: dict[int, _Assignment] = {}  # in the order in which they came
         # From the moment in which the engine draws them: a cancellation may come before the call.
         self._running: dict[int, bridge.TaskScope] = {}
@@ -204,7 +205,10 @@ class Worker:
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
             self._tell(Kind.READY, os.getpid(), platform.node().encode())
             try:
-                async with bridge.AsyncioParallelBatch(plan) as batch:
+                batch = bridge.AsyncioParallelBatch(plan)
+                core = batch._core  # pyright: ignore[reportPrivateUsage]
+                self._is_ending = lambda: core.stopping
+                async with batch:
                     async for result in batch:
                         result.unwrap()  # calls tell their own errors
             finally:
@@ -231,14 +235,14 @@ class Worker:
             try:
                 packed = pack_response(await self._answer(unpack_request(assignment.packed)))
             except asyncio.CancelledError as error:
-                if scope.cancelled:
+                # Where all is at its end here, the driver is to send it to another worker.
+                if scope.cancelled or self._is_ending():
                     raise
                 packed = pack_exception(cancelled_unasked("a call", error))
-            except (SystemExit, KeyboardInterrupt) as error:
-                # Others have calls in flight here.
-                packed = pack_exception(RemoteCallError.standing_for(error))
             except Exception as error:  # noqa: BLE001 - it is the call's outcome
                 packed = pack_exception(error)
+            except BaseException as error:  # noqa: BLE001 - an exit, or a panic: of this call alone
+                packed = pack_exception(RemoteCallError.standing_for(error))
             finally:
                 del self._running[number]
             self._tell(Kind.OUTCOME, number, packed)

@@ -27,6 +27,10 @@ PATIENCE = 30.0  # seconds for what must come
 AT_ONCE = Pace(every=0.0, many=1)
 
 
+class Panic(BaseException):
+    """As those of Rust are."""
+
+
 class Router:
     """Answers as the test says, and counts."""
 
@@ -50,6 +54,10 @@ class Router:
                 raise ValueError(name)
             elif model == "exit":
                 raise SystemExit(3)
+            elif model == "panic":
+                raise Panic("odd")
+            elif model == "generator exit":
+                raise GeneratorExit
             elif model == "cancel":
                 raise asyncio.CancelledError
             return f"answer {name}"
@@ -130,15 +138,20 @@ def test_a_worker_tells_each_outcome_once() -> None:
         assert told.messages == [(Kind.READY, os.getpid(), platform.node().encode())]
         worker = new_worker(Router())
         async with working(worker) as told:
-            models = ["m", "raise", "exit", "cancel"]
+            models = ["m", "raise", "exit", "cancel", "panic", "generator exit"]
             calls = [(n, request(n, model)) for n, model in enumerate(models)]
             await worker.give(0, Given(calls))
-            await told.wait_for(4)
+            await told.wait_for(6)
+            await worker.give(1, Given([(6, request(6))]))
+            await told.wait_for(7)
         outcomes = {number: unpack_outcome(packed) for _, number, packed in told.of_calls}
-        assert len(told.of_calls) == 4
+        assert len(told.of_calls) == 7
+        assert outcomes[6].value == "answer 6"
         assert outcomes[0].value == "answer 0"
-        errors = [type(outcomes[number].exception).__name__ for number in (1, 2, 3)]
-        assert errors == ["ValueError", "RemoteCallError", "CallCancelledError"]
+        errors = [type(outcomes[number].exception).__name__ for number in range(1, 6)]
+        assert errors == ["ValueError", "RemoteCallError", "CallCancelledError"] + (
+            ["RemoteCallError"] * 2
+        )
         assert str(outcomes[1].exception) == "1"
         assert "SystemExit" in str(outcomes[2].exception)
 
@@ -594,6 +607,48 @@ def test_calls_fail_when_there_is_nothing_to_start_workers_with() -> None:
             with pytest.raises(WorkersLostError) as told:
                 await call
             assert isinstance(told.value.__cause__, ConnectionError)
+
+    run(main)
+
+
+def test_a_worker_that_breaks_down_has_its_calls_sent_again() -> None:
+    """Whatever it is: its calls, which are cancelled then, must not be told as failed."""
+
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=1, concurrency=3) as fleet:
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(3)]
+            await until(lambda: source.in_flight == 3)
+            (broken,) = source.spawned
+            worker: Any = broken._worker
+            worker._answer.__self__._engine.fail(RuntimeError("broken"))
+            await until(lambda: len(source.spawned) == 2 and source.in_flight == 3)
+            source.spawned[1].router.gate.set()
+            assert await asyncio.gather(*calls) == [f"answer {n}" for n in range(3)]
+            assert (fleet.lost_workers, fleet.resent_requests) == (1, 3)
+
+    run(main)
+
+
+def test_a_worker_that_is_not_ready_is_not_waited_for() -> None:
+    class Hanging(LocalWorkers):
+        def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+            worker = super().spawn(concurrency, pace)
+            worker.deaf = True
+            worker._blocks.get = asyncio.Event().wait  # type: ignore[method-assign,assignment]
+            return worker
+
+    async def main() -> None:
+        source = Hanging()
+        fleet = Fleet(source, 2, 2)
+        starting = asyncio.create_task(fleet.start())
+        await until(lambda: len(source.spawned) == 2)
+        starting.cancel()
+        await asyncio.wait({starting})
+        began = asyncio.get_running_loop().time()
+        await fleet.close()
+        assert asyncio.get_running_loop().time() - began < _fleet._PATIENCE_WITH_AN_END / 2
+        assert not source.alive
 
     run(main)
 

@@ -642,3 +642,14 @@ def test_a_value_of_which_something_cannot_be_pickled_keeps_the_rest() -> None:
     number, gap = vars(brought(sent))["parts"]
     assert number == 1
     assert isinstance(gap, LeftOut)
+
+
+class LeavesWhenLoaded:
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return sys.exit, (3,)
+
+
+def test_a_response_that_exits_when_it_is_loaded_is_an_error() -> None:
+    outcome = unpack_outcome(pack_response(LeavesWhenLoaded()))
+    assert isinstance(outcome.exception, RemoteCallError)
+    assert "SystemExit" in str(outcome.exception)
