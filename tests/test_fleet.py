@@ -213,6 +213,26 @@ def test_a_cancellation_is_told_at_once_and_the_call_has_ended() -> None:
     run(main)
 
 
+def test_a_call_that_is_cancelled_before_its_first_step_does_not_begin() -> None:
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router)
+        async with working(worker):
+            pass  # it has its Router
+        worker._stopped = False
+        await worker.give(0, Given([(1, request(1))]))
+        drawing = worker._assignments()
+        drawn = await anext(drawing)
+        await worker.give(1, Given(cancelled=[1]))
+        await worker._call(drawn)
+        await asyncio.sleep(0)  # no cancellation is left to be raised here
+        assert worker._messages == [(Kind.CANCELLED, 1, b"")]
+        assert not router.begun
+        await drawing.aclose()
+
+    run(main)
+
+
 def test_messages_may_overtake_each_other() -> None:
     async def main() -> None:
         router = Router()
@@ -444,7 +464,8 @@ class Deadly(Router):
         return await super().acompletion(model=model, messages=messages, **arguments)
 
 
-def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is(workers: int) -> None:
     async def main() -> None:
         source = LocalWorkers()
 
@@ -454,7 +475,7 @@ def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is() -> None:
             return router
 
         source.make = make
-        async with fleet_of(source, workers=2, concurrency=4) as fleet:
+        async with fleet_of(source, workers, concurrency=4) as fleet:
             calls = [
                 asyncio.create_task(fleet.call(request(n, "deadly" if n % 7 == 3 else "pause")))
                 for n in range(40)
