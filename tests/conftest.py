@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -34,6 +35,23 @@ def _quick_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _routers_are_forgotten() -> Iterator[None]:
+    """litellm knows each Router by its callbacks, and takes no more than a hundred in a process."""
+    yield
+    litellm: Any = sys.modules.get("litellm")
+    if litellm is None:
+        return
+    for name in dir(litellm):
+        callbacks = getattr(litellm, name) if name.endswith("callback") else None
+        if isinstance(callbacks, list):
+            callbacks[:] = [
+                callback
+                for callback in callbacks
+                if not hasattr(getattr(callback, "__self__", None), "acompletion")
+            ]
 
 
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)

@@ -19,7 +19,7 @@ import litellm
 import pytest
 
 import parallel_core
-from hosts import Host
+from hosts import HOSTS, Host
 from parallel_core import AdaptiveConcurrency, Budget, RateLimit, ray_engine
 from parallel_core.control._overload import retry_after
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
@@ -56,6 +56,13 @@ def ray() -> Iterator[Any]:
 def server() -> Iterator[DemoServerThread]:
     with DemoServerThread(DemoServerSettings(latency_median=0.0, models={"fast": 1.0})) as running:
         yield running
+
+
+@pytest.fixture(params=[host for host in HOSTS if not host.debug], ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    """Each world; asyncio's debug mode adds nothing here, and each start of workers takes time."""
+    value: Host = request.param
+    return value
 
 
 @pytest.fixture

@@ -548,9 +548,10 @@ def test_a_thousand_calls_leave_tasks_threads_and_files_flat() -> None:
     assert len(counts) == 10
     # The first tenth is where it settles. From then on there may be a task for each slot, one on
     # the loop for its call and one of the connection, the threads of one executor, a connection.
-    # Measured: the tasks of the loop go up and down by up to 60, the others by 3. So 1,000 calls
-    # are enough to see what one call in 14 leaves behind; more of them only take longer.
-    for kind, allowance in enumerate((32, 64, 8, 32)):
+    # Measured: the tasks of the loop go up and down by up to 60, of a busy machine by more, the
+    # others by 3. So 1,000 calls are enough to see what one call in 6 leaves behind; more of them
+    # only take longer.
+    for kind, allowance in enumerate((32, 160, 8, 32)):
         first, *later = (count[kind] for count in counts)
         assert max(later) <= first + allowance, counts
 
