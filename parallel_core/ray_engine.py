@@ -94,6 +94,7 @@ class RayRouter:
         self._recipe = checked_recipe(source)
         self._local = contextlib.ExitStack()
         self.router: Any = self._local.enter_context(self._recipe.open())
+        weakref.finalize(self, self._local.close).atexit = False  # one that is never started
         self._fleet: Fleet | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         self._loop: asyncio.AbstractEventLoop | None = None

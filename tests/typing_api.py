@@ -27,6 +27,7 @@ from parallel_core import (
     Usage,
     bridge,
     nursery_engine,
+    ray_engine,
 )
 
 
@@ -148,6 +149,27 @@ async def in_trio(router: Router, own: ParallelRouter) -> None:
     async with parallel_core.open_trio_asyncio():
         pass
     await parallel_core.parallel_acompletions(router, [request], router_host="process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def make_router() -> Router:
+    return Router(model_list=[])
+
+
+async def workers(request: RouterParallelRequest) -> None:
+    batch = ray_engine.iter_parallel_acompletions(make_router, [request], workers=2, timeout=60.0)
+    assert_type(batch, ray_engine.RayBatch)
+    async with batch:
+        async for result in batch:
+            assert_type(result, RouterParallelResult)
+    assert_type(batch.lost_workers, int)
+    async with ray_engine.open_ray_router({"model_list": []}, workers=2) as router:
+        assert_type(router, ray_engine.RayRouter)
+        results = await parallel_core.parallel_acompletions(
+            router, [request], concurrency=router.slots
+        )
+        assert_type(results, list[RouterParallelResult])
+    ray_engine.ParallelCompletions("config.yaml", concurrency="auto", deadline=60.0)
+    await ray_engine.parallel_acompletions(make_router, [request])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def errors(error: InvalidRequestError) -> None:
