@@ -4,11 +4,12 @@ BIN := .venv/bin
 
 BENCH := .venv-bench/bin
 
-.PHONY: help test torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-ray torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests"
+	@echo "make test-ray     the tests of workers on Ray"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -31,6 +32,9 @@ help:
 
 test: .venv/installed
 	$(BIN)/pytest
+
+test-ray: .venv/installed
+	PARALLEL_CORE_RAY_TESTS=1 $(BIN)/pytest tests/test_fleet.py tests/test_ray_engine.py tests/test_run_workers.py
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

