@@ -256,7 +256,7 @@ class Fleet:
                     continue
                 if kind is Kind.OUTCOME:
                     assignment.settle(packed)
-                elif assignment.cancelled:
+                elif assignment.cancelled or self._closed:
                     assignment.settle(None)
                 else:
                     self._deal_again(assignment)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import platform
@@ -27,16 +26,6 @@ _PATIENCE_WITH_A_PROCESS = 2.0  # seconds
 _BETWEEN_LOOKS = 0.005  # seconds
 
 _lock = threading.Lock()
-
-
-def require_ray() -> None:
-    """Refuse to go on where Ray is not installed.
-
-    Raises:
-        ModuleNotFoundError: says how to install it.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise ModuleNotFoundError("workers need Ray: pip install 'parallel_core[ray]'", name="ray")
 
 
 def _ray() -> Any:

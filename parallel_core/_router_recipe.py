@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 
 from ._proxy_config import read_proxy_config
 from ._proxy_values import secrets_in
+from ._ray_installed import require_ray
 from .run_router import RunRouterRecipe, make_router, router_of_config
 
 RouterSource: TypeAlias = Callable[[], Any] | Mapping[str, Any] | str | os.PathLike[str]
@@ -142,13 +143,9 @@ def _checked_arguments(arguments: Mapping[str, Any]) -> _RouterArguments:
 
 
 def _packed(made: object, what: str) -> bytes:
-    try:
-        from ray import cloudpickle  # pyright: ignore[reportPrivateImportUsage]
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        message = "workers need Ray: pip install 'parallel_core[ray]'"
-        raise ModuleNotFoundError(message, name="ray") from None
+    require_ray()
+    from ray import cloudpickle  # pyright: ignore[reportPrivateImportUsage]
+
     try:
         return cast("bytes", cast("Any", cloudpickle).dumps(made))
     except Exception as error:

@@ -19,13 +19,12 @@ import typer
 from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
+from ._ray_installed import HOW_TO_INSTALL, is_ray_installed
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
-    NEEDS_RAY,
     RunWorkers,
     Workers,
     WorkersNotStartedError,
-    is_ray_installed,
     quiet_ray,
 )
 from .batch_input import InputFile, InputFormat, InputSummary
@@ -370,7 +369,7 @@ def _workers(number: int | None, address: str | None) -> Workers | None:
             raise typer.BadParameter("--ray-address goes with --workers")
         return None
     if not is_ray_installed():
-        raise typer.BadParameter(NEEDS_RAY)
+        raise typer.BadParameter(f"--workers needs Ray: {HOW_TO_INSTALL}")
     return Workers(number, address)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Generator
 from types import TracebackType
@@ -24,7 +23,6 @@ from .run_router import RouterConfigError, RunRouter
 if TYPE_CHECKING:
     from .ray_engine import RayRouter
 
-NEEDS_RAY: Final = "--workers needs Ray: pip install 'parallel_core[ray]'"
 # Their texts tell all.
 _OWN_ERRORS: Final = (RouterConfigError, WorkersLostError)
 
@@ -39,11 +37,6 @@ class Workers(NamedTuple):
 
     number: int
     address: str | None
-
-
-def is_ray_installed() -> bool:
-    """Whether it can be imported; that takes a second, and is not done."""
-    return importlib.util.find_spec("ray") is not None
 
 
 class WorkersNotStartedError(Exception):

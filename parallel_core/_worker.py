@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from . import bridge
 from ._litellm_loop import leave_this_loop
 from ._plan import map_plan
+from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
 from ._router_recipe import Recipe
 from .control._engine import Engine
@@ -118,6 +119,7 @@ class Worker:
     def __init__(
         self, recipe: Recipe, concurrency: int, pace: Pace, driver: Driver | None = None
     ) -> None:
+        self._is_own_process = driver is not None
         if driver is not None:
             driver.end_with_it()
         self._recipe = recipe
@@ -125,7 +127,7 @@ class Worker:
         self._pace = pace
         self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
         self._is_ending: Callable[[], bool]
-        self._waiting: dict[int, _Assignment] = {}  # in the order in which they came
+        self._waiting: dict[int, _Assignment] = {}  # for a slot
         # From the moment in which the engine draws them: a cancellation may come before the call.
         self._running: dict[int, bridge.TaskScope] = {}
         # Ray does not say that messages arrive in the order in which they were sent.
@@ -187,6 +189,8 @@ class Worker:
 
     async def _work(self) -> None:
         with contextlib.ExitStack() as opened:
+            if self._is_own_process:  # what is said here goes into logs of Ray
+                opened.enter_context(only_our_words())
             try:
                 router: Any = opened.enter_context(self._recipe.open())
             except Exception as error:  # noqa: BLE001 - told to the driver, which raises it
@@ -217,7 +221,8 @@ class Worker:
     async def _assignments(self) -> AsyncGenerator[_Assignment, None]:
         while not self._stopped:
             while self._waiting:
-                assignment = self._waiting.pop(next(iter(self._waiting)))
+                # The oldest: one that another worker has given back is older than the others.
+                assignment = self._waiting.pop(min(self._waiting))
                 # As a batch cancels its calls: once, so that what they do last is not cut short.
                 self._running[assignment.number] = bridge.TaskScope(lambda: False)
                 yield assignment

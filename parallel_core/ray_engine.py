@@ -36,10 +36,10 @@ from ._ray_cluster import (
     RayWorkers,
     enter_ray,
     leave_ray,
-    require_ray,
     restore_sigterm,
 )
 from ._ray_data import ParallelCompletions
+from ._ray_installed import require_ray
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
 from .control._checks import checked_count

@@ -236,27 +236,23 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
     def waiting() -> list[str]:
         return [path.name for path in tmp_path.iterdir()]
 
-    def source(batch: list[Any]) -> Iterator[dict[str, Any]]:
+    def source() -> Iterator[dict[str, Any]]:
         yield from (request(n, "wait", folder=str(tmp_path)) for n in range(8))
         while len(waiting()) < 8:
             yield request("now")
-        if way == "fail-fast":
-            yield request("last", "raise")
-        else:
-            yield request("last")
-        yield from (request(n, "wait", folder=str(tmp_path)) for n in range(100, 200))
+        # Nothing after it: workers have queues, so calls that never end could keep it waiting.
+        yield request("last", "raise" if way == "fail-fast" else "answer")
 
     async def main() -> None:
         batch = iter_parallel_acompletions(
             scripted,
-            source([]),
+            source(),
             workers=2,
             concurrency=6,
             return_exceptions=way != "fail-fast",
             deadline=2.5 if way == "deadline" else None,
         )
         processes: set[int] = set()
-        ended = 0.0
         errors: list[BaseException | None] = []
         try:
             with anyio.CancelScope() as scope:
@@ -266,7 +262,6 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
                         if not result.ok or result.response[1] != "last":
                             continue
                         processes = {int(name.partition("-")[2]) for name in waiting()}
-                        ended = time.perf_counter()
                         if way == "break":
                             break
                         if way == "cancel":
@@ -282,7 +277,6 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
             assert {type(error) for error in errors} == {type(None), BatchDeadlineError}
         if way in ("break", "cancel", "aclose"):
             assert len(processes) == 2
-            assert time.perf_counter() - ended < 10.0  # a hang; how long it takes is a benchmark
 
     host.run(main)
 
@@ -445,6 +439,26 @@ def _wait(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_logs_of_ray_hold_no_contents(server: DemoServerThread, ray: Any) -> None:
+    async def main() -> None:
+        requests = [
+            fast("a very secret prompt", {"fault": "server_error"}),
+            fast("a very secret prompt", {"fault": "server_error"}, stream=True),
+            fast("a very secret prompt", {"reply": "a very secret answer"}),
+        ]
+        results = await parallel_acompletions(HttpRouter(server.url), requests, workers=1)
+        assert sum(result.ok for result in results) == 1
+
+    asyncio.run(main())
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    logs = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in logs)
+    said = {path.name: path.read_text(errors="replace") for path in logs}
+    assert [name for name, text in said.items() if "very secret" in text] == []
+    # What litellm logs quotes errors of providers, who quote prompts.
+    assert [name for name, text in said.items() if "LiteLLM" in text] == []
 
 
 # --- one limit for all ---
