@@ -73,6 +73,9 @@ def enter_ray(address: str | None) -> Entered:
         if address is not None:
             options["address"] = address
         else:
+            # Ray gives way to everything else on a machine, with 15: beside two busy processes a
+            # worker took 20 s to start instead of one. Here its workers are what is to be done.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             options |= {
                 "address": "local",
                 "num_cpus": os.cpu_count() or 1,

@@ -36,6 +36,8 @@ def ray_environment() -> Generator[str]:
         for name in ("HOME", "RAY_TMPDIR"):
             patch.setenv(name, folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # As the package does it where it starts Ray: on a busy machine they would hardly run.
+        patch.setenv("RAY_worker_niceness", "0")
         # Workers import what tests import.
         tests = str(Path(__file__).parent)
         patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
