@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import hosts
 import parallel_core
 
-# One of these has hung once, in trio, and is not mended yet: `make test-ray` runs them.
+# These start Ray again and again, for three minutes: `make test-ray` runs them.
 collect_ignore = (
     []
     if os.environ.get("PARALLEL_CORE_RAY_TESTS")
