@@ -272,7 +272,7 @@ def main() -> None:
     elif options.cancel:
         cancel(options)
     else:
-        options.calls = options.calls or 3_000
+        options.calls = options.calls or 6_000
         scaling(options)
 
 

@@ -26,13 +26,14 @@ from .control.options import Concurrency, Controls, check_controls, checked_conc
 from .control.stopping import Stopping
 from .control.watching import UsageTally
 from .router_call import (
-    answers_streams_whole,
+    LeftToWorkers,
     as_request,
     behind,
     check_all,
     check_models,
     completion_call,
     is_checked_as_a_whole,
+    makes_calls_elsewhere,
     model_groups,
     places_of,
 )
@@ -176,16 +177,20 @@ def _router_plan(
     may_reject: Mapping[str, int] = {}
     check_controls(controls)
     stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
-    read_elsewhere = answers_streams_whole(router)
-    if read_elsewhere and (streaming or on_chunk is not None):
+    elsewhere = makes_calls_elsewhere(router)
+    if elsewhere and (streaming or on_chunk is not None):
         raise ValueError(
             f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
             "their calls and send whole answers; take a Router of this process, or leave it out"
         )
+    # The attempts of a hedged call have one timeout together, which none of them could know.
+    timed_elsewhere = elsewhere and controls.get("hedge") is None
     call = completion_call(
         router,
         retried_by_us=isinstance(limit, AdaptiveConcurrency),
-        stall_timeout=stall_timeout if read_elsewhere else None,
+        left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_elsewhere)
+        if elsewhere
+        else None,
     )
     check_all(requests)
     source = _checked_source(requests, "requests")
@@ -212,7 +217,7 @@ def _router_plan(
         all_of_them=streaming,
         emit=streaming,
         on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
-        stall_timeout=None if read_elsewhere else stall_timeout,
+        stall_timeout=None if elsewhere else stall_timeout,
     )
     plan = _plan(
         streams.wrap(call),
@@ -226,6 +231,7 @@ def _router_plan(
         meter,
         may_reject,
         stopping,
+        timed_elsewhere=timed_elsewhere,
     )
     return dataclasses.replace(
         plan,
@@ -247,6 +253,8 @@ def _plan(
     meter: BatchMeter | None,
     may_reject: Mapping[str, int],
     stopping: Stopping | None = None,
+    *,
+    timed_elsewhere: bool = False,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -256,6 +264,7 @@ def _plan(
         controls=controls,
         meter=meter,
         requests_have_timeouts=prepare is not None,
+        timed_elsewhere=timed_elsewhere,
         may_reject=may_reject,
         stopping=stopping,
     )

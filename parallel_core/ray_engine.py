@@ -28,7 +28,7 @@ import sniffio
 import trio
 
 from . import dispatch, trio_router
-from ._fleet import Fleet, block
+from ._fleet import Fleet, largest_block
 from ._handle import ParallelBatch, collect
 from ._plan import Requests
 from ._ray_cluster import (
@@ -73,7 +73,7 @@ class RayRouter:
             few more for each worker that are on their way.
     """
 
-    answers_streams_whole = True
+    makes_calls_elsewhere = True
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class RayRouter:
         require_ray()
         self.workers = checked_count("workers", workers)
         self.concurrency = checked_count("concurrency", concurrency)
-        self.slots = workers * (concurrency + block(workers, concurrency))
+        self.slots = workers * (concurrency + largest_block(workers, concurrency))
         self._address = address
         self._entered: Entered | None = None
         self._actor_options = dict(actor_options or {})

@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from .control._checks import checked_number
 from .errors import InvalidRequestError
@@ -26,8 +26,33 @@ if TYPE_CHECKING:
 BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
 """What a call carries in its metadata."""
 
-STALL_TIMEOUT = "parallel_core_stall_timeout"
-"""The argument by which a streamed call that is read elsewhere tells its ``stall_timeout``."""
+STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
+"""Arguments by which a call that is made elsewhere tells what it may take, in seconds."""
+
+
+class LeftToWorkers(NamedTuple):
+    """What a Router that has its calls made elsewhere (:func:`makes_calls_elsewhere`) sees to.
+
+    Attributes:
+        stall_timeout: seconds to the first chunk of a stream, and from one to the next.
+        timeout: seconds for a call; None: as its request says.
+        times_calls: whether calls are timed there, where they wait for a slot before they begin.
+    """
+
+    stall_timeout: float | None
+    timeout: float | None
+    times_calls: bool
+
+    def arguments(self, request: RouterParallelRequest) -> dict[str, float]:
+        """What the call of this request has to tell."""
+        told: dict[str, float] = {}
+        if self.stall_timeout is not None:
+            told[STALL_TIMEOUT] = self.stall_timeout
+        timeout = self.timeout if request.timeout is None else request.timeout
+        if self.times_calls and timeout is not None:
+            told[TIMEOUT] = timeout
+        return told
+
 
 CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
@@ -36,21 +61,21 @@ def completion_call(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     *,
     retried_by_us: bool = False,
-    stall_timeout: float | None = None,
+    left_to_workers: LeftToWorkers | None = None,
 ) -> CompletionCall:
     """Make the call of a batch out of a Router or of a bare callable.
 
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
     ``retried_by_us``: a call that is rejected for overload is made again by the batch, so the
-    Router, whose own retries would keep a slot waiting, leaves it. ``stall_timeout``: for a Router
-    that reads streams itself (:func:`answers_streams_whole`).
+    Router, whose own retries would keep a slot waiting, leaves it. ``left_to_workers``: for a
+    Router that has its calls made elsewhere.
 
     Raises:
         TypeError: ``router`` is neither.
     """
     if hasattr(router, "acompletion"):
-        return _router_call(cast("SupportsAcompletion", router), retried_by_us, stall_timeout)
+        return _router_call(cast("SupportsAcompletion", router), retried_by_us, left_to_workers)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -78,7 +103,7 @@ _LEFT_TO_THE_BATCH = {
 
 
 def _router_call(
-    router: SupportsAcompletion, retried_by_us: bool, stall_timeout: float | None
+    router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
     leaves_overload = retried_by_us and _has_no_retry_policy(router)
@@ -92,8 +117,8 @@ def _router_call(
             BATCH_INDEX: index,
             **(arguments.get("metadata") or {}),
         }
-        if stall_timeout is not None:
-            arguments[STALL_TIMEOUT] = stall_timeout
+        if left_to_workers is not None:
+            arguments |= left_to_workers.arguments(request)
         if leaves_overload:
             arguments.setdefault(
                 "model_group_retry_policy", {request.model: dict(_LEFT_TO_THE_BATCH)}
@@ -112,10 +137,10 @@ def behind(router: object) -> Any:
     return cast("Any", router)
 
 
-def answers_streams_whole(router: object) -> bool:
-    """Whether a streamed request comes back as a whole answer, since it was read elsewhere."""
+def makes_calls_elsewhere(router: object) -> bool:
+    """Whether its calls are made by workers, which read streams to their ends."""
     for _ in range(_LAYERS):
-        if getattr(router, "answers_streams_whole", False) is True:
+        if getattr(router, "makes_calls_elsewhere", False) is True:
             return True
         router = getattr(router, "router", router)
     return False

@@ -10,6 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from parallel_core._fleet import Fleet
 from parallel_core._remote_values import pack_request, unpack_outcome
 from parallel_core._router_recipe import Recipe
 from parallel_core._worker import Given, Kind, Message, Pace, Worker
-from parallel_core.errors import WorkerDiedError, WorkersLostError
+from parallel_core.errors import RequestTimeoutError, WorkerDiedError, WorkersLostError
+from parallel_core.router_call import BATCH_INDEX, TIMEOUT
 
 PATIENCE = 30.0  # seconds for what must come
 AT_ONCE = Pace(every=0.0, many=1)
@@ -233,6 +235,27 @@ def test_a_call_that_is_cancelled_before_its_first_step_does_not_begin() -> None
     run(main)
 
 
+def test_the_time_of_a_call_begins_with_its_slot() -> None:
+    async def main() -> None:
+        first = request("first", "gate", **{TIMEOUT: 0.04})
+        second = request("second", **{TIMEOUT: 0.02, "metadata": {BATCH_INDEX: 7}})
+        third = request("third", "gate", **{TIMEOUT: 0.01, "metadata": {BATCH_INDEX: 8}})
+        router = Router()
+        worker = new_worker(router, concurrency=1)
+        async with working(worker) as told:
+            await worker.give(0, Given(list(enumerate([first, second, third]))))
+            await told.wait_for(3)
+        outcomes = {number: unpack_outcome(packed) for _, number, packed in told.of_calls}
+        assert isinstance(outcomes[0].exception, RequestTimeoutError)
+        assert outcomes[1].value == "answer second"  # it has waited for longer
+        of_third = outcomes[2].exception
+        assert isinstance(of_third, RequestTimeoutError)
+        assert (of_third.index, of_third.model, of_third.limit) == (8, "gate", 0.01)
+        assert router.begun == router.ended
+
+    run(main)
+
+
 def test_messages_may_overtake_each_other() -> None:
     async def main() -> None:
         router = Router()
@@ -421,6 +444,33 @@ def test_calls_are_shared_by_all_workers_and_bounded_in_each() -> None:
             assert await asyncio.gather(*calls) == [f"answer {n}" for n in range(100)]
         assert max(worker.router.most for worker in source.spawned) == 4
         assert fleet.lost_workers == fleet.resent_requests == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("ended", "seconds_ago", "waiting"), [(0, 0.0, 0), (10, 0.0, 2), (10, 5.0, 0), (500, 0.0, 20)]
+)
+def test_as_many_calls_wait_in_a_worker_as_it_ends_between_two_messages(
+    ended: int, seconds_ago: float, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_fleet, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def main() -> None:
+        nonlocal now
+        async with fleet_of(LocalWorkers(), workers=1, concurrency=20) as fleet:
+            for _ in range(ended):
+                await fleet.call(request("quick"))
+            now += seconds_ago
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(100)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            (worker,) = fleet._members
+            assert len(worker.assignments) == 20 + waiting
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
 
     run(main)
 

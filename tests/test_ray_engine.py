@@ -191,7 +191,15 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
             assert isinstance(stalled.exception, StreamStalledError)
             assert stalled.exception.index == 5
             assert isinstance(late.exception, RequestTimeoutError)
+            assert (late.exception.index, late.exception.limit) == (6, 5.0)
             assert batch.usage.cost > 0
+            cut = [fast("cut off", {"reply": "one two three", "chunk_gap": 60.0}, stream=True)]
+            for one in (router, router.router):
+                (result,) = await parallel_core.parallel_acompletions(one, cut, timeout=1.0)
+                assert isinstance(result.exception, RequestTimeoutError)
+                assert result.exception.text.strip() == "one"
+                assert result.exception.usage is not None
+                assert result.exception.time_to_first_chunk is not None
             assert server.stats().in_flight == 0
 
     asyncio.run(main())  # the Router of this process leaves a task of litellm's
@@ -365,6 +373,7 @@ def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
     asyncio_only: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parallel_core._fleet._PATIENCE_WITH_A_CANCELLATION", 0.5)
+    monkeypatch.setattr("parallel_core.control.timeout._PATIENCE_WITH_ANOTHER_PROCESS", 0.0)
 
     async def main() -> None:
         async with open_ray_router(scripted, workers=1, concurrency=1) as router:

@@ -370,7 +370,7 @@ def killed(torture: Torture) -> Measured:
 
 def workers(torture: Torture) -> Measured:
     """SIGKILL of the run, and of one of its two workers on Ray."""
-    from parallel_core._fleet import block
+    from parallel_core._fleet import largest_block
 
     torture = dataclasses.replace(torture, workers=2)
     began = time.monotonic()
@@ -398,7 +398,8 @@ def workers(torture: Torture) -> Measured:
         if not killed_workers:
             bench.problems.append("no worker was killed")
         # What a worker has in flight, and what waits there.
-        of_a_worker = torture.concurrency + block(torture.workers, torture.concurrency)
+        waiting = largest_block(torture.workers, torture.concurrency)
+        of_a_worker = torture.concurrency + waiting
         allowed = drivers * (torture.workers * of_a_worker + GROUP)
         allowed += killed_workers * of_a_worker
         return bench.measured(

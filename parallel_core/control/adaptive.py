@@ -379,7 +379,8 @@ class Adaptation:
                 value = await call(index, item)
                 returned = True
             except Exception as error:
-                if is_overload(error):
+                # Of a timeout, `retry` is told as well; it may come from further out.
+                if is_overload(error) and not isinstance(error, RequestTimeoutError):
                     overloaded = self._delay(index, error)
                 raise
             finally:

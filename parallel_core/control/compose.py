@@ -20,7 +20,7 @@ from .hedge import Hedging
 from .options import Controls
 from .rate_limit import RateLimit
 from .stopping import Stopping
-from .timeout import Deadline, with_timeout
+from .timeout import Deadline, with_backstop, with_timeout
 from .watching import ProgressWatch, UsageTally
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
@@ -53,6 +53,7 @@ def compose(
     controls: Controls,
     meter: BatchMeter | None,
     requests_have_timeouts: bool,
+    timed_elsewhere: bool,
     may_reject: Mapping[str, int],
     stopping: Stopping | None,
 ) -> Composition:
@@ -63,6 +64,7 @@ def compose(
     concurrency watches, and the places of a deployment that rejects instead of waiting.
 
     Args:
+        timed_elsewhere: who makes the calls sees to their timeouts.
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
         stopping: ends the batch before its time; None where nobody will.
@@ -95,7 +97,11 @@ def compose(
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
-    _put_around_what_is_sent(composition, controls, meter, requests_have_timeouts)
+    has_timeouts = requests_have_timeouts or controls.get("timeout") is not None
+    if has_timeouts and timed_elsewhere:
+        composition.call = with_backstop(composition.call, controls.get("timeout"))
+        has_timeouts = False
+    _put_around_what_is_sent(composition, controls, meter, has_timeouts)
     if adaptation is not None:
         composition.call = adaptation.retry(composition.call)
     deadline = controls.get("deadline")
@@ -128,7 +134,7 @@ def _put_around_what_is_sent(
     composition: Composition,
     controls: Controls,
     meter: BatchMeter | None,
-    requests_have_timeouts: bool,
+    has_timeouts: bool,
 ) -> None:
     call = composition.call
     budget, rate_limit = controls.get("budget"), controls.get("rate_limit")
@@ -138,9 +144,8 @@ def _put_around_what_is_sent(
     hedge = controls.get("hedge")
     if hedge is not None:
         call = Hedging(hedge, None if admission is None else admission.try_extra).wrap(call)
-    timeout = controls.get("timeout")
-    if timeout is not None or requests_have_timeouts:
-        call = with_timeout(call, timeout)
+    if has_timeouts:
+        call = with_timeout(call, controls.get("timeout"))
     composition.call = call if admission is None else admission.wrap(call)
 
 
