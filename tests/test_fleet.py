@@ -237,9 +237,13 @@ def test_a_call_that_is_cancelled_before_its_first_step_does_not_begin() -> None
 
 def test_the_time_of_a_call_begins_with_its_slot() -> None:
     async def main() -> None:
-        first = request("first", "gate", **{TIMEOUT: 0.04})
-        second = request("second", **{TIMEOUT: 0.02, "metadata": {BATCH_INDEX: 7}})
-        third = request("third", "gate", **{TIMEOUT: 0.01, "metadata": {BATCH_INDEX: 8}})
+        def limited(name: str, model: str, timeout: float, index: int) -> bytes:
+            arguments: dict[str, Any] = {TIMEOUT: timeout, "metadata": {BATCH_INDEX: index}}
+            return request(name, model, **arguments)
+
+        first = limited("first", "gate", 0.04, 6)
+        second = limited("second", "m", 0.02, 7)
+        third = limited("third", "gate", 0.01, 8)
         router = Router()
         worker = new_worker(router, concurrency=1)
         async with working(worker) as told:
@@ -363,6 +367,8 @@ class LocalWorker:
         try:
             async for block in self._worker.run():
                 self._blocks.put_nowait(block)
+        except Exception:  # noqa: BLE001 - as of a process that ends, all that is seen is the end
+            self.dead = True
         finally:
             self._blocks.put_nowait(None)
 
