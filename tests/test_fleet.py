@@ -367,7 +367,7 @@ class LocalWorker:
         try:
             async for block in self._worker.run():
                 self._blocks.put_nowait(block)
-        except Exception:  # noqa: BLE001 - as of a process that ends, all that is seen is the end
+        except Exception:  # of a process, no more would be seen than its end
             self.dead = True
         finally:
             self._blocks.put_nowait(None)
