@@ -25,10 +25,10 @@ from .errors import WorkerDiedError, WorkersLostError
 
 logger = logging.getLogger("parallel_core")
 
-# A message there and one back cost the driver and the worker 0.7 ms each: at this pace 0.7 % of a
-# core. Of a Router a worker makes 25 calls in this time.
+# A message there and one back cost the driver 1 ms, and the worker about as much: at this pace 1 %
+# of a core. Of a Router a worker makes 25 calls in this time.
 INTERVAL = 0.1  # seconds between two messages of a worker
-_MESSAGES_PER_SECOND = 1000.0  # that one driver takes beside its other work
+_MESSAGES_PER_SECOND = 400.0  # that one driver takes beside its other work
 _CALLS_PER_SECOND = 300.0  # that one worker makes at most, with a Router
 _MEMORY = 0.5  # seconds that count for the speed of a worker
 _DEATHS_OF_A_REQUEST = 3
