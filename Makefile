@@ -9,7 +9,7 @@ BENCH := .venv-bench/bin
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests"
-	@echo "make test-ray     the tests of workers on Ray"
+	@echo "make test-ray     those of workers on Ray alone"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -34,7 +34,7 @@ test: .venv/installed
 	$(BIN)/pytest
 
 test-ray: .venv/installed
-	PARALLEL_CORE_RAY_TESTS=1 $(BIN)/pytest tests/test_fleet.py tests/test_ray_engine.py tests/test_run_workers.py
+	$(BIN)/pytest tests/test_fleet.py tests/test_ray_engine.py tests/test_run_workers.py
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

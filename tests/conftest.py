@@ -19,13 +19,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import hosts
 import parallel_core
 
-# These start Ray again and again, for three minutes: `make test-ray` runs them.
-collect_ignore = (
-    []
-    if os.environ.get("PARALLEL_CORE_RAY_TESTS")
-    else ["test_ray_engine.py", "test_run_workers.py"]
-)
-
 
 def pytest_configure() -> None:
     """CI runs the suite against the built wheel, and must not pick up the sources instead."""
@@ -77,5 +70,7 @@ def asyncio_host(request: pytest.FixtureRequest) -> hosts.Host:
 
 # The same examples on every run. HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=100)
+# HYPOTHESIS_PROFILE=few is for one more Python.
+settings.register_profile("few", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
