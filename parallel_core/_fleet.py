@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from ._remote_values import unpack_outcome
+from ._uninterrupted import to_the_end
 from ._worker import Given, Kind, Message, Pace
 from .errors import WorkerDiedError, WorkersLostError
 
@@ -33,7 +34,8 @@ _CALLS_PER_SECOND = 300.0  # that one worker makes at most, with a Router
 _MEMORY = 0.5  # seconds that count for the speed of a worker
 _DEATHS_OF_A_REQUEST = 3
 _DEATHS_OF_A_SUSPECT = 2  # from here on it is sent alone, so that no other is blamed for it
-_FAILED_STARTS = 3  # in a row, with no worker left
+_FAILED_STARTS = 3  # of each worker, in a row
+_BETWEEN_TRIES = 30.0  # seconds, after those
 _PATIENCE_WITH_A_CANCELLATION = 5.0  # seconds
 _PATIENCE_WITH_AN_END = 6.0  # seconds; litellm's callbacks may take 5 of them
 _PATIENCE_WITH_A_START = 120.0  # seconds
@@ -199,6 +201,7 @@ class Fleet:
         self._failed_starts = 0
         self._refused: Exception | None = None
         self._last_loss: Exception | None = None
+        self._filling_up: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closed = False
         self._lost_for_good: WorkersLostError | None = None
@@ -321,12 +324,25 @@ class Fleet:
 
     def _replace(self) -> None:
         if self._refused is None and self._failed_starts < _FAILED_STARTS * self._workers:
-            try:
-                self._add_member()
-            except Exception as error:  # noqa: BLE001 - of what starts them: it is not there any more
-                self._last_loss = error
+            self._fill_up()
         if not self._members:
             self._give_up()
+        elif len(self._members) < self._workers and self._filling_up is None:
+            loop = asyncio.get_running_loop()
+            self._filling_up = loop.call_later(_BETWEEN_TRIES, self._try_again)
+
+    def _fill_up(self) -> None:
+        try:
+            while len(self._members) < self._workers:
+                self._add_member()
+        except Exception as error:  # noqa: BLE001 - of what starts them: it is not there any more
+            self._last_loss = error
+
+    def _try_again(self) -> None:
+        self._filling_up = None
+        if not self._closed and self._lost_for_good is None:
+            self._fill_up()
+            self._replace()
 
     def _give_up(self) -> None:
         self._lost_for_good = WorkersLostError(
@@ -344,6 +360,8 @@ class Fleet:
         if self._closed:
             return
         self._closed = True
+        if self._filling_up is not None:
+            self._filling_up.cancel()
         self._settle_all()
         ready = [member for member in self._members if member.ready]
         for member in self._members:
@@ -422,18 +440,18 @@ class Fleet:
                     queue.remove(assignment)
             return
         member.cancel(assignment)
-        ending = asyncio.ensure_future(assignment.ended.wait())
-        patience: float | None = _PATIENCE_WITH_A_CANCELLATION
-        while not ending.done():
-            began = time.monotonic()
+
+        def kill() -> None:
+            logger.warning("a worker has not ended a cancelled call: it is killed")
+            member.handle.kill()
+
+        loop = asyncio.get_running_loop()
+        killing = loop.call_later(_PATIENCE_WITH_A_CANCELLATION, kill)
+        try:
             with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
-                await asyncio.wait({ending}, timeout=patience)
-            if patience is not None:
-                patience -= time.monotonic() - began
-                if patience <= 0 and not ending.done():
-                    logger.warning("a worker has not ended a cancelled call: it is killed")
-                    member.handle.kill()
-                    patience = None
+                await to_the_end(assignment.ended.wait())
+        finally:
+            killing.cancel()
 
     def _deal_again(self, assignment: Assignment) -> None:
         assignment.member, assignment.recalled = None, False

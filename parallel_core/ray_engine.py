@@ -42,6 +42,7 @@ from ._ray_data import ParallelCompletions
 from ._ray_installed import require_ray
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
+from ._uninterrupted import to_the_end
 from .control._checks import checked_count
 from .control.adaptive import AdaptiveConcurrency
 from .control.options import Concurrency, Controls, checked_concurrency
@@ -134,7 +135,7 @@ class RayRouter:
         self._loop = asyncio.get_running_loop()
         try:
             try:
-                await _to_the_end(asyncio.to_thread(self._enter))
+                await to_the_end(asyncio.to_thread(self._enter))
             finally:
                 restore_sigterm()
             # On this machine they share what is there, as processes do.
@@ -162,7 +163,7 @@ class RayRouter:
         if self._state == "closed":
             return
         self._state = "closed"
-        await _to_the_end(self._close())
+        await to_the_end(self._close())
 
     async def _close(self) -> None:
         try:
@@ -199,20 +200,6 @@ class RayRouter:
 
 
 _closing: set[asyncio.Future[None]] = set()  # the loop alone would not keep them
-
-
-async def _to_the_end(awaitable: Any) -> Any:
-    task = asyncio.ensure_future(awaitable)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
 
 
 def _abandon(fleet: Fleet, entered: bool) -> None:

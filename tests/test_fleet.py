@@ -508,6 +508,42 @@ def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:
     run(main)
 
 
+class Scarce(LocalWorkers):
+    """There are no more for a while."""
+
+    refusals = 0
+
+    def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionError
+        return super().spawn(concurrency, pace)
+
+
+def test_workers_that_cannot_be_replaced_at_once_are_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fleet, "_BETWEEN_TRIES", 0.0)
+
+    async def main() -> None:
+        source = Scarce()
+        async with fleet_of(source, workers=3, concurrency=1) as fleet:
+            source.refusals = 20
+            for worker in source.spawned[:2]:
+                worker.kill()
+            await until(lambda: len(source.alive) == 3)
+            assert source.refusals == 0
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(3)]
+            await until(lambda: source.in_flight == 3)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            source.refusals = 1000
+            source.spawned[-1].kill()
+            await until(lambda: len(source.alive) == 2)
+        assert source.refusals  # and nothing is tried any more
+
+    run(main)
+
+
 class Deadly(Router):
     """Some requests kill its worker."""
 
