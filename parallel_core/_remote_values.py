@@ -71,11 +71,21 @@ def unpack_request(packed: bytes) -> dict[str, Any]:
 
 
 def pack_response(response: Any) -> bytes:
-    """What a call has returned. One that cannot be pickled is packed as a RemoteCallError."""
+    """What a call has returned.
+
+    In place of what cannot be pickled inside of it is a :class:`LeftOut`: an answer that has been
+    paid for is not lost for that. One that cannot be pickled at all becomes a RemoteCallError.
+    """
     try:
         return _RESPONSE + _dumps(response)
     except Exception as error:  # noqa: BLE001 - whatever the response's own code raises
         why = _why(error)
+    try:
+        packed = _dumps_with_gaps(response)
+        if type(_loads(packed)) is type(response):
+            return _RESPONSE + packed
+    except Exception:  # noqa: BLE001, S110 - whatever the response's own code raises
+        pass
     return pack_exception(
         RemoteCallError.for_response(response, f"it cannot be sent to another process ({why})")
     )
@@ -198,7 +208,7 @@ class _PackedException(NamedTuple):
 
 
 class LeftOut:
-    """Stands for what could not be brought with an exception, among its ``args`` for instance."""
+    """Stands for what could not be brought with an exception or a response."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
@@ -211,10 +221,11 @@ class _PicklerWithGaps(pickle.Pickler):
     """Pickles the rest of a value of which something cannot be pickled."""
 
     def reducer_override(self, obj: Any, /) -> Any:
-        if isinstance(obj, type | types.FunctionType):
-            return NotImplemented
         try:
-            obj.__reduce_ex__(_PROTOCOL)
+            if isinstance(obj, type | types.FunctionType):
+                pickle.dumps(obj, _PROTOCOL)  # by its name
+            else:
+                obj.__reduce_ex__(_PROTOCOL)
         except Exception:  # noqa: BLE001 - whatever the value's own code raises
             return LeftOut, (object.__repr__(obj),)
         return NotImplemented

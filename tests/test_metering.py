@@ -16,7 +16,7 @@ from litellm import Router
 
 from hosts import Host
 from parallel_core.control._metering import ItemMeter, Price, RouterMeter
-from parallel_core.types import RouterParallelRequest, Usage
+from parallel_core.types import RouterParallelRequest, StreamedResponse, Usage
 
 
 def request(model: str = "m", text: Any = "häh", **kwargs: Any) -> RouterParallelRequest:
@@ -270,6 +270,15 @@ def test_usage_of_objects_and_dicts() -> None:
     assert meter.usage_of(request("other"), {"usage": REPORTED}) == Usage(
         3, 4, 2, 1, unpriced_calls=1
     )
+
+
+def test_a_stream_that_was_read_elsewhere_is_priced_here() -> None:
+    meter = RouterMeter(None, {"m": (0.5, 2.0)})
+    elsewhere = Usage(3, 4, 2, 1, unpriced_calls=1)
+    answer = StreamedResponse(None, elsewhere, 0.5)
+    assert meter.usage_of(request(), answer) == Usage(3, 4, 2, 1, cost=9.5)
+    assert meter.usage_of(request("other"), answer) == elsewhere
+    assert meter.usage_of(request(), StreamedResponse(None, None, None)) is None
 
 
 @pytest.mark.parametrize(

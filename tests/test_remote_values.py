@@ -180,9 +180,9 @@ def fail(text: str) -> None:
 
 @needs_cloudpickle
 def test_a_response_that_cannot_be_brought_is_an_error() -> None:
-    error = unpack_outcome(pack_response([threading.Lock()])).exception
+    error = unpack_outcome(pack_response(threading.Lock())).exception
     assert isinstance(error, RemoteCallError)
-    assert error.type_name == "list"
+    assert error.type_name == "_thread.lock"
     assert "cannot pickle '_thread.lock' object" in str(error)
     error = unpack_outcome(pack_response(FailsToLoad())).exception
     assert isinstance(error, RemoteCallError)
@@ -534,6 +534,19 @@ def test_an_exception_whose_own_code_fails_arrives() -> None:
     arrived = brought(Hostile("x"))
     assert type(arrived) is Hostile
     assert arrived.args == ("x",)
+
+
+@needs_cloudpickle
+def test_an_answer_is_not_lost_for_something_inside_of_it_that_cannot_be_brought() -> None:
+    answer = litellm.ModelResponse(model="m", choices=[{"message": {"content": "paid for"}}])
+    answer._hidden_params["lock"] = threading.Lock()
+    answer._hidden_params["function"] = lambda: answer._hidden_params["lock"]
+    outcome = unpack_outcome(pack_response(answer))
+    assert outcome.exception is None
+    assert (outcome.value.id, outcome.value.choices) == (answer.id, answer.choices)
+    hidden = outcome.value._hidden_params
+    assert "lock object at" in repr(hidden["lock"])
+    assert isinstance(hidden["function"], LeftOut)
 
 
 class Dependent(Exception):

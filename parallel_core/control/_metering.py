@@ -273,11 +273,19 @@ class RouterMeter:
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """What the provider says that a call has used; None where it says nothing."""
         if type(value) is StreamedResponse:
-            return value.usage
+            return self._at_given_price(item, value.usage)
         try:
             return self._usage_of(item, value)
         except Exception:  # noqa: BLE001 - an object of a provider whose attributes raise
             return None
+
+    def _at_given_price(self, item: RouterParallelRequest, usage: Usage | None) -> Usage | None:
+        """Of a stream that was read in another process, where nobody knew the price."""
+        given = self._given.get(item.model)
+        if usage is None or given is None:
+            return usage
+        cost = usage.prompt_tokens * given.of_input + usage.completion_tokens * given.of_output
+        return msgspec.structs.replace(usage, cost=cost, unpriced_calls=0)
 
     def _usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         reported = None if value is None else _field(value, "usage")
