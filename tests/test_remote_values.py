@@ -38,8 +38,8 @@ from parallel_core import (
     Usage,
 )
 from parallel_core._failures import status_of
+from parallel_core._pickling import LeftOut
 from parallel_core._remote_values import (
-    LeftOut,
     pack_exception,
     pack_request,
     pack_response,
