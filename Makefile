@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH := .venv-bench/bin
+# Of litellm and its like, most modules are never imported, and need not be compiled.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help test test-ray torture demo bench bench-smoke lint format wheel constraints clean
 
@@ -27,7 +29,7 @@ help:
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	touch $@
 
 test: .venv/installed
@@ -49,7 +51,7 @@ demo: .venv/installed
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
 	rm -rf .venv-bench
 	$(PYTHON) -m venv .venv-bench
-	$(BENCH)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BENCH)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[ray]'
 	$(BENCH)/python -m benchmarks.install
 	touch $@
 

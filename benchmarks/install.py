@@ -29,8 +29,9 @@ def is_for_this_python(requirement: Requirement) -> bool:
 
 def install(requirement: Requirement) -> bool:
     requirement.marker = None
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    return subprocess.run([*command, "-c", "constraints.txt", str(requirement)]).returncode == 0
+    options = ["--quiet", "--disable-pip-version-check", "--no-compile", "-c", "constraints.txt"]
+    command = [sys.executable, "-m", "pip", "install", *options, str(requirement)]
+    return subprocess.run(command).returncode == 0
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -96,9 +97,16 @@ def _uvloop() -> list[Host]:
     return [Host("asyncio-uvloop", "asyncio", loop_factory=uvloop.new_event_loop)]
 
 
+def _debug() -> list[Host]:
+    # What it finds, it finds on every Python: one is enough for all of them.
+    if os.environ.get("PARALLEL_CORE_HOSTS") == "usual":
+        return []
+    return [Host("asyncio-debug", "asyncio", debug=True)]
+
+
 ASYNCIO_HOSTS = [
     Host("asyncio", "asyncio"),
-    Host("asyncio-debug", "asyncio", debug=True),
+    *_debug(),
     *_uvloop(),
     *([Host("asyncio-eager", "asyncio", eager=True)] if sys.version_info >= (3, 12) else []),
 ]

@@ -165,12 +165,12 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
                 concurrency=router.slots,
                 preserve_order=True,
                 stall_timeout=2.0,
-                timeout=5.0,
+                timeout=3.0,
             )
             async with batch:
                 results = [result async for result in batch]
             local = await parallel_core.parallel_acompletions(
-                router.router, requests, preserve_order=True, stall_timeout=2.0, timeout=5.0
+                router.router, requests, preserve_order=True, stall_timeout=2.0, timeout=3.0
             )
             for there, here in zip(results, local, strict=True):
                 assert type(there.exception) is type(here.exception)
@@ -191,7 +191,7 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
             assert isinstance(stalled.exception, StreamStalledError)
             assert stalled.exception.index == 5
             assert isinstance(late.exception, RequestTimeoutError)
-            assert (late.exception.index, late.exception.limit) == (6, 5.0)
+            assert (late.exception.index, late.exception.limit) == (6, 3.0)
             assert batch.usage.cost > 0
             cut = [fast("cut off", {"reply": "one two three", "chunk_gap": 60.0}, stream=True)]
             for one in (router, router.router):
