@@ -27,7 +27,10 @@ pytest.importorskip("ray")
 from forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from process_trees import descendants, still_running, workers_of
+from ray_runtime import IGNORED_WARNINGS, running_ray
 from test_run_command import FAILS, HANGS, Bench, Done, in_this_process
+
+pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
 PLAIN: dict[str, Any] = {}
 WORKERS = ("--workers=2", "--concurrency=3")
@@ -40,12 +43,12 @@ class RayBench(Bench):
         self, folder: Path, server: DemoServerThread, commands: ForkedProcesses, ray: Path
     ) -> None:
         super().__init__(folder, server, commands)
-        self.ray = ray
+        self.home = self.ray = ray
         self._before = self._sessions()
 
     def start(self, *arguments: object, router: bool = True, **options: Any) -> ForkedProcess:
         environment = {
-            "HOME": str(self.ray),
+            "HOME": str(self.home),
             "RAY_TMPDIR": str(self.ray),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -126,13 +129,28 @@ def rows_of(done: Done) -> list[tuple[str, ...]]:
     ]
 
 
-def test_workers_answer_each_request_as_one_process_does(bench: RayBench) -> None:
+@pytest.fixture
+def cluster(bench: RayBench) -> Iterator[str]:
+    """The address of a Ray that is there before the command, and after it."""
+    with running_ray(cpus=4) as ray:
+        bench.home = Path.home()  # where Ray has its token
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["started", "there"])
+def test_workers_answer_each_request_as_one_process_does(
+    is_there: bool, bench: RayBench, request: pytest.FixtureRequest
+) -> None:
     bench.write(*([PLAIN] * 20), FAILS, FAILS)
     local = bench.run("in.jsonl", "-o", "local.jsonl")
     assert not bench.has_started_ray
     bench.server.reset_stats()
-    done = bench.run("in.jsonl", "-o", "out.jsonl", *WORKERS)
-    assert bench.has_started_ray
+    where = ["--ray-address", request.getfixturevalue("cluster")] if is_there else []
+    done = bench.run("in.jsonl", "-o", "out.jsonl", *WORKERS, *where)
+    assert bench.has_started_ray is not is_there
+    if is_there:
+        assert not still_running(workers_of(os.getpid()), within=PATIENCE)
+        assert any("raylet" in command for command in descendants(os.getpid()).values())
     assert (done.code, local.code) == (1, 1)
     assert bench.accepted == 22
     assert without_what_differs(bench.results()) == without_what_differs(
