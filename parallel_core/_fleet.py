@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from ._remote_values import unpack_outcome
 from ._uninterrupted import to_the_end
-from ._worker import Given, Kind, Message, Pace
+from ._worker import BETWEEN_BEATS, Given, Kind, Message, Pace
 from .errors import WorkerDiedError, WorkersLostError
 
 logger = logging.getLogger("parallel_core")
@@ -39,6 +39,7 @@ _BETWEEN_TRIES = 30.0  # seconds, after those
 _PATIENCE_WITH_A_CANCELLATION = 5.0  # seconds
 _PATIENCE_WITH_AN_END = 6.0  # seconds; litellm's callbacks may take 5 of them
 _PATIENCE_WITH_A_START = 120.0  # seconds
+_PATIENCE_WITH_SILENCE = 6  # times in a row that a worker was looked at and had said nothing
 
 
 def interval(workers: int) -> float:
@@ -124,6 +125,7 @@ class _Member:
         self.assignments: dict[int, Assignment] = {}
         self.ready = False
         self.alone = False  # with a request that is suspected
+        self.silences = 0
         self._speed = 0.0  # calls ended in a second; those of long ago count less
         self._speed_at = 0.0
         self.reading: asyncio.Future[None]
@@ -202,6 +204,7 @@ class Fleet:
         self._refused: Exception | None = None
         self._last_loss: Exception | None = None
         self._filling_up: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closed = False
         self._lost_for_good: WorkersLostError | None = None
@@ -219,6 +222,7 @@ class Fleet:
             WorkersLostError: none of them is.
             Exception: what the recipe of the Router raises in a worker.
         """
+        self._look_for_silence()
         for _ in range(self._workers):
             self._add_member()
         until = time.monotonic() + _PATIENCE_WITH_A_START
@@ -262,7 +266,23 @@ class Fleet:
         if not self._closed:
             self._lost(member, reason)
 
+    def _look_for_silence(self) -> None:
+        """A worker whose loop is blocked, or whose process is stopped, says nothing any more.
+
+        What counts is how often it was looked at: if it was the driver that could not, both have
+        missed the same time.
+        """
+        if self._closed:
+            return
+        for member in list(self._members):
+            member.silences += 1
+            if member.ready and member.silences > _PATIENCE_WITH_SILENCE:
+                logger.warning("a worker says nothing any more: it is killed")
+                member.handle.kill()
+        self._looking = asyncio.get_running_loop().call_later(BETWEEN_BEATS, self._look_for_silence)
+
     def _take(self, member: _Member, messages: list[Message]) -> None:
+        member.silences = 0
         for kind, number, packed in messages:
             if kind is Kind.READY:
                 member.ready = True
@@ -360,8 +380,9 @@ class Fleet:
         if self._closed:
             return
         self._closed = True
-        if self._filling_up is not None:
-            self._filling_up.cancel()
+        for timer in (self._filling_up, self._looking):
+            if timer is not None:
+                timer.cancel()
         self._settle_all()
         ready = [member for member in self._members if member.ready]
         for member in self._members:

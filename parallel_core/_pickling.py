@@ -74,12 +74,21 @@ class _PicklerWithGaps(pickle.Pickler):
     def reducer_override(self, obj: Any, /) -> Any:
         try:
             if isinstance(obj, type | types.FunctionType):
-                pickle.dumps(obj, PROTOCOL)  # by its name
+                dumps(obj)
             else:
                 obj.__reduce_ex__(PROTOCOL)
         except Exception:  # noqa: BLE001 - whatever the value's own code raises
             return LeftOut, (object.__repr__(obj),)
+        if isinstance(obj, type | types.FunctionType) and not _goes_by_name(obj):
+            return loads, (_by_value(obj),)
         return NotImplemented
+
+
+def _goes_by_name(obj: Any) -> bool:
+    try:
+        return _OF_MAIN not in pickle.dumps(obj, PROTOCOL)
+    except Exception:  # noqa: BLE001 - a class of a function, for instance
+        return False
 
 
 def dumps_with_gaps(value: Any) -> bytes:

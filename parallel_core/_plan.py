@@ -218,6 +218,7 @@ def _router_plan(
         emit=streaming,
         on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
         stall_timeout=None if elsewhere else stall_timeout,
+        read_elsewhere=elsewhere,
     )
     plan = _plan(
         streams.wrap(call),

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from ._worker import Driver, Given, Kind, Message, Pace, Worker
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes
 
 _PATIENCE_WITH_A_PROCESS = 2.0  # seconds
+_PATIENCE_WITH_A_CLUSTER = 5.0  # seconds
 _BETWEEN_LOOKS = 0.005  # seconds
 
 _lock = threading.Lock()
@@ -71,6 +73,7 @@ def enter_ray(address: str | None) -> Entered:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = address or os.environ.get("RAY_ADDRESS") or None
         if address is not None:
+            _check_that_somebody_answers(address)
             options["address"] = address
         else:
             # Ray gives way to everything else on a machine, with 15: beside two busy processes a
@@ -88,6 +91,57 @@ def enter_ray(address: str | None) -> Entered:
         _users = 1
         _entered = Entered.STARTED if address is None else Entered.CONNECTED
         return _entered
+
+
+async def connected(address: str) -> Entered:
+    """:func:`enter_ray` for a cluster. Cancelled, it waits for nothing: Ray may try for minutes."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    outcome: list[Entered | BaseException] = []
+    lock = threading.Lock()
+    given_up = False
+
+    def connect() -> None:
+        entered: Entered | BaseException
+        try:
+            entered = enter_ray(address)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            entered = error
+        with lock:
+            outcome.append(entered)
+            if not given_up:
+                loop.call_soon_threadsafe(told.set)
+            elif entered is Entered.CONNECTED:
+                leave_ray()
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        await told.wait()
+    except asyncio.CancelledError:
+        with lock:
+            given_up = True
+            is_there = Entered.CONNECTED in outcome
+        if is_there:
+            leave_ray()
+        raise
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _check_that_somebody_answers(address: str) -> None:
+    """Ray itself would try for minutes, and could not be interrupted.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", for instance, which Ray finds or refuses
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_WITH_A_CLUSTER).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def _silence_its_prints() -> None:
@@ -170,9 +224,9 @@ class _RayWorker:
     async def messages(self) -> AsyncGenerator[list[Message], None]:
         async for reference in self._actor.run.options(num_returns="streaming").remote():
             messages: list[Message] = await reference
-            kind, number, machine = messages[0]
-            if kind is Kind.READY and machine.decode() == platform.node():
-                self._process = number
+            for kind, number, machine in messages[:1]:
+                if kind is Kind.READY and machine.decode() == platform.node():
+                    self._process = number
             yield messages
 
     def give(self, sequence: int, given: Given) -> None:

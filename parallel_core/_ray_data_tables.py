@@ -23,7 +23,7 @@ from .batch_output import (
     result_line,
     unwritable_line,
 )
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, full_name
 from .router_call import as_request
 from .types import RouterParallelRequest, RouterParallelResult
 
@@ -182,8 +182,18 @@ def values_of(table: Any, name: str) -> list[Any]:
     """The values of a column."""
     column = table[name]
     if _is_of("pyarrow", "Table", table):
-        return cast("list[Any]", column.to_pylist())
+        try:
+            return cast("list[Any]", column.to_pylist())
+        except Exception:  # noqa: BLE001 - of a value that Python has no type for
+            return [_of_arrow(value) for value in column]
     return list(column)
+
+
+def _of_arrow(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except Exception:  # noqa: BLE001 - it stays what it is, which is refused for its row
+        return value
 
 
 def _count_of(table: Any) -> int:
@@ -203,6 +213,15 @@ def _is_of(module: str, name: str, table: object) -> bool:
 
 def cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
     """What is told of a result, in the order of :data:`COLUMNS`."""
+    try:
+        return _cells(result, redactor)
+    except Exception as error:  # noqa: BLE001 - of an answer or an error: the others are paid for
+        failed = error if result.exception is None else result.exception
+        text = f"it cannot be told ({full_name(error)})"
+        return (*[None] * (len(COLUMNS) - 2), text, type(failed).__name__)
+
+
+def _cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
     name = str(result.index)
     statistics = call_statistics(name, result, None)
     try:
@@ -222,8 +241,8 @@ def cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
         text,
         None if body is None else body.decode(),
         finish_reason,
-        statistics.prompt_tokens if tells_usage else None,
-        statistics.completion_tokens if tells_usage else None,
+        _int64(statistics.prompt_tokens) if tells_usage else None,
+        _int64(statistics.completion_tokens) if tells_usage else None,
         statistics.cost,
         result.duration if is_sent else None,
         message,
@@ -243,6 +262,11 @@ def _first_choice(document: Any) -> tuple[str | None, str | None]:
     message = fields.get("message")
     content = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
     return _text_or_none(content), _text_or_none(fields.get("finish_reason"))
+
+
+def _int64(number: int) -> int | None:
+    """What the column takes; a provider may say what it likes."""
+    return number if number < 2**63 else None
 
 
 def _text_or_none(value: object) -> str | None:

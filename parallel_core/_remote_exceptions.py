@@ -240,12 +240,17 @@ def unpack_tree(content: memoryview) -> Exception:
     if not isinstance(exception, Exception):
         exception = _stand_in(packed[0])
     if trace is not None:
-        exception.add_note(trace)
+        _set(exception, "__notes__", [*getattr(exception, "__notes__", ()), trace])
     return exception
 
 
 def _stand_in(packed: _PackedException) -> RemoteCallError:
     return RemoteCallError.standing_for_type(packed.type_name, packed.text)
+
+
+def _set(exception: BaseException, name: str, value: object) -> None:
+    """Also of one that refuses it: a frozen dataclass, for instance."""
+    object.__setattr__(exception, name, value)
 
 
 class _Rebuilding:
@@ -310,10 +315,10 @@ class _Rebuilding:
         if parts.anatomy is not None:
             self._fill_anatomy(number, parts.anatomy)
         if parts.cause is not None:
-            exception.__cause__ = self._made[parts.cause]
+            _set(exception, "__cause__", self._made[parts.cause])
         if parts.context is not None:
-            exception.__context__ = self._made[parts.context]
-        exception.__suppress_context__ = parts.suppress_context
+            _set(exception, "__context__", self._made[parts.context])
+        _set(exception, "__suppress_context__", parts.suppress_context)
 
     def _fill_anatomy(self, number: int, anatomy: _Anatomy) -> None:
         exception = self._made[number]
@@ -323,11 +328,11 @@ class _Rebuilding:
             exception.__dict__ |= attributes | exception.__dict__
             return
         if anatomy.group_text is None:
-            exception.args = tuple(self._argument(part) for part in anatomy.arguments)
+            _set(exception, "args", tuple(self._argument(part) for part in anatomy.arguments))
         exception.__dict__.update(attributes)
         for name, value in self._values(anatomy.fields):
             try:
-                object.__setattr__(exception, name, value)
+                _set(exception, name, value)
             except Exception:  # noqa: BLE001, S112 - it cannot be set
                 continue
 
@@ -363,7 +368,7 @@ class _Rebuilding:
             return False
         if type(exception).__str__ is BaseException.__str__:
             # Something among its arguments has been left out.
-            exception.args = (parts.text,)
+            _set(exception, "args", (parts.text,))
             return False
         try:
             str(exception)

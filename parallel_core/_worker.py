@@ -25,11 +25,13 @@ from .control._engine import Engine
 from .control._metering import RouterMeter
 from .control.timeout import with_timeout
 from .errors import RemoteCallError, cancelled_unasked
-from .router_call import BATCH_INDEX, BATCH_METADATA, STALL_TIMEOUT, TIMEOUT, behind
+from .router_call import BATCH_METADATA, INDEX, STALL_TIMEOUT, TIMEOUT, behind
 from .streaming import Streams
 from .types import RouterParallelRequest
 
 _BETWEEN_LOOKS = 0.25  # seconds
+BETWEEN_BEATS = 10.0
+"""Seconds after which a worker that has nothing to tell says that it is there."""
 
 
 class Kind(IntEnum):
@@ -89,23 +91,36 @@ class Driver(NamedTuple):
     def here(cls) -> Driver:
         return cls(platform.node(), os.getpid())
 
-    def end_with_it(self) -> None:
-        """If it is on this machine: when it has ended, this process does.
-
-        Ray sees to that as well, some seconds later: meanwhile calls would be paid for.
-        """
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to; nothing is known of another machine."""
         if self.machine == platform.node():
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(_BETWEEN_LOOKS)
             try:
                 os.kill(self.process, 0)
             except ProcessLookupError:
-                os._exit(1)
+                return True
             except OSError:  # another user's
-                return
+                pass
+        return False
+
+
+class _ProcessWatch:
+    """Ends the process of a worker that nobody needs, or that can do nothing any more.
+
+    Ray sees to a driver that has ended as well, some seconds later: meanwhile calls would be paid
+    for. Without its main thread (after a SIGTERM), or that of its loop, the process would stay, and
+    its calls would be waited for.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._threads = [threading.main_thread(), threading.current_thread()]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._driver.has_ended and all(thread.is_alive() for thread in self._threads):
+            time.sleep(_BETWEEN_LOOKS)
+        os._exit(1)
 
 
 class Worker:
@@ -123,7 +138,7 @@ class Worker:
     ) -> None:
         self._is_own_process = driver is not None
         if driver is not None:
-            driver.end_with_it()
+            _ProcessWatch(driver)
         self._recipe = recipe
         self._concurrency = concurrency
         self._pace = pace
@@ -168,12 +183,15 @@ class Worker:
         self._arrived.set()
 
     async def run(self) -> AsyncGenerator[list[Message], None]:
-        """Work until :meth:`stop`; gives what has become of the calls, as it comes."""
+        """Work until :meth:`stop`; gives what has become of the calls, as it comes, and an empty
+        list now and then where nothing does."""
         work = asyncio.create_task(self._work())
         work.add_done_callback(lambda _: self._news.set())
         last = -float("inf")
         while True:
-            await self._news.wait()
+            if not await _wait_for(self._news, BETWEEN_BEATS):
+                yield []
+                continue
             left = last + self._pace.every - time.monotonic()
             if left > 0 and not self._much_news.is_set() and not work.done():
                 await _wait_for(self._much_news, left)
@@ -187,7 +205,13 @@ class Worker:
                 break
             if work.done():
                 self._news.set()
-        work.result()
+        try:
+            work.result()
+        except Exception:
+            raise
+        except BaseException as error:
+            # Of itself, Ray would take an exit for one that was asked for, and say nothing.
+            raise RuntimeError("the worker has broken down") from error
 
     async def _work(self) -> None:
         with contextlib.ExitStack() as opened:
@@ -197,6 +221,9 @@ class Worker:
                 router: Any = opened.enter_context(self._recipe.open())
             except Exception as error:  # noqa: BLE001 - told to the driver, which raises it
                 self._tell(Kind.REFUSED, 0, pack_exception(error))
+                return
+            except (SystemExit, KeyboardInterrupt) as error:  # of the recipe: it would end silently
+                self._tell(Kind.REFUSED, 0, pack_exception(RemoteCallError.standing_for(error)))
                 return
             plan = map_plan(
                 self._call,
@@ -290,12 +317,13 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 10, 10)
 
 
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it has come in this time."""
     try:
         async with asyncio.timeout(seconds):
-            await event.wait()
+            return await event.wait()
     except TimeoutError:
-        pass
+        return False
 
 
 class _Calls:
@@ -318,10 +346,10 @@ class _Calls:
         """The call of these arguments; a streamed answer is read here and given as a whole."""
         stall_timeout = arguments.pop(STALL_TIMEOUT, None)
         timeout = arguments.pop(TIMEOUT, None)
-        metadata: dict[str, Any] = arguments.get("metadata") or {}
-        index = metadata.get(BATCH_INDEX, 0)
+        index = arguments.pop(INDEX, 0)
         if not self._is_router:
             # A bare callable gets what the request says.
+            metadata: dict[str, Any] = arguments.get("metadata") or {}
             own = {name: metadata[name] for name in metadata if name not in BATCH_METADATA}
             arguments.pop("metadata", None)
             if own:

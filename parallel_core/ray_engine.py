@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -34,6 +35,7 @@ from ._plan import Requests
 from ._ray_cluster import (
     Entered,
     RayWorkers,
+    connected,
     enter_ray,
     leave_ray,
     restore_sigterm,
@@ -46,8 +48,9 @@ from ._uninterrupted import to_the_end
 from .control._checks import checked_count
 from .control.adaptive import AdaptiveConcurrency
 from .control.options import Concurrency, Controls, checked_concurrency
+from .router_call import INDEX
 from .trio_router import RouterHost, RouterHostName
-from .types import RouterParallelResult
+from .types import RouterParallelResult, StreamedResponse
 
 __all__ = [
     "ParallelCompletions",
@@ -58,6 +61,10 @@ __all__ = [
     "open_ray_router",
     "parallel_acompletions",
 ]
+
+
+# One driver does not keep as many busy by far.
+_MOST_WORKERS = 10_000
 
 
 class RayRouter:
@@ -88,6 +95,8 @@ class RayRouter:
         require_ray()
         self.workers = checked_count("workers", workers)
         self.concurrency = checked_count("concurrency", concurrency)
+        if workers > _MOST_WORKERS:
+            raise ValueError(f"workers must be at most {_MOST_WORKERS:,}, not {workers:,}")
         self.slots = workers * (concurrency + largest_block(workers, concurrency))
         self._address = address
         self._entered: Entered | None = None
@@ -125,7 +134,12 @@ class RayRouter:
         """
         if self._fleet is None or self._state != "open":
             raise RuntimeError(f"this RayRouter is {self._state}: calls need an open one")
-        return await self._fleet.call(pack_request(arguments))
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("a RayRouter is used on the event loop that it was opened on")
+        value = await self._fleet.call(pack_request(arguments))
+        # A batch takes what was told with it, too.
+        is_of_a_batch = INDEX in arguments
+        return value.response if type(value) is StreamedResponse and not is_of_a_batch else value
 
     async def start(self) -> None:
         """Start Ray, if need be, and the workers (asyncio)."""
@@ -135,7 +149,7 @@ class RayRouter:
         self._loop = asyncio.get_running_loop()
         try:
             try:
-                await to_the_end(asyncio.to_thread(self._enter))
+                await self._enter()
             finally:
                 restore_sigterm()
             # On this machine they share what is there, as processes do.
@@ -150,8 +164,12 @@ class RayRouter:
             await self.aclose()
             raise
 
-    def _enter(self) -> None:
-        self._entered = enter_ray(self._address)
+    async def _enter(self) -> None:
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        if address is None:
+            self._entered = await to_the_end(asyncio.to_thread(enter_ray, None))
+        else:
+            self._entered = await connected(address)
 
     @property
     def _must_leave(self) -> bool:
@@ -180,8 +198,13 @@ class RayRouter:
     def close_soon(self) -> None:
         """End the workers on the next passes of the loop, from anywhere."""
         loop = self._loop
-        if self._state != "open" or loop is None or loop.is_closed():
-            return  # an open one is ended when it is dropped
+        if self._state != "open" or loop is None:
+            return
+        if loop.is_closed():  # nobody can be told, or waited for
+            self._state = "closed"
+            if self._end is not None:
+                self._end()
+            return
 
         def close() -> None:
             task = asyncio.ensure_future(self.aclose())

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
 """What a call carries in its metadata."""
 
+INDEX = "parallel_core_index"
+"""The argument by which a call of a batch that is made elsewhere tells the request."""
+
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
-"""Arguments by which a call that is made elsewhere tells what it may take, in seconds."""
+"""Those by which it tells what it may take, in seconds."""
 
 
 class LeftToWorkers(NamedTuple):
@@ -43,9 +46,9 @@ class LeftToWorkers(NamedTuple):
     timeout: float | None
     times_calls: bool
 
-    def arguments(self, request: RouterParallelRequest) -> dict[str, float]:
+    def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, float]:
         """What the call of this request has to tell."""
-        told: dict[str, float] = {}
+        told: dict[str, float] = {INDEX: index}
         if self.stall_timeout is not None:
             told[STALL_TIMEOUT] = self.stall_timeout
         timeout = self.timeout if request.timeout is None else request.timeout
@@ -118,7 +121,7 @@ def _router_call(
             **(arguments.get("metadata") or {}),
         }
         if left_to_workers is not None:
-            arguments |= left_to_workers.arguments(request)
+            arguments |= left_to_workers.arguments(index, request)
         if leaves_overload:
             arguments.setdefault(
                 "model_group_retry_policy", {request.model: dict(_LEFT_TO_THE_BATCH)}

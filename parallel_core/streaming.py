@@ -77,6 +77,8 @@ class Streams:
         emit: hand the chunks to the consumer, at its pace.
         on_chunk: called with each chunk; what it raises ends the batch.
         stall_timeout: seconds to the first chunk, and from one to the next.
+        read_elsewhere: answers come whole, from where neither the prices nor the meter of the batch
+            are known.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Streams:
         emit: bool = False,
         on_chunk: Callable[[StreamChunk], object] | None = None,
         stall_timeout: float | None = None,
+        read_elsewhere: bool = False,
     ) -> None:
         self._meter = meter
+        self._read_elsewhere = read_elsewhere
         self._all_of_them = all_of_them
         self._emit = emit
         self._on_chunk = on_chunk
@@ -108,6 +112,8 @@ class Streams:
         def streamed(index: int, request: Any) -> Awaitable[Any]:
             if not self._is_streamed(request):
                 return call(index, request)
+            if self._read_elsewhere:
+                return self._metered(call, index, request)
             return self._whole_answer(call, index, request)
 
         return streamed
@@ -135,6 +141,20 @@ class Streams:
 
     def _is_streamed(self, request: object) -> bool:
         return self._all_of_them or is_streamed(request)
+
+    async def _metered(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
+        try:
+            value = await call(index, request)
+        except WITH_A_PART as error:
+            error.usage = self._meter.usage_of_part(request, error.usage)
+            raise
+        if type(value) is not StreamedResponse:
+            return value
+        try:
+            usage = self._meter.usage_of(request, value)
+        except Exception:  # noqa: BLE001 - of a user's meter: the batch asks again, and raises it
+            usage = None
+        return StreamedResponse(value.response, usage, value.time_to_first_chunk)
 
     async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
         reading = StreamReading(index, request, self._meter)

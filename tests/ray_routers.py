@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,12 @@ class ScriptedRouter:
             raise LookupError(text)
         if model == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if model == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        if model == "end the loop":
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.Event().wait()
         if model == "block":
             time.sleep(1000)  # noqa: ASYNC251 - it is what a call must not do
         raise AssertionError(model)
@@ -44,6 +51,12 @@ async def no_op(*, model: str, messages: Any, **arguments: Any) -> Any:
 
 def bare_callable() -> Any:
     return no_op
+
+
+def exits_elsewhere() -> ScriptedRouter:
+    if os.environ.get("DRIVER") != str(os.getpid()):
+        sys.exit(3)
+    return ScriptedRouter()
 
 
 def broken() -> NoReturn:

@@ -23,7 +23,7 @@ from parallel_core._remote_values import pack_request, unpack_outcome
 from parallel_core._router_recipe import Recipe
 from parallel_core._worker import Given, Kind, Message, Pace, Worker
 from parallel_core.errors import RequestTimeoutError, WorkerDiedError, WorkersLostError
-from parallel_core.router_call import BATCH_INDEX, TIMEOUT
+from parallel_core.router_call import INDEX, TIMEOUT
 
 PATIENCE = 30.0  # seconds for what must come
 AT_ONCE = Pace(every=0.0, many=1)
@@ -238,8 +238,7 @@ def test_a_call_that_is_cancelled_before_its_first_step_does_not_begin() -> None
 def test_the_time_of_a_call_begins_with_its_slot() -> None:
     async def main() -> None:
         def limited(name: str, model: str, timeout: float, index: int) -> bytes:
-            arguments: dict[str, Any] = {TIMEOUT: timeout, "metadata": {BATCH_INDEX: index}}
-            return request(name, model, **arguments)
+            return request(name, model, **{TIMEOUT: timeout, INDEX: index})
 
         first = limited("first", "gate", 0.04, 6)
         second = limited("second", "m", 0.02, 7)
@@ -504,6 +503,48 @@ def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:
                 worker.router.gate.set()
             assert await asyncio.gather(*calls) == [f"answer {n}" for n in range(4)]
             assert (fleet.lost_workers, fleet.resent_requests) == (1, 2)
+
+    run(main)
+
+
+def test_a_worker_that_says_nothing_any_more_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=2, concurrency=1) as fleet:
+            calls = [asyncio.create_task(fleet.call(request(n, "gate"))) for n in range(2)]
+            await until(lambda: source.in_flight == 2)
+            silent, other = source.spawned
+            for _ in range(6):
+                fleet._look_for_silence()
+                other._blocks.put_nowait([])  # it says that it is there
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            assert not silent.dead
+            fleet._look_for_silence()
+            assert silent.dead
+            assert not other.dead
+            await until(lambda: source.in_flight == 2)
+            assert fleet.lost_workers == 1
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+
+    run(main)
+
+
+def test_a_worker_with_nothing_to_tell_says_that_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parallel_core._worker.BETWEEN_BEATS", 0.001)
+
+    async def main() -> None:
+        router = Router()
+        worker = new_worker(router)
+        async with working(worker) as told:
+            await worker.give(0, Given([(1, request(1, "gate"))]))
+            await until(lambda: told.blocks.count([]) > 3)
+            router.gate.set()
+            await told.wait_for(1)
 
     run(main)
 

@@ -20,13 +20,14 @@ import pytest
 
 import parallel_core
 from hosts import HOSTS, Host
-from parallel_core import AdaptiveConcurrency, Budget, RateLimit, ray_engine
+from parallel_core import AdaptiveConcurrency, Budget, RateLimit, Usage, ray_engine
 from parallel_core.control._overload import retry_after
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import (
     BatchDeadlineError,
     BudgetExceededError,
     InvalidRequestError,
+    RemoteCallError,
     RequestTimeoutError,
     StreamStalledError,
     WorkerDiedError,
@@ -38,7 +39,7 @@ from parallel_core.ray_engine import (
     open_ray_router,
     parallel_acompletions,
 )
-from ray_routers import HttpRouter, bare_callable, broken, deadly, scripted
+from ray_routers import HttpRouter, bare_callable, broken, deadly, exits_elsewhere, scripted
 from ray_runtime import IGNORED_WARNINGS, ray_environment, running_ray
 
 PATIENCE = 60.0  # seconds for what must come
@@ -341,6 +342,83 @@ def test_a_killed_worker_is_replaced_and_only_what_it_had_is_sent_again(
     assert "a worker was lost (ActorDiedError)" in said
 
 
+@pytest.mark.parametrize("end", ["terminate", "end the loop"])
+def test_a_worker_that_ends_in_another_way_is_replaced_as_well(
+    end: str, asyncio_only: Host
+) -> None:
+    async def main() -> None:
+        batch = iter_parallel_acompletions(
+            scripted, [request("bad", end), request("good")], workers=1, concurrency=1
+        )
+        async with batch:
+            results = {result.index: result async for result in batch}
+        assert isinstance(results[0].exception, WorkerDiedError)
+        assert results[1].ok
+        assert batch.lost_workers == 3
+
+    asyncio_only.run(main)
+
+
+def test_too_many_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be at most 10,000"):
+        open_ray_router(scripted, workers=10**9)
+
+
+def test_a_router_of_another_loop_is_refused(asyncio_only: Host) -> None:
+    async def main() -> None:
+        async with open_ray_router(scripted, workers=1) as router:
+            with pytest.raises(RuntimeError, match="on the event loop that it was opened on"):
+                await asyncio.to_thread(asyncio.run, router.acompletion(**request(1)))
+
+    asyncio_only.run(main)
+
+
+def test_a_factory_that_exits_is_told(asyncio_only: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIVER", str(os.getpid()))
+
+    async def main() -> None:
+        with pytest.raises(RemoteCallError, match="SystemExit"):
+            await parallel_acompletions(exits_elsewhere, [request(1)], workers=1)
+
+    asyncio_only.run(main)
+
+
+def test_streams_have_the_prices_of_the_budget_and_the_meter_of_the_batch(
+    server: DemoServerThread,
+) -> None:
+    told = {"fault": "reset", "reply": "one two three four"}
+    requests = [fast(1, {"reply": "one two"}, stream=True), fast(2, told, stream=True)]
+
+    class Meter:
+        def worst_case(self, item: Any) -> Usage:
+            return Usage(cost=2.0)
+
+        def usage(self, response: Any) -> Usage:
+            return Usage(cost=2.0)
+
+    async def main() -> None:
+        async with open_ray_router(HttpRouter(server.url), workers=1, concurrency=4) as router:
+            prices = {"fast": (1.0, 2.0)}
+            whole, part = await parallel_core.parallel_acompletions(
+                router,
+                requests,
+                preserve_order=True,
+                budget=Budget(max_cost=1e6, prices=prices, assume_output_tokens=1000),
+            )
+            for usage in (whole.usage, part.usage):
+                assert usage is not None
+                assert usage.cost == usage.prompt_tokens + 2.0 * usage.completion_tokens > 0
+            whole, part = await parallel_core.parallel_acompletions(
+                router, requests, preserve_order=True, meter=Meter()
+            )
+            assert whole.usage == Usage(cost=2.0)
+            assert (part.ok, part.usage) == (False, None)
+            answer = await router.acompletion(**requests[0])
+            assert answer.choices[0].message.content == "one two"
+
+    asyncio.run(main())  # the Router of this process leaves a task of litellm's
+
+
 def _handles(router: RayRouter) -> list[Any]:
     fleet: Any = router._fleet
     return [member.handle._actor for member in fleet._members]
@@ -373,14 +451,13 @@ def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
     asyncio_only: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parallel_core._fleet._PATIENCE_WITH_A_CANCELLATION", 0.5)
-    monkeypatch.setattr("parallel_core.control.timeout._PATIENCE_WITH_ANOTHER_PROCESS", 0.0)
 
     async def main() -> None:
         async with open_ray_router(scripted, workers=1, concurrency=1) as router:
             (blocked,) = await parallel_core.parallel_acompletions(
-                router, [request(1, "block")], timeout=0.5
+                router, [request(1, "block")], deadline=0.5
             )
-            assert isinstance(blocked.exception, RequestTimeoutError)
+            assert isinstance(blocked.exception, BatchDeadlineError)
             (after,) = await parallel_core.parallel_acompletions(router, [request(2)])
             assert after.unwrap()[1] == "2"
             assert router.lost_workers == 1

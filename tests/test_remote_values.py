@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -547,6 +548,28 @@ def test_an_answer_is_not_lost_for_something_inside_of_it_that_cannot_be_brought
     hidden = outcome.value._hidden_params
     assert "lock object at" in repr(hidden["lock"])
     assert isinstance(hidden["function"], LeftOut)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+    text: str
+
+
+def test_an_exception_that_lets_nothing_be_set_arrives_as_itself() -> None:
+    sent = Frozen(3, "hello")
+    try:
+        try:
+            raise ValueError("cause")
+        except ValueError as cause:
+            raise sent from cause
+    except Frozen:
+        pass
+    arrived = brought(sent)
+    assert isinstance(arrived, Frozen)
+    assert (arrived.code, arrived.text, str(arrived)) == (3, "hello", str(sent))
+    assert isinstance(arrived.__cause__, ValueError)
+    assert "in worker process" in arrived.__notes__[0]
 
 
 class Dependent(Exception):

@@ -66,6 +66,10 @@ class ItemMeter:
         usage = self._meter.usage(value)
         return None if usage is None else _checked("meter.usage", usage)
 
+    def usage_of_part(self, item: Any, usage: Usage | None) -> Usage | None:
+        """A part of an answer is nothing that the user's meter knows."""
+        return None
+
     async def expected_tokens(self, item: Any) -> int:
         return self.worst_case(item).total_tokens
 
@@ -273,14 +277,14 @@ class RouterMeter:
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """What the provider says that a call has used; None where it says nothing."""
         if type(value) is StreamedResponse:
-            return self._at_given_price(item, value.usage)
+            return self.usage_of_part(item, value.usage)
         try:
             return self._usage_of(item, value)
         except Exception:  # noqa: BLE001 - an object of a provider whose attributes raise
             return None
 
-    def _at_given_price(self, item: RouterParallelRequest, usage: Usage | None) -> Usage | None:
-        """Of a stream that was read in another process, where nobody knew the price."""
+    def usage_of_part(self, item: RouterParallelRequest, usage: Usage | None) -> Usage | None:
+        """What a stream has used that was read in another process, where nobody knew the price."""
         given = self._given.get(item.model)
         if usage is None or given is None:
             return usage

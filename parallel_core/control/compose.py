@@ -20,7 +20,7 @@ from .hedge import Hedging
 from .options import Controls
 from .rate_limit import RateLimit
 from .stopping import Stopping
-from .timeout import Deadline, with_backstop, with_timeout
+from .timeout import Deadline, with_timeout
 from .watching import ProgressWatch, UsageTally
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
@@ -98,10 +98,7 @@ def compose(
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
     has_timeouts = requests_have_timeouts or controls.get("timeout") is not None
-    if has_timeouts and timed_elsewhere:
-        composition.call = with_backstop(composition.call, controls.get("timeout"))
-        has_timeouts = False
-    _put_around_what_is_sent(composition, controls, meter, has_timeouts)
+    _put_around_what_is_sent(composition, controls, meter, has_timeouts and not timed_elsewhere)
     if adaptation is not None:
         composition.call = adaptation.retry(composition.call)
     deadline = controls.get("deadline")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import anyio
@@ -13,8 +13,6 @@ from parallel_core.types import RouterParallelRequest
 from ._call import Call
 from ._engine import Engine
 
-_PATIENCE_WITH_ANOTHER_PROCESS = 10.0  # seconds
-
 
 def with_timeout(call: Call, seconds: float | None) -> Call:
     """Cancel a call that takes longer than ``seconds``, or than its request's own ``timeout``.
@@ -22,20 +20,9 @@ def with_timeout(call: Call, seconds: float | None) -> Call:
     The limit is ours and not the provider's: some ignore the one that they are given. The call has
     ended when its error is raised. A call that returns all the same has succeeded.
     """
-    return _timed(call, seconds, lambda limit: limit)
 
-
-def with_backstop(call: Call, seconds: float | None) -> Call:
-    """The same for calls whose timeout another process sees to, in case that it hangs.
-
-    There a call may wait for a slot until another has timed out, before its own time begins.
-    """
-    return _timed(call, seconds, lambda limit: 2 * limit + _PATIENCE_WITH_ANOTHER_PROCESS)
-
-
-def _timed(call: Call, seconds: float | None, patience: Callable[[float], float]) -> Call:
     async def in_time(index: int, item: Any, limit: float) -> Any:
-        with anyio.move_on_after(patience(limit)):
+        with anyio.move_on_after(limit):
             return await call(index, item)
         model = item.model if isinstance(item, RouterParallelRequest) else None
         raise RequestTimeoutError(index, model, limit)
