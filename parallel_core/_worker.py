@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
 import platform
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -108,19 +110,31 @@ class _ProcessWatch:
     """Ends the process of a worker that nobody needs, or that can do nothing any more.
 
     Ray sees to a driver that has ended as well, some seconds later: meanwhile calls would be paid
-    for. Without its main thread (after a SIGTERM), or that of its loop, the process would stay, and
-    its calls would be waited for.
+    for. Without its main thread, or that of its loop, the process would stay, and its calls would
+    be waited for.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._threads = [threading.main_thread(), threading.current_thread()]
+        _die_of_sigterm()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while not self._driver.has_ended and all(thread.is_alive() for thread in self._threads):
             time.sleep(_BETWEEN_LOOKS)
         os._exit(1)
+
+
+def _die_of_sigterm() -> None:
+    """As other processes do: Ray's handler leaves one that lives and does nothing any more.
+
+    Python lets the main thread alone set a handler, and this is another one.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not on every system
+        set_handler: Any = ctypes.CDLL(None).signal
+        set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+        set_handler(signal.SIGTERM, None)  # SIG_DFL
 
 
 class Worker:
