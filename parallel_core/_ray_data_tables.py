@@ -189,11 +189,15 @@ def values_of(table: Any, name: str) -> list[Any]:
     return list(column)
 
 
+class ValueOutOfRange:
+    """Stands for a value of Arrow that Python has no type for; it is refused for its row."""
+
+
 def _of_arrow(value: Any) -> Any:
     try:
         return value.as_py()
-    except Exception:  # noqa: BLE001 - it stays what it is, which is refused for its row
-        return value
+    except Exception:  # noqa: BLE001 - of the value
+        return ValueOutOfRange()
 
 
 def _count_of(table: Any) -> int:

@@ -392,6 +392,43 @@ def test_an_exit_of_a_call_is_an_error_of_its_row() -> None:
 # --- pickling, dropping, secrets ---
 
 
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no str")
+
+
+def test_what_cannot_be_told_is_an_error_of_its_row(
+    table: Callable[[Values], Any],
+) -> None:
+    litellm: Any = pytest.importorskip("litellm")
+
+    async def call(*, model: str, messages: Any, **_: Any) -> Any:
+        text = messages[0]["content"]
+        if text == "wordless":
+            raise Wordless
+        tokens = 2**70 if text == "huge" else 3
+        answer = litellm.ModelResponse(model=model, choices=[{"message": {"content": text}}])
+        usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
+        answer.usage = litellm.Usage(**usage)
+        return answer
+
+    with ParallelCompletions(lambda: call, model="m") as completions:
+        done = listed(completions(table({"prompt": ["huge", "wordless", "good"]})))
+    assert done["text"] == ["huge", None, "good"]
+    assert done["prompt_tokens"] == [None, None, 3]
+    assert [error is None for error in done["error"]] == [True, False, True]
+    assert done["error_type"][1] == "Wordless"
+
+
+def test_a_value_of_arrow_that_python_has_no_type_for_is_an_error_of_its_row(
+    make: Callable[[], Any],
+) -> None:
+    times = pyarrow.array([1, 2**62], pyarrow.timestamp("us"))
+    with ParallelCompletions(make, model="fast") as completions:
+        errors = completions(pyarrow.table({"prompt": times}))["error"].to_pylist()
+    assert ["datetime" in errors[0], "ValueOutOfRange" in errors[1]] == [True, True]
+
+
 def test_pickled_it_is_unopened(make: Callable[[], Any]) -> None:
     pytest.importorskip("ray")
     with ParallelCompletions(

@@ -359,6 +359,38 @@ def test_a_worker_that_ends_in_another_way_is_replaced_as_well(
     asyncio_only.run(main)
 
 
+SILENT = """
+import asyncio, socket
+from parallel_core import ray_engine
+from ray_routers import scripted
+
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        async with asyncio.timeout(1):
+            async with ray_engine.open_ray_router(scripted, workers=1, address=f"127.0.0.1:{port}"):
+                pass
+
+try:
+    asyncio.run(main())
+except TimeoutError:
+    print("given up")
+"""
+
+
+def test_a_cluster_that_does_not_answer_can_be_given_up() -> None:
+    with ray_environment():
+        done = subprocess.run(
+            [sys.executable, "-c", SILENT],
+            env={**os.environ, "RAY_AUTH_TOKEN": "x" * 32},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+    assert done.stdout == "given up\n"
+
+
 def test_too_many_workers_are_refused() -> None:
     with pytest.raises(ValueError, match="workers must be at most 10,000"):
         open_ray_router(scripted, workers=10**9)
