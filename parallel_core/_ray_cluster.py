@@ -101,6 +101,10 @@ async def connected(address: str) -> Entered:
     lock = threading.Lock()
     given_up = False
 
+    def undo() -> None:
+        if outcome[0] in (Entered.CONNECTED, Entered.STARTED):
+            leave_ray()
+
     def connect() -> None:
         entered: Entered | BaseException
         try:
@@ -111,8 +115,8 @@ async def connected(address: str) -> Entered:
             outcome.append(entered)
             if not given_up:
                 loop.call_soon_threadsafe(told.set)
-            elif entered is Entered.CONNECTED:
-                leave_ray()
+                return
+        undo()
 
     threading.Thread(target=connect, daemon=True).start()
     try:
@@ -120,9 +124,9 @@ async def connected(address: str) -> Entered:
     except asyncio.CancelledError:
         with lock:
             given_up = True
-            is_there = Entered.CONNECTED in outcome
-        if is_there:
-            leave_ray()
+            is_done = bool(outcome)
+        if is_done:
+            threading.Thread(target=undo).start()
         raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
