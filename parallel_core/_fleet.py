@@ -16,8 +16,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol, TypeAlias
 
 from ._remote_values import unpack_outcome
 from ._uninterrupted import to_the_end
@@ -88,12 +88,21 @@ class WorkerSource(Protocol):
         ...
 
 
+AskAgain: TypeAlias = Callable[[], Exception | None]
+"""Asked before a call is sent again; what it returns is the end of the call."""
+
+
+def _may_always() -> None:
+    return None
+
+
 class Assignment:
     """A call on its way to a worker and back."""
 
-    def __init__(self, number: int, packed: bytes) -> None:
+    def __init__(self, number: int, packed: bytes, again: AskAgain) -> None:
         self.number = number
         self.packed = packed
+        self.again = again
         self.member: _Member | None = None
         self.deaths = 0
         self.cancelled = False
@@ -326,6 +335,8 @@ class Fleet:
                 assignment.settle(None)
             elif assignment.deaths >= _DEATHS_OF_A_REQUEST:
                 assignment.fail(WorkerDiedError(assignment.deaths))
+            elif (refusal := assignment.again()) is not None:
+                assignment.fail(refusal)
             else:
                 again.append(assignment)
         self.resent_requests += len(again)
@@ -419,8 +430,12 @@ class Fleet:
 
     # --- calls ---
 
-    async def call(self, packed: bytes) -> Any:
+    async def call(self, packed: bytes, again: AskAgain = _may_always) -> Any:
         """Have a worker make a call.
+
+        Args:
+            packed: its arguments.
+            again: asked before it is sent again, where its worker has died.
 
         Raises:
             WorkersLostError, WorkerDiedError: no worker has come to the end of it.
@@ -431,7 +446,7 @@ class Fleet:
         if self._closed:
             raise RuntimeError("the workers have been ended: open a new router")
         self._numbers += 1
-        assignment = Assignment(self._numbers, packed)
+        assignment = Assignment(self._numbers, packed, again)
         self._waiting.append(assignment)
         self._deal()
         try:

@@ -47,6 +47,7 @@ from ._router_recipe import RouterSource, checked_recipe
 from ._uninterrupted import to_the_end
 from .control._checks import checked_count
 from .control.adaptive import AdaptiveConcurrency
+from .control.budget import held_reservation
 from .control.options import Concurrency, Controls, checked_concurrency
 from .router_call import INDEX
 from .trio_router import RouterHost, RouterHostName
@@ -136,7 +137,13 @@ class RayRouter:
             raise RuntimeError(f"this RayRouter is {self._state}: calls need an open one")
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("a RayRouter is used on the event loop that it was opened on")
-        value = await self._fleet.call(pack_request(arguments))
+        index: int = arguments.get(INDEX, 0)
+        held = held_reservation()
+
+        def again() -> Exception | None:
+            return None if held is None else held.attempt_again(index)
+
+        value = await self._fleet.call(pack_request(arguments), again)
         # A batch takes what was told with it, too.
         is_of_a_batch = INDEX in arguments
         return value.response if type(value) is StreamedResponse and not is_of_a_batch else value
@@ -349,13 +356,15 @@ def iter_parallel_acompletions(
         address=address,
         actor_options=actor_options,
     )
+    # A hedged call is timed from its beginning here: none may wait in a worker.
+    slots = router.slots if controls.get("hedge") is None else workers * router.concurrency
     in_trio = sniffio.current_async_library() == "trio"
     host = trio_router.in_trio(router, router_host) if in_trio else router
     try:
         batch = dispatch.iter_parallel_acompletions(
             host,
             requests,
-            concurrency=concurrency if adaptive else router.slots,
+            concurrency=concurrency if adaptive else slots,
             return_exceptions=return_exceptions,
             preserve_order=preserve_order,
             **controls,

@@ -20,7 +20,7 @@ import pytest
 
 import parallel_core
 from hosts import HOSTS, Host
-from parallel_core import AdaptiveConcurrency, Budget, RateLimit, Usage, ray_engine
+from parallel_core import AdaptiveConcurrency, Budget, Hedge, RateLimit, Usage, ray_engine
 from parallel_core.control._overload import retry_after
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import (
@@ -389,6 +389,51 @@ def test_a_cluster_that_does_not_answer_can_be_given_up() -> None:
             check=True,
         )
     assert done.stdout == "given up\n"
+
+
+@pytest.mark.parametrize(
+    ("room", "attempts", "ends"), [(3, 3, WorkerDiedError), (2, 2, BudgetExceededError)]
+)
+def test_a_budget_counts_what_was_lost_with_workers(
+    room: int, attempts: int, ends: type[Exception], asyncio_only: Host
+) -> None:
+    class Meter:
+        def worst_case(self, item: Any) -> Usage:
+            return Usage(cost=1.0)
+
+        def usage(self, response: Any) -> Usage:
+            return Usage(cost=0.0)
+
+    async def main() -> None:
+        budget = Budget(max_cost=room)
+        batch = iter_parallel_acompletions(
+            scripted, [request(1, "die")], workers=1, concurrency=1, budget=budget, meter=Meter()
+        )
+        async with batch:
+            (result,) = [result async for result in batch]
+        assert isinstance(result.exception, ends)
+        assert batch.lost_workers == attempts
+        assert (budget.spent_cost, budget.reserved_cost) == (attempts, 0)
+
+    asyncio_only.run(main)
+
+
+def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) -> None:
+    async def main() -> None:
+        batch = iter_parallel_acompletions(
+            scripted,
+            [request(n, "wait", folder=str(tmp_path)) for n in range(20)],
+            workers=2,
+            concurrency=3,
+            hedge=Hedge(after=60.0),
+        )
+        async with batch:
+            taking = asyncio.ensure_future(anext(batch))
+            await until(lambda: len(list(tmp_path.iterdir())) == 6)
+            assert batch.in_flight == 6
+            taking.cancel()
+
+    asyncio_only.run(main)
 
 
 def test_too_many_workers_are_refused() -> None:

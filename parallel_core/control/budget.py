@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import math
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -81,6 +82,8 @@ class Budget:
         self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
         self._reserved = _Amount()
+        # Workers may be lost in another thread than the one in which the batch runs.
+        self._lock = threading.Lock()
         self._waiting: deque[_Turn] = deque()
 
     @property
@@ -146,8 +149,10 @@ class Budget:
         """
         amount = _Amount.of(worst)
         inside = any(held.is_open_in(self) for held in _held.get())
-        if self._fits(amount) and (inside or not self._waiting):
-            return Reservation(self, amount)
+        if inside or not self._waiting:
+            reservation = self._take(amount)
+            if reservation is not None:
+                return reservation
         if inside or not self._may_fit(amount):
             raise self._exceeded(index, amount)
         turn = _Turn()
@@ -155,8 +160,9 @@ class Budget:
         try:
             while True:
                 if self._waiting[0] is turn:
-                    if self._fits(amount):
-                        return Reservation(self, amount)
+                    reservation = self._take(amount)
+                    if reservation is not None:
+                        return reservation
                     if not self._may_fit(amount):
                         raise self._exceeded(index, amount)
                 await turn.come.wait()
@@ -167,13 +173,22 @@ class Budget:
 
     def try_reserve(self, worst: Usage) -> Reservation | None:
         """Reserve the worst case of a call if there is room now, and nobody waits for it."""
-        amount = _Amount.of(worst)
-        if self._waiting or not self._fits(amount):
-            return None
+        return None if self._waiting else self._take(_Amount.of(worst))
+
+    def _take(self, amount: _Amount) -> Reservation | None:
+        with self._lock:
+            if self._left(amount, self._spent + self._reserved) is not None:
+                return None
+            self._reserved += amount
         return Reservation(self, amount)
 
-    def _fits(self, amount: _Amount) -> bool:
-        return self._left(amount, self._spent + self._reserved) is None
+    def _take_for_lost(self, index: int, amount: _Amount) -> BudgetExceededError | None:
+        """Count an attempt of which nobody knows what it has used, if there is room for it."""
+        with self._lock:
+            if self._left(amount, self._spent + self._reserved) is not None:
+                return self._exceeded(index, amount)
+            self._spent += amount
+        return None
 
     def _may_fit(self, amount: _Amount) -> bool:
         """Whether there is room if the calls in flight turn out to cost nothing."""
@@ -199,8 +214,9 @@ class Budget:
             self._waiting[0].come.set()
 
     def _settle(self, reserved: _Amount, spent: _Amount) -> None:
-        self._reserved -= reserved
-        self._spent += spent
+        with self._lock:
+            self._reserved -= reserved
+            self._spent += spent
         self._wake()
 
     def __repr__(self) -> str:
@@ -223,7 +239,6 @@ class Reservation:
         self._budget = budget
         self._amount = amount
         self.is_open = True
-        budget._reserved += amount  # pyright: ignore[reportPrivateUsage]  # of this module
 
     def is_open_in(self, budget: Budget) -> bool:
         """Whether it holds room in that budget."""
@@ -235,6 +250,17 @@ class Reservation:
         if usage.unpriced_calls:
             spent = _Amount(max(spent.cost, self._amount.cost), spent.tokens)
         self._end(spent)
+
+    def attempt_again(self, index: int) -> BudgetExceededError | None:
+        """The attempt was lost, and nobody knows what it has used: it counts with its worst case,
+        and room is kept for another. From any thread.
+
+        Returns:
+            Why there can be no other.
+        """
+        if not self.is_open:
+            return None
+        return self._budget._take_for_lost(index, self._amount)  # pyright: ignore[reportPrivateUsage]
 
     def settle_unknown(self) -> None:
         """The attempt was sent, and nobody knows what it has used."""
@@ -254,6 +280,11 @@ def mark_as_held(reservation: Reservation) -> None:
     """For the code of this call, and what it starts: it is inside a call that holds room, for as
     long as the reservation is open."""
     _held.set((*(held for held in _held.get() if held.is_open), reservation))
+
+
+def held_reservation() -> Reservation | None:
+    """That of the call inside of which this is asked."""
+    return next((held for held in reversed(_held.get()) if held.is_open), None)
 
 
 def _unpriced(what: str) -> ValueError:
