@@ -1,9 +1,12 @@
-"""Whether Ray is there, without importing it: that takes a second."""
+"""What is known of workers without importing Ray: that takes a second."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Final
+
+MOST_WORKERS: Final = 10_000
+"""Workers of one driver: more than it can keep busy by far."""
 
 HOW_TO_INSTALL: Final = "pip install 'parallel_core[ray]'"
 

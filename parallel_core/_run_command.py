@@ -19,7 +19,7 @@ import typer
 from ._call_loop import plain_loop_factory
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
-from ._ray_installed import HOW_TO_INSTALL, is_ray_installed
+from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
     RunWorkers,
@@ -173,6 +173,7 @@ def command(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_WORKERS,
             help="Processes that make the calls, on Ray: for more than one core can send.",
             rich_help_panel=_CONTROLS,
         ),

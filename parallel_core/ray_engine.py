@@ -41,7 +41,7 @@ from ._ray_cluster import (
     restore_sigterm,
 )
 from ._ray_data import ParallelCompletions
-from ._ray_installed import require_ray
+from ._ray_installed import MOST_WORKERS, require_ray
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
 from ._uninterrupted import to_the_end
@@ -62,10 +62,6 @@ __all__ = [
     "open_ray_router",
     "parallel_acompletions",
 ]
-
-
-# One driver does not keep as many busy by far.
-_MOST_WORKERS = 10_000
 
 
 class RayRouter:
@@ -96,8 +92,8 @@ class RayRouter:
         require_ray()
         self.workers = checked_count("workers", workers)
         self.concurrency = checked_count("concurrency", concurrency)
-        if workers > _MOST_WORKERS:
-            raise ValueError(f"workers must be at most {_MOST_WORKERS:,}, not {workers:,}")
+        if workers > MOST_WORKERS:
+            raise ValueError(f"workers must be at most {MOST_WORKERS:,}, not {workers:,}")
         self.slots = workers * (concurrency + largest_block(workers, concurrency))
         self._address = address
         self._entered: Entered | None = None

@@ -291,6 +291,7 @@ def test_without_ray_it_tells_how_to_install_it_before_anything_else(tmp_path: P
     [
         (["--ray-address=auto"], "--ray-address goes with --workers"),
         (["--workers=0"], "should be greater than or equal to 1"),
+        (["--workers=1000000000"], "should be less than or equal to 10000"),
     ],
 )
 def test_wrong_options_are_told(options: list[str], says: str) -> None:
