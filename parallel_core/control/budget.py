@@ -22,6 +22,9 @@ from ._metering import ItemMeter, RouterMeter
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
     "parallel_core_reservations", default=()
 )
+# Workers may be lost in another thread than the one in which a batch runs. One lock for all budgets,
+# which can be pickled so.
+_amounts = threading.Lock()
 
 
 class Budget:
@@ -82,8 +85,6 @@ class Budget:
         self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
         self._reserved = _Amount()
-        # Workers may be lost in another thread than the one in which the batch runs.
-        self._lock = threading.Lock()
         self._waiting: deque[_Turn] = deque()
 
     @property
@@ -176,7 +177,7 @@ class Budget:
         return None if self._waiting else self._take(_Amount.of(worst))
 
     def _take(self, amount: _Amount) -> Reservation | None:
-        with self._lock:
+        with _amounts:
             if self._left(amount, self._spent + self._reserved) is not None:
                 return None
             self._reserved += amount
@@ -184,7 +185,7 @@ class Budget:
 
     def _take_for_lost(self, index: int, amount: _Amount) -> BudgetExceededError | None:
         """Count an attempt of which nobody knows what it has used, if there is room for it."""
-        with self._lock:
+        with _amounts:
             if self._left(amount, self._spent + self._reserved) is not None:
                 return self._exceeded(index, amount)
             self._spent += amount
@@ -214,7 +215,7 @@ class Budget:
             self._waiting[0].come.set()
 
     def _settle(self, reserved: _Amount, spent: _Amount) -> None:
-        with self._lock:
+        with _amounts:
             self._reserved -= reserved
             self._spent += spent
         self._wake()
