@@ -6,7 +6,7 @@ BENCH := .venv-bench/bin
 # Of litellm and its like, most modules are never imported, and need not be compiled.
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help test test-ray torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-ray test-all-but-ray torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
@@ -32,11 +32,16 @@ help:
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	touch $@
 
+TEST_OPTIONS ?=
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(TEST_OPTIONS)
 
+RAY_TESTS := tests/test_ray_engine.py tests/test_run_workers.py
 test-ray: .venv/installed
-	$(BIN)/pytest tests/test_fleet.py tests/test_ray_engine.py tests/test_run_workers.py
+	$(BIN)/pytest $(RAY_TESTS)
+
+test-all-but-ray:
+	$(MAKE) test TEST_OPTIONS="$(RAY_TESTS:%=--ignore %)"
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

@@ -22,8 +22,8 @@ from ._metering import ItemMeter, RouterMeter
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
     "parallel_core_reservations", default=()
 )
-# Workers may be lost in another thread than the one in which a batch runs. One lock for all budgets,
-# which can be pickled so.
+# Workers may be lost in another thread than the one in which a batch runs. One lock for all
+# budgets, which can be pickled so.
 _amounts = threading.Lock()
 
 
