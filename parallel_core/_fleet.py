@@ -380,7 +380,7 @@ class Fleet:
             f"no worker is left, and {self._failed_starts} could not be started: "
             f"{self._source.why_none_starts()}"
         )
-        self._lost_for_good.__cause__ = self._last_loss
+        self._lost_for_good.__cause__ = self._refused or self._last_loss
         for assignment in [*self._waiting, *self._suspects]:
             assignment.fail(self._lost_for_good)
         self._waiting.clear()
@@ -417,7 +417,8 @@ class Fleet:
         self._closed = True
         for member in self._members:
             member.handle.kill()
-        self._settle_all()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._settle_all()
 
     def _settle_all(self) -> None:
         for member in self._members:

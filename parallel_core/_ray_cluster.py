@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
+from ._uninterrupted import to_the_end
 from ._worker import Driver, Given, Kind, Message, Pace, Worker
 
 # Answers are small, and are taken at once.
@@ -52,8 +53,8 @@ def enter_ray(address: str | None) -> Entered:
     """Connect to Ray, or start it on this machine. Blocks for seconds.
 
     Args:
-        address: of a cluster, as ``ray.init`` takes it; None: the one that this process is
-            connected to, the one that RAY_ADDRESS names, else a new one on this machine.
+        address: of a cluster, as ``ray.init`` takes it; None: a new one on this machine. A Ray
+            that this process is connected to goes before both.
 
     Returns:
         How it was found; unless somebody else had it, :func:`leave_ray` has to be called.
@@ -71,7 +72,6 @@ def enter_ray(address: str | None) -> Entered:
                 _users += 1
             return _entered if _users else Entered.FOUND
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        address = address or os.environ.get("RAY_ADDRESS") or None
         if address is not None:
             _check_that_somebody_answers(address)
             options["address"] = address
@@ -93,8 +93,15 @@ def enter_ray(address: str | None) -> Entered:
         return _entered
 
 
-async def connected(address: str) -> Entered:
-    """:func:`enter_ray` for a cluster. Cancelled, it waits for nothing: Ray may try for minutes."""
+async def entered(address: str | None) -> Entered:
+    """:func:`enter_ray`, for asyncio. Without an address, RAY_ADDRESS may name one.
+
+    Cancelled, it waits for a Ray that is being started, which can be ended then, and not for a
+    cluster, which Ray may try to reach for minutes.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        return await to_the_end(asyncio.to_thread(enter_ray, None))
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     outcome: list[Entered | BaseException] = []
@@ -106,13 +113,13 @@ async def connected(address: str) -> Entered:
             leave_ray()
 
     def connect() -> None:
-        entered: Entered | BaseException
+        how: Entered | BaseException
         try:
-            entered = enter_ray(address)
+            how = enter_ray(address)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            entered = error
+            how = error
         with lock:
-            outcome.append(entered)
+            outcome.append(how)
             if not given_up:
                 loop.call_soon_threadsafe(told.set)
                 return

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -35,8 +34,7 @@ from ._plan import Requests
 from ._ray_cluster import (
     Entered,
     RayWorkers,
-    connected,
-    enter_ray,
+    entered,
     leave_ray,
     restore_sigterm,
 )
@@ -152,7 +150,7 @@ class RayRouter:
         self._loop = asyncio.get_running_loop()
         try:
             try:
-                await self._enter()
+                self._entered = await entered(self._address)
             finally:
                 restore_sigterm()
             # On this machine they share what is there, as processes do.
@@ -166,13 +164,6 @@ class RayRouter:
         except BaseException:
             await self.aclose()
             raise
-
-    async def _enter(self) -> None:
-        address = self._address or os.environ.get("RAY_ADDRESS")
-        if address is None:
-            self._entered = await to_the_end(asyncio.to_thread(enter_ray, None))
-        else:
-            self._entered = await connected(address)
 
     @property
     def _must_leave(self) -> bool:
@@ -228,10 +219,10 @@ class RayRouter:
 _closing: set[asyncio.Future[None]] = set()  # the loop alone would not keep them
 
 
-def _abandon(fleet: Fleet, entered: bool) -> None:
+def _abandon(fleet: Fleet, must_leave: bool) -> None:
     """A RayRouter was dropped without being closed."""
     fleet.abandon()
-    if entered:
+    if must_leave:
         threading.Thread(target=leave_ray).start()
 
 

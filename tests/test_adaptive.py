@@ -20,7 +20,12 @@ from hypothesis import strategies as st
 
 import parallel_core
 from hosts import Host, in_virtual_time
-from parallel_core import AdaptiveConcurrency, BatchDeadlineError, RouterParallelRequest
+from parallel_core import (
+    AdaptiveConcurrency,
+    BatchDeadlineError,
+    RequestTimeoutError,
+    RouterParallelRequest,
+)
 from parallel_core.control._overload import is_overload, retry_after
 from parallel_core.control.adaptive import Adaptation, AdaptiveLimit
 
@@ -273,6 +278,24 @@ def test_a_provider_that_says_at_once_does_not_use_up_all_attempts() -> None:
     async def main() -> None:
         results = await parallel_core.parallel_map(call, range(100), concurrency="auto")
         assert [result.exception for result in results if not result.ok] == []
+
+    in_virtual_time(main)
+
+
+def test_a_timeout_that_comes_from_within_the_call_is_counted_once() -> None:
+    """As workers raise it, who keep the time of their calls."""
+
+    async def call(item: int) -> int:
+        if item % 2:
+            raise RequestTimeoutError(item, None, 1.0)
+        return item
+
+    async def main() -> None:
+        batch = parallel_core.iter_parallel_map(call, range(10), concurrency="auto")
+        async with batch:
+            failed = [result.index async for result in batch if not result.ok]
+        assert sorted(failed) == [1, 3, 5, 7, 9]
+        assert batch.limit_changes[-1].rejected == 5
 
     in_virtual_time(main)
 

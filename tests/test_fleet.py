@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import platform
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_core import _fleet
+from parallel_core import _fleet, _ray_cluster
 from parallel_core._fleet import Fleet
 from parallel_core._remote_values import pack_request, unpack_outcome
 from parallel_core._router_recipe import Recipe
@@ -507,6 +508,53 @@ def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:
     run(main)
 
 
+def test_a_worker_with_nothing_else_to_do_tells_at_once() -> None:
+    async def main() -> None:
+        worker = new_worker(Router(), pace=Pace(every=1000.0, many=100))
+        async with working(worker) as told:
+            for number in range(3):
+                await worker.give(number, Given([(number, request(number))]))
+                await told.wait_for(number + 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_there_already", [False, True])
+def test_a_connection_that_is_given_up_is_undone_once(
+    is_there_already: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[None] = []
+    gate, has_left = threading.Event(), threading.Event()
+
+    def enter(address: str | None) -> _ray_cluster.Entered:
+        assert address == "the address"
+        assert gate.wait(PATIENCE)
+        return _ray_cluster.Entered.CONNECTED
+
+    def leave() -> None:
+        left.append(None)
+        has_left.set()
+
+    monkeypatch.setattr(_ray_cluster, "enter_ray", enter)
+    monkeypatch.setattr(_ray_cluster, "leave_ray", leave)
+
+    async def main() -> None:
+        entering = asyncio.create_task(_ray_cluster.entered("the address"))
+        await asyncio.sleep(0)
+        if is_there_already:
+            gate.set()
+            # The outcome is there, and this loop, which is held up, has not been told of it.
+            threading.Event().wait(0.05)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        gate.set()
+        assert await asyncio.to_thread(has_left.wait, PATIENCE)
+
+    run(main)
+    assert len(left) == 1
+
+
 def test_a_worker_that_says_nothing_any_more_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         source = LocalWorkers()
@@ -547,6 +595,51 @@ def test_a_worker_with_nothing_to_tell_says_that_it_is_there(
             await told.wait_for(1)
 
     run(main)
+
+
+class Ready:
+    """A worker that is there, and takes whatever it is given."""
+
+    killed = False
+
+    async def messages(self) -> AsyncGenerator[list[Message], None]:
+        yield [(Kind.READY, 0, b"")]
+        await asyncio.Event().wait()
+
+    def give(self, sequence: int, given_: Given) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.killed = True
+
+    async def gone(self) -> None:
+        pass
+
+
+def test_a_fleet_whose_loop_was_closed_is_abandoned_without_an_error() -> None:
+    worker = Ready()
+    source = SimpleNamespace(spawn=lambda *_: worker)
+    fleet = Fleet(source, workers=1, concurrency=1)
+
+    async def main() -> asyncio.Task[Any]:
+        await fleet.start()
+        call = asyncio.create_task(fleet.call(request("never")))
+        await asyncio.sleep(0)
+        return call
+
+    loop = asyncio.new_event_loop()
+    call = loop.run_until_complete(main())
+    loop.close()
+    fleet.abandon()
+    assert worker.killed
+    for task in (call, fleet._members[0].reading):  # nobody is to be told that they are pending
+        task._log_destroy_pending = False  # type: ignore[union-attr]
+        coroutine = task.get_coro()  # type: ignore[union-attr]
+        with contextlib.suppress(RuntimeError):
+            coroutine.close()
 
 
 class Scarce(LocalWorkers):

@@ -42,6 +42,10 @@ class Price(NamedTuple):
     of_input: float
     of_output: float
 
+    def of(self, prompt: int, completion: int) -> float:
+        """USD of so many tokens."""
+        return prompt * self.of_input + completion * self.of_output
+
 
 class ItemMeter:
     """A meter of the user."""
@@ -137,7 +141,7 @@ class RouterMeter:
         prompt = _prompt_bytes(item)
         output *= _choices(arguments)
         price = self._price_of_any(item.model, *_named_fallbacks(arguments.get("fallbacks")))
-        cost = 0.0 if price is None else prompt * price.of_input + output * price.of_output
+        cost = 0.0 if price is None else price.of(prompt, output)
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
     def likely_cost(self, item: RouterParallelRequest, answer_tokens: int) -> float | None:
@@ -150,7 +154,7 @@ class RouterMeter:
         asked = _asked_output(arguments)
         completion = answer_tokens if asked is None else min(asked, answer_tokens)
         prompt = _prompt_bytes(item) // _BYTES_OF_A_TOKEN
-        return prompt * price.of_input + completion * _choices(arguments) * price.of_output
+        return price.of(prompt, completion * _choices(arguments))
 
     def _output_limit(self, model: str, arguments: Mapping[str, Any]) -> int | None:
         asked = _asked_output(arguments)
@@ -271,7 +275,7 @@ class RouterMeter:
         price = self.price_of(item.model)
         if price is None:
             return msgspec.structs.replace(usage, unpriced_calls=1)
-        cost = usage.prompt_tokens * price.of_input + usage.completion_tokens * price.of_output
+        cost = price.of(usage.prompt_tokens, usage.completion_tokens)
         return msgspec.structs.replace(usage, cost=cost)
 
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
@@ -288,7 +292,7 @@ class RouterMeter:
         given = self._given.get(item.model)
         if usage is None or given is None:
             return usage
-        cost = usage.prompt_tokens * given.of_input + usage.completion_tokens * given.of_output
+        cost = given.of(usage.prompt_tokens, usage.completion_tokens)
         return msgspec.structs.replace(usage, cost=cost, unpriced_calls=0)
 
     def _usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
@@ -312,7 +316,7 @@ class RouterMeter:
     ) -> float | None:
         given = self._given.get(item.model)
         if given is not None:
-            return prompt * given.of_input + completion * given.of_output
+            return given.of(prompt, completion)
         cost: Any = _field(_field(value, "_hidden_params"), "response_cost")
         if _is_amount(cost) and cost > 0:
             return float(cost)
