@@ -497,3 +497,18 @@ def test_leaving_a_batch_leaves_nothing_reserved(host: Host) -> None:
         assert not budget._waiting
 
     host.run(main)
+
+
+def test_an_attempt_that_was_lost_counts_with_its_worst_case() -> None:
+    budget = Budget(max_cost=2.5)
+    reservation = budget.try_reserve(Usage(cost=1.0))
+    assert reservation is not None
+    assert reservation.attempt_again(3) is None
+    assert (budget.spent_cost, budget.reserved_cost) == (1.0, 1.0)
+    refusal = reservation.attempt_again(3)
+    assert isinstance(refusal, BudgetExceededError)
+    assert refusal.index == 3
+    assert (budget.spent_cost, budget.reserved_cost) == (1.0, 1.0)
+    reservation.release()
+    assert reservation.attempt_again(3) is None  # it has ended: there is nothing to count
+    assert (budget.spent_cost, budget.reserved_cost) == (1.0, 0.0)

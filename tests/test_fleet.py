@@ -22,6 +22,7 @@ from parallel_core import _fleet, _ray_cluster
 from parallel_core._fleet import Fleet
 from parallel_core._remote_values import pack_request, unpack_outcome
 from parallel_core._router_recipe import Recipe
+from parallel_core._uninterrupted import to_the_end
 from parallel_core._worker import Given, Kind, Message, Pace, Worker
 from parallel_core.errors import RequestTimeoutError, WorkerDiedError, WorkersLostError
 from parallel_core.router_call import INDEX, TIMEOUT
@@ -593,6 +594,62 @@ def test_a_worker_with_nothing_to_tell_says_that_it_is_there(
             await until(lambda: told.blocks.count([]) > 3)
             router.gate.set()
             await told.wait_for(1)
+
+    run(main)
+
+
+def test_a_call_is_sent_again_only_if_it_may_be() -> None:
+    class RefusalError(Exception):
+        pass
+
+    asked: list[str] = []
+
+    def may() -> None:
+        asked.append("may")
+
+    def may_not() -> Exception:
+        asked.append("may not")
+        return RefusalError()
+
+    async def main() -> None:
+        source = LocalWorkers()
+        async with fleet_of(source, workers=1, concurrency=2) as fleet:
+            first = asyncio.create_task(fleet.call(request(1, "gate"), may))
+            second = asyncio.create_task(fleet.call(request(2, "gate"), may_not))
+            await until(lambda: source.in_flight == 2)
+            source.spawned[0].kill()
+            with pytest.raises(RefusalError):
+                await second
+            await until(lambda: source.in_flight == 1)
+            source.spawned[1].router.gate.set()
+            assert await first == "answer 1"
+            assert fleet.resent_requests == 1
+
+    run(main)
+    assert sorted(asked) == ["may", "may not"]
+
+
+def test_a_cancellation_is_raised_when_what_was_waited_for_has_ended() -> None:
+    async def main() -> None:
+        gate, ended = asyncio.Event(), False
+
+        async def wait() -> str:
+            nonlocal ended
+            await gate.wait()
+            ended = True
+            return "done"
+
+        waiting = asyncio.create_task(to_the_end(wait()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            waiting.cancel()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert ended
+        assert await to_the_end(wait()) == "done"
 
     run(main)
 

@@ -550,6 +550,16 @@ def test_an_answer_is_not_lost_for_something_inside_of_it_that_cannot_be_brought
     assert isinstance(hidden["function"], LeftOut)
 
 
+@needs_cloudpickle
+def test_nor_is_one_whose_class_is_of_the_main_module() -> None:
+    answer = type("Answer", (), {"__module__": "__main__"})()
+    answer.text, answer.lock = "paid for", threading.Lock()
+    outcome = unpack_outcome(pack_response(answer))
+    assert outcome.exception is None
+    assert (type(outcome.value), outcome.value.text) == (type(answer), "paid for")
+    assert isinstance(outcome.value.lock, LeftOut)
+
+
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
     code: int
