@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 BENCH := .venv-bench/bin
 # Of litellm and its like, most modules are never imported, and need not be compiled.
-PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
+PIP_OPTIONS := --quiet --disable-pip-version-check
 
 .PHONY: help test test-ray test-all-but-ray torture demo bench bench-smoke lint format wheel constraints clean
 
