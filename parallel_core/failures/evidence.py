@@ -1,0 +1,218 @@
+"""Facts about a failed call, collected from an exception and from those that it wraps.
+
+litellm gives every failure a status, a refused connection too, and changes some: Anthropic's 529
+becomes a 500. The exceptions underneath still have the status, the body and the headers that the
+provider really sent.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeGuard, cast
+
+_MOST_CAUSES = 16
+_LITELLM_EXCEPTIONS = "litellm.exceptions"
+# Wraps the error of the same attempt instead of replacing it.
+_WRAPPERS = frozenset(("MidStreamFallbackError",))
+# Only these classes have the status of a real HTTP answer, whatever litellm made of it.
+_ANSWERS = frozenset(("HTTPStatusError", "APIStatusError", "ClientResponseError"))
+_JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+_LONGEST_TEXT = 20_000  # characters: bodies of proxies can be whole pages
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a failed attempt.
+
+    Attributes:
+        chain: the exception, what it was raised from, and so on, up to the attempt before.
+    """
+
+    chain: tuple[BaseException, ...]
+
+    @property
+    def exception(self) -> BaseException:
+        return self.chain[0]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the classes in the chain, with their base classes.
+
+        Names instead of classes: importing litellm, openai or httpx takes seconds.
+        """
+        return frozenset(kind.__name__ for error in self.chain for kind in type(error).__mro__)
+
+    @cached_property
+    def answer_status(self) -> int | None:
+        """The HTTP status that a server sent; None if none is known to have answered."""
+        for error in reversed(self.chain):
+            if type(error).__module__ == _LITELLM_EXCEPTIONS:
+                continue  # their status, and their response, may be made up
+            if {kind.__name__ for kind in type(error).__mro__} & _ANSWERS:
+                status = _status(_field(error, "response")) or _status(error)
+                if _is_failure(status):
+                    return status
+        code = self.error.get("code")  # an error inside of a 200
+        if type(code) is int and _is_failure(code):
+            return code
+        for error in self.chain:
+            told = _field(error, "litellm_response_headers") or _field(error, "body")
+            status = _status(error)
+            if told and _is_failure(status):
+                return status
+        return None
+
+    @cached_property
+    def status(self) -> int | None:
+        """The HTTP status: of an answer, else the one that an exception claims."""
+        if self.answer_status is not None:
+            return self.answer_status
+        claimed = (status for error in self.chain if _is_failure(status := _status(error)))
+        return next(claimed, None)
+
+    @cached_property
+    def error(self) -> Mapping[str, Any]:
+        """The error object of the body; empty if there is none."""
+        for document in self._bodies():
+            error = _error_in(document)
+            if error:
+                return error
+        return {}
+
+    @cached_property
+    def codes(self) -> frozenset[str]:
+        """``code``, ``type`` and ``status`` of the error object, in lower case."""
+        named = (self.error.get(name) for name in ("code", "type", "status"))
+        reasons = (detail.get("reason") for detail in self.details)
+        return frozenset(str(value).lower() for value in (*named, *reasons) if value is not None)
+
+    @cached_property
+    def details(self) -> list[Mapping[str, Any]]:
+        """The ``details`` of an error as Google writes them."""
+        details: object = self.error.get("details")
+        if not isinstance(details, list):
+            return []
+        return [
+            cast("Mapping[str, Any]", detail)
+            for detail in cast("list[object]", details)
+            if isinstance(detail, Mapping)
+        ]
+
+    @cached_property
+    def text(self) -> str:
+        """The provider's words, in lower case. They may quote the request."""
+        message = self.error.get("message")
+        if isinstance(message, str) and message:
+            return message[:_LONGEST_TEXT].lower()
+        return _text(self.exception).lower()
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the answer, names in lower case."""
+        for error in self.chain:
+            for holder in (error, getattr(error, "response", None)):
+                for name in ("litellm_response_headers", "headers"):
+                    headers = getattr(holder, name, None)
+                    if headers is not None and hasattr(headers, "items") and len(headers):
+                        return {str(key).lower(): str(value) for key, value in headers.items()}
+        return {}
+
+    def attribute(self, name: str) -> Any:
+        """The first attribute of this name in the chain that is not None."""
+        values = (_field(error, name) for error in self.chain)
+        return next((value for value in values if value is not None), None)
+
+    def errno_in(self, numbers: frozenset[int]) -> bool:
+        """Return True if an OSError in the chain has one of these numbers."""
+        return any(isinstance(e, OSError) and e.errno in numbers for e in self.chain)
+
+    def _bodies(self) -> Iterator[object]:
+        for error in self.chain:
+            body = _field(error, "body")
+            if isinstance(body, str):
+                yield from _documents_in(body)
+            elif body is not None:
+                yield body
+        for error in self.chain:
+            yield from _documents_in(_text(error))
+
+
+def evidence_of(exception: BaseException) -> Evidence:
+    """Collect the facts about the attempt that raised this.
+
+    A Router raises the error of its last attempt while it handles the one before, so that one is
+    in the context. Only what belongs to the last attempt counts.
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = exception
+    found_attempt = False
+    while current is not None and len(chain) < _MOST_CAUSES and current not in chain:
+        if type(current).__module__ == _LITELLM_EXCEPTIONS:
+            # The Router raises a copy of the same error once more.
+            is_copy = bool(chain) and type(current) is type(chain[-1])
+            if found_attempt and not is_copy:
+                break
+            found_attempt = found_attempt or type(current).__name__ not in _WRAPPERS
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return Evidence(tuple(chain))
+
+
+def _field(value: object, name: str) -> Any:
+    return getattr(value, name, None)
+
+
+def _status(value: object) -> int | None:
+    for name in ("status_code", "status"):
+        status = _field(value, name)
+        if isinstance(status, str) and status.isdigit():
+            status = int(status)
+        if type(status) is int and 100 <= status < 600:
+            return status
+    return None
+
+
+def _is_failure(status: int | None) -> TypeGuard[int]:
+    return status is not None and 300 <= status < 600
+
+
+def _text(error: BaseException) -> str:
+    message = _field(error, "message")
+    try:
+        text = message if isinstance(message, str) and message else str(error)
+    except Exception:  # noqa: BLE001 - of any library: an error without words
+        return ""
+    return text[:_LONGEST_TEXT]
+
+
+def _documents_in(text: str) -> Iterator[object]:
+    """Yield the document inside a text: litellm writes bodies into its messages, as JSON or as the
+    repr of a dict."""
+    found = _JSON.search(text)
+    if found is None:
+        return
+    for read in (json.loads, ast.literal_eval):
+        try:
+            yield read(found[0])
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return
+
+
+def _error_in(document: object) -> Mapping[str, Any]:
+    if isinstance(document, list) and document:  # Gemini's compatible endpoint sends a list
+        document = cast("list[object]", document)[0]
+    if not isinstance(document, Mapping):
+        return {}
+    body = cast("Mapping[str, Any]", document)
+    inner = body.get("error")
+    if isinstance(inner, Mapping):
+        return cast("Mapping[str, Any]", inner)
+    if isinstance(inner, str):
+        return {"message": inner} | {name: body[name] for name in ("code", "type") if name in body}
+    return body if "message" in body or "code" in body else {}

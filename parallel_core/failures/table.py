@@ -1,0 +1,370 @@
+"""The table: which evidence makes which kind of failure.
+
+The rows are tried from top to bottom, and the first that fits decides. Each row says whose fault
+it is, and that decides everything else: what will pass is waited for, what is the request's own
+fault fails at once, what dooms all requests of a model stops them.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import typing
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from parallel_core.errors import (
+    BatchAbortedError,
+    BatchDeadlineError,
+    BudgetExceededError,
+    CallCancelledError,
+    InvalidRequestError,
+    RequestTimeoutError,
+    StoppedError,
+    StreamInterruptedError,
+    StreamStalledError,
+)
+
+from .evidence import Evidence, evidence_of
+from .told_waits import told_wait
+
+FailureKind: TypeAlias = Literal[
+    "overloaded",
+    "cooling_down",
+    "account",
+    "request",
+    "unreachable",
+    "local",
+    "timeout",
+    "answer",
+    "unknown",
+]
+KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
+"""Every kind of failure."""
+
+MAY_PASS: frozenset[FailureKind] = frozenset(
+    ("overloaded", "cooling_down", "unreachable", "local", "timeout")
+)
+"""Kinds that may be gone at the next attempt."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What an exception of a call means.
+
+    Attributes:
+        kind: whose fault it is.
+
+            - ``overloaded``: the provider has too much to do, or failed by itself; it will pass.
+            - ``cooling_down``: all deployments of the model pause in the Router; nothing was sent.
+            - ``account``: the key, the credit or the model's name is wrong; every request of this
+              model fails in the same way.
+            - ``request``: this request is wrong, too large or refused; others are not affected.
+            - ``unreachable``: no connection to the server, or it was lost before any answer.
+            - ``local``: this machine is out of files, memory or ports.
+            - ``timeout``: it took too long; it may be billed all the same.
+            - ``answer``: an answer arrived that is no whole, valid answer.
+            - ``unknown``: anything else, such as a bug or a missing package.
+        reason: one sentence without contents of the request and without keys.
+        retry_after: seconds that the provider, or the Router, asks to wait; None if it does not.
+        sent: whether a provider can have been paid; None if nobody knows.
+        status_code: the HTTP status of the provider's answer; None if there was none.
+    """
+
+    kind: FailureKind
+    reason: str
+    retry_after: float | None = None
+    sent: bool | None = None
+    status_code: int | None = None
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.kind in MAY_PASS
+
+
+def classify(exception: BaseException) -> Failure:
+    """Say what an exception of a call means.
+
+    It looks through litellm's wrappers at the causes, the status, the body and the headers of the
+    last attempt. It imports neither litellm nor openai.
+
+    Args:
+        exception: raised by a call, or the ``exception`` of a result.
+    """
+    evidence = evidence_of(exception)
+    row = next(row for row in _TABLE if row.fits(evidence))
+    status = evidence.answer_status
+    reason = row.reason + _named(evidence, status)
+    return Failure(row.kind, reason, told_wait(evidence), row.sent, status)
+
+
+class _Row(msgspec.Struct, frozen=True):
+    kind: FailureKind
+    sent: bool | None
+    reason: str
+    fits: Callable[[Evidence], bool]
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{1,63}")
+
+
+def _named(evidence: Evidence, status: int | None) -> str:
+    """Status and code of the provider, as far as they are words of a protocol."""
+    code: object = evidence.error.get("code") or evidence.error.get("type")
+    words = [] if status is None else [str(status)]
+    if isinstance(code, str) and _IDENTIFIER.fullmatch(code):
+        words.append(code)
+    return f" ({' '.join(words)})" if words else ""
+
+
+# --- predicates ---
+
+
+def _is(*kinds: type[BaseException]) -> Callable[[Evidence], bool]:
+    return lambda evidence: isinstance(evidence.exception, kinds)
+
+
+def _named_class(*names: str) -> Callable[[Evidence], bool]:
+    wanted = frozenset(names)
+    return lambda evidence: not wanted.isdisjoint(evidence.names)
+
+
+def _status_in(*statuses: int) -> Callable[[Evidence], bool]:
+    wanted = frozenset(statuses)
+    return lambda evidence: evidence.status in wanted
+
+
+def _says(*phrases: str) -> Callable[[Evidence], bool]:
+    """Match phrases in the provider's words, and codes of the error object."""
+    pattern = re.compile("|".join(phrases))
+    return lambda evidence: (
+        pattern.search(evidence.text) is not None
+        or any(pattern.search(code) for code in evidence.codes)
+    )
+
+
+def _all(*conditions: Callable[[Evidence], bool]) -> Callable[[Evidence], bool]:
+    return lambda evidence: all(condition(evidence) for condition in conditions)
+
+
+def _any(*conditions: Callable[[Evidence], bool]) -> Callable[[Evidence], bool]:
+    return lambda evidence: any(condition(evidence) for condition in conditions)
+
+
+def _no_answer(evidence: Evidence) -> bool:
+    return evidence.answer_status is None
+
+
+def _out_of_resources(evidence: Evidence) -> bool:
+    return evidence.errno_in(_LOCAL_ERRNOS) or "MemoryError" in evidence.names
+
+
+def _asks_for_more_than_the_limit(evidence: Evidence) -> bool:
+    """``Limit 30000, Requested 36055``: this request fits into no minute."""
+    found = _LIMIT_AND_REQUESTED.search(evidence.text)
+    if found is None:
+        return "request too large" in evidence.text
+    limit, requested = (int(found[name].replace(",", "")) for name in ("limit", "requested"))
+    return requested > limit
+
+
+def _status_between(low: int, high: int) -> Callable[[Evidence], bool]:
+    return lambda evidence: evidence.status is not None and low <= evidence.status < high
+
+
+_LIMIT_AND_REQUESTED = re.compile(
+    r"limit:? (?P<limit>\d[\d,]*).{0,40}?requested:? (?P<requested>\d[\d,]*)"
+)
+_LOCAL_ERRNOS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+)
+_CONNECT_CLASSES = (
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionTimeoutError",
+    "ClientConnectorError",
+    "ConnectionRefusedError",
+    "gaierror",
+    "SSLError",
+    "UnsupportedProtocol",
+)
+_RESET_CLASSES = (
+    "ServerDisconnectedError",
+    "ClientOSError",
+    "ConnectionResetError",
+    "BrokenPipeError",
+    "ConnectionAbortedError",
+    "RemoteProtocolError",
+    "ReadError",
+    "WriteError",
+    "CloseError",
+)
+_TIMEOUT_CLASSES = ("TimeoutError", "TimeoutException", "APITimeoutError")
+_CONNECTION_CLASSES = ("APIConnectionError", "ClientError", "ConnectionError", "TransportError")
+_GARBAGE_CLASSES = (
+    "JSONDecodeError",
+    "APIResponseValidationError",
+    "LengthFinishReasonError",
+    "ContentFilterFinishReasonError",
+)
+_COOLDOWN_CLASSES = ("RouterRateLimitError", "RouterRateLimitErrorBasic")
+_NO_CREDIT = _says(
+    "insufficient_quota",
+    "exceeded your current quota, please check your plan",
+    "credit balance is too low",
+    "billing",
+    "insufficient (?:credits?|balance|funds)",
+    "payment required",
+    "out of credits?",
+)
+_QUOTA_OF_A_DAY = _says(
+    r"\blimit: 0\b",
+    r"per[ _-]?day",
+    r"requests? per month",
+    r"daily (?:limit|quota)",
+    r"\b[rt]pd\b",
+)
+_WRONG_KEY = _says(
+    "api key not valid", "api_key_invalid", "invalid[_ ]api[_ ]key", "incorrect api key"
+)
+_REFUSED_CONTENT = _says("moderation", "flagged", "content[_ ]policy", "content[_ ]filter")
+_OVERLOADED_CODE = _says(r"\boverloaded(?:_error)?\b", "engine_overloaded", "resource_exhausted")
+_EMPTY_ANSWER = _says("empty or invalid response from llm endpoint", "unable to get json response")
+
+
+_TABLE: tuple[_Row, ...] = (
+    # Our own errors.
+    _Row("request", False, "the request is invalid", _is(InvalidRequestError)),
+    _Row("unknown", False, "the budget is used up", _is(BudgetExceededError)),
+    _Row("unknown", None, "the batch ended first", _is(BatchDeadlineError, StoppedError)),
+    _Row("unknown", None, "the batch was shut down", _is(BatchAbortedError)),
+    _Row("unknown", None, "the call was cancelled by its own code", _is(CallCancelledError)),
+    _Row("timeout", True, "the request took longer than its timeout", _is(RequestTimeoutError)),
+    _Row("timeout", True, "the stream stalled", _is(StreamStalledError)),
+    # This machine.
+    _Row(
+        "unknown",
+        False,
+        "a package that litellm needs is not installed",
+        _named_class("ImportError"),
+    ),
+    _Row("local", False, "this machine is out of files, memory or ports", _out_of_resources),
+    # The Router: nothing was sent.
+    _Row(
+        "cooling_down",
+        False,
+        "all deployments of the model are cooling down",
+        _named_class(*_COOLDOWN_CLASSES),
+    ),
+    # No answer.
+    _Row(
+        "unreachable",
+        False,
+        "no connection to the server",
+        _all(_no_answer, _named_class(*_CONNECT_CLASSES)),
+    ),
+    _Row(
+        "timeout",
+        True,
+        "the provider took longer than the timeout",
+        _all(_no_answer, _named_class(*_TIMEOUT_CLASSES)),
+    ),
+    # A stream that broke off has text already, which was paid for.
+    _Row(
+        "answer",
+        True,
+        "the stream was cut off",
+        _all(_is(StreamInterruptedError), lambda evidence: evidence.status is None),
+    ),
+    _Row(
+        "unreachable",
+        None,
+        "the connection was lost before the answer",
+        _all(_no_answer, _named_class(*_RESET_CLASSES)),
+    ),
+    # The account: the same for every request of the model.
+    _Row("account", False, "the account has no credit or quota left", _NO_CREDIT),
+    _Row(
+        "account",
+        False,
+        "the quota of the account is used up",
+        _all(_status_in(403, 429), _QUOTA_OF_A_DAY),
+    ),
+    _Row("account", False, "a budget of litellm is used up", _named_class("BudgetExceededError")),
+    _Row("account", False, "the provider refused the key", _any(_status_in(401), _WRONG_KEY)),
+    _Row(
+        "request", True, "the provider refused the content", _all(_status_in(403), _REFUSED_CONTENT)
+    ),
+    _Row("account", False, "the provider refused access", _status_in(403)),
+    _Row("account", False, "the provider demands payment", _status_in(402)),
+    _Row("account", False, "the provider does not know the model or the address", _status_in(404)),
+    # The request.
+    _Row(
+        "request",
+        False,
+        "the request is larger than the provider's limit",
+        _any(
+            _status_in(413),
+            _named_class("ContextWindowExceededError"),
+            _all(_status_in(429), _asks_for_more_than_the_limit),
+        ),
+    ),
+    _Row(
+        "request",
+        True,
+        "the provider refused the content",
+        _any(
+            _named_class("ContentPolicyViolationError", "RejectedRequestError"),
+            _named_class("GuardrailRaisedException", "BlockedPiiEntityError"),
+            _named_class("SensitiveDataRouteException", "ModifyResponseException"),
+            _all(_status_in(400), _REFUSED_CONTENT),
+        ),
+    ),
+    # The provider.
+    _Row("overloaded", False, "the provider is overloaded", _OVERLOADED_CODE),
+    _Row("overloaded", False, "too many requests", _status_in(429)),
+    _Row("timeout", None, "the provider gave up waiting", _status_in(408)),
+    _Row(
+        "overloaded",
+        False,
+        "the provider is overloaded or down",
+        _status_in(409, 424, 425, 498, 502, 503, 504, *range(520, 530)),
+    ),
+    _Row(
+        "answer",
+        True,
+        "the answer is not valid",
+        _any(_named_class(*_GARBAGE_CLASSES), _EMPTY_ANSWER),
+    ),
+    _Row(
+        "overloaded",
+        None,
+        "the provider failed",
+        _all(
+            _status_between(500, 600),
+            lambda evidence: evidence.answer_status is not None or not _has_bug(evidence),
+        ),
+    ),
+    _Row("request", False, "the provider refused the request", _status_between(400, 500)),
+    _Row(
+        "unreachable",
+        None,
+        "the connection failed",
+        _all(
+            _no_answer,
+            _named_class(*_CONNECTION_CLASSES),
+            lambda evidence: not _has_bug(evidence),
+        ),
+    ),
+    _Row("unknown", None, "the call failed in an unexpected way", lambda _: True),
+)
+
+
+_BUGS = (KeyError, AttributeError, TypeError, IndexError, AssertionError, NameError)
+
+
+def _has_bug(evidence: Evidence) -> bool:
+    """Return True if litellm made a connection error of an error in somebody's code."""
+    return any(isinstance(error, _BUGS) for error in evidence.chain)

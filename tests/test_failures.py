@@ -1,0 +1,423 @@
+"""What an exception means: by rows, by real answers through litellm, and for every class there is."""
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import json
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, get_args
+
+import pytest
+from aiohttp import web
+
+from parallel_core import errors
+from parallel_core.failures import KINDS, FailureKind, classify
+from parallel_core.failures.evidence import evidence_of
+from parallel_core.failures.told_waits import duration, told_wait
+
+
+class HTTPStatusError(Exception):
+    """An answer with a status, as httpx and openai raise it."""
+
+    def __init__(
+        self, status: int, body: object = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(f"Error code: {status}")
+        self.status_code = status
+        self.body = body
+        self.litellm_response_headers = headers or {"server": "test"}
+
+
+def answer(status: int, message: str = "", *, code: str | None = None, **headers: str) -> Exception:
+    body = {"error": {"message": message, "code": code}}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return HTTPStatusError(status, body, named)
+
+
+def raised_from(error: Exception, *causes: BaseException) -> Exception:
+    current: BaseException = error
+    for cause in causes:
+        current.__cause__ = cause
+        current = cause
+    return error
+
+
+NAMED: list[tuple[Exception, FailureKind]] = [
+    (errors.InvalidRequestError({0: "messages is empty"}), "request"),
+    (errors.RequestTimeoutError(0, "m", 1.0), "timeout"),
+    (errors.StreamStalledError(0, "m", 1.0), "timeout"),
+    (errors.StreamInterruptedError(0, "m", "half"), "answer"),
+    (errors.BudgetExceededError(0, "max_cost", 1.0, 0.5), "unknown"),
+    (errors.BatchDeadlineError(0, 1.0), "unknown"),
+    (errors.StoppedError(0), "unknown"),
+    (errors.BatchAbortedError(), "unknown"),
+    (errors.CallCancelledError(), "unknown"),
+    (ImportError("No module named 'mcp'"), "unknown"),
+    (KeyError("content"), "unknown"),
+    (MemoryError(), "local"),
+    (OSError(errno.EMFILE, "Too many open files"), "local"),
+    (raised_from(RuntimeError(), OSError(errno.EADDRNOTAVAIL, "no port")), "local"),
+    (ConnectionRefusedError(), "unreachable"),
+    (ConnectionResetError(), "unreachable"),
+    (TimeoutError(), "timeout"),
+    (answer(429), "overloaded"),
+    (answer(429, "You exceeded your current quota", code="insufficient_quota"), "account"),
+    (answer(429, "Rate limit reached for requests per day (RPD): Limit 200"), "account"),
+    (answer(429, "Quota exceeded for metric: free_tier_requests, limit: 0"), "account"),
+    (answer(429, "Request too large for gpt-4o. Limit 30000, Requested 36055."), "request"),
+    (answer(429, "Rate limit reached. Limit 30000, Used 29000, Requested 2000."), "overloaded"),
+    (answer(529), "overloaded"),
+    (answer(500), "overloaded"),
+    (answer(500, "Overloaded", code="overloaded_error"), "overloaded"),
+    (answer(502), "overloaded"),
+    (answer(424), "overloaded"),
+    (answer(498), "overloaded"),
+    (answer(401), "account"),
+    (answer(402), "account"),
+    (answer(403), "account"),
+    (answer(403, "Your input was flagged by moderation"), "request"),
+    (answer(404), "account"),
+    (answer(400, "Your credit balance is too low to access the Anthropic API."), "account"),
+    (answer(400, "API key not valid. Please pass a valid API key."), "account"),
+    (answer(400), "request"),
+    (answer(413), "request"),
+    (answer(422), "request"),
+    (answer(408), "timeout"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), NAMED, ids=lambda value: str(value)[:40])
+def test_kind(error: Exception, kind: FailureKind) -> None:
+    assert classify(error).kind == kind
+
+
+def test_kinds_are_those_of_the_type() -> None:
+    assert KINDS == get_args(FailureKind)
+
+
+def test_what_was_not_sent_cost_nothing() -> None:
+    assert classify(ConnectionRefusedError()).sent is False
+    assert classify(ConnectionResetError()).sent is None
+    assert classify(errors.RequestTimeoutError(0, "m", 1.0)).sent is True
+
+
+def test_status_of_the_provider_wins_over_that_of_litellm() -> None:
+    masked = HTTPStatusError(529, json.dumps({"error": {"type": "overloaded_error"}}))
+    wrapper = type("InternalServerError", (Exception,), {"status_code": 500})()
+    failure = classify(raised_from(wrapper, masked))
+    assert (failure.kind, failure.status_code) == ("overloaded", 529)
+
+
+def test_an_earlier_attempt_does_not_count() -> None:
+    """A Router raises the last error while it handles the one before."""
+    litellm = pytest.importorskip("litellm")
+    last = litellm.AuthenticationError("wrong key", llm_provider="openai", model="m")
+    earlier = litellm.RateLimitError("slow down", llm_provider="openai", model="m")
+    last.__context__ = earlier
+    assert evidence_of(last).chain == (last,)
+    assert classify(last).kind == "account"
+
+
+def test_a_chain_that_is_a_circle_ends() -> None:
+    first, second = RuntimeError(), RuntimeError()
+    first.__context__, second.__context__ = second, first
+    assert classify(first).kind == "unknown"
+
+
+def test_an_exception_whose_text_raises() -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert classify(Odd()).kind == "unknown"
+
+
+def test_reason_has_neither_contents_nor_keys() -> None:
+    error = answer(400, "Invalid content: 'my secret prompt', key sk-abcdef", code="a b: prompt!")
+    assert classify(error).reason == "the provider refused the request (400)"
+
+
+def test_failure_survives_pickling() -> None:
+    failure = classify(answer(429, retry_after="3"))
+    assert pickle.loads(pickle.dumps(failure)) == failure
+
+
+# --- waits ---
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (answer(429, Retry_After="37"), 37.0),
+        (answer(429, Retry_After="0.5"), 0.5),
+        (answer(429, Retry_After="Fri, 15 Jan 2027 08:00:09 GMT"), 9.0),
+        (answer(429, Retry_After="Fri, 15 Jan 2027 07:00:00 GMT"), 0.0),
+        (answer(429, retry_after_ms="250", Retry_After="1"), 0.25),
+        (answer(429, Retry_After="-5"), None),
+        (answer(429, Retry_After="soon"), None),
+        (answer(429, Retry_After="9999999"), None),
+        (answer(429, "Please try again in 7.66s. Visit …"), 7.66),
+        (answer(429, "Please try again in 1m30s."), 90.0),
+        (answer(429, "Please try again in 120ms."), 0.12),
+        (answer(429, "Please retry after 37 seconds."), 37.0),
+        (answer(429, "try again later"), None),
+        (answer(429, x_ratelimit_reset_requests="1m30s"), 90.0),
+        (
+            answer(
+                429,
+                x_ratelimit_remaining_requests="3",
+                x_ratelimit_reset_requests="1m30s",
+                x_ratelimit_remaining_tokens="0",
+                x_ratelimit_reset_tokens="6s",
+            ),
+            6.0,
+        ),
+        (answer(429, X_RateLimit_Reset=str(int((NOW + 12) * 1000))), 12.0),
+        (answer(429, X_RateLimit_Reset=str(int(NOW + 12))), 12.0),
+        (answer(429, anthropic_ratelimit_requests_reset="2027-01-15T08:00:20Z"), 20.0),
+        (
+            HTTPStatusError(
+                429,
+                [
+                    {
+                        "error": {
+                            "code": 429,
+                            "details": [
+                                {
+                                    "@type": "type.googleapis.com/google.rpc.RetryInfo",
+                                    "retryDelay": "37s",
+                                }
+                            ],
+                        }
+                    }
+                ],
+            ),
+            37.0,
+        ),
+        (RuntimeError(), None),
+    ],
+)
+def test_told_wait(error: Exception, seconds: float | None) -> None:
+    assert told_wait(evidence_of(error), now=lambda: NOW) == (
+        None if seconds is None else pytest.approx(seconds, abs=0.01)
+    )
+
+
+def test_cooldown_of_a_router() -> None:
+    error = type("RouterRateLimitError", (ValueError,), {"cooldown_time": 5.0})()
+    failure = classify(error)
+    assert (failure.kind, failure.retry_after, failure.sent) == ("cooling_down", 5.0, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1h2m3s", 3723.0), ("2 minutes", 120.0), ("", None), ("5", 5.0)]
+)
+def test_duration(text: str, seconds: float | None) -> None:
+    assert duration(text) == seconds
+
+
+# --- every class of litellm and openai ---
+
+# Neither a provider nor a Router raises these for a chat completion that was sent, or nothing is
+# known about why.
+WITHOUT_A_KIND = {
+    "APIError",  # the base class, without a status
+    "BlockedPiiEntityError",
+    "CredentialExchangeError",
+    "InvalidWebhookSignatureError",
+    "VectorStoreSearchError",
+    "MockException",
+    "ModelNotMappedError",
+    "OAuthError",
+    "OpenAIError",
+    "WebSocketConnectionClosedError",
+    "WebSocketQueueFullError",
+}
+
+
+def exception_classes() -> Iterator[type[Exception]]:
+    import litellm
+    import openai
+    from litellm import exceptions as litellm_exceptions
+    from litellm.types import router
+
+    seen = set[type[Exception]]()
+    for module in (litellm_exceptions, openai, litellm, router):
+        for value in list(vars(module).values()):
+            if (
+                inspect.isclass(value)
+                and issubclass(value, Exception)
+                and not issubclass(value, Warning)
+                and value.__module__.partition(".")[0] in ("litellm", "openai")
+                and value not in seen
+            ):
+                seen.add(value)
+                yield value
+
+
+def instance_of(kind: type[Exception]) -> Exception:
+    import httpx
+
+    request = httpx.Request("POST", "http://127.0.0.1/v1/chat/completions")
+    known: dict[str, Any] = {
+        "message": "something",
+        "llm_provider": "openai",
+        "model": "m",
+        "request": request,
+        "response": httpx.Response(int(getattr(kind, "status_code", 400) or 400), request=request),
+        "body": None,
+        "status_code": 500,
+        "cooldown_time": 5.0,
+        "enable_pre_call_checks": False,
+        "cooldown_list": [],
+        "current_cost": 1.0,
+        "max_budget": 1.0,
+        "raw_response": "x",
+        "schema": "{}",
+        "request_data": {},
+    }
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except ValueError:  # of a class without an __init__ of its own
+        return kind("something")
+    needed = {
+        parameter.name: known.get(parameter.name, "x")
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind
+        in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    return kind(**needed)
+
+
+def test_every_class_has_a_row() -> None:
+    without = dict[str, str]()
+    for kind in exception_classes():
+        try:
+            error = instance_of(kind)
+        except Exception as problem:
+            if kind.__name__ not in WITHOUT_A_KIND:
+                without[kind.__name__] = f"this test cannot make one: {problem!r}"
+            continue
+        if classify(error).kind == "unknown" and kind.__name__ not in WITHOUT_A_KIND:
+            without[kind.__name__] = "unknown: give it a row in failures/table.py"
+    assert not without
+
+
+# --- real answers, as litellm shows them ---
+
+ANSWERS: dict[str, tuple[int, dict[str, str], object, FailureKind, float | None]] = {
+    "rate": (
+        429,
+        {},
+        {"error": {"message": "Please try again in 7.66s.", "code": "rate_limit_exceeded"}},
+        "overloaded",
+        7.66,
+    ),
+    "retry-after": (429, {"Retry-After": "37"}, {"error": {"message": "slow"}}, "overloaded", 37.0),
+    "gemini": (
+        429,
+        {},
+        [{"error": {"code": 429, "message": "m", "details": [{"retryDelay": "37s"}]}}],
+        "overloaded",
+        37.0,
+    ),
+    "quota": (
+        429,
+        {},
+        {"error": {"message": "m", "type": "insufficient_quota", "code": "insufficient_quota"}},
+        "account",
+        None,
+    ),
+    "too-large": (
+        429,
+        {},
+        {"error": {"message": "Request too large: Limit 30000, Requested 36055."}},
+        "request",
+        None,
+    ),
+    "529": (
+        529,
+        {},
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        "overloaded",
+        None,
+    ),
+    "html": (502, {}, "<html>Bad Gateway</html>", "overloaded", None),
+    "520": (520, {}, "<html>origin</html>", "overloaded", None),
+    "401": (401, {}, {"error": {"message": "m", "code": "invalid_api_key"}}, "account", None),
+    "403": (403, {}, {"error": {"message": "m"}}, "account", None),
+    "404": (404, {}, {"error": {"message": "m", "code": "model_not_found"}}, "account", None),
+    "credit": (
+        400,
+        {},
+        {"error": {"message": "Your credit balance is too low to access the API."}},
+        "account",
+        None,
+    ),
+    "400": (400, {}, {"error": {"message": "bad"}}, "request", None),
+    "413": (413, {}, {"error": {"message": "bad"}}, "request", None),
+    "422": (422, {}, {"error": {"message": "bad"}}, "request", None),
+    "500": (500, {}, {"error": {"message": "bad"}}, "overloaded", None),
+    "error-in-200": (200, {}, {"error": {"code": 429, "message": "rate"}}, "overloaded", None),
+    "page-in-200": (200, {}, "<html>login</html>", "answer", None),
+}
+
+
+@contextlib.asynccontextmanager
+async def provider() -> AsyncIterator[str]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        name = (await request.json())["model"]
+        if name == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        status, headers, body, _, _ = ANSWERS[name]
+        if isinstance(body, str):
+            return web.Response(status=status, text=body, content_type="text/html")
+        return web.json_response(body, status=status, headers=headers)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def test_real_answers() -> None:
+    import litellm
+
+    async def main() -> dict[tuple[str, str], tuple[object, ...]]:
+        found = dict[tuple[str, str], tuple[object, ...]]()
+        async with provider() as url:
+            for protocol, base in (("openai", f"{url}/v1"), ("anthropic", url)):
+                for name in (*ANSWERS, "reset", "refused"):
+                    try:
+                        await litellm.acompletion(
+                            model=f"{protocol}/{name}",
+                            messages=[{"role": "user", "content": "hi"}],
+                            api_base="http://127.0.0.1:1/v1" if name == "refused" else base,
+                            api_key="sk-test-0000",
+                            max_retries=0,
+                        )
+                    except Exception as error:
+                        failure = classify(error)
+                        found[protocol, name] = (failure.kind, failure.retry_after)
+            await litellm.close_litellm_async_clients()
+        return found
+
+    expected: dict[tuple[str, str], tuple[object, ...]] = {}
+    for protocol in ("openai", "anthropic"):
+        for name, (_, _, _, kind, wait) in ANSWERS.items():
+            expected[protocol, name] = (kind, wait)
+        expected[protocol, "reset"] = expected[protocol, "refused"] = ("unreachable", None)
+    assert asyncio.run(main()) == expected
