@@ -11,6 +11,7 @@ from .control.budget import Budget
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
+from .control.retry import Retry
 from .dispatch import (
     iter_parallel_acompletions,
     iter_parallel_map,
@@ -29,12 +30,15 @@ from .errors import (
     InvalidRequestError,
     JournalError,
     JournalInUseError,
+    NotSentError,
     RemoteCallError,
     RequestTimeoutError,
     RouterHostClosedError,
     StreamInterruptedError,
     StreamStalledError,
 )
+from .failures import Failure, FailureKind
+from .failures import classify as classify_failure
 from .journal import Journal, JournalEntry
 from .progress import Progress
 from .router_api import (
@@ -74,6 +78,8 @@ __all__ = [
     "Concurrency",
     "Controls",
     "DifferentRunError",
+    "Failure",
+    "FailureKind",
     "Hedge",
     "InputFile",
     "InputFileError",
@@ -84,12 +90,14 @@ __all__ = [
     "JournalInUseError",
     "LimitChange",
     "Meter",
+    "NotSentError",
     "ParallelBatch",
     "ParallelResult",
     "Progress",
     "RateLimit",
     "RemoteCallError",
     "RequestTimeoutError",
+    "Retry",
     "RouterHost",
     "RouterHostClosedError",
     "RouterHostName",
@@ -106,6 +114,7 @@ __all__ = [
     "StreamStalledError",
     "SupportsAcompletion",
     "Usage",
+    "classify_failure",
     "install",
     "iter_parallel_acompletions",
     "iter_parallel_map",

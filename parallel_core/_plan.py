@@ -112,6 +112,7 @@ def map_plan(
         controls,
         None if meter is None else ItemMeter(meter),
         {},
+        retried=False,
     )
 
 
@@ -185,9 +186,12 @@ def _router_plan(
         )
     # The attempts of a hedged call have one timeout together, which none of them could know.
     timed_elsewhere = elsewhere and controls.get("hedge") is None
+    is_router = hasattr(router, "acompletion")
+    is_adaptive = isinstance(limit, AdaptiveConcurrency)
+    retried_by_us = controls.get("retry", is_router or is_adaptive or None) is not None
     call = completion_call(
         router,
-        retried_by_us=isinstance(limit, AdaptiveConcurrency),
+        retried_by_us=retried_by_us,
         left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_elsewhere)
         if elsewhere
         else None,
@@ -233,6 +237,7 @@ def _router_plan(
         may_reject,
         stopping,
         timed_elsewhere=timed_elsewhere,
+        retried=is_router,
     )
     return dataclasses.replace(
         plan,
@@ -256,6 +261,7 @@ def _plan(
     stopping: Stopping | None = None,
     *,
     timed_elsewhere: bool = False,
+    retried: bool,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -268,6 +274,7 @@ def _plan(
         timed_elsewhere=timed_elsewhere,
         may_reject=may_reject,
         stopping=stopping,
+        retried=retried,
     )
     return BatchPlan(
         composed.call,

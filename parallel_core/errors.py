@@ -163,6 +163,30 @@ class BudgetExceededError(Exception):
         )
 
 
+class NotSentError(Exception):
+    """A request was not sent, because nothing of its model can get through.
+
+    The exception of its result. Requests of the same model failed before it for a reason that is
+    not their own: the key was refused, the credit is used up, the server is away. That failure is
+    the ``__cause__``.
+
+    Attributes:
+        index: of the request.
+        model: of the request; None for an item without one.
+        reason: why, in one sentence without contents and keys.
+    """
+
+    def __init__(self, index: int, model: str | None, reason: str) -> None:
+        super().__init__(index, model, reason)
+        self.index = index
+        self.model = model
+        self.reason = reason
+
+    def __str__(self) -> str:
+        of_model = "" if self.model is None else f" (model {self.model!r})"
+        return f"request {self.index}{of_model} was not sent: {self.reason}"
+
+
 class StreamInterruptedError(Exception):
     """A stream broke off after its first chunk, or ended without any answer.
 

@@ -70,9 +70,9 @@ def completion_call(
 
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
-    ``retried_by_us``: a call that is rejected for overload is made again by the batch, so the
-    Router, whose own retries would keep a slot waiting, leaves it. ``left_to_workers``: for a
-    Router that has its calls made elsewhere.
+    ``retried_by_us``: the batch sends requests again, so the Router leaves that to it
+    (:func:`_left_to_the_batch`). ``left_to_workers``: for a Router that has its calls made
+    elsewhere.
 
     Raises:
         TypeError: ``router`` is neither.
@@ -97,19 +97,12 @@ def completion_call(
 # A host in trio, a Router of workers, a Router. A mock, which has all attributes, has no end.
 _LAYERS = 3
 
-# Retries that a Router makes itself where the batch does: those that are not named here.
-_LEFT_TO_THE_BATCH = {
-    "RateLimitErrorRetries": 0,
-    "ServiceUnavailableErrorRetries": 0,
-    "TimeoutErrorRetries": 0,
-}
-
 
 def _router_call(
     router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
-    leaves_overload = retried_by_us and _has_no_retry_policy(router)
+    left_to_us = _left_to_the_batch(router) if retried_by_us else {}
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata and, for some providers, into the messages that it is
@@ -122,9 +115,9 @@ def _router_call(
         }
         if left_to_workers is not None:
             arguments |= left_to_workers.arguments(index, request)
-        if leaves_overload:
+        for name, value in left_to_us.items():
             arguments.setdefault(
-                "model_group_retry_policy", {request.model: dict(_LEFT_TO_THE_BATCH)}
+                name, {request.model: dict(value)} if isinstance(value, Mapping) else value
             )
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
@@ -149,13 +142,37 @@ def makes_calls_elsewhere(router: object) -> bool:
     return False
 
 
-def _has_no_retry_policy(router: object) -> bool:
-    """Whether it is a Router of litellm that has been told nothing of its own."""
+def _left_to_the_batch(router: object) -> dict[str, Any]:
+    """Return the arguments by which a Router leaves retries and pauses to its batch.
+
+    The Router's own retries would keep a slot waiting and multiply those of the batch. Its
+    cooldowns take every deployment of a model away for seconds as soon as each has answered one
+    429. What somebody has set on the Router takes precedence.
+    """
     itself = behind(router)
-    return (
-        hasattr(itself, "model_group_retry_policy")
-        and itself.retry_policy is None
-        and not itself.model_group_retry_policy
+    if not hasattr(itself, "model_group_retry_policy"):
+        return {}
+    from litellm.types.router import RetryPolicy
+
+    arguments: dict[str, Any] = {}
+    if itself.retry_policy is None and not itself.model_group_retry_policy:
+        arguments["model_group_retry_policy"] = dict.fromkeys(RetryPolicy.model_fields, 0)
+    if _has_default_cooldowns(itself):
+        arguments["cooldown_time"] = 0
+    return arguments
+
+
+def _has_default_cooldowns(router: Any) -> bool:
+    """Return True if nobody has set a cooldown on the Router or on one of its deployments."""
+    from litellm.constants import DEFAULT_COOLDOWN_TIME_SECONDS
+
+    own = [
+        part.get("cooldown_time")
+        for deployment in _deployments(router)
+        for part in (deployment["litellm_params"], deployment.get("model_info") or {})
+    ]
+    return router.cooldown_time == DEFAULT_COOLDOWN_TIME_SECONDS and not any(
+        value is not None for value in own
     )
 
 

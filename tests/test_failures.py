@@ -1,4 +1,4 @@
-"""What an exception means: by rows, by real answers through litellm, and for every class there is."""
+"""Kinds of failures: rows of the table, real answers through litellm, every class there is."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -94,7 +95,7 @@ def test_kind(error: Exception, kind: FailureKind) -> None:
 
 
 def test_kinds_are_those_of_the_type() -> None:
-    assert KINDS == get_args(FailureKind)
+    assert get_args(FailureKind) == KINDS
 
 
 def test_what_was_not_sent_cost_nothing() -> None:
@@ -279,6 +280,7 @@ def instance_of(kind: type[Exception]) -> Exception:
         "raw_response": "x",
         "schema": "{}",
         "request_data": {},
+        "completion": SimpleNamespace(usage=None),
     }
     try:
         parameters = inspect.signature(kind).parameters.values()

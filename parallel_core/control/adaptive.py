@@ -13,11 +13,11 @@ import anyio
 import msgspec
 
 from parallel_core.errors import RequestTimeoutError, StreamStalledError
+from parallel_core.failures import Failure, classify
 
-from ._call import Call, TryAgainLater
+from ._call import Call
 from ._checks import checked_count, checked_number
 from ._engine import Engine
-from ._overload import is_overload, retry_after
 
 # The curve, in shares of the ceiling per cubed round trip, and for how many round trips it is
 # followed beyond the ceiling: it has been above by a call or more then.
@@ -32,6 +32,7 @@ _NEWEST = 0.1
 # A pause is over for all waiting calls at once; the jitter of one is of this share.
 _JITTER = 0.25
 _LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
+_MANY_ATTEMPTS = 10
 _CHANGES_KEPT = 4096
 # Where each key waits by itself, all wait after so many round trips without any success.
 _FRUITLESS_ROUND_TRIPS = 2.0
@@ -43,14 +44,14 @@ class AdaptiveConcurrency:
     """A concurrency that follows what the provider can take.
 
     It begins with ``initial`` calls at a time and triples in each round trip (slow start; below 16
-    it doubles) until a call is rejected for overload: 429, 503, 529, a timeout, or all deployments
-    of a Router cooling down. Then it goes down to ``decrease`` of what was in flight, once for each
+    it doubles) until a call fails in a way that may pass (:func:`classify_failure`), a 429 or a
+    timeout for instance. Then it goes down to ``decrease`` of what was in flight, once for each
     round trip, and comes back along the curve of CUBIC: quickly at first, slowly near the last
     ceiling, and beyond it when nothing is rejected there.
 
-    A rejected request waits as long as the provider asks (Retry-After) and is sent again; its slot
-    makes other calls meanwhile. While no call gets through any more (a rate limit and not a limit
-    of concurrency), all calls wait together until the latest Retry-After is over.
+    A rejected request waits as long as the provider asks and is sent again (:class:`Retry`); its
+    slot makes other calls meanwhile. While no call gets through any more (a rate limit and not a
+    limit of concurrency), all calls wait together until the latest told wait is over.
 
     With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
     for the keys of a function there is a limit for all of them, too, which goes down where calls of
@@ -66,7 +67,6 @@ class AdaptiveConcurrency:
         minimum: calls in flight at least.
         maximum: calls in flight at most.
         decrease: share of the calls in flight that is left after a rejection, between 0 and 1.
-        max_attempts: how often a request is sent at most, while it is rejected for overload.
 
     Raises:
         TypeError, ValueError: a value is out of its range.
@@ -76,10 +76,9 @@ class AdaptiveConcurrency:
     minimum: int = 1
     maximum: int = 256
     decrease: float = 0.9
-    max_attempts: int = 8
 
     def __post_init__(self) -> None:
-        names = ["minimum", "maximum", "max_attempts"]
+        names = ["minimum", "maximum"]
         for name in names if self.initial is None else ["initial", *names]:
             checked_count(f"AdaptiveConcurrency.{name}", getattr(self, name))
         checked_number("AdaptiveConcurrency.decrease", self.decrease)
@@ -256,7 +255,7 @@ class KeyedOrder(Protocol):
         """The key of a request that is in flight."""
         ...
 
-    def make_room(self, key: Hashable) -> None:
+    def make_room(self, key: Hashable) -> bool:
         """More calls of this key may begin than when it was last asked."""
         ...
 
@@ -298,6 +297,7 @@ class Adaptation:
             their shares as the connections of TCP do, but each takes one call at least. So a limit
             for all goes down where calls of different keys are rejected in one round trip.
         apart: the keys share nothing; there is no limit for all.
+        failed_attempts: returns how often a request has failed so far, by its index.
         jitter: gives numbers between 0 and 1.
     """
 
@@ -307,6 +307,7 @@ class Adaptation:
         keyed: KeyedOrder | None = None,
         *,
         apart: bool = False,
+        failed_attempts: Callable[[int], int] = lambda _: 0,
         jitter: Callable[[], float] = random.random,
     ):
         self._settings = settings
@@ -317,7 +318,7 @@ class Adaptation:
         self._of_key: dict[Hashable, _Scope] = {}
         self._sweep_at = _KEYS_KEPT
         self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key, and when
-        self._attempts: dict[int, int] = {}  # of requests that were rejected, by index
+        self._failed_attempts = failed_attempts
         self._began = 0.0
         self._engine: Engine
         self._changes: list[LimitChange] = []
@@ -379,9 +380,9 @@ class Adaptation:
                 value = await call(index, item)
                 returned = True
             except Exception as error:
-                # Of a timeout, `retry` is told as well; it may come from further out.
-                if is_overload(error) and not isinstance(error, RequestTimeoutError):
-                    overloaded = self._delay(index, error)
+                failure = classify(error)
+                if failure.may_pass and not isinstance(error, RequestTimeoutError):
+                    overloaded = self._delay(index, failure)
                 raise
             finally:
                 if returned:
@@ -401,42 +402,28 @@ class Adaptation:
 
         return watched
 
-    def retry(self, call: Call) -> Call:
-        """Have a rejected request sent again: this is put around all that one attempt consists
-        of."""
+    def watch_timeouts(self, call: Call) -> Call:
+        """Watch for our own timeouts, which are further out than what :meth:`watch` sees."""
 
-        async def retried(index: int, item: Any) -> Any:
+        async def watched(index: int, item: Any) -> Any:
             began = anyio.current_time()
             try:
-                value = await call(index, item)
-            except StreamStalledError:  # which `watch` has seen; some of its chunks are out
-                self._attempts.pop(index, None)
+                return await call(index, item)
+            except StreamStalledError:  # which `watch` has seen
                 raise
             except RequestTimeoutError:
-                # The user has said how long a request may take; it is not sent again.
-                self._attempts.pop(index, None)
                 self._overloaded(self._scopes_of(index), began, 0.0)
                 raise
-            except Exception as error:
-                attempts = self._attempts.get(index, 0) + 1
-                if not is_overload(error) or attempts >= self._settings.max_attempts:
-                    self._attempts.pop(index, None)
-                    raise
-                delay = self._delay(index, error)
-                self._attempts[index] = attempts
-                raise TryAgainLater(error, delay) from None
-            self._attempts.pop(index, None)
-            return value
 
-        return retried
+        return watched
 
-    def _delay(self, index: int, error: Exception) -> float:
-        attempts = self._attempts.get(index, 0)
-        wait = retry_after(error)
+    def _delay(self, index: int, failure: Failure) -> float:
+        longer = 2.0 ** min(self._failed_attempts(index), _MANY_ATTEMPTS)
+        wait = failure.retry_after
         if wait is None:
-            wait = min(2.0**attempts, _LONGEST_DELAY)
+            wait = min(longer, _LONGEST_DELAY)
         # A provider that says "at once" again and again would have used up all attempts in no time.
-        wait = max(wait, min(2.0**attempts - 1, _LONGEST_DELAY))
+        wait = max(wait, min(longer - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
     def _overloaded(self, scopes: list[_Scope], began: float, wait: float) -> None:

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from parallel_core.failures import classify
+
 from ._call import Call, TryAgainLater
 from ._metering import ItemMeter, RouterMeter
 from .budget import Budget, Reservation, mark_as_held
 from .rate_limit import RateLimit
-
-# Errors without an answer of the provider that carry a status all the same.
-_WITHOUT_AN_ANSWER = (
-    "APIConnectionError",
-    "APIResponseValidationError",
-    "MidStreamFallbackError",
-    "Timeout",
-)
-# ... and the Router's own, raised before anything is sent.
-_NOT_SENT = ("RouterRateLimitError", "RouterRateLimitErrorBasic")
 
 
 class Admission:
@@ -146,14 +138,5 @@ class ExtraTicket:
 
 
 def costs_nothing(error: BaseException) -> bool:
-    """Whether a call that ended in this error has cost nothing for certain: the provider, or the
-    Router, has refused it."""
-    if isinstance(error, TryAgainLater):
-        error = error.error
-    names = {base.__name__ for base in type(error).__mro__}
-    if names.intersection(_NOT_SENT):
-        return True
-    if names.intersection(_WITHOUT_AN_ANSWER):
-        return False
-    status = getattr(error, "status_code", None)
-    return isinstance(status, int) and 400 <= status < 600 and status not in (408, 499)
+    """Return True if a call that ended in this error has cost nothing for certain."""
+    return classify(error.error if isinstance(error, TryAgainLater) else error).sent is False

@@ -19,6 +19,7 @@ from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
 from .options import Controls
 from .rate_limit import RateLimit
+from .retry import Retry, Retrying
 from .stopping import Stopping
 from .timeout import Deadline, with_timeout
 from .watching import ProgressWatch, UsageTally
@@ -28,6 +29,8 @@ BatchMeter: TypeAlias = RouterMeter | ItemMeter
 # Requests that are drawn ahead for fairness, as a multiple of the concurrency, and at least.
 _LOOK_AHEAD = 16
 _LEAST_LOOK_AHEAD = 1024
+# Requests that may be passed over while their model is held, as a multiple of the concurrency.
+_HELD = 16
 
 
 @dataclass
@@ -56,18 +59,20 @@ def compose(
     timed_elsewhere: bool,
     may_reject: Mapping[str, int],
     stopping: Stopping | None,
+    retried: bool,
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
-    From the outside: the deadline; the attempts of adaptive concurrency; budget and rate limit, for
-    which a call waits; then, around what is really sent, the timeout, the hedge, what adaptive
-    concurrency watches, and the places of a deployment that rejects instead of waiting.
+    From the outside: the deadline; the attempts; budget and rate limit, for which a call waits;
+    then, around what is really sent, the timeout, the hedge, what adaptive concurrency watches, and
+    the places of a deployment that rejects instead of waiting.
 
     Args:
         timed_elsewhere: who makes the calls sees to their timeouts.
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
         stopping: ends the batch before its time; None where nobody will.
+        retried: requests are sent again, unless ``retry`` says otherwise.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -83,16 +88,31 @@ def compose(
         look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
         queue = FairQueue(fair_key(fair_by), controls.get("concurrency_per_key"), look_ahead)
         composition.order = queue
-    elif settings is not None:
-        composition.order = FirstInFirstOut()
 
     adaptation = None
+    retry = controls.get("retry", Retry() if retried or settings is not None else None)
+    retrying = None
+    if retry is not None:
+        keyed = queue if fair_by == "model" else None
+        if queue is None:
+            composition.order = keyed = FirstInFirstOut(_HELD * most)
+        retrying = Retrying(
+            retry,
+            concurrency=most,
+            model_of=_model_of,
+            timeout_of=_timeout_of(controls.get("timeout")),
+            order=None if settings is not None else keyed,
+            adaptive=settings is not None,
+        )
+    elif settings is not None and queue is None:
+        composition.order = FirstInFirstOut()
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
     if may_reject:
         composition.call = _with_places(composition.call, may_reject)
     if settings is not None:
-        adaptation = _adaptation(settings, fair_by, queue)
+        failed_attempts = (lambda _: 0) if retrying is None else retrying.failed_attempts
+        adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
@@ -100,7 +120,10 @@ def compose(
     has_timeouts = requests_have_timeouts or controls.get("timeout") is not None
     _put_around_what_is_sent(composition, controls, meter, has_timeouts and not timed_elsewhere)
     if adaptation is not None:
-        composition.call = adaptation.retry(composition.call)
+        composition.call = adaptation.watch_timeouts(composition.call)
+    if retrying is not None:
+        composition.call = retrying.wrap(composition.call)
+        composition.attachments.append(retrying)
     deadline = controls.get("deadline")
     if deadline is not None:
         control = Deadline(deadline, fail_fast=fail_fast, total=total)
@@ -116,13 +139,18 @@ def compose(
 
 
 def _adaptation(
-    settings: AdaptiveConcurrency, fair_by: object, queue: FairQueue | None
+    settings: AdaptiveConcurrency,
+    fair_by: object,
+    queue: FairQueue | None,
+    failed_attempts: Callable[[int], int],
 ) -> Adaptation:
     """One limit for all, or one for each key."""
     if queue is None:
-        return Adaptation(settings)
+        return Adaptation(settings, failed_attempts=failed_attempts)
     # Providers count what a model gets. What the keys of a function share is not known.
-    adaptation = Adaptation(settings, queue, apart=fair_by == "model")
+    adaptation = Adaptation(
+        settings, queue, apart=fair_by == "model", failed_attempts=failed_attempts
+    )
     queue.allowed = adaptation.allowed
     return adaptation
 
@@ -148,6 +176,14 @@ def _put_around_what_is_sent(
 
 def _model_of(item: Any) -> str | None:
     return item.model if isinstance(item, RouterParallelRequest) else None
+
+
+def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:
+    def timeout_of(item: Any) -> float | None:
+        own = item.timeout if isinstance(item, RouterParallelRequest) else None
+        return seconds if own is None else own
+
+    return timeout_of
 
 
 def _with_places(call: Call, places: Mapping[str, int]) -> Call:

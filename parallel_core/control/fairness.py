@@ -51,34 +51,92 @@ def _model_of(item: object) -> Hashable:
 
 
 class FirstInFirstOut:
-    """The order of the source, and nothing drawn ahead but the next request."""
+    """The order of the source; requests of a model that is held back are passed over.
 
-    look_ahead = 1
-    apart = 0  # where one is rejected, others most likely are
+    Nothing is drawn ahead but the next request, and as many as are passed over.
 
-    def __init__(self) -> None:
+    Args:
+        most_held: requests that may be passed over at a time; with more of them, others wait too.
+
+    Attributes:
+        allowed: calls of a model that something else allows to be in flight. Where this grows
+            without a call of the model having ended, :meth:`make_room` is to be called.
+    """
+
+    def __init__(self, most_held: int = 0) -> None:
+        self.allowed: Callable[[Hashable], float] | None = None
+        self.apart = self._most_held = most_held
         self._waiting: deque[Any] = deque()
+        self._held: dict[Hashable, deque[Any]] = {}  # by model, passed over
+        self._released: deque[Hashable] = deque()  # models whose held requests may begin
+        self._held_count = 0
+        self._running: dict[Hashable, int] = {}
+
+    @property
+    def look_ahead(self) -> int:
+        return 1 + min(self._held_count, self._most_held)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + self._held_count
 
     def push(self, entry: Waiting) -> None:
+        entry.key = _model_of(entry.item)
         self._waiting.append(entry)
 
     def pop(self, limit: int) -> Any:
-        return self._waiting.popleft() if self._waiting else None
+        while self._released:
+            model = self._released[0]
+            held = self._held.get(model)
+            if held and self._may_begin(model):
+                self._held_count -= 1
+                return self._begins(held.popleft())
+            self._released.popleft()
+            if not held:
+                self._held.pop(model, None)
+        while self._waiting:
+            entry = self._waiting.popleft()
+            # Those that were passed over are older.
+            if not self._held.get(entry.key) and self._may_begin(entry.key):
+                return self._begins(entry)
+            self._held.setdefault(entry.key, deque()).append(entry)
+            self._held_count += 1
+            if self._may_begin(entry.key):
+                self._released.append(entry.key)
+                return self.pop(limit)
+        return None
 
     def resume(self, entry: Waiting, limit: int) -> bool:
-        return True
+        may_begin = self._may_begin(entry.key)
+        if may_begin:
+            self._begins(entry)
+        return may_begin
+
+    def _may_begin(self, model: Hashable) -> bool:
+        return self.allowed is None or self._running.get(model, 0) < self.allowed(model)
+
+    def _begins(self, entry: Any) -> Any:
+        self._running[entry.key] = self._running.get(entry.key, 0) + 1
+        return entry
 
     def ended(self, entry: Waiting) -> None:
-        pass
+        running = self._running.pop(entry.key) - 1
+        if running:
+            self._running[entry.key] = running
+
+    def make_room(self, key: Hashable) -> bool:
+        """Let requests of this model begin that were passed over. Return True if there are some."""
+        held = bool(self._held.get(key))
+        if held and key not in self._released:
+            self._released.append(key)
+        return held
 
     def source_ended(self) -> None:
         pass
 
     def hurry(self) -> None:
-        pass
+        """Let all begin, whatever was :attr:`allowed`."""
+        self.allowed = None
+        self._released.extend(self._held)
 
 
 class _Key:
@@ -117,7 +175,7 @@ class FairQueue:
         self, key: Callable[[Any], Hashable], concurrency_per_key: int | None, look_ahead: int
     ) -> None:
         self.look_ahead = self.apart = look_ahead
-        self.allowed: Callable[[Hashable], int] | None = None
+        self.allowed: Callable[[Hashable], float] | None = None
         self._key_function = key
         self._running: dict[int, Hashable] = {}  # the key of each running call, by index
         self._concurrency_per_key = concurrency_per_key
@@ -213,11 +271,14 @@ class FairQueue:
         """The key of a request that is in flight."""
         return self._running[index]
 
-    def make_room(self, key: Hashable) -> None:
-        """More calls of this key may be in flight than when it had no room."""
-        if key in self._full:
-            del self._full[key]
-            self._ring.append(key)
+    def make_room(self, key: Hashable) -> bool:
+        """More calls of this key may be in flight than when it had no room. Return True if one is
+        waiting."""
+        if key not in self._full:
+            return False
+        del self._full[key]
+        self._ring.append(key)
+        return True
 
     def hurry(self) -> None:
         """What was :attr:`allowed` does not count any more."""

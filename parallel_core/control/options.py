@@ -14,6 +14,7 @@ from .budget import Budget
 from .fairness import fair_key
 from .hedge import Hedge
 from .rate_limit import RateLimit, checked_rate_limit
+from .retry import Retry
 
 Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 
@@ -41,6 +42,8 @@ class Controls(TypedDict, total=False):
         concurrency_per_key: calls in flight for one key of ``fair_by``.
         hedge: send a second attempt of a call that takes long.
         on_chunk: called with each piece of a streamed answer. What it raises ends the batch.
+        retry: when a request is sent again; ``None``: never. Without it, batches of a Router and of
+            an adaptive concurrency have the defaults of :class:`Retry`.
         stall_timeout: seconds that a stream may take to its first chunk, and from one to the next;
             then it is cancelled and has failed with :class:`StreamStalledError`.
         meter: what calls use, for ``budget`` and ``rate_limit``. Requests to a Router have one.
@@ -58,6 +61,7 @@ class Controls(TypedDict, total=False):
     meter: Meter | None
     on_chunk: Callable[[StreamChunk], object] | None
     stall_timeout: float | None
+    retry: Retry | None
 
 
 _NAMES = frozenset(get_type_hints(Controls))
@@ -84,7 +88,7 @@ def check_controls(controls: Controls) -> None:
         if controls.get(name) is not None:
             checked_callback(name, controls.get(name))
     checked_rate_limit(controls.get("rate_limit"))
-    for name, kind in (("budget", Budget), ("hedge", Hedge)):
+    for name, kind in (("budget", Budget), ("hedge", Hedge), ("retry", Retry)):
         value = controls.get(name)
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__qualname__}")

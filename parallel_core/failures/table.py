@@ -21,6 +21,7 @@ from parallel_core.errors import (
     BudgetExceededError,
     CallCancelledError,
     InvalidRequestError,
+    NotSentError,
     RequestTimeoutError,
     StoppedError,
     StreamInterruptedError,
@@ -93,6 +94,8 @@ def classify(exception: BaseException) -> Failure:
     Args:
         exception: raised by a call, or the ``exception`` of a result.
     """
+    if isinstance(exception, NotSentError) and exception.__cause__ is not None:
+        return msgspec.structs.replace(classify(exception.__cause__), sent=False)
     evidence = evidence_of(exception)
     row = next(row for row in _TABLE if row.fits(evidence))
     status = evidence.answer_status
@@ -237,6 +240,7 @@ _EMPTY_ANSWER = _says("empty or invalid response from llm endpoint", "unable to 
 _TABLE: tuple[_Row, ...] = (
     # Our own errors.
     _Row("request", False, "the request is invalid", _is(InvalidRequestError)),
+    _Row("unknown", False, "the request was not sent", _is(NotSentError)),
     _Row("unknown", False, "the budget is used up", _is(BudgetExceededError)),
     _Row("unknown", None, "the batch ended first", _is(BatchDeadlineError, StoppedError)),
     _Row("unknown", None, "the batch was shut down", _is(BatchAbortedError)),
@@ -313,7 +317,7 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "request",
-        True,
+        False,
         "the provider refused the content",
         _any(
             _named_class("ContentPolicyViolationError", "RejectedRequestError"),
@@ -340,12 +344,15 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "overloaded",
+        False,
+        "the provider failed",
+        lambda evidence: evidence.answer_status is not None and evidence.answer_status >= 500,
+    ),
+    _Row(
+        "overloaded",
         None,
         "the provider failed",
-        _all(
-            _status_between(500, 600),
-            lambda evidence: evidence.answer_status is not None or not _has_bug(evidence),
-        ),
+        _all(_status_between(500, 600), lambda evidence: not _has_bug(evidence)),
     ),
     _Row("request", False, "the provider refused the request", _status_between(400, 500)),
     _Row(

@@ -99,7 +99,7 @@ def _retry_after(text: str | None, now: Callable[[], float]) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """Return the seconds of a duration such as ``1m30s``, ``7.66s``, ``120ms`` or ``37 seconds``."""
+    """Return the seconds of a duration such as ``1m30s``, ``7.66s``, ``120ms``, ``37 seconds``."""
     text = text.strip().lower()
     if not _WHOLE.fullmatch(text):
         return None

@@ -1,0 +1,339 @@
+"""Send again what may pass, hold what cannot get through, stop what is doomed.
+
+Three rules, for each model of a batch by itself:
+
+1. A request whose failure may pass (``failures.MAY_PASS``) is sent again after a wait, in which its
+   slot makes other calls.
+2. When nothing gets through any more, a gate closes: one call at a time finds out whether the
+   provider is back, with exponential back-off; the others wait without being sent. This is a
+   circuit breaker: Nygard, "Release It!", 2007.
+3. When the account is at fault (a wrong key, no credit) three times in a row, or nothing has got
+   through for ``max_wait``, the remaining requests of the model are not sent.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+
+from parallel_core.errors import (
+    NotSentError,
+    RequestTimeoutError,
+    StreamInterruptedError,
+    StreamStalledError,
+)
+from parallel_core.failures import Failure, classify
+
+from ._call import Call, TryAgainLater
+from ._checks import checked_count, checked_number
+from ._engine import Engine
+from .adaptive import AdaptiveConcurrency, AdaptiveLimit
+
+_LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
+_JITTER = 0.25  # share of a wait that is added at random, so that not all come back at once
+# Failures in a row after which the gate may close: fewer happen by chance.
+_FEWEST_IN_A_ROW = 8
+_ACCOUNT_FAILURES_IN_A_ROW = 3
+_TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a batch sends a request again.
+
+    Attributes:
+        max_attempts: how often a request is sent at most, at least 1. An attempt is one call of the
+            Router, which may try several deployments and fallbacks.
+        max_wait: seconds that a request may wait in all between its attempts. When nothing gets
+            through for so long, the remaining requests of the model are not sent.
+
+    Raises:
+        TypeError, ValueError: a value is out of its range.
+    """
+
+    max_attempts: int = 8
+    max_wait: float = 600.0
+
+    def __post_init__(self) -> None:
+        checked_count("Retry.max_attempts", self.max_attempts)
+        checked_number("Retry.max_wait", self.max_wait)
+
+
+class HoldingOrder(Protocol):
+    """An order of requests that holds those of a model back (:mod:`.fairness`)."""
+
+    allowed: Callable[[Hashable], float] | None
+
+    def make_room(self, key: Hashable) -> bool:
+        """Let requests of this model begin, as far as ``allowed`` lets them. Return True if there
+        are some."""
+        ...
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What is known of a request that has failed."""
+
+    first_began: float
+    failed: int = 0
+    timeouts: int = 0
+    waited: float = 0.0
+
+
+class _Gate:
+    """Whether calls of one model may begin. It has no clock: it is told what happens, and when."""
+
+    def __init__(self, concurrency: int, max_wait: float) -> None:
+        self._concurrency = concurrency
+        self._max_wait = max_wait
+        self._row = 0  # failures since the last success
+        self._row_needed = 0
+        self._fruitless = 0  # waits since the last success
+        self._failing_since = math.inf
+        self._limit: AdaptiveLimit | None = None  # None: the gate is open
+        self._account_row = 0
+        self.in_flight = 0
+        self.last_success = -math.inf
+        self.holding_until: float | None = None
+        self.cause: Exception | None = None  # the last failure that a provider caused
+        self.doomed: Exception | None = None  # why nothing is sent any more
+
+    @property
+    def allowed(self) -> float:
+        """Calls that may be in flight."""
+        if self._limit is None or self.doomed is not None:
+            return math.inf
+        return 0 if self.holding_until is not None else self._limit.limit
+
+    @property
+    def paused_by_account(self) -> bool:
+        """Whether the last failure that a provider caused was the account's."""
+        return self.cause is not None and classify(self.cause).kind == "account"
+
+    def succeeded(self, began: float, now: float) -> None:
+        """Note that a call returned; it is still counted as in flight."""
+        self._row = self._account_row = self._fruitless = 0
+        self._failing_since = math.inf
+        self.last_success = now
+        self.cause = None
+        if self._limit is not None:
+            self.holding_until = None
+            self._limit.succeeded(began, now, self.in_flight)
+            if self._limit.limit >= self._concurrency:
+                self._limit = None
+
+    def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
+        """Note that a call failed in a way that may pass, or by the account; it still counts as in
+        flight."""
+        self._failing_since = min(self._failing_since, now)
+        if failure.kind != "cooling_down" or self.cause is None:
+            self.cause = error
+        if failure.kind == "account":
+            self._account_row += 1
+            if self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW:
+                self.doomed = error
+            return
+        if now - self._failing_since >= self._max_wait:
+            self.doomed = self.cause
+            return
+        if not self._row:
+            self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
+        self._row += 1
+        if self._limit is not None:
+            self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
+        closes = self._row >= self._row_needed or failure.kind == "cooling_down"
+        if self._limit is None and closes:
+            most = self._concurrency
+            now_running = min(max(1, self.in_flight - 1), most)
+            self._limit = AdaptiveLimit(AdaptiveConcurrency(initial=now_running, maximum=most))
+
+    def hold(self, failure: Failure, now: float, jitter: float) -> float | None:
+        """Return the seconds for which no call may begin; None if calls may."""
+        if self._limit is None or self.doomed is not None:
+            return None
+        if self.in_flight > 1 and failure.kind != "cooling_down":
+            return None  # the others will show whether anything gets through
+        if self.holding_until is not None and self.holding_until > now:
+            return None
+        wait = max(failure.retry_after or 0.0, back_off(self._fruitless)) * (1 + _JITTER * jitter)
+        self._fruitless += 1
+        self.holding_until = now + wait
+        self._limit = AdaptiveLimit(AdaptiveConcurrency(initial=1, maximum=self._concurrency))
+        return wait
+
+
+def back_off(attempts: int) -> float:
+    """Return the seconds to wait after so many attempts before: 1, 2, 4 and so on up to 60."""
+    return min(2.0 ** min(attempts, 10), _LONGEST_BACK_OFF)
+
+
+class Retrying:
+    """Sends the requests of one batch again. All of it belongs to the thread of the batch.
+
+    Args:
+        settings: how often, and how long.
+        concurrency: calls of the batch in flight at most.
+        model_of: returns the model of an item; None for what has none.
+        timeout_of: returns the seconds that an item may take in all; None without a timeout.
+        order: keeps requests back while their gate is closed; None if it cannot by model.
+        adaptive: the limit is adaptive, and holds calls back instead of a gate.
+        jitter: returns numbers between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        settings: Retry,
+        *,
+        concurrency: int,
+        model_of: Callable[[Any], str | None],
+        timeout_of: Callable[[Any], float | None],
+        order: HoldingOrder | None = None,
+        adaptive: bool = False,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._concurrency = concurrency
+        self._model_of = model_of
+        self._timeout_of = timeout_of
+        self._order = order
+        self._adaptive = adaptive
+        self._jitter = jitter
+        self._gates: dict[Hashable, _Gate] = {}
+        self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
+        self._engine: Engine
+        if order is not None:
+            order.allowed = self.allowed
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        pass
+
+    def allowed(self, model: Hashable) -> float:
+        """Return the calls of a model that may be in flight."""
+        gate = self._gates.get(model)
+        return math.inf if gate is None else gate.allowed
+
+    def failed_attempts(self, index: int) -> int:
+        """Return how often a request has failed so far."""
+        attempts = self._attempts.get(index)
+        return 0 if attempts is None else attempts.failed
+
+    def wrap(self, call: Call) -> Call:
+        """Put this around all that one attempt consists of."""
+
+        async def attempt(index: int, item: Any) -> Any:
+            model = self._model_of(item)
+            gate = self._gates.get(model)
+            if gate is None:
+                gate = self._gates[model] = _Gate(self._concurrency, self._settings.max_wait)
+            if gate.doomed is not None:
+                self._attempts.pop(index, None)
+                raise not_sent(index, model, gate.doomed)
+            if gate.in_flight >= gate.allowed and gate.cause is not None:
+                # Not an attempt: the order could not hold the request back.
+                wait = max(1.0, (gate.holding_until or 0.0) - anyio.current_time())
+                raise TryAgainLater(not_sent(index, model, gate.cause), wait)
+            began = anyio.current_time()
+            gate.in_flight += 1
+            try:
+                value = await call(index, item)
+                self._attempts.pop(index, None)
+                gate.succeeded(began, anyio.current_time())
+            except Exception as error:
+                then = self._after(index, item, gate, error, began)
+                if then is error:
+                    raise
+                raise then from then.__cause__
+            finally:
+                gate.in_flight -= 1
+                self._look_again(model, gate)
+            return value
+
+        return attempt
+
+    def _after(
+        self, index: int, item: Any, gate: _Gate, error: Exception, began: float
+    ) -> Exception:
+        """Return what a failed attempt raises: its error, or the order to try again later."""
+        now = anyio.current_time()
+        failure = classify(error)
+        attempts = self._attempts.pop(index, None) or _Attempts(began)
+        attempts.failed += 1
+        cause = error
+        if failure.kind == "cooling_down" and gate.paused_by_account:
+            # The Router only says that it pauses; why it does is what matters.
+            assert gate.cause is not None
+            cause = gate.cause
+            failure, error = classify(cause), not_sent(index, self._model_of(item), cause)
+        if failure.may_pass or failure.kind == "account":
+            gate.failed(failure, cause, began, now)
+            self._hold(self._model_of(item), gate, failure, now)
+        wait = self._wait(item, failure, error, attempts, gate, began, now)
+        if wait is None:
+            return error
+        attempts.waited += wait
+        self._attempts[index] = attempts
+        return TryAgainLater(error, wait)
+
+    def _wait(
+        self,
+        item: Any,
+        failure: Failure,
+        error: Exception,
+        attempts: _Attempts,
+        gate: _Gate,
+        began: float,
+        now: float,
+    ) -> float | None:
+        """Return the seconds until the next attempt; None if there is none."""
+        if isinstance(error, StreamInterruptedError | StreamStalledError | RequestTimeoutError):
+            return None  # some of it may have been handed out; or the user set the limit
+        if not failure.may_pass or attempts.failed >= self._settings.max_attempts:
+            return None
+        if failure.kind == "timeout":
+            attempts.timeouts += 1
+            if attempts.timeouts >= _TIMEOUTS or gate.last_success < began:
+                return None
+        wait = max(failure.retry_after or 0.0, back_off(attempts.failed - 1))
+        if failure.retry_after is not None and attempts.failed == 1:
+            wait = failure.retry_after
+        wait *= 1 + _JITTER * self._jitter()
+        timeout = self._timeout_of(item)
+        left = math.inf if timeout is None else attempts.first_began + timeout - now
+        if attempts.waited + wait > self._settings.max_wait or wait >= left:
+            return None
+        return wait
+
+    def _hold(self, model: Hashable, gate: _Gate, failure: Failure, now: float) -> None:
+        if self._adaptive:
+            return
+        wait = gate.hold(failure, now, self._jitter())
+        if wait is not None:
+            until = gate.holding_until
+
+            def release() -> None:
+                if gate.holding_until == until:
+                    gate.holding_until = None
+                    self._look_again(model, gate)
+
+            self._engine.call_later(wait, release)
+
+    def _look_again(self, model: Hashable, gate: _Gate) -> None:
+        if self._order is None or gate.in_flight >= gate.allowed:
+            return
+        if self._order.make_room(model) or self._attempts:
+            self._engine.look_again()
+
+
+def not_sent(index: int, model: str | None, cause: Exception) -> NotSentError:
+    """Return the error of a request that is not sent because of what others have met."""
+    error = NotSentError(index, model, classify(cause).reason)
+    error.__cause__ = cause
+    return error
