@@ -24,9 +24,9 @@ from parallel_core import (
     AdaptiveConcurrency,
     BatchDeadlineError,
     RequestTimeoutError,
+    Retry,
     RouterParallelRequest,
 )
-from parallel_core.control._overload import is_overload, retry_after
 from parallel_core.control.adaptive import Adaptation, AdaptiveLimit
 
 T = TypeVar("T")
@@ -361,8 +361,9 @@ def test_a_request_is_given_up_after_its_last_attempt(attempts: int) -> None:
         raise error
 
     async def main() -> None:
-        settings = AdaptiveConcurrency(max_attempts=attempts)
-        results = await parallel_core.parallel_map(call, range(3), concurrency=settings)
+        results = await parallel_core.parallel_map(
+            call, range(3), concurrency="auto", retry=Retry(max_attempts=attempts)
+        )
         assert [result.exception for result in results] == [error] * 3
         assert sorted(seen) == sorted([0, 1, 2] * attempts)
 
@@ -393,7 +394,7 @@ def test_fail_fast_does_not_count_an_attempt_that_is_made_again(host: Host) -> N
 def test_leaving_forgets_what_was_to_be_sent_again(how: str, host: Host) -> None:
     async def call(item: int) -> int:
         if item:
-            raise OverloadedError(retry_after=3600)
+            raise OverloadedError(retry_after=300)
         return item
 
     async def main() -> None:
@@ -410,44 +411,6 @@ def test_leaving_forgets_what_was_to_be_sent_again(how: str, host: Host) -> None
         assert batch.in_flight == 0
 
     host.run(main)
-
-
-@pytest.mark.parametrize(
-    ("error", "overload", "seconds"),
-    [
-        (OverloadedError(2.5), True, 2.5),
-        (OverloadedError(None), True, None),
-        (OverloadedError(1, status_code=503), True, 1.0),
-        (OverloadedError(1, status_code=529), True, 1.0),
-        (OverloadedError(1, status_code=500), False, 1.0),
-        (TimeoutError(), True, None),
-        (BatchDeadlineError(None, 3), False, None),  # of a batch inside of the call
-        (ValueError("no"), False, None),
-    ],
-)
-def test_what_counts_as_overload(error: Exception, overload: bool, seconds: float | None) -> None:
-    assert is_overload(error) is overload
-    assert retry_after(error) == seconds
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after-ms": "1500"}, 1.5),
-        ({"RETRY-AFTER": "7"}, 7.0),
-        ({"retry-after": "nonsense"}, None),
-        ({"retry-after": "-3"}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
-        ({}, None),
-        (None, None),
-        (3, None),
-    ],
-)
-def test_retry_after(headers: object, seconds: float | None) -> None:
-    error = ValueError("no")
-    error.litellm_response_headers = headers  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    assert retry_after(error) == seconds
 
 
 def test_slots_that_wait_for_the_last_request_end_with_it() -> None:
@@ -735,7 +698,8 @@ def test_a_key_begins_again_after_its_wait_although_nothing_is_to_be_sent_again(
             results = await parallel_core.parallel_map(
                 call,
                 range(40),
-                concurrency=AdaptiveConcurrency(initial=2, max_attempts=1),
+                concurrency=AdaptiveConcurrency(initial=2),
+                retry=Retry(max_attempts=1),
                 fair_by=lambda number: number % 2,
             )
         assert [type(result.exception) for result in results] == [OverloadedError] * 40
@@ -748,7 +712,8 @@ def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through()
         def key_of(self, index: int) -> int:
             return index
 
-        def make_room(self, key: object) -> None: ...
+        def make_room(self, key: object) -> bool:
+            return False
 
     async def call(index: int, item: bool) -> None:
         await anyio.sleep(0.1 if item else 1)

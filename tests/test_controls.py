@@ -24,6 +24,7 @@ from parallel_core import (
     Hedge,
     RateLimit,
     RequestTimeoutError,
+    Retry,
     RouterParallelRequest,
     Usage,
 )
@@ -398,7 +399,8 @@ def test_a_meter_that_tells_nonsense_ends_the_batch(host: Host, number: Any) -> 
         (lambda: AdaptiveConcurrency(initial=4, minimum=9), "minimum <= initial <= maximum"),
         (lambda: AdaptiveConcurrency(minimum=9, maximum=8), "minimum <= initial <= maximum"),
         (lambda: AdaptiveConcurrency(decrease=1.0), "decrease must be between 0 and 1"),
-        (lambda: AdaptiveConcurrency(max_attempts=0), "max_attempts must be at least 1"),
+        (lambda: Retry(max_attempts=0), "max_attempts must be at least 1"),
+        (lambda: Retry(max_wait=-1), "max_wait must be"),
         (lambda: RateLimit(), "requests_per_minute, tokens_per_minute or both"),
         (lambda: RateLimit(requests_per_minute=0), "requests_per_minute must be"),
         (lambda: RateLimit(requests_per_minute=9, burst=0), "burst must be at least 1"),
@@ -483,7 +485,7 @@ def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
 
     class RejectedError(Exception):
         status_code = 429
-        litellm_response_headers: ClassVar = {"retry-after": "3600"}
+        litellm_response_headers: ClassVar = {"retry-after": "300"}
 
     async def call(item: int) -> None:
         with contextlib.suppress(trio.Cancelled):  # it is rejected as it is cancelled
@@ -536,7 +538,7 @@ def test_errors_survive_pickling(error: Exception) -> None:
 def test_a_deadline_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them() -> None:
     class RejectedError(Exception):
         status_code = 429
-        litellm_response_headers: ClassVar = {"retry-after": "3600"}
+        litellm_response_headers: ClassVar = {"retry-after": "300"}
 
     async def call(item: int) -> None:
         if item:  # the first is rejected before, so that what the others say goes on

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import parallel_core
 from hosts import Host, in_virtual_time
-from parallel_core import AdaptiveConcurrency, Budget, Hedge, Progress, RateLimit, Usage
+from parallel_core import AdaptiveConcurrency, Budget, Hedge, Progress, RateLimit, Retry, Usage
 
 
 class RejectedError(Exception):
@@ -47,6 +47,7 @@ class Case:
     items: int
     source: str
     adaptive: bool
+    retried: bool
     concurrency: int
     preserve_order: bool
     fail_fast: bool
@@ -69,6 +70,7 @@ cases = st.builds(
     items=st.integers(0, 60),
     source=st.sampled_from(["list", "generator", "async"]),
     adaptive=st.booleans(),
+    retried=st.booleans(),
     concurrency=st.integers(1, 9),
     preserve_order=st.booleans(),
     fail_fast=st.booleans(),
@@ -132,9 +134,9 @@ class Run:
             "meter": Meter(),
         }
         if case.adaptive:
-            options["concurrency"] = AdaptiveConcurrency(
-                initial=case.concurrency, maximum=30, max_attempts=4 if case.unit == 1 else 2
-            )
+            options["concurrency"] = AdaptiveConcurrency(initial=case.concurrency, maximum=30)
+        if case.adaptive or (case.retried and case.unit == 1):  # its gate waits for seconds
+            options["retry"] = Retry(max_attempts=4 if case.unit == 1 else 2)
         if case.timeout:
             options["timeout"] = 8 * case.unit
         if case.deadline:

@@ -20,8 +20,15 @@ import pytest
 
 import parallel_core
 from hosts import HOSTS, Host
-from parallel_core import AdaptiveConcurrency, Budget, Hedge, RateLimit, Usage, ray_engine
-from parallel_core.control._overload import retry_after
+from parallel_core import (
+    AdaptiveConcurrency,
+    Budget,
+    Hedge,
+    RateLimit,
+    Usage,
+    classify_failure,
+    ray_engine,
+)
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import (
     BatchDeadlineError,
@@ -187,7 +194,7 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
             assert streamed.time_to_first_chunk is not None
             assert isinstance(limited.exception, litellm.exceptions.RateLimitError)
             assert limited.exception.status_code == 429
-            assert retry_after(limited.exception) == 1.0
+            assert classify_failure(limited.exception).retry_after == 1.0
             assert isinstance(broken_.exception, litellm.exceptions.InternalServerError)
             assert isinstance(stalled.exception, StreamStalledError)
             assert stalled.exception.index == 5

@@ -37,6 +37,7 @@ from parallel_core import (
     RequestTimeoutError,
     StreamInterruptedError,
     Usage,
+    classify_failure,
 )
 from parallel_core._failures import status_of
 from parallel_core._pickling import LeftOut
@@ -47,7 +48,6 @@ from parallel_core._remote_values import (
     unpack_outcome,
     unpack_request,
 )
-from parallel_core.control._overload import is_overload, retry_after
 from parallel_core.types import StreamedResponse
 
 SECRET = "the text of a message"
@@ -253,8 +253,7 @@ def test_every_class_of_litellm_and_openai_arrives(kind: type[Exception]) -> Non
     arrived = brought(sent)
     is_the_same(arrived, sent)
     assert type(arrived) is kind
-    assert retry_after(arrived) == retry_after(sent)
-    assert is_overload(arrived) == is_overload(sent)
+    assert classify_failure(arrived) == classify_failure(sent)
 
 
 # ... and as a Router raises them
@@ -342,8 +341,9 @@ def test_what_a_router_raises_arrives(model: str, kind: type[Exception], refusin
     assert chain(arrived) == chain(sent)
     assert len(chain(arrived)) > 1
     assert status_of(arrived) == status_of(sent)
-    assert retry_after(arrived) == retry_after(sent)
-    assert retry_after(arrived) == (7.0 if model == "429" else retry_after(sent))
+    assert classify_failure(arrived) == classify_failure(sent)
+    if model == "429":
+        assert classify_failure(arrived).retry_after == 7.0
 
 
 def chain(exception: BaseException | None) -> list[Any]:
@@ -597,7 +597,7 @@ def test_an_exception_that_is_not_usable_without_what_is_left_out_is_replaced() 
     assert arrived.text == str(sent)
     assert arrived.type_name == f"{__name__}.Dependent"
     assert isinstance(arrived.__cause__, KeyError)
-    assert is_overload(arrived)  # by its status_code
+    assert classify_failure(arrived).kind == "overloaded"  # by its status_code
 
 
 def test_a_class_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,7 +612,7 @@ def test_a_class_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(arrived, RemoteCallError)
     assert [arrived.type_name, arrived.text] == ["elsewhere.Special", "what it says"]
     assert "elsewhere.Special" in str(arrived)
-    assert is_overload(arrived)
+    assert classify_failure(arrived).kind == "overloaded"
 
 
 # Another process

@@ -72,7 +72,7 @@ def compose(
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
         stopping: ends the batch before its time; None where nobody will.
-        retried: requests are sent again, unless ``retry`` says otherwise.
+        retried: calls go to a Router: they are made again, unless ``retry`` says otherwise.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -103,6 +103,7 @@ def compose(
             timeout_of=_timeout_of(controls.get("timeout")),
             order=None if settings is not None else keyed,
             adaptive=settings is not None,
+            dooms=retried,
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()

@@ -88,8 +88,9 @@ class _Attempts:
 class _Gate:
     """Whether calls of one model may begin. It has no clock: it is told what happens, and when."""
 
-    def __init__(self, concurrency: int, max_wait: float) -> None:
+    def __init__(self, concurrency: int, max_wait: float, *, closes: bool) -> None:
         self._concurrency = concurrency
+        self._closes = closes
         self._max_wait = max_wait
         self._row = 0  # failures since the last success
         self._row_needed = 0
@@ -146,8 +147,8 @@ class _Gate:
         self._row += 1
         if self._limit is not None:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
-        closes = self._row >= self._row_needed or failure.kind == "cooling_down"
-        if self._limit is None and closes:
+        nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
+        if self._closes and self._limit is None and nothing_passes:
             most = self._concurrency
             now_running = min(max(1, self.in_flight - 1), most)
             self._limit = AdaptiveLimit(AdaptiveConcurrency(initial=now_running, maximum=most))
@@ -182,6 +183,7 @@ class Retrying:
         timeout_of: returns the seconds that an item may take in all; None without a timeout.
         order: keeps requests back while their gate is closed; None if it cannot by model.
         adaptive: the limit is adaptive, and holds calls back instead of a gate.
+        dooms: calls go to a Router: what its account has done wrong dooms the others of a model.
         jitter: returns numbers between 0 and 1.
     """
 
@@ -194,6 +196,7 @@ class Retrying:
         timeout_of: Callable[[Any], float | None],
         order: HoldingOrder | None = None,
         adaptive: bool = False,
+        dooms: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -202,6 +205,7 @@ class Retrying:
         self._timeout_of = timeout_of
         self._order = order
         self._adaptive = adaptive
+        self._dooms = dooms
         self._jitter = jitter
         self._gates: dict[Hashable, _Gate] = {}
         self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
@@ -232,7 +236,10 @@ class Retrying:
             model = self._model_of(item)
             gate = self._gates.get(model)
             if gate is None:
-                gate = self._gates[model] = _Gate(self._concurrency, self._settings.max_wait)
+                longest = self._settings.max_wait if self._dooms else math.inf
+                gate = self._gates[model] = _Gate(
+                    self._concurrency, longest, closes=not self._adaptive
+                )
             if gate.doomed is not None:
                 self._attempts.pop(index, None)
                 raise not_sent(index, model, gate.doomed)
@@ -272,7 +279,7 @@ class Retrying:
             assert gate.cause is not None
             cause = gate.cause
             failure, error = classify(cause), not_sent(index, self._model_of(item), cause)
-        if failure.may_pass or failure.kind == "account":
+        if failure.may_pass or (failure.kind == "account" and self._dooms):
             gate.failed(failure, cause, began, now)
             self._hold(self._model_of(item), gate, failure, now)
         wait = self._wait(item, failure, error, attempts, gate, began, now)
@@ -312,8 +319,6 @@ class Retrying:
         return wait
 
     def _hold(self, model: Hashable, gate: _Gate, failure: Failure, now: float) -> None:
-        if self._adaptive:
-            return
         wait = gate.hold(failure, now, self._jitter())
         if wait is not None:
             until = gate.holding_until
