@@ -270,7 +270,7 @@ def _plan(
         total=_length(source),
         controls=controls,
         meter=meter,
-        requests_have_timeouts=prepare is not None,
+        of_requests=prepare is not None,
         timed_elsewhere=timed_elsewhere,
         may_reject=may_reject,
         stopping=stopping,

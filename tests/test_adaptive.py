@@ -749,7 +749,7 @@ def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through()
 def test_the_deadline_ends_requests_whose_key_waits() -> None:
     async def call(item: int) -> int:
         await anyio.sleep(0.05)
-        raise OverloadedError(retry_after=600)
+        raise OverloadedError(retry_after=300)
 
     async def main() -> None:
         began = anyio.current_time()

@@ -55,7 +55,7 @@ def compose(
     total: int | None,
     controls: Controls,
     meter: BatchMeter | None,
-    requests_have_timeouts: bool,
+    of_requests: bool,
     timed_elsewhere: bool,
     may_reject: Mapping[str, int],
     stopping: Stopping | None,
@@ -68,6 +68,7 @@ def compose(
     the places of a deployment that rejects instead of waiting.
 
     Args:
+        of_requests: the items are requests, with a model and maybe a timeout.
         timed_elsewhere: who makes the calls sees to their timeouts.
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
@@ -103,7 +104,7 @@ def compose(
             timeout_of=_timeout_of(controls.get("timeout")),
             order=None if settings is not None else keyed,
             adaptive=settings is not None,
-            dooms=retried,
+            dooms=of_requests,
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()
@@ -118,7 +119,7 @@ def compose(
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
-    has_timeouts = requests_have_timeouts or controls.get("timeout") is not None
+    has_timeouts = of_requests or controls.get("timeout") is not None
     _put_around_what_is_sent(composition, controls, meter, has_timeouts and not timed_elsewhere)
     if adaptation is not None:
         composition.call = adaptation.watch_timeouts(composition.call)

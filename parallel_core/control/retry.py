@@ -13,6 +13,7 @@ Three rules, for each model of a batch by itself:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Hashable
@@ -116,13 +117,20 @@ class _Gate:
         """Whether the last failure that a provider caused was the account's."""
         return self.cause is not None and classify(self.cause).kind == "account"
 
-    def succeeded(self, began: float, now: float) -> None:
-        """Note that a call returned; it is still counted as in flight."""
+    @property
+    def draining(self) -> bool:
+        """Whether no call may begin until one in flight gets through or all have ended."""
+        return self.holding_until == math.inf
+
+    def got_through(self, began: float, now: float) -> None:
+        """Note that the provider has answered a call; it is still counted as in flight."""
         self._row = self._account_row = self._fruitless = 0
         self._failing_since = math.inf
         self.last_success = now
         self.cause = None
         if self._limit is not None:
+            if self.draining:
+                self._limit = self._limit_from(self.in_flight)
             self.holding_until = None
             self._limit.succeeded(began, now, self.in_flight)
             if self._limit.limit >= self._concurrency:
@@ -145,27 +153,29 @@ class _Gate:
         if not self._row:
             self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
         self._row += 1
-        if self._limit is not None:
+        if self._limit is not None and not self.draining:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
-        if self._closes and self._limit is None and nothing_passes:
-            most = self._concurrency
-            now_running = min(max(1, self.in_flight - 1), most)
-            self._limit = AdaptiveLimit(AdaptiveConcurrency(initial=now_running, maximum=most))
+        if self._closes and nothing_passes and self.holding_until is None:
+            self._limit = self._limit_from(1)
+            self.holding_until = math.inf
 
-    def hold(self, failure: Failure, now: float, jitter: float) -> float | None:
-        """Return the seconds for which no call may begin; None if calls may."""
-        if self._limit is None or self.doomed is not None:
-            return None
-        if self.in_flight > 1 and failure.kind != "cooling_down":
-            return None  # the others will show whether anything gets through
-        if self.holding_until is not None and self.holding_until > now:
-            return None
-        wait = max(failure.retry_after or 0.0, back_off(self._fruitless)) * (1 + _JITTER * jitter)
+    def hold(self, told: float | None, now: float, jitter: float) -> float:
+        """Let no call begin for a while, then one at a time; return the seconds.
+
+        Args:
+            told: seconds that the provider, or the Router, asks for.
+            now: the time.
+            jitter: between 0 and 1.
+        """
+        wait = max(told or 0.0, back_off(self._fruitless)) * (1 + _JITTER * jitter)
         self._fruitless += 1
         self.holding_until = now + wait
-        self._limit = AdaptiveLimit(AdaptiveConcurrency(initial=1, maximum=self._concurrency))
         return wait
+
+    def _limit_from(self, calls: int) -> AdaptiveLimit:
+        most = self._concurrency
+        return AdaptiveLimit(AdaptiveConcurrency(initial=min(max(1, calls), most), maximum=most))
 
 
 def back_off(attempts: int) -> float:
@@ -183,7 +193,7 @@ class Retrying:
         timeout_of: returns the seconds that an item may take in all; None without a timeout.
         order: keeps requests back while their gate is closed; None if it cannot by model.
         adaptive: the limit is adaptive, and holds calls back instead of a gate.
-        dooms: calls go to a Router: what its account has done wrong dooms the others of a model.
+        dooms: stop the requests of a model that cannot succeed.
         jitter: returns numbers between 0 and 1.
     """
 
@@ -252,7 +262,7 @@ class Retrying:
             try:
                 value = await call(index, item)
                 self._attempts.pop(index, None)
-                gate.succeeded(began, anyio.current_time())
+                gate.got_through(began, anyio.current_time())
             except Exception as error:
                 then = self._after(index, item, gate, error, began)
                 if then is error:
@@ -260,6 +270,8 @@ class Retrying:
                 raise then from then.__cause__
             finally:
                 gate.in_flight -= 1
+                if gate.draining and not gate.in_flight:
+                    self._hold(model, gate, None)
                 self._look_again(model, gate)
             return value
 
@@ -281,7 +293,10 @@ class Retrying:
             failure, error = classify(cause), not_sent(index, self._model_of(item), cause)
         if failure.may_pass or (failure.kind == "account" and self._dooms):
             gate.failed(failure, cause, began, now)
-            self._hold(self._model_of(item), gate, failure, now)
+            if gate.draining and (gate.in_flight == 1 or failure.kind == "cooling_down"):
+                self._hold(self._model_of(item), gate, failure.retry_after)
+        elif failure.kind in ("request", "answer"):
+            gate.got_through(began, now)
         wait = self._wait(item, failure, error, attempts, gate, began, now)
         if wait is None:
             return error
@@ -314,27 +329,33 @@ class Retrying:
         wait *= 1 + _JITTER * self._jitter()
         timeout = self._timeout_of(item)
         left = math.inf if timeout is None else attempts.first_began + timeout - now
-        if attempts.waited + wait > self._settings.max_wait or wait >= left:
+        if attempts.waited + wait > self._settings.max_wait:
+            add_note(error, f"not sent again: {wait:g} s more would exceed Retry.max_wait")
             return None
-        return wait
+        return wait if wait < left else None
 
-    def _hold(self, model: Hashable, gate: _Gate, failure: Failure, now: float) -> None:
-        wait = gate.hold(failure, now, self._jitter())
-        if wait is not None:
-            until = gate.holding_until
+    def _hold(self, model: Hashable, gate: _Gate, told: float | None) -> None:
+        wait = gate.hold(told, anyio.current_time(), self._jitter())
+        until = gate.holding_until
 
-            def release() -> None:
-                if gate.holding_until == until:
-                    gate.holding_until = None
-                    self._look_again(model, gate)
+        def release() -> None:
+            if gate.holding_until == until:
+                gate.holding_until = None
+                self._look_again(model, gate)
 
-            self._engine.call_later(wait, release)
+        self._engine.call_later(wait, release)
 
     def _look_again(self, model: Hashable, gate: _Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:
             return
         if self._order.make_room(model) or self._attempts:
             self._engine.look_again()
+
+
+def add_note(error: Exception, text: str) -> None:
+    """Add a note to an exception that takes one."""
+    with contextlib.suppress(Exception):
+        error.add_note(f"parallel_core: {text}")
 
 
 def not_sent(index: int, model: str | None, cause: Exception) -> NotSentError:

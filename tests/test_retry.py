@@ -1,0 +1,381 @@
+"""What a batch sends again, holds back, and does not send at all.
+
+In virtual time, so with a callable: a Router's calls run on an asyncio loop of their own.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+import parallel_core
+from hosts import in_virtual_time
+from parallel_core import NotSentError, Retry, RouterParallelResult
+
+Answer = Callable[[str, int], Exception | None]
+
+
+class StatusError(Exception):
+    """An answer of HTTP, as litellm raises it."""
+
+    def __init__(self, status: int, **headers: str) -> None:
+        super().__init__(f"status {status}")
+        self.status_code = status
+        self.body = {"error": {"message": "no", "code": None}}
+        self.litellm_response_headers = {
+            "server": "test",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+
+
+class CoolingDownError(ValueError):
+    """Named as the Router's own."""
+
+    cooldown_time = 5.0
+
+
+CoolingDownError.__name__ = "RouterRateLimitError"
+
+
+class FakeRouter:
+    """Answers after a second, or raises what ``answer`` gives for a model and an attempt number."""
+
+    def __init__(self, answer: Answer, seconds: float = 1.0) -> None:
+        self.answer = answer
+        self.seconds = seconds
+        self.sent = list[tuple[float, str]]()
+        self.of_text = Counter[str]()
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+        text = messages[0]["content"]
+        self.of_text[text] += 1
+        self.sent.append((trio.current_time(), model))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            error = self.answer(model, self.of_text[text])
+            if error is None:
+                await anyio.sleep(self.seconds)
+                return {"choices": [{"message": {"content": text}}]}
+            await anyio.sleep(0.01)
+            raise error
+        finally:
+            self.in_flight -= 1
+
+
+def requests(number: int, *models: str) -> Iterator[dict[str, Any]]:
+    models = models or ("m",)
+    for n in range(number):
+        message = {"role": "user", "content": f"{models[n % len(models)]} {n}"}
+        yield {"model": models[n % len(models)], "messages": [message]}
+
+
+def run(
+    answer: Answer, number: int = 1, *models: str, seconds: float = 1.0, **options: Any
+) -> tuple[FakeRouter, list[RouterParallelResult], float]:
+    """Run a batch in virtual time; return its Router, its results by index, and its seconds."""
+    router = FakeRouter(answer, seconds)
+    options = {"concurrency": 8, "retry": Retry(), **options}
+    results = list[RouterParallelResult]()
+    took = 0.0
+
+    async def main() -> None:
+        nonlocal took
+        began = trio.current_time()
+        results.extend(
+            await parallel_core.parallel_acompletions(
+                router.acompletion, list(requests(number, *models)), **options
+            )
+        )
+        took = trio.current_time() - began
+
+    in_virtual_time(main)
+    results.sort(key=lambda result: result.index)
+    return router, results, took
+
+
+def fails_first(error: Exception, times: int = 1) -> Answer:
+    return lambda model, attempt: error if attempt <= times else None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StatusError(429), StatusError(503), CoolingDownError(), ConnectionRefusedError()],
+    ids=repr,
+)
+def test_what_may_pass_is_sent_again(error: Exception) -> None:
+    router, results, _ = run(fails_first(error))
+    assert results[0].ok
+    assert len(router.sent) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StatusError(400), StatusError(413), StatusError(401), RuntimeError("a bug"), ImportError()],
+    ids=repr,
+)
+def test_what_will_not_pass_is_sent_once(error: Exception) -> None:
+    router, results, _ = run(fails_first(error))
+    assert results[0].exception is error
+    assert len(router.sent) == 1
+
+
+def test_a_told_wait_is_kept() -> None:
+    router, results, _ = run(fails_first(StatusError(429, retry_after="37")))
+    assert results[0].ok
+    waited = router.sent[1][0] - router.sent[0][0]
+    assert 37 <= waited <= 37 * 1.25 + 1
+
+
+def test_a_request_waits_without_a_slot() -> None:
+    """The first request is told to wait for 30 s; the others go through its slot meanwhile."""
+    slow = StatusError(429, retry_after="30")
+    router, results, _ = run(_first_call_fails(slow), 5, concurrency=1)
+    assert all(result.ok for result in results)
+    assert [at for at, _ in router.sent][-1] > 30
+    assert [at for at, _ in router.sent][-2] < 6
+
+
+def _first_call_fails(error: Exception) -> Answer:
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return error if calls["all"] == 1 else None
+
+    return answer
+
+
+def test_attempts_and_waits_are_bounded() -> None:
+    router, results, _ = run(lambda *_: StatusError(429), 1, retry=Retry(max_attempts=3))
+    assert isinstance(results[0].exception, StatusError)
+    assert len(router.sent) == 3
+    asks_too_much = StatusError(429, retry_after="700")
+    router, results, took = run(lambda *_: asks_too_much)
+    assert results[0].exception is asks_too_much
+    assert len(router.sent) == 1
+    assert took < 1
+    assert "max_wait" in "".join(asks_too_much.__notes__)
+
+
+def test_none_turns_it_off() -> None:
+    router, results, _ = run(fails_first(StatusError(429)), retry=None)
+    assert not results[0].ok
+    assert len(router.sent) == 1
+
+
+def test_a_timeout_is_sent_once_more_while_others_get_through() -> None:
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        return TimeoutError() if model == "slow" else None
+
+    router, results, _ = run(answer, 1, "slow")
+    assert len(router.sent) == 1  # nothing else got through
+
+    class Slow(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 0":
+                calls["slow"] += 1
+                await anyio.sleep(3)
+                raise TimeoutError
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def main() -> None:
+        slow = Slow(lambda *_: None)
+        results = await parallel_core.parallel_acompletions(
+            slow.acompletion, list(requests(20)), concurrency=4, retry=Retry()
+        )
+        assert sum(result.ok for result in results) == 19
+        assert calls["slow"] == 2
+
+    in_virtual_time(main)
+    assert results
+
+
+def test_timeout_and_deadline_cut_a_wait_short() -> None:
+    error = StatusError(429, retry_after="60")
+    _, results, took = run(lambda *_: error, timeout=20)
+    assert results[0].exception is error
+    assert took < 1
+    _, results, took = run(lambda *_: error, deadline=20)
+    assert isinstance(results[0].exception, parallel_core.BatchDeadlineError)
+    assert took == pytest.approx(20)
+
+
+def test_a_fail_fast_batch_raises_what_is_left_after_the_waits() -> None:
+    with pytest.raises(StatusError):
+        run(lambda *_: StatusError(429), 3, return_exceptions=False, retry=Retry(max_attempts=2))
+    _, results, _ = run(fails_first(StatusError(429)), 3, return_exceptions=False)
+    assert all(result.ok for result in results)
+
+
+# --- the gate ---
+
+
+def test_an_outage_costs_nothing() -> None:
+    """The server is away for five minutes: few calls find out, and every request is answered."""
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if trio.current_time() < began + 300 else None
+
+    began = 0.0
+
+    router = FakeRouter(answer)
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(500)), concurrency=16, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    probes = len(router.sent) - 500
+    assert probes < 16 + 16 + 12  # those in flight, those after the first second, one at a time
+    assert router.most_in_flight <= 16
+
+
+def test_other_models_go_on_during_an_outage() -> None:
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if model == "dead" and trio.current_time() < end else None
+
+    end = 0.0
+    router = FakeRouter(answer)
+    done = dict[int, float]()
+
+    async def main() -> None:
+        nonlocal end
+        end = trio.current_time() + 200
+        batch = parallel_core.iter_parallel_acompletions(
+            router.acompletion, requests(200, "dead", "fine"), concurrency=8, retry=Retry()
+        )
+        async with batch:
+            async for result in batch:
+                assert result.ok
+                done[result.index] = trio.current_time()
+
+    in_virtual_time(main)
+    assert len(done) == 200
+    assert max(at for index, at in done.items() if index % 2) < end - 100
+
+
+def test_nothing_gets_through_for_too_long() -> None:
+    router, results, took = run(
+        lambda *_: ConnectionRefusedError(), 300, retry=Retry(max_wait=60), concurrency=4
+    )
+    kinds = Counter(type(result.exception) for result in results)
+    assert kinds[NotSentError] > 280
+    assert isinstance(
+        next(r.exception for r in results if isinstance(r.exception, NotSentError)).__cause__,
+        ConnectionRefusedError,
+    )
+    assert len(router.sent) < 60
+    assert took < 200
+
+
+def test_a_few_rejections_do_not_close_the_gate() -> None:
+    """One in five calls is rejected: the others go on at full speed."""
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(429) if calls["all"] % 5 == 0 else None
+
+    _, results, took = run(answer, 400, concurrency=8)
+    assert all(result.ok for result in results)
+    assert took < 400 / 8 * 1.1 + 10
+
+
+def test_more_slots_than_the_provider_takes() -> None:
+    """It takes 10 calls at a time, and the batch has 32 slots: all is answered."""
+    router = FakeRouter(lambda *_: None)
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        return StatusError(429) if router.in_flight > 10 else None
+
+    router.answer = answer
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(300)), concurrency=32, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+        assert trio.current_time() - began < 2 * 300 / 10
+
+    in_virtual_time(main)
+
+
+# --- the account ---
+
+
+def test_a_wrong_key_stops_what_it_dooms() -> None:
+    router, results, took = run(lambda *_: StatusError(401), 1000, concurrency=8)
+    real = [result.exception for result in results if isinstance(result.exception, StatusError)]
+    not_sent = [r.exception for r in results if isinstance(r.exception, NotSentError)]
+    assert len(real) + len(not_sent) == 1000
+    assert len(router.sent) == len(real) <= 8 + 3
+    assert isinstance(not_sent[0].__cause__, StatusError)
+    assert "the provider refused the key (401)" in str(not_sent[0])
+    assert took < 1
+
+
+def test_a_cooldown_that_the_account_caused_is_the_accounts_failure() -> None:
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(401) if calls["all"] == 1 else CoolingDownError()
+
+    _, results, took = run(answer, 100, concurrency=4)
+    assert {type(result.exception) for result in results} == {StatusError, NotSentError}
+    assert all(
+        isinstance(result.exception.__cause__, StatusError)
+        for result in results
+        if isinstance(result.exception, NotSentError)
+    )
+    assert took < 60  # one cooldown at most, if the first to fail does not know why yet
+
+
+def test_other_models_do_not_suffer() -> None:
+    _, results, _ = run(
+        lambda model, _: StatusError(401) if model == "wrong" else None, 100, "wrong", "right"
+    )
+    assert [result.ok for result in results] == [False, True] * 50
+
+
+def test_a_key_that_works_for_others_dooms_nothing() -> None:
+    """Every third call says 404, of whatever; the others succeed."""
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(404) if calls["all"] % 3 == 0 else None
+
+    _, results, _ = run(answer, 60, concurrency=1)
+    assert sum(result.ok for result in results) == 40
+    assert not any(isinstance(result.exception, NotSentError) for result in results)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": "auto"}, {"fair_by": "model"}])
+def test_with_other_controls(options: dict[str, Any]) -> None:
+    router, results, _ = run(lambda *_: StatusError(401), 200, **options)
+    assert sum(isinstance(result.exception, NotSentError) for result in results) > 150
+    router, results, _ = run(fails_first(StatusError(429)), 50, **options)
+    assert all(result.ok for result in results)
+    assert all(count == 2 for count in router.of_text.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("max_attempts", 0), ("max_wait", -1.0), ("max_wait", float("nan"))]
+)
+def test_bad_values(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"Retry.{option}"):
+        Retry(**{option: value})  # type: ignore[arg-type]
