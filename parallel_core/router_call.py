@@ -102,7 +102,7 @@ def _router_call(
     router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
-    left_to_us = _left_to_the_batch(router) if retried_by_us else {}
+    left_to_us = _left_to_the_batch(router) if retried_by_us else _Left(None, False)
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata and, for some providers, into the messages that it is
@@ -115,10 +115,12 @@ def _router_call(
         }
         if left_to_workers is not None:
             arguments |= left_to_workers.arguments(index, request)
-        for name, value in left_to_us.items():
+        if left_to_us.retries is not None:
             arguments.setdefault(
-                name, {request.model: dict(value)} if isinstance(value, Mapping) else value
+                "model_group_retry_policy", {request.model: dict(left_to_us.retries)}
             )
+        if left_to_us.cooldowns:
+            arguments.setdefault("cooldown_time", 0)
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
         )
@@ -142,37 +144,43 @@ def makes_calls_elsewhere(router: object) -> bool:
     return False
 
 
-def _left_to_the_batch(router: object) -> dict[str, Any]:
-    """Return the arguments by which a Router leaves retries and pauses to its batch.
+class _Left(NamedTuple):
+    """What a Router leaves to its batch.
+
+    Attributes:
+        retries: the Router's own, by kind of error; None: it makes them itself.
+        cooldowns: no failure of the batch makes a deployment pause.
+    """
+
+    retries: dict[str, int] | None
+    cooldowns: bool
+
+
+def _left_to_the_batch(router: object) -> _Left:
+    """Return what a Router leaves to its batch: all that nobody has set on it.
 
     The Router's own retries would keep a slot waiting and multiply those of the batch. Its
     cooldowns take every deployment of a model away for seconds as soon as each has answered one
-    429. What somebody has set on the Router takes precedence.
+    429.
     """
     itself = behind(router)
     if not hasattr(itself, "model_group_retry_policy"):
-        return {}
+        return _Left(None, False)
     from litellm.types.router import RetryPolicy
 
-    arguments: dict[str, Any] = {}
-    if itself.retry_policy is None and not itself.model_group_retry_policy:
-        arguments["model_group_retry_policy"] = dict.fromkeys(RetryPolicy.model_fields, 0)
-    if _has_default_cooldowns(itself):
-        arguments["cooldown_time"] = 0
-    return arguments
+    has_policy = itself.retry_policy is not None or itself.model_group_retry_policy
+    retries = None if has_policy else dict.fromkeys(RetryPolicy.model_fields, 0)
+    return _Left(retries, _has_default_cooldowns(itself))
 
 
 def _has_default_cooldowns(router: Any) -> bool:
     """Return True if nobody has set a cooldown on the Router or on one of its deployments."""
     from litellm.constants import DEFAULT_COOLDOWN_TIME_SECONDS
 
-    own = [
-        part.get("cooldown_time")
+    return router.cooldown_time == DEFAULT_COOLDOWN_TIME_SECONDS and all(
+        part.get("cooldown_time") is None
         for deployment in _deployments(router)
         for part in (deployment["litellm_params"], deployment.get("model_info") or {})
-    ]
-    return router.cooldown_time == DEFAULT_COOLDOWN_TIME_SECONDS and not any(
-        value is not None for value in own
     )
 
 

@@ -771,7 +771,7 @@ def test_limits_of_keys_without_end_are_forgotten() -> None:
         def key_of(self, index: int) -> int:
             return index
 
-        def make_room(self, key: object) -> None:
+        def make_room(self, key: object) -> bool:
             raise AssertionError("nothing was held")
 
     async def call(index: int, item: object) -> None:

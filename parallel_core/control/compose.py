@@ -94,7 +94,7 @@ def compose(
     retry = controls.get("retry", Retry() if retried or settings is not None else None)
     retrying = None
     if retry is not None:
-        keyed = queue if fair_by == "model" else None
+        keyed: FairQueue | FirstInFirstOut | None = queue if fair_by == "model" else None
         if queue is None:
             composition.order = keyed = FirstInFirstOut(_HELD * most)
         retrying = Retrying(
@@ -113,7 +113,7 @@ def compose(
     if may_reject:
         composition.call = _with_places(composition.call, may_reject)
     if settings is not None:
-        failed_attempts = (lambda _: 0) if retrying is None else retrying.failed_attempts
+        failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
@@ -178,6 +178,10 @@ def _put_around_what_is_sent(
 
 def _model_of(item: Any) -> str | None:
     return item.model if isinstance(item, RouterParallelRequest) else None
+
+
+def _never_failed(index: int) -> int:
+    return 0
 
 
 def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:
