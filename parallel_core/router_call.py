@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+from ._router_members import aliases, deployments, setting
 from .control._checks import checked_number
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
@@ -161,7 +162,7 @@ def _has_no_retry_policy(router: object) -> bool:
 
 def model_groups(router: object) -> set[str]:
     """The models that a Router knows by name."""
-    return {deployment["model_name"] for deployment in _deployments(router)}
+    return {deployment["model_name"] for deployment in deployments(behind(router))}
 
 
 def check_models(by_model: object, router: object) -> None:
@@ -183,14 +184,14 @@ def check_models(by_model: object, router: object) -> None:
 def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
     """Those models that a Router cannot have a call for; none where it takes every name."""
     known = _names_of_models(router)
-    takes_all = getattr(behind(router), "default_deployment", None) is not None
+    takes_all = setting(behind(router), "default_deployment") is not None
     if not model_groups(router) or takes_all or any("*" in name for name in known):
         return []
     return [model for model in models if model not in known]
 
 
 def _names_of_models(router: object) -> set[str]:
-    return model_groups(router).union(getattr(behind(router), "model_group_alias", None) or ())
+    return model_groups(router).union(aliases(behind(router)))
 
 
 def places_of(router: object) -> dict[str, int]:
@@ -198,18 +199,14 @@ def places_of(router: object) -> dict[str, int]:
 
     It rejects by deployment and chooses at random: of several it is the smallest number.
     """
-    default = getattr(behind(router), "default_max_parallel_requests", None)
+    default = setting(behind(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
-    for deployment in _deployments(router):
+    for deployment in deployments(behind(router)):
         number = deployment["litellm_params"].get("max_parallel_requests") or default
         if number:
             model = deployment["model_name"]
             places[model] = min(number, places.get(model, number))
     return places
-
-
-def _deployments(router: object) -> list[Any]:
-    return list(getattr(behind(router), "model_list", None) or [])
 
 
 def _copied(value: Any) -> Any:

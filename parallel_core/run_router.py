@@ -21,6 +21,7 @@ from ._config_in_place import config_in_place, resolved_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
 from ._proxy_values import is_secret_name, nearest, resolved, secrets_in
+from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
     endpoint_of,
@@ -100,7 +101,7 @@ class RunRouter:
     def serves(self, model: str) -> bool:
         """Whether the Router has a deployment for requests with this model: by its name, an alias,
         or a pattern."""
-        return model in self.models or bool(self.router.get_model_list(model_name=model))
+        return model in self.models or bool(deployments_for(self.router, model))
 
     def close(self) -> None:
         """Put back the settings that were there before, and stop the demo server. Calls that are
@@ -186,7 +187,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             [_for_router(deployment) for deployment in config.deployments],
             settings,
         )
-        resources.callback(router.discard)
+        resources.callback(retire, router)
         aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
         return RunRouter(
             "config",
@@ -336,7 +337,7 @@ def _router_of_models(
         )
         settings = {} if num_retries is None else {"num_retries": num_retries}
         router = make_router(f"the model {model!r}", secrets, deployments, settings)
-        resources.callback(router.discard)
+        resources.callback(retire, router)
         described = {} if api_base is None else {"api_base": shown_url(api_base)}
         chosen = {
             deployment["model_name"]: {
@@ -450,7 +451,7 @@ def _router_of_demo(
             deployments,
             {} if num_retries is None else {"num_retries": num_retries},
         )
-        held.callback(router.discard)
+        held.callback(retire, router)
         return RunRouter(
             "demo",
             router,

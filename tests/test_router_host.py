@@ -32,6 +32,7 @@ from parallel_core import (
     open_router_host,
     parallel_acompletions,
 )
+from parallel_core._router_members import deployments
 
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -666,7 +667,7 @@ def test_asyncio_functions_of_litellm_are_refused_in_trio() -> None:
             async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
                 raise AssertionError("it was called")
 
-        own = Own(model_list=router.model_list)
+        own = Own(model_list=deployments(router))
         functions: list[Any] = [router.acompletion, litellm.acompletion, own.acompletion]
         for function in [*functions, functools.partial(router.acompletion)]:
             with pytest.raises(TypeError, match=r"asyncio code .* pass the Router itself"):

@@ -24,6 +24,7 @@ import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
+from parallel_core._router_members import deployments
 from parallel_core._run_endpoints import endpoint_of, quiet_litellm, shown_url
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
@@ -121,7 +122,7 @@ litellm_settings: {{drop_params: true}}
         asked = ("gpt", "chat", "any/thing", "gpt-5")
         assert [run_router.serves(name) for name in asked] == [True, True, True, False]
         assert all(result.ok for result in ask(run_router, "gpt", "chat", "any/thing"))
-        (first, second) = run_router.router.model_list
+        (first, second) = deployments(run_router.router)
         parameters = first["litellm_params"]
         assert parameters["api_key"] == KEYS["variable"]
         assert parameters["extra_headers"] == {"X-Api-Key": KEYS["variable"]}
