@@ -351,7 +351,7 @@ def test_a_parallel_router_is_a_router() -> None:
     with pytest.raises(TypeError):  # of a Router, too
         pickle.dumps(router)
     with pytest.raises(TypeError):
-        ParallelRouter(no_such_argument=1)
+        cast("Any", ParallelRouter)(no_such_argument=1)
 
 
 def test_attributes_of_a_parallel_router_are_those_of_its_router() -> None:
