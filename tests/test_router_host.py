@@ -663,7 +663,7 @@ def test_asyncio_functions_of_litellm_are_refused_in_trio() -> None:
     )
 
     async def main() -> None:
-        class Own(litellm.Router):
+        class Own(parallel_core.ParallelRouter):
             async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
                 raise AssertionError("it was called")
 
@@ -886,8 +886,7 @@ def test_a_client_that_fails_to_close_keeps_nothing_else_open(
 
     async def cache_clients(index: int) -> None:
         for name in ("bad", "good"):
-            key = f"{name}-{id(asyncio.get_running_loop())}"
-            litellm.in_memory_llm_clients_cache.cache_dict[key] = Client(name)
+            litellm.in_memory_llm_clients_cache.set_cache(name, Client(name))
 
     async def main() -> None:
         async with open_router_host(Stand(cache_clients)) as host:
