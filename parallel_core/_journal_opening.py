@@ -15,14 +15,13 @@ import msgspec
 from ._journal_files import (
     Disk,
     LockedFile,
-    reason,
     refuse_irregular,
-    sync_folder,
     temporary_name,
     write_atomically,
 )
 from ._journal_rescue import Rescue
 from ._journal_scan import FinishedIds, answers, mend, read_result_line, scan_file
+from ._system_errors import reason
 from .errors import DifferentRunError, JournalError
 from .run_statistics import RunPaths
 
@@ -251,7 +250,7 @@ class _Opening:
 
     def _begin_anew(self) -> None:
         for file in self._files:
-            sync_folder(file.path.parent)
+            self._disk.sync_folder(file.path.parent)
         write_atomically(self._paths.manifest, self._manifest, self._disk)
 
     def _move_statistics_aside(self) -> None:
@@ -311,7 +310,7 @@ class _Opening:
             file.commit()
         for place in places:
             place.unlink()
-            sync_folder(place.parent)
+            self._disk.sync_folder(place.parent)
         return rescued
 
     def _append_new_lines(self, place: Path) -> int:

@@ -16,9 +16,10 @@ import msgspec
 import sniffio
 import trio
 
-from ._journal_files import Disk, FileChangedError, LockedFile, open_at_a_new_line, reason
+from ._journal_files import Disk, FileChangedError, LockedFile, open_at_a_new_line
 from ._journal_opening import OpenedJournal
 from ._slot_host import HostEvent
+from ._system_errors import reason
 from .errors import JournalError
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import anyio
 
-from ._journal_files import Disk, LockedFile, reason
+from ._journal_files import Disk, LockedFile
 from ._journal_opening import (
     JournalOpening,
     ManifestFields,
@@ -22,6 +22,7 @@ from ._journal_opening import (
 )
 from ._journal_scan import id_digest, read_result_line
 from ._journal_writer import JournalEntry, JournalWriter
+from ._system_errors import reason
 from .errors import JournalError
 from .run_statistics import RunPaths
 
