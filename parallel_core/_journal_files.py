@@ -45,12 +45,12 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """Return when the names in a folder survive a loss of power, as far as its system can."""
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
                 os.fsync(fd)
-        finally:
-            os.close(fd)
+            finally:
+                os.close(fd)
 
     def write_all(self, fd: int, data: bytes) -> None:
         rest = memoryview(data)
@@ -176,10 +176,25 @@ class LockedFile:
             os.close(fd)
             temporary.unlink(missing_ok=True)
             raise
+        self._take(fd)
+        self._disk.sync_folder(self.path.parent)
+
+    def move_aside(self, backup: Path) -> None:
+        """Rename the file and start an empty one. The old one stays locked until the new one is."""
+        self.path.rename(backup)
+        self.created = True
+        fd = os.open(self.path, _APPENDING, _PERMISSIONS)
+        try:
+            self._lock.cover(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._take(fd)
+
+    def _take(self, fd: int) -> None:
         old, self.fd = self.fd, fd
         os.close(old)
         self.commit()
-        self._disk.sync_folder(self.path.parent)
 
     def bring_back(self) -> None:
         """Write what is committed to the path again, from which the file was removed."""

@@ -304,7 +304,7 @@ def test_results_of_others_are_told_from_their_lines_alone(tmp_path: Path) -> No
     assert [model.model for model in summary.models] == ["unknown", "gpt-of-the-provider"]
     assert total.latency is None
     assert summary.timeline is None
-    assert any("There is no out.statistics.jsonl" in note for note in summary.notes)
+    assert any("There is no out.jsonl.statistics.jsonl" in note for note in summary.notes)
     assert "Cost" not in printed(summary)
     assert "<figure>" not in html_page(summary)
 
@@ -406,7 +406,7 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     assert "report.html cannot be written: No such file or directory" in unwritable.stderr
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.statistics.jsonl"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.statistics.jsonl"])
 def test_the_page_never_overwrites_a_file_of_the_run(tmp_path: Path, name: str) -> None:
     output = write_run(tmp_path, [call("a", 0)])
     before = (tmp_path / name).read_bytes()

@@ -541,8 +541,8 @@ def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
     bench.server.release()
     assert run.wait() == 3
     assert "out.jsonl cannot be written: it has been moved or replaced" in run.stderr
-    assert str(bench.path("out.rescue.jsonl")) in run.stderr
-    assert bench.ids("out.rescue.jsonl") == ids(0)
+    assert str(bench.path("out.jsonl.rescue.jsonl")) in run.stderr
+    assert bench.ids("out.jsonl.rescue.jsonl") == ids(0)
     bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
     again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=0.3")
     assert "put 1 results of the rescue file where they belong" in again.said
@@ -590,7 +590,10 @@ def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) ->
     assert [result["response"]["status_code"] for result in bench.results()] == [401, 401]
     assert "[redacted]" in bench.path("out.jsonl").read_text()
     files = [path for path in bench.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"out.manifest.json", "out.statistics.jsonl"}
+    assert {path.name for path in files} >= {
+        "out.jsonl.manifest.json",
+        "out.jsonl.statistics.jsonl",
+    }
     for text in (done.stdout, done.stderr, *(path.read_text() for path in files)):
         assert KEY not in text
         assert KEY[8:24] not in text

@@ -571,8 +571,8 @@ def test_a_run_that_is_not_wanted_changes_nothing(tmp_path: Path, option: str | 
         assert [path.name for path in files_of(tmp_path)] == [
             "in.jsonl",
             "out.jsonl",
-            "out.manifest.json",
-            "out.statistics.jsonl",
+            "out.jsonl.manifest.json",
+            "out.jsonl.statistics.jsonl",
         ]
         await run_file(provider, source, output, may_send=lambda _: True, **options)
         assert len(set(ids_of(output))) == len(ids_of(output)) == 5
@@ -639,7 +639,7 @@ def test_the_input_is_never_written_to(tmp_path: Path) -> None:
     async def main() -> None:
         await refused("a.jsonl", "a.jsonl")
         await refused("b.jsonl", "x.jsonl", error_file=tmp_path / "b.jsonl")
-        await refused("c.statistics.jsonl", "c.jsonl")
+        await refused("c.jsonl.statistics.jsonl", "c.jsonl")
         (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
         await refused("a.jsonl", "link.jsonl")
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from parallel_core.run_statistics import RunPaths
 from process_trees import still_running, workers_of
 
 GROUP = 32  # results that the journal writes at once
@@ -296,7 +297,7 @@ class _Bench:
         moments = self.torture.kills * (2 if self.torture.workers else 1)
         share = self.torture.requests // (moments + 1)
         wanted = self.server.accepted + self.random.randint(0, share)
-        manifest = self.output.with_suffix(".manifest.json")
+        manifest = RunPaths.of(self.output).manifest
         _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.random.uniform(0, 0.03))
