@@ -102,6 +102,20 @@ def find_manifest(paths: RunPaths) -> tuple[Path, Manifest] | None:
     return None
 
 
+def find_statistics(paths: RunPaths) -> Path:
+    """Where the statistics of a run are. Those of an older version have another name until the run
+    is resumed."""
+    older = older_names(paths)
+    if older is None or paths.statistics.exists() or not older.statistics.exists():
+        return paths.statistics
+    try:
+        found = find_manifest(paths)
+    except JournalError:
+        return paths.statistics
+    is_ours = not older.manifest.exists() if found is None else found[0] == older.manifest
+    return older.statistics if is_ours else paths.statistics
+
+
 def _read(path: Path) -> Manifest:
     raw = path.read_bytes()
     try:

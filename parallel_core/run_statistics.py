@@ -52,6 +52,14 @@ class RunPaths:
             rescue=path.with_name(f"{path.name}{_RESCUE}"),
         )
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them, also by the names that earlier versions gave them."""
+        older = older_names(self)
+        paths = [self] if older is None else [self, older]
+        beside = [path for p in paths for path in (p.statistics, p.manifest, p.rescue)]
+        return [self.output, *([] if self.errors is None else [self.errors]), *beside]
+
 
 def older_names(paths: RunPaths) -> RunPaths | None:
     """The names that earlier versions gave to the same files: ``out.statistics.jsonl``, …

@@ -904,7 +904,6 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
     newer = {"error": {"message": "no", "type": "BadRequestError", "param": None}}
     assert read_fields(bare, newer) == (False, 400, "BadRequestError", "no", None)
     assert read_fields({"request_id": "r", "body": {"id": "c"}}, None)[:2] == (True, 200)
-    assert read_fields(None, None) == (False, None, None, None, None)
     assert read_fields({**answer, "body": None}, None)[0] is False
 
 
@@ -915,6 +914,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b"{",
         b"[]",
         b'{"custom_id": "a"}',
+        b'{"custom_id": "a", "response": null, "error": null}',
         b'{"response": null, "error": null}',
         b'{"custom_id": 1, "response": null}',
         b'{"custom_id": "a", "response": {"status_code": "200"}}',
@@ -922,7 +922,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b'{"custom_id": "a", "response": null, "error": ' + b"[" * 100_000,
         json.dumps(a_line()).encode(),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_line_of_results_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
