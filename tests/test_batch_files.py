@@ -646,13 +646,29 @@ def test_the_fingerprint_tells_whether_the_requests_are_the_same(tmp_path: Path)
 
     full, bare = json.dumps(BODY), json.dumps({"messages": MESSAGES})
     same = fingerprint("a.jsonl", full)
-    assert len(bytes.fromhex(same)) == 32
-    assert fingerprint("b.jsonl", full) == same
+    assert len(bytes.fromhex(same)) == 16
+    for form in (
+        full + "\n\n  \r\n",
+        json.dumps(BODY, indent=None, separators=(" ,", " : "), sort_keys=True),
+        json.dumps({**BODY, "stream": True, "user": "me", "metadata": {"a": "b"}, "timeout": 3}),
+    ):
+        assert fingerprint("b.jsonl", form) == same
     assert fingerprint("b.jsonl", full, model="unused") == same
+    assert fingerprint("b.jsonl", bare, model=BODY["model"]) == fingerprint(
+        "b.jsonl", json.dumps({"model": BODY["model"], "messages": MESSAGES})
+    )
+    named = [json.dumps({"custom_id": name, "body": BODY}) for name in "abc"]
+    assert fingerprint("a.jsonl", "\n".join(named)) == fingerprint(
+        "a.jsonl", "\n".join(reversed(named))
+    )
     text = "a,b\n1,2\n"
     prints = [
         same,
         fingerprint("a.jsonl", full + "\n" + full),
+        fingerprint("a.jsonl", json.dumps({**BODY, "temperature": 0.125})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "top_k": 5})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "messages": [*MESSAGES, *MESSAGES]})),
+        fingerprint("a.jsonl", json.dumps({"custom_id": "x", "body": BODY})),
         fingerprint("a.jsonl", bare, model="one"),
         fingerprint("a.jsonl", bare, model="two"),
         fingerprint("a.csv", text, model="one", template="{{a}}"),
