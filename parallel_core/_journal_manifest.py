@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -119,7 +119,7 @@ def find_statistics(paths: RunPaths) -> Path:
 def _read(path: Path) -> Manifest:
     raw = path.read_bytes()
     try:
-        content = cast("Any", msgspec.json.decode(raw))
+        content = msgspec.json.decode(raw)
         number = content.get("format_version", _FIRST_FORMAT)
         if type(number) is int and number > FORMAT_VERSION:
             raise UnreadableManifestError(

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
-NULL = msgspec.Raw(b"null")
+_NULL = b"null"
 _NOT_A_RESULT = "is no result of a request"
 
 
@@ -19,7 +19,7 @@ class Response(msgspec.Struct):
     """What HTTP has answered."""
 
     status_code: int | None = 200
-    body: msgspec.Raw = NULL
+    body: msgspec.Raw = msgspec.Raw(_NULL)
 
 
 class ResultLine(msgspec.Struct):
@@ -27,7 +27,7 @@ class ResultLine(msgspec.Struct):
 
     custom_id: str
     response: Response | None = None
-    error: msgspec.Raw = NULL
+    error: msgspec.Raw = msgspec.Raw(_NULL)
 
     @property
     def ok(self) -> bool:
@@ -78,7 +78,7 @@ _decode_anything: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 def is_null(raw: msgspec.Raw) -> bool:
     """Return True if this JSON is ``null``."""
     view = memoryview(raw)
-    return len(view) == 4 and view == b"null"
+    return len(view) == len(_NULL) and view.tobytes() == _NULL
 
 
 def read_result_line(line: bytes) -> ResultLine:

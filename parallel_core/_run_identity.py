@@ -15,7 +15,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -88,7 +88,8 @@ def describe_deployments(
     for name, parameters in deployments:
         groups.setdefault(name, set()).add(_describe_deployment({**for_all, **parameters}))
     for alias, target in aliases.items():
-        name = target.get("model") if isinstance(target, Mapping) else target
+        hidden = cast("Mapping[str, Any]", target) if isinstance(target, Mapping) else None
+        name = target if hidden is None else hidden.get("model")
         if name in groups:
             groups[alias] = groups[name]
     return {f"{_MODEL}{name}": ", ".join(sorted(texts)) for name, texts in sorted(groups.items())}

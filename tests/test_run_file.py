@@ -534,9 +534,16 @@ def test_a_change_that_is_not_wanted_after_all_is_not_noted(tmp_path: Path) -> N
 
     async def main() -> None:
         await run_file(Provider(), first, output)
-        for more in ({}, {"retry_failed": True}):
+        for retry_failed in (False, True):
             before = RunPaths.of(output).manifest.read_bytes()
-            await run_file(Provider(), second, output, allow_changed=True, may_send=refuse, **more)
+            await run_file(
+                Provider(),
+                second,
+                output,
+                allow_changed=True,
+                may_send=refuse,
+                retry_failed=retry_failed,
+            )
             assert RunPaths.of(output).manifest.read_bytes() == before
         assert all(changes)
         assert (await run_file(Provider(), first, output)).ok

@@ -298,7 +298,9 @@ class _Bench:
         share = self.torture.requests // (moments + 1)
         wanted = self.server.accepted + self.random.randint(0, share)
         manifest = RunPaths.of(self.output).manifest
-        _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
+        # Before anything is written, a broken promise is none yet.
+        output = self.output if self.torture.sabotage else manifest
+        _until(lambda: _has_content(output) and self.server.accepted >= wanted, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.random.uniform(0, 0.03))
 
@@ -536,6 +538,10 @@ def file_too_large(torture: Torture) -> Measured:
         _finish_exactly(bench)
         allowed = failures * torture.concurrency
         return bench.measured("file too large", kills=failures, allowed=allowed, began=began)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _rescued(bench: _Bench) -> list[Path]:
