@@ -88,10 +88,11 @@ def describe_deployments(
     for name, parameters in deployments:
         groups.setdefault(name, set()).add(_describe_deployment({**for_all, **parameters}))
     for alias, target in aliases.items():
-        hidden = cast("Mapping[str, Any]", target) if isinstance(target, Mapping) else None
-        name = target if hidden is None else hidden.get("model")
-        if name in groups:
-            groups[alias] = groups[name]
+        group: Any = target  # or an object with the group as its model
+        if isinstance(target, Mapping):
+            group = cast("Mapping[str, Any]", target).get("model")
+        if group in groups:
+            groups[alias] = groups[group]
     return {f"{_MODEL}{name}": ", ".join(sorted(texts)) for name, texts in sorted(groups.items())}
 
 
