@@ -19,6 +19,7 @@ import trio
 import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from typer.testing import CliRunner
 
 import parallel_core
@@ -26,7 +27,7 @@ from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
 from parallel_core._run_endpoints import endpoint_of, quiet_litellm, shown_url
-from parallel_core._run_identity import describe_deployments
+from parallel_core._run_identity import WITHOUT_INFLUENCE, describe_deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
@@ -535,6 +536,22 @@ def test_the_description_follows_what_is_asked_and_not_where(write: Write) -> No
     ]
     assert len({str(each) for each in prints}) == len(prints)
     assert all(str(each["model gpt"]).startswith("openai/") for each in prints)
+
+
+def test_each_parameter_of_openai_is_known_to_change_answers_or_not() -> None:
+    """A new one counts. Whoever finds that it changes no answer adds it to WITHOUT_INFLUENCE."""
+    changing = {
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("max_completion_tokens", "max_tokens", "messages", "modalities", "model", "moderation"),
+        *("n", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort"),
+        *("response_format", "seed", "stop", "temperature", "tool_choice", "tools"),
+        *("top_logprobs", "top_p", "verbosity", "web_search_options"),
+    }
+    of_openai = set(CompletionCreateParamsBase.__annotations__)
+    assert of_openai <= changing | WITHOUT_INFLUENCE
+    assert not changing & WITHOUT_INFLUENCE
+    of_calls = {"additional_drop_params", "request_timeout", "stream", "stream_timeout", "timeout"}
+    assert of_calls | of_openai >= WITHOUT_INFLUENCE
 
 
 def test_a_run_is_described_by_the_models_that_it_asks_for(write: Write) -> None:
