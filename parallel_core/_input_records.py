@@ -52,8 +52,8 @@ class InputSummary(msgspec.Struct, frozen=True):
         requests: how many can be sent.
         problems: the lines that cannot, in the order of the file.
         models: requests by model.
-        fingerprint: a SHA-256 in hexadecimal: equal where the requests are, for the same bytes and
-            options.
+        fingerprint: 32 hexadecimal digits: the same for the same requests (names, models, messages
+            and parameters that may change an answer), in whichever order and form they are written.
         format: ``jsonl``, ``csv`` or ``text``.
     """
 

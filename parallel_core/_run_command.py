@@ -27,7 +27,7 @@ from ._run_workers import (
     WorkersNotStartedError,
     quiet_ray,
 )
-from .batch_input import InputFile, InputFormat, InputSummary
+from .batch_input import InputFile, InputFormat
 from .batch_output import Redactor
 from .control.budget import Budget
 from .control.hedge import Hedge
@@ -162,6 +162,14 @@ def command(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Resume although the input, a model or its parameters have changed.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     concurrency: Annotated[
         str,
         typer.Option(
@@ -253,8 +261,9 @@ def command(
 ) -> None:
     """Send a file of requests, and write each answer once, whatever happens meanwhile.
 
-    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left;
-    2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
+    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left,
+    or the output could not be sorted; 2 bad input or options, nothing was sent; 3 answers could not
+    be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
     state = _State()
@@ -276,6 +285,7 @@ def command(
                 order=_one_of("--order", order, ("completion", "input")),
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
                 controls=_controls(
@@ -414,6 +424,7 @@ def _run(
     order: Literal["completion", "input"],
     retry_failed: bool,
     force_new: bool,
+    allow_changed: bool,
     concurrency: Concurrency,
     workers: Workers | None,
     controls: Controls,
@@ -461,6 +472,7 @@ def _run(
                 error_file=error_file,
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 fail_fast=fail_fast,
@@ -468,7 +480,7 @@ def _run(
                 grace=grace,
                 stop=stop,
                 redactor=redactor,
-                description=_described(router, checked),
+                description=router.describe(checked.models),
                 may_send=ask.may_send,
                 on_open=ask.opened,
                 **controls,
@@ -514,11 +526,11 @@ def _run(
         if not state.stuck:
             again = None if summary.ok else _command_again(summary, redactor)
             view.summary(summary, again)
-        return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
-
-
-def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
-    return {"format": checked.format, **router.description}
+            if summary.not_sorted is not None:
+                view.error(summary.not_sorted)
+        if interrupted:
+            return INTERRUPTED
+        return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
 
 
 class _Question:
@@ -635,9 +647,8 @@ def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
 
 def _command_again(summary: RunSummary, redactor: Redactor) -> str:
     """The command that goes on with what is left, or with what has failed."""
-    ours = ("--force-new", "--retry-failed")
-    arguments = [argument for argument in sys.argv[1:] if argument not in ours]
-    if not summary.unfinished:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--force-new"]
+    if not summary.unfinished and "--retry-failed" not in arguments:
         arguments.insert(1, "--retry-failed")
     # A password may be in an address.
     return shlex.join(redactor.redact_secrets(text) for text in ("parallel-core", *arguments))

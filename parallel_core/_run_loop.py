@@ -326,7 +326,14 @@ class Run:
             finished=finished,
         )
 
-    def summary(self, paths: RunPaths, *, lost_workers: int, resent_requests: int) -> RunSummary:
+    def summary(
+        self,
+        paths: RunPaths,
+        *,
+        lost_workers: int,
+        resent_requests: int,
+        not_sorted: str | None,
+    ) -> RunSummary:
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -342,6 +349,7 @@ class Run:
             paths=paths,
             lost_workers=lost_workers,
             resent_requests=resent_requests,
+            not_sorted=not_sorted,
         )
 
     def _ending(self) -> Ending:

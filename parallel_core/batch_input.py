@@ -26,6 +26,7 @@ import msgspec
 from ._input_lines import JsonLines
 from ._input_prompts import CsvTable, TextLines
 from ._input_records import InputProblem, InputRequest, InputSummary, RecordReader, shown
+from ._run_identity import RequestsDigest
 from .errors import InputFileError
 
 __all__ = ["InputFile", "InputFormat", "InputProblem", "InputRequest", "InputSummary"]
@@ -141,13 +142,13 @@ class InputFile:
         return self._summary
 
     def _check(self) -> InputSummary:
-        digest = hashlib.sha256()
+        digest = RequestsDigest()
         reader = self._reader
         problems: list[InputProblem] = []
         models: Counter[str] = Counter()
         ids: set[int] = set()
         repeated: dict[int, int] = {}  # by index of the problem
-        with self._opened(digest.update) as (stream, state):
+        with self._opened() as (stream, state):
             before = state()
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
@@ -161,6 +162,7 @@ class InputFile:
                             problems.append(_duplicate(found))
                             continue
                     models[found.request.model] += 1
+                    digest.add(found.custom_id, found.request)
                 else:
                     problems.append(cast("InputProblem", found))
             if state() != before:
@@ -173,10 +175,22 @@ class InputFile:
         first_lines = self._first_lines(set(repeated.values()))
         for index, digest_of_id in repeated.items():
             problems[index] = _duplicate_of(problems[index], first_lines.get(digest_of_id))
-        meaning = [digest.hexdigest(), reader.format, *reader.meaning()]
-        fingerprint = hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
         named = [_with_own_name(problem, ids) for problem in problems]
-        return InputSummary(requests, named, dict(models), fingerprint, reader.format)
+        return InputSummary(requests, named, dict(models), digest.hexdigest(), reader.format)
+
+    def fingerprint_of_format_1(self) -> str:
+        """The fingerprint that this file has in manifests of the first format: of its bytes.
+
+        Raises:
+            InputFileError: as ``check``.
+        """
+        self.check()
+        digest = hashlib.sha256()
+        with self._opened(digest.update) as (stream, _):
+            while stream.read(_BLOCK):
+                pass
+        meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
+        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
 
     def _first_lines(self, ids: set[int]) -> dict[int, int]:
         """Where these names are for the first time.

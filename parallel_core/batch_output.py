@@ -14,6 +14,7 @@ import msgspec
 from ._failures import Failure, failure_of
 from ._input_records import InputProblem
 from ._redaction import Redactor, in_all_texts
+from ._result_lines import is_null, read_result_line
 from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
@@ -263,7 +264,7 @@ class OutputLine(msgspec.Struct, frozen=True):
     Attributes:
         custom_id: of the request.
         ok: whether it is an answer.
-        status_code: of HTTP; None where there was no answer of any kind.
+        status_code: of HTTP; None where there was no answer of any kind, or it says none.
         error_code: the reason of a failure in short, as far as it is told.
         error_message: the reason of a failure, as far as it is told.
         body: what HTTP has answered, as JSON: a chat completion, or an error.
@@ -277,45 +278,26 @@ class OutputLine(msgspec.Struct, frozen=True):
     body: msgspec.Raw | None
 
 
-class _ResponseOfLine(msgspec.Struct):
-    status_code: int = 200
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Line(msgspec.Struct):
-    custom_id: str
-    response: _ResponseOfLine | None
-    error: Any = None
-
-
-_DECODE_LINE = msgspec.json.Decoder(_Line).decode
-
-
 def parse_output_line(line: bytes) -> OutputLine:
     """Read a line of results, of ours, of OpenAI or of vLLM (whose errors have other shapes).
 
     Raises:
         ValueError: it is not a line of results.
     """
-    try:
-        parsed = _DECODE_LINE(line)
-    except RecursionError:
-        raise ValueError("not a line of results: nested too deeply") from None
+    parsed = read_result_line(line)
     response = parsed.response
     status = None if response is None else response.status_code
-    body = None if response is None or bytes(response.body) == b"null" else response.body
-    error = parsed.error
-    if error is None and body is not None and status is not None and 200 <= status < 300:
+    body = None if response is None or is_null(response.body) else response.body
+    if parsed.ok:
         return OutputLine(parsed.custom_id, True, status, None, None, body)
-    if error is None:
-        error = _decoded(body)
-    code, message = _reason(error)
+    error = body if is_null(parsed.error) else parsed.error
+    code, message = _reason(_decoded(error))
     return OutputLine(parsed.custom_id, False, status, code, message, body)
 
 
-def _decoded(body: msgspec.Raw | None) -> Any:
+def _decoded(document: msgspec.Raw | None) -> Any:
     try:
-        return None if body is None else msgspec.json.decode(body)
+        return None if document is None else msgspec.json.decode(document)
     except RecursionError:
         return None
 

@@ -646,13 +646,29 @@ def test_the_fingerprint_tells_whether_the_requests_are_the_same(tmp_path: Path)
 
     full, bare = json.dumps(BODY), json.dumps({"messages": MESSAGES})
     same = fingerprint("a.jsonl", full)
-    assert len(bytes.fromhex(same)) == 32
-    assert fingerprint("b.jsonl", full) == same
+    assert len(bytes.fromhex(same)) == 16
+    for form in (
+        full + "\n\n  \r\n",
+        json.dumps(BODY, indent=None, separators=(" ,", " : "), sort_keys=True),
+        json.dumps({**BODY, "stream": True, "user": "me", "metadata": {"a": "b"}, "timeout": 3}),
+    ):
+        assert fingerprint("b.jsonl", form) == same
     assert fingerprint("b.jsonl", full, model="unused") == same
+    assert fingerprint("b.jsonl", bare, model=BODY["model"]) == fingerprint(
+        "b.jsonl", json.dumps({"model": BODY["model"], "messages": MESSAGES})
+    )
+    named = [json.dumps({"custom_id": name, "body": BODY}) for name in "abc"]
+    assert fingerprint("a.jsonl", "\n".join(named)) == fingerprint(
+        "a.jsonl", "\n".join(reversed(named))
+    )
     text = "a,b\n1,2\n"
     prints = [
         same,
         fingerprint("a.jsonl", full + "\n" + full),
+        fingerprint("a.jsonl", json.dumps({**BODY, "temperature": 0.125})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "top_k": 5})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "messages": [*MESSAGES, *MESSAGES]})),
+        fingerprint("a.jsonl", json.dumps({"custom_id": "x", "body": BODY})),
         fingerprint("a.jsonl", bare, model="one"),
         fingerprint("a.jsonl", bare, model="two"),
         fingerprint("a.csv", text, model="one", template="{{a}}"),
@@ -904,7 +920,6 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
     newer = {"error": {"message": "no", "type": "BadRequestError", "param": None}}
     assert read_fields(bare, newer) == (False, 400, "BadRequestError", "no", None)
     assert read_fields({"request_id": "r", "body": {"id": "c"}}, None)[:2] == (True, 200)
-    assert read_fields(None, None) == (False, None, None, None, None)
     assert read_fields({**answer, "body": None}, None)[0] is False
 
 
@@ -915,6 +930,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b"{",
         b"[]",
         b'{"custom_id": "a"}',
+        b'{"custom_id": "a", "response": null, "error": null}',
         b'{"response": null, "error": null}',
         b'{"custom_id": 1, "response": null}',
         b'{"custom_id": "a", "response": {"status_code": "200"}}',
@@ -922,7 +938,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b'{"custom_id": "a", "response": null, "error": ' + b"[" * 100_000,
         json.dumps(a_line()).encode(),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_line_of_results_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
