@@ -25,8 +25,8 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
 - ``GET /requests``: the newest requests with their answers, where the setting ``keep_requests``
   says how many are kept; :class:`RecordedRequest` describes them.
 - ``GET /stats``: the counts that :class:`DemoServerStats` describes, as JSON.
-- ``POST /stats/reset``: counts from nothing again, forgets kept requests, and starts the numbers n again, so that the
-  next requests see the same latencies and faults as the first ones did.
+- ``POST /stats/reset``: counts from nothing again, forgets kept requests, and starts the numbers n
+  again, so that the next requests see the same latencies and faults as the first ones did.
 - ``POST /capacity``: ``{"capacity": 16}`` or ``{"capacity": null}`` changes the capacity of the
   settings from now on; requests in flight go on.
 - ``POST /hold`` and ``POST /release``: from the one to the other, the requests with
