@@ -274,7 +274,8 @@ def _tools(fields: dict[str, object]) -> list[Tool]:
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise _wrong(where, "must be {'type': 'function', 'function': {…}}")
         described = cast("dict[str, Any]", function)
-        name, parameters = described.get("name"), described.get("parameters") or {}
+        name: Any = described.get("name")
+        parameters: Any = described.get("parameters") or {}
         if not isinstance(name, str) or not name:
             raise _wrong(f"{where}.function.name", "must be a string")
         if not isinstance(parameters, dict):
@@ -292,11 +293,11 @@ def _whole_number(
     value = fields.get(name)
     if value is None:
         return None
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < least or (most is not None and value > most):
+    number = value if isinstance(value, int) and not isinstance(value, bool) else least - 1
+    if number < least or (most is not None and number > most):
         upto = "" if most is None else f" and at most {most}"
         raise _wrong(name, f"must be an integer of at least {least}{upto}")
-    return value
+    return number
 
 
 def _flag(fields: dict[str, object], name: str) -> bool:

@@ -37,6 +37,7 @@ _FORMATS: Final = {
     "uri": "https://example.com/",
     "uuid": "00000000-0000-4000-8000-000000000000",
 }
+_ENDLESS: Final = "the schema contains itself without end"
 _MOST_ITEMS: Final = 1000
 _MOST_CHARACTERS: Final = 100_000
 _MOST_VALUES: Final = 10_000
@@ -112,7 +113,7 @@ class _Maker:
     def _follow(self, schema: Mapping[str, Any], references: tuple[str, ...]) -> Any:
         reference = schema["$ref"]
         if reference in references:
-            raise SchemaError("the schema contains itself without end")
+            raise SchemaError(_ENDLESS)
         target = self._target(reference)
         beside = {name: schema[name] for name in schema if name not in _NO_RESTRICTION}
         del beside["$ref"]
@@ -123,13 +124,13 @@ class _Maker:
     def _target(self, reference: object) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise SchemaError("$ref must point into the schema itself: '#/…'")
-        target: Any = self._root
+        target: object = self._root
         for part in reference[1:].split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, Mapping) and name in target:
-                target = cast("Mapping[str, Any]", target)[name]
+                target = cast("Mapping[str, object]", target)[name]
             elif isinstance(target, list) and name.isdecimal():
-                items = cast("list[Any]", target)
+                items = cast("list[object]", target)
                 target = items[int(name)] if int(name) < len(items) else None
             else:
                 target = None
@@ -141,13 +142,12 @@ class _Maker:
         """A schema and those of its ``allOf`` as one."""
         merged = {name: schema[name] for name in schema if name != "allOf"}
         for part in _list_of(schema, "allOf"):
-            for _ in range(_MOST_ITEMS):
-                if not (isinstance(part, Mapping) and "$ref" in part):
-                    break
-                reference = cast("Mapping[str, Any]", part)["$ref"]
-                if reference in references:
-                    raise SchemaError("the schema contains itself without end")
-                references = (*references, reference)
+            followed = references
+            while isinstance(part, Mapping) and "$ref" in part:
+                reference: Any = cast("Mapping[str, Any]", part)["$ref"]
+                if reference in followed:
+                    raise SchemaError(_ENDLESS)
+                followed = (*followed, reference)
                 part = self._target(reference)
             if part is True:
                 continue
@@ -155,7 +155,7 @@ class _Maker:
                 raise SchemaError("allOf must be a list of objects")
             members = cast("Mapping[str, Any]", part)
             if "allOf" in members:
-                members = self._merged(members, references)
+                members = self._merged(members, followed)
             for name, value in members.items():
                 merged[name] = _both(name, merged[name], value) if name in merged else value
         return merged
@@ -272,7 +272,7 @@ class _Maker:
 
 
 def _type_of(schema: Mapping[str, Any]) -> str:
-    given: Any = schema.get("type")
+    given: object = schema.get("type")
     if given is None:
         # Without a type, the other keywords say for which one they are meant.
         for kind, keywords in {
@@ -283,8 +283,8 @@ def _type_of(schema: Mapping[str, Any]) -> str:
             if any(keyword in schema for keyword in keywords):
                 return kind
         return "string"
-    kinds: list[Any] = cast("list[Any]", given) if isinstance(given, list) else [given]
-    known = [kind for kind in kinds if kind in _TYPES]
+    kinds = cast("list[object]", given) if isinstance(given, list) else [given]
+    known = [kind for kind in _TYPES if kind in kinds]
     if not known or len(known) < len(kinds):
         raise SchemaError(f"type must be one of {', '.join(_TYPES)}")
     return next((kind for kind in known if kind != "null"), "null")
@@ -313,7 +313,7 @@ def _both(name: str, one: Any, other: Any) -> Any:
 
 
 def _list_of(schema: Mapping[str, Any], name: str) -> list[Any]:
-    value = schema[name]
+    value: object = schema[name]
     if not isinstance(value, list):
         raise SchemaError(f"{name} must be a list")
     return cast("list[Any]", value)

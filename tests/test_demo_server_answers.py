@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from typing import Any
 
 import aiohttp
-import jsonschema
 import pytest
 
 from parallel_core._demo_schema import SchemaError, instance_of
@@ -19,6 +19,7 @@ from parallel_core.demo_server import (
 )
 from test_demo_server import IMMEDIATE, SECRET, body_for, post, post_stream, run
 
+jsonschema: Any = importlib.import_module("jsonschema")  # which has no annotations
 RECORDING = DemoServerSettings(
     latency_median=0.0, time_to_first_token=0.0, chunk_gap=0.0, keep_requests=3
 )
@@ -87,7 +88,7 @@ def put_together(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"choices": ordered, "usage": chunks[-1].get("usage"), "chunks": chunks}
 
 
-ANSWERED_ALIKE = {
+ANSWERED_ALIKE: dict[str, dict[str, Any]] = {
     "text": {},
     "json_object": {"response_format": {"type": "json_object"}},
     "schema": {
@@ -299,6 +300,10 @@ SCHEMAS: list[dict[str, Any]] = [
         ]
     },
     {"type": "object", "properties": {"a": {"oneOf": [{"not": {}}, {"type": "integer"}]}}},
+    {
+        "allOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/a"}]}],
+        "$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}, "c": {"type": "null"}}}},
+    },
     {"$ref": "#/$defs/a", "minimum": 5, "$defs": {"a": {"type": "integer", "minimum": 2}}},
     TREE,
     {

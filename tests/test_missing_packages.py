@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from hosts import ASYNCIO_HOSTS
-from parallel_core import _missing_packages
 from parallel_core._failures import failure_of, kind_of
 from parallel_core._missing_packages import missing_package
 from parallel_core.run_file import RunSummary, run_file
@@ -48,7 +47,7 @@ def test_what_pip_has_to_install(
 ) -> None:
     (tmp_path / "a_folder").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(_missing_packages.importlib.metadata, "requires", lambda _: REQUIREMENTS)
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: REQUIREMENTS)
     error = APIConnectionError(f"APIConnectionError: OpenAIException - No module named '{module}'")
     failure = failure_of(error)
     assert (failure.status_code, failure.code) == (None, "missing_dependency")
