@@ -156,12 +156,12 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
 def _takes_store(router: object, model: str) -> bool:
     """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
     litellm: Any = sys.modules.get("litellm")
-    deployments = _deployments(router)
-    if litellm is None or not deployments:
-        return False
-    own = [one["litellm_params"] for one in deployments if one["model_name"] == model]
-    # An alias, a wildcard or the default deployment: what litellm makes of the name itself.
-    for parameters in own or [{"model": model}]:
+    itself = behind(router)
+    if litellm is None or not hasattr(itself, "get_model_list"):
+        return False  # no Router of litellm
+    serving: list[Any] = itself.get_model_list(model_name=model) or []
+    for deployment in serving:
+        parameters = deployment["litellm_params"]
         try:
             name, provider, *_ = litellm.get_llm_provider(
                 model=parameters["model"],
@@ -172,7 +172,7 @@ def _takes_store(router: object, model: str) -> bool:
             return False
         if "store" not in (litellm.get_supported_openai_params(name, provider) or ()):
             return False
-    return True
+    return bool(serving)
 
 
 def behind(router: object) -> Any:

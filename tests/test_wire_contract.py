@@ -22,6 +22,7 @@ from hosts import HOSTS, Host
 from parallel_core import cli, parallel_acompletions, ray_engine
 from parallel_core.batch_output import Redactor, parse_output_line, result_line
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, RecordedRequest
+from parallel_core.router_call import send_metadata_to_store
 from ray_routers import DefaultRouter
 from ray_runtime import IGNORED_WARNINGS, running_ray
 from routers import run_with_routers
@@ -323,6 +324,39 @@ def test_each_change_that_is_listed_happens() -> None:
     for body in CASES.values():
         made |= expected_of(body)[1]
     assert made == set(CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("models", "arguments", "extra_body"),
+    [
+        (["openai/a"], {"store": True}, {"metadata": {"a": "b"}}),
+        (["a"], {"store": True, "custom_llm_provider": "openai"}, {"metadata": {"a": "b"}}),
+        (["openai/a"], {"store": True, "extra_body": {"c": 1}}, {"metadata": {"a": "b"}, "c": 1}),
+        (["openai/a"], {"store": True, "extra_body": {"metadata": {}}}, {"metadata": {}}),
+        (["openai/a"], {"store": False}, None),
+        (["openai/a"], {}, None),
+        (["anthropic/claude-3-haiku"], {"store": True}, None),
+        (["openai/a", "anthropic/claude-3-haiku"], {"store": True}, None),
+        ([], {"store": True}, None),
+    ],
+)
+def test_metadata_is_sent_only_where_it_is_stored(
+    models: list[str], arguments: dict[str, Any], extra_body: Any
+) -> None:
+    from litellm.router import Router
+
+    provider = {"custom_llm_provider": arguments.pop("custom_llm_provider", None)}
+    parameters: list[Any] = [{"model": model, "api_key": "k", **provider} for model in models]
+    router = Router(
+        model_list=[{"model_name": "m", "litellm_params": of} for of in parameters],
+        model_group_alias={"alias": "m"},
+    )
+    batch = {"parallel_batch_id": "1", "parallel_index": 0}
+    for name in ("m", "alias"):
+        sent = copy.deepcopy({"metadata": {"a": "b", **batch}, **arguments})
+        send_metadata_to_store(router, name, sent)
+        assert sent.pop("extra_body", None) == extra_body
+        assert sent["metadata"] == {"a": "b", **batch}  # it is litellm's as before
 
 
 def lacks_mcp(outcome: Outcome) -> bool:
