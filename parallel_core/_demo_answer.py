@@ -103,17 +103,22 @@ class _Choice:
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """A synthetic answer, ready to be sent as a whole or in pieces."""
+    """A synthetic answer, ready to be sent as a whole or in pieces.
+
+    Attributes:
+        created: when it was made, in whole seconds.
+    """
 
     request: ChatRequest
     number: int
+    created: int
     choices: tuple[_Choice, ...]
 
     @staticmethod
     def to(request: ChatRequest, plan: RequestPlan) -> Answer:
         """Make the answer; raises ``BadRequestError`` where nothing fits a schema."""
         choices = tuple(_choice(request, plan, index) for index in range(request.n))
-        return Answer(request, plan.number, choices)
+        return Answer(request, plan.number, int(time.time()), choices)
 
     @property
     def completion_tokens(self) -> int:
@@ -144,7 +149,7 @@ class Answer:
         return {
             "id": f"chatcmpl-demo-{self.request.model}-{self.number}",
             "object": kind,
-            "created": int(time.time()),
+            "created": self.created,
             "model": self.request.model,
             "system_fingerprint": "synthetic",
         }
