@@ -13,6 +13,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
+from ._failures import kind_of
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
@@ -237,7 +238,7 @@ class Run:
             return
         entry = self._entry(custom_id, result)
         if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else type(error).__name__
+            self._last_error = "NoAnswerError" if error is None else kind_of(error)
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ._failures import Failure, failure_of
+from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
 from ._redaction import Redactor, in_all_texts
 from ._result_lines import is_null, read_result_line
@@ -196,7 +196,7 @@ def call_statistics(
     exception = result.exception
     error: str | None = None
     if failure is not None:
-        error = failure.code if exception is None else type(exception).__name__
+        error = failure.code if exception is None else kind_of(exception)
     used = usage or result.usage or _told_usage(result.response)
     return CallStatistics(
         custom_id=custom_id,

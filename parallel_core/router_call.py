@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import uuid
 from collections.abc import (
     AsyncIterable,
@@ -116,6 +117,8 @@ def _router_call(
         # litellm writes into the metadata and, for some providers, into the messages that it is
         # given. The user's objects are theirs, and may be shared by many requests.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
+        if left_to_workers is None:
+            send_metadata_to_store(router, request.model, arguments)
         arguments["metadata"] = {
             BATCH_ID: batch_id,
             BATCH_INDEX: index,
@@ -132,6 +135,45 @@ def _router_call(
         )
 
     return call
+
+
+def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]) -> None:
+    """Have the provider get the metadata of an answer that it is to store.
+
+    litellm keeps ``metadata`` to itself, for its callbacks and tags. OpenAI takes it only together
+    with ``"store": true``, and refuses it otherwise; so that decides who it is for. It goes into
+    ``extra_body``, unless there is one, and only where each deployment of the model takes
+    ``store``. What a batch has added to it stays here.
+    """
+    if arguments.get("store") is not True:
+        return
+    given: Mapping[str, Any] = arguments.get("metadata") or {}
+    metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}
+    if metadata and _takes_store(router, model):
+        extra: Mapping[str, Any] = arguments.get("extra_body") or {}
+        arguments["extra_body"] = {"metadata": metadata, **extra}
+
+
+def _takes_store(router: object, model: str) -> bool:
+    """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
+    litellm: Any = sys.modules.get("litellm")
+    itself = behind(router)
+    if litellm is None or not hasattr(itself, "get_model_list"):
+        return False  # no Router of litellm
+    serving: list[Any] = itself.get_model_list(model_name=model) or []
+    for deployment in serving:
+        parameters = deployment["litellm_params"]
+        try:
+            name, provider, *_ = litellm.get_llm_provider(
+                model=parameters["model"],
+                custom_llm_provider=parameters.get("custom_llm_provider"),
+                api_base=parameters.get("api_base"),
+            )
+        except litellm.BadRequestError:
+            return False
+        if "store" not in (litellm.get_supported_openai_params(name, provider) or ()):
+            return False
+    return bool(serving)
 
 
 def behind(router: object) -> Any:

@@ -760,6 +760,10 @@ FAILURES: list[tuple[Exception, str]] = [
     (caused_by(FromProvider(500), json.JSONDecodeError("x", "y", 0)), "invalid_response"),
     (FromProvider(500), "from_provider"),
     (KeyError("x"), "key_error"),
+    (
+        caused_by(APIConnectionError("APIConnectionError: none"), ImportError("x")),
+        "connection_error",
+    ),
 ]
 
 
@@ -1112,7 +1116,7 @@ def ask(model: str = "fast", kwargs: dict[str, Any] | None = None, **orders: Any
 
 def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) -> None:
     expected: list[tuple[RouterParallelRequest, int | None, str | None]] = [
-        (ask(kwargs={"n": 2}), 400, "invalid_request_error"),
+        (ask(kwargs={"n": 200}), 400, "invalid_request_error"),
         (ask(fault="rate_limited"), 429, "rate_limited"),
         (ask(fault="server_error"), 500, "server_error"),
         (ask("unknown"), 400, None),
