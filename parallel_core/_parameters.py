@@ -73,18 +73,12 @@ def is_litellm_setting(name: str) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def is_key_or_address(name: str) -> bool:
-    """Return True if a member of ``extra_body`` is a key or an address.
+    """Return True if a member of ``extra_body`` looks like a key or an address.
 
     A proxy behind the API (litellm's own, for instance) may act on it.
     """
-    return name not in openai_parameters() and (
-        is_private(name)
-        or ends_like_a_setting(name)
-        or name in _fields_of_keys()
-        or name.startswith(_prefixes_of_keys())
-    )
+    return name not in openai_parameters() and (is_private(name) or ends_like_a_setting(name))
 
 
 def is_private(name: str) -> bool:
