@@ -116,15 +116,19 @@ def _line(
 ) -> bytes:
     # The same request has the same id whenever it is run.
     digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
-    return msgspec.json.encode(
+    line = msgspec.json.encode(
         {
             "id": f"batch_req_{digest}",
             "custom_id": custom_id,
             "response": response,
             "error": error,
-            **(returned or {}),
         }
     )
+    if returned:
+        # It is JSON already, and is put in as it is.
+        members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
+        line = b"%b,%b}" % (line[:-1], members)
+    return line
 
 
 def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:
