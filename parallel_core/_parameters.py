@@ -126,14 +126,11 @@ def _arguments_of_calls() -> frozenset[str]:
     """Names of the arguments of litellm's functions and of its Router."""
     import litellm
 
-    functions: tuple[Any, ...] = (
-        litellm.completion,
-        litellm.acompletion,
-        litellm.Router.__init__,
-        litellm.Router.acompletion,
-    )
+    its: Any = litellm
+    router = its.Router
+    functions = (its.completion, its.acompletion, router.__init__, router.acompletion)
     names = {name for function in functions for name in inspect.signature(function).parameters}
-    return frozenset(names.union(litellm.OPENAI_CHAT_COMPLETION_PARAMS))
+    return frozenset(names.union(its.OPENAI_CHAT_COMPLETION_PARAMS))
 
 
 @functools.cache

@@ -355,7 +355,7 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
             continue
         if name in _NUMBERS:
             if isinstance(value, _NO_NUMBERS):
-                return f"{name} must be a number, not {_brief(value)}"
+                return f"{name} must be a number, not {_brief(cast('object', value))}"
             if isinstance(value, float) and name in _WHOLE_NUMBERS and not value.is_integer():
                 return f"{name} must be a whole number, not a fraction"
         elif name in _MAPPINGS and not _is_mapping(value):

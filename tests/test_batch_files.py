@@ -417,7 +417,7 @@ def test_a_million_names_of_columns_are_not_all_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"drop_columns": True}, {"send_columns": True}])
-def test_columns_are_kept_dropped_or_sent(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_columns_are_kept_dropped_or_sent(tmp_path: Path, options: dict[str, Any]) -> None:
     path = write(tmp_path / "in.jsonl", *({**row, "top_k": 5, "temperature": 1} for row in ROWS))
     with InputFile(path, keep=["source", "id", "prompt_id"], **options) as file:
         requests = list(file.requests())
