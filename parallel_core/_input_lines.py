@@ -206,32 +206,27 @@ def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
         raise LineError(code, message, _API_HINT) from None
     roles = openai_roles()
     for position, message in enumerate(request.messages):
-        role = message["role"]
-        if role not in roles:
-            known = ", ".join(sorted(roles))
-            raise LineError(
-                "invalid_request",
-                f"messages[{position}].role is {shown(role)}",
-                f"a role is one of {known}",
-            )
-        content = message.get("content")
-        if content.__class__ is not str:
-            _check_content(position, role, content)
+        if message["role"] not in roles or message.get("content").__class__ is not str:
+            _check_message(f"messages[{position}]", message, roles)
     return request
 
 
-def _check_content(position: int, role: str, content: object) -> None:
-    """Refuse what no provider takes as the content of a message. Parts may be of any type."""
+def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -> None:
+    """Refuse what no provider takes as a message. Parts may be of any type."""
+    role, content = message["role"], message.get("content")
+    if role not in roles:
+        hint = f"a role is one of {', '.join(sorted(roles))}"
+        raise LineError("invalid_request", f"{place}.role is {shown(role)}", hint)
     if content is None:
         if role in _MAY_SAY_NOTHING:
             return
-        message = f"messages[{position}].content must be a string or an array of parts, not null"
-        raise LineError("invalid_type", message, f"a message of the role {role} needs a content")
-    for number, part in enumerate(cast("list[object]", content)):
+        problem = f"{place}.content must be a string or an array of parts, not null"
+        raise LineError("invalid_type", problem, f"a message of the role {role} needs a content")
+    for number, part in enumerate(content):
         if type(part) not in (dict, str):
-            message = f"messages[{position}].content[{number}] must be an object, not "
+            problem = f"{place}.content[{number}] must be an object, not {kind_of(part)}"
             hint = 'for instance {"type": "text", "text": "…"}'
-            raise LineError("invalid_type", message + kind_of(part), hint)
+            raise LineError("invalid_type", problem, hint)
 
 
 def _refuse_other_shapes(body: dict[str, Any]) -> None:
