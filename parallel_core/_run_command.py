@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, TextIO
 import typer
 
 from ._call_loop import plain_loop_factory
+from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
@@ -27,7 +28,7 @@ from ._run_workers import (
     WorkersNotStartedError,
     quiet_ray,
 )
-from .batch_input import InputFile, InputFormat
+from .batch_input import InputFile
 from .batch_output import Redactor
 from .control.budget import Budget
 from .control.hedge import Hedge
@@ -106,6 +107,38 @@ def command(
         typer.Option(
             "--skip-invalid",
             help="Write bad lines as failures, and send the others.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns that are copied to the output, with commas between: id,source.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    drop_columns: Annotated[
+        bool,
+        typer.Option(
+            "--drop-columns",
+            help="Leave out all other members of lines that are no parameters.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    send_columns: Annotated[
+        bool,
+        typer.Option(
+            "--send-columns",
+            help="Send them, as parameters of the provider.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    trust_input: Annotated[
+        bool,
+        typer.Option(
+            "--trust-input",
+            help="Let lines set what litellm takes as its own settings: keys, addresses, retries.",
             rich_help_panel=_INPUT,
         ),
     ] = False,
@@ -272,15 +305,22 @@ def command(
             code = _run(
                 view,
                 state,
-                source,
+                functools.partial(
+                    InputFile,
+                    source,
+                    format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
+                    template=template,
+                    model="demo" if demo and model is None else model,
+                    keep=_names(keep),
+                    drop_columns=drop_columns,
+                    send_columns=send_columns,
+                    trust_input=trust_input,
+                ),
                 output,
-                format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
-                template=template,
                 validate=validate,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
-                model="demo" if demo and model is None else model,
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
                 retry_failed=retry_failed,
@@ -339,6 +379,13 @@ def _router_choice(
     raise typer.BadParameter(
         "where do the requests go? Give --config FILE, --model PROVIDER/MODEL, or --demo"
     )
+
+
+def _names(text: str | None) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"--keep takes names with commas between them, not {text!r}")
+    return names
 
 
 def _controls(
@@ -410,16 +457,13 @@ class _State:
 def _run(
     view: RunView,
     state: _State,
-    source: str,
+    open_input: Callable[[], InputFile],
     output: Path | None,
     *,
-    format: InputFormat,
-    template: str | None,
     validate: bool,
     skip_invalid: bool,
     limit: int | None,
     router_of: RouterOf | None,
-    model: str | None,
     error_file: Path | None,
     order: Literal["completion", "input"],
     retry_failed: bool,
@@ -436,8 +480,7 @@ def _run(
         raise typer.BadParameter("give --output FILE (-o): where the answers go")
     with contextlib.ExitStack() as stack:
         try:
-            requests = InputFile(source, format=format, template=template, model=model)
-            stack.enter_context(requests)
+            requests = stack.enter_context(open_input())
             with view.waiting("checking the input"):
                 checked = requests.check()
             for problem in checked.problems:
@@ -445,6 +488,9 @@ def _run(
             view.checked(checked)
             if checked.problems and not skip_invalid:
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
+                return BAD_INPUT
+            if checked.columns:
+                view.error(f"nothing was sent: {describe_columns(checked.columns)}")
                 return BAD_INPUT
             if router_of is None:
                 return ALL_OK

@@ -164,6 +164,7 @@ class JsonView:
             problems=len(summary.problems),
             models=summary.models,
             format=summary.format,
+            columns=summary.columns,
         )
 
     def estimate(self, estimate: CostEstimate) -> None:

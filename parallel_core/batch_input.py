@@ -17,19 +17,34 @@ import tempfile
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import msgspec
 
 from ._input_lines import JsonLines
+from ._input_members import ColumnOptions, describe_columns
 from ._input_prompts import CsvTable, TextLines
-from ._input_records import InputProblem, InputRequest, InputSummary, RecordReader, shown
+from ._input_records import (
+    InputColumn,
+    InputProblem,
+    InputRequest,
+    InputSummary,
+    RecordReader,
+    shown,
+)
 from ._run_identity import RequestsDigest
 from .errors import InputFileError
 
-__all__ = ["InputFile", "InputFormat", "InputProblem", "InputRequest", "InputSummary"]
+__all__ = [
+    "InputColumn",
+    "InputFile",
+    "InputFormat",
+    "InputProblem",
+    "InputRequest",
+    "InputSummary",
+]
 
 InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
 
@@ -64,6 +79,12 @@ class InputFile:
         template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
             one; text without one sends each line as it is.
         model: of the lines that name none. CSV and text need it.
+        keep: columns, or members beside ``body``, that are copied to the output line as
+            ``columns``. They are not sent, unless OpenAI has a parameter of that name.
+        drop_columns: leave out all other members of plain lines that are no parameters.
+        send_columns: send them, as parameters of the provider.
+        trust_input: send what litellm takes as a setting of its own, too: keys, addresses,
+            retries, prices.
         standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
 
     Raises:
@@ -78,8 +99,15 @@ class InputFile:
         format: InputFormat = "auto",
         template: str | None = None,
         model: str | None = None,
+        keep: Iterable[str] = (),
+        drop_columns: bool = False,
+        send_columns: bool = False,
+        trust_input: bool = False,
         standard_input: BinaryIO | None = None,
     ) -> None:
+        if isinstance(keep, str):
+            raise TypeError("keep must be names of columns, not one str")
+        columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
         # A name may have bytes that are no UTF-8, and messages are texts.
@@ -89,7 +117,12 @@ class InputFile:
         ending = self._path.suffix.lower()
         if format == "auto":
             format = _FORMATS_BY_ENDING.get(ending, "jsonl")
-        self._reader = self._reader_of(format, template, model, ending)
+        if drop_columns and send_columns:
+            raise InputFileError(
+                f"{self._name}: columns are dropped or sent, not both: give one of --drop-columns "
+                "and --send-columns"
+            )
+        self._reader = self._reader_of(format, template, model, ending, columns)
         self._summary: InputSummary | None = None
         self._state: tuple[int, ...] = ()
         self._bad_lines = array("Q")
@@ -97,7 +130,12 @@ class InputFile:
         self._copy_lock = threading.Lock()
 
     def _reader_of(
-        self, format: InputFormat, template: str | None, model: str | None, ending: str
+        self,
+        format: InputFormat,
+        template: str | None,
+        model: str | None,
+        ending: str,
+        columns: ColumnOptions,
     ) -> RecordReader:
         if format == "jsonl":
             if template is not None:
@@ -105,14 +143,20 @@ class InputFile:
                     f"{self._name}: a template is for CSV and text, and this is read as JSON "
                     "lines: leave the template out, or say that the format is csv or text"
                 )
-            return JsonLines(model)
+            return JsonLines(model, columns)
         if format not in ("csv", "text"):
             raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
         if not model:
             raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+        if columns.send or columns.trust or (format == "text" and columns.keep):
+            raise InputFileError(
+                f"{self._name}: {format} has no parameters in it to send (--send-columns, "
+                "--trust-input), and text no columns to keep (--keep)"
+            )
         try:
             if format == "csv":
-                return CsvTable(model, template, "\t" if ending == ".tsv" else ",")
+                delimiter = "\t" if ending == ".tsv" else ","
+                return CsvTable(model, template, delimiter, columns.keep)
             return TextLines(model, template)
         except InputFileError as error:
             raise self._named(error) from None
@@ -167,6 +211,8 @@ class InputFile:
                     problems.append(cast("InputProblem", found))
             if state() != before:
                 raise self._changed()
+            if not problems:  # a line with a problem may have the column that is to be kept
+                reader.refuse_missing()
         requests = models.total()
         if not requests and not problems:
             raise InputFileError(f"{self._name}: there is no request in it")
@@ -176,7 +222,9 @@ class InputFile:
         for index, digest_of_id in repeated.items():
             problems[index] = _duplicate_of(problems[index], first_lines.get(digest_of_id))
         named = [_with_own_name(problem, ids) for problem in problems]
-        return InputSummary(requests, named, dict(models), digest.hexdigest(), reader.format)
+        return InputSummary(
+            requests, named, dict(models), digest.hexdigest(), reader.format, reader.undecided()
+        )
 
     def fingerprint_of_format_1(self) -> str:
         """The fingerprint that this file has in manifests of the first format: of its bytes.
@@ -221,9 +269,12 @@ class InputFile:
             finished: tells of a ``custom_id`` whether nothing is left to do for it.
 
         Raises:
-            InputFileError: as ``check``; or the file is not any more what has been checked.
+            InputFileError: as ``check``; or the file is not any more what has been checked; or it
+                has columns on which nobody has decided.
         """
-        self.check()
+        columns = self.check().columns
+        if columns:
+            raise InputFileError(f"{self._name}: {describe_columns(columns)}")
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines, 0)
         with self._opened() as (stream, state):

@@ -40,8 +40,15 @@ _STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat compl
 # --- writing ---
 
 
-def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor) -> bytes:
+def result_line(
+    custom_id: str,
+    result: RouterParallelResult,
+    redactor: Redactor,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     """The line of a request that has ended, without the end of the line.
+
+    ``returned`` is what comes back from its own line (:class:`InputRequest`), as it was there.
 
     An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
     redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
@@ -54,17 +61,17 @@ def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor
             "request_id": _as_utf8(redactor.redact(_request_id(result.response))),
             "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
         }
-        return _line(custom_id, response, None)
+        return _line(custom_id, response, None, returned)
     if failure.status_code is None:
         message = _as_utf8(redactor.redact(failure.message))
-        return _line(custom_id, None, {"code": failure.code, "message": message})
+        return _line(custom_id, None, {"code": failure.code, "message": message}, returned)
     error = in_all_texts(dict(failure.error or {}), redactor.redact)
     response = {
         "status_code": failure.status_code,
         "request_id": _as_utf8(redactor.redact(failure.request_id)),
         "body": _encoded({"error": error}, redactor.redact, redactor),
     }
-    return _line(custom_id, response, None)
+    return _line(custom_id, response, None, returned)
 
 
 def problem_line(problem: InputProblem) -> bytes:
@@ -74,11 +81,13 @@ def problem_line(problem: InputProblem) -> bytes:
     return _line(problem.custom_id or str(problem.line), None, error)
 
 
-def unwritable_line(custom_id: str, error: Exception) -> bytes:
+def unwritable_line(
+    custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
+) -> bytes:
     """The line of a request whose result cannot be written down: its answer, or its error, is
     nested too deep, or is an object that raises when it is looked at."""
     message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
-    return _line(custom_id, None, {"code": "invalid_response", "message": message})
+    return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
 
 
 def has_answer(result: RouterParallelResult) -> bool:
@@ -100,10 +109,15 @@ def _failure(result: RouterParallelResult) -> Failure | None:
     return _STRANGE_ANSWER
 
 
-def _line(custom_id: str, response: Any, error: Any) -> bytes:
+def _line(
+    custom_id: str,
+    response: Any,
+    error: Any,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     # The same request has the same id whenever it is run.
     digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
-    return msgspec.json.encode(
+    line = msgspec.json.encode(
         {
             "id": f"batch_req_{digest}",
             "custom_id": custom_id,
@@ -111,6 +125,11 @@ def _line(custom_id: str, response: Any, error: Any) -> bytes:
             "error": error,
         }
     )
+    if returned:
+        # It is JSON already, and is put in as it is.
+        members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
+        line = b"%b,%b}" % (line[:-1], members)
+    return line
 
 
 def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:

@@ -99,6 +99,13 @@ def completion_call(
 # A host in trio, a Router of workers, a Router. A mock, which has all attributes, has no end.
 _LAYERS = 3
 
+_MAPPINGS = frozenset(("metadata", "stream_options"))
+_WHOLE_NUMBERS = frozenset(("max_tokens", "max_completion_tokens", "n", "seed"))
+_NUMBERS = frozenset(("temperature", "top_p", *_WHOLE_NUMBERS))
+_CHECKED = frozenset(("model", "messages", *_MAPPINGS, *_NUMBERS))
+# Types that no provider takes for a number. Others, of numpy for instance, may be one.
+_NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
+
 # Retries that a Router makes itself where the batch does: those that are not named here.
 _LEFT_TO_THE_BATCH = {
     "RateLimitErrorRetries": 0,
@@ -353,13 +360,16 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
         return f"messages must be a list of messages, not {_brief(messages)}"
     if not messages:
         return "messages is empty"
-    for position, message in enumerate(cast("Sequence[object]", messages)):
-        # Answers of litellm (pydantic objects with a role) are messages of the next turn.
-        has_role = "role" in message if _is_mapping(message) else hasattr(message, "role")
-        if not has_role:
-            if _is_mapping(message):
-                return f"messages[{position}] has no 'role'"
-            return f"messages[{position}] must be a mapping with a 'role', not {_brief(message)}"
+    for position, message in enumerate(cast("Sequence[Any]", messages)):
+        # Most messages are dicts with a text: nothing else is asked of these.
+        if (
+            message.__class__ is not dict
+            or message.get("role").__class__ is not str
+            or message.get("content").__class__ is not str
+        ):
+            problem = _problem_of_message(f"messages[{position}]", message)
+            if problem is not None:
+                return problem
     if not kwargs:
         return None if kwargs is None or _is_mapping(kwargs) else _bad_kwargs(kwargs)
     return _problem_of_kwargs(kwargs)
@@ -369,16 +379,52 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
     if not _is_mapping(kwargs):
         return _bad_kwargs(kwargs)
     arguments = cast("Mapping[object, object]", kwargs)
-    for name in arguments:
-        if not isinstance(name, str):
+    for name, value in arguments.items():
+        if name.__class__ is not str and not isinstance(name, str):
             return f"names of kwargs must be str, not {_brief(name)}"
-        if name in ("model", "messages"):
-            return f"{name} is given twice: as a field and in kwargs"
-    for name in ("metadata", "stream_options"):
-        value = arguments.get(name)
-        if value is not None and not _is_mapping(value):
-            return f"{name} must be a mapping, not {_brief(value)}"
+        if name in _CHECKED:
+            problem = _problem_of_argument(cast("str", name), value)
+            if problem is not None:
+                return problem
     return None
+
+
+def _problem_of_message(place: str, message: object) -> str | None:
+    # Answers of litellm (pydantic objects with a role) are messages of the next turn.
+    if not _is_mapping(message):
+        if hasattr(message, "role"):
+            return None
+        return f"{place} must be a mapping with a 'role', not {_brief(message)}"
+    if "role" not in message:
+        return f"{place} has no 'role'"
+    role: object = message["role"]
+    if not isinstance(role, str):
+        return f"{place}.role must be a str, not {_brief(role)}"
+    content: object = message.get("content")
+    if not _may_be_content(content):
+        return f"{place}.content must be a str or a list of parts, not {_brief(content)}"
+    return None
+
+
+def _problem_of_argument(name: str, value: object) -> str | None:
+    if name not in _NUMBERS and name not in _MAPPINGS:
+        return f"{name} is given twice: as a field and in kwargs"
+    if value is None:
+        return None
+    if name in _MAPPINGS:
+        return None if _is_mapping(value) else f"{name} must be a mapping, not {_brief(value)}"
+    if isinstance(value, _NO_NUMBERS):
+        return f"{name} must be a number, not {_brief(cast('object', value))}"
+    if isinstance(value, float) and name in _WHOLE_NUMBERS and not value.is_integer():
+        return f"{name} must be a whole number, not a fraction"
+    return None
+
+
+def _may_be_content(content: object) -> bool:
+    # None: a message that only calls tools. Parts are of the provider.
+    return content is None or (
+        isinstance(content, Sequence) and not isinstance(content, bytes | bytearray)
+    )
 
 
 def _is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:

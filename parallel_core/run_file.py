@@ -17,6 +17,7 @@ from typing import Any, Literal, Unpack
 import sniffio
 import trio
 
+from ._input_members import describe_columns
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
 from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
@@ -140,6 +141,8 @@ async def run_file(
         summary = await in_thread(opened.check)
         if summary.problems and not skip_invalid:
             raise InputFileError(describe_problems(summary.problems))
+        if summary.columns:
+            raise InputFileError(f"{opened.path}: {describe_columns(summary.columns)}")
         paths = RunPaths.of(output, error_file)
         _check_paths(opened, paths)
         await in_thread(functools.partial(check_requests, router, opened, summary, controls, limit))

@@ -181,6 +181,9 @@ BAD_LINES = f"""\
         (["--demo", "--grace=-1"], "--grace"),
         (["--demo", "--confirm-above=-1"], "--confirm-above"),
         (["--demo", "--template={{text}}"], "a template is for CSV and text"),
+        (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
+        (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
+        (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
         (["--demo", "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -239,6 +242,51 @@ def test_validate_lists_every_bad_line_with_its_code_and_a_hint(tmp_path: Path) 
         f"line {line['line']}: {line['code']}: {line['message']}" in told for line in problems
     )
     assert "nothing was sent: correct these lines, or give --skip-invalid" in told
+
+
+def test_columns_stop_a_run_until_somebody_decides_on_them(bench: Bench) -> None:
+    rows = [
+        {
+            **json.loads(BODY),
+            "source": f"page {number}",
+            "id": number,
+            "metadata": {"n": str(number)},
+        }
+        for number in range(3)
+    ]
+    path = bench.path("in.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = in_this_process([str(path), "--validate", "--json"])
+    checked, error = map(json.loads, refused.stdout.splitlines())
+    assert refused.code == 2
+    assert checked["columns"] == [
+        {"name": "source", "lines": 3, "first_line": 1},
+        {"name": "id", "lines": 3, "first_line": 1},
+    ]
+    assert "--drop-columns" in error["text"]
+    told = in_this_process([str(path), "--validate"]).said
+    assert told.count("'source': 3 lines, first in line 1") == 1
+    assert in_this_process([str(path), "--validate", "--drop-columns"]).code == 0
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--keep=id", "--drop-columns", "--order=input")
+    assert done.code == 0, done.said
+    assert [(result["columns"], result["metadata"]) for result in bench.results()] == [
+        ({"id": number}, {"n": str(number)}) for number in range(3)
+    ]
+
+
+def test_what_litellm_takes_for_itself_is_taken_from_a_file_that_is_trusted_only(
+    bench: Bench,
+) -> None:
+    body = {**json.loads(BODY), "mock_response": "made up"}
+    bench.path("in.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}) + "\n")
+    refused = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert refused.code == 2
+    assert "line 1: forbidden_parameter: 'mock_response' must not come from a file" in refused.said
+    assert "--trust-input" in refused.said
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--trust-input").code == 0
+    (result,) = bench.results()
+    assert result["response"]["body"]["choices"][0]["message"]["content"] == "made up"
+    assert bench.accepted == 0
 
 
 def test_bad_lines_stop_a_run_before_its_first_call(bench: Bench) -> None:

@@ -481,6 +481,56 @@ def test_bad_lines_are_refused_or_written_as_failures(host: Host, tmp_path: Path
     assert set(provider.calls.values()) == {1}
 
 
+def test_metadata_and_kept_columns_come_back_with_answers_and_failures(
+    host: Host, tmp_path: Path
+) -> None:
+    """Exactly as they were, whatever the call did with its own copy."""
+    odd = {"text": 'a"\U0001f389 sk-0123456789abcdef', "number": 2**70, "nested": [{"x": None}]}
+    body = line(0)["body"]
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {**line(0), "metadata": odd, "source": odd},
+            {**line(1), "source": 1},
+            line(2, metadata={"of": "the body"}),
+            {**body, "custom_id": "plain", "metadata": {"n": "1"}, "source": ["a"], "other": 1},
+            {**line(4), "source": None},
+        ],
+    )
+    output = tmp_path / "out.jsonl"
+    sent: list[dict[str, Any]] = []
+
+    async def provider(*, model: str, messages: Any, **arguments: Any) -> dict[str, Any]:
+        sent.append(dict(arguments))
+        arguments.get("metadata", {}).clear()
+        if messages[0]["content"] == "4":
+            raise ValueError("no")
+        return answer_of("0")
+
+    async def main() -> None:
+        opened = InputFile(source, keep=["source"])
+        with pytest.raises(InputFileError, match="'other': 1 line, first in line 4"):
+            await run_file(provider, opened, output, skip_invalid=True)
+        assert not sent
+        assert not output.exists()
+        opened = InputFile(source, keep=["source"], drop_columns=True)
+        summary = await run_file(provider, opened, output, concurrency=1)
+        assert (summary.succeeded, summary.failed) == (4, 1)
+
+    host.run(main)
+    assert sent == [{}, {}, {"metadata": {}}, {"metadata": {}}, {}]
+    names = ("metadata", "columns")
+    assert [
+        {name: entry[name] for name in names if name in entry} for entry in lines_of(output)
+    ] == [
+        {"metadata": odd, "columns": {"source": odd}},
+        {"columns": {"source": 1}},
+        {"metadata": {"of": "the body"}},
+        {"metadata": {"n": "1"}, "columns": {"source": ["a"]}},
+        {"columns": {"source": None}},
+    ]
+
+
 def test_two_runs_on_one_output_are_refused(host: Host, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
 
