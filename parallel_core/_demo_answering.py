@@ -91,7 +91,7 @@ async def _send_stream(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
     await response.prepare(request)
-    chunks = list(answer.chunks())
+    chunks = list(answer.chunks())[: plan.cut_after]
     # A fault comes in the middle of the stream, but never before its first token.
     fails_at = None if plan.fault is None else max(1, len(chunks) // 2)
     for index, chunk in enumerate(chunks):

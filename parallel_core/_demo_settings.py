@@ -172,6 +172,7 @@ class RequestPlan:
         reply: the text of the answer.
         tool_arguments: the arguments of the tool call that the answer is instead, or ``None``.
         held: whether the answer waits while the server holds.
+        cut_after: chunks after which a stream ends as if it were whole, or ``None``.
     """
 
     number: int
@@ -182,6 +183,7 @@ class RequestPlan:
     reply: str
     tool_arguments: str | None
     held: bool
+    cut_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class RequestOverride:
         tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
         usage: ``False``: the answer does not tell its usage.
         held: ``True``: the answer waits while the server holds.
+        cut_after: a stream ends after so many chunks, with ``[DONE]`` and without a finish reason.
     """
 
     latency: float | None = None
@@ -205,6 +208,7 @@ class RequestOverride:
     tool_arguments: str | None = None
     usage: bool | None = None
     held: bool | None = None
+    cut_after: int | None = None
 
     @staticmethod
     def from_json(value: object) -> RequestOverride:
@@ -230,6 +234,9 @@ class RequestOverride:
         held = override.get("held")
         if held is not None and not isinstance(held, bool):
             raise ValueError("'demo.held' must be true or false")
+        cut_after = override.get("cut_after")
+        if cut_after is not None and not (_is_integer(cut_after) and cast("int", cut_after) >= 0):
+            raise ValueError("'demo.cut_after' must be an integer of at least 0")
         return RequestOverride(
             latency=_seconds_or_none(override, "latency"),
             chunk_gap=_seconds_or_none(override, "chunk_gap"),
@@ -238,6 +245,7 @@ class RequestOverride:
             tool_arguments=tool_arguments,
             usage=usage,
             held=held,
+            cut_after=cast("int | None", cut_after),
         )
 
 
@@ -266,6 +274,7 @@ def plan_request(
         reply=f"[synthetic] {' '.join(words)}" if override.reply is None else override.reply,
         tool_arguments=override.tool_arguments,
         held=override.held is True,
+        cut_after=override.cut_after,
     )
 
 

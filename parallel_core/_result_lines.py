@@ -6,10 +6,13 @@ power may have left unfinished lines.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
+
+from ._json_lines import json_line, read_json_line
 
 _NULL = b"null"
 _NOT_A_RESULT = "is no result of a request"
@@ -88,7 +91,7 @@ def read_result_line(line: bytes) -> ResultLine:
         BadLineError: it is no result.
     """
     try:
-        result = _decode(line)
+        result = _decoded(line)
         if not line.isascii():
             line.decode()  # the bodies too, which the decoder passes over
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -96,6 +99,17 @@ def read_result_line(line: bytes) -> ResultLine:
     if result.response is None and is_null(result.error):
         raise _bad(line, None)
     return result
+
+
+def _decoded(line: bytes) -> ResultLine:
+    try:
+        return _decode(line)
+    except msgspec.DecodeError:
+        result = read_json_line(_decode, line)
+        if result.response is not None and not is_null(result.response.body):
+            # As it is: with half a pair of UTF-16.
+            result.response.body = msgspec.Raw(json_line(json.loads(line)["response"]["body"]))
+        return result
 
 
 def read_result_lines(lines: Iterable[bytes]) -> Iterator[FoundLine]:
@@ -141,7 +155,7 @@ def _unended(line: bytes, start: int, number: int) -> FoundLine:
 def _bad(line: bytes, error: Exception | None) -> BadLineError:
     """Say what a line is instead of a result, without quoting it."""
     try:
-        value: object = _decode_anything(line)
+        value: object = read_json_line(_decode_anything, line)
     except RecursionError:
         return BadLineError(f"{_NOT_A_RESULT}: nested too deeply")
     except ValueError as unreadable:

@@ -4,8 +4,10 @@ missing for them. litellm is imported by the functions only: that takes seconds.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from types import FunctionType, SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -59,10 +61,85 @@ class Endpoint(msgspec.Struct, frozen=True):
     is_key_known: bool = True
 
 
-def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
-    """The values of the variables whose names end as those of keys do, ``OPENAI_API_KEY``."""
-    named = {name: text for name, text in environment.items() if is_key_variable(name)}
-    return frozenset(secrets_in(named))
+def secrets_sent(deployments: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the keys that deployments with these ``litellm_params`` send.
+
+    These are the keys among the parameters and, where there is no ``api_key``, what litellm takes
+    from the environment for the provider. Other variables of the environment are no business of a
+    Router, whatever their names.
+    """
+    found: set[str] = set()
+    for parameters in deployments:
+        values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
+        values = {**_values_of_credential(values.get("litellm_credential_name")), **values}
+        found.update(secrets_in(values))
+        if not values.get("api_key"):
+            names = _key_variables(str(values.get("model")), values.get("custom_llm_provider"))
+            found.update(secrets_in({name: os.environ.get(name, "") for name in names}))
+    return frozenset(found)
+
+
+def _key_variables(model: str, provider: str | None) -> set[str]:
+    """The names of the environment variables from which litellm may take a key for a model."""
+    import litellm
+
+    names: set[str] = set()
+    if model == "*":  # the model of each request tells the provider
+        providers = known_providers()
+    else:
+        provider = provider or _provider_of(model)
+        providers = {provider}
+        looked_up = _LookedUp()
+        validate: Any = inspect.unwrap(cast("Any", litellm).validate_environment)
+        # A copy of litellm's function with an environment of its own: what it asks for is noted,
+        # and nothing changes for anybody else. For some providers, litellm's way to tell the
+        # provider of a model would begin to log in.
+
+        def told(**_: Any) -> tuple[str, str | None, None, None]:
+            return model, provider, None, None
+
+        scope = {
+            **validate.__globals__,
+            "os": SimpleNamespace(environ=looked_up, getenv=looked_up.get),
+            "litellm_utils": SimpleNamespace(get_llm_provider=told),
+        }
+        ask = FunctionType(validate.__code__, scope, None, validate.__defaults__)
+        names = looked_up.names.union(ask(f"{provider}/*")["missing_keys"])
+    # It does not ask for every way to log in. Others begin in the same way: AWS_…, AZURE_….
+    prefixes = {name.partition("_")[0] for name in names} | {name.upper() for name in providers}
+    beginnings = tuple(f"{prefix}_" for prefix in prefixes)
+    return names | {
+        name for name in os.environ if is_key_variable(name) and name.startswith(beginnings)
+    }
+
+
+def _provider_of(model: str) -> str:
+    import litellm
+
+    prefix, slash, _ = model.partition("/")
+    if slash and prefix in known_providers():
+        return prefix
+    try:
+        with quiet_litellm():
+            return str(litellm.get_llm_provider(model)[1])
+    except Exception:  # noqa: BLE001 - whatever it raises: no call of this model can be sent
+        return prefix
+
+
+class _LookedUp(dict[str, str]):
+    """An environment with nothing in it, which notes the names that are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
 
 
 def is_key_variable(name: str) -> bool:

@@ -6,14 +6,15 @@ The format is described in ``docs/file-formats.md``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
 from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
-from ._redaction import Redactor, in_all_texts
+from ._json_lines import json_line, one_line, read_json_line
+from ._redaction import Redactor
 from ._result_lines import is_null, read_result_line
 from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
@@ -50,26 +51,25 @@ def result_line(
 
     ``returned`` is what comes back from its own line (:class:`InputRequest`), as it was there.
 
-    An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
-    redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
-    in its errors and ids.
+    An answer and a failure of HTTP are a ``response``; all else is an ``error``. An answer is
+    written as litellm gave it, whatever is in it. What the redactor takes out is not in the errors
+    and not in the ids of the provider; a ``custom_id`` is left as it is.
     """
     failure = _failure(result)
     if failure is None:
         response = {
             "status_code": 200,
-            "request_id": _as_utf8(redactor.redact(_request_id(result.response))),
-            "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
+            "request_id": redactor.redact(_request_id(result.response)),
+            "body": _completion(result.response),
         }
         return _line(custom_id, response, None, returned)
     if failure.status_code is None:
-        message = _as_utf8(redactor.redact(failure.message))
+        message = redactor.redact(failure.message)
         return _line(custom_id, None, {"code": failure.code, "message": message}, returned)
-    error = in_all_texts(dict(failure.error or {}), redactor.redact)
     response = {
         "status_code": failure.status_code,
-        "request_id": _as_utf8(redactor.redact(failure.request_id)),
-        "body": _encoded({"error": error}, redactor.redact, redactor),
+        "request_id": redactor.redact(failure.request_id),
+        "body": {"error": redactor.redact_all(failure.error or {})},
     }
     return _line(custom_id, response, None, returned)
 
@@ -116,8 +116,8 @@ def _line(
     returned: Mapping[str, msgspec.Raw] | None = None,
 ) -> bytes:
     # The same request has the same id whenever it is run.
-    digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
-    line = msgspec.json.encode(
+    digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    line = json_line(
         {
             "id": f"batch_req_{digest}",
             "custom_id": custom_id,
@@ -128,57 +128,56 @@ def _line(
     if returned:
         # It is JSON already, and is put in as it is.
         members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
-        line = b"%b,%b}" % (line[:-1], members)
+        line = one_line(b"%b,%b}" % (line[:-1], members))
     return line
 
 
-def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:
-    try:
-        document = msgspec.json.encode(value, enc_hook=_kind)
-    except UnicodeEncodeError:
-        # Half a pair of UTF-16, as some providers send when they cut a text.
-        document = msgspec.json.encode(in_all_texts(value, _as_utf8), enc_hook=_kind)
-    if redactor.has_secret(document):
-        document = msgspec.json.encode(in_all_texts(msgspec.json.decode(document), redact))
-    return msgspec.Raw(document)
-
-
-def _as_utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _kind(value: object) -> str:
-    return f"<{type(value).__qualname__}>"
-
-
 def _completion(response: Any) -> Mapping[str, Any]:
-    """A chat completion as OpenAI writes it: without what litellm adds to every answer, and with
-    the nulls that OpenAI has."""
+    """A chat completion as litellm gives it, in the way that OpenAI writes one.
+
+    litellm puts nulls, empty members and a usage of zeros into every answer, whether the provider
+    has sent them or not: these are left out. OpenAI writes some nulls always: these are put in.
+    """
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
-    body: Any = response.model_dump(exclude_none=True, warnings=False)
+    body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
     usage = body.get("usage")
     # No prompt has 0 tokens: litellm writes it where the provider has told nothing.
     if usage and not any(usage.get(count) for count in _COUNTS_OF_USAGE):
         del body["usage"]
-    for choice in body.get("choices") or ():
-        _drop_empty_extras(choice)
-        choice.setdefault("logprobs", None)
-        message = choice.get("message")
-        if message is not None:
-            extras: dict[str, Any] = message.get("provider_specific_fields") or {}
-            refusal = extras.pop("refusal", None)
-            _drop_empty_extras(message)
-            message.setdefault("content", None)
-            message.setdefault("refusal", refusal)
-    return cast("Mapping[str, Any]", body)
+    elif usage:
+        body["usage"] = {
+            name: _without_nulls(value) if name.endswith("_details") else value
+            for name, value in _without_nulls(usage).items()
+        }
+    if body.get("choices"):
+        body["choices"] = [_choice(choice) for choice in body["choices"]]
+    return body
 
 
-def _drop_empty_extras(value: dict[str, Any]) -> None:
-    extras: dict[str, Any] = value.pop("provider_specific_fields", None) or {}
-    told = {name: extra for name, extra in extras.items() if extra is not None}
-    if told:
-        value["provider_specific_fields"] = told
+def _choice(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    choice = {"logprobs": None, **_without_empty_extras(dumped)}
+    message: Mapping[str, Any] | None = choice.get("message")
+    if message is not None:
+        extras: dict[str, Any] = dict(message.get("provider_specific_fields") or {})
+        refusal = extras.pop("refusal", None)  # where older versions of litellm have it
+        given = _without_empty_extras({**message, "provider_specific_fields": extras})
+        choice["message"] = {"content": None, "refusal": refusal, **given}
+    return choice
+
+
+def _without_empty_extras(value: Mapping[str, Any]) -> dict[str, Any]:
+    filled = _without_nulls(value)
+    extras = _without_nulls(filled.pop("provider_specific_fields", {}))
+    return {**filled, "provider_specific_fields": extras} if extras else filled
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object without the members that are null. What is deeper in stays as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    members = cast("Mapping[str, Any]", value)
+    return {name: member for name, member in members.items() if member is not None}
 
 
 def _hidden(response: Any) -> Mapping[str, Any]:
@@ -316,7 +315,7 @@ def parse_output_line(line: bytes) -> OutputLine:
 
 def _decoded(document: msgspec.Raw | None) -> Any:
     try:
-        return None if document is None else msgspec.json.decode(document)
+        return None if document is None else read_json_line(msgspec.json.decode, bytes(document))
     except RecursionError:
         return None
 

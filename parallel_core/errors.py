@@ -164,7 +164,7 @@ class BudgetExceededError(Exception):
 
 
 class StreamInterruptedError(Exception):
-    """A stream broke off after its first chunk, or ended without any answer.
+    """A stream broke off after its first chunk, or ended without a finish reason.
 
     The exception of its result, or the first error of a fail-fast batch. What broke it is its
     ``__cause__``. A stream that fails before its first chunk has failed with that error itself.

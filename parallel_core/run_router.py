@@ -19,14 +19,14 @@ import msgspec
 from ._config_in_place import config_in_place, resolved_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
-from ._proxy_values import nearest, resolved, secrets_in
+from ._proxy_values import nearest, resolved
 from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
     endpoint_of,
     known_providers,
     quiet_litellm,
-    secrets_of_environment,
+    secrets_sent,
 )
 from ._run_identity import describe_deployments, describe_models
 from .demo_server import DemoServerProcess, DemoServerSettings, demo_server_process
@@ -51,8 +51,9 @@ class RunRouter:
     Attributes:
         kind: where it comes from.
         router: the Router. Its ``repr`` is litellm's: never log it.
-        secrets: every key that is known: those of the config, of the environment variables that it
-            refers to, and of usual variables such as ``OPENAI_API_KEY``. To take them out of texts.
+        secrets: every key that it sends or that its config holds: those of the environment
+            variables that the config refers to, and of the variable that litellm takes for a
+            deployment without a key, ``OPENAI_API_KEY``. To take them out of errors.
         models: the names that requests can use, sorted. Some may be patterns, ``openai/*``.
         description: what the answers depend on, for the manifest of a run: which models answer for
             each name, and a digest of the parameters that they are sent. A run may be resumed with
@@ -166,7 +167,9 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
         resources.enter_context(config_in_place(config))
         problems = [str(missing) for missing in config.missing(os.environ)]
         problems += _unknown_router_settings(config)
-        secrets = config.secrets(os.environ) | secrets_of_environment(os.environ)
+        secrets = config.secrets(os.environ) | secrets_sent(
+            deployment.parameters for deployment in config.deployments
+        )
         endpoints: list[Endpoint] = []
         for deployment in config.deployments:
             try:
@@ -317,9 +320,7 @@ def _router_of_models(
             deployments.append({"model_name": name, "litellm_params": parameters})
         if problems:
             raise RouterConfigError(problems)
-        secrets = secrets_of_environment(os.environ) | frozenset(
-            secret for values in given.values() for secret in secrets_in(dict(values))
-        )
+        secrets = secrets_sent(deployment["litellm_params"] for deployment in deployments)
         settings = {} if num_retries is None else {"num_retries": num_retries}
         router = make_router(f"the model {model!r}", secrets, deployments, settings)
         resources.callback(retire, router)
@@ -443,7 +444,6 @@ def _router_of_demo(
             "demo",
             router,
             resources=held.pop_all(),
-            secrets=secrets_of_environment(os.environ),
             models=names,
             description={"router": "demo", "seed": seed},
             endpoints=[Endpoint(name, f"openai/{name}", "openai", server.url) for name in names],

@@ -15,6 +15,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from ._json_lines import json_line, read_json_line
+
 _ENDING = ".jsonl"
 _STATISTICS, _MANIFEST, _RESCUE = ".statistics.jsonl", ".manifest.json", ".rescue.jsonl"
 
@@ -137,7 +139,7 @@ _DECODER = msgspec.json.Decoder(RunStatistics)
 
 def statistics_line(record: RunStatistics) -> bytes:
     """A line of the statistics file, without its end."""
-    return msgspec.json.encode(record)
+    return json_line(record)
 
 
 def read_statistics(path: Path) -> Iterator[RunStatistics]:
@@ -152,6 +154,6 @@ def read_statistics(path: Path) -> Iterator[RunStatistics]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                yield _DECODER.decode(line)
+                yield read_json_line(_DECODER.decode, line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -46,6 +47,7 @@ from parallel_core.batch_output import (
 )
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import InputFileError
+from parallel_core.run_statistics import CallStatistics, read_statistics, statistics_line
 from routers import make_router, run_with_routers
 
 KEY = "sk-secret-key"  # of the routers
@@ -1153,13 +1155,51 @@ def test_the_id_of_a_line_is_that_of_its_request() -> None:
     assert id_of("b", result_of(KeyError("x"))) != same
 
 
-def test_an_answer_with_half_a_character_is_written() -> None:
-    half = {"text": "half \ud83d", "kind": object()}
-    line, fields = read(result_line("a", result_of(response=half), Redactor()))
+def test_an_answer_with_half_a_character_is_written(tmp_path: Path) -> None:
+    """Escaped, as providers send it: nothing of it is lost, and our own readers take it."""
+    half = {"text": "half \ud83d", "pair": "\U0001f600", "not one": "\\ud83d", "kind": object()}
+    half["number"] = math.inf
+    whole = result_line("half \ude00", result_of(response=half), Redactor())
+    assert rb"half \ud83d" in whole
+    line, fields = read(whole)
     assert line.ok
-    assert fields["response"]["body"] == {"text": "half ?", "kind": "<object>"}
-    line, _ = read(result_line("a", result_of(ValueError("half \ud83d")), Redactor()))
-    assert line.error_message == "half ?"
+    assert line.body is not None
+    expected = {**half, "kind": "<object>", "number": None}
+    assert fields["response"]["body"] == json.loads(bytes(line.body)) == expected
+    assert (fields["custom_id"], line.custom_id) == ("half \ude00", "half \ufffd")
+    line, fields = read(result_line("a", result_of(ValueError("half \ud83d")), Redactor()))
+    assert fields["error"]["message"] == "half \ud83d"
+    assert line.error_message == "half \ufffd"
+    (tmp_path / "statistics").write_bytes(
+        statistics_line(call_statistics("half \ude00", result_of(response=half), None))
+    )
+    (record,) = read_statistics(tmp_path / "statistics")
+    assert isinstance(record, CallStatistics)
+    assert record.custom_id == "half \ufffd"
+
+
+# Where `str.splitlines` ends a line.
+ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@given(text=st.text(st.sampled_from(ENDS + 'a"\\é\U0001f600\ud83d')))
+def test_no_text_cuts_a_line_or_changes(text: str) -> None:
+    answer = {"choices": [{"message": {"content": text, text: 1}}]}
+    error = FromProvider(400, body={"message": "m", text: text})
+    results = [result_of(response=answer), result_of(error), result_of(ValueError(f"m {text}"))]
+    for result in results:
+        line = result_line(text, result, Redactor()).decode()
+        assert line.splitlines() == [line]
+        assert json.loads(line)["custom_id"] == text
+        measured = statistics_line(call_statistics(text, result, None)).decode()
+        assert measured.splitlines() == [measured]
+        assert json.loads(measured)["custom_id"] == text
+    lines = [json.loads(result_line(text, result, Redactor())) for result in results]
+    assert lines[0]["response"]["body"] == answer
+    assert lines[1]["response"]["body"]["error"][text] == text
+    assert lines[2]["error"]["message"] == f"m {text}"
+    (problem,) = problem_line(InputProblem(1, "c", text, "fix it", text)).decode().splitlines()
+    assert json.loads(problem)["custom_id"] == text or not text
 
 
 def test_what_only_this_provider_tells_is_kept_and_a_refusal_is_where_openai_has_it() -> None:
@@ -1335,15 +1375,13 @@ def test_redaction_takes_a_time_that_grows_with_the_text() -> None:
         assert len(redactor.redact(text)) <= 2 * len(text)
 
 
-def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() -> None:
+def test_keys_stay_in_answers_and_are_nowhere_in_errors() -> None:
     secret = 'my "quoted" secret'
     redactor = Redactor([secret])
     other = "sk-abcdefghijklmnop"
     answer = {"choices": [{"message": {"content": f"{secret} {other}", secret: 1}}]}
     line = result_line("a", result_of(response=answer), redactor)
-    told = json.loads(line)["response"]["body"]
-    assert told["choices"][0]["message"] == {"content": f"[redacted] {other}", "[redacted]": 1}
-    assert answer["choices"][0]["message"] == {"content": f"{secret} {other}", secret: 1}
+    assert json.loads(line)["response"]["body"] == answer
     failures: list[Exception] = [
         FromProvider(401, body={"message": f"wrong key {secret} {other}", "keys": [secret]}),
         FromProvider(401, body={"message": f"wrong key {other}", "type": [other]}),
@@ -1354,6 +1392,16 @@ def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() ->
         line = result_line("a", result_of(exception), redactor)
         assert other.encode() not in line
         assert "quoted" not in line.decode()
+    # The names of members are those of the provider.
+    named = FromProvider(400, body={"message": "m", "content of it": ["content of it", 1]})
+    body = json.loads(result_line("a", result_of(named), Redactor(["content of it"])))
+    assert body["response"]["body"]["error"] == {
+        "message": "m",
+        "type": None,
+        "param": None,
+        "code": None,
+        "content of it": ["[redacted]", 1],
+    }
 
 
 # --- a real Router ---
@@ -1407,6 +1455,8 @@ def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) ->
         (ask(fault="invalid_json"), None, "invalid_response"),
         (ask(fault="hang", kwargs={"timeout": 0.2}), None, "request_timeout"),
         (ask(fault="reset", kwargs={"stream": True}), None, "stream_interrupted"),
+        (ask(cut_after=0, kwargs={"stream": True}), None, "stream_interrupted"),
+        (ask(cut_after=3, kwargs={"stream": True}), None, "stream_interrupted"),
     ]
     results = run_over_http(server, *(request for request, *_ in expected))
     found: list[tuple[int | None, str | None]] = []
@@ -1443,7 +1493,7 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         (choice,) = completion.choices
         assert (choice.message.content is None) == (choice.message.tool_calls is not None)
         assert {"content", "refusal", "role"} <= set(json.loads(text)["choices"][0]["message"])
-        for foreign in ("provider_specific", "hidden", "127.0.0.1", KEY):
+        for foreign in ("provider_specific", "hidden", "127.0.0.1"):
             assert foreign not in text
         measured = call_statistics("a", result, None)
         assert (measured.ok, measured.status_code, measured.attempts) == (True, 200, 1)
@@ -1451,28 +1501,45 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         assert measured.prompt_tokens == completion.usage.prompt_tokens > 0
         assert measured.completion_tokens == completion.usage.completion_tokens > 0
         assert measured.cost is None  # litellm knows no price of the demo server's models
-    # So that there was something to redact:
-    assert KEY in results[3].response.choices[0].message.content
+        if "the key" in text:
+            assert f"the key is {KEY}" in text
 
 
 def test_an_answer_without_usage_is_written_without(server: DemoServerThread) -> None:
-    results = run_over_http(server, ask(usage=False), ask())
+    """An estimate is in the statistics alone."""
+    streamed = {"stream": True}
+    results = run_over_http(
+        server, ask(usage=False), ask(), ask(usage=False, kwargs=streamed), ask(kwargs=streamed)
+    )
     bodies = [
         read(result_line("a", result, Redactor()))[1]["response"]["body"] for result in results
     ]
-    assert ["usage" in body for body in bodies] == [False, True]
+    assert ["usage" in body for body in bodies] == [False, True, False, True]
+    assert set(bodies[3]["usage"]) == set(bodies[1]["usage"])
+    measured = [call_statistics("a", result, None) for result in results]
+    assert [one.estimated for one in measured] == [False, False, True, False]
+    assert measured[2].prompt_tokens > 0
 
 
 def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
     """Of all statuses: litellm keeps the error object of some only."""
     statuses = (200, 400, 401, 402, 403, 404, 418, 422, 429, 500, 503, 529)
     error = {"message": "as it is", "type": "t", "param": "p", "code": "c"}
+    token = {"token": "yes", "logprob": -0.5, "bytes": None, "top_logprobs": []}
+    logprobs = {"content": [token], "refusal": None}
+    usage: Any = {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "vendor": {"a": None},
+    }
 
     async def answer(request: web.Request) -> web.Response:
         status = (await request.json())["seed"]
-        message = {"role": "assistant", "content": "yes"}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        body = {"id": "1", "object": "chat.completion", "model": "x", "choices": choices}
+        message = {"role": "assistant", "content": f"yes {KEY}", "vendor": [{"b": None}]}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}]
+        body: dict[str, Any] = {"id": "1", "object": "chat.completion", "model": "x"}
+        body |= {"choices": choices, "created": 1, "usage": usage, "own": {"c": None}}
         key = request.headers["Authorization"].split()[-1]
         return web.json_response(
             body if status == 200 else {"error": error},
@@ -1510,6 +1577,13 @@ def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
         assert fields["response"]["request_id"] == "req [redacted]"
         if status != 200:
             assert fields["response"]["body"] == {"error": error}
+            continue
+        body = fields["response"]["body"]
+        assert (body["usage"], body["own"], body["created"]) == (usage, {"c": None}, 1)
+        (choice,) = body["choices"]
+        assert choice["logprobs"] == logprobs
+        assert choice["message"]["content"] == f"yes {KEY}"
+        assert choice["message"]["provider_specific_fields"] == {"vendor": [{"b": None}]}
 
 
 def test_attempts_are_those_that_the_provider_has_seen(server: DemoServerThread) -> None:

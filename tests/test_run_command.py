@@ -693,6 +693,37 @@ def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) ->
         assert KEY[8:24] not in text
 
 
+def test_variables_that_look_like_keys_change_no_answer(bench: Bench) -> None:
+    """Whole answers are written as they are, and half ones are failures."""
+    reply = "use ollama\u2028or\u0085content in production"
+    body = {"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}
+    streamed = {**body, "stream": True}
+    lines = [
+        {"custom_id": "a\u2028", "body": {**body, "extra_body": {"demo": {"reply": reply}}}},
+        {"custom_id": "b", "body": {**streamed, "extra_body": {"demo": {"reply": reply}}}},
+        {"custom_id": "c", "body": {**streamed, "extra_body": {"demo": {"cut_after": 1}}}},
+    ]
+    bench.path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = bench.run(
+        *("in.jsonl", "-o", "out.jsonl", "--model=fast", "--api-base", bench.server.url),
+        router=False,
+        environment={
+            "OPENAI_API_KEY": "ollama",
+            "DJANGO_SECRET": "production",
+            "FOO_SECRET": "content",
+        },
+    )
+    assert done.code == 1
+    results = {result["custom_id"]: result for result in bench.results()}
+    assert set(results) == {"a\u2028", "b", "c"}
+    for name in ("a\u2028", "b"):
+        (choice,) = results[name]["response"]["body"]["choices"]
+        assert choice["message"]["content"] == reply
+        assert choice["finish_reason"] == "stop"
+    assert results["c"]["response"] is None
+    assert results["c"]["error"]["code"] == "stream_interrupted"
+
+
 # --- signals ---
 
 
