@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
-_NULL = b"null"
+NULL = msgspec.Raw(b"null")
 _NOT_A_RESULT = "is no result of a request"
 
 
@@ -19,7 +19,7 @@ class Response(msgspec.Struct):
     """What HTTP has answered."""
 
     status_code: int | None = 200
-    body: msgspec.Raw = msgspec.Raw(_NULL)
+    body: msgspec.Raw = NULL
 
 
 class ResultLine(msgspec.Struct):
@@ -27,13 +27,13 @@ class ResultLine(msgspec.Struct):
 
     custom_id: str
     response: Response | None = None
-    error: msgspec.Raw = msgspec.Raw(_NULL)
+    error: msgspec.Raw = NULL
 
     @property
     def ok(self) -> bool:
         """Return True for an answer: a body with a status of success, and no error."""
         response = self.response
-        if response is None or not is_null(self.error) or is_null(response.body):
+        if response is None or self.error != NULL or response.body == NULL:
             return False
         return response.status_code is None or 200 <= response.status_code < 300
 
@@ -75,12 +75,6 @@ _decode: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
 _decode_anything: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
 
-def is_null(raw: msgspec.Raw) -> bool:
-    """Return True if this JSON is ``null``."""
-    view = memoryview(raw)
-    return len(view) == len(_NULL) and view.tobytes() == _NULL
-
-
 def read_result_line(line: bytes) -> ResultLine:
     """Read one line.
 
@@ -93,7 +87,7 @@ def read_result_line(line: bytes) -> ResultLine:
             line.decode()  # the bodies too, which the decoder passes over
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise _bad(line, error) from None
-    if result.response is None and is_null(result.error):
+    if result.response is None and result.error == NULL:
         raise _bad(line, None)
     return result
 
