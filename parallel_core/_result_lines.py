@@ -14,7 +14,7 @@ import msgspec
 
 from ._json_lines import json_line, read_json_line
 
-_NULL = b"null"
+NULL = msgspec.Raw(b"null")
 _NOT_A_RESULT = "is no result of a request"
 
 
@@ -22,7 +22,7 @@ class Response(msgspec.Struct):
     """What HTTP has answered."""
 
     status_code: int | None = 200
-    body: msgspec.Raw = msgspec.Raw(_NULL)
+    body: msgspec.Raw = NULL
 
 
 class ResultLine(msgspec.Struct):
@@ -30,13 +30,13 @@ class ResultLine(msgspec.Struct):
 
     custom_id: str
     response: Response | None = None
-    error: msgspec.Raw = msgspec.Raw(_NULL)
+    error: msgspec.Raw = NULL
 
     @property
     def ok(self) -> bool:
         """Return True for an answer: a body with a status of success, and no error."""
         response = self.response
-        if response is None or not is_null(self.error) or is_null(response.body):
+        if response is None or self.error != NULL or response.body == NULL:
             return False
         return response.status_code is None or 200 <= response.status_code < 300
 
@@ -78,12 +78,6 @@ _decode: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
 _decode_anything: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
 
-def is_null(raw: msgspec.Raw) -> bool:
-    """Return True if this JSON is ``null``."""
-    view = memoryview(raw)
-    return len(view) == len(_NULL) and view.tobytes() == _NULL
-
-
 def read_result_line(line: bytes) -> ResultLine:
     """Read one line.
 
@@ -96,7 +90,7 @@ def read_result_line(line: bytes) -> ResultLine:
             line.decode()  # the bodies too, which the decoder passes over
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise _bad(line, error) from None
-    if result.response is None and is_null(result.error):
+    if result.response is None and result.error == NULL:
         raise _bad(line, None)
     return result
 
@@ -106,7 +100,7 @@ def _decoded(line: bytes) -> ResultLine:
         return _decode(line)
     except msgspec.DecodeError:
         result = read_json_line(_decode, line)
-        if result.response is not None and not is_null(result.response.body):
+        if result.response is not None and result.response.body != NULL:
             # As it is: with half a pair of UTF-16.
             result.response.body = msgspec.Raw(json_line(json.loads(line)["response"]["body"]))
         return result

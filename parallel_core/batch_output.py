@@ -15,7 +15,7 @@ from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
 from ._json_lines import json_line, one_line, read_json_line
 from ._redaction import Redactor
-from ._result_lines import is_null, read_result_line
+from ._result_lines import NULL, read_result_line
 from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
@@ -305,10 +305,10 @@ def parse_output_line(line: bytes) -> OutputLine:
     parsed = read_result_line(line)
     response = parsed.response
     status = None if response is None else response.status_code
-    body = None if response is None or is_null(response.body) else response.body
+    body = None if response is None or response.body == NULL else response.body
     if parsed.ok:
         return OutputLine(parsed.custom_id, True, status, None, None, body)
-    error = body if is_null(parsed.error) else parsed.error
+    error = body if parsed.error == NULL else parsed.error
     code, message = _reason(_decoded(error))
     return OutputLine(parsed.custom_id, False, status, code, message, body)
 
