@@ -316,7 +316,7 @@ def _list_of(schema: Mapping[str, Any], name: str) -> list[Any]:
     value: object = schema[name]
     if not isinstance(value, list):
         raise SchemaError(f"{name} must be a list")
-    return cast("list[Any]", value)
+    return cast("list[object]", value)
 
 
 def _count(schema: Mapping[str, Any], name: str, default: int) -> int:
