@@ -383,7 +383,7 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
         if name.__class__ is not str and not isinstance(name, str):
             return f"names of kwargs must be str, not {_brief(name)}"
         if name in _CHECKED:
-            problem = _problem_of_argument(cast("str", name), value)
+            problem = _problem_of_argument(name, value)
             if problem is not None:
                 return problem
     return None
