@@ -166,7 +166,7 @@ def _usual_address(model: str, provider: str) -> str | None:
 
     def told_by(kind: LlmProviders) -> str | None:
         info: Any = ProviderConfigManager.get_provider_model_info(model, kind)
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError, ValueError):
             return None if info is None else info.get_api_base()
         return None
 
@@ -198,6 +198,8 @@ def _missing_keys(
     known_keys = (found_key, module.api_key, getattr(module, f"{provider}_key", None))
     if any(isinstance(key, str) and key.strip() for key in known_keys):
         return [], True
+    if isinstance(found_key, str):  # litellm has looked, and what it would send is blank
+        return _blank_keys_of(provider), True
     with _without_blank_variables():
         found: dict[str, Any] = module.validate_environment(model)
     if found["keys_in_environment"]:
@@ -206,9 +208,6 @@ def _missing_keys(
     # What is no key (a region, a version) may be given elsewhere.
     missing = [name for name in names if name.endswith("_API_KEY")]
     if not missing:
-        own = f"{provider.upper()}_API_KEY"
-        if own in os.environ and not is_set(own, os.environ):
-            return [own], True
         # A provider that needs an address only needs no key. Others log in with files, roles or
         # the machine itself; of those that have no name here, litellm does not say.
         return [], bool(names) and all(name.endswith("_API_BASE") for name in names)
@@ -216,6 +215,15 @@ def _missing_keys(
     if any(is_set(name, os.environ) for name in others):
         return [], True
     return ([], False) if _may_log_in_otherwise(missing, values) else (missing, True)
+
+
+def _blank_keys_of(provider: str) -> list[str]:
+    beginning = provider.partition("_")[0].upper()
+    return sorted(
+        name
+        for name, text in os.environ.items()
+        if name.startswith(beginning) and is_key_variable(name) and not text.strip()
+    ) or [f"{provider.upper()}_API_KEY"]
 
 
 def _may_log_in_otherwise(keys: Sequence[str], values: Mapping[str, Any]) -> bool:
