@@ -20,6 +20,8 @@ from typing import (
     get_type_hints,
 )
 
+_DATA: Final = (NoneType, bool, int, float, str, list, tuple, dict, set)
+
 Types: TypeAlias = frozenset[Any]
 """The types that a setting may have, without None; empty where litellm does not say."""
 
@@ -66,10 +68,11 @@ OF_THE_PROXY: Final = frozenset((
     "enable_caching_on_provider_specific_optional_params", "enable_redis_auth_cache",
     "force_redis_hash_tag_grouping",
     # Guardrails and moderation.
-    "banned_keywords_list", "blocked_user_list", "google_moderation_confidence_threshold",
-    "guardrail_name_config_map", "guardrails", "llamaguard_model_name",
-    "llamaguard_unsafe_content_categories", "llm_guard_mode", "openai_moderations_model_name",
-    "output_parse_pii", "presidio_ad_hoc_recognizers", "skip_system_message_in_guardrail",
+    "azure_content_safety_params", "banned_keywords_list", "blocked_user_list",
+    "google_moderation_confidence_threshold", "guardrail_name_config_map", "guardrails",
+    "llamaguard_model_name", "llamaguard_unsafe_content_categories", "llm_guard_mode",
+    "openai_moderations_model_name", "output_parse_pii", "presidio_ad_hoc_recognizers",
+    "presidio_logging_only", "prompt_injection_params", "skip_system_message_in_guardrail",
     "skip_tool_message_in_guardrail",
     # Users, teams, their keys and budgets.
     "add_user_information_to_llm_headers", "apply_search_free_tier",
@@ -82,19 +85,21 @@ OF_THE_PROXY: Final = frozenset((
     "key_generation_settings", "log_auth_failure_key_identity", "max_end_user_budget",
     "max_end_user_budget_id", "max_internal_user_budget", "max_ui_session_budget",
     "max_user_budget", "overwrite_user_with_key_hash", "personal_key_model_access_from_teams",
-    "priority_reservation", "priority_reservation_settings", "store_audit_logs",
-    "upperbound_key_generate_params", "validate_end_user_id_in_db",
+    "priority_reservation", "priority_reservation_settings", "scim_admin_group",
+    "scim_upsert_user", "store_audit_logs", "upperbound_key_generate_params",
+    "validate_end_user_id_in_db",
     # Pages and endpoints of the server.
     "agent_search_embedding_model", "allow_dynamic_callback_disabling",
     "anthropic_sse_ping_interval_seconds", "autorouter_presets_url",
     "enable_loadbalancing_on_batch_endpoints", "enable_model_config_credential_overrides",
-    "forward_traceparent_to_llm_provider", "global_prompt_directory", "mcp_semantic_tool_filter",
-    "mcp_tool_search", "model_cost_map_url", "model_group_settings", "prompt_name_config_map",
-    "public_agent_groups", "public_mcp_hub_strict_whitelist", "public_mcp_servers",
-    "public_model_groups", "public_model_groups_links", "public_skills_index",
-    "require_auth_for_metrics_endpoint", "require_managed_files", "responses",
-    "skill_search_embedding_model", "sse_keepalive_ping_interval_seconds",
+    "forward_traceparent_to_llm_provider", "global_prompt_directory", "mcp_aliases",
+    "mcp_semantic_tool_filter", "mcp_tool_search", "model_cost_map_url", "model_group_settings",
+    "prompt_name_config_map", "public_agent_groups", "public_mcp_hub_strict_whitelist",
+    "public_mcp_servers", "public_model_groups", "public_model_groups_links",
+    "public_skills_index", "require_auth_for_metrics_endpoint", "require_managed_files",
+    "responses", "skill_search_embedding_model", "sse_keepalive_ping_interval_seconds",
     "strip_anthropic_total_tokens", "suppress_startup_output", "vector_store_index_registry",
+    "websearch_interception_params",
 ))  # fmt: skip
 """Settings of ``litellm_settings`` that only the proxy server uses."""
 
@@ -109,7 +114,7 @@ def module_settings() -> dict[str, Types]:
     return {
         name: _types_of_variable(annotations.get(name), values.get(name), values)
         for name in names
-        if name in annotations or _is_data(values[name])
+        if name in annotations or isinstance(values[name], _DATA)
     }
 
 
@@ -155,12 +160,6 @@ def types_of(annotation: Any) -> Types:
     if get_origin(annotation) is Annotated:
         return types_of(get_args(annotation)[0])
     return frozenset({annotation} - {None, NoneType})
-
-
-def _is_data(value: object) -> bool:
-    return not (
-        inspect.ismodule(value) or inspect.isclass(value) or callable(value) or get_origin(value)
-    )
 
 
 def _types_of_variable(annotation: Any, value: object, names: dict[str, Any]) -> Types:

@@ -40,6 +40,11 @@ _OTHER_NAMES: Final = {
     "VOLCENGINE_API_KEY": ("ARK_API_KEY",),
     "VOYAGE_API_KEY": ("VOYAGE_AI_API_KEY", "VOYAGE_AI_TOKEN"),
 }
+# A test compares this with the names that litellm reads.
+_KEY_VARIABLE: Final = re.compile(
+    "API_?KEY$|API_(TOKEN|SECRET)$|(ACCESS|SECRET|MASTER)_KEY$|(ACCESS|AUTH|SESSION)_TOKEN$|_SECRET$"
+    "|^(AZURE_AD|HF|WATSONX|FRIENDLI|VERCEL_OIDC|[A-Z]+_AI)_TOKEN$|_BEARER_TOKEN_|_CREDENTIALS$|^AZURE_PASSWORD$"
+)
 # Variables, beside the one of the key, that log in to a provider: AZURE_CLIENT_ID.
 _LOGIN_VARIABLE: Final = re.compile(
     "(TOKEN|CLIENT_ID|TENANT_ID|FEDERATION_RULE_ID|SERVICE_ACCOUNT_ID|CREDENTIALS)$"
@@ -80,9 +85,7 @@ def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
 
 def is_key_variable(name: str) -> bool:
     """Whether an environment variable of this name usually holds a key for a provider."""
-    endings = ("_API_KEY", "_ACCESS_KEY", "_AUTH_TOKEN", "_SESSION_TOKEN", "_SECRET")
-    others = ("HF_TOKEN", "AZURE_AD_TOKEN", "LITELLM_MASTER_KEY", "WATSONX_TOKEN", "WATSONX_APIKEY")
-    return name.upper().endswith(endings) or name in others
+    return _KEY_VARIABLE.search(name.upper()) is not None
 
 
 def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:

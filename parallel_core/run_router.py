@@ -77,6 +77,7 @@ class RunRouter:
         warnings: Iterable[str] = (),
         recipe: RunRouterRecipe,
         server: DemoServerProcess | None = None,
+        has_fallbacks: bool = False,
     ) -> None:
         self.kind: RouterKind = kind
         self.router = router
@@ -88,6 +89,7 @@ class RunRouter:
         self.recipe = recipe
         self.server = server
         self._resources = resources
+        self._has_fallbacks = has_fallbacks
 
     def serves(self, model: str) -> bool:
         """Whether the Router has a deployment for requests with this model: by its name, an alias,
@@ -100,7 +102,7 @@ class RunRouter:
 
     def missing_keys(self, models: Iterable[str]) -> list[str]:
         """Say which of these models no call can reach: all of their deployments miss a key."""
-        if self.router.fallbacks:  # a model without a key may have one that answers in its place
+        if self._has_fallbacks:  # a model without a key may have one that answers in its place
             return []
         asked = set(models)
         of_model: dict[str, list[Endpoint]] = {}
@@ -212,6 +214,11 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
                 *_missing_key_warnings(endpoints),
             ],
             recipe=RunRouterRecipe(router_of_config, config),
+            has_fallbacks=any(
+                name.endswith("fallbacks") and isinstance(setting.value, list) and setting.value
+                for settings_of in (config.router_settings, config.litellm_settings)
+                for name, setting in settings_of.items()
+            ),
         )
 
 

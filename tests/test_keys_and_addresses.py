@@ -1,4 +1,4 @@
-"""Which key goes to which address: --model and --api-base, over HTTP; keys that are set and empty."""
+"""Which key goes to which address, over HTTP; and keys that are set and empty."""
 
 from __future__ import annotations
 
