@@ -21,6 +21,7 @@ from ._litellm_settings import router_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
 from ._proxy_values import nearest, resolved, secrets_in
+from ._redaction import Redactor
 from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
@@ -498,7 +499,8 @@ def make_router(
     """A Router of litellm.
 
     Raises:
-        RouterConfigError: litellm cannot make it; ``secrets`` are not in its text.
+        RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
+            like a key.
     """
     from litellm.router import Router
 
@@ -513,9 +515,7 @@ def make_router(
             f"{module or 'of a provider'}, which is not installed: pip install {module}"
         )
     except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
-        reason = f"{type(error).__name__}: {error}"
-        for secret in sorted(secrets, key=len, reverse=True):
-            reason = reason.replace(secret, "[redacted]")
+        reason = Redactor(secrets).redact(f"{type(error).__name__}: {error}")
         # Of pydantic, only the first line says something, and the others quote values.
         first_line = reason.strip().splitlines()[0]
         problem = f"{whose}: litellm cannot make a Router of it: {first_line}"

@@ -33,7 +33,7 @@ class Sent(NamedTuple):
 
     path: str
     model: str
-    keys: frozenset[str]
+    keys: set[str]
 
 
 class Recorder:
@@ -47,7 +47,7 @@ class Recorder:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 headers = (self.headers.get("Authorization", ""), self.headers.get("x-api-key", ""))
-                keys = frozenset(text.removeprefix("Bearer ") for text in headers if text)
+                keys = {text.removeprefix("Bearer ") for text in headers if text}
                 recorder.sent.append(Sent(self.path, body["model"], keys))
                 answer = json.dumps(_answer(self.path, body["model"])).encode()
                 self.send_response(200)
@@ -241,12 +241,15 @@ def test_no_key_goes_to_the_address_of_another_provider(tmp_path: Path) -> None:
         assert [endpoint.model for endpoint in run_router.endpoints] == ["groq/llama"]
     # A key that is given for the address is sent to it.
     given = {"api_base": "https://api.groq.com/openai/v1", "api_key": GROQ_KEY}
-    router_from_model("openai/llama", **given).close()
+    router_from_model("openai/llama", api_base=given["api_base"], api_key=given["api_key"]).close()
     path = tmp_path / "config.yaml"
-    entry = {"model_name": "gpt", "litellm_params": {"model": "openai/llama", **given}}
+    entry: dict[str, Any] = {
+        "model_name": "gpt",
+        "litellm_params": {"model": "openai/llama", **given},
+    }
     path.write_text(json.dumps({"model_list": [entry]}))
     router_from_config(path).close()
-    del entry["litellm_params"]["api_key"]  # type: ignore[attr-defined]
+    del entry["litellm_params"]["api_key"]
     path.write_text(json.dumps({"model_list": [entry]}))
     with pytest.raises(RouterConfigError, match=r"line 1: .*would send the key of openai"):
         router_from_config(path).close()
