@@ -108,7 +108,7 @@ def module_settings() -> dict[str, Types]:
     """The variables of the module ``litellm``, which ``litellm_settings`` may set."""
     import litellm
 
-    values = vars(litellm)
+    values = cast("dict[str, Any]", vars(litellm))
     annotations = cast("dict[str, Any]", getattr(litellm, "__annotations__", {}))
     names = {name for name in (*values, *annotations) if not name.startswith("_")}
     return {
@@ -125,7 +125,7 @@ def router_settings() -> dict[str, Types]:
 
     # A section of its own, or objects that the proxy server makes.
     elsewhere = getattr(constants, "ROUTER_SETTINGS_MANAGED_OUTSIDE_CONFIG", frozenset[str]())
-    parameters = inspect.signature(Router.__init__).parameters
+    parameters = inspect.signature(cast("Any", Router).__init__).parameters
     return {
         name: types_of(parameter.annotation)
         for name, parameter in parameters.items()

@@ -216,7 +216,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             ],
             recipe=RunRouterRecipe(router_of_config, config),
             has_fallbacks=any(
-                name.endswith("fallbacks") and isinstance(setting.value, list) and setting.value
+                name.endswith("fallbacks") and name != "max_fallbacks" and bool(setting.value)
                 for settings_of in (config.router_settings, config.litellm_settings)
                 for name, setting in settings_of.items()
             ),
