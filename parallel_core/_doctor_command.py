@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._config_in_place import config_in_place
+from ._config_in_place import config_in_place, unknown_litellm_settings
 from ._proxy_config import ProxyConfig, read_proxy_config
-from ._proxy_values import RouterConfigError
+from ._proxy_values import RouterConfigError, is_set
 from ._quiet import only_our_words
 from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
 from .run_router import router_from_config, router_from_model
@@ -78,7 +78,7 @@ class Findings(msgspec.Struct, frozen=True):
         missing: what the config refers to and is not set, and where.
         keys: the variables of keys that are set.
         proxies: the variables of proxies that are set.
-        warnings: what of the config is passed over.
+        warnings: what of the config is ignored.
     """
 
     versions: dict[str, str]
@@ -150,8 +150,8 @@ def examine(
         proxy_config = read_proxy_config(config)
         with config_in_place(proxy_config):
             missing = [str(variable) for variable in proxy_config.missing(os.environ)]
+            warnings = [*proxy_config.warnings, *unknown_litellm_settings(proxy_config)]
         endpoints = _endpoints_of_config(proxy_config, is_complete=not missing)
-        warnings = proxy_config.warnings
     elif model is not None:
         endpoints = [_endpoint_of_model(model, api_base)]
     answers = asyncio.run(_try_all({e.api_base for e in endpoints if e.api_base is not None}))
@@ -160,7 +160,9 @@ def examine(
         config=None if config is None else str(config),
         endpoints=[_finding(endpoint, answers) for endpoint in endpoints],
         missing=missing,
-        keys=sorted(name for name, text in os.environ.items() if text and is_key_variable(name)),
+        keys=sorted(
+            name for name in os.environ if is_key_variable(name) and is_set(name, os.environ)
+        ),
         proxies=sorted(name for name in os.environ if name.upper() in PROXY_VARIABLES),
         warnings=warnings,
     )

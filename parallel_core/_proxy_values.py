@@ -84,6 +84,11 @@ def variable_of(value: object) -> str | None:
     return None if name.startswith("oidc/") else name
 
 
+def is_set(variable: str, environment: Mapping[str, str]) -> bool:
+    """Whether an environment variable has a value. An empty one, or spaces, is none."""
+    return bool(environment.get(variable, "").strip())
+
+
 def _is_pointer(name: object) -> bool:
     # Such a parameter names where a secret is; litellm reads it itself when it needs it.
     return isinstance(name, str) and name.endswith("_ref")
@@ -117,6 +122,12 @@ def _secrets_of_url(url: str) -> Iterator[str]:
         yield from (value for name, value in parse_qsl(parts.query) if is_secret_name(name))
     except ValueError:  # it only looks like a URL
         return
+
+
+def not_a_text(what: str, value: bool | float) -> str:
+    """Say that a value must be a text. The value is not quoted: it may be a key."""
+    kind = "true or false, to YAML" if isinstance(value, bool) else "a number"
+    return f'{what} must be a text, and is {kind}: put it into quotes, as in "on" or "123"'
 
 
 def _is_worth_hiding(text: str) -> bool:

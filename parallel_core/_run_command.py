@@ -37,7 +37,13 @@ from .control.rate_limit import RateLimit
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
 from .run_file import RunOpening, RunStop, RunSummary, check_requests, run_file
-from .run_router import RunRouter, demo_router, router_from_config, router_from_model
+from .run_router import (
+    RouterConfigError,
+    RunRouter,
+    demo_router,
+    router_from_config,
+    router_from_model,
+)
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -498,6 +504,8 @@ def _run(
                 router = stack.enter_context(router_of(list(checked.models)))
             for warning in router.warnings:
                 view.note(warning)
+            if missing := router.missing_keys(checked.models):
+                raise RouterConfigError(missing)
             check_requests(router.router, requests, checked, controls, limit)
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")

@@ -16,15 +16,18 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ._config_in_place import config_in_place, resolved_settings
+from ._config_in_place import config_in_place, resolved_settings, unknown_litellm_settings
+from ._litellm_settings import router_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
 from ._proxy_values import nearest, resolved
+from ._redaction import Redactor
 from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
     endpoint_of,
     known_providers,
+    owner_of,
     quiet_litellm,
     secrets_sent,
 )
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
-# Of these it is certain that no call succeeds without a key; others have further ways to log in.
-_NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
 
 
 class RunRouter:
@@ -78,6 +79,7 @@ class RunRouter:
         warnings: Iterable[str] = (),
         recipe: RunRouterRecipe,
         server: DemoServerProcess | None = None,
+        has_fallbacks: bool = False,
     ) -> None:
         self.kind: RouterKind = kind
         self.router = router
@@ -89,6 +91,7 @@ class RunRouter:
         self.recipe = recipe
         self.server = server
         self._resources = resources
+        self._has_fallbacks = has_fallbacks
 
     def serves(self, model: str) -> bool:
         """Whether the Router has a deployment for requests with this model: by its name, an alias,
@@ -98,6 +101,20 @@ class RunRouter:
     def describe(self, models: Iterable[str]) -> dict[str, Any]:
         """Return the part of the description that concerns requests for these models."""
         return describe_models(self.description, models)
+
+    def missing_keys(self, models: Iterable[str]) -> list[str]:
+        """Say which of these models no call can reach: all of their deployments miss a key."""
+        if self._has_fallbacks:  # a model without a key may have one that answers in its place
+            return []
+        asked = set(models)
+        of_model: dict[str, list[Endpoint]] = {}
+        for endpoint in self.endpoints:
+            of_model.setdefault(endpoint.model_name, []).append(endpoint)
+        return [
+            _needs_a_key(name, endpoints[0])
+            for name, endpoints in of_model.items()
+            if name in asked and all(endpoint.missing_keys for endpoint in endpoints)
+        ]
 
     def close(self) -> None:
         """Put back the settings that were there before, and stop the demo server. Calls that are
@@ -143,11 +160,11 @@ class RunRouterRecipe:
 def router_from_config(path: Path) -> RunRouter:
     """The Router that litellm's proxy would make of its config file.
 
-    Of the file, ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``
-    and ``include`` count, and of ``litellm_settings`` what shapes calls. The rest is of the proxy
-    server (callbacks, cache, budgets, guardrails, ``general_settings``): it is passed over, and
-    named in ``warnings``. ``environment_variables`` are set first, so that ``os.environ/NAME`` can
-    refer to them.
+    It takes ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``,
+    ``include`` and ``litellm_settings``: what the installed litellm has is passed on to it.
+    Settings that only the proxy server uses (callbacks, cache, budgets of users, guardrails,
+    ``general_settings``) are ignored, and listed in ``warnings``. ``environment_variables`` are set
+    first, so that ``os.environ/NAME`` can refer to them.
 
     Raises:
         RouterConfigError: with every problem that was found, among them each variable of an
@@ -178,7 +195,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
         if problems:
             raise RouterConfigError(problems)
-        settings = resolved_settings(config.router_settings)
+        settings = resolved_settings(config.router_settings, router_settings())
         router = make_router(
             f"{config.path}",
             secrets,
@@ -195,20 +212,22 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             models=[*(deployment.name for deployment in config.deployments), *aliases],
             description=_describe_config(config, settings),
             endpoints=endpoints,
-            warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
+            warnings=[
+                *config.warnings,
+                *unknown_litellm_settings(config),
+                *_missing_key_warnings(endpoints),
+            ],
             recipe=RunRouterRecipe(router_of_config, config),
+            has_fallbacks=any(
+                name.endswith("fallbacks") and name != "max_fallbacks" and bool(setting.value)
+                for settings_of in (config.router_settings, config.litellm_settings)
+                for name, setting in settings_of.items()
+            ),
         )
 
 
 def _unknown_router_settings(config: ProxyConfig) -> Iterator[str]:
-    from litellm.router import Router
-
-    outside = {
-        *("assistants_config", "auto_router_capability_limit", "fallback_access_check"),
-        *("fallback_budget_check", "ignore_invalid_deployments", "model_list"),
-        *("router_general_settings", "search_tools"),
-    }
-    valid = set(Router.get_valid_args()) - outside
+    valid = router_settings()
     for name, setting in config.router_settings.items():
         if name in valid:
             continue
@@ -227,12 +246,23 @@ def _for_router(deployment: Deployment) -> dict[str, Any]:
     return {**deployment.values, "litellm_params": parameters}
 
 
+def _needs_a_key(name: str, endpoint: Endpoint) -> str:
+    return (
+        f"the model {name!r} needs a key: set the environment variable {_names_of_keys(endpoint)}, "
+        "which is not set or empty"
+    )
+
+
 def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
     return [
-        f"{endpoint.model_name} ({endpoint.model}): {' or '.join(endpoint.missing_keys)} is not set"
+        f"{endpoint.model_name} ({endpoint.model}): {_names_of_keys(endpoint)} is not set or empty"
         for endpoint in endpoints
         if endpoint.missing_keys
     ]
+
+
+def _names_of_keys(endpoint: Endpoint) -> str:
+    return " or ".join(endpoint.missing_keys)
 
 
 def _describe_config(config: ProxyConfig, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -257,12 +287,16 @@ def router_from_model(
     """A Router with one deployment for each model name.
 
     A line of a file keeps the model that it names; ``model`` is for those that name none. So there
-    is a deployment of ``model`` and of each of ``others``, all at ``api_base`` if it is given. With
-    it, a name without the prefix of a provider counts as ``openai/<name>``: a server that speaks
-    OpenAI's API. A name's prefix (``openai/``) is not sent to the server.
+    is a deployment of ``model`` and of each of ``others``.
 
-    The key is ``api_key``, else the one that litellm finds in the environment, which then goes to
-    ``api_base`` too. A server of ``api_base`` gets the key ``none`` where there is no other.
+    With ``api_base``, all of them are at that address, and of the provider of ``model``: the one of
+    its prefix, else the one that litellm knows to have the address, else ``openai``, a server that
+    speaks OpenAI's API. What another name has before its slash is a part of the name then. The
+    server gets the key ``api_key``, else that provider's key of the environment, else ``none``; it
+    is never sent another provider's key. A prefix of the provider itself (``openai/``) is not sent.
+
+    Without ``api_base``, a name with the prefix of a provider goes to that provider, and a name
+    without one to the provider of ``model``; each with its own key.
 
     Args:
         model: as litellm calls it, for instance ``openai/gpt-4o-mini``.
@@ -273,7 +307,7 @@ def router_from_model(
 
     Raises:
         RouterConfigError: a name of which litellm does not know the provider, a provider whose key
-            is not set, or an ``api_base`` that is no URL.
+            is not set or empty, an ``api_base`` that is no URL, or one of another provider.
     """
     names = list(dict.fromkeys([model, *others]))
     if api_base is not None and not _is_url(api_base):
@@ -298,11 +332,12 @@ def _router_of_models(
     """
     with contextlib.ExitStack() as resources:
         resources.enter_context(quiet_litellm())
+        provider = _provider_of(model, api_base)
         problems: list[str] = []
         deployments: list[dict[str, Any]] = []
         endpoints: list[Endpoint] = []
         for name, values in given.items():
-            parameters = {"model": _litellm_name(name, api_base), **values}
+            parameters = {"model": _litellm_name(name, provider, api_base), **values}
             try:
                 endpoint = endpoint_of(name, parameters)
             except RouterConfigError as error:
@@ -311,11 +346,8 @@ def _router_of_models(
             if endpoint.missing_keys and api_base is not None and has_free_choice:
                 parameters["api_key"] = "none"
                 endpoint = msgspec.structs.replace(endpoint, missing_keys=())
-            elif endpoint.missing_keys and endpoint.provider in _NEED_A_KEY:
-                variables = " or ".join(endpoint.missing_keys)
-                problems.append(
-                    f"the model {name!r} needs a key: set the environment variable {variables}"
-                )
+            elif endpoint.missing_keys:
+                problems.append(_needs_a_key(name, endpoint))
             endpoints.append(endpoint)
             deployments.append({"model_name": name, "litellm_params": parameters})
         if problems:
@@ -343,16 +375,22 @@ def _router_of_models(
                 ((name, {"model": model}) for name, model in asked.items()), {}, {}
             ),
             endpoints=endpoints,
-            warnings=_missing_key_warnings(endpoints),
             recipe=RunRouterRecipe(_router_of_models, model, api_base, chosen, num_retries, False),
         )
 
 
-def _litellm_name(name: str, api_base: str | None) -> str:
-    if api_base is None:
-        return name
+def _provider_of(model: str, api_base: str | None) -> str | None:
+    """The provider of the names that say none; None where litellm chooses it by the name."""
+    prefix, slash, _ = model.partition("/")
+    if slash and prefix in known_providers():
+        return prefix
+    return None if api_base is None else owner_of(api_base) or "openai"
+
+
+def _litellm_name(name: str, provider: str | None, api_base: str | None) -> str:
     prefix, slash, _ = name.partition("/")
-    return name if slash and prefix in known_providers() else f"openai/{name}"
+    is_whole = slash and (prefix == provider if api_base else prefix in known_providers())
+    return name if provider is None or is_whole else f"{provider}/{name}"
 
 
 def _is_url(text: str) -> bool:
@@ -461,7 +499,8 @@ def make_router(
     """A Router of litellm.
 
     Raises:
-        RouterConfigError: litellm cannot make it; ``secrets`` are not in its text.
+        RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
+            like a key.
     """
     from litellm.router import Router
 
@@ -476,9 +515,7 @@ def make_router(
             f"{module or 'of a provider'}, which is not installed: pip install {module}"
         )
     except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
-        reason = f"{type(error).__name__}: {error}"
-        for secret in sorted(secrets, key=len, reverse=True):
-            reason = reason.replace(secret, "[redacted]")
+        reason = Redactor(secrets).redact(f"{type(error).__name__}: {error}")
         # Of pydantic, only the first line says something, and the others quote values.
         first_line = reason.strip().splitlines()[0]
         problem = f"{whose}: litellm cannot make a Router of it: {first_line}"

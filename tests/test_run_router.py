@@ -175,7 +175,7 @@ litellm_settings: {drop_params: true, request_timeout: 33,
         assert run_router.router.num_retries == 5
         assert run_router.router.timeout == 33
         assert run_router.router.fallbacks == [{"gpt": ["gpt"]}]
-        assert any("PATH is passed over" in warning for warning in run_router.warnings)
+        assert any("PATH: ignored" in warning for warning in run_router.warnings)
     assert "RUN_ROUTER_NEW" not in os.environ
     assert os.environ["RUN_ROUTER_OLD"] == "before"
     assert (litellm.drop_params, litellm.request_timeout, litellm.num_retries) == before
@@ -333,11 +333,11 @@ def test_a_package_that_is_missing_is_named_with_its_setting(
 ) -> None:
     import litellm.router
 
-    def fails(**settings: Any) -> None:
-        raise ModuleNotFoundError("No module named 'redis'", name="redis.asyncio")
+    class Fails:
+        def __init__(self, model_list: object, redis_host: str) -> None:
+            raise ModuleNotFoundError("No module named 'redis'", name="redis.asyncio")
 
-    monkeypatch.setattr(litellm.router, "Router", fails)
-    monkeypatch.setattr(fails, "get_valid_args", lambda: ["redis_host"], raising=False)
+    monkeypatch.setattr(litellm.router, "Router", Fails)
     text = one_deployment() + "router_settings: {redis_host: localhost}\n"
     assert problems_of(write(text)) == (
         "config.yaml: redis_host needs the package redis, which is not installed: pip install redis"
@@ -389,31 +389,28 @@ def test_included_files_are_taken_in_once_each(write: Write) -> None:
     assert "(included by " in problem
 
 
-def test_what_is_passed_over_is_named(write: Write) -> None:
+def test_what_is_ignored_is_listed_with_the_reason(write: Write) -> None:
     text = (
         one_deployment()
         + """
-litellm_settings: {callbacks: [x], cache: true, set_verbose: true, num_retrys: 3}
+litellm_settings: {callbacks: [x], cache: true, set_verbose: true, num_retrys: 3, model_list: []}
 general_settings: {master_key: sk-1}
 router_setings: {}
-router_settings: {debug_level: DEBUG}
+router_settings: {debug_level: DEBUG, plugins: [a.b]}
 """
     )
-    config = read_proxy_config(write(text))
-    told = [warning.partition(": ")[2] for warning in config.warnings]
+    with router_from_config(write(text)) as run_router:
+        told = [warning.partition(": ")[2] for warning in run_router.warnings]
     assert told == [
-        "litellm_settings.set_verbose is passed over: it would have messages written into logs",
-        "litellm_settings.num_retrys is passed over: it is unknown here; is num_retries meant?",
-        (
-            "litellm_settings: callbacks, cache are passed over: of the proxy server, no part of a "
-            "call"
-        ),
-        "general_settings is passed over: of the proxy server",
-        "router_setings is passed over: it is unknown here; is router_settings meant?",
-        "router_settings.debug_level is passed over: it would have messages written into logs",
+        "litellm_settings.set_verbose: ignored, it would write messages into logs",
+        "litellm_settings.model_list: ignored, it is a section of its own",
+        "litellm_settings: callbacks, cache: ignored, only the proxy server uses it",
+        "general_settings: ignored, only the proxy server uses it",
+        "router_setings: ignored, there is no such section; is router_settings meant?",
+        "router_settings.debug_level: ignored, it would write messages into logs",
+        "router_settings.plugins: ignored, a run of a file loads no code",
+        "litellm_settings.num_retrys: ignored, litellm has no such setting; is num_retries meant?",
     ]
-    assert config.router_settings == {}
-    assert config.litellm_settings == {}
 
 
 def config_with_keys(api_base: str) -> str:
