@@ -460,7 +460,8 @@ def demo_server_process(
 ) -> Generator[DemoServerProcess, None, None]:
     """Run a demo server in a process of its own, for as long as the ``with`` block lasts.
 
-    It ends with this process, however that ends.
+    It ends with this process, however that ends, but not by Ctrl-C: the signals of a terminal do
+    not reach it, since requests that are in flight then are to get their answers.
 
     Args:
         settings: how it behaves; the default settings if ``None``.
@@ -480,6 +481,9 @@ def demo_server_process(
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
         text=True,
+        # A terminal sends its signals to the processes of one session, or one console.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
     with process:  # closes its pipe, and waits for it
         try:
