@@ -50,7 +50,8 @@ class InputSummary(msgspec.Struct, frozen=True):
 
     Attributes:
         requests: how many can be sent.
-        problems: the lines that cannot, in the order of the file.
+        problems: the first lines that cannot, at most 20; :meth:`InputFile.problems` has them all.
+        bad_lines: how many there are of those.
         models: requests by model.
         fingerprint: a SHA-256 in hexadecimal: equal where the requests are, for the same bytes and
             options.
@@ -59,6 +60,7 @@ class InputSummary(msgspec.Struct, frozen=True):
 
     requests: int
     problems: list[InputProblem]
+    bad_lines: int
     models: dict[str, int]
     fingerprint: str
     format: str

@@ -428,7 +428,7 @@ def _run(
             for problem in checked.problems:
                 view.problem(problem)
             view.checked(checked)
-            if checked.problems and not skip_invalid:
+            if checked.bad_lines and not skip_invalid:
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
                 return BAD_INPUT
             if router_of is None:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
@@ -24,6 +24,7 @@ from .run_file import RunOpening, RunProgress, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_MOST_NAMED = 20  # of many models
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -81,8 +82,10 @@ class TextView:
         self.note(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
 
     def checked(self, summary: InputSummary) -> None:
-        models = ", ".join(f"{model} {count:,}" for model, count in summary.models.items())
-        bad = f", {len(summary.problems):,} bad lines" if summary.problems else ""
+        models = _first_of([f"{model} {count:,}" for model, count in summary.models.items()])
+        if more := summary.bad_lines - len(summary.problems):
+            self.note(f"and {more:,} more bad lines")
+        bad = f", {summary.bad_lines:,} bad lines" if summary.bad_lines else ""
         self.note(f"{summary.requests:,} requests ({models or 'none'}){bad}")
 
     def estimate(self, estimate: CostEstimate) -> None:
@@ -163,7 +166,7 @@ class JsonView:
         self._write(
             "checked",
             requests=summary.requests,
-            problems=len(summary.problems),
+            problems=summary.bad_lines,
             models=summary.models,
             format=summary.format,
         )
@@ -288,6 +291,11 @@ class Painter:
 
 
 # --- texts ---
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_NAMED
+    return ", ".join(texts[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def describe_progress(progress: RunProgress) -> str:

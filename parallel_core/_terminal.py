@@ -104,13 +104,21 @@ def _shortest(program: str) -> str:
     return name if is_found else program
 
 
+def _is_encoded_by(stream: TextIO | None, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shell_line(words: Sequence[str]) -> str:
     """A command as one line for a shell."""
     return " ".join(map(_shell_word, words))
 
 
 def _shell_word(word: str) -> str:
-    if word.isprintable():
+    if word.isprintable() and _is_encoded_by(sys.stdout, word):
         return shlex.quote(word)
     # A name may hold line feeds, control characters, and bytes that are no text.
     letters = (
