@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 import parallel_core
 
-from . import _doctor_command, _run_command, demo_server, report
+from . import _demo_server_command, _doctor_command, _run_command, report
 from ._terminal import json_line, printable, program, shell_line, survive_any_encoding
 
 # Of click, or of the copy that newer versions of typer bring.
@@ -70,7 +70,7 @@ app = typer.Typer(
 app.command("run")(_run_command.command)
 app.command("report")(report.command)
 app.command("doctor")(_doctor_command.command)
-app.command("demo-server")(demo_server.command)
+app.command("demo-server")(_demo_server_command.command)
 
 
 @app.callback()

@@ -27,7 +27,7 @@ import typer
 from typer.testing import CliRunner
 
 import hosts
-from parallel_core import demo_server
+from parallel_core import _demo_server_command, demo_server
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
@@ -1096,7 +1096,7 @@ def test_process_whose_address_nobody_reads_says_so() -> None:
 
 def command_app() -> typer.Typer:
     app = typer.Typer()
-    app.command("demo-server")(demo_server.command)
+    app.command("demo-server")(_demo_server_command.command)
     app.command("other")(lambda: None)
     return app
 
@@ -1128,7 +1128,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(demo_server, "_serve_until_told", serve)
+    monkeypatch.setattr(_demo_server_command, "_serve_until_told", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,
