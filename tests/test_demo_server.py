@@ -990,6 +990,7 @@ def test_process(monkeypatch: pytest.MonkeyPatch) -> None:
         seed=-7, latency_median=0.0, latency_sigma=1e-07, capacity=5, models={"my-model": 0.5}
     )
     with demo_server_process(settings) as server:
+        assert os.getsid(server.pid) != os.getsid(0)  # no signal of this terminal reaches it
         assert ask(server, "my-model")["model"] == "my-model"
         assert server.stats().models["my-model"].finished == 1
         server.reset_stats()
