@@ -133,7 +133,7 @@ def command(
         values: dict[str, Any] = {**msgspec.to_builtins(findings), "ok": findings.ok}
         typer.echo(json_line(**values))
     else:
-        _show(console(), findings)
+        show_findings(console(), findings)
     raise typer.Exit(0 if findings.ok else 1)
 
 
@@ -258,7 +258,7 @@ async def _try(address: str) -> Reachability:
 # --- what the user sees ---
 
 
-def _show(screen: Console, findings: Findings) -> None:
+def show_findings(screen: Console, findings: Findings) -> None:
     versions = Table("package", "version", title="versions", title_justify="left")
     for package, version in findings.versions.items():
         versions.add_row(package, version)

@@ -253,7 +253,7 @@ def command(
     2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
-    state = _State()
+    state = RunState()
     with contextlib.closing(view), interruptible(), only_our_words():
         try:
             code = _run(
@@ -377,7 +377,7 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
 
 
 @dataclass
-class _State:
+class RunState:
     """How far a run has come.
 
     Attributes:
@@ -395,7 +395,7 @@ class _State:
 
 def _run(
     view: RunView,
-    state: _State,
+    state: RunState,
     source: str,
     output: Path | None,
     *,
@@ -445,7 +445,7 @@ def _run(
             return ALL_OK
         assert output is not None
         signals = StopSignals()
-        ask = _Question(view, state, signals, router, confirm_above)
+        ask = Question(view, state, signals, router, confirm_above)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -509,7 +509,7 @@ def _run(
         interrupted = stop.requests > 0 and summary.unfinished > 0
         state.stuck = painter.stuck
         if not state.stuck:
-            again = None if summary.ok else _command_again(summary, redactor)
+            again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
         return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
 
@@ -518,13 +518,13 @@ def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
     return {"format": checked.format, **router.description}
 
 
-class _Question:
+class Question:
     """Tells what a run will cost, and asks whether it shall, where somebody is there."""
 
     def __init__(
         self,
         view: RunView,
-        state: _State,
+        state: RunState,
         signals: StopSignals,
         router: RunRouter,
         confirm_above: float | None,
@@ -542,7 +542,7 @@ class _Question:
             self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
-                self._ask(f"Send {opening.left:,} requests?")
+                self.ask(f"Send {opening.left:,} requests?")
         return not self._state.declined
 
     def opened(self, opening: RunOpening) -> None:
@@ -550,7 +550,7 @@ class _Question:
         self._state.begun = True
         self._view.opened(opening)
 
-    def _ask(self, question: str) -> None:
+    def ask(self, question: str) -> None:
         answer: str | None = None
         try:
             while answer not in ("y", "yes", "n", "no", ""):
@@ -593,7 +593,7 @@ async def _in_good_order(
             await leave_this_loop()
 
 
-def _command_again(summary: RunSummary, redactor: Redactor) -> str:
+def command_again(summary: RunSummary, redactor: Redactor) -> str:
     """The command that goes on with what is left, or with what has failed: one line for a shell.
 
     Every option is as it was given, but for --force-new, which would begin anew.

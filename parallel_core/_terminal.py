@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final, TextIO
 
 import msgspec
 from rich.console import Console
@@ -51,7 +51,7 @@ def survive_any_encoding() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def is_live(stream: TextIO) -> bool:
+def is_live(stream: IO[str]) -> bool:
     """Whether a stream is a terminal on which lines can be drawn again."""
     with contextlib.suppress(ValueError):  # it is closed
         return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -20,7 +20,7 @@ from . import _demo_server_command, _doctor_command, _run_command, report
 from ._terminal import json_line, printable, program, shell_line, survive_any_encoding
 
 # Of click, or of the copy that newer versions of typer bring.
-_ClickError: type[Any] = typer.BadParameter.__mro__[2]
+_ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 
 def _version(wanted: bool) -> None:

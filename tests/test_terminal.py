@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import select
 import shlex
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from parallel_core import Usage, _doctor_command, _run_signals, cli
-from parallel_core._run_command import _command_again, _Question, _State
+from parallel_core._run_command import Question, RunState, command_again
 from parallel_core._run_signals import StopSignals
 from parallel_core._run_view import JsonView, TextView
 from parallel_core._terminal import is_live, printable, program, shell_line
@@ -121,7 +122,7 @@ def test_the_command_that_resumes_repeats_every_option(
     monkeypatch: pytest.MonkeyPatch, given: list[str], summary: RunSummary, expected: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["parallel-core", *given])
-    command = _command_again(summary, Redactor(["ollama"]))
+    command = command_again(summary, Redactor(["ollama"]))
     assert shlex.split(command) == ["parallel-core", *expected]
 
 
@@ -261,7 +262,7 @@ def test_doctor_and_report_show_names_as_they_are(tmp_path: Path) -> None:
     finding = _doctor_command.EndpointFinding(EVIL, EVIL, EVIL, False, EVIL, (EVIL,), True)
     findings = _doctor_command.Findings({}, EVIL, [finding], [EVIL], [EVIL], [EVIL], [EVIL])
     shown = io.StringIO()
-    _doctor_command._show(Console(file=shown, width=500), findings)
+    _doctor_command.show_findings(Console(file=shown, width=500), findings)
     assert shown.getvalue().count(HARMLESS) == 10
     output = tmp_path / "out\x1b[31m[b].jsonl"
     body = {"model": EVIL, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
@@ -427,18 +428,10 @@ class Moments:
         self.number = 0
         self.sent = False
         self._at = at
-        self._codes = {
-            function.__code__
-            for function in (
-                _Question._ask,
-                StopSignals.read_line,
-                StopSignals._line_unless_signalled,
-                StopSignals._note_numbers,
-            )
-        }
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code not in self._codes:
+        code = frame.f_code
+        if code is not Question.ask.__code__ and code.co_filename != _run_signals.__file__:
             return None
         if event == "line":
             self.number += 1
@@ -460,33 +453,34 @@ def traced(trace: Any) -> Generator[None]:
 
 def ask(
     at: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
-) -> tuple[_State, list[int], Moments]:
+) -> tuple[RunState, list[int], Moments]:
     """Ask on a terminal. Gives the state after it and the signals that the loop has seen."""
     keyboard, terminal = pty.openpty()
-    state = _State()
+    state = RunState()
     signals = StopSignals()
-    real_select: Any = _run_signals.select.select
+    real_select: Any = select.select
 
-    def select(*arguments: Sequence[Any]) -> Any:
+    def wait(*arguments: Sequence[Any]) -> Any:
         if not moments.sent:  # else only the signal can end the wait
             os.write(keyboard, answer)
         return real_select(*arguments)
 
-    question = _Question(JsonView(io.StringIO()), state, signals, SimpleNamespace(), 0.0)  # pyright: ignore[reportArgumentType]
+    router: Any = None  # a question needs none
+    question = Question(JsonView(io.StringIO()), state, signals, router, 0.0)
     moments = Moments(at)
     seen: list[int] = []
 
     async def run() -> None:
         with signals.handled(seen.append):
             with traced(moments):
-                question._ask("Send?")
+                question.ask("Send?")
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
     with os.fdopen(terminal, "r", closefd=False) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         monkeypatch.setattr(sys, "stderr", io.StringIO())
-        monkeypatch.setattr(_run_signals, "select", SimpleNamespace(select=select))
+        monkeypatch.setattr(_run_signals, "select", SimpleNamespace(select=wait))
         # Where a signal is lost, this ends the wait, with another outcome.
         late = threading.Timer(PATIENCE, os.write, (keyboard, b"n\n"))
         late.start()
