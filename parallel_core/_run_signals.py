@@ -83,7 +83,7 @@ class StopSignals:
         Raises:
             KeyboardInterrupt: one of the signals has come, before this or meanwhile.
         """
-        if not hasattr(os, "set_blocking") or os.name == "nt":
+        if os.name == "nt":  # it waits for sockets only
             return sys.stdin.readline() or None
         wakes, woken = os.pipe()
         os.set_blocking(woken, False)
