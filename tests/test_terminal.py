@@ -340,14 +340,14 @@ def test_a_cost_that_is_unknown_is_null(usage: Usage, cost: float | None) -> Non
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "--json", "--nosuch"], "No such option: --nosuch"),
+        (["run", "--json", "--nosuch"], "--nosuch"),
         (["run", "in", "--json", "--limit=abc"], "--limit"),
         (["run", "in", "--json", "--limit=0"], "--limit"),
         (["run", "--json"], "Missing argument 'INPUT'"),
         (["run", "in", "-o", "out", "--json"], "where do the requests go?"),
         (["run", "in", "-o", "out", "--demo", "--json", "--order=random"], "--order is one of"),
         (["run", "in", "--demo", "--json"], "give --output FILE"),
-        (["--nosuch", "run", "--json"], "No such option: --nosuch"),
+        (["--nosuch", "run", "--json"], "--nosuch"),
         (["nosuch", "--json"], "No such command 'nosuch'"),
         (["doctor", "--json", "--api-base", "x"], "--api-base is the address of a model"),
         (["doctor", "--json", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
