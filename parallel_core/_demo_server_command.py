@@ -58,6 +58,9 @@ def command(
     capacity: Annotated[
         int | None, typer.Option(help="Requests in flight above which it answers 429.")
     ] = DemoServerSettings.capacity,
+    keep_requests: Annotated[
+        int, typer.Option(help="Newest requests that GET /requests shows, with their answers.")
+    ] = DemoServerSettings.keep_requests,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +95,7 @@ def command(
             invalid_json=invalid_json,
             retry_after=retry_after,
             capacity=capacity,
+            keep_requests=keep_requests,
             models=parse_models(model) if model else DemoServerSettings().models,
         )
     except ValueError as error:
@@ -103,7 +107,7 @@ def command(
 async def _serve_until_told(
     settings: DemoServerSettings, port: int, until_stdin_closes: bool
 ) -> None:
-    from .demo_server import HOST, DemoServer  # and with it, aiohttp
+    from ._demo_app import HOST, DemoServer  # and with it, aiohttp
 
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()

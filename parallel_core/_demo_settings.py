@@ -79,6 +79,8 @@ class DemoServerSettings:
         retry_after: seconds that every 429 asks the client to wait. HTTP has whole seconds only;
             OpenAI's and litellm's clients understand fractions, too.
         capacity: requests in flight above which the server answers 429. ``None``: no limit.
+        keep_requests: how many of the newest requests are kept, for ``GET /requests``, with their
+            answers; at most 64 MiB of them. 0: none.
         models: the models' names, each with the factor (no unit) that its latency and its time
             to first token are multiplied by.
     """
@@ -96,6 +98,7 @@ class DemoServerSettings:
     invalid_json: float = 0.0
     retry_after: float = 1.0
     capacity: int | None = None
+    keep_requests: int = 0
     models: Mapping[str, float] = field(
         default_factory=lambda: {"fast": 0.5, "slow": 4.0, "smart": 1.5}
     )
@@ -115,6 +118,8 @@ class DemoServerSettings:
             raise ValueError(f"seed must be an integer, not {self.seed!r}")
         if self.capacity is not None and not (_is_integer(self.capacity) and self.capacity >= 1):
             raise ValueError(f"capacity must be None or at least 1, not {self.capacity!r}")
+        if not (_is_integer(self.keep_requests) and self.keep_requests >= 0):
+            raise ValueError(f"keep_requests must be at least 0, not {self.keep_requests!r}")
         if not self.models:
             raise ValueError("models must name at least one model")
         for model, factor in self.models.items():

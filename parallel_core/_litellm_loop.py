@@ -44,14 +44,14 @@ async def close_clients_of_this_loop() -> None:
 
     litellm keys its clients by loop and leaves them open until they expire, which a loop about to
     be closed does not live to see. Its own ``close_litellm_async_clients`` closes those of every
-    loop, also of loops that are in use elsewhere. Forgetting matters as well: the key is the
-    ``id`` of the loop, which a later loop may get again.
+    loop, also of loops that are in use elsewhere. Forgetting matters as well: in litellm before
+    1.110 the key is the ``id`` of the loop, which a later loop may get again.
     """
     litellm = sys.modules.get("litellm")
     if litellm is None:
         return
     cache = litellm.in_memory_llm_clients_cache
-    key_ending = f"-{id(asyncio.get_running_loop())}"
+    key_ending = cache.update_cache_key_with_event_loop("")
     for key in [key for key in cache.cache_dict if str(key).endswith(key_ending)]:
         client: Any = cache.cache_dict.pop(key)
         cache.ttl_dict.pop(key, None)

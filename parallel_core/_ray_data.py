@@ -12,6 +12,7 @@ from typing import Any, Self, Unpack, cast
 
 from ._proxy_values import secrets_in
 from ._ray_data_tables import InputColumns, cells, check_new_columns, with_columns
+from ._router_members import deployments
 from ._router_recipe import RouterSource, checked_recipe
 from ._run_endpoints import secrets_of_environment
 from ._standing_batch import StandingBatch
@@ -246,5 +247,5 @@ def _check_texts(texts: Mapping[str, object]) -> None:
 
 
 def _secrets_of(router: object) -> Iterator[str]:
-    for deployment in getattr(behind(router), "model_list", None) or ():
+    for deployment in deployments(behind(router)):
         yield from secrets_in(deployment)

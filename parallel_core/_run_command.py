@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TextIO
 import typer
 
 from ._call_loop import plain_loop_factory
+from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
@@ -28,7 +29,7 @@ from ._run_workers import (
     quiet_ray,
 )
 from ._terminal import program, shell_line
-from .batch_input import InputFile, InputFormat, InputSummary
+from .batch_input import InputFile
 from .batch_output import Redactor
 from .control.budget import Budget
 from .control.hedge import Hedge
@@ -105,6 +106,38 @@ def command(
             rich_help_panel=_INPUT,
         ),
     ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns that are copied to the output, with commas between: id,source.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    drop_columns: Annotated[
+        bool,
+        typer.Option(
+            "--drop-columns",
+            help="Leave out all other members of lines that are no parameters.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    send_columns: Annotated[
+        bool,
+        typer.Option(
+            "--send-columns",
+            help="Send them, as parameters of the provider.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    trust_input: Annotated[
+        bool,
+        typer.Option(
+            "--trust-input",
+            help="Let lines set what litellm takes as its own settings: keys, addresses, retries.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Take so many requests only.", rich_help_panel=_INPUT),
@@ -155,6 +188,14 @@ def command(
         typer.Option(
             "--force-new",
             help="Begin anew; files of another run are moved aside.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Resume although the input, a model or its parameters have changed.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
@@ -249,8 +290,9 @@ def command(
 ) -> None:
     """Send a file of requests, and write each answer once, whatever happens meanwhile.
 
-    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left;
-    2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
+    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left,
+    or the output could not be sorted; 2 bad input or options, nothing was sent; 3 answers could not
+    be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
     state = RunState()
@@ -259,19 +301,27 @@ def command(
             code = _run(
                 view,
                 state,
-                source,
+                functools.partial(
+                    InputFile,
+                    source,
+                    format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
+                    template=template,
+                    model="demo" if demo and model is None else model,
+                    keep=_names(keep),
+                    drop_columns=drop_columns,
+                    send_columns=send_columns,
+                    trust_input=trust_input,
+                ),
                 output,
-                format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
-                template=template,
                 validate=validate,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
-                model="demo" if demo and model is None else model,
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
                 controls=_controls(
@@ -325,6 +375,13 @@ def _router_choice(
     raise typer.BadParameter(
         "where do the requests go? Give --config FILE, --model PROVIDER/MODEL, or --demo"
     )
+
+
+def _names(text: str | None) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"--keep takes names with commas between them, not {text!r}")
+    return names
 
 
 def _controls(
@@ -396,20 +453,18 @@ class RunState:
 def _run(
     view: RunView,
     state: RunState,
-    source: str,
+    open_input: Callable[[], InputFile],
     output: Path | None,
     *,
-    format: InputFormat,
-    template: str | None,
     validate: bool,
     skip_invalid: bool,
     limit: int | None,
     router_of: RouterOf | None,
-    model: str | None,
     error_file: Path | None,
     order: Literal["completion", "input"],
     retry_failed: bool,
     force_new: bool,
+    allow_changed: bool,
     concurrency: Concurrency,
     workers: Workers | None,
     controls: Controls,
@@ -421,8 +476,7 @@ def _run(
         raise typer.BadParameter("give --output FILE (-o): where the answers go")
     with contextlib.ExitStack() as stack:
         try:
-            requests = InputFile(source, format=format, template=template, model=model)
-            stack.enter_context(requests)
+            requests = stack.enter_context(open_input())
             with view.waiting("checking the input"):
                 checked = requests.check()
             for problem in checked.problems:
@@ -430,6 +484,9 @@ def _run(
             view.checked(checked)
             if checked.bad_lines and not skip_invalid:
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
+                return BAD_INPUT
+            if checked.columns:
+                view.error(f"nothing was sent: {describe_columns(checked.columns)}")
                 return BAD_INPUT
             if router_of is None:
                 return ALL_OK
@@ -458,6 +515,7 @@ def _run(
                 error_file=error_file,
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 fail_fast=fail_fast,
@@ -465,7 +523,7 @@ def _run(
                 grace=grace,
                 stop=stop,
                 redactor=redactor,
-                description=_described(router, checked),
+                description=router.describe(checked.models),
                 may_send=ask.may_send,
                 on_open=ask.opened,
                 **controls,
@@ -511,11 +569,11 @@ def _run(
         if not state.stuck:
             again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
-        return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
-
-
-def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
-    return {"format": checked.format, **router.description}
+            if summary.not_sorted is not None:
+                view.error(summary.not_sorted)
+        if interrupted:
+            return INTERRUPTED
+        return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
 
 
 class Question:

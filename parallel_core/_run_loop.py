@@ -7,12 +7,14 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
+from ._failures import kind_of
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
@@ -103,7 +105,8 @@ class Run:
         self._redactor = redactor
         self._meter = meter
         self._on_progress = on_progress
-        self._ids: dict[int, str] = {}  # of the requests that have been drawn, by index
+        # Those that have been drawn, by index: their names, and what comes back with their results.
+        self._drawn: dict[int, tuple[str, Mapping[str, msgspec.Raw] | None]] = {}
         # What is on disk is this run's as far as it is more.
         self._ok_before = journal.succeeded
         self._failed_before = journal.failed
@@ -161,7 +164,7 @@ class Run:
         """What is to be sent."""
         unfinished = self._scope.requests(self._journal.is_finished)
         for index, request in enumerate(unfinished):
-            self._ids[index] = request.custom_id
+            self._drawn[index] = request.custom_id, request.returned
             yield request.request
 
     def watched(self, controls: Controls) -> Controls:
@@ -233,7 +236,7 @@ class Run:
             self._ended.set()
 
     async def _take(self, result: RouterParallelResult) -> None:
-        custom_id = self._ids.pop(result.index)
+        custom_id, returned = self._drawn.pop(result.index)
         error = result.exception
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
@@ -242,9 +245,9 @@ class Run:
             self._failure = self._failure or error
             self.stopping.cancel()
             return
-        entry = self._entry(custom_id, result)
+        entry = self._entry(custom_id, result, returned)
         if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else type(error).__name__
+            self._last_error = "NoAnswerError" if error is None else kind_of(error)
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True
@@ -256,13 +259,18 @@ class Run:
             self._failure = failure
             self.stopping.cancel()
 
-    def _entry(self, custom_id: str, result: RouterParallelResult) -> JournalEntry:
+    def _entry(
+        self,
+        custom_id: str,
+        result: RouterParallelResult,
+        returned: Mapping[str, msgspec.Raw] | None,
+    ) -> JournalEntry:
         try:
             usage = result.usage
             if usage is None and result.response is not None:
                 usage = self._meter.usage_of(result.request, result.response)
             statistics = call_statistics(custom_id, result, usage)
-            line, ok = result_line(custom_id, result, self._redactor), has_answer(result)
+            line, ok = result_line(custom_id, result, self._redactor, returned), has_answer(result)
         except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
             statistics = CallStatistics(
                 custom_id=custom_id,
@@ -272,7 +280,7 @@ class Run:
                 ok=False,
                 error=type(error).__name__,
             )
-            line, ok = unwritable_line(custom_id, error), False
+            line, ok = unwritable_line(custom_id, error, returned), False
         return JournalEntry(custom_id, line, ok, statistics_line(statistics))
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
@@ -333,7 +341,14 @@ class Run:
             finished=finished,
         )
 
-    def summary(self, paths: RunPaths, *, lost_workers: int, resent_requests: int) -> RunSummary:
+    def summary(
+        self,
+        paths: RunPaths,
+        *,
+        lost_workers: int,
+        resent_requests: int,
+        not_sorted: str | None,
+    ) -> RunSummary:
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -349,6 +364,7 @@ class Run:
             paths=paths,
             lost_workers=lost_workers,
             resent_requests=resent_requests,
+            not_sorted=not_sorted,
         )
 
     def _ending(self) -> Ending:

@@ -20,6 +20,7 @@ from rich.text import Text
 from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
+from .errors import describe_differences
 from .run_file import RunOpening, RunProgress, RunSummary
 from .types import Usage
 
@@ -169,6 +170,7 @@ class JsonView:
             problems=summary.bad_lines,
             models=summary.models,
             format=summary.format,
+            columns=summary.columns,
         )
 
     def estimate(self, estimate: CostEstimate) -> None:
@@ -348,14 +350,20 @@ def describe_opening(opening: RunOpening) -> list[str]:
         lines.append(f"cut {found.torn_bytes:,} bytes of a line that was not finished")
     if found.rescued:
         lines.append(f"put {found.rescued:,} results of the rescue file where they belong")
-    if found.dropped_failures:
-        lines.append(f"{found.dropped_failures:,} failed requests are tried again")
+    if found.changes:
+        lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
+    if found.retried:
+        lines.append(f"{found.retried:,} failed {_requests(found.retried)} to send again")
     if found.duplicates:
         ids = ", ".join(found.duplicate_ids)
-        lines.append(f"{found.duplicates:,} lines have an id that was there before: {ids}")
+        lines.append(f"answers beside an earlier one: {found.duplicates:,} ({ids})")
     if earlier:
         lines.append(f"going on: {earlier:,} of {opening.total:,} requests are finished")
     return lines
+
+
+def _requests(number: int) -> str:
+    return "request" if number == 1 else "requests"
 
 
 def _picture(progress: RunProgress) -> Group:

@@ -27,7 +27,14 @@ from .control._engine import Engine
 from .control._metering import RouterMeter
 from .control.timeout import with_timeout
 from .errors import RemoteCallError, cancelled_unasked
-from .router_call import BATCH_METADATA, INDEX, STALL_TIMEOUT, TIMEOUT, behind
+from .router_call import (
+    BATCH_METADATA,
+    INDEX,
+    STALL_TIMEOUT,
+    TIMEOUT,
+    behind,
+    send_metadata_to_store,
+)
 from .streaming import Streams
 from .types import RouterParallelRequest
 
@@ -346,6 +353,7 @@ class _Calls:
     def __init__(self, router: Any) -> None:
         self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
         self._is_router = hasattr(router, "acompletion")
+        self._router = router
         self._meter = RouterMeter(behind(router))
         self._timed = with_timeout(self._send, None)
         self._engine: Engine
@@ -369,6 +377,8 @@ class _Calls:
             if own:
                 arguments["metadata"] = own
         model, messages = arguments.pop("model"), arguments.pop("messages")
+        if self._is_router:
+            send_metadata_to_store(self._router, model, arguments)
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)

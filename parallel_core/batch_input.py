@@ -18,18 +18,34 @@ import threading
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import msgspec
 
 from ._input_lines import JsonLines
+from ._input_members import ColumnOptions, describe_columns
 from ._input_prompts import CsvTable, TextLines
-from ._input_records import InputProblem, InputRequest, InputSummary, RecordReader, shown
+from ._input_records import (
+    InputColumn,
+    InputProblem,
+    InputRequest,
+    InputSummary,
+    RecordReader,
+    shown,
+)
+from ._run_identity import RequestsDigest
 from .errors import InputFileError
 
-__all__ = ["InputFile", "InputFormat", "InputProblem", "InputRequest", "InputSummary"]
+__all__ = [
+    "InputColumn",
+    "InputFile",
+    "InputFormat",
+    "InputProblem",
+    "InputRequest",
+    "InputSummary",
+]
 
 InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
 
@@ -66,6 +82,12 @@ class InputFile:
         template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
             one; text without one sends each line as it is.
         model: of the lines that name none. CSV and text need it.
+        keep: columns, or members beside ``body``, that are copied to the output line as
+            ``columns``. They are not sent, unless OpenAI has a parameter of that name.
+        drop_columns: leave out all other members of plain lines that are no parameters.
+        send_columns: send them, as parameters of the provider.
+        trust_input: send what litellm takes as a setting of its own, too: keys, addresses,
+            retries, prices.
         standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
 
     Raises:
@@ -80,8 +102,15 @@ class InputFile:
         format: InputFormat = "auto",
         template: str | None = None,
         model: str | None = None,
+        keep: Iterable[str] = (),
+        drop_columns: bool = False,
+        send_columns: bool = False,
+        trust_input: bool = False,
         standard_input: BinaryIO | None = None,
     ) -> None:
+        if isinstance(keep, str):
+            raise TypeError("keep must be names of columns, not one str")
+        columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
         # A name may have bytes that are no UTF-8, and messages are texts.
@@ -91,7 +120,12 @@ class InputFile:
         ending = self._path.suffix.lower()
         if format == "auto":
             format = _FORMATS_BY_ENDING.get(ending, "jsonl")
-        self._reader = self._reader_of(format, template, model, ending)
+        if drop_columns and send_columns:
+            raise InputFileError(
+                f"{self._name}: columns are dropped or sent, not both: give one of --drop-columns "
+                "and --send-columns"
+            )
+        self._reader = self._reader_of(format, template, model, ending, columns)
         self._summary: InputSummary | None = None
         self._state: tuple[int, ...] = ()
         self._bad_lines = array("Q")
@@ -101,7 +135,12 @@ class InputFile:
         self._copy_lock = threading.Lock()
 
     def _reader_of(
-        self, format: InputFormat, template: str | None, model: str | None, ending: str
+        self,
+        format: InputFormat,
+        template: str | None,
+        model: str | None,
+        ending: str,
+        columns: ColumnOptions,
     ) -> RecordReader:
         if format == "jsonl":
             if template is not None:
@@ -109,14 +148,20 @@ class InputFile:
                     f"{self._name}: a template is for CSV and text, and this is read as JSON "
                     "lines: leave the template out, or say that the format is csv or text"
                 )
-            return JsonLines(model)
+            return JsonLines(model, columns)
         if format not in ("csv", "text"):
             raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
         if not model:
             raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+        if columns.send or columns.trust or (format == "text" and columns.keep):
+            raise InputFileError(
+                f"{self._name}: {format} has no parameters in it to send (--send-columns, "
+                "--trust-input), and text no columns to keep (--keep)"
+            )
         try:
             if format == "csv":
-                return CsvTable(model, template, "\t" if ending == ".tsv" else ",")
+                delimiter = "\t" if ending == ".tsv" else ","
+                return CsvTable(model, template, delimiter, columns.keep)
             return TextLines(model, template)
         except InputFileError as error:
             raise self._named(error) from None
@@ -146,13 +191,13 @@ class InputFile:
         return self._summary
 
     def _check(self) -> InputSummary:
-        digest = hashlib.sha256()
+        digest = RequestsDigest()
         reader = self._reader
         self._bad_lines, self._endings = array("Q"), array("Q")
         self._repeated = set()
         models: Counter[str] = Counter()
         ids: set[int] = set()
-        with self._opened(digest.update) as (stream, state):
+        with self._opened() as (stream, state):
             before = state()
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
@@ -166,24 +211,46 @@ class InputFile:
                             self._bad_lines.append(line)
                             continue
                     models[found.request.model] += 1
+                    digest.add(found.custom_id, found.request)
                 else:
                     self._bad_lines.append(line)
             if state() != before:
                 raise self._changed()
+            if not self._bad_lines:  # a line with a problem may have the column that is to be kept
+                reader.refuse_missing()
         requests = models.total()
         if not requests and not self._bad_lines:
             raise InputFileError(f"{self._name}: there is no request in it")
         self._state = before
+        undecided = reader.undecided()
         first: list[InputProblem] = []
         for problem in self._problems():
             self._endings.append(self._endings_needed(problem, ids))
             if len(first) < _PROBLEMS_KEPT:
                 first.append(_named(problem, self._endings[-1]))
-        meaning = [digest.hexdigest(), reader.format, *reader.meaning()]
-        fingerprint = hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
         return InputSummary(
-            requests, first, len(self._bad_lines), dict(models), fingerprint, reader.format
+            requests,
+            first,
+            len(self._bad_lines),
+            dict(models),
+            digest.hexdigest(),
+            reader.format,
+            undecided,
         )
+
+    def fingerprint_of_format_1(self) -> str:
+        """The fingerprint that this file has in manifests of the first format: of its bytes.
+
+        Raises:
+            InputFileError: as ``check``.
+        """
+        self.check()
+        digest = hashlib.sha256()
+        with self._opened(digest.update) as (stream, _):
+            while stream.read(_BLOCK):
+                pass
+        meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
+        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
 
     def problems(self) -> Iterator[InputProblem]:
         """The bad lines of the file in its order, each read once more.
@@ -253,9 +320,12 @@ class InputFile:
             finished: tells of a ``custom_id`` whether nothing is left to do for it.
 
         Raises:
-            InputFileError: as ``check``; or the file is not any more what has been checked.
+            InputFileError: as ``check``; or the file is not any more what has been checked; or it
+                has columns on which nobody has decided.
         """
-        self.check()
+        columns = self.check().columns
+        if columns:
+            raise InputFileError(f"{self._name}: {describe_columns(columns)}")
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines, 0)
         with self._opened() as (stream, state):

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import msgspec
 
-from ._failures import Failure, failure_of
+from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
 from ._redaction import Redactor, in_all_texts
+from ._result_lines import is_null, read_result_line
 from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
@@ -39,8 +40,15 @@ _STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat compl
 # --- writing ---
 
 
-def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor) -> bytes:
+def result_line(
+    custom_id: str,
+    result: RouterParallelResult,
+    redactor: Redactor,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     """The line of a request that has ended, without the end of the line.
+
+    ``returned`` is what comes back from its own line (:class:`InputRequest`), as it was there.
 
     An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
     redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
@@ -53,17 +61,17 @@ def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor
             "request_id": _as_utf8(redactor.redact(_request_id(result.response))),
             "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
         }
-        return _line(custom_id, response, None)
+        return _line(custom_id, response, None, returned)
     if failure.status_code is None:
         message = _as_utf8(redactor.redact(failure.message))
-        return _line(custom_id, None, {"code": failure.code, "message": message})
+        return _line(custom_id, None, {"code": failure.code, "message": message}, returned)
     error = in_all_texts(dict(failure.error or {}), redactor.redact)
     response = {
         "status_code": failure.status_code,
         "request_id": _as_utf8(redactor.redact(failure.request_id)),
         "body": _encoded({"error": error}, redactor.redact, redactor),
     }
-    return _line(custom_id, response, None)
+    return _line(custom_id, response, None, returned)
 
 
 def problem_line(problem: InputProblem) -> bytes:
@@ -73,11 +81,13 @@ def problem_line(problem: InputProblem) -> bytes:
     return _line(problem.custom_id or str(problem.line), None, error)
 
 
-def unwritable_line(custom_id: str, error: Exception) -> bytes:
+def unwritable_line(
+    custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
+) -> bytes:
     """The line of a request whose result cannot be written down: its answer, or its error, is
     nested too deep, or is an object that raises when it is looked at."""
     message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
-    return _line(custom_id, None, {"code": "invalid_response", "message": message})
+    return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
 
 
 def has_answer(result: RouterParallelResult) -> bool:
@@ -99,10 +109,15 @@ def _failure(result: RouterParallelResult) -> Failure | None:
     return _STRANGE_ANSWER
 
 
-def _line(custom_id: str, response: Any, error: Any) -> bytes:
+def _line(
+    custom_id: str,
+    response: Any,
+    error: Any,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     # The same request has the same id whenever it is run.
     digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
-    return msgspec.json.encode(
+    line = msgspec.json.encode(
         {
             "id": f"batch_req_{digest}",
             "custom_id": custom_id,
@@ -110,6 +125,11 @@ def _line(custom_id: str, response: Any, error: Any) -> bytes:
             "error": error,
         }
     )
+    if returned:
+        # It is JSON already, and is put in as it is.
+        members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
+        line = b"%b,%b}" % (line[:-1], members)
+    return line
 
 
 def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:
@@ -195,7 +215,7 @@ def call_statistics(
     exception = result.exception
     error: str | None = None
     if failure is not None:
-        error = failure.code if exception is None else type(exception).__name__
+        error = failure.code if exception is None else kind_of(exception)
     used = usage or result.usage or _told_usage(result.response)
     return CallStatistics(
         custom_id=custom_id,
@@ -263,7 +283,7 @@ class OutputLine(msgspec.Struct, frozen=True):
     Attributes:
         custom_id: of the request.
         ok: whether it is an answer.
-        status_code: of HTTP; None where there was no answer of any kind.
+        status_code: of HTTP; None where there was no answer of any kind, or it says none.
         error_code: the reason of a failure in short, as far as it is told.
         error_message: the reason of a failure, as far as it is told.
         body: what HTTP has answered, as JSON: a chat completion, or an error.
@@ -277,45 +297,26 @@ class OutputLine(msgspec.Struct, frozen=True):
     body: msgspec.Raw | None
 
 
-class _ResponseOfLine(msgspec.Struct):
-    status_code: int = 200
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Line(msgspec.Struct):
-    custom_id: str
-    response: _ResponseOfLine | None
-    error: Any = None
-
-
-_DECODE_LINE = msgspec.json.Decoder(_Line).decode
-
-
 def parse_output_line(line: bytes) -> OutputLine:
     """Read a line of results, of ours, of OpenAI or of vLLM (whose errors have other shapes).
 
     Raises:
         ValueError: it is not a line of results.
     """
-    try:
-        parsed = _DECODE_LINE(line)
-    except RecursionError:
-        raise ValueError("not a line of results: nested too deeply") from None
+    parsed = read_result_line(line)
     response = parsed.response
     status = None if response is None else response.status_code
-    body = None if response is None or bytes(response.body) == b"null" else response.body
-    error = parsed.error
-    if error is None and body is not None and status is not None and 200 <= status < 300:
+    body = None if response is None or is_null(response.body) else response.body
+    if parsed.ok:
         return OutputLine(parsed.custom_id, True, status, None, None, body)
-    if error is None:
-        error = _decoded(body)
-    code, message = _reason(error)
+    error = body if is_null(parsed.error) else parsed.error
+    code, message = _reason(_decoded(error))
     return OutputLine(parsed.custom_id, False, status, code, message, body)
 
 
-def _decoded(body: msgspec.Raw | None) -> Any:
+def _decoded(document: msgspec.Raw | None) -> Any:
     try:
-        return None if body is None else msgspec.json.decode(body)
+        return None if document is None else msgspec.json.decode(document)
     except RecursionError:
         return None
 

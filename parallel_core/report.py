@@ -131,8 +131,8 @@ def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
     """A slip on the command line must not cost what a run has paid for."""
     if html is None or not html.is_file():
         return
-    for path in (paths.output, paths.errors, paths.statistics, paths.manifest, paths.rescue):
-        if path is not None and path.exists() and path.samefile(html):
+    for path in paths.files:
+        if path.exists() and path.samefile(html):
             raise ReportError(f"{html} is a file of the run itself: give --html another name")
     from ._report_html import BEGINNING
 

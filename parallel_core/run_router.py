@@ -7,7 +7,6 @@ the first call. litellm is imported by the functions only: that takes seconds.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +19,16 @@ import msgspec
 from ._config_in_place import config_in_place, resolved_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
-from ._proxy_values import is_secret_name, nearest, resolved, secrets_in
+from ._proxy_values import nearest, resolved, secrets_in
+from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
     endpoint_of,
     known_providers,
     quiet_litellm,
     secrets_of_environment,
-    shown_url,
 )
+from ._run_identity import describe_deployments, describe_models
 
 if TYPE_CHECKING:
     from litellm.router import Router
@@ -40,15 +40,6 @@ RouterKind: TypeAlias = Literal["config", "model", "demo"]
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
 # Of these it is certain that no call succeeds without a key; others have further ways to log in.
 _NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
-# These shape where and how a call is sent, but not what is asked.
-_NOT_OF_THE_ANSWER: Final = frozenset(
-    {
-        *("api_base", "base_url", "cooldown_time", "input_cost_per_token"),
-        *("litellm_credential_name", "max_parallel_requests", "max_retries", "model", "order"),
-        *("output_cost_per_token", "rpm", "stream_timeout", "tags", "timeout", "tpm", "weight"),
-        *("region_name", "aws_region_name", "vertex_location", "vertex_project", "organization"),
-    }
-)
 
 
 class RunRouter:
@@ -64,8 +55,9 @@ class RunRouter:
         secrets: every key that is known: those of the config, of the environment variables that it
             refers to, and of usual variables such as ``OPENAI_API_KEY``. To take them out of texts.
         models: the names that requests can use, sorted. Some may be patterns, ``openai/*``.
-        description: what the answers depend on, for the manifest of a run; without keys and
-            addresses of a config (a run may be resumed with a new key or one more region).
+        description: what the answers depend on, for the manifest of a run: which models answer for
+            each name, and a digest of the parameters that they are sent. A run may be resumed with
+            another key, address, region or number of retries.
         endpoints: where the calls go.
         warnings: what the user should read before the run, a line each.
         recipe: gives such a RunRouter in another process, which asks the same servers. It can be
@@ -101,7 +93,11 @@ class RunRouter:
     def serves(self, model: str) -> bool:
         """Whether the Router has a deployment for requests with this model: by its name, an alias,
         or a pattern."""
-        return model in self.models or bool(self.router.get_model_list(model_name=model))
+        return model in self.models or bool(deployments_for(self.router, model))
+
+    def describe(self, models: Iterable[str]) -> dict[str, Any]:
+        """Return the part of the description that concerns requests for these models."""
+        return describe_models(self.description, models)
 
     def close(self) -> None:
         """Put back the settings that were there before, and stop the demo server. Calls that are
@@ -187,7 +183,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             [_for_router(deployment) for deployment in config.deployments],
             settings,
         )
-        resources.callback(router.discard)
+        resources.callback(retire, router)
         aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
         return RunRouter(
             "config",
@@ -195,7 +191,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             resources=resources.pop_all(),
             secrets=secrets,
             models=[*(deployment.name for deployment in config.deployments), *aliases],
-            description=_describe_config(config),
+            description=_describe_config(config, settings),
             endpoints=endpoints,
             warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
             recipe=RunRouterRecipe(router_of_config, config),
@@ -237,22 +233,12 @@ def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
     ]
 
 
-def _describe_config(config: ProxyConfig) -> dict[str, str | int | float | bool | None]:
-    """Of each model, which models answer and a digest of the parameters that change answers."""
-    groups: dict[str, set[str]] = {}
-    for deployment in config.deployments:
-        kept = {
-            name: value
-            for name, value in deployment.parameters.items()
-            if name not in _NOT_OF_THE_ANSWER and not is_secret_name(name)
-        }
-        text = str(deployment.parameters["model"])
-        if kept:
-            canonical = msgspec.json.encode(kept, enc_hook=str, order="deterministic")
-            text += f" with {hashlib.sha256(canonical).hexdigest()[:12]}"
-        groups.setdefault(deployment.name, set()).add(text)
-    models = {f"model {name}": ", ".join(sorted(texts)) for name, texts in sorted(groups.items())}
-    return {"router": "config", **models}
+def _describe_config(config: ProxyConfig, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Which models answer for each name, and with what; ``settings`` are those of the Router."""
+    for_all = cast("dict[str, Any]", settings.get("default_litellm_params") or {})
+    aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
+    deployments = [(deployment.name, deployment.parameters) for deployment in config.deployments]
+    return describe_deployments(deployments, aliases, for_all)
 
 
 # --- a model's name ---
@@ -337,8 +323,7 @@ def _router_of_models(
         )
         settings = {} if num_retries is None else {"num_retries": num_retries}
         router = make_router(f"the model {model!r}", secrets, deployments, settings)
-        resources.callback(router.discard)
-        described = {} if api_base is None else {"api_base": shown_url(api_base)}
+        resources.callback(retire, router)
         chosen = {
             deployment["model_name"]: {
                 name: value
@@ -347,13 +332,16 @@ def _router_of_models(
             }
             for deployment in deployments
         }
+        asked = {entry["model_name"]: entry["litellm_params"]["model"] for entry in deployments}
         return RunRouter(
             "model",
             router,
             resources=resources.pop_all(),
             secrets=secrets,
             models=given,
-            description={"router": "model", "model": model, **described},
+            description=describe_deployments(
+                ((name, {"model": model}) for name, model in asked.items()), {}, {}
+            ),
             endpoints=endpoints,
             warnings=_missing_key_warnings(endpoints),
             recipe=RunRouterRecipe(_router_of_models, model, api_base, chosen, num_retries, False),
@@ -453,7 +441,7 @@ def _router_of_demo(
             deployments,
             {} if num_retries is None else {"num_retries": num_retries},
         )
-        held.callback(router.discard)
+        held.callback(retire, router)
         return RunRouter(
             "demo",
             router,

@@ -27,7 +27,7 @@ import typer
 from typer.testing import CliRunner
 
 import hosts
-from parallel_core import _demo_server_command, demo_server
+from parallel_core import _demo_app, _demo_server_command
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
@@ -142,7 +142,8 @@ def test_answer() -> None:
         assert answer["choices"] == [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "two words"},
+                "message": {"role": "assistant", "content": "two words", "refusal": None},
+                "logprobs": None,
                 "finish_reason": "stop",
             }
         ]
@@ -556,7 +557,7 @@ def test_stops_at_once_while_it_holds() -> None:
         ({"model": "fast", "messages": [{"role": "user", "content": [1]}]}, 400, "part"),
         (body_for(stream="yes"), 400, "'stream'"),
         (body_for(stream_options=[]), 400, "'stream_options'"),
-        (body_for(n=2), 400, "'n'"),
+        (body_for(n=0), 400, "'n'"),
         (body_for(max_tokens=0), 400, "'max_tokens'"),
         (body_for(demo=SECRET), 400, "'demo'"),
         (body_for(demo={SECRET: 1}), 400, "chunk_gap, fault, held, latency, reply"),
@@ -598,7 +599,7 @@ def test_body_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
         assert status == 413
         assert answer["error"]["type"] == "invalid_request_error"
 
-    monkeypatch.setattr(demo_server, "_MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(_demo_app, "_MAX_BODY_BYTES", 1000)
     assert run(test).rejected == 1
 
 
@@ -898,7 +899,7 @@ def test_write_that_fails_is_a_disconnect(monkeypatch: pytest.MonkeyPatch) -> No
         async with client.post(f"{server.url}/chat/completions", json=body_for()):
             pass
 
-    monkeypatch.setattr(demo_server, "send_answer", fail)
+    monkeypatch.setattr(_demo_app, "send_answer", fail)
     stats = run(test)
     assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
 
@@ -1109,6 +1110,7 @@ def command_app() -> typer.Typer:
         (["--hang", "0.7", "--reset", "0.7"], "at most 1"),
         (["--latency-median", "nan"], "latency_median"),
         (["--capacity", "0"], "capacity"),
+        (["--keep-requests", "-1"], "keep_requests"),
         (["--port", "70000"], "65535"),
         (["--model", "fast=quick"], "must be a number"),
         (["--model", "=1"], "must not be empty"),
@@ -1144,6 +1146,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         invalid_json=0.06,
         retry_after=1e-07,
         capacity=9,
+        keep_requests=7,
         models={"a b": 0.1, "c": 2.0},
     )
     for each in (settings, DemoServerSettings()):

@@ -14,6 +14,7 @@ import pytest
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, thread_names
 from parallel_core import ParallelRouter, RouterParallelRequest
+from parallel_core._router_members import deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
@@ -213,7 +214,7 @@ def test_metadata_reaches_litellm_and_the_users_objects_are_left_alone(
     ]
     before = copy.deepcopy((requests, shared, messages))
     base = make_router(server)
-    router = Watched(model_list=base.model_list, num_retries=0)
+    router = Watched(model_list=deployments(base), num_retries=0)
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(router, requests)

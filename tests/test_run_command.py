@@ -181,6 +181,9 @@ BAD_LINES = f"""\
         (["--demo", "--grace=-1"], "--grace"),
         (["--demo", "--confirm-above=-1"], "--confirm-above"),
         (["--demo", "--template={{text}}"], "a template is for CSV and text"),
+        (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
+        (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
+        (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
         (["--demo", "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -239,6 +242,51 @@ def test_validate_lists_every_bad_line_with_its_code_and_a_hint(tmp_path: Path) 
         f"line {line['line']}: {line['code']}: {line['message']}" in told for line in problems
     )
     assert "nothing was sent: correct these lines, or give --skip-invalid" in told
+
+
+def test_columns_stop_a_run_until_somebody_decides_on_them(bench: Bench) -> None:
+    rows = [
+        {
+            **json.loads(BODY),
+            "source": f"page {number}",
+            "id": number,
+            "metadata": {"n": str(number)},
+        }
+        for number in range(3)
+    ]
+    path = bench.path("in.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = in_this_process([str(path), "--validate", "--json"])
+    checked, error = map(json.loads, refused.stdout.splitlines())
+    assert refused.code == 2
+    assert checked["columns"] == [
+        {"name": "source", "lines": 3, "first_line": 1},
+        {"name": "id", "lines": 3, "first_line": 1},
+    ]
+    assert "--drop-columns" in error["text"]
+    told = in_this_process([str(path), "--validate"]).said
+    assert told.count("'source': 3 lines, first in line 1") == 1
+    assert in_this_process([str(path), "--validate", "--drop-columns"]).code == 0
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--keep=id", "--drop-columns", "--order=input")
+    assert done.code == 0, done.said
+    assert [(result["columns"], result["metadata"]) for result in bench.results()] == [
+        ({"id": number}, {"n": str(number)}) for number in range(3)
+    ]
+
+
+def test_what_litellm_takes_for_itself_is_taken_from_a_file_that_is_trusted_only(
+    bench: Bench,
+) -> None:
+    body = {**json.loads(BODY), "mock_response": "made up"}
+    bench.path("in.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}) + "\n")
+    refused = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert refused.code == 2
+    assert "line 1: forbidden_parameter: 'mock_response' must not come from a file" in refused.said
+    assert "--trust-input" in refused.said
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--trust-input").code == 0
+    (result,) = bench.results()
+    assert result["response"]["body"]["choices"][0]["message"]["content"] == "made up"
+    assert bench.accepted == 0
 
 
 def test_bad_lines_stop_a_run_before_its_first_call(bench: Bench) -> None:
@@ -338,6 +386,52 @@ def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> N
     assert forced.code == 0
     assert "moved aside: " in forced.said
     assert (len(bench.ids()), len(bench.ids("out.jsonl.1"))) == (3, 2)
+
+
+def test_a_run_is_the_same_while_its_answers_would_be(bench: Bench) -> None:
+    bench.write({}, {})
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+    # Another address, other retries and limits, another model that nobody asks for; and the same
+    # requests in another order, with a blank line at the end.
+    config = bench.path("config.yaml")
+    bench.config(
+        ", num_retries: 2, ssl_verify: false, drop_params: true, rpm: 1000",
+        "num_retries: 1, timeout: 60",
+    )
+    text = config.read_text().replace("127.0.0.1", "localhost")
+    entry = "  - {model_name: idle, litellm_params: {model: openai/idle, api_key: none}}\n"
+    config.write_text(text.replace("router_settings", f"{entry}router_settings"))
+    lines = bench.path("in.jsonl").read_text().splitlines()
+    bench.path("in.jsonl").write_text("\n".join([*reversed(lines), "", ""]))
+    same = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert "2 of 2 requests are finished" in same.said
+    bench.config(", temperature: 0.5")
+    other = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert other.code == 2
+    assert "model fast was 'openai/fast' and is now 'openai/fast with " in other.said
+    assert "--allow-changed" in other.said
+    assert bench.accepted == 2
+    bench.write({}, {}, {})
+    changed = bench.run("in.jsonl", "-o", "out.jsonl", "--allow-changed")
+    assert changed.code == 0
+    assert "resuming in spite of a change: input was" in changed.said
+    assert "model fast was" in changed.said
+    assert sorted(bench.ids()) == ids(0, 1, 2)
+    assert bench.accepted == 3
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+
+
+def test_an_output_that_cannot_be_sorted_is_1_and_every_answer_is_safe(bench: Bench) -> None:
+    bench.server.hold()
+    bench.write(HELD, {})
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--order=input", "--json")
+    run.wait_for('"succeeded":1')
+    bench.path(".out.jsonl.new").mkdir()
+    bench.server.release()
+    assert run.wait() == 1
+    assert "out.jsonl could not be sorted (Is a directory (EISDIR))" in run.stdout
+    assert "Every result is in it" in run.stdout
+    assert sorted(bench.ids()) == ids(0, 1)
 
 
 def test_standard_input_is_read(bench: Bench) -> None:
@@ -543,8 +637,8 @@ def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
     bench.server.release()
     assert run.wait() == 3
     assert "out.jsonl cannot be written: it has been moved or replaced" in run.stderr
-    assert str(bench.path("out.rescue.jsonl")) in run.stderr
-    assert bench.ids("out.rescue.jsonl") == ids(0)
+    assert str(bench.path("out.jsonl.rescue.jsonl")) in run.stderr
+    assert bench.ids("out.jsonl.rescue.jsonl") == ids(0)
     bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
     again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=0.3")
     assert "put 1 results of the rescue file where they belong" in again.said
@@ -592,7 +686,10 @@ def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) ->
     assert [result["response"]["status_code"] for result in bench.results()] == [401, 401]
     assert "[redacted]" in bench.path("out.jsonl").read_text()
     files = [path for path in bench.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"out.manifest.json", "out.statistics.jsonl"}
+    assert {path.name for path in files} >= {
+        "out.jsonl.manifest.json",
+        "out.jsonl.statistics.jsonl",
+    }
     for text in (done.stdout, done.stderr, *(path.read_text() for path in files)):
         assert KEY not in text
         assert KEY[8:24] not in text

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,16 @@ import trio
 import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from typer.testing import CliRunner
 
 import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
+from parallel_core._router_members import deployments
 from parallel_core._run_endpoints import endpoint_of, quiet_litellm, shown_url
+from parallel_core._run_identity import WITHOUT_INFLUENCE, describe_deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
@@ -121,7 +125,7 @@ litellm_settings: {{drop_params: true}}
         asked = ("gpt", "chat", "any/thing", "gpt-5")
         assert [run_router.serves(name) for name in asked] == [True, True, True, False]
         assert all(result.ok for result in ask(run_router, "gpt", "chat", "any/thing"))
-        (first, second) = run_router.router.model_list
+        (first, second) = deployments(run_router.router)
         parameters = first["litellm_params"]
         assert parameters["api_key"] == KEYS["variable"]
         assert parameters["extra_headers"] == {"X-Api-Key": KEYS["variable"]}
@@ -496,13 +500,74 @@ def test_the_description_follows_what_is_asked_and_not_where(write: Write) -> No
         with router_from_config(write(one_deployment(**parameters))) as run_router:
             return run_router.description
 
-    first = described(temperature=0.5)
-    assert first["router"] == "config"
-    assert str(first["model gpt"]).startswith("openai/fast with ")
-    assert described(temperature=0.5, api_key="other-key", api_base="http://x/v1", rpm=3) == first
-    assert described(temperature=0.6) != first
-    assert described(temperature=0.5, model="openai/smart") != first
-    assert all(isinstance(value, str) for value in first.values())
+    bare = described()
+    assert bare == {"model gpt": "openai/fast"}
+    with_budget = {"model": "openai/fast", "max_budget": 5, "budget_duration": "1d"}
+    assert describe_deployments([("gpt", with_budget)], {}, {}) == bare
+    # Where a call goes, with which key, how often and at which price.
+    assert bare == described(
+        api_base="http://x/v1",
+        api_key="other-key",
+        rpm=3,
+        num_retries=5,
+        max_retries=1,
+        ssl_verify=False,
+        drop_params=True,
+        timeout=3,
+        stream_timeout=4,
+        weight=2,
+        organization="o",
+        tags=["a"],
+        input_cost_per_token=0.5,
+        extra_headers={"x": "y"},
+        user="me",
+        metadata={"a": "b"},
+        cooldown_time=3,
+        model_info={"id": "x"},
+    )
+    prints = [
+        described(temperature=0.5),
+        described(temperature=0.6),
+        described(temperature=0.5, model="openai/smart"),
+        described(top_k=5),  # of vendors; litellm sends what it does not know
+        described(chat_template_kwargs={"enable_thinking": False}),
+        described(extra_body={"top_k": 5}),
+        described(max_tokens=5),
+        described(response_format={"type": "json_object"}),
+    ]
+    assert len({str(each) for each in prints}) == len(prints)
+    assert all(str(each["model gpt"]).startswith("openai/") for each in prints)
+
+
+def test_each_parameter_of_openai_is_known_to_change_answers_or_not() -> None:
+    """A new one counts. Whoever finds that it changes no answer adds it to WITHOUT_INFLUENCE."""
+    changing = {
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("max_completion_tokens", "max_tokens", "messages", "modalities", "model", "moderation"),
+        *("n", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort"),
+        *("response_format", "seed", "stop", "temperature", "tool_choice", "tools"),
+        *("top_logprobs", "top_p", "verbosity", "web_search_options"),
+    }
+    of_openai = set(CompletionCreateParamsBase.__annotations__)
+    assert of_openai <= changing | WITHOUT_INFLUENCE
+    assert not changing & WITHOUT_INFLUENCE
+    of_calls = {"additional_drop_params", "request_timeout", "stream", "stream_timeout", "timeout"}
+    assert of_calls | of_openai >= WITHOUT_INFLUENCE
+
+
+def test_a_run_is_described_by_the_models_that_it_asks_for(write: Write) -> None:
+    entries = [
+        {"model_name": "gpt", "litellm_params": {"model": "openai/a", "api_key": "k"}},
+        {"model_name": "gpt", "litellm_params": {"model": "openai/b", "api_key": "k"}},
+        {"model_name": "idle", "litellm_params": {"model": "openai/c", "api_key": "k"}},
+        {"model_name": "openai/*", "litellm_params": {"model": "openai/*", "api_key": "k"}},
+    ]
+    settings = {"model_group_alias": {"alias": "gpt"}, "default_litellm_params": {"seed": 3}}
+    config = write(json.dumps({"model_list": entries, "router_settings": settings}))
+    with router_from_config(config) as run_router:
+        described = run_router.describe(["openai/x", "alias"])
+    assert described.keys() == {"model alias", "model openai/*"}
+    assert re.fullmatch(r"openai/a with (\w{12}), openai/b with \1", str(described["model alias"]))
 
 
 # --- a model's name ---
@@ -522,11 +587,12 @@ def test_names_without_a_provider_go_to_the_server_that_was_given(
         results = ask(run_router, "fast", "openai/fast", "meta-llama/L")
         assert [result.ok for result in results] == [True, True, True]
         assert running.stats().models["fast"].accepted == 2
-        assert run_router.description == {
-            "router": "model",
-            "model": "fast",
-            "api_base": running.url,
+        assert run_router.description == {  # the same at another address
+            "model fast": "openai/fast",
+            "model meta-llama/L": "openai/meta-llama/L",
+            "model openai/fast": "openai/fast",
         }
+        assert run_router.describe(["fast"]) == {"model fast": "openai/fast"}
         assert not run_router.serves("other")
 
 

@@ -10,6 +10,8 @@ from typing import Any, cast
 import anyio
 import anyio.lowlevel
 
+from parallel_core._router_members import deployments
+
 from ._checks import checked_count, checked_number
 
 MINUTE = 60.0  # seconds
@@ -111,11 +113,11 @@ class RateLimit:
         limits: dict[str, RateLimit] = {}
         groups: dict[str, list[Any]] = {}
         router = getattr(router, "router", router)
-        for deployment in cast("list[Any]", getattr(router, "model_list", None) or []):
+        for deployment in deployments(router):
             groups.setdefault(deployment["model_name"], []).append(deployment)
-        for model, deployments in groups.items():
-            requests = _sum_of("rpm", deployments)
-            tokens = _sum_of("tpm", deployments)
+        for model, group in groups.items():
+            requests = _sum_of("rpm", group)
+            tokens = _sum_of("tpm", group)
             if requests is not None or tokens is not None:
                 limits[model] = cls(requests_per_minute=requests, tokens_per_minute=tokens)
         return limits
