@@ -77,7 +77,8 @@ class InputSummary(msgspec.Struct, frozen=True):
 
     Attributes:
         requests: how many can be sent.
-        problems: the lines that cannot, in the order of the file.
+        problems: the first lines that cannot, at most 20; :meth:`InputFile.problems` has them all.
+        bad_lines: how many there are of those.
         models: requests by model.
         fingerprint: 32 hexadecimal digits: the same for the same requests (names, models, messages
             and parameters that may change an answer), in whichever order and form they are written.
@@ -88,6 +89,7 @@ class InputSummary(msgspec.Struct, frozen=True):
 
     requests: int
     problems: list[InputProblem]
+    bad_lines: int
     models: dict[str, int]
     fingerprint: str
     format: str

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from enum import Enum
 from typing import Any, cast
 
@@ -85,7 +85,8 @@ def enter_ray(address: str | None) -> Entered:
                 "object_store_memory": _OBJECT_STORE,
                 "include_dashboard": False,
             }
-        ray.init(**options)
+        with _terminal_signals_blocked():
+            ray.init(**options)
         _silence_its_prints()
         _take_back_excepthook()
         _users = 1
@@ -138,6 +139,25 @@ async def entered(address: str | None) -> Entered:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def _terminal_signals_blocked() -> Generator[None]:
+    """Block the signals of a terminal in what is started meanwhile, which inherits the mask.
+
+    Ray's processes are in the process group of this one. They block SIGINT alone: a terminal that
+    is closed (SIGHUP), Ctrl-\\ or Ctrl-Z would end or stop them, with the calls in flight.
+    """
+    names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_that_somebody_answers(address: str) -> None:

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import functools
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -21,6 +20,7 @@ from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
+from ._run_signals import StopSignals, interruptible
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
     RunWorkers,
@@ -28,6 +28,7 @@ from ._run_workers import (
     WorkersNotStartedError,
     quiet_ray,
 )
+from ._terminal import program, shell_line
 from .batch_input import InputFile
 from .batch_output import Redactor
 from .control.budget import Budget
@@ -46,11 +47,6 @@ from .run_router import (
 )
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
-
-# Of signals that end a program: these end a run in good order.
-_STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
@@ -305,8 +301,8 @@ def command(
     be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
-    state = _State()
-    with contextlib.closing(view), _interruptible(), only_our_words():
+    state = RunState()
+    with contextlib.closing(view), interruptible(), only_our_words():
         try:
             code = _run(
                 view,
@@ -444,7 +440,7 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
 
 
 @dataclass
-class _State:
+class RunState:
     """How far a run has come.
 
     Attributes:
@@ -462,7 +458,7 @@ class _State:
 
 def _run(
     view: RunView,
-    state: _State,
+    state: RunState,
     open_input: Callable[[], InputFile],
     output: Path | None,
     *,
@@ -492,7 +488,7 @@ def _run(
             for problem in checked.problems:
                 view.problem(problem)
             view.checked(checked)
-            if checked.problems and not skip_invalid:
+            if checked.bad_lines and not skip_invalid:
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
                 return BAD_INPUT
             if checked.columns:
@@ -513,7 +509,8 @@ def _run(
         if validate:
             return ALL_OK
         assert output is not None
-        ask = _Question(view, state, router, confirm_above)
+        signals = StopSignals()
+        ask = Question(view, state, signals, router, confirm_above)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -557,7 +554,7 @@ def _run(
             if workers is not None:
                 stack.enter_context(quiet_ray())
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
-                summary = runner.run(_in_good_order(start, stop, painter))
+                summary = runner.run(_in_good_order(start, stop, signals, painter))
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT
@@ -578,7 +575,7 @@ def _run(
         interrupted = stop.requests > 0 and summary.unfinished > 0
         state.stuck = painter.stuck
         if not state.stuck:
-            again = None if summary.ok else _command_again(summary, redactor)
+            again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
             if summary.not_sorted is not None:
                 view.error(summary.not_sorted)
@@ -587,14 +584,20 @@ def _run(
         return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
 
 
-class _Question:
+class Question:
     """Tells what a run will cost, and asks whether it shall, where somebody is there."""
 
     def __init__(
-        self, view: RunView, state: _State, router: RunRouter, confirm_above: float | None
+        self,
+        view: RunView,
+        state: RunState,
+        signals: StopSignals,
+        router: RunRouter,
+        confirm_above: float | None,
     ) -> None:
         self._view = view
         self._state = state
+        self._signals = signals
         self._router = router
         self._confirm_above = confirm_above
 
@@ -605,7 +608,7 @@ class _Question:
             self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
-                self._ask(f"Send {opening.left:,} requests?")
+                self.ask(f"Send {opening.left:,} requests?")
         return not self._state.declined
 
     def opened(self, opening: RunOpening) -> None:
@@ -613,16 +616,19 @@ class _Question:
         self._state.begun = True
         self._view.opened(opening)
 
-    def _ask(self, question: str) -> None:
-        def interrupt(*_: object) -> NoReturn:
+    def ask(self, question: str) -> None:
+        answer: str | None = None
+        try:
+            while answer not in ("y", "yes", "n", "no", ""):
+                sys.stderr.write(f"{question} [y/N]: ")
+                sys.stderr.flush()
+                line = self._signals.read_line()
+                answer = "" if line is None else line.strip().lower()
+        except KeyboardInterrupt:
             self._state.interrupted = True
-            raise KeyboardInterrupt
-
-        with _signals_past_the_loop(interrupt):
-            try:
-                self._state.declined = not typer.confirm(question, err=True)
-            except typer.Abort:  # the end of the input, too
-                self._state.declined = True
+        except OSError:  # the terminal has gone
+            pass
+        self._state.declined = answer not in ("y", "yes")
 
 
 def somebody_is_there() -> bool:
@@ -632,40 +638,11 @@ def somebody_is_there() -> bool:
     return all(stream is not None and stream.isatty() for stream in streams)
 
 
-@contextlib.contextmanager
-def _signals_past_the_loop(handler: Callable[..., object]) -> Generator[None]:
-    """asyncio would have signals wait for the loop, which waits for an answer."""
-    wakeup = signal.set_wakeup_fd(-1)
-    previous = {number: signal.signal(number, handler) for number in _not_ignored()}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-        signal.set_wakeup_fd(wakeup)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Generator[None]:
-    """Before the run and after it, each of these signals is a KeyboardInterrupt: what was opened is
-    closed, and a demo server ended."""
-    previous = {
-        number: signal.signal(number, signal.default_int_handler) for number in _not_ignored()
-    }
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-def _not_ignored() -> list[signal.Signals]:
-    """What nohup has switched off stays so."""
-    return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 async def _in_good_order(
-    start: Callable[[], Awaitable[RunSummary]], stop: RunStop, painter: Painter
+    start: Callable[[], Awaitable[RunSummary]],
+    stop: RunStop,
+    signals: StopSignals,
+    painter: Painter,
 ) -> RunSummary:
     """A run that signals end, in two steps."""
 
@@ -675,34 +652,26 @@ async def _in_good_order(
             painter.note(f"{signal.Signals(number).name}: no new calls{again}")
         stop.request()
 
-    with _signals_handled(on_signal):
+    with signals.handled(on_signal):
         try:
             return await start()
         finally:
             await leave_this_loop()
 
 
-@contextlib.contextmanager
-def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
-    loop = asyncio.get_running_loop()
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for number in _not_ignored():
-            before = signal.getsignal(number)
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(number, on_signal, number)
-                previous[number] = before
-        yield
-    finally:
-        for number, before in previous.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, before)
+def command_again(summary: RunSummary, redactor: Redactor) -> str:
+    """The command that goes on with what is left, or with what has failed: one line for a shell.
 
-
-def _command_again(summary: RunSummary, redactor: Redactor) -> str:
-    """The command that goes on with what is left, or with what has failed."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--force-new"]
-    if not summary.unfinished and "--retry-failed" not in arguments:
-        arguments.insert(1, "--retry-failed")
-    # A password may be in an address.
-    return shlex.join(redactor.redact_secrets(text) for text in ("parallel-core", *arguments))
+    Every option is as it was given, but for --force-new, which would begin anew.
+    """
+    given = sys.argv[1:]
+    end_of_options = given.index("--") if "--" in given else len(given)
+    options = [word for word in given[:end_of_options] if word != "--force-new"]
+    if not summary.unfinished and "--retry-failed" not in options:
+        options.insert(1, "--retry-failed")
+    # A password may be in an address. A word that only looks like a key is no secret.
+    arguments = [
+        redactor.redact(word) if "://" in word else word
+        for word in (*options, *given[end_of_options:])
+    ]
+    return shell_line([*program(), *arguments])

@@ -55,10 +55,14 @@ class RunScope:
         self, source: InputFile, summary: InputSummary, limit: int | None, *, with_problems: bool
     ) -> None:
         self.limit = limit
-        self.problems = summary.problems if with_problems else []
         self._source = source
+        self._with_problems = with_problems and summary.bad_lines > 0
         self.total = summary.requests if limit is None else min(limit, summary.requests)
-        self.total += len(self.problems)
+        self.total += summary.bad_lines if with_problems else 0
+
+    def problems(self) -> Iterator[InputProblem]:
+        """The bad lines that are to be written as failures."""
+        return self._source.problems() if self._with_problems else iter(())
 
     def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
         """Those that are to be sent, and are not finished."""
@@ -70,7 +74,7 @@ class RunScope:
     def ids(self) -> Iterator[str]:
         """The names in the output, in the order of the input."""
         requests = ((request.line, request.custom_id) for request in self._source.requests())
-        problems = ((problem.line, _id_of(problem)) for problem in self.problems)
+        problems = ((problem.line, _id_of(problem)) for problem in self.problems())
         return (custom_id for _, custom_id in heapq.merge(requests, problems))
 
 
@@ -128,7 +132,7 @@ class Run:
             return
         self._earlier_ok = self._earlier_failed = 0
         names = (request.custom_id for request in self._scope.requests())
-        for name in itertools.chain(names, map(_id_of, self._scope.problems)):
+        for name in itertools.chain(names, map(_id_of, self._scope.problems())):
             if self._journal.has_answer(name):
                 self._earlier_ok += 1
             elif self._journal.is_finished(name):
@@ -146,11 +150,14 @@ class Run:
 
     async def write_problems(self) -> None:
         """Bad lines are failures that need no call."""
-        for problem in self._scope.problems:
-            custom_id = _id_of(problem)
-            if not self._journal.is_finished(custom_id):
-                line = problem_line(problem)
-                await self._journal.append(JournalEntry(custom_id, line, ok=False))
+        problems = self._scope.problems()
+        # The file is read for them, in parts, in a thread.
+        while part := await in_thread(lambda: list(itertools.islice(problems, 1000))):
+            for problem in part:
+                custom_id = _id_of(problem)
+                if not self._journal.is_finished(custom_id):
+                    line = problem_line(problem)
+                    await self._journal.append(JournalEntry(custom_id, line, ok=False))
                 self._errors[problem.code] += 1
 
     def requests(self) -> Iterator[RouterParallelRequest]:

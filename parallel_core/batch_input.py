@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
 STANDARD_INPUT = "-"
 
 _BLOCK = 1 << 20  # bytes
+_PROBLEMS_KEPT = 20
+_DIGITS_OF_A_LINE = 18  # at most
 _ROWS_BETWEEN_LOOKS = 1024
 _FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _PACKED = {
@@ -126,6 +129,8 @@ class InputFile:
         self._summary: InputSummary | None = None
         self._state: tuple[int, ...] = ()
         self._bad_lines = array("Q")
+        self._endings = array("Q")  # of the name of each of them
+        self._repeated: set[int] = set()  # digests of ids that several lines have
         self._copy: BinaryIO | None = None
         self._copy_lock = threading.Lock()
 
@@ -174,8 +179,8 @@ class InputFile:
     def check(self) -> InputSummary:
         """Read the whole file, and tell what is in it.
 
-        Its memory is about 100 bytes for each named request, and what the problems need. A second
-        call tells the same again.
+        Its memory is about 100 bytes for each named request, and 9 for each bad line. A second call
+        tells the same again.
 
         Raises:
             InputFileError: the file cannot be read, is empty, is compressed, has changed meanwhile,
@@ -188,10 +193,10 @@ class InputFile:
     def _check(self) -> InputSummary:
         digest = RequestsDigest()
         reader = self._reader
-        problems: list[InputProblem] = []
+        self._bad_lines, self._endings = array("Q"), array("Q")
+        self._repeated = set()
         models: Counter[str] = Counter()
         ids: set[int] = set()
-        repeated: dict[int, int] = {}  # by index of the problem
         with self._opened() as (stream, state):
             before = state()
             for line, row in reader.rows(stream):
@@ -202,28 +207,35 @@ class InputFile:
                         digest_of_id = _digest(found.custom_id)
                         ids.add(digest_of_id)
                         if len(ids) == known:
-                            repeated[len(problems)] = digest_of_id
-                            problems.append(_duplicate(found))
+                            self._repeated.add(digest_of_id)
+                            self._bad_lines.append(line)
                             continue
                     models[found.request.model] += 1
                     digest.add(found.custom_id, found.request)
                 else:
-                    problems.append(cast("InputProblem", found))
+                    self._bad_lines.append(line)
             if state() != before:
                 raise self._changed()
-            if not problems:  # a line with a problem may have the column that is to be kept
+            if not self._bad_lines:  # a line with a problem may have the column that is to be kept
                 reader.refuse_missing()
         requests = models.total()
-        if not requests and not problems:
+        if not requests and not self._bad_lines:
             raise InputFileError(f"{self._name}: there is no request in it")
         self._state = before
-        self._bad_lines.extend(problem.line for problem in problems)
-        first_lines = self._first_lines(set(repeated.values()))
-        for index, digest_of_id in repeated.items():
-            problems[index] = _duplicate_of(problems[index], first_lines.get(digest_of_id))
-        named = [_with_own_name(problem, ids) for problem in problems]
+        undecided = reader.undecided()
+        first: list[InputProblem] = []
+        for problem in self._problems():
+            self._endings.append(self._endings_needed(problem, ids))
+            if len(first) < _PROBLEMS_KEPT:
+                first.append(_named(problem, self._endings[-1]))
         return InputSummary(
-            requests, named, dict(models), digest.hexdigest(), reader.format, reader.undecided()
+            requests,
+            first,
+            len(self._bad_lines),
+            dict(models),
+            digest.hexdigest(),
+            reader.format,
+            undecided,
         )
 
     def fingerprint_of_format_1(self) -> str:
@@ -240,25 +252,64 @@ class InputFile:
         meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
 
-    def _first_lines(self, ids: set[int]) -> dict[int, int]:
-        """Where these names are for the first time.
+    def problems(self) -> Iterator[InputProblem]:
+        """The bad lines of the file in its order, each read once more.
 
-        In another pass, which few files need: to keep the line of each name would double the
-        memory of the check.
+        The file is checked first where that has not been done.
+
+        Raises:
+            InputFileError: as ``check``; or the file is not any more what has been checked.
         """
-        lines: dict[int, int] = {}
-        if not ids:
-            return lines
-        with self._opened() as (stream, _):
+        self.check()
+        yield from map(_named, self._problems(), self._endings)
+
+    def _problems(self) -> Iterator[InputProblem]:
+        """Each bad line, with the name that the file gives it.
+
+        In another pass, and not kept: a file may have nothing but bad lines.
+        """
+        if not self._bad_lines:
+            return
+        first_lines: dict[int, int] = {}  # of the ids that several lines have
+        bad_lines = iter(self._bad_lines)
+        next_bad = next(bad_lines)
+        with self._opened() as (stream, state):
             for line, row in self._reader.rows(stream):
-                found = self._reader.check(line, row)
-                if type(found) is InputRequest:
-                    digest = _digest(found.custom_id)
-                    if digest in ids:
-                        lines.setdefault(digest, line)
-                        if len(lines) == len(ids):
-                            break
-        return lines
+                is_bad = line == next_bad
+                if is_bad or self._repeated:
+                    found = self._reader.check(line, row)
+                    if type(found) is not InputRequest:
+                        if is_bad:
+                            yield cast("InputProblem", found)
+                    elif is_bad:
+                        yield _duplicate(found, first_lines.get(_digest(found.custom_id)))
+                    elif (digest := _digest(found.custom_id)) in self._repeated:
+                        first_lines.setdefault(digest, line)
+                if is_bad and (next_bad := next(bad_lines, 0)) == 0:
+                    break
+            if state() != self._state:
+                raise self._changed()
+
+    def _endings_needed(self, problem: InputProblem, ids: set[int]) -> int:
+        """How many endings a bad line's name needs, so that no other line of the output has it."""
+        endings = 0
+        while True:
+            name = str(_named(problem, endings).custom_id)
+            if name == str(problem.line):
+                if _digest(name) not in ids:
+                    return endings  # it need not be kept: see below
+            elif (digest := _digest(name)) not in ids and not self._is_bad_line(name):
+                ids.add(digest)
+                return endings
+            endings += 1
+
+    def _is_bad_line(self, name: str) -> bool:
+        """Whether it is the number of one, which may have no other name."""
+        if not name.isdecimal() or len(name) > _DIGITS_OF_A_LINE:
+            return False
+        number = int(name)
+        place = bisect_left(self._bad_lines, number)
+        return place < len(self._bad_lines) and self._bad_lines[place] == number
 
     def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
         """The requests of the file in its order, without those that are finished.
@@ -420,25 +471,20 @@ def _digest(custom_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
 
 
-def _duplicate(found: InputRequest) -> InputProblem:
+def _duplicate(found: InputRequest, line: int | None) -> InputProblem:
+    earlier = "an earlier line" if line is None else f"line {line}"
     return InputProblem(
         found.line,
         "duplicate_custom_id",
-        f"the custom_id {shown(found.custom_id)} is that of",
+        f"the custom_id {shown(found.custom_id)} is that of {earlier}",
         "give each line a custom_id of its own (a line without one is named by its number)",
         found.custom_id,
     )
 
 
-def _duplicate_of(problem: InputProblem, line: int | None) -> InputProblem:
-    earlier = "an earlier line" if line is None else f"line {line}"
-    return msgspec.structs.replace(problem, message=f"{problem.message} {earlier}")
-
-
-def _with_own_name(problem: InputProblem, ids: set[int]) -> InputProblem:
-    """Names a bad line so that it cannot be taken for a good one in the output."""
-    name = given = problem.custom_id or str(problem.line)
-    while (digest := _digest(name)) in ids:
-        name = f"{name}#line-{problem.line}"
-    ids.add(digest)
-    return problem if name == given else msgspec.structs.replace(problem, custom_id=name)
+def _named(problem: InputProblem, endings: int) -> InputProblem:
+    given = problem.custom_id or str(problem.line)
+    name = given + f"#line-{problem.line}" * endings
+    if name == problem.custom_id:
+        return problem
+    return msgspec.structs.replace(problem, custom_id=name)

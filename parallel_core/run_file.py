@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -21,7 +21,7 @@ from ._input_members import describe_columns
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
 from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
-from .batch_input import InputFile, InputProblem, InputSummary
+from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
@@ -44,8 +44,6 @@ __all__ = [
     "describe_problems",
     "run_file",
 ]
-
-_PROBLEMS_IN_A_MESSAGE = 20
 
 
 async def run_file(
@@ -139,8 +137,8 @@ async def run_file(
     opened = source if isinstance(source, InputFile) else InputFile(source)
     try:
         summary = await in_thread(opened.check)
-        if summary.problems and not skip_invalid:
-            raise InputFileError(describe_problems(summary.problems))
+        if summary.bad_lines and not skip_invalid:
+            raise InputFileError(describe_problems(summary))
         if summary.columns:
             raise InputFileError(f"{opened.path}: {describe_columns(summary.columns)}")
         paths = RunPaths.of(output, error_file)
@@ -245,17 +243,14 @@ def _losses(router: Any) -> tuple[int, int]:
     return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
 
 
-def describe_problems(problems: Iterable[InputProblem]) -> str:
+def describe_problems(summary: InputSummary) -> str:
     """Bad lines as a text for people, the first of many."""
-    lines: list[str] = []
-    more = 0
-    for problem in problems:
-        if len(lines) < _PROBLEMS_IN_A_MESSAGE:
-            lines.append(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
-        else:
-            more += 1
-    if more:
-        lines.append(f"and {more} more")
+    lines = [
+        f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
+        for problem in summary.problems
+    ]
+    if more := summary.bad_lines - len(lines):
+        lines.append(f"and {more:,} more")
     return "\n".join(lines)
 
 

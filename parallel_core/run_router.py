@@ -32,10 +32,11 @@ from ._run_endpoints import (
     secrets_sent,
 )
 from ._run_identity import describe_deployments, describe_models
-from .demo_server import DemoServerProcess, DemoServerSettings, demo_server_process
 
 if TYPE_CHECKING:
     from litellm.router import Router
+
+    from .demo_server import DemoServerProcess
 
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
@@ -427,6 +428,8 @@ def demo_router(
     Raises:
         RouterConfigError: names that the demo server cannot have, or too many of them.
     """
+    from .demo_server import DemoServerSettings, demo_server_process  # and with it, aiohttp
+
     usual = DemoServerSettings().models
     names = list(dict.fromkeys(model_names)) or list(usual)
     if len(names) > _MANY_MODELS:

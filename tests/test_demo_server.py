@@ -27,7 +27,7 @@ import typer
 from typer.testing import CliRunner
 
 import hosts
-from parallel_core import _demo_app, demo_server
+from parallel_core import _demo_app, _demo_server_command
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
@@ -992,6 +992,7 @@ def test_process(monkeypatch: pytest.MonkeyPatch) -> None:
         seed=-7, latency_median=0.0, latency_sigma=1e-07, capacity=5, models={"my-model": 0.5}
     )
     with demo_server_process(settings) as server:
+        assert os.getsid(server.pid) != os.getsid(0)  # no signal of this terminal reaches it
         assert ask(server, "my-model")["model"] == "my-model"
         assert server.stats().models["my-model"].finished == 1
         server.reset_stats()
@@ -1098,7 +1099,7 @@ def test_process_whose_address_nobody_reads_says_so() -> None:
 
 def command_app() -> typer.Typer:
     app = typer.Typer()
-    app.command("demo-server")(demo_server.command)
+    app.command("demo-server")(_demo_server_command.command)
     app.command("other")(lambda: None)
     return app
 
@@ -1131,7 +1132,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(demo_server, "_serve_until_told", serve)
+    monkeypatch.setattr(_demo_server_command, "_serve_until_told", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,

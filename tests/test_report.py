@@ -499,7 +499,7 @@ def test_a_cost_that_nobody_knows_is_no_zero(tmp_path: Path) -> None:
     lines = printed(summarize(write_run(tmp_path, records))).splitlines()
     rows = [line.split() for line in lines[lines.index("Cost") :]]
     assert ["free", "0.00", "0.00", "0"] in rows
-    assert ["unknown", "-", "-", "1"] in rows
+    assert ["unknown", "unknown", "-", "1"] in rows
     assert ["dear", "0.5000", "250.00", "1"] in rows
 
 

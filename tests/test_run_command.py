@@ -470,6 +470,8 @@ def test_json_tells_all(bench: Bench) -> None:
     assert summary["paths"]["output"] == "out.jsonl"
     assert summary["resume"].startswith("parallel-core run --retry-failed in.jsonl ")
     assert summary["errors"] == {"InternalServerError": 1}
+    costs = [event["cost"] for event in events if event["event"] == "estimate"]
+    assert [*costs, summary["usage"]["cost"]] == [None, None]
 
 
 # --- the router ---
@@ -934,13 +936,15 @@ def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Ter
     """Starts a command on a terminal of its own."""
     opened: list[int] = []
 
-    def start(*arguments: object) -> tuple[ForkedProcess, Terminal]:
+    def start(*arguments: object, router: bool = True) -> tuple[ForkedProcess, Terminal]:
         screen, process_end = pty.openpty()
         os.set_inheritable(process_end, True)
         opened.append(screen)
         terminal = Terminal(screen, process_end)
         environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-        process = bench.start(*arguments, terminal=process_end, environment=environment)
+        process = bench.start(
+            *arguments, router=router, terminal=process_end, environment=environment
+        )
         os.close(process_end)
         process.collect("stderr", os.dup(screen))
         return process, terminal
@@ -1027,7 +1031,8 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
 ) -> None:
     bench.server.hold()
     bench.write(*[HELD] * 2, *[{}] * 3)
-    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
+    options = ["--concurrency=2", "--deadline=3600", "--timeout=1800", "--grace=1000"]
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options)
     bench.server.wait_in_flight(2, PATIENCE)
     terminal.type("\x03")
     run.wait_for("SIGINT: no new calls (once more: at once)")
@@ -1035,5 +1040,29 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
     bench.server.release()
     assert run.wait() == 130
     assert sorted(bench.ids()) == ids(0, 1)
-    assert "to go on: parallel-core run in.jsonl -o out.jsonl" in run.stderr
+    # It is wider than the terminal, and one line all the same.
+    again = f"to go on: parallel-core run in.jsonl -o out.jsonl {' '.join(options)} --config="
+    assert again in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_does_not_reach_the_demo_server(bench: Bench, on_terminal: StartOnTerminal) -> None:
+    bench.write(*[{"latency": 0.5}] * 200)
+    options = ["--demo", "--concurrency=20", "--grace=1000"]
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options, router=False)
+    run.wait_for("in flight 20/20")
+    terminal.type("\x03")
+    assert run.wait() == 130
+    assert 20 <= len(bench.results()) < 200
+    assert [result["error"] for result in bench.results() if result["error"]] == []
+    assert "cut off" not in run.stderr
+
+
+def test_many_bad_lines_are_all_written_as_failures(bench: Bench) -> None:
+    bench.path("in.jsonl").write_text("{\n" * 50 + f'{{"custom_id": "a", "body": {BODY}}}\n')
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid", "--order=input")
+    assert done.code == 1
+    assert bench.ids() == [*map(str, range(1, 51)), "a"]
+    assert "and 30 more bad lines" in done.said
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid").code == 1
+    assert (len(bench.ids()), bench.accepted) == (51, 1)
