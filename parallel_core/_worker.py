@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import bridge
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import map_plan
 from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
@@ -257,6 +257,7 @@ class Worker:
                 batch = bridge.AsyncioParallelBatch(plan)
                 core = batch._core  # pyright: ignore[reportPrivateUsage]
                 self._is_ending = lambda: core.stopping
+                enter_loop(asyncio.get_running_loop())
                 async with batch:
                     async for result in batch:
                         result.unwrap()  # calls tell their own errors
