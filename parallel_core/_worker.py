@@ -23,6 +23,7 @@ from ._plan import map_plan
 from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
 from ._router_recipe import Recipe
+from ._system import process_is_alive
 from .control._engine import Engine
 from .control._metering import RouterMeter
 from .control.timeout import with_timeout
@@ -97,12 +98,7 @@ class Driver(NamedTuple):
     def has_ended(self) -> bool:
         """Whether it is known to; nothing is known of another machine."""
         if self.machine == platform.node():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return True
-            except OSError:  # another user's
-                pass
+            return not process_is_alive(self.process)
         return False
 
 
