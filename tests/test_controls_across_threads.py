@@ -26,6 +26,7 @@ from parallel_core import (
     BudgetExceededError,
     RateLimit,
     RouterParallelRequest,
+    iter_parallel_map,
     parallel_acompletions,
     parallel_completions,
     parallel_map,
@@ -478,3 +479,28 @@ def test_copies_count_for_themselves(
         assert trio.current_time() - began == pytest.approx(1)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_batch_is_cancelled_and_read_in_its_own_thread_alone(host: Host) -> None:
+    async def read(batch: Any) -> None:
+        await anext(batch)
+
+    async def main() -> None:
+        began = anyio.Event()
+
+        async def work(_: int) -> None:
+            began.set()
+            await anyio.sleep_forever()
+
+        async with iter_parallel_map(work, [1]) as batch:
+            await began.wait()
+            with pytest.raises(RuntimeError, match="runs in another thread"):
+                await anyio.to_thread.run_sync(batch.cancel)
+            with pytest.raises(RuntimeError, match=r"another (thread|event loop)"):
+                if host.library == "trio":
+                    await anyio.to_thread.run_sync(trio.run, read, batch)
+                else:
+                    await anyio.to_thread.run_sync(lambda: asyncio.run(read(batch)))
+            batch.cancel()
+
+    host.run(main)
