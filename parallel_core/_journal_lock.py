@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -21,9 +22,7 @@ from ._system import open_flags, process_is_alive
 from ._system_errors import reason
 from .errors import JournalError, JournalInUseError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+if sys.platform != "win32":
     import fcntl
 
 logger = logging.getLogger("parallel_core")
@@ -101,7 +100,7 @@ class _MsvcrtLock:
     """
 
     def __init__(self, path: Path) -> None:
-        assert sys.platform == "win32"
+        msvcrt: Any = importlib.import_module("msvcrt")  # of Windows alone
         self._file = path.with_name(f"{path.name}.lock")
         try:
             self._fd = os.open(self._file, open_flags("O_RDWR", "O_CREAT"), 0o644)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 WINDOWS = """
 import asyncio, errno, importlib, json, os, pkgutil, signal, sys, types
@@ -138,14 +139,14 @@ def answered():
 """
 
 
-def run_in_windows(folder: object, code: str) -> None:
+def run_in_windows(folder: Path, code: str) -> None:
     program = WINDOWS + textwrap.dedent(code)
     command = [sys.executable, "-c", program, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run(tmp_path: object) -> None:
+def test_a_run(tmp_path: Path) -> None:
     run_in_windows(
         tmp_path,
         """
@@ -160,6 +161,10 @@ def test_a_run(tmp_path: object) -> None:
         summary = run(retry_failed=True, order="input")
         assert summary.ok, summary
         assert answered() == [f"id-{n}" for n in range(20)], answered()
+
+        summary = run(force_new=True)
+        assert (summary.earlier_succeeded, summary.succeeded) == (0, 20), summary
+        assert sorted(answered()) == sorted(f"id-{n}" for n in range(20))
 
         # Another run has the file. An end of it leaves no lock behind.
         file = LockedFile(output, Disk())
