@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ._journal_lock import RunLock, take_lock
+from ._system import MOVES_OPEN_FILES, open_flags, read_at
 from .errors import JournalError
 
 if sys.platform != "win32":
     import fcntl
 
 BLOCK = 1 << 20  # bytes that are read or written at once where files are copied
-_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+_APPENDING = open_flags("O_RDWR", "O_APPEND", "O_CREAT")
 # What F_FULLFSYNC says where a file system does not have it.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _PERMISSIONS = 0o666  # less the umask, as for every file that a user has a program write
@@ -45,6 +46,8 @@ class Disk:
 
     def sync_folder(self, folder: Path) -> None:
         """Return when the names in a folder survive a loss of power, as far as its system can."""
+        if sys.platform == "win32":
+            return  # it syncs the names itself, and opens no folder
         with contextlib.suppress(OSError):  # some network file systems cannot, and need not
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -95,7 +98,7 @@ class LockedFile:
             refuse_irregular(self.path)
             self.created = not self.path.exists()
             # What became a FIFO just now must not block.
-            fd = os.open(self.path, _APPENDING | os.O_NONBLOCK, _PERMISSIONS)
+            fd = os.open(self.path, _APPENDING | open_flags("O_NONBLOCK"), _PERMISSIONS)
             try:
                 lock = take_lock(fd, self.path)
             except BaseException:
@@ -155,7 +158,7 @@ class LockedFile:
         """What is committed, also where the file is no longer in any folder."""
         offset = 0
         while offset < self.size:
-            block = os.pread(self.fd, min(BLOCK, self.size - offset), offset)
+            block = read_at(self.fd, min(BLOCK, self.size - offset), offset)
             if not block:
                 return
             offset += len(block)
@@ -164,25 +167,33 @@ class LockedFile:
     def replace(self, blocks: Iterable[bytes]) -> None:
         """Replace the file as a whole. After a crash there is the old one or the new one."""
         temporary = temporary_name(self.path)
-        fd = os.open(temporary, _APPENDING | os.O_TRUNC | os.O_NOFOLLOW, _PERMISSIONS)
+        fd = os.open(temporary, _APPENDING | open_flags("O_TRUNC", "O_NOFOLLOW"), _PERMISSIONS)
         try:
             self._lock.cover(fd)  # before anybody can find it
-            os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
+            if hasattr(os, "fchmod"):
+                os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
             for block in in_large_blocks(blocks):
                 self._disk.write_all(fd, block)
             self._disk.sync(fd)
-            temporary.replace(self.path)
+            if MOVES_OPEN_FILES:
+                temporary.replace(self.path)
         except BaseException:
             os.close(fd)
             temporary.unlink(missing_ok=True)
             raise
+        if not MOVES_OPEN_FILES:
+            os.close(fd)
+            fd = self._move_closed(temporary, self.path)
         self._take(fd)
         self._disk.sync_folder(self.path.parent)
 
     def move_aside(self, backup: Path) -> None:
         """Rename the file and start an empty one. The old one stays locked until the new one is."""
-        self.path.rename(backup)
         self.created = True
+        if not MOVES_OPEN_FILES:
+            self._take(self._move_closed(self.path, backup))
+            return
+        self.path.rename(backup)
         fd = os.open(self.path, _APPENDING, _PERMISSIONS)
         try:
             self._lock.cover(fd)
@@ -195,6 +206,15 @@ class LockedFile:
         old, self.fd = self.fd, fd
         os.close(old)
         self.commit()
+
+    def _move_closed(self, source: Path, target: Path) -> int:
+        """Rename with the file closed meanwhile. Returns what is at its path then, opened."""
+        os.close(self.fd)
+        try:
+            source.replace(target)
+        finally:
+            self.fd = os.open(self.path, _APPENDING, _PERMISSIONS)
+        return os.dup(self.fd)
 
     def bring_back(self) -> None:
         """Write what is committed to the path again, from which the file was removed."""
@@ -210,17 +230,20 @@ class LockedFile:
             os.close(fd)
         self._disk.sync_folder(self.path.parent)
 
-    def close(self) -> None:
+    def close(self, *, remove: bool = False) -> None:
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-            self._lock.release()
+        if fd < 0:
+            return
+        if remove and MOVES_OPEN_FILES:
+            self.path.unlink(missing_ok=True)
+        os.close(fd)
+        if remove and not MOVES_OPEN_FILES:
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
 
     def undo(self) -> None:
         """Close the file, and remove it if it was not there before and is empty."""
-        if self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0:
-            self.path.unlink(missing_ok=True)
-        self.close()
+        self.close(remove=self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0)
 
 
 def refuse_irregular(path: Path) -> None:
@@ -242,7 +265,7 @@ def temporary_name(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
     """Write a small file as a whole."""
     temporary = temporary_name(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = open_flags("O_WRONLY", "O_CREAT", "O_TRUNC", "O_NOFOLLOW")
     fd = os.open(temporary, flags, _PERMISSIONS)
     try:
         try:
@@ -262,7 +285,7 @@ def open_at_a_new_line(path: Path) -> int:
     fd = os.open(path, _APPENDING, _PERMISSIONS)
     try:
         size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
+        if size and read_at(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")
     except BaseException:
         os.close(fd)

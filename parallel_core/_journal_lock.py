@@ -7,7 +7,9 @@ opens files calls ``RunLock.cover`` for a file that is about to replace the lock
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -16,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
+from ._system import open_flags, process_is_alive
 from ._system_errors import reason
 from .errors import JournalError, JournalInUseError
 
@@ -53,7 +56,7 @@ def take_lock(fd: int, path: Path) -> RunLock:
         JournalError: it cannot be locked at all.
     """
     if sys.platform == "win32":
-        raise JournalError("a journal needs flock, which Windows does not have: use WSL")
+        return _MsvcrtLock(path)
     try:
         return _Flock(fd, path)
     except OSError as error:
@@ -88,6 +91,40 @@ class _Flock:
 
     def release(self) -> None:
         """Closing the file has done it."""
+
+
+class _MsvcrtLock:
+    """``msvcrt.locking`` on a file beside the locked one: a locked file cannot be read on Windows.
+
+    It ends with the process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        msvcrt: Any = importlib.import_module("msvcrt")  # of Windows alone
+        self._file = path.with_name(f"{path.name}.lock")
+        try:
+            self._fd = os.open(self._file, open_flags("O_RDWR", "O_CREAT"), 0o644)
+        except OSError as error:
+            raise JournalError(
+                f"{self._file} cannot be opened ({reason(error)}): choose another folder"
+            ) from error
+        try:
+            msvcrt.locking(self._fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            os.close(self._fd)
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                raise JournalInUseError(str(path), None) from None
+            raise JournalError(
+                f"{path} cannot be locked ({reason(error)}): choose a folder on a local disk"
+            ) from error
+
+    def cover(self, fd: int) -> None:
+        """The lock is on the name, whichever file has it."""
+
+    def release(self) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(OSError):  # another run has it open already
+            self._file.unlink()
 
 
 class _LockFile:
@@ -183,12 +220,8 @@ def _is_alive(process: int, started: object) -> bool:
     """Return True if the process runs; not if only its number is in use again, as in containers."""
     if process == os.getpid():
         return False  # it would be in the set of locks that this process holds
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    if not process_is_alive(process):
         return False
-    except PermissionError:
-        pass  # of another user
     now = _start_of(process)
     return started is None or now is None or now == started
 

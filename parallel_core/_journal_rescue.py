@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ._journal_files import Disk, in_large_blocks
+from ._system import is_ours, open_flags
 
 STANDARD_ERROR = "the standard error stream"
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = open_flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK")
 
 
 class Rescue:
@@ -108,4 +109,4 @@ def _is_own_file(path: Path) -> bool:
 
 def _is_own(status: os.stat_result) -> bool:
     """In a temporary folder, others may have put a file in our way."""
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return stat.S_ISREG(status.st_mode) and is_ours(status)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
+from ._system import process_is_alive
 from ._uninterrupted import to_the_end
 from ._worker import Driver, Given, Kind, Message, Pace, Worker
 
@@ -278,7 +279,5 @@ class _RayWorker:
         if self._process is None:
             return
         until = time.monotonic() + _PATIENCE_WITH_A_PROCESS
-        with contextlib.suppress(OSError):  # there is no such process
-            while time.monotonic() < until:
-                os.kill(self._process, 0)
-                await asyncio.sleep(_BETWEEN_LOOKS)
+        while process_is_alive(self._process) and time.monotonic() < until:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(_BETWEEN_LOOKS)

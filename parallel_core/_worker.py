@@ -18,11 +18,12 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import bridge
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import map_plan
 from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
 from ._router_recipe import Recipe
+from ._system import process_is_alive
 from .control._engine import Engine
 from .control._metering import RouterMeter
 from .control.timeout import with_timeout
@@ -104,12 +105,7 @@ class Driver(NamedTuple):
     def has_ended(self) -> bool:
         """Whether it is known to; nothing is known of another machine."""
         if self.machine == platform.node():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return True
-            except OSError:  # another user's
-                pass
+            return not process_is_alive(self.process)
         return False
 
 
@@ -264,6 +260,7 @@ class Worker:
                 batch = bridge.AsyncioParallelBatch(plan)
                 core = batch._core  # pyright: ignore[reportPrivateUsage]
                 self._is_ending = lambda: core.stopping
+                enter_loop(asyncio.get_running_loop())
                 async with batch:
                     async for result in batch:
                         result.unwrap()  # calls tell their own errors
