@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 MISSING_DEPENDENCY = "missing_dependency"
 
-_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_NO_MODULE = re.compile(r"(?:No module named|cannot import name '\w+' from) '([\w.]+)'")
 _PIP_INSTALL = re.compile(r"pip install [\"']?([A-Za-z0-9][\w.-]*[A-Za-z0-9])")
 _REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[[^]]*])?\s*([^;]*)")
 
@@ -76,6 +76,8 @@ def _requirement_of(module: str) -> str:
         name, version = _parts_of(requirement)
         known.setdefault(_normal(name), f"{name}{version}")
     parts = module.split(".")
+    if parts[0] == "litellm":
+        return ""  # it is there, and lacks something: an earlier error says what
     for length in range(len(parts), 0, -1):
         wanted = known.get(_normal("-".join(parts[:length])))
         if wanted is not None:

@@ -17,7 +17,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from ._router_members import aliases, deployments, setting
+from ._router_members import aliases, deployments, deployments_for, setting
 from .control._checks import checked_number
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
@@ -164,10 +164,9 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
 def _takes_store(router: object, model: str) -> bool:
     """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
     litellm: Any = sys.modules.get("litellm")
-    itself = behind(router)
-    if litellm is None or not hasattr(itself, "get_model_list"):
+    if litellm is None or not deployments(behind(router)):
         return False  # no Router of litellm
-    serving: list[Any] = itself.get_model_list(model_name=model) or []
+    serving = deployments_for(behind(router), model)
     for deployment in serving:
         parameters = deployment["litellm_params"]
         try:

@@ -68,6 +68,7 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
         (ImportError("Missing boto3 to call it. Run 'pip install boto3'."), "boto3"),
         (ImportError("cannot import name 'b' from 'c'", name="c"), "c"),
         (ImportError("it is not there"), ""),
+        (APIConnectionError("cannot import name 'b' from 'litellm.c' (c.py)"), ""),
         (
             caused_by(
                 APIConnectionError("APIConnectionError: cannot import name 'b' from 'c'"),
