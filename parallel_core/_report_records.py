@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from ._journal_manifest import find_statistics
+from ._json_lines import read_json_line
 from ._report_model import ReportError
 from ._result_lines import BadLineError, ResultLine, read_result_lines
 from .run_statistics import CallStatistics, RunPaths, read_statistics
@@ -299,7 +300,7 @@ def _unreadable(path: Path, error: OSError) -> ReportError:
 def _body(result: ResultLine) -> _Body:
     assert result.response is not None
     try:
-        return _BODY_DECODER.decode(result.response.body)
+        return read_json_line(_BODY_DECODER.decode, bytes(result.response.body))
     except _UNREADABLE:  # of another API: no chat completion
         return _Body()
 
@@ -317,7 +318,7 @@ def _kind_of_result(result: ResultLine) -> str:
 def _error_name(raw: msgspec.Raw) -> str | None:
     """What an error is called, in any of the shapes that servers give it."""
     try:
-        value: Any = _ANYTHING.decode(raw)
+        value: Any = read_json_line(_ANYTHING.decode, bytes(raw))
     except _UNREADABLE:
         return None
     if not isinstance(value, dict):
