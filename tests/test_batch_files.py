@@ -950,6 +950,7 @@ def test_the_fingerprint_tells_whether_the_requests_are_the_same(tmp_path: Path)
         fingerprint("a.jsonl", full + "\n" + full),
         fingerprint("a.jsonl", json.dumps({**BODY, "temperature": 0.125})),
         fingerprint("a.jsonl", json.dumps({**BODY, "seed": 5})),
+        fingerprint("a.jsonl", json.dumps({"custom_id": "1", "body": {**BODY, "top_k": 5}})),
         fingerprint("a.jsonl", json.dumps({**BODY, "messages": [*MESSAGES, *MESSAGES]})),
         fingerprint("a.jsonl", json.dumps({"custom_id": "x", "body": BODY})),
         fingerprint("a.jsonl", bare, model="one"),
