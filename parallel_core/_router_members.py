@@ -20,12 +20,11 @@ def deployments(router: object) -> list[Any]:
 
 def deployments_for(router: object, model: str) -> list[Any]:
     """The deployments that serve a model: by its name, an alias or a pattern."""
-    registry = _entry_point(router, "registry")
-    found: Any = (
-        registry().deployments(model)
-        if registry
-        else cast("Any", router).get_model_list(model_name=model)
-    )
+    found: Any = None
+    if registry := _entry_point(router, "registry"):
+        found = registry().deployments(model)
+    elif find := _entry_point(router, "get_model_list"):
+        found = find(model_name=model)
     return list(found or [])
 
 
@@ -51,6 +50,6 @@ def retire(router: object) -> None:
         end()
 
 
-def _entry_point(router: object, name: str) -> Callable[[], Any] | None:
+def _entry_point(router: object, name: str) -> Callable[..., Any] | None:
     method = getattr(router, name, None)
     return method if callable(method) else None

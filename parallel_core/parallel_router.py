@@ -14,9 +14,15 @@ from .control.options import Concurrency, Controls
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult, StreamChunk, StreamEnd
 
+MYPY = False  # mypy takes it for True
+
 if TYPE_CHECKING:
     # Type checkers see the constructor, the attributes and the endpoints of a Router.
-    _RouterMembers = Router
+    class _RouterMembers(Router):
+        if MYPY:  # it takes the constructor of litellm 1.110, and what that makes, for Any
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
 else:
 
     class _RouterMembers:

@@ -164,7 +164,7 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
 def _takes_store(router: object, model: str) -> bool:
     """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
     litellm: Any = sys.modules.get("litellm")
-    if litellm is None or not deployments(behind(router)):
+    if litellm is None:
         return False  # no Router of litellm
     serving = deployments_for(behind(router), model)
     for deployment in serving:

@@ -508,7 +508,7 @@ def make_router(
     from litellm.router import Router
 
     try:
-        return Router(model_list=model_list, **settings)
+        router: Router = Router(model_list=model_list, **settings)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         needed_by = [name for name in settings if module and module in name]
@@ -522,4 +522,6 @@ def make_router(
         # Of pydantic, only the first line says something, and the others quote values.
         first_line = reason.strip().splitlines()[0]
         problem = f"{whose}: litellm cannot make a Router of it: {first_line}"
+    else:
+        return router
     raise RouterConfigError([problem])

@@ -172,7 +172,9 @@ def priced_router(**options: Any) -> Router:
         )
         for name, cost in PRICES.items()
     ]
-    return Router(model_list=[*deployments, deployment("u", "openai/unknown")], **options)
+    models: Any = [*deployments, deployment("u", "openai/unknown")]
+    router: Router = Router(model_list=models, **options)
+    return router
 
 
 @pytest.mark.parametrize(

@@ -307,9 +307,8 @@ def test_litellms_callbacks_stay_on_the_loops_of_their_calls(
     try:
         run_with_routers(ASYNCIO_HOSTS[0], main)
     finally:
-        litellm.logging_callback_manager.remove_callback_from_list_by_object(
-            litellm.callbacks, watch
-        )
+        manager: Any = litellm.logging_callback_manager
+        manager.remove_callback_from_list_by_object(litellm.callbacks, watch)
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.levelno >= 30] == []
     assert not _litellm_loop._workers
