@@ -450,8 +450,13 @@ def test_clean_up_that_interrupts_a_function_runs_after_it() -> None:
 
     assert serial.run(interrupted) == "value"
     assert done == ["function", "clean-up"]
+
+    def failing() -> None:
+        serial.run_soon(lambda: done.append("again"))
+        raise ZeroDivisionError
+
     with contextlib.suppress(ZeroDivisionError):
-        serial.run(lambda: (serial.run_soon(lambda: done.append("again")), 1 / 0))
+        serial.run(failing)
     assert done[2:] == ["again"]
 
 

@@ -26,7 +26,7 @@ import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
-from parallel_core._router_members import deployments
+from parallel_core._router_members import deployments, setting
 from parallel_core._run_endpoints import endpoint_of, quiet_litellm, secrets_sent, shown_url
 from parallel_core._run_identity import WITHOUT_INFLUENCE, describe_deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
@@ -174,7 +174,7 @@ litellm_settings: {drop_params: true, request_timeout: 33,
         assert litellm.openai_key == "sk-new-123"
         assert run_router.router.num_retries == 5
         assert run_router.router.timeout == 33
-        assert run_router.router.fallbacks == [{"gpt": ["gpt"]}]
+        assert setting(run_router.router, "fallbacks") == [{"gpt": ["gpt"]}]
         assert any("PATH: ignored" in warning for warning in run_router.warnings)
     assert "RUN_ROUTER_NEW" not in os.environ
     assert os.environ["RUN_ROUTER_OLD"] == "before"
