@@ -324,8 +324,10 @@ class RouterMeter:
         if "litellm" not in sys.modules:
             # Nobody has asked for prices yet, and the import would hold the loop for seconds.
             return None
-        # litellm says 0 for what it does not know as well as for what is free.
-        return 0.0 if self.price_of(item.model) == (0.0, 0.0) else None
+        # litellm says 0 for what it does not know as well as for what is free; 1.110 also for
+        # streams of deployments with prices of their own.
+        price = self.price_of(item.model)
+        return None if price is None else price.of(prompt, completion)
 
 
 def _dearest(prices: Sequence[Price | None]) -> Price | None:
