@@ -108,7 +108,7 @@ def module_settings() -> dict[str, Types]:
     """The variables of the module ``litellm``, which ``litellm_settings`` may set."""
     import litellm
 
-    values: dict[str, Any] = vars(litellm)
+    values: dict[str, Any] = dict(vars(litellm))
     annotations = cast("dict[str, Any]", getattr(litellm, "__annotations__", {}))
     names = {name for name in (*values, *annotations) if not name.startswith("_")}
     return {

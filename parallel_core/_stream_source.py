@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 
 class StreamSource:
@@ -144,7 +144,7 @@ def _reader_of(wrapper: Any) -> Any:
         if reader is not None:
             return reader
     # Those of a Router give away what they are given, and know nothing themselves.
-    kind: Any = type(wrapper)
+    kind = cast("Any", type(wrapper))
     return wrapper if kind.__anext__ is _wrapper_class().__anext__ else None
 
 
