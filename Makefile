@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH := .venv-bench/bin
-# Of litellm and its like, most modules are never imported, and need not be compiled.
-PIP_OPTIONS := --quiet --disable-pip-version-check
+# Without bytecode every process compiles litellm anew. pip writes it also where
+# PYTHONDONTWRITEBYTECODE is set, and with --compile also where PIP_NO_COMPILE is.
+PIP_OPTIONS := --quiet --disable-pip-version-check --compile
 
 .PHONY: help test test-ray test-all-but-ray torture demo bench bench-smoke lint format wheel constraints clean
 

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import logging
 import sys
+import threading
 import time
 import types
 from collections.abc import AsyncIterable, Callable, Generator
@@ -69,6 +70,7 @@ class BatchCore(Generic[ResultT]):
         self._host = host
         self._context = contextvars.Context()
         self._token = object()
+        self._thread: int | None = None  # in which it runs
         self._limit = plan.limit
         window = plan.window or plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
@@ -132,6 +134,7 @@ class BatchCore(Generic[ResultT]):
 
     def enter(self) -> contextvars.Context:
         """Take the context of the caller, of which each call gets a copy."""
+        self._thread = threading.get_ident()
         self._context = contextvars.copy_context()
         self._context.run(_inside.set, (*_inside.get(), self._token))
         return self._context
@@ -142,6 +145,14 @@ class BatchCore(Generic[ResultT]):
             raise RuntimeError(
                 "a call or a source, or a task that it has started, cannot wait for the end of "
                 "its own batch: use batch.cancel()"
+            )
+
+    def check_thread(self) -> None:
+        """Refuse to be used in another thread than the one in which the batch runs."""
+        if self._thread not in (None, threading.get_ident()):
+            raise RuntimeError(
+                "this batch runs in another thread: use it there (to cancel it from here, call "
+                "loop.call_soon_threadsafe(batch.cancel), or run_sync_soon of its TrioToken)"
             )
 
     async def run(self) -> None:

@@ -22,7 +22,7 @@ import sniffio
 import trio
 from anyio.from_thread import start_blocking_portal
 
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from .errors import RouterHostClosedError, cancelled_unasked
 
 A = TypeVar("A")
@@ -359,6 +359,7 @@ class HelperThread(CallLoop):
 
     async def _begin(self) -> None:
         threading.current_thread().name = "parallel_core router host"
+        enter_loop(asyncio.get_running_loop())
         self.start_keeper(asyncio.get_running_loop())
 
     def _watched(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

@@ -1,4 +1,4 @@
-"""Makes the settings of a config those of the process, for a while; litellm's proxy: for good."""
+"""Make the settings of a config those of the process, until its Router is closed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ import os
 from collections.abc import Generator, Mapping
 from typing import Any, Final, cast
 
+from ._litellm_settings import Types, is_number, module_settings
 from ._proxy_config import ProxyConfig, Setting
-from ._proxy_values import RouterConfigError, resolved
+from ._proxy_values import RouterConfigError, nearest, resolved
 
 _ABSENT: Final = object()
-_NUMBERS: Final = frozenset(
-    {
-        *("allowed_fails", "client_ttl", "cooldown_time", "default_max_parallel_requests"),
-        *("max_fallbacks", "num_retries", "request_timeout", "retry_after", "stream_timeout"),
-        "timeout",
-    }
-)
 
 
 @contextlib.contextmanager
@@ -34,7 +28,7 @@ def config_in_place(config: ProxyConfig) -> Generator[None]:
         for name, text in config.environment(os.environ).items():
             changes.callback(_put_variable, name, os.environ.get(name))
             os.environ[name] = text
-        settings = resolved_settings(config.litellm_settings)
+        settings = resolved_settings(config.litellm_settings, module_settings())
         if "request_timeout" in settings:
             settings["request_timeout_explicitly_set"] = True
         if config.credentials:
@@ -47,14 +41,24 @@ def config_in_place(config: ProxyConfig) -> Generator[None]:
         yield
 
 
-def resolved_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The values, with those of the environment. litellm does not look at their types before it
-    reckons with them in a call: what is no number is found here."""
+def resolved_settings(
+    settings: Mapping[str, Setting], known: Mapping[str, Types]
+) -> dict[str, Any]:
+    """The values of the settings that litellm knows, with those of the environment.
+
+    litellm does not check their types before it uses them in a call: what must be a number, and is
+    none, is found here.
+
+    Raises:
+        RouterConfigError: with each of those.
+    """
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, setting in settings.items():
+        if name not in known:
+            continue
         value = values[name] = resolved(setting.value, os.environ)
-        if name not in _NUMBERS or value is None:
+        if value is None or not is_number(known[name]):
             continue
         if isinstance(value, str):  # as in the environment everything is
             with contextlib.suppress(ValueError):
@@ -65,6 +69,18 @@ def resolved_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
     if problems:
         raise RouterConfigError(problems)
     return values
+
+
+def unknown_litellm_settings(config: ProxyConfig) -> list[str]:
+    """Say which ``litellm_settings`` this litellm does not have. They are ignored."""
+    known = module_settings()
+    warnings: list[str] = []
+    for name, setting in config.litellm_settings.items():
+        if name not in known:
+            near = nearest(name, known, likeness=0.85)
+            hint = f"; is {near} meant?" if near else ""
+            warnings.append(f"{setting.place}: ignored, litellm has no such setting{hint}")
+    return warnings
 
 
 def _put_variable(name: str, text: str | None) -> None:

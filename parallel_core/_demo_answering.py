@@ -11,9 +11,9 @@ from typing import Final
 
 from aiohttp import web
 
+from ._demo_answer import Answer
 from ._demo_settings import RequestPlan
 from ._demo_stats import Ledger, RequestEnd
-from ._demo_wire import Answer, error_body
 
 _NO_JSON: Final = '{"id": "chatcmpl-demo", "choices": [{"index": 0, '
 _LAST_EVENT: Final = b"data: [DONE]\n\n"
@@ -91,7 +91,7 @@ async def _send_stream(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
     await response.prepare(request)
-    chunks = list(answer.chunks())
+    chunks = list(answer.chunks())[: plan.cut_after]
     # A fault comes in the middle of the stream, but never before its first token.
     fails_at = None if plan.fault is None else max(1, len(chunks) // 2)
     for index, chunk in enumerate(chunks):
@@ -112,9 +112,13 @@ async def _send_stream(
     return response
 
 
-def error_response(message: str, *, status: int, code: str | None = None) -> web.Response:
+def error_response(
+    message: str, *, status: int, code: str | None = None, param: str | None = None
+) -> web.Response:
     """An error as OpenAI's API words it."""
-    return web.json_response(error_body(message, status=status, code=code), status=status)
+    kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return web.json_response({"error": error}, status=status)
 
 
 def _break_off(request: web.Request, fault: str, flight: Flight) -> None:

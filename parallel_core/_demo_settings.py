@@ -79,6 +79,8 @@ class DemoServerSettings:
         retry_after: seconds that every 429 asks the client to wait. HTTP has whole seconds only;
             OpenAI's and litellm's clients understand fractions, too.
         capacity: requests in flight above which the server answers 429. ``None``: no limit.
+        keep_requests: how many of the newest requests are kept, for ``GET /requests``, with their
+            answers; at most 64 MiB of them. 0: none.
         models: the models' names, each with the factor (no unit) that its latency and its time
             to first token are multiplied by.
     """
@@ -96,6 +98,7 @@ class DemoServerSettings:
     invalid_json: float = 0.0
     retry_after: float = 1.0
     capacity: int | None = None
+    keep_requests: int = 0
     models: Mapping[str, float] = field(
         default_factory=lambda: {"fast": 0.5, "slow": 4.0, "smart": 1.5}
     )
@@ -115,6 +118,8 @@ class DemoServerSettings:
             raise ValueError(f"seed must be an integer, not {self.seed!r}")
         if self.capacity is not None and not (_is_integer(self.capacity) and self.capacity >= 1):
             raise ValueError(f"capacity must be None or at least 1, not {self.capacity!r}")
+        if not (_is_integer(self.keep_requests) and self.keep_requests >= 0):
+            raise ValueError(f"keep_requests must be at least 0, not {self.keep_requests!r}")
         if not self.models:
             raise ValueError("models must name at least one model")
         for model, factor in self.models.items():
@@ -167,6 +172,7 @@ class RequestPlan:
         reply: the text of the answer.
         tool_arguments: the arguments of the tool call that the answer is instead, or ``None``.
         held: whether the answer waits while the server holds.
+        cut_after: chunks after which a stream ends as if it were whole, or ``None``.
     """
 
     number: int
@@ -177,6 +183,7 @@ class RequestPlan:
     reply: str
     tool_arguments: str | None
     held: bool
+    cut_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,7 @@ class RequestOverride:
         tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
         usage: ``False``: the answer does not tell its usage.
         held: ``True``: the answer waits while the server holds.
+        cut_after: a stream ends after so many chunks, with ``[DONE]`` and without a finish reason.
     """
 
     latency: float | None = None
@@ -200,6 +208,7 @@ class RequestOverride:
     tool_arguments: str | None = None
     usage: bool | None = None
     held: bool | None = None
+    cut_after: int | None = None
 
     @staticmethod
     def from_json(value: object) -> RequestOverride:
@@ -225,6 +234,9 @@ class RequestOverride:
         held = override.get("held")
         if held is not None and not isinstance(held, bool):
             raise ValueError("'demo.held' must be true or false")
+        cut_after = override.get("cut_after")
+        if cut_after is not None and not (_is_integer(cut_after) and cast("int", cut_after) >= 0):
+            raise ValueError("'demo.cut_after' must be an integer of at least 0")
         return RequestOverride(
             latency=_seconds_or_none(override, "latency"),
             chunk_gap=_seconds_or_none(override, "chunk_gap"),
@@ -233,6 +245,7 @@ class RequestOverride:
             tool_arguments=tool_arguments,
             usage=usage,
             held=held,
+            cut_after=cast("int | None", cut_after),
         )
 
 
@@ -261,6 +274,7 @@ def plan_request(
         reply=f"[synthetic] {' '.join(words)}" if override.reply is None else override.reply,
         tool_arguments=override.tool_arguments,
         held=override.held is True,
+        cut_after=override.cut_after,
     )
 
 

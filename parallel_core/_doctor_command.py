@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from ._config_in_place import config_in_place
+from ._config_in_place import config_in_place, unknown_litellm_settings
 from ._proxy_config import ProxyConfig, read_proxy_config
-from ._proxy_values import RouterConfigError
+from ._proxy_values import RouterConfigError, is_set
 from ._quiet import only_our_words
 from ._run_endpoints import Endpoint, endpoint_of, is_key_variable
+from ._terminal import console, json_line, printable
 from .run_router import router_from_config, router_from_model
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
@@ -78,7 +79,7 @@ class Findings(msgspec.Struct, frozen=True):
         missing: what the config refers to and is not set, and where.
         keys: the variables of keys that are set.
         proxies: the variables of proxies that are set.
-        warnings: what of the config is passed over.
+        warnings: what of the config is ignored.
     """
 
     versions: dict[str, str]
@@ -113,7 +114,6 @@ def command(
     answer. Exit codes: 0 all is well, 1 an endpoint does not answer or a key is missing, 2 the
     config or an option is wrong.
     """
-    console = Console(highlight=False)
     # litellm would otherwise fetch its price map over the network at import. No price is asked for.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
@@ -124,13 +124,16 @@ def command(
         with only_our_words():
             findings = examine(config, model=model, api_base=api_base)
     except RouterConfigError as error:
-        typer.echo(str(error), err=True)
+        if as_json:
+            typer.echo(json_line(event="error", text=str(error)))
+        else:
+            typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
     if as_json:
         values: dict[str, Any] = {**msgspec.to_builtins(findings), "ok": findings.ok}
-        typer.echo(msgspec.json.encode(values).decode())
+        typer.echo(json_line(**values))
     else:
-        _show(console, findings)
+        show_findings(console(), findings)
     raise typer.Exit(0 if findings.ok else 1)
 
 
@@ -150,8 +153,8 @@ def examine(
         proxy_config = read_proxy_config(config)
         with config_in_place(proxy_config):
             missing = [str(variable) for variable in proxy_config.missing(os.environ)]
+            warnings = [*proxy_config.warnings, *unknown_litellm_settings(proxy_config)]
         endpoints = _endpoints_of_config(proxy_config, is_complete=not missing)
-        warnings = proxy_config.warnings
     elif model is not None:
         endpoints = [_endpoint_of_model(model, api_base)]
     answers = asyncio.run(_try_all({e.api_base for e in endpoints if e.api_base is not None}))
@@ -160,7 +163,9 @@ def examine(
         config=None if config is None else str(config),
         endpoints=[_finding(endpoint, answers) for endpoint in endpoints],
         missing=missing,
-        keys=sorted(name for name, text in os.environ.items() if text and is_key_variable(name)),
+        keys=sorted(
+            name for name in os.environ if is_key_variable(name) and is_set(name, os.environ)
+        ),
         proxies=sorted(name for name in os.environ if name.upper() in PROXY_VARIABLES),
         warnings=warnings,
     )
@@ -255,46 +260,48 @@ async def _try(address: str) -> Reachability:
 # --- what the user sees ---
 
 
-def _show(console: Console, findings: Findings) -> None:
+def show_findings(screen: Console, findings: Findings) -> None:
     versions = Table("package", "version", title="versions", title_justify="left")
     for package, version in findings.versions.items():
         versions.add_row(package, version)
-    console.print(versions)
+    screen.print(versions)
+
+    def say(text: str, beginning: str = "", style: str = "") -> None:
+        screen.print(Text.assemble((beginning, style), printable(text)), soft_wrap=True)
+
     if findings.endpoints:
-        console.print(_endpoint_table(findings))
+        screen.print(_endpoint_table(findings))
     else:
-        console.print("endpoints: none; --config FILE or --model NAME tries theirs")
-    _show_names(console, "keys that are set", findings.keys)
-    _show_names(console, "proxies that are set", findings.proxies)
+        say("endpoints: none; --config FILE or --model NAME tries theirs")
+    say(f"keys that are set: {', '.join(findings.keys) or 'none'}")
+    say(f"proxies that are set: {', '.join(findings.proxies) or 'none'}")
     for missing in findings.missing:
-        console.print(f"[red]missing[/red] {escape(missing)}", soft_wrap=True)
+        say(f" {missing}", "missing", "red")
     for warning in findings.warnings:
-        console.print(f"[yellow]warning[/yellow] {escape(warning)}", soft_wrap=True)
+        say(f" {warning}", "warning", "yellow")
     if findings.ok:
-        console.print("[green]all is well[/green]")
+        say("", "all is well", "green")
     else:
-        console.print("[red]an endpoint does not answer, or something is missing: see above[/red]")
-
-
-def _show_names(console: Console, what: str, names: Iterable[str]) -> None:
-    console.print(f"{what}: {escape(', '.join(names) or 'none')}", soft_wrap=True)
+        say("", "an endpoint does not answer, or something is missing: see above", "red")
 
 
 def _endpoint_table(findings: Findings) -> Table:
-    title = "endpoints" if findings.config is None else f"endpoints of {escape(findings.config)}"
-    table = Table(title=title, title_justify="left")
+    title = "endpoints"
+    if findings.config is not None:
+        title += f" of {printable(findings.config)}"
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for heading in ("model", "of litellm", "address", "answer", "key"):
         table.add_column(heading, overflow="fold")
     for endpoint in findings.endpoints:
         colour = {True: "green", False: "red", None: "yellow"}[endpoint.reachable]
-        key = "[green]ok[/green]" if endpoint.is_key_known else "[yellow]not known[/yellow]"
+        key, key_colour = ("ok", "green") if endpoint.is_key_known else ("not known", "yellow")
         if endpoint.missing_keys:
-            key = f"[red]{escape(' or '.join(endpoint.missing_keys))} is missing[/red]"
+            key, key_colour = f"{' or '.join(endpoint.missing_keys)} is missing", "red"
         table.add_row(
-            escape(endpoint.model_name),
-            escape(endpoint.model),
-            escape(endpoint.address or "?"),
-            f"[{colour}]{escape(endpoint.answer)}[/{colour}]",
-            key,
+            Text(printable(endpoint.model_name)),
+            Text(printable(endpoint.model)),
+            Text(printable(endpoint.address or "?")),
+            Text(printable(endpoint.answer), style=colour),
+            Text(printable(key), style=key_colour),
         )
     return table

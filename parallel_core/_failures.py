@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
+from ._missing_packages import MISSING_DEPENDENCY, missing_package
 from .errors import (
     BatchAbortedError,
     BatchDeadlineError,
@@ -75,7 +76,18 @@ def failure_of(exception: Exception) -> Failure:
     if status is not None:
         request_id = _header(exception, "x-request-id")
         return Failure(status, None, message, _error_object(exception, message), request_id)
+    package = missing_package(message, _causes(exception))
+    if package is not None:
+        return Failure(None, MISSING_DEPENDENCY, package.message)
     return Failure(None, _code_of(exception), message)
+
+
+def kind_of(exception: Exception) -> str:
+    """What failures like this one are counted as: its class, or the package that is missing."""
+    package = None
+    if status_of(exception) is None:
+        package = missing_package(_message_of(exception), _causes(exception))
+    return type(exception).__name__ if package is None else package.kind
 
 
 def status_of(exception: Exception) -> int | None:
@@ -86,6 +98,8 @@ def status_of(exception: Exception) -> int | None:
     if _headers(exception) or isinstance(getattr(exception, "body", None), Mapping):
         return status
     if any(_names(cause) & (_CONNECTIONS | _GARBAGE | _TIMEOUTS) for cause in _causes(exception)):
+        return None
+    if missing_package(_message_of(exception), _causes(exception)) is not None:
         return None
     # The Router itself has refused it: it knows no such model, or its own limits are reached.
     return status if status < 500 else None

@@ -75,7 +75,11 @@ class ParallelBatch(ABC, Generic[ResultT]):
 
         The iterator hands out the results that are there and then ends, without an error. Call it
         from the thread in which the batch runs.
+
+        Raises:
+            RuntimeError: the batch runs in another thread.
         """
+        self._core.check_thread()
         self._core.stop()
 
     @abstractmethod

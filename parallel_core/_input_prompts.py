@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeAlias
 
 from ._input_lines import text_rows
-from ._input_records import InputProblem, InputRequest, not_utf8, shown
+from ._input_members import as_json
+from ._input_records import InputColumn, InputProblem, InputRequest, not_utf8, shown
 from .errors import InputFileError
 from .types import RouterParallelRequest
 
@@ -86,6 +87,12 @@ class TextLines:
     def meaning(self) -> list[str | None]:
         return [self._model, self._source]
 
+    def refuse_missing(self) -> None:
+        """Text has no columns."""
+
+    def undecided(self) -> list[InputColumn]:
+        return []
+
     def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
         try:
             text = row.decode().rstrip("\r\n")
@@ -112,11 +119,16 @@ class CsvTable:
         model: of all requests.
         template: of the prompts.
         delimiter: between the columns.
+        keep: columns that are copied to the output line.
     """
 
     format = "csv"
 
-    def __init__(self, model: str, template: str | None, delimiter: str) -> None:
+    def __init__(
+        self, model: str, template: str | None, delimiter: str, keep: tuple[str, ...] = ()
+    ) -> None:
+        self._keep = keep
+        self._kept: list[tuple[str, int]] = []  # with the places of their values
         self._model = model
         self._source = template
         self._delimiter = delimiter
@@ -130,6 +142,12 @@ class CsvTable:
 
     def meaning(self) -> list[str | None]:
         return [self._model, self._source, self._delimiter]
+
+    def refuse_missing(self) -> None:
+        """No column is missing: the row of names has been looked at."""
+
+    def undecided(self) -> list[InputColumn]:
+        return []
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, _CsvRow]]:
         # Fields of any length; the limit is one for the whole process.
@@ -177,6 +195,13 @@ class CsvTable:
                 f'--template "{{{{{columns[-1]}}}}}": the columns of the file are: {existing}'
             )
         self._template = Template(self._source, columns)
+        unknown = [name for name in self._keep if name not in columns]
+        if unknown:
+            raise InputFileError(
+                f"there is no column {', '.join(map(shown, unknown))} to keep: the columns of the "
+                f"file are: {existing}"
+            )
+        self._kept = [(name, columns.index(name)) for name in self._keep]
         self._columns = columns
         names = [name for name in _ID_COLUMNS if name in columns]
         self._id_column = columns.index(names[0]) if names else None
@@ -219,7 +244,11 @@ class CsvTable:
         custom_id = str(line) if self._id_column is None else row[self._id_column]
         if finished(custom_id):
             return None
-        return InputRequest(line, custom_id, _prompt(self._model, self._template.fill(row)))
+        columns = {name: row[place] for name, place in self._kept}
+        returned = {"columns": as_json(columns)} if columns else None
+        return InputRequest(
+            line, custom_id, _prompt(self._model, self._template.fill(row)), returned
+        )
 
 
 def _delimiter_of(names: str) -> str:

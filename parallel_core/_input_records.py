@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
 import msgspec
@@ -19,11 +19,14 @@ class InputRequest(msgspec.Struct, frozen=True):
         line: where it begins, from 1.
         custom_id: its name in the output; the number of the line where the file gives none.
         request: what the call is made of.
+        returned: what the line of its result has beside the answer: ``metadata`` and ``columns`` of
+            its own line, as JSON. None where there is nothing of the kind.
     """
 
     line: int
     custom_id: str
     request: RouterParallelRequest
+    returned: Mapping[str, msgspec.Raw] | None = None
 
 
 class InputProblem(msgspec.Struct, frozen=True):
@@ -45,23 +48,52 @@ class InputProblem(msgspec.Struct, frozen=True):
     custom_id: str | None
 
 
+class LineError(Exception):
+    """What is wrong with a line."""
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+class InputColumn(msgspec.Struct, frozen=True):
+    """A member of plain lines that is no parameter, and on which nobody has decided.
+
+    Attributes:
+        name: of the member.
+        lines: how many have it.
+        first_line: the first of them.
+    """
+
+    name: str
+    lines: int
+    first_line: int
+
+
 class InputSummary(msgspec.Struct, frozen=True):
     """What a file holds.
 
     Attributes:
         requests: how many can be sent.
-        problems: the lines that cannot, in the order of the file.
+        problems: the first lines that cannot, at most 20; :meth:`InputFile.problems` has them all.
+        bad_lines: how many there are of those.
         models: requests by model.
-        fingerprint: a SHA-256 in hexadecimal: equal where the requests are, for the same bytes and
-            options.
+        fingerprint: 32 hexadecimal digits: the same for the same requests (names, models, messages
+            and parameters that may change an answer), in whichever order and form they are written.
         format: ``jsonl``, ``csv`` or ``text``.
+        columns: members of plain lines on which ``keep``, ``drop_columns`` or ``send_columns`` has
+            to decide. Nothing can be sent while there are any.
     """
 
     requests: int
     problems: list[InputProblem]
+    bad_lines: int
     models: dict[str, int]
     fingerprint: str
     format: str
+    columns: list[InputColumn] = []
 
 
 class RecordReader(Protocol):
@@ -92,6 +124,18 @@ class RecordReader(Protocol):
 
     def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
         """The request of a record that ``check`` has found good; None where it is finished."""
+        ...
+
+    def refuse_missing(self) -> None:
+        """Refuse the name of a column that is to be kept, and that no record had in a check.
+
+        Raises:
+            InputFileError: it names them.
+        """
+        ...
+
+    def undecided(self) -> list[InputColumn]:
+        """Columns that somebody has to decide on. Known after a check."""
         ...
 
     def meaning(self) -> list[str | None]:

@@ -10,13 +10,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import JournalError, JournalInUseError
+from ._journal_lock import RunLock, take_lock
+from ._system import MOVES_OPEN_FILES, open_flags, read_at
+from .errors import JournalError
 
 if sys.platform != "win32":
     import fcntl
 
 BLOCK = 1 << 20  # bytes that are read or written at once where files are copied
-_APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+_APPENDING = open_flags("O_RDWR", "O_APPEND", "O_CREAT")
+# What F_FULLFSYNC says where a file system does not have it.
+_NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 _PERMISSIONS = 0o666  # less the umask, as for every file that a user has a program write
 
 
@@ -29,11 +33,27 @@ class Disk:
     def sync(self, fd: int) -> None:
         """Return when the contents of the file survive a loss of power."""
         if sys.platform == "darwin":
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync stops at the cache of the disk there
+            try:
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync stops at the cache of the disk there
+            except OSError as error:
+                if error.errno not in _NO_FULL_SYNC:
+                    raise
+                os.fsync(fd)  # a file system of a network or of a stick
         elif hasattr(os, "fdatasync"):
             os.fdatasync(fd)
         else:
             os.fsync(fd)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Return when the names in a folder survive a loss of power, as far as its system can."""
+        if sys.platform == "win32":
+            return  # it syncs the names itself, and opens no folder
+        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def write_all(self, fd: int, data: bytes) -> None:
         rest = memoryview(data)
@@ -54,9 +74,8 @@ class FileChangedError(OSError):
 class LockedFile:
     """A regular file that one run alone appends to.
 
-    The lock is ``flock`` on the file itself. It ends with the process, however that ends, and needs
-    no file of its own. Whoever gets it looks whether the path still leads to the locked file; so
-    the file may be replaced under the lock, by another one that is locked already.
+    Whoever gets the lock looks whether the path still leads to the locked file. So the file may be
+    replaced under the lock, by another one that is locked already.
 
     Attributes:
         path: without symbolic links.
@@ -70,26 +89,26 @@ class LockedFile:
         self._disk = disk
         self.created = False
         self.fd = -1
+        self._lock: RunLock
         self._open()
         self.size = os.fstat(self.fd).st_size
 
     def _open(self) -> None:
-        if sys.platform == "win32":
-            raise JournalError("a journal needs flock, which Windows does not have: use WSL")
         while True:
             refuse_irregular(self.path)
             self.created = not self.path.exists()
             # What became a FIFO just now must not block.
-            fd = os.open(self.path, _APPENDING | os.O_NONBLOCK, _PERMISSIONS)
+            fd = os.open(self.path, _APPENDING | open_flags("O_NONBLOCK"), _PERMISSIONS)
             try:
-                _lock(fd, self.path)
-                if self._leads_to(fd):
-                    self.fd = fd
-                    return
+                lock = take_lock(fd, self.path)
             except BaseException:
                 os.close(fd)
                 raise
+            if self._leads_to(fd):
+                self.fd, self._lock = fd, lock
+                return
             os.close(fd)
+            lock.release()
 
     def _leads_to(self, fd: int) -> bool:
         try:
@@ -139,7 +158,7 @@ class LockedFile:
         """What is committed, also where the file is no longer in any folder."""
         offset = 0
         while offset < self.size:
-            block = os.pread(self.fd, min(BLOCK, self.size - offset), offset)
+            block = read_at(self.fd, min(BLOCK, self.size - offset), offset)
             if not block:
                 return
             offset += len(block)
@@ -148,22 +167,54 @@ class LockedFile:
     def replace(self, blocks: Iterable[bytes]) -> None:
         """Replace the file as a whole. After a crash there is the old one or the new one."""
         temporary = temporary_name(self.path)
-        fd = os.open(temporary, _APPENDING | os.O_TRUNC | os.O_NOFOLLOW, _PERMISSIONS)
+        fd = os.open(temporary, _APPENDING | open_flags("O_TRUNC", "O_NOFOLLOW"), _PERMISSIONS)
         try:
-            _lock(fd, temporary)  # before anybody can find it
-            os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
+            self._lock.cover(fd)  # before anybody can find it
+            if hasattr(os, "fchmod"):
+                os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
             for block in in_large_blocks(blocks):
                 self._disk.write_all(fd, block)
             self._disk.sync(fd)
-            temporary.replace(self.path)
+            if MOVES_OPEN_FILES:
+                temporary.replace(self.path)
         except BaseException:
             os.close(fd)
             temporary.unlink(missing_ok=True)
             raise
+        if not MOVES_OPEN_FILES:
+            os.close(fd)
+            fd = self._move_closed(temporary, self.path)
+        self._take(fd)
+        self._disk.sync_folder(self.path.parent)
+
+    def move_aside(self, backup: Path) -> None:
+        """Rename the file and start an empty one. The old one stays locked until the new one is."""
+        self.created = True
+        if not MOVES_OPEN_FILES:
+            self._take(self._move_closed(self.path, backup))
+            return
+        self.path.rename(backup)
+        fd = os.open(self.path, _APPENDING, _PERMISSIONS)
+        try:
+            self._lock.cover(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._take(fd)
+
+    def _take(self, fd: int) -> None:
         old, self.fd = self.fd, fd
         os.close(old)
         self.commit()
-        sync_folder(self.path.parent)
+
+    def _move_closed(self, source: Path, target: Path) -> int:
+        """Rename with the file closed meanwhile. Returns what is at its path then, opened."""
+        os.close(self.fd)
+        try:
+            source.replace(target)
+        finally:
+            self.fd = os.open(self.path, _APPENDING, _PERMISSIONS)
+        return os.dup(self.fd)
 
     def bring_back(self) -> None:
         """Write what is committed to the path again, from which the file was removed."""
@@ -177,18 +228,22 @@ class LockedFile:
             raise
         finally:
             os.close(fd)
-        sync_folder(self.path.parent)
+        self._disk.sync_folder(self.path.parent)
 
-    def close(self) -> None:
+    def close(self, *, remove: bool = False) -> None:
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        if remove and MOVES_OPEN_FILES:
+            self.path.unlink(missing_ok=True)
+        os.close(fd)
+        if remove and not MOVES_OPEN_FILES:
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
 
     def undo(self) -> None:
         """Close the file, and remove it if it was not there before and is empty."""
-        if self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0:
-            self.path.unlink(missing_ok=True)
-        self.close()
+        self.close(remove=self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0)
 
 
 def refuse_irregular(path: Path) -> None:
@@ -210,7 +265,7 @@ def temporary_name(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
     """Write a small file as a whole."""
     temporary = temporary_name(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = open_flags("O_WRONLY", "O_CREAT", "O_TRUNC", "O_NOFOLLOW")
     fd = os.open(temporary, flags, _PERMISSIONS)
     try:
         try:
@@ -222,7 +277,7 @@ def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    disk.sync_folder(path.parent)
 
 
 def open_at_a_new_line(path: Path) -> int:
@@ -230,22 +285,12 @@ def open_at_a_new_line(path: Path) -> int:
     fd = os.open(path, _APPENDING, _PERMISSIONS)
     try:
         size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
+        if size and read_at(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder survive a loss of power, as far as its system can."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
-            os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def in_large_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -259,38 +304,3 @@ def in_large_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
             waiting.clear()
             size = 0
     yield b"".join(waiting)
-
-
-def reason(error: BaseException) -> str:
-    """What an error of the system says, without the path and in few words."""
-    if isinstance(error, OSError) and error.strerror:
-        name = errno.errorcode.get(error.errno or 0, "")
-        return f"{error.strerror} ({name})" if name else error.strerror
-    return str(error) or type(error).__qualname__
-
-
-def _lock(fd: int, path: Path) -> None:
-    assert sys.platform != "win32"
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise JournalInUseError(str(path), _holder_of_lock(fd)) from None
-    except OSError as error:
-        raise JournalError(
-            f"{path} cannot be locked ({reason(error)}): choose a folder on a local disk"
-        ) from error
-
-
-def _holder_of_lock(fd: int) -> int | None:
-    file = os.fstat(fd)
-    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fd:01:1234 0 EOF
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == device:
-            holder = int(fields[4])
-            return holder if holder > 0 else None  # of another container: 0 or less
-    return None

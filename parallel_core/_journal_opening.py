@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,21 +15,25 @@ import msgspec
 from ._journal_files import (
     Disk,
     LockedFile,
-    reason,
     refuse_irregular,
-    sync_folder,
     temporary_name,
     write_atomically,
 )
+from ._journal_manifest import (
+    Manifest,
+    ManifestFields,
+    UnreadableManifestError,
+    find_manifest,
+)
 from ._journal_rescue import Rescue
-from ._journal_scan import FinishedIds, answers, mend, read_result_line, scan_file
+from ._journal_scan import FinishedIds, drop_superseded, mend, scan_file
+from ._result_lines import BadLineError, read_result_line
+from ._system_errors import reason
 from .errors import DifferentRunError, JournalError
-from .run_statistics import RunPaths
+from .run_statistics import RunPaths, older_names
 
-ManifestFields: TypeAlias = Mapping[str, str | int | float | bool | None]
-
-FORMAT_VERSION = 1
-_OUTPUT, _ERRORS = "output file", "error file"  # fields of a manifest that we add
+ReadOlder: TypeAlias = Callable[[ManifestFields], ManifestFields]
+"""Brings the fields of a manifest of the first format into the form of today."""
 
 
 class JournalOpening(msgspec.Struct, frozen=True):
@@ -40,33 +44,45 @@ class JournalOpening(msgspec.Struct, frozen=True):
         succeeded: requests that have an answer.
         failed: requests that have failed, and are not tried again.
         torn_bytes: bytes of unfinished lines, as a crash leaves them, that were cut.
-        dropped_failures: failed requests whose lines were dropped, so that they are tried again.
+        retried: failed requests that are sent again. Each keeps its failure until there is a newer
+            result.
         rescued: results that an earlier run could not write to the output and now are there.
-        duplicates: lines whose id was there before.
+        duplicates: answers to requests that had one before. They stay.
         duplicate_ids: the first few of these ids.
         backups: files that were moved aside, by the names that they have now.
+        changes: differences in spite of which the run is resumed: by the field's name the value
+            then and the value now.
     """
 
     resumed: bool = False
     succeeded: int = 0
     failed: int = 0
     torn_bytes: int = 0
-    dropped_failures: int = 0
+    retried: int = 0
     rescued: int = 0
     duplicates: int = 0
     duplicate_ids: tuple[str, ...] = ()
     backups: tuple[Path, ...] = ()
+    changes: dict[str, tuple[Any, Any]] = msgspec.field(default_factory=dict[str, tuple[Any, Any]])
 
 
 @dataclass
 class OpenedJournal:
-    """The files of a run, locked, and what is in them."""
+    """The files of a run, locked, and what is in them.
+
+    Attributes:
+        with_failures: the files that have failures in them.
+        record_changes: to be called before the first result: notes in the manifest in spite of
+            which differences the run is resumed. None where there is nothing to note.
+    """
 
     output: LockedFile
     errors: LockedFile | None
+    with_failures: list[LockedFile]
     ids: FinishedIds
     opening: JournalOpening
     rescue: Rescue
+    record_changes: Callable[[], None] | None
 
     @property
     def files(self) -> list[LockedFile]:
@@ -79,6 +95,8 @@ def open_journal(
     *,
     retry_failed: bool,
     force_new: bool,
+    allow_changed: bool,
+    read_older: ReadOlder | None,
     disk: Disk,
 ) -> OpenedJournal:
     """Raises JournalError: whatever the matter is; then nothing is changed, or all is as it was."""
@@ -87,8 +105,10 @@ def open_journal(
         for path in (paths.output, paths.errors):
             if path is not None:
                 refuse_irregular(path)
-        opening = _Opening(_without_links(paths), manifest, disk)
-        return opening.run(retry_failed=retry_failed, force_new=force_new)
+        opening = _Opening(_without_links(paths), manifest, read_older, disk)
+        return opening.run(
+            retry_failed=retry_failed, force_new=force_new, allow_changed=allow_changed
+        )
     except BaseException as error:
         if opening is not None:
             opening.undo()
@@ -99,56 +119,87 @@ def open_journal(
 
 
 class _Opening:
-    def __init__(self, paths: RunPaths, manifest: ManifestFields, disk: Disk) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        manifest: ManifestFields,
+        read_older: ReadOlder | None,
+        disk: Disk,
+    ) -> None:
         self._paths = paths
         self._disk = disk
-        self._fields: dict[str, Any] = {
-            **manifest,
-            _OUTPUT: paths.output.name,
-            _ERRORS: None
+        self._read_older = read_older
+        self._now = Manifest(
+            fields=msgspec.json.decode(msgspec.json.encode(dict(manifest))),
+            error_file=None
             if paths.errors is None
             else os.path.relpath(paths.errors, paths.output.parent),
-        }
-        text = {"format_version": FORMAT_VERSION, "fields": self._fields}
-        self._manifest = (
-            msgspec.json.format(msgspec.json.encode(text, order="sorted"), indent=2) + b"\n"
+            output_file=paths.output.name,
+            version=_version(),
         )
-        self._rescue = Rescue(paths.rescue, paths.output, self._manifest, disk)
+        self._before: Manifest | None = None
+        self._differences: dict[str, tuple[Any, Any]] = {}
         self._files: list[LockedFile] = []
         self._ids = FinishedIds()
         self._backups: list[Path] = []
 
-    def run(self, *, retry_failed: bool, force_new: bool) -> OpenedJournal:
+    def run(self, *, retry_failed: bool, force_new: bool, allow_changed: bool) -> OpenedJournal:
         self._check_paths()
+        self._look_for_manifest(force_new=force_new)
         if not force_new:
             self._refuse_vanished_output()
         self._lock()
+        self._look_for_manifest(force_new=force_new)  # of a run that has just ended, maybe
+        self._rename_older_files()
+        rescue = Rescue(self._paths.rescue, self._paths.output, self._runs(), self._disk)
+        record_changes: Callable[[], None] | None = None
         if force_new:
-            self._move_aside()
-            self._begin_anew()
-        elif self._is_new():
+            self._move_aside(rescue)
+            self._write_manifest(self._now)
+        elif self._is_new(allow_changed=allow_changed):
             self._move_statistics_aside()
-            self._begin_anew()
+            self._write_manifest(self._now)
+        else:
+            record_changes = self._bring_manifest_up_to_date()
         # All of them are read before one is changed.
         scans = [scan_file(file, self._ids) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
             mend(file, scan)
-        rescued = self._take_rescued()
-        dropped = self._drop_failed() if retry_failed else 0
-        output, *errors = self._files
+        rescued = self._take_rescued(rescue)
+        with_failures = [
+            file
+            for file, scan in zip(self._files, scans, strict=True)
+            if scan.failures or (rescued and file is self._files[-1])
+        ]
+        if self._ids.superseded:
+            # A run that retried failures was cut off before it dropped those that it had answered.
+            drop_superseded(with_failures, self._ids.superseded)
+            self._ids.superseded.clear()
+        if retry_failed:
+            self._ids.retry_failed()
+        ids = self._ids
         opening = JournalOpening(
-            resumed=bool(self._ids.succeeded or self._ids.failed or dropped),
-            succeeded=len(self._ids.succeeded),
-            failed=len(self._ids.failed),
+            resumed=bool(ids.succeeded or ids.failed or ids.retried),
+            succeeded=len(ids.succeeded),
+            failed=len(ids.failed),
             torn_bytes=sum(scan.torn_bytes for scan in scans),
-            dropped_failures=dropped,
+            retried=len(ids.retried),
             rescued=rescued,
-            duplicates=self._ids.duplicates,
-            duplicate_ids=tuple(self._ids.duplicate_ids),
+            duplicates=ids.duplicates,
+            duplicate_ids=tuple(ids.duplicate_ids),
             backups=tuple(self._backups),
+            changes=self._differences if record_changes is not None else {},
         )
-        error_file = errors[0] if errors else None
-        return OpenedJournal(output, error_file, self._ids, opening, self._rescue)
+        output, *errors = self._files
+        return OpenedJournal(
+            output,
+            errors[0] if errors else None,
+            with_failures,
+            ids,
+            opening,
+            rescue,
+            record_changes,
+        )
 
     def undo(self) -> None:
         for file in self._files:
@@ -179,17 +230,39 @@ class _Opening:
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise JournalError(f"{path} cannot be written: the folder {folder} is read-only")
 
+    def _look_for_manifest(self, *, force_new: bool) -> None:
+        """Find what the run was, and how it differs from what it is now."""
+        try:
+            found = find_manifest(self._paths)
+        except UnreadableManifestError:
+            if not force_new:
+                raise
+            found = None
+        self._before = before = None if found is None else found[1]
+        then: Mapping[str, Any] = {} if before is None else before.fields
+        now = self._now.fields
+        if before is not None and before.is_of_first_format and self._read_older is not None:
+            then = self._read_older(then)
+        self._differences = {
+            name: (then.get(name), now.get(name))
+            for name in {**now, **then}
+            if then.get(name) != now.get(name)
+        }
+
     def _refuse_vanished_output(self) -> None:
         """Our output is always there, if only empty: where it is not, somebody has removed it."""
-        paths = self._paths
-        if paths.output.exists() or not paths.manifest.exists():
+        paths, before = self._paths, self._before
+        if paths.output.exists() or before is None or self._differences:
             return
-        if self._differences() or not (_has_calls(paths.statistics) or _size(paths.errors)):
-            return
-        raise JournalError(
-            f"{paths.output} is gone, but {paths.manifest} says that a run has written to it: put "
-            "it back to go on, or begin anew with force_new (--force-new)"
-        )
+        statistics = paths.statistics
+        older = older_names(paths)
+        if older is not None and not statistics.exists():
+            statistics = older.statistics
+        if _has_calls(statistics) or _size(self._error_file_of_before()):
+            raise JournalError(
+                f"{paths.output} is gone, but its manifest says that a run has written to it: put "
+                "it back to resume, or start over with force_new (--force-new)"
+            )
 
     def _lock(self) -> None:
         for path in (self._paths.output, self._paths.errors):
@@ -197,62 +270,86 @@ class _Opening:
                 self._files.append(LockedFile(path, self._disk))
         for file in self._files:  # left by a crash
             temporary_name(file.path).unlink(missing_ok=True)
+        # Also where nothing was created now: who did may have been killed before this.
+        for folder in {file.path.parent for file in self._files}:
+            self._disk.sync_folder(folder)
 
-    def _is_new(self) -> bool:
+    def _rename_older_files(self) -> None:
+        """Give the files of a run of an older version the names of today."""
         paths = self._paths
+        older = older_names(paths)
+        if older is None or self._before is None or paths.manifest.exists():
+            return
+        # The manifest last: as long as it has its old name, this is done again after a crash.
+        for old, new in (
+            (older.statistics, paths.statistics),
+            (older.rescue, paths.rescue),
+            (older.manifest, paths.manifest),
+        ):
+            if old.exists() and not new.exists():
+                old.rename(new)
+        self._disk.sync_folder(paths.manifest.parent)
+
+    def _runs(self) -> list[bytes]:
+        """What a rescue file elsewhere may be named after: the run of now, and that of before."""
+        runs = [self._now.fields]
+        if self._before is not None:
+            if self._before.is_of_first_format:
+                return [_canonical(self._now.fields), self._before.raw]
+            runs.append(self._before.fields)
+        return list(dict.fromkeys(map(_canonical, runs)))
+
+    def _is_new(self, *, allow_changed: bool) -> bool:
+        paths = self._paths
+        errors_of_before = self._error_file_of_before()
         holding = [file.path for file in self._files if file.size]
-        holding += [path for path in (paths.rescue, self._error_file_of_before()) if _size(path)]
+        holding += [path for path in (paths.rescue, errors_of_before) if _size(path)]
         if not holding:
-            return not paths.manifest.exists() or bool(self._differences())
-        if not paths.manifest.exists():
+            return self._before is None or bool(self._differences)
+        if self._before is None:
             # Also where all of it are result lines: they may be answers to other requests of the
             # same ids, for many a file numbers its lines.
+            if allow_changed:
+                return False
             raise JournalError(
-                f"{holding[0]} is not empty, and there is no {paths.manifest.name} that tells "
-                "which run it is of: give another output file, or begin anew with force_new "
-                "(--force-new), which moves it aside"
+                f"{holding[0]} is not empty, and there is no {paths.manifest.name} that says "
+                "which run it belongs to: give another output file, or start over with force_new "
+                "(--force-new), which moves it aside. If the answers are those of this input, "
+                "allow_changed (--allow-changed) resumes it"
             )
-        differences = self._differences()
-        if differences:
-            raise DifferentRunError(str(paths.output), differences)
+        if errors_of_before in holding and errors_of_before not in (paths.output, paths.errors):
+            raise JournalError(
+                f"the failures of {paths.output} are in {errors_of_before}: give it as the error "
+                "file again (--error-file), or start over with force_new (--force-new)"
+            )
+        if self._differences and not allow_changed:
+            raise DifferentRunError(str(paths.output), self._differences)
         return False
 
     def _error_file_of_before(self) -> Path:
         """A run that has only failed so far may be known by nothing else."""
-        paths = self._paths
-        name = self._fields_of_before().get(_ERRORS) if paths.manifest.exists() else None
-        return paths.output.parent / (name if isinstance(name, str) else paths.output.name)
+        name = None if self._before is None else self._before.error_file
+        output = self._paths.output
+        return output if name is None else Path(os.path.normpath(output.parent / name))
 
-    def _differences(self) -> dict[str, tuple[Any, Any]]:
-        then = self._fields_of_before()
-        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self._fields))
-        return {
-            name: (then.get(name), now.get(name))
-            for name in {**now, **then}
-            if then.get(name) != now.get(name)
-        }
+    def _bring_manifest_up_to_date(self) -> Callable[[], None] | None:
+        """Write what is known of the run; what differs only when there is a result of it."""
+        before = self._before
+        if before is None:
+            before = msgspec.structs.replace(self._now, fields={}, version=None)
+        manifest = msgspec.structs.replace(
+            before, error_file=self._now.error_file, output_file=self._now.output_file
+        )
+        if self._differences:
+            changed = manifest.changed(self._now.fields, self._differences, _version())
+            return lambda: self._write_manifest(changed)
+        current = msgspec.structs.replace(manifest, fields=self._now.fields)
+        if current.encoded() != before.raw:
+            self._write_manifest(current)
+        return None
 
-    def _fields_of_before(self) -> dict[str, Any]:
-        path = self._paths.manifest
-        try:
-            content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            version, fields = content["format_version"], dict[str, Any](content["fields"])
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-            raise JournalError(
-                f"{path} is no manifest of a run: put the right one back, or begin anew with "
-                "force_new (--force-new)"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise JournalError(
-                f"{path} has the format {version!r}, and this version of parallel_core knows "
-                f"{FORMAT_VERSION}: go on with the version that has begun the run"
-            )
-        return fields
-
-    def _begin_anew(self) -> None:
-        for file in self._files:
-            sync_folder(file.path.parent)
-        write_atomically(self._paths.manifest, self._manifest, self._disk)
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_atomically(self._paths.manifest, manifest.encoded(), self._disk)
 
     def _move_statistics_aside(self) -> None:
         """Of calls without a result they are, and of another run."""
@@ -264,24 +361,21 @@ class _Opening:
             statistics.rename(_backup(statistics, number))
             self._backups.append(_backup(statistics, number))
 
-    def _move_aside(self) -> None:
+    def _move_aside(self, rescue: Rescue) -> None:
         paths = self._paths
         full = [path for path in (paths.statistics, paths.rescue, paths.manifest) if _size(path)]
         full += [file.path for file in self._files if file.size]
-        rescues = [place for place in self._rescue.found() if place not in full]
+        rescues = [place for place in rescue.found() if place not in full]
         if not full and not rescues:
             return
         number = 1
         while any(_backup(path, number).exists() for path in (*full, paths.rescue)):
             number += 1
-        for index, file in enumerate(self._files):
+        for file in self._files:
             if file.size:
                 backup = _backup(file.path, number)
-                file.path.rename(backup)
+                file.move_aside(backup)
                 self._backups.append(backup)
-                # The old one stays locked until the new one is.
-                self._files[index] = LockedFile(file.path, self._disk)
-                file.close()
         # The manifest last: without it, whoever comes after a crash knows nothing of the rest.
         for path in (paths.statistics, paths.rescue, paths.manifest):
             if path in full:
@@ -293,9 +387,9 @@ class _Opening:
                 shutil.move(place, backup)
                 self._backups.append(backup)
 
-    def _take_rescued(self) -> int:
+    def _take_rescued(self, rescue: Rescue) -> int:
         """Put what an earlier run could not write to where it belongs."""
-        places = self._rescue.found()
+        places = rescue.found()
         if not places:
             return 0
         try:
@@ -311,7 +405,7 @@ class _Opening:
             file.commit()
         for place in places:
             place.unlink()
-            sync_folder(place.parent)
+            self._disk.sync_folder(place.parent)
         return rescued
 
     def _append_new_lines(self, place: Path) -> int:
@@ -321,23 +415,25 @@ class _Opening:
             for line in lines:
                 try:
                     result = read_result_line(line)
-                except ValueError:
+                except BadLineError:
                     continue  # torn
-                if result.custom_id not in self._ids:
+                # An answer is news also where there is a failure: that one was tried again.
+                known = self._ids.has_answer if result.ok else self._ids.__contains__
+                if not known(result.custom_id):
                     self._ids.count(result)
                     (output if result.ok else errors).write(line.rstrip(b"\n") + b"\n")
                     appended += 1
         return appended
 
-    def _drop_failed(self) -> int:
-        dropped = len(self._ids.failed)
-        if dropped or self._ids.duplicates:
-            # A crash between the two is harmless: what is dropped is tried again.
-            for file in self._files:
-                file.replace(answers(file.path, each_once=self._ids.duplicates > 0))
-            self._ids.failed.clear()
-            self._ids.forget_duplicates()
-        return dropped
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(fields, order="sorted")
 
 
 def _has_calls(statistics: Path) -> bool:

@@ -7,13 +7,14 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ._journal_files import Disk, in_large_blocks
+from ._system import is_ours, open_flags
 
 STANDARD_ERROR = "the standard error stream"
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = open_flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK")
 
 
 class Rescue:
@@ -21,12 +22,16 @@ class Rescue:
 
     Attributes:
         places: the rescue file, and a file in the system's temporary folder.
+        older_places: where an earlier version, or the run before a change, has written to.
         used: where something has been written.
         lost: whether something could be written nowhere.
     """
 
-    def __init__(self, rescue: Path, output: Path, manifest: bytes, disk: Disk) -> None:
-        self.places = (rescue, _in_temporary_folder(output, manifest))
+    def __init__(self, rescue: Path, output: Path, runs: Sequence[bytes], disk: Disk) -> None:
+        """``runs``: what names the run, now and before."""
+        first, *others = (_in_temporary_folder(output, run) for run in runs)
+        self.places = (rescue, first)
+        self.older_places = others
         self.used: list[str] = []
         self.lost = False
         self._disk = disk
@@ -38,7 +43,7 @@ class Rescue:
 
     def found(self) -> list[Path]:
         """The places where an earlier run has left something."""
-        return [place for place in self.places if _is_own_file(place)]
+        return [place for place in (*self.places, *self.older_places) if _is_own_file(place)]
 
     def write(self, blocks: Iterable[bytes]) -> None:
         """Write whole lines. What one place cannot take goes to the next."""
@@ -75,6 +80,7 @@ class Rescue:
             try:
                 self._disk.write_all(fd, block)
                 self._disk.sync(fd)
+                self._disk.sync_folder(place.parent)  # the file may be new
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, size)
@@ -88,10 +94,10 @@ class Rescue:
         return " and ".join(self.used)
 
 
-def _in_temporary_folder(output: Path, manifest: bytes) -> Path:
+def _in_temporary_folder(output: Path, run: bytes) -> Path:
     # The same for the same run and for no other one.
-    run = hashlib.sha256(os.fsencode(output) + b"\0" + manifest).hexdigest()[:24]
-    return Path(tempfile.gettempdir()) / f"parallel-core-{run}.rescue.jsonl"
+    name = hashlib.sha256(os.fsencode(output) + b"\0" + run).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"parallel-core-{name}.rescue.jsonl"
 
 
 def _is_own_file(path: Path) -> bool:
@@ -103,4 +109,4 @@ def _is_own_file(path: Path) -> bool:
 
 def _is_own(status: os.stat_result) -> bool:
     """In a temporary folder, others may have put a file in our way."""
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return stat.S_ISREG(status.st_mode) and is_ours(status)

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from ._journal_files import LockedFile
+from ._result_lines import BadLineError, ResultLine, read_result_lines
 from .errors import JournalError
 
 _DUPLICATES_NAMED = 10
-
-
-class ResultLine(msgspec.Struct):
-    """What the journal has to know of a line of the output: of OpenAI's Batch API or vLLM's."""
-
-    class Response(msgspec.Struct):
-        status_code: int = 200
-
-    custom_id: str
-    response: Response | None = None
-    error: Any = None
-
-    @property
-    def ok(self) -> bool:
-        response = self.response
-        return self.error is None and response is not None and 200 <= response.status_code < 300
-
-
-_decode: Callable[[bytes], ResultLine] = msgspec.json.Decoder(ResultLine).decode
-
-
-def read_result_line(line: bytes) -> ResultLine:
-    """Raises ValueError: this is no result line."""
-    try:
-        result = _decode(line)
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
-    if result.response is None and result.error is None:
-        raise ValueError("it has neither a response nor an error")
-    return result
 
 
 class FinishedIds:
@@ -54,38 +21,64 @@ class FinishedIds:
 
     Attributes:
         succeeded: digests of requests that have an answer.
-        failed: digests of the others.
-        duplicates: lines whose id was there before.
+        failed: digests of requests that have failed.
+        retried: digests of requests that have failed and are to be sent again. Their failures stay
+            in the file until there is a newer result.
+        superseded: by digest, how many of its failures are superseded by a later result: always
+            the first ones. An answer supersedes every failure.
+        duplicates: answers to requests that had one before.
         duplicate_ids: the first few of these ids.
     """
 
-    __slots__ = ("duplicate_ids", "duplicates", "failed", "succeeded")
+    __slots__ = ("duplicate_ids", "duplicates", "failed", "retried", "succeeded", "superseded")
 
     def __init__(self) -> None:
         self.succeeded: set[int] = set()
         self.failed: set[int] = set()
-        self.forget_duplicates()
+        self.retried: set[int] = set()
+        self.superseded: dict[int, int] = {}
+        self.duplicates = 0
+        self.duplicate_ids: list[str] = []
 
     def __contains__(self, custom_id: str) -> bool:
         digest = id_digest(custom_id)
         return digest in self.succeeded or digest in self.failed
 
+    def has_answer(self, custom_id: str) -> bool:
+        """Return True if the request did not fail."""
+        return id_digest(custom_id) in self.succeeded
+
     def count(self, result: ResultLine) -> None:
         """Note that a request is finished."""
         digest = id_digest(result.custom_id)
-        if digest not in self.succeeded and digest not in self.failed:
+        if digest in self.succeeded:
+            if result.ok:
+                self.duplicates += 1
+                if len(self.duplicate_ids) < _DUPLICATES_NAMED:
+                    self.duplicate_ids.append(result.custom_id)
+            else:
+                self._supersede(digest)
+        elif digest in self.failed:
+            self._supersede(digest)
+            if result.ok:
+                self.failed.discard(digest)
+                self.succeeded.add(digest)
+        else:
             (self.succeeded if result.ok else self.failed).add(digest)
-            return
-        self.duplicates += 1
-        if len(self.duplicate_ids) < _DUPLICATES_NAMED:
-            self.duplicate_ids.append(result.custom_id)
-        if result.ok and digest in self.failed:  # an answer goes before a failure
-            self.failed.discard(digest)
-            self.succeeded.add(digest)
 
-    def forget_duplicates(self) -> None:
-        self.duplicates = 0
-        self.duplicate_ids: list[str] = []
+    def retry_failed(self) -> None:
+        """Count no failure as finished any more."""
+        self.retried, self.failed = self.failed, set()
+
+    def note_retry(self, custom_id: str) -> None:
+        """Note that a result has come: a failure that the file has of it is superseded."""
+        digest = id_digest(custom_id)
+        if digest in self.retried:
+            self.retried.discard(digest)
+            self._supersede(digest)
+
+    def _supersede(self, digest: int) -> None:
+        self.superseded[digest] = self.superseded.get(digest, 0) + 1
 
 
 def id_digest(custom_id: str) -> int:
@@ -103,12 +96,14 @@ class Scan:
         end: of its last good line.
         ends_with_newline: whether that line does.
         holes: spans of lines that a loss of power has spoiled.
+        failures: lines of requests that have failed.
     """
 
     size: int
     end: int = 0
     ends_with_newline: bool = True
     holes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    failures: int = 0
 
     @property
     def torn_bytes(self) -> int:
@@ -124,46 +119,24 @@ def scan_file(file: LockedFile, ids: FinishedIds) -> Scan:
         OSError: the file cannot be read.
     """
     scan = Scan(file.size)
-    suspicious: tuple[int, int, int, ValueError] | None = None
-    offset = 0
     with file.path.open("rb", buffering=1 << 18) as lines:
-        for number, line in enumerate(lines, 1):
-            start, offset = offset, offset + len(line)
-            if suspicious is not None:
-                raise _broken(file.path, suspicious[0], suspicious[3])
-            try:
-                result = read_result_line(line)
-            except ValueError as error:
-                if line.isspace() and line.endswith(b"\n"):
-                    scan.end = offset
-                elif b"\0" in line and line.endswith(b"\n"):
-                    # JSON has none: a block that never reached the disk before power was lost.
-                    scan.holes.append((start, offset))
-                    scan.end = offset
-                elif not _keep_without_newline(scan, line, start, ids):
-                    suspicious = (number, start, offset, error)
-            else:
-                ids.count(result)
-                scan.end = offset
-                scan.ends_with_newline = line.endswith(b"\n")
-    if suspicious is not None and not _may_be_torn(file, suspicious[1], suspicious[2]):
-        raise _broken(file.path, suspicious[0], suspicious[3])
+        try:
+            for line, end, what, result in read_result_lines(lines):
+                if what == "torn":
+                    break
+                if what == "hole":
+                    scan.holes.append((end - len(line), end))
+                elif result is not None:
+                    ids.count(result)
+                    scan.failures += not result.ok
+                    scan.ends_with_newline = line.endswith(b"\n")
+                scan.end = end
+        except BadLineError as error:
+            raise JournalError(
+                f"{file.path}, line {error.number} {error.why}. No crash leaves such a line: fix "
+                "or remove it. Nothing has been changed"
+            ) from None
     return scan
-
-
-def _keep_without_newline(scan: Scan, line: bytes, start: int, ids: FinishedIds) -> bool:
-    """A line that is whole but for its end, with NULs in the place of what should follow."""
-    whole = line.rstrip(b"\0")
-    if whole == line:
-        return False
-    try:
-        result = read_result_line(whole)
-    except ValueError:
-        return False
-    ids.count(result)
-    scan.end = start + len(whole)
-    scan.ends_with_newline = False
-    return True
 
 
 def mend(file: LockedFile, scan: Scan) -> None:
@@ -178,22 +151,34 @@ def mend(file: LockedFile, scan: Scan) -> None:
         file.commit()
 
 
-def answers(path: Path, *, each_once: bool) -> Iterator[bytes]:
-    """The lines of requests that have succeeded; with ``each_once``, the first of each."""
-    seen: set[int] = set()
+def drop_superseded(files: Sequence[LockedFile], superseded: Mapping[int, int]) -> None:
+    """Rewrite files without the failures that a later result has superseded.
+
+    Args:
+        files: in the order in which they were counted.
+        superseded: as in ``FinishedIds``.
+
+    Raises:
+        OSError: a file cannot be written. Each is as it was, or as it should be.
+    """
+    left = dict(superseded)
+    for file in files:
+        file.replace(_without_superseded(file.path, left))
+
+
+def _without_superseded(path: Path, left: dict[int, int]) -> Iterator[bytes]:
     with path.open("rb") as lines:
-        for line in lines:
-            if line.isspace():
+        for found in read_result_lines(lines):
+            result = found.result
+            if result is None:
                 continue
-            result = read_result_line(line)
             if not result.ok:
-                continue
-            if each_once:
                 digest = id_digest(result.custom_id)
-                if digest in seen:
+                number = left.get(digest, 0)
+                if number:
+                    left[digest] = number - 1
                     continue
-                seen.add(digest)
-            yield line
+            yield found.line
 
 
 def _without_holes(path: Path, scan: Scan) -> Iterator[bytes]:
@@ -206,20 +191,3 @@ def _without_holes(path: Path, scan: Scan) -> Iterator[bytes]:
             if offset not in holes:
                 yield line[: scan.end - offset]
             offset += len(line)
-
-
-def _may_be_torn(file: LockedFile, start: int, end: int) -> bool:
-    """Whether the last line is the work of a crash: then it is no JSON, or of NULs."""
-    line = os.pread(file.fd, end - start, start)
-    try:
-        msgspec.json.decode(line)
-    except (msgspec.DecodeError, ValueError):
-        return True
-    return False
-
-
-def _broken(path: Path, number: int, error: ValueError) -> JournalError:
-    return JournalError(
-        f"{path}, line {number} is no result line ({error}): no crash leaves such a line. Mend or "
-        "remove it; nothing has been changed"
-    )

@@ -16,9 +16,11 @@ import msgspec
 import sniffio
 import trio
 
-from ._journal_files import Disk, FileChangedError, LockedFile, open_at_a_new_line, reason
+from ._journal_files import Disk, FileChangedError, LockedFile, open_at_a_new_line
 from ._journal_opening import OpenedJournal
+from ._journal_scan import drop_superseded
 from ._slot_host import HostEvent
+from ._system_errors import reason
 from .errors import JournalError
 
 T = TypeVar("T")
@@ -77,7 +79,10 @@ class JournalWriter:
         self._output = opened.output
         self._errors = opened.errors
         self._files = opened.files
-        self._current = opened.output  # that something is done with
+        self._ids = opened.ids
+        self._with_failures = opened.with_failures
+        self._record_changes = opened.record_changes
+        self._current = opened.output.path  # that something is done with
         self._rescue = opened.rescue
         self._statistics = _StatisticsFile(statistics, disk)
         self._group_size = group_size
@@ -195,6 +200,7 @@ class JournalWriter:
         try:
             while self._write_next_group():
                 pass
+            self._drop_superseded_at_the_end()
         finally:
             for file in self._files:
                 with contextlib.suppress(OSError):
@@ -265,27 +271,59 @@ class JournalWriter:
             self._call_back(self._on_disk, self.succeeded, self.failed)
 
     def _write(self, entries: list[JournalEntry]) -> None:
+        if self._record_changes is not None:
+            self._record_changes()
+            self._record_changes = None
         for file in self._files:
-            self._current = file
+            self._current = file.path
             file.check()
         written: list[LockedFile] = []
         for file in self._files:
             lines = [entry.line for entry in entries if self._file_of(entry) is file]
             if lines:
-                self._current = file
+                self._current = file.path
                 file.write(b"\n".join((*lines, b"")))
                 written.append(file)
         for file in written:
-            self._current = file
+            self._current = file.path
             file.sync()
         for file in written:
             file.commit()
+        if self._ids.retried:
+            for entry in entries:
+                self._ids.note_retry(entry.custom_id)
+
+    def drop_superseded(self) -> None:
+        """Rewrite the files without failures that have a newer result. Nobody appends meanwhile.
+
+        Raises:
+            OSError: a file cannot be rewritten. No result is lost, and the next opening does it.
+        """
+        if self._ids.superseded:
+            for file in self._with_failures:
+                self._current = file.path
+                file.check()
+            drop_superseded(self._with_failures, self._ids.superseded)
+            self._ids.superseded.clear()
+
+    def _drop_superseded_at_the_end(self) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self.drop_superseded()
+        except OSError as error:
+            logger.warning(
+                "%s keeps failures of requests that were sent again and have a newer result: it "
+                "cannot be rewritten (%s). No result is lost; the next run drops them",
+                self._current,
+                reason(error),
+            )
 
     def _file_of(self, entry: JournalEntry) -> LockedFile:
         return self._output if entry.ok or self._errors is None else self._errors
 
     def _fail(self, error: Exception, entries: list[JournalEntry]) -> None:
-        text = f"{self._current.path} cannot be written: {reason(error)}"
+        text = f"{self._current} cannot be written: {reason(error)}"
         if isinstance(error, FileChangedError):
             text += " during the run"
         for file in self._files:

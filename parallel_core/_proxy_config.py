@@ -1,4 +1,4 @@
-"""Reads the YAML file of litellm's proxy, as far as it shapes calls, and finds what is wrong in it.
+"""Read the YAML file of litellm's proxy, as far as it shapes calls, and find what is wrong in it.
 
 Nothing here imports litellm or changes anything: what is read is a value.
 """
@@ -10,54 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from ._proxy_values import RouterConfigError, dotted, nearest, references, resolved, secrets_in
+from ._litellm_settings import LOADS_CODE, OF_THE_PROXY, WRITES_LOGS
+from ._proxy_values import (
+    RouterConfigError,
+    dotted,
+    is_set,
+    nearest,
+    not_a_text,
+    references,
+    resolved,
+    secrets_in,
+)
 from ._proxy_yaml import Document
 
-LITELLM_SETTINGS: Final = frozenset(
-    {
-        *("add_function_to_prompt", "aiohttp_trust_env", "allowed_fails"),
-        *("anthropic_prompt_caching_ttl", "api_base", "api_version", "content_policy_fallbacks"),
-        *("context_window_fallbacks", "cost_discount_config", "cost_margin_config"),
-        *("custom_prompt_dict", "default_fallbacks", "disable_add_prefix_to_prompt"),
-        *("disable_aiohttp_transport", "disable_aiohttp_trust_env"),
-        *("disable_copilot_system_to_assistant", "disable_hf_tokenizer_download"),
-        *("disable_stop_sequence_limit", "disable_token_counter", "drop_params"),
-        *("enable_anthropic_prompt_caching", "enable_azure_ad_token_refresh"),
-        *("enable_json_schema_validation", "enable_preview_features", "fallbacks"),
-        *("force_ipv4", "headers", "http2", "max_fallbacks", "max_tokens", "model_alias_map"),
-        *("modify_params", "num_retries", "num_retries_per_request"),
-        *("openai_system_messages_first", "organization", "proxy_auth", "reasoning_auto_summary"),
-        *("request_timeout", "route_all_chat_openai_to_responses", "ssl_certificate"),
-        *("ssl_ecdh_curve", "ssl_security_level", "ssl_verify"),
-        *("turn_off_message_logging", "use_aiohttp_transport", "use_litellm_proxy"),
-        *("vertex_ai_safety_settings", "vertex_location", "vertex_project"),
-    }
-)
-"""Those of ``litellm_settings`` that shape calls; and those whose names end with ``_key``."""
+ONLY_OF_THE_PROXY: Final = "only the proxy server uses it"
 
-# Of litellm_params.
-_TEXTS: Final = (
-    *("api_base", "api_key", "api_version", "aws_access_key_id", "aws_region_name"),
-    *("aws_secret_access_key", "aws_session_token", "azure_ad_token", "base_url", "client_id"),
-    *("client_secret", "custom_llm_provider", "litellm_credential_name", "model", "organization"),
-    *("region_name", "tenant_id", "vertex_location", "vertex_project"),
-)
-_TALKATIVE_SETTINGS: Final = frozenset({"debug_level", "json_logs", "log_raw_request_response"})
 _SECTIONS: Final = frozenset(
     {
         *("credential_list", "environment_variables", "include", "litellm_settings"),
         *("model_list", "router_settings"),
     }
 )
-_SECTIONS_OF_THE_PROXY: Final = frozenset(
-    {
-        *("agent_list", "assistant_settings", "callback_settings", "coordination_redis"),
-        *("default_vertex_config", "files_settings", "finetune_settings", "general_settings"),
-        *("guardrails", "mcp_aliases", "mcp_servers", "mcp_tools", "policies", "prompts"),
-        *("sandbox_tools", "search_tools", "vector_store_registry"),
-    }
-)
-# The proxy does not let a file change these either: they say which programs are run, and as whom.
+# They say which programs are run, and as whom. A test compares them with those of the proxy server.
 _BLOCKED_VARIABLES: Final = frozenset(
     {
         *("DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LD_LIBRARY_PATH", "LD_PRELOAD"),
@@ -81,7 +55,7 @@ class MissingVariable:
 
     def __str__(self) -> str:
         return (
-            f"{self.place}: the environment variable {self.name} is not set; set it, "
+            f"{self.place}: the environment variable {self.name} is not set, or is empty; set it, "
             "for instance with export"
         )
 
@@ -122,11 +96,12 @@ class ProxyConfig:
         path: of the file.
         deployments: the entries of ``model_list``, those of included files too.
         router_settings: arguments of the Router; their names are not checked yet.
-        litellm_settings: those that shape calls.
+        litellm_settings: all but those that only the proxy server uses; their names are not checked
+            yet.
         variables: the ``environment_variables``.
         credentials: the entries of ``credential_list``.
-        warnings: what has been passed over, for the user to read.
-        other_secrets: keys that are in sections that have been passed over.
+        warnings: what is ignored, for the user to read.
+        other_secrets: keys in what is ignored.
     """
 
     path: Path
@@ -159,7 +134,7 @@ class ProxyConfig:
             MissingVariable(variable, f"{place}{dotted(inner)}")
             for place, value in settings
             for inner, variable in references(value)
-            if not known.get(variable)
+            if not is_set(variable, known)
         ]
 
     def secrets(self, environment: Mapping[str, str]) -> frozenset[str]:
@@ -249,7 +224,7 @@ class _Reading:
             for index, entry in enumerate(document.list_of(name, self.problems)):
                 self.credentials.append(Setting(document.place(name, index), entry))
         elif name not in _SECTIONS:
-            self._pass_over(document, name)
+            self._ignore_section(document, name)
 
     def _take_model_list(self, document: Document) -> None:
         for index, entry in enumerate(document.list_of("model_list", self.problems)):
@@ -260,7 +235,7 @@ class _Reading:
             values = cast("dict[str, Any]", entry)
             name, parameters = values.get("model_name"), values.get("litellm_params")
             if isinstance(name, (bool, int, float)):
-                self.problems.append(_no_text(f"{place}: model_name", name))
+                self.problems.append(not_a_text(f"{place}: model_name", name))
                 continue
             if not isinstance(name, str) or not name:
                 self.problems.append(
@@ -272,15 +247,10 @@ class _Reading:
                 self.problems.append(f"{place}: litellm_params is missing, or no mapping")
                 continue
             known = cast("dict[str, Any]", parameters)
-            not_texts = [
-                _no_text(f"{place}: litellm_params.{parameter}", known[parameter])
-                for parameter in _TEXTS
-                if isinstance(known.get(parameter), (bool, int, float))
-            ]
-            self.problems += not_texts
-            if not_texts:
-                continue
             model = known.get("model")
+            if isinstance(model, (bool, int, float)):
+                self.problems.append(not_a_text(f"{place}: litellm_params.model", model))
+                continue
             if not isinstance(model, str) or not model:
                 self.problems.append(
                     f"{place}: litellm_params.model is missing; for instance openai/{name}"
@@ -291,40 +261,35 @@ class _Reading:
     def _take_router_settings(self, document: Document) -> None:
         for name, value in document.mapping_of("router_settings", self.problems).items():
             place = document.place("router_settings", name)
-            if name in _TALKATIVE_SETTINGS or name == "set_verbose":
-                self._warn(place, "it would have messages written into logs")
-            elif name == "plugins":
-                self._warn(place, "a run of a file loads no code")
+            if why := _why_left_out(name):
+                self._ignore(place, why)
             else:
                 self.router_settings[name] = Setting(place, value)
 
     def _take_litellm_settings(self, document: Document) -> None:
-        passed_over: list[str] = []
+        of_the_proxy: list[str] = []
         for name, value in document.mapping_of("litellm_settings", self.problems).items():
             place = document.place("litellm_settings", name)
-            if name in LITELLM_SETTINGS or name.endswith("_key"):
+            why = _why_left_out(name)
+            if why is None and name not in _SECTIONS and name not in OF_THE_PROXY:
                 self.litellm_settings[name] = Setting(place, value)
                 continue
             self.other_secrets.update(secrets_in(value, name))
-            if name in _TALKATIVE_SETTINGS or name == "set_verbose":
-                self._warn(place, "it would have messages written into logs")
-            elif name != "callbacks" and (near := nearest(name, LITELLM_SETTINGS, likeness=0.85)):
-                self._warn(place, f"it is unknown here; is {near} meant?")
+            if why:
+                self._ignore(place, why)
+            elif name in _SECTIONS:
+                self._ignore(place, "it is a section of its own")
             else:
-                passed_over.append(name)
-        if passed_over:
-            place = document.place("litellm_settings")
-            self._warn(
-                f"{place}: {', '.join(passed_over)}",
-                "of the proxy server, no part of a call",
-                many=len(passed_over) > 1,
-            )
+                of_the_proxy.append(name)
+        if of_the_proxy:
+            place = f"{document.place('litellm_settings')}: {', '.join(of_the_proxy)}"
+            self._ignore(place, ONLY_OF_THE_PROXY)
 
     def _take_variables(self, document: Document) -> None:
         for name, value in document.mapping_of("environment_variables", self.problems).items():
             place = document.place("environment_variables", name)
             if name in _BLOCKED_VARIABLES:
-                self._warn(place, "no file may set it")
+                self._ignore(place, "a config may not set this variable")
             elif isinstance(value, (dict, list, type(None))):
                 self.problems.append(f"{place}: must be a text")
             elif "\0" in f"{name}{value}" or "=" in name or not name:
@@ -332,17 +297,17 @@ class _Reading:
             else:
                 self.variables[name] = Setting(place, value)
 
-    def _pass_over(self, document: Document, name: str) -> None:
+    def _ignore_section(self, document: Document, name: str) -> None:
         self.other_secrets.update(secrets_in(document.values[name], name))
-        near = None if name in _SECTIONS_OF_THE_PROXY else nearest(name, _SECTIONS)
-        why = f"it is unknown here; is {near} meant?" if near else "of the proxy server"
-        self._warn(document.place(name), why)
+        near = nearest(name, _SECTIONS, likeness=0.85)
+        why = f"there is no such section; is {near} meant?" if near else ONLY_OF_THE_PROXY
+        self._ignore(document.place(name), why)
 
-    def _warn(self, place: str, why: str, *, many: bool = False) -> None:
-        self.warnings.append(f"{place} {'are' if many else 'is'} passed over: {why}")
+    def _ignore(self, place: str, why: str) -> None:
+        self.warnings.append(f"{place}: ignored, {why}")
 
 
-def _no_text(what: str, value: bool | float) -> str:
-    # YAML takes on, off, yes and no for booleans. The value is not told: it may be a key.
-    kind = "true or false, to YAML" if isinstance(value, bool) else "a number"
-    return f'{what} must be a text, and is {kind}: put it into quotes, as in "on" or "123"'
+def _why_left_out(name: str) -> str | None:
+    if name in WRITES_LOGS:
+        return "it would write messages into logs"
+    return "a run of a file loads no code" if name in LOADS_CODE else None

@@ -12,9 +12,8 @@ Place: TypeAlias = tuple[str | int, ...]
 
 ENVIRONMENT_PREFIX: Final = "os.environ/"
 SHORTEST_SECRET: Final = 6  # characters; shorter ones are parts of ordinary words
-PLACEHOLDERS: Final = frozenset(
-    {"anything", "fake-key", "no-key", "none", "not-needed", "not-used", "placeholder", "unused"}
-)
+LONGEST_WORD: Final = 12  # letters; a key of no more is a word such as "ollama", and no secret
+PLACEHOLDERS: Final = frozenset({"fake-key", "no-key", "not-needed", "not-used"})
 
 _SECRET_NAME: Final = re.compile(
     r"api[_-]?key|access[_-]?key|[_-]key$|^key$|secret|token$|password|passphrase|credential"
@@ -85,6 +84,11 @@ def variable_of(value: object) -> str | None:
     return None if name.startswith("oidc/") else name
 
 
+def is_set(variable: str, environment: Mapping[str, str]) -> bool:
+    """Whether an environment variable has a value. An empty one, or spaces, is none."""
+    return bool(environment.get(variable, "").strip())
+
+
 def _is_pointer(name: object) -> bool:
     # Such a parameter names where a secret is; litellm reads it itself when it needs it.
     return isinstance(name, str) and name.endswith("_ref")
@@ -120,8 +124,19 @@ def _secrets_of_url(url: str) -> Iterator[str]:
         return
 
 
+def not_a_text(what: str, value: bool | float) -> str:
+    """Say that a value must be a text. The value is not quoted: it may be a key."""
+    kind = "true or false, to YAML" if isinstance(value, bool) else "a number"
+    return f'{what} must be a text, and is {kind}: put it into quotes, as in "on" or "123"'
+
+
 def _is_worth_hiding(text: str) -> bool:
-    return len(text) >= SHORTEST_SECRET and text.lower() not in PLACEHOLDERS
+    """Return False for what stands for a key: texts are full of such words.
+
+    Where a text presents such a word as a key (``Bearer ollama``), it is taken out all the same.
+    """
+    is_word = text.isascii() and text.isalpha() and len(text) <= LONGEST_WORD
+    return len(text) >= SHORTEST_SECRET and not is_word and text.lower() not in PLACEHOLDERS
 
 
 def nearest(name: str, names: Iterable[str], *, likeness: float = 0.75) -> str | None:

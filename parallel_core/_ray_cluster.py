@@ -12,12 +12,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from enum import Enum
 from typing import Any, cast
 
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
+from ._system import process_is_alive
 from ._uninterrupted import to_the_end
 from ._worker import Driver, Given, Kind, Message, Pace, Worker
 
@@ -85,7 +86,8 @@ def enter_ray(address: str | None) -> Entered:
                 "object_store_memory": _OBJECT_STORE,
                 "include_dashboard": False,
             }
-        ray.init(**options)
+        with _terminal_signals_blocked():
+            ray.init(**options)
         _silence_its_prints()
         _take_back_excepthook()
         _users = 1
@@ -138,6 +140,25 @@ async def entered(address: str | None) -> Entered:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def _terminal_signals_blocked() -> Generator[None]:
+    """Block the signals of a terminal in what is started meanwhile, which inherits the mask.
+
+    Ray's processes are in the process group of this one. They block SIGINT alone: a terminal that
+    is closed (SIGHUP), Ctrl-\\ or Ctrl-Z would end or stop them, with the calls in flight.
+    """
+    names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_that_somebody_answers(address: str) -> None:
@@ -258,7 +279,5 @@ class _RayWorker:
         if self._process is None:
             return
         until = time.monotonic() + _PATIENCE_WITH_A_PROCESS
-        with contextlib.suppress(OSError):  # there is no such process
-            while time.monotonic() < until:
-                os.kill(self._process, 0)
-                await asyncio.sleep(_BETWEEN_LOOKS)
+        while process_is_alive(self._process) and time.monotonic() < until:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(_BETWEEN_LOOKS)

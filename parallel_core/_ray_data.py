@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
-from ._proxy_values import secrets_in
 from ._ray_data_tables import InputColumns, cells, check_new_columns, with_columns
+from ._router_members import deployments
 from ._router_recipe import RouterSource, checked_recipe
-from ._run_endpoints import secrets_of_environment
+from ._run_endpoints import secrets_sent
 from ._standing_batch import StandingBatch
 from .batch_output import Redactor
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
@@ -168,8 +167,7 @@ class ParallelCompletions:
                 standing = StandingBatch(self._recipe.open, self._concurrency, self._controls)
                 # Dropped without being closed, it ends on its own.
                 weakref.finalize(self, standing.stop).atexit = False
-                known = secrets_of_environment(os.environ).union(_secrets_of(standing.router))
-                self._opened = standing, Redactor(known)
+                self._opened = standing, Redactor(_secrets_of(standing.router))
             return self._opened
 
     def close(self) -> None:
@@ -245,6 +243,7 @@ def _check_texts(texts: Mapping[str, object]) -> None:
             raise ValueError(f"{name} must not be empty")
 
 
-def _secrets_of(router: object) -> Iterator[str]:
-    for deployment in getattr(behind(router), "model_list", None) or ():
-        yield from secrets_in(deployment)
+def _secrets_of(router: object) -> frozenset[str]:
+    return secrets_sent(
+        deployment.get("litellm_params", {}) for deployment in deployments(behind(router))
+    )

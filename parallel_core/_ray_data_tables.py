@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from ._json_lines import read_json_line
 from .batch_output import (
     Redactor,
     call_statistics,
@@ -231,7 +232,7 @@ def _cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
     try:
         line = parse_output_line(result_line(name, result, redactor))
         body = None if not line.ok or line.body is None else bytes(line.body)
-        document: dict[str, Any] = {} if body is None else msgspec.json.decode(body)
+        document: Any = {} if body is None else read_json_line(msgspec.json.decode, body)
     except Exception as error:  # noqa: BLE001 - of an answer that is nested too deep, for instance
         line = parse_output_line(unwritable_line(name, error))
         body, document = None, {}

@@ -11,13 +11,17 @@ from typing import Any, cast
 
 import msgspec
 
+from ._journal_manifest import find_statistics
+from ._json_lines import read_json_line
 from ._report_model import ReportError
+from ._result_lines import BadLineError, ResultLine, read_result_lines
 from .run_statistics import CallStatistics, RunPaths, read_statistics
 
 OK = -1  # in place of a kind of failure
 UNKNOWN_MODEL = "unknown"
 NO_NAME = "(none)"
 
+_FAILURE, _ANSWER = 1, 2
 _MOST_MODELS = 1000
 _MOST_KINDS = 100
 _ERROR_WITHOUT_NAME = "error"
@@ -137,7 +141,7 @@ class Records:
         if first_chunk is not None and 0.0 <= first_chunk < _LATEST:
             tally.first_chunks.append(first_chunk)
 
-    def add_result_without_statistics(self, result: _Result) -> None:
+    def add_result_without_statistics(self, result: ResultLine) -> None:
         """Add a line of the output whose call nobody has measured."""
         body = _body(result) if result.ok else _Body()
         model = self.models.number(body.model or UNKNOWN_MODEL)
@@ -157,7 +161,7 @@ class Records:
             if usage.completion_tokens_details is not None:
                 tally.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens or 0
 
-    def kind_of(self, result: _Result) -> int:
+    def kind_of(self, result: ResultLine) -> int:
         """The number of the kind of failure of a line of the output."""
         return OK if result.ok else self.kinds.number(_kind_of_result(result))
 
@@ -179,7 +183,7 @@ def read_run(paths: RunPaths) -> Records:
     records = Records()
     if not paths.output.exists():
         raise ReportError(f"{paths.output} does not exist: name the output file of a run")
-    _read_calls(paths.statistics, records)
+    _read_calls(find_statistics(paths), records)
     _read_results(paths, records)
     if not records.last:
         raise ReportError(f"{paths.output} has no results yet")
@@ -204,28 +208,29 @@ def _read_calls(path: Path, records: Records) -> None:
 
 def _read_results(paths: RunPaths, records: Records) -> None:
     measured = len(records.model)
-    in_output = bytearray(measured)
+    seen = bytearray(measured)  # by row: whether there is a failure, or an answer
     without_statistics = 0
     for path in (paths.output, paths.errors):
         if path is None:
             continue
         for result in _results(path, records.notes):
             row = records.last.get(hash(result.custom_id))
-            if row is None:
+            if row is None or (row >= measured and result.ok and seen[row] == _FAILURE):
+                without_statistics += row is None
                 records.add_result_without_statistics(result)
-                without_statistics += 1
-                continue
-            if row < measured:
-                in_output[row] = True
-            if result.ok != (records.outcome.get(row, records.kind[row]) == OK):
-                records.outcome[row] = records.kind_of(result)
+                seen.append(_ANSWER if result.ok else _FAILURE)
+            elif result.ok or seen[row] != _ANSWER:
+                # An answer takes precedence: the failure is of an attempt before a retry.
+                seen[row] = _ANSWER if result.ok else _FAILURE
+                if result.ok != (records.outcome.get(row, records.kind[row]) == OK):
+                    records.outcome[row] = records.kind_of(result)
     if measured and without_statistics:
         records.notes.append(
             f"Results that are not in the statistics: {without_statistics:,}. Their latency, cost "
             "and times are not known."
         )
     lost = sum(
-        row < measured and records.kind[row] == OK and not in_output[row]
+        row < measured and records.kind[row] == OK and not seen[row]
         for row in records.last.values()
     )
     if lost:
@@ -251,97 +256,39 @@ class _Body(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Response(msgspec.Struct):
-    status_code: int | None = None
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Result(msgspec.Struct):
-    """A line of the output, in OpenAI's form or vLLM's, whose errors have another one."""
-
-    custom_id: str
-    response: _Response | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
-
-    @property
-    def ok(self) -> bool:
-        if self.response is None or bytes(self.error) != b"null":
-            return False
-        status = self.response.status_code
-        return status is None or 200 <= status < 300
-
-
-_RESULT_DECODER = msgspec.json.Decoder(_Result)
 _BODY_DECODER = msgspec.json.Decoder(_Body)
 _ANYTHING = msgspec.json.Decoder()
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def _results(path: Path, notes: list[str]) -> Iterator[_Result]:
+def _results(path: Path, notes: list[str]) -> Iterator[ResultLine]:
+    holes = 0
     try:
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.isspace():
-                    continue
-                try:
-                    result = _RESULT_DECODER.decode(line)
-                    if not line.isascii():
-                        line.decode()  # the bodies, too, which are looked at later
-                except _UNREADABLE as error:
-                    if not _is_torn(line):
-                        raise _no_result(path, number, line, error) from None
+            for found in read_result_lines(lines):
+                if found.result is not None:
+                    yield found.result
+                elif found.what == "torn":
                     notes.append(
                         f"The last line of {text_of(path.name)} is torn, and is not counted: the "
                         "run was ended while it wrote it, or is writing it now."
                     )
-                    return
-                if result.response is None and bytes(result.error) == b"null":
-                    raise _no_result(path, number, line, None)
-                yield result
+                holes += found.what == "hole"
+    except BadLineError as error:
+        hint = (
+            ""
+            if ":" in error.why
+            else ": name the output file of a run, as parallel-core run, OpenAI's Batch API or "
+            "vLLM writes it"
+        )
+        raise ReportError(f"line {error.number} of {path} {error.why}{hint}") from None
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether a run may have been ended while it wrote this line; some file systems leave zeros."""
-    if line.endswith(b"\n") or _is_json(line):
-        return False
-    return line.startswith(b'{"') or not line.strip(b"\0")
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        _ANYTHING.decode(line)
-    except RecursionError:
-        return True  # as far as it can be told
-    except _UNREADABLE:
-        return False
-    return True
-
-
-def _no_result(path: Path, number: int, line: bytes, error: Exception | None) -> ReportError:
-    try:
-        value: object = _ANYTHING.decode(line)
-    except RecursionError:
-        return ReportError(f"line {number} of {path} is no result of a request: nested too deeply")
-    except _UNREADABLE as unreadable:
-        is_text = not isinstance(unreadable, UnicodeDecodeError)
-        what = "no JSON" if is_text else "not valid UTF-8"
-        return ReportError(
-            f"line {number} of {path} is {what}: name the output file of a run, as "
-            "parallel-core run, OpenAI's Batch API or vLLM writes it"
+    if holes:
+        notes.append(
+            f"Lines of {text_of(path.name)} that a loss of power has spoiled: {holes:,}. They are "
+            "not counted."
         )
-    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
-    if "kind" in fields:
-        hint = "it is a line of a statistics file; name the output file that lies beside it"
-    elif "messages" in fields or "body" in fields:
-        hint = "it is a request; name the file with the results"
-    elif error is not None and "custom_id" in fields:
-        # The error of msgspec names the field and its type, and quotes nothing.
-        hint = str(error)
-    else:
-        hint = "it needs a custom_id, and a response or an error"
-    return ReportError(f"line {number} of {path} is no result of a request: {hint}")
 
 
 def _unreadable(path: Path, error: OSError) -> ReportError:
@@ -350,15 +297,15 @@ def _unreadable(path: Path, error: OSError) -> ReportError:
     return ReportError(f"{path} cannot be read: {error.strerror or type(error).__name__}")
 
 
-def _body(result: _Result) -> _Body:
+def _body(result: ResultLine) -> _Body:
     assert result.response is not None
     try:
-        return _BODY_DECODER.decode(result.response.body)
+        return read_json_line(_BODY_DECODER.decode, bytes(result.response.body))
     except _UNREADABLE:  # of another API: no chat completion
         return _Body()
 
 
-def _kind_of_result(result: _Result) -> str:
+def _kind_of_result(result: ResultLine) -> str:
     status = None if result.response is None else result.response.status_code
     found = _error_name(result.error)
     if found is None and bytes(result.error).startswith(b'"'):  # a text, of vLLM
@@ -371,7 +318,7 @@ def _kind_of_result(result: _Result) -> str:
 def _error_name(raw: msgspec.Raw) -> str | None:
     """What an error is called, in any of the shapes that servers give it."""
     try:
-        value: Any = _ANYTHING.decode(raw)
+        value: Any = read_json_line(_ANYTHING.decode, bytes(raw))
     except _UNREADABLE:
         return None
     if not isinstance(value, dict):

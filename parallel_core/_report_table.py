@@ -9,11 +9,12 @@ from rich.text import Text
 
 from . import _report_text
 from ._report_model import RunReport
+from ._terminal import printable
 
 
 def print_report(report: RunReport, console: Console) -> None:
     """Print the report. What comes from files is never read as markup."""
-    console.print(Text(f"Report of {report.name}", style="bold"))
+    console.print(Text(f"Report of {printable(report.name)}", style="bold"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -27,7 +28,7 @@ def print_report(report: RunReport, console: Console) -> None:
     if report.notes:
         console.print()
     for note in report.notes:
-        console.print(Text(f"Note: {note}"))
+        console.print(Text(f"Note: {printable(note)}"))
 
 
 def _drawn(table: _report_text.Table) -> Table:
@@ -46,5 +47,5 @@ def _drawn(table: _report_text.Table) -> Table:
             drawn.add_column(head, justify="right", no_wrap=True)
     for number, row in enumerate(table.rows):
         is_sum = number >= len(table.rows) - table.sums
-        drawn.add_row(*(Text(cell) for cell in row), style="bold" if is_sum else None)
+        drawn.add_row(*(Text(printable(cell)) for cell in row), style="bold" if is_sum else None)
     return drawn

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from ._report_model import ModelReport, Percentiles, RunReport, Timeline
 
 NOTHING = "-"
+UNKNOWN = "unknown"
 ALL = "all"
 # Of kinds of failure in a chart.
 MOST_KINDS_SHOWN = 6
@@ -191,12 +192,12 @@ def _tokens(model: ModelReport) -> tuple[str, ...]:
 
 
 def cost(model: ModelReport) -> str:
-    """USD; nothing where no price is known."""
-    return NOTHING if model.unpriced_calls and not model.cost else money(model.cost)
+    """USD, as far as the price is known."""
+    return UNKNOWN if model.unpriced_calls and not model.cost else money(model.cost)
 
 
 def _cost(model: ModelReport) -> tuple[str, ...]:
-    known = model.ok and cost(model) != NOTHING
+    known = model.ok and cost(model) != UNKNOWN
     each = money(1000 * model.cost / model.ok) if known else NOTHING
     return cost(model), each, count(model.unpriced_calls)
 

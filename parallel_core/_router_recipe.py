@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 from ._proxy_config import read_proxy_config
 from ._proxy_values import secrets_in
 from ._ray_installed import require_ray
+from ._router_members import retire
 from .run_router import RunRouterRecipe, make_router, router_of_config
 
 RouterSource: TypeAlias = Callable[[], Any] | Mapping[str, Any] | str | os.PathLike[str]
@@ -62,8 +63,8 @@ class Recipe:
                 made = held.enter_context(made)
             router = made if hasattr(made, "acompletion") else getattr(made, "router", made)
             _check_is_router(router)
-            if is_ours and callable(discard := getattr(router, "discard", None)):
-                held.callback(discard)  # litellm knows each Router in its whole process
+            if is_ours:
+                held.callback(retire, router)
             yield router
 
     def _unpacked(self) -> Callable[[], Any]:

@@ -6,20 +6,21 @@ import asyncio
 import contextlib
 import functools
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from ._call_loop import plain_loop_factory
+from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
+from ._run_signals import StopSignals, interruptible
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
     RunWorkers,
@@ -27,7 +28,8 @@ from ._run_workers import (
     WorkersNotStartedError,
     quiet_ray,
 )
-from .batch_input import InputFile, InputFormat, InputSummary
+from ._terminal import program, shell_line
+from .batch_input import InputFile
 from .batch_output import Redactor
 from .control.budget import Budget
 from .control.hedge import Hedge
@@ -36,14 +38,15 @@ from .control.rate_limit import RateLimit
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
 from .run_file import RunOpening, RunStop, RunSummary, check_requests, run_file
-from .run_router import RunRouter, demo_router, router_from_config, router_from_model
+from .run_router import (
+    RouterConfigError,
+    RunRouter,
+    demo_router,
+    router_from_config,
+    router_from_model,
+)
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
-
-# Of signals that end a program: these end a run in good order.
-_STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
@@ -109,6 +112,38 @@ def command(
             rich_help_panel=_INPUT,
         ),
     ] = False,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns that are copied to the output, with commas between: id,source.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    drop_columns: Annotated[
+        bool,
+        typer.Option(
+            "--drop-columns",
+            help="Leave out all other members of lines that are no parameters.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    send_columns: Annotated[
+        bool,
+        typer.Option(
+            "--send-columns",
+            help="Send them, as parameters of the provider.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
+    trust_input: Annotated[
+        bool,
+        typer.Option(
+            "--trust-input",
+            help="Let lines set what litellm takes as its own settings: keys, addresses, retries.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Take so many requests only.", rich_help_panel=_INPUT),
@@ -159,6 +194,14 @@ def command(
         typer.Option(
             "--force-new",
             help="Begin anew; files of another run are moved aside.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Resume although the input, a model or its parameters have changed.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
@@ -253,29 +296,38 @@ def command(
 ) -> None:
     """Send a file of requests, and write each answer once, whatever happens meanwhile.
 
-    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left;
-    2 bad input or options, nothing was sent; 3 answers could not be written; 130 interrupted.
+    Run the same command again to go on. Exit codes: 0 all is answered; 1 some failed or are left,
+    or the output could not be sorted; 2 bad input or options, nothing was sent; 3 answers could not
+    be written; 130 interrupted.
     """
     view: RunView = JsonView() if json else TextView()
-    state = _State()
-    with contextlib.closing(view), _interruptible(), only_our_words():
+    state = RunState()
+    with contextlib.closing(view), interruptible(), only_our_words():
         try:
             code = _run(
                 view,
                 state,
-                source,
+                functools.partial(
+                    InputFile,
+                    source,
+                    format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
+                    template=template,
+                    model="demo" if demo and model is None else model,
+                    keep=_names(keep),
+                    drop_columns=drop_columns,
+                    send_columns=send_columns,
+                    trust_input=trust_input,
+                ),
                 output,
-                format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
-                template=template,
                 validate=validate,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
-                model="demo" if demo and model is None else model,
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
                 controls=_controls(
@@ -331,6 +383,13 @@ def _router_choice(
     )
 
 
+def _names(text: str | None) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"--keep takes names with commas between them, not {text!r}")
+    return names
+
+
 def _controls(
     *,
     rpm: float | None,
@@ -381,7 +440,7 @@ def _one_of(option: str, value: str, allowed: Sequence[str]) -> Any:
 
 
 @dataclass
-class _State:
+class RunState:
     """How far a run has come.
 
     Attributes:
@@ -399,21 +458,19 @@ class _State:
 
 def _run(
     view: RunView,
-    state: _State,
-    source: str,
+    state: RunState,
+    open_input: Callable[[], InputFile],
     output: Path | None,
     *,
-    format: InputFormat,
-    template: str | None,
     validate: bool,
     skip_invalid: bool,
     limit: int | None,
     router_of: RouterOf | None,
-    model: str | None,
     error_file: Path | None,
     order: Literal["completion", "input"],
     retry_failed: bool,
     force_new: bool,
+    allow_changed: bool,
     concurrency: Concurrency,
     workers: Workers | None,
     controls: Controls,
@@ -425,15 +482,17 @@ def _run(
         raise typer.BadParameter("give --output FILE (-o): where the answers go")
     with contextlib.ExitStack() as stack:
         try:
-            requests = InputFile(source, format=format, template=template, model=model)
-            stack.enter_context(requests)
+            requests = stack.enter_context(open_input())
             with view.waiting("checking the input"):
                 checked = requests.check()
             for problem in checked.problems:
                 view.problem(problem)
             view.checked(checked)
-            if checked.problems and not skip_invalid:
+            if checked.bad_lines and not skip_invalid:
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
+                return BAD_INPUT
+            if checked.columns:
+                view.error(f"nothing was sent: {describe_columns(checked.columns)}")
                 return BAD_INPUT
             if router_of is None:
                 return ALL_OK
@@ -441,6 +500,8 @@ def _run(
                 router = stack.enter_context(router_of(list(checked.models)))
             for warning in router.warnings:
                 view.note(warning)
+            if missing := router.missing_keys(checked.models):
+                raise RouterConfigError(missing)
             check_requests(router.router, requests, checked, controls, limit)
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")
@@ -448,7 +509,8 @@ def _run(
         if validate:
             return ALL_OK
         assert output is not None
-        ask = _Question(view, state, router, confirm_above)
+        signals = StopSignals()
+        ask = Question(view, state, signals, router, confirm_above)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -461,6 +523,7 @@ def _run(
                 error_file=error_file,
                 retry_failed=retry_failed,
                 force_new=force_new,
+                allow_changed=allow_changed,
                 skip_invalid=skip_invalid,
                 limit=limit,
                 fail_fast=fail_fast,
@@ -468,7 +531,7 @@ def _run(
                 grace=grace,
                 stop=stop,
                 redactor=redactor,
-                description=_described(router, checked),
+                description=router.describe(checked.models),
                 may_send=ask.may_send,
                 on_open=ask.opened,
                 **controls,
@@ -491,7 +554,7 @@ def _run(
             if workers is not None:
                 stack.enter_context(quiet_ray())
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
-                summary = runner.run(_in_good_order(start, stop, painter))
+                summary = runner.run(_in_good_order(start, stop, signals, painter))
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT
@@ -512,23 +575,29 @@ def _run(
         interrupted = stop.requests > 0 and summary.unfinished > 0
         state.stuck = painter.stuck
         if not state.stuck:
-            again = None if summary.ok else _command_again(summary, redactor)
+            again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
-        return INTERRUPTED if interrupted else ALL_OK if summary.ok else SOME_FAILED
+            if summary.not_sorted is not None:
+                view.error(summary.not_sorted)
+        if interrupted:
+            return INTERRUPTED
+        return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
 
 
-def _described(router: RunRouter, checked: InputSummary) -> dict[str, Any]:
-    return {"format": checked.format, **router.description}
-
-
-class _Question:
+class Question:
     """Tells what a run will cost, and asks whether it shall, where somebody is there."""
 
     def __init__(
-        self, view: RunView, state: _State, router: RunRouter, confirm_above: float | None
+        self,
+        view: RunView,
+        state: RunState,
+        signals: StopSignals,
+        router: RunRouter,
+        confirm_above: float | None,
     ) -> None:
         self._view = view
         self._state = state
+        self._signals = signals
         self._router = router
         self._confirm_above = confirm_above
 
@@ -539,7 +608,7 @@ class _Question:
             self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
-                self._ask(f"Send {opening.left:,} requests?")
+                self.ask(f"Send {opening.left:,} requests?")
         return not self._state.declined
 
     def opened(self, opening: RunOpening) -> None:
@@ -547,16 +616,19 @@ class _Question:
         self._state.begun = True
         self._view.opened(opening)
 
-    def _ask(self, question: str) -> None:
-        def interrupt(*_: object) -> NoReturn:
+    def ask(self, question: str) -> None:
+        answer: str | None = None
+        try:
+            while answer not in ("y", "yes", "n", "no", ""):
+                sys.stderr.write(f"{question} [y/N]: ")
+                sys.stderr.flush()
+                line = self._signals.read_line()
+                answer = "" if line is None else line.strip().lower()
+        except KeyboardInterrupt:
             self._state.interrupted = True
-            raise KeyboardInterrupt
-
-        with _signals_past_the_loop(interrupt):
-            try:
-                self._state.declined = not typer.confirm(question, err=True)
-            except typer.Abort:  # the end of the input, too
-                self._state.declined = True
+        except OSError:  # the terminal has gone
+            pass
+        self._state.declined = answer not in ("y", "yes")
 
 
 def somebody_is_there() -> bool:
@@ -566,40 +638,11 @@ def somebody_is_there() -> bool:
     return all(stream is not None and stream.isatty() for stream in streams)
 
 
-@contextlib.contextmanager
-def _signals_past_the_loop(handler: Callable[..., object]) -> Generator[None]:
-    """asyncio would have signals wait for the loop, which waits for an answer."""
-    wakeup = signal.set_wakeup_fd(-1)
-    previous = {number: signal.signal(number, handler) for number in _not_ignored()}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-        signal.set_wakeup_fd(wakeup)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Generator[None]:
-    """Before the run and after it, each of these signals is a KeyboardInterrupt: what was opened is
-    closed, and a demo server ended."""
-    previous = {
-        number: signal.signal(number, signal.default_int_handler) for number in _not_ignored()
-    }
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-def _not_ignored() -> list[signal.Signals]:
-    """What nohup has switched off stays so."""
-    return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 async def _in_good_order(
-    start: Callable[[], Awaitable[RunSummary]], stop: RunStop, painter: Painter
+    start: Callable[[], Awaitable[RunSummary]],
+    stop: RunStop,
+    signals: StopSignals,
+    painter: Painter,
 ) -> RunSummary:
     """A run that signals end, in two steps."""
 
@@ -609,35 +652,26 @@ async def _in_good_order(
             painter.note(f"{signal.Signals(number).name}: no new calls{again}")
         stop.request()
 
-    with _signals_handled(on_signal):
+    with signals.handled(on_signal):
         try:
             return await start()
         finally:
             await leave_this_loop()
 
 
-@contextlib.contextmanager
-def _signals_handled(on_signal: Callable[[int], None]) -> Generator[None]:
-    loop = asyncio.get_running_loop()
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for number in _not_ignored():
-            before = signal.getsignal(number)
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(number, on_signal, number)
-                previous[number] = before
-        yield
-    finally:
-        for number, before in previous.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, before)
+def command_again(summary: RunSummary, redactor: Redactor) -> str:
+    """The command that goes on with what is left, or with what has failed: one line for a shell.
 
-
-def _command_again(summary: RunSummary, redactor: Redactor) -> str:
-    """The command that goes on with what is left, or with what has failed."""
-    ours = ("--force-new", "--retry-failed")
-    arguments = [argument for argument in sys.argv[1:] if argument not in ours]
-    if not summary.unfinished:
-        arguments.insert(1, "--retry-failed")
-    # A password may be in an address.
-    return shlex.join(redactor.redact_secrets(text) for text in ("parallel-core", *arguments))
+    Every option is as it was given, but for --force-new, which would begin anew.
+    """
+    given = sys.argv[1:]
+    end_of_options = given.index("--") if "--" in given else len(given)
+    options = [word for word in given[:end_of_options] if word != "--force-new"]
+    if not summary.unfinished and "--retry-failed" not in options:
+        options.insert(1, "--retry-failed")
+    # A password may be in an address. A word that only looks like a key is no secret.
+    arguments = [
+        redactor.redact(word) if "://" in word else word
+        for word in (*options, *given[end_of_options:])
+    ]
+    return shell_line([*program(), *arguments])

@@ -1,39 +1,59 @@
-"""Where the calls of a deployment go, as far as litellm tells it before a call, and which keys are
-missing for them. litellm is imported by the functions only: that takes seconds."""
+"""Find out where the calls of a deployment go, and which keys are missing, before the first call.
+
+litellm is asked for it, and imported by the functions only: that takes seconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from collections.abc import Generator, Mapping
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import FunctionType, SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
-from ._proxy_values import RouterConfigError, nearest, references, resolved, secrets_in
-
-# Where litellm sends calls of a model whose api_base nobody has given, when it does not tell.
-_DEFAULT_ADDRESSES: Final = {
-    "anthropic": "https://api.anthropic.com/v1",
-    "cohere_chat": "https://api.cohere.com/v2",
-    "gemini": "https://generativelanguage.googleapis.com/v1beta",
-    "openai": "https://api.openai.com/v1",
-}
-
-
-# Parameters that are a key, or stand for one.
-_KEYS: Final = (
-    *("api_key", "aws_access_key_id", "azure_ad_token", "azure_ad_token_provider"),
-    *("azure_password", "client_secret", "extra_headers", "headers", "mock_response"),
-    *("vertex_ai_credentials", "vertex_credentials"),
+from ._litellm_settings import deployment_parameters, is_text
+from ._proxy_values import (
+    RouterConfigError,
+    is_secret_name,
+    is_set,
+    nearest,
+    not_a_text,
+    references,
+    resolved,
+    secrets_in,
 )
-_AZURE: Final = frozenset({"azure", "azure_ai", "azure_text"})
-_IDENTITIES_OF_AZURE: Final = ("azure_scope", "azure_username", "client_id", "tenant_id")
-_VARIABLES_OF_AZURE: Final = ("AZURE_AD_TOKEN", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
-_CLOUDS: Final = (
-    *("bedrock", "databricks", "gigachat", "github_copilot", "oci", "sagemaker", "sap"),
-    *("snowflake", "vertex_ai", "watsonx"),
+
+# Variables that litellm reads beside the one that it reports as missing, unless it finds their key
+# before a call. A test compares them with litellm's source.
+_OTHER_NAMES: Final = {
+    "AZURE_API_KEY": ("AZURE_OPENAI_API_KEY",),
+    "COHERE_API_KEY": ("CO_API_KEY",),
+    "HUGGINGFACE_API_KEY": ("HF_TOKEN",),
+    "OPENROUTER_API_KEY": ("OR_API_KEY",),
+    "QWENCLOUD_API_KEY": ("DASHSCOPE_API_KEY",),
+    "QWEN_AI_PLATFORM_API_KEY": ("DASHSCOPE_API_KEY",),
+    "REPLICATE_API_KEY": ("REPLICATE_API_TOKEN",),
+    "VERCEL_AI_GATEWAY_API_KEY": ("VERCEL_OIDC_TOKEN",),
+    "VOLCENGINE_API_KEY": ("ARK_API_KEY",),
+    "VOYAGE_API_KEY": ("VOYAGE_AI_API_KEY", "VOYAGE_AI_TOKEN"),
+}
+# A test compares this with the names that litellm reads.
+_KEY_VARIABLE: Final = re.compile(
+    "API_?KEY$|API_(TOKEN|SECRET)$|(ACCESS|SECRET|MASTER)_KEY$|(ACCESS|AUTH|SESSION)_TOKEN$|_SECRET$"
+    "|^(AZURE_AD|HF|WATSONX|FRIENDLI|VERCEL_OIDC|[A-Z]+_AI)_TOKEN$|_BEARER_TOKEN_|_CREDENTIALS$|^AZURE_PASSWORD$"
+)
+# Variables, beside the one of the key, that log in to a provider: AZURE_CLIENT_ID.
+_LOGIN_VARIABLE: Final = re.compile(
+    "(TOKEN|CLIENT_ID|TENANT_ID|FEDERATION_RULE_ID|SERVICE_ACCOUNT_ID|CREDENTIALS)$"
+)
+# Parameters of litellm's credentials that say where a call goes, and not who sends it.
+_PLACE_PARAMETER: Final = re.compile(
+    "^api_|region|location|project|bucket|endpoint|tags|organization|legacy"
 )
 
 
@@ -59,39 +79,119 @@ class Endpoint(msgspec.Struct, frozen=True):
     is_key_known: bool = True
 
 
-def secrets_of_environment(environment: Mapping[str, str]) -> frozenset[str]:
-    """The values of the variables whose names end as those of keys do, ``OPENAI_API_KEY``."""
-    named = {name: text for name, text in environment.items() if is_key_variable(name)}
-    return frozenset(secrets_in(named))
+def secrets_sent(deployments: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the keys that deployments with these ``litellm_params`` send.
+
+    These are the keys among the parameters and, where there is no ``api_key``, what litellm takes
+    from the environment for the provider. Other variables of the environment are no business of a
+    Router, whatever their names.
+    """
+    found: set[str] = set()
+    for parameters in deployments:
+        values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
+        values = {**_values_of_credential(values.get("litellm_credential_name")), **values}
+        found.update(secrets_in(values))
+        if not values.get("api_key"):
+            names = _key_variables(str(values.get("model")), values.get("custom_llm_provider"))
+            found.update(secrets_in({name: os.environ.get(name, "") for name in names}))
+    return frozenset(found)
+
+
+def _key_variables(model: str, provider: str | None) -> set[str]:
+    """The names of the environment variables from which litellm may take a key for a model."""
+    import litellm
+
+    names: set[str] = set()
+    if model == "*":  # the model of each request tells the provider
+        providers = known_providers()
+    else:
+        provider = provider or _provider_of(model)
+        providers = {provider}
+        looked_up = _LookedUp()
+        validate: Any = inspect.unwrap(cast("Any", litellm).validate_environment)
+        # A copy of litellm's function with an environment of its own: what it asks for is noted,
+        # and nothing changes for anybody else. For some providers, litellm's way to tell the
+        # provider of a model would begin to log in.
+
+        def told(**_: Any) -> tuple[str, str | None, None, None]:
+            return model, provider, None, None
+
+        scope = {
+            **validate.__globals__,
+            "os": SimpleNamespace(environ=looked_up, getenv=looked_up.get),
+            "litellm_utils": SimpleNamespace(get_llm_provider=told),
+        }
+        ask = FunctionType(validate.__code__, scope, None, validate.__defaults__)
+        names = looked_up.names.union(ask(f"{provider}/*")["missing_keys"])
+    # It does not ask for every way to log in. Others begin in the same way: AWS_…, AZURE_….
+    prefixes = {name.partition("_")[0] for name in names} | {name.upper() for name in providers}
+    beginnings = tuple(f"{prefix}_" for prefix in prefixes)
+    return names | {
+        name for name in os.environ if is_key_variable(name) and name.startswith(beginnings)
+    }
+
+
+def _provider_of(model: str) -> str:
+    import litellm
+
+    prefix, slash, _ = model.partition("/")
+    if slash and prefix in known_providers():
+        return prefix
+    try:
+        with quiet_litellm():
+            return str(litellm.get_llm_provider(model)[1])
+    except Exception:  # noqa: BLE001 - whatever it raises: no call of this model can be sent
+        return prefix
+
+
+class _LookedUp(dict[str, str]):
+    """An environment with nothing in it, which notes the names that are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
 
 
 def is_key_variable(name: str) -> bool:
     """Whether an environment variable of this name usually holds a key for a provider."""
-    endings = ("_API_KEY", "_ACCESS_KEY", "_AUTH_TOKEN", "_SESSION_TOKEN", "_SECRET")
-    others = ("HF_TOKEN", "AZURE_AD_TOKEN", "LITELLM_MASTER_KEY", "WATSONX_TOKEN", "WATSONX_APIKEY")
-    return name.upper().endswith(endings) or name in others
+    return _KEY_VARIABLE.search(name.upper()) is not None
 
 
 def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
     """Where the calls of a deployment with these ``litellm_params`` go.
 
     Raises:
-        RouterConfigError: litellm does not know the provider.
+        RouterConfigError: litellm does not know the provider, a parameter that must be a text is a
+            number or a boolean, or a key of the environment would go to another provider.
     """
     import litellm
 
-    missing = [variable for _, variable in references(dict(parameters)) if not _is_set(variable)]
+    wrong = _wrong_types(parameters)
+    if wrong:
+        raise RouterConfigError(wrong)
+    missing = [
+        variable for _, variable in references(dict(parameters)) if not is_set(variable, os.environ)
+    ]
     values = cast("dict[str, Any]", resolved(dict(parameters), os.environ))
     values = {**_values_of_credential(values.get("litellm_credential_name")), **values}
     model = str(values["model"])
     api_base = values.get("api_base") or values.get("base_url")
     provider = values.get("custom_llm_provider")
     told: Any = None
+    found_key: Any = None
     # litellm chooses the model of these later.
     if "*" not in model and not model.startswith("auto_router/"):
         try:
             with quiet_litellm():
-                _, provider, _, told = litellm.get_llm_provider(
+                _, provider, found_key, told = litellm.get_llm_provider(
                     model, custom_llm_provider=provider, api_base=api_base
                 )
         except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
@@ -101,19 +201,32 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
         if not slash:  # "*", each request has its own
             address = shown_url(api_base) if api_base else None
             return Endpoint(name, model, "*", address, is_key_known=False)
+    provider = str(provider)
     full_name = model if "/" in model else f"{provider}/{model}"
     is_known = True
-    if not missing:
-        missing, is_known = _missing_keys(full_name, provider, values)
-    address = api_base or told or _address_of_environment(str(provider))
+    if not missing and not _has_key(values):
+        missing, is_known = _missing_keys(full_name, provider, values, found_key)
+        if api_base and is_known and not missing:
+            _refuse_address_of_another(full_name, provider, str(api_base))
+    address = api_base or told or _usual_address(model, provider)
     return Endpoint(
         model_name=name,
         model=full_name,
-        provider=str(provider),
+        provider=provider,
         api_base=shown_url(str(address)) if address else None,
         missing_keys=tuple(dict.fromkeys(missing)),
         is_key_known=is_known,
     )
+
+
+def _wrong_types(parameters: Mapping[str, Any]) -> list[str]:
+    """Say which parameters must be texts, and are not."""
+    known = deployment_parameters()
+    return [
+        not_a_text(f"litellm_params.{name}", value)
+        for name, value in parameters.items()
+        if isinstance(value, (bool, int, float)) and is_text(known.get(name, frozenset()))
+    ]
 
 
 def _values_of_credential(name: object) -> dict[str, Any]:
@@ -126,45 +239,132 @@ def _values_of_credential(name: object) -> dict[str, Any]:
     return {}
 
 
-def _is_set(variable: str) -> bool:
-    return bool(os.environ.get(variable))
+def _usual_address(model: str, provider: str) -> str | None:
+    """Where litellm sends calls of a provider, if it can say so without a call."""
+    from litellm.types.utils import LlmProviders
+    from litellm.utils import ProviderConfigManager
+
+    def told_by(kind: LlmProviders) -> str | None:
+        info: Any = ProviderConfigManager.get_provider_model_info(model, kind)
+        with contextlib.suppress(NotImplementedError, ValueError):
+            return None if info is None else info.get_api_base()
+        return None
+
+    if provider not in {kind.value for kind in LlmProviders}:
+        return None
+    address = told_by(LlmProviders(provider))
+    # Classes of compatible providers inherit OpenAI's address.
+    is_inherited = provider != "openai" and address == told_by(LlmProviders.OPENAI)
+    return None if is_inherited else address
 
 
-def _address_of_environment(provider: str) -> str | None:
-    if provider == "openai":
-        told = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE")
-        if told:
-            return told
-    return _DEFAULT_ADDRESSES.get(provider)
+def _has_key(values: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a deployment have a key, or headers, which may have one."""
+    return any(
+        is_secret_name(name) or "headers" in name or name == "mock_response"
+        for name, value in values.items()
+        if value and str(value).strip()
+    )
 
 
 def _missing_keys(
-    model: str, provider: object, values: Mapping[str, Any]
+    model: str, provider: str, values: Mapping[str, Any], found_key: object
 ) -> tuple[list[str], bool]:
-    """The names of the variables of a key that is needed and nowhere given; and whether it can be
-    told that there is one."""
+    """The names of the variables of a key that is needed and nowhere set; and whether it is known
+    before a call that there is one."""
     import litellm
 
     module = cast("Any", litellm)
-    if any(values.get(name) for name in _KEYS):
+    known_keys = (found_key, module.api_key, getattr(module, f"{provider}_key", None))
+    if any(isinstance(key, str) and key.strip() for key in known_keys):
         return [], True
-    if module.api_key or getattr(module, f"{provider}_key", None):
-        return [], True
-    if provider in _AZURE and (
-        any(values.get(name) for name in _IDENTITIES_OF_AZURE)
-        or any(_is_set(name) for name in _VARIABLES_OF_AZURE)
-        or module.enable_azure_ad_token_refresh
-    ):
-        return [], False
-    if str(provider).startswith(_CLOUDS):
-        return [], False
-    found: dict[str, Any] = module.validate_environment(model)
+    if isinstance(found_key, str):  # litellm has looked, and what it would send is blank
+        return _blank_keys_of(provider), True
+    with _without_blank_variables():
+        found: dict[str, Any] = module.validate_environment(model)
     if found["keys_in_environment"]:
         return [], True
-    # What is not a key (a region, a version) may be given elsewhere.
-    missing = [name for name in found["missing_keys"] if name.endswith("_API_KEY")]
-    # Where it names none at all, it does not know the provider's ways.
-    return missing, bool(found["missing_keys"])
+    names = cast("list[str]", found["missing_keys"])
+    # What is no key (a region, a version) may be given elsewhere.
+    missing = [name for name in names if name.endswith("_API_KEY")]
+    if not missing:
+        # A provider that needs an address only needs no key. Others log in with files, roles or
+        # the machine itself; of those that have no name here, litellm does not say.
+        return [], bool(names) and all(name.endswith("_API_BASE") for name in names)
+    others = [other for name in missing for other in _OTHER_NAMES.get(name, ())]
+    if any(is_set(name, os.environ) for name in others):
+        return [], True
+    return ([], False) if _may_log_in_otherwise(missing, values) else (missing, True)
+
+
+def _blank_keys_of(provider: str) -> list[str]:
+    beginning = provider.partition("_")[0].upper()
+    return sorted(
+        name
+        for name, text in os.environ.items()
+        if name.startswith(beginning) and is_key_variable(name) and not text.strip()
+    ) or [f"{provider.upper()}_API_KEY"]
+
+
+def _may_log_in_otherwise(keys: Sequence[str], values: Mapping[str, Any]) -> bool:
+    """Whether there are an identity, a role or the like, instead of one of these keys."""
+    import litellm
+    from litellm.types.router import CredentialLiteLLMParams
+
+    # AZURE_CLIENT_ID, where the key is AZURE_API_KEY.
+    prefixes = tuple(key.removesuffix("API_KEY") for key in keys)
+    is_azure = "AZURE_API_KEY" in keys
+    return (
+        any(
+            name in CredentialLiteLLMParams.model_fields and not _PLACE_PARAMETER.search(name)
+            for name, value in values.items()
+            if value
+        )
+        or any(
+            name.startswith(prefixes) and _LOGIN_VARIABLE.search(name) and text.strip()
+            for name, text in os.environ.items()
+        )
+        or (is_azure and bool(litellm.enable_azure_ad_token_refresh))
+    )
+
+
+@contextlib.contextmanager
+def _without_blank_variables() -> Generator[None]:
+    """Take variables that are set and blank out of the environment: litellm counts them as set."""
+    blank = {name: text for name, text in os.environ.items() if not text.strip()}
+    for name in blank:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(blank)
+
+
+def _refuse_address_of_another(model: str, provider: str, api_base: str) -> None:
+    owner = owner_of(api_base)
+    # One provider may have several names: codestral, text-completion-codestral.
+    if owner is None or owner in provider or provider in owner:
+        return
+    rest = model.removeprefix(f"{provider}/")
+    problem = (
+        f"the model {model!r} would send the key of {provider} to {shown_url(api_base)}, an "
+        f"address of {owner}; write {owner}/{rest}, or give the deployment an api_key in a config"
+    )
+    raise RouterConfigError([problem])
+
+
+def owner_of(api_base: str) -> str | None:
+    """The provider that an address is known to belong to: one that litellm recognises, or whose
+    name is that of the domain."""
+    import litellm
+
+    with contextlib.suppress(Exception), quiet_litellm():  # it raises where it knows none
+        return str(litellm.get_llm_provider("-", api_base=api_base)[1])
+    try:
+        labels = (urlsplit(api_base).hostname or "").split(".")
+    except ValueError:
+        return None
+    return labels[-2] if len(labels) > 1 and labels[-2] in known_providers() else None
 
 
 def _unknown_provider(model: str) -> str:

@@ -7,12 +7,14 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 
+from ._failures import kind_of
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
@@ -53,10 +55,14 @@ class RunScope:
         self, source: InputFile, summary: InputSummary, limit: int | None, *, with_problems: bool
     ) -> None:
         self.limit = limit
-        self.problems = summary.problems if with_problems else []
         self._source = source
+        self._with_problems = with_problems and summary.bad_lines > 0
         self.total = summary.requests if limit is None else min(limit, summary.requests)
-        self.total += len(self.problems)
+        self.total += summary.bad_lines if with_problems else 0
+
+    def problems(self) -> Iterator[InputProblem]:
+        """The bad lines that are to be written as failures."""
+        return self._source.problems() if self._with_problems else iter(())
 
     def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
         """Those that are to be sent, and are not finished."""
@@ -68,7 +74,7 @@ class RunScope:
     def ids(self) -> Iterator[str]:
         """The names in the output, in the order of the input."""
         requests = ((request.line, request.custom_id) for request in self._source.requests())
-        problems = ((problem.line, _id_of(problem)) for problem in self.problems)
+        problems = ((problem.line, _id_of(problem)) for problem in self.problems())
         return (custom_id for _, custom_id in heapq.merge(requests, problems))
 
 
@@ -99,7 +105,8 @@ class Run:
         self._redactor = redactor
         self._meter = meter
         self._on_progress = on_progress
-        self._ids: dict[int, str] = {}  # of the requests that have been drawn, by index
+        # Those that have been drawn, by index: their names, and what comes back with their results.
+        self._drawn: dict[int, tuple[str, Mapping[str, msgspec.Raw] | None]] = {}
         # What is on disk is this run's as far as it is more.
         self._ok_before = journal.succeeded
         self._failed_before = journal.failed
@@ -125,7 +132,7 @@ class Run:
             return
         self._earlier_ok = self._earlier_failed = 0
         names = (request.custom_id for request in self._scope.requests())
-        for name in itertools.chain(names, map(_id_of, self._scope.problems)):
+        for name in itertools.chain(names, map(_id_of, self._scope.problems())):
             if self._journal.has_answer(name):
                 self._earlier_ok += 1
             elif self._journal.is_finished(name):
@@ -143,18 +150,21 @@ class Run:
 
     async def write_problems(self) -> None:
         """Bad lines are failures that need no call."""
-        for problem in self._scope.problems:
-            custom_id = _id_of(problem)
-            if not self._journal.is_finished(custom_id):
-                line = problem_line(problem)
-                await self._journal.append(JournalEntry(custom_id, line, ok=False))
+        problems = self._scope.problems()
+        # The file is read for them, in parts, in a thread.
+        while part := await in_thread(lambda: list(itertools.islice(problems, 1000))):
+            for problem in part:
+                custom_id = _id_of(problem)
+                if not self._journal.is_finished(custom_id):
+                    line = problem_line(problem)
+                    await self._journal.append(JournalEntry(custom_id, line, ok=False))
                 self._errors[problem.code] += 1
 
     def requests(self) -> Iterator[RouterParallelRequest]:
         """What is to be sent."""
         unfinished = self._scope.requests(self._journal.is_finished)
         for index, request in enumerate(unfinished):
-            self._ids[index] = request.custom_id
+            self._drawn[index] = request.custom_id, request.returned
             yield request.request
 
     def watched(self, controls: Controls) -> Controls:
@@ -226,7 +236,7 @@ class Run:
             self._ended.set()
 
     async def _take(self, result: RouterParallelResult) -> None:
-        custom_id = self._ids.pop(result.index)
+        custom_id, returned = self._drawn.pop(result.index)
         error = result.exception
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
@@ -235,9 +245,9 @@ class Run:
             self._failure = self._failure or error
             self.stopping.cancel()
             return
-        entry = self._entry(custom_id, result)
+        entry = self._entry(custom_id, result, returned)
         if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else type(error).__name__
+            self._last_error = "NoAnswerError" if error is None else kind_of(error)
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True
@@ -249,13 +259,18 @@ class Run:
             self._failure = failure
             self.stopping.cancel()
 
-    def _entry(self, custom_id: str, result: RouterParallelResult) -> JournalEntry:
+    def _entry(
+        self,
+        custom_id: str,
+        result: RouterParallelResult,
+        returned: Mapping[str, msgspec.Raw] | None,
+    ) -> JournalEntry:
         try:
             usage = result.usage
             if usage is None and result.response is not None:
                 usage = self._meter.usage_of(result.request, result.response)
             statistics = call_statistics(custom_id, result, usage)
-            line, ok = result_line(custom_id, result, self._redactor), has_answer(result)
+            line, ok = result_line(custom_id, result, self._redactor, returned), has_answer(result)
         except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
             statistics = CallStatistics(
                 custom_id=custom_id,
@@ -265,7 +280,7 @@ class Run:
                 ok=False,
                 error=type(error).__name__,
             )
-            line, ok = unwritable_line(custom_id, error), False
+            line, ok = unwritable_line(custom_id, error, returned), False
         return JournalEntry(custom_id, line, ok, statistics_line(statistics))
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
@@ -326,7 +341,14 @@ class Run:
             finished=finished,
         )
 
-    def summary(self, paths: RunPaths, *, lost_workers: int, resent_requests: int) -> RunSummary:
+    def summary(
+        self,
+        paths: RunPaths,
+        *,
+        lost_workers: int,
+        resent_requests: int,
+        not_sorted: str | None,
+    ) -> RunSummary:
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -342,6 +364,7 @@ class Run:
             paths=paths,
             lost_workers=lost_workers,
             resent_requests=resent_requests,
+            not_sorted=not_sorted,
         )
 
     def _ending(self) -> Ending:

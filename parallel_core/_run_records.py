@@ -83,7 +83,8 @@ class RunSummary(msgspec.Struct, frozen=True):
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
         errors: failures of this run by kind, the most frequent first.
-        unfinished: requests without a line; the next run sends them.
+        unfinished: requests without a result of this run or, where failures are not sent again, of
+            an earlier one; the same run sends them when it is resumed.
         cut_off: those among them whose call was on its way, and may have to be paid for.
         usage: tokens, and USD, of this run.
         elapsed: seconds from the first call to the last.
@@ -91,6 +92,8 @@ class RunSummary(msgspec.Struct, frozen=True):
         lost_workers: workers on Ray that died in this run, and were replaced.
         resent_requests: requests that were in flight in those, and were sent again: they may have
             to be paid for twice.
+        not_sorted: why the output is not in the order of the input, where that was asked for. All
+            results are in it.
     """
 
     ending: Ending
@@ -107,6 +110,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     paths: RunPaths
     lost_workers: int = 0
     resent_requests: int = 0
+    not_sorted: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
@@ -18,12 +17,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
+from .errors import describe_differences
 from .run_file import RunOpening, RunProgress, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_MOST_NAMED = 20  # of many models
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -65,23 +67,26 @@ class TextView:
     """For people: live where standard error is a terminal, else a line every few seconds."""
 
     def __init__(self, error: Console | None = None, output: Console | None = None) -> None:
-        self._console = _console(stderr=True) if error is None else error
-        self._output = _console(stderr=False) if output is None else output
+        self._console = console(stderr=True) if error is None else error
+        self._output = console(stderr=False) if output is None else output
+        self._is_live = is_live(self._console.file)
         self._live: Live | None = None
         self._told_at: float | None = None
 
     def note(self, text: str) -> None:
-        self._print(self._console, Text(text))
+        self._print(self._console, Text(printable(text)))
 
     def error(self, text: str) -> None:
-        self._print(self._console, Text(text, style="red"))
+        self._print(self._console, Text(printable(text), style="red"))
 
     def problem(self, problem: InputProblem) -> None:
         self.note(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
 
     def checked(self, summary: InputSummary) -> None:
-        models = ", ".join(f"{model} {count:,}" for model, count in summary.models.items())
-        bad = f", {len(summary.problems):,} bad lines" if summary.problems else ""
+        models = _first_of([f"{model} {count:,}" for model, count in summary.models.items()])
+        if more := summary.bad_lines - len(summary.problems):
+            self.note(f"and {more:,} more bad lines")
+        bad = f", {summary.bad_lines:,} bad lines" if summary.bad_lines else ""
         self.note(f"{summary.requests:,} requests ({models or 'none'}){bad}")
 
     def estimate(self, estimate: CostEstimate) -> None:
@@ -92,13 +97,13 @@ class TextView:
             self.note(line)
 
     def progress(self, progress: RunProgress) -> None:
-        if self._console.is_terminal:
+        if self._is_live:
             self._draw(progress)
         else:
             self._tell(progress)
 
     def _draw(self, progress: RunProgress) -> None:
-        with _as_far_as_it_is_seen():
+        with as_far_as_it_is_seen():
             if self._live is None:
                 # There is no thread that draws: each snapshot does.
                 self._live = Live(console=self._console, auto_refresh=False)
@@ -118,27 +123,29 @@ class TextView:
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()
         for name, text in _rows_of(summary):
-            self._print(self._output, Text.assemble((f"{name:<14}", "bold"), text))
+            row = Text.assemble((f"{name:<14}", "bold"), printable(text))
+            self._print(self._output, row)
         if resume is not None:
             self._print(self._output, Text(f"to go on: {resume}"))
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
         with contextlib.ExitStack() as stack:
-            if self._console.is_terminal:
+            if self._is_live:
                 stack.enter_context(self._console.status(Text(what)))
             yield
 
     def close(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            with _as_far_as_it_is_seen():
+            with as_far_as_it_is_seen():
                 live.stop()
 
     def _print(self, console: Console, what: Text) -> None:
-        with _as_far_as_it_is_seen():
-            # A line for a log stays a line, however narrow that is.
-            console.print(what, soft_wrap=not console.is_terminal)
+        with as_far_as_it_is_seen():
+            # A line stays a line, however narrow the terminal is: what is copied from there, such
+            # as a command, and what is read in a log.
+            console.print(what, soft_wrap=True)
 
 
 class JsonView:
@@ -160,13 +167,15 @@ class JsonView:
         self._write(
             "checked",
             requests=summary.requests,
-            problems=len(summary.problems),
+            problems=summary.bad_lines,
             models=summary.models,
             format=summary.format,
+            columns=summary.columns,
         )
 
     def estimate(self, estimate: CostEstimate) -> None:
-        self._write("estimate", **msgspec.structs.asdict(estimate))
+        fields = msgspec.structs.asdict(estimate)
+        self._write("estimate", **{**fields, "cost": estimate.known_cost})
 
     def opened(self, opening: RunOpening) -> None:
         self._write(
@@ -174,7 +183,8 @@ class JsonView:
         )
 
     def progress(self, progress: RunProgress) -> None:
-        self._write("progress", **msgspec.structs.asdict(progress))
+        fields = msgspec.structs.asdict(progress)
+        self._write("progress", **{**fields, "usage": _usage_fields(progress.usage)})
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         fields = msgspec.structs.asdict(summary)
@@ -182,7 +192,8 @@ class JsonView:
             name: None if (path := getattr(summary.paths, name)) is None else str(path)
             for name in ("output", "errors", "statistics")
         }
-        self._write("summary", **{**fields, "paths": paths, "resume": resume})
+        usage = _usage_fields(summary.usage)
+        self._write("summary", **{**fields, "usage": usage, "paths": paths, "resume": resume})
 
     def waiting(self, what: str) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -191,9 +202,13 @@ class JsonView:
         pass
 
     def _write(self, event: str, **fields: Any) -> None:
-        line = msgspec.json.encode({"event": event, **fields}).decode()
-        with _as_far_as_it_is_seen():
+        line = json_line(event=event, **fields)
+        with as_far_as_it_is_seen():
             print(line, file=self._stream, flush=True)
+
+
+def _usage_fields(usage: Usage) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(usage), "cost": usage.known_cost}
 
 
 class Painter:
@@ -277,31 +292,12 @@ class Painter:
         return bool(self._notes or self._progress or self._takes_a_while != self._shown)
 
 
-class _Console(Console):
-    """A console whose reader may go away: rich would end the program."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        # What is in its buffer would fail once more when Python ends.
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.file.fileno())
-            os.close(nowhere)
-
-
-def _console(*, stderr: bool) -> Console:
-    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not stderr)
-
-
-@contextlib.contextmanager
-def _as_far_as_it_is_seen() -> Generator[None]:
-    """A terminal that has gone, or a pipe that nobody reads, is no reason to end a run."""
-    # ValueError: the stream is closed.
-    with contextlib.suppress(OSError, ValueError):
-        yield
-
-
 # --- texts ---
+
+
+def _first_of(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_NAMED
+    return ", ".join(texts[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def describe_progress(progress: RunProgress) -> str:
@@ -336,7 +332,7 @@ def _figures(progress: RunProgress) -> list[str]:
 
 def describe_estimate(estimate: CostEstimate) -> str:
     """What a run will cost, as a sentence."""
-    if estimate.unpriced == estimate.requests:
+    if estimate.known_cost is None:
         return f"{estimate.requests:,} requests; what they cost is not known"
     without = f", and {estimate.unpriced:,} whose price is not known" if estimate.unpriced else ""
     priced = estimate.requests - estimate.unpriced
@@ -354,14 +350,20 @@ def describe_opening(opening: RunOpening) -> list[str]:
         lines.append(f"cut {found.torn_bytes:,} bytes of a line that was not finished")
     if found.rescued:
         lines.append(f"put {found.rescued:,} results of the rescue file where they belong")
-    if found.dropped_failures:
-        lines.append(f"{found.dropped_failures:,} failed requests are tried again")
+    if found.changes:
+        lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
+    if found.retried:
+        lines.append(f"{found.retried:,} failed {_requests(found.retried)} to send again")
     if found.duplicates:
         ids = ", ".join(found.duplicate_ids)
-        lines.append(f"{found.duplicates:,} lines have an id that was there before: {ids}")
+        lines.append(f"answers beside an earlier one: {found.duplicates:,} ({ids})")
     if earlier:
         lines.append(f"going on: {earlier:,} of {opening.total:,} requests are finished")
     return lines
+
+
+def _requests(number: int) -> str:
+    return "request" if number == 1 else "requests"
 
 
 def _picture(progress: RunProgress) -> Group:
@@ -440,7 +442,7 @@ _ENDINGS = {
 
 
 def _money(usage: Usage) -> str:
-    if not usage.cost and usage.unpriced_calls:
+    if usage.known_cost is None:
         return "price unknown"
     if not usage.cost:
         return ""

@@ -18,7 +18,7 @@ import anyio
 
 from . import bridge
 from ._call_loop import plain_loop_factory
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import completion_plan
 from .control._call import Call
 from .control.options import Concurrency, Controls
@@ -201,6 +201,7 @@ class StandingBatch:
             )
             plan = dataclasses.replace(plan, call=self._stoppable(plan.call))
             self._opened.set_result(router)
+            enter_loop(asyncio.get_running_loop())
             try:
                 async with bridge.AsyncioParallelBatch(plan) as batch:
                     async for result in batch:

@@ -8,12 +8,23 @@ from typing import Any, cast
 
 import anyio.to_thread
 
+from ._stream_source import StreamSource, is_cut_off_before_its_first_chunk
 from .control._metering import ItemMeter, RouterMeter
 from .errors import StreamInterruptedError
 from .types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
 
 # litellm takes 50 us for each chunk of a whole answer: more of them would hold up the loop.
 _CHUNKS_MADE_WHOLE_AT_ONCE = 200
+
+
+class CutOffError(EOFError):
+    """A stream has ended, and its answer has not."""
+
+    def __init__(self) -> None:
+        super().__init__("it ended without a finish reason")
+
+    def __reduce__(self) -> tuple[type[CutOffError], tuple[()]]:
+        return type(self), ()
 
 
 class StreamReading:
@@ -28,7 +39,9 @@ class StreamReading:
         self.time_to_first_chunk: float | None = None
         self._texts: list[str] = []
         self._meter = meter
-        self._stream: Any = None
+        self._source: StreamSource | None = None
+        self._cut_off = False
+        self._is_of_openai = False  # the chunks are those of its client
         self._began = time.perf_counter()
 
     @property
@@ -38,16 +51,21 @@ class StreamReading:
 
     def begin(self, stream: Any) -> None:
         """The call has answered with this stream."""
-        self._stream = stream
+        self._source = StreamSource(stream)
 
     def take(self, chunk: Any) -> StreamChunk:
         """A chunk has come.
 
         Raises:
-            Exception: it is none, but tells of an error.
+            Exception: it is none, but tells of an error, or that the stream was cut off.
         """
+        if type(chunk).__module__.startswith("openai."):
+            self._is_of_openai = True
+            chunk = chunk.model_dump(exclude_unset=True)
         if isinstance(chunk, dict):
             chunk = _as_litellm_has_it(cast("dict[str, Any]", chunk))
+        if _finished_in(chunk) and self._source is not None and self._source.was_cut_off:
+            raise CutOffError
         if self.time_to_first_chunk is None:
             self.time_to_first_chunk = time.perf_counter() - self._began
         self.chunks.append(chunk)
@@ -59,11 +77,15 @@ class StreamReading:
     async def whole(self) -> StreamedResponse:
         """The whole answer, as if it had not been streamed.
 
+        Where the provider has told no usage, the answer has none; that of the result is estimated.
+
         Raises:
-            StreamInterruptedError: what has come is no answer.
+            StreamInterruptedError: what has come is no answer, or a part of one.
         """
         if not self._has_answer():
             raise await self.interrupted()
+        if self._is_cut_off():
+            raise await self.interrupted() from CutOffError()
         told = self._last_told() is not None
         estimate = None if told else await self._estimate(at_once=False)
         try:
@@ -76,16 +98,10 @@ class StreamReading:
             raise await self.interrupted() from error
         if response is None:
             raise await self.interrupted()
-        if estimate is None:
-            _tell_cost(response, self._stream)
+        if told:
+            _tell_cost(response, self._source)
         else:
-            import litellm
-
-            response.usage = cast("Any", litellm).Usage(
-                prompt_tokens=estimate.prompt_tokens,
-                completion_tokens=estimate.completion_tokens,
-                total_tokens=estimate.total_tokens,
-            )
+            response.usage = None  # an estimate of litellm's
         usage = estimate
         if usage is None:
             try:
@@ -99,8 +115,21 @@ class StreamReading:
         invented = self._really_came() == [] and not any(map(_has_written, self.chunks))
         return bool(self.chunks) and not invented
 
+    def _is_cut_off(self) -> bool:
+        """Return True if a choice has begun and has no finish reason."""
+        begun = {_index_of(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
+        source = self._source
+        if source is None or not source.is_of_litellm:
+            finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
+            # A generator of the user's own may have no finish reasons: its end is its word. A
+            # client of OpenAI ends in the same way whether there is an answer or not.
+            return (self._is_of_openai or bool(finished)) and not begun <= finished
+        reasons = source.finish_reasons
+        return source.was_cut_off or (reasons is not None and not begun <= reasons.keys())
+
     def _build(self) -> Any:
         import litellm
+        from litellm.litellm_core_utils.core_helpers import map_finish_reason
 
         build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
@@ -116,7 +145,20 @@ class StreamReading:
             _add_logprobs(choice, chunks)
             choice.index = index
             response.choices.append(choice)
+        reasons = (self._source and self._source.finish_reasons) or {}
+        for choice in response.choices:
+            if reason := reasons.get(choice.index):
+                choice.finish_reason = map_finish_reason(reason)
+        reported = [usage for chunk in self._told_by() if (usage := _usage_of(chunk)) is not None]
+        if len(reported) == 1 and isinstance(reported[0], litellm.Usage):
+            response.usage = reported[0]  # without the counts that the builder adds
         return response
+
+    def may_raise(self, error: Exception) -> bool:
+        """Return True if an error is the whole story: it came before the stream had begun."""
+        if isinstance(error, CutOffError) or is_cut_off_before_its_first_chunk(error):
+            self._cut_off = True
+        return not self.chunks and not self._cut_off
 
     async def interrupted(self) -> StreamInterruptedError:
         """The error of a stream that has broken off."""
@@ -131,7 +173,7 @@ class StreamReading:
         What the provider has told goes before an estimate. It tells for all that came before; of
         what came after, the tokens are estimated.
         """
-        if not self.chunks:
+        if not self.chunks and not self._cut_off:
             return None
         told = self._last_told()
         # It must not take time: a timeout, or the end of the batch, may be near.
@@ -147,15 +189,9 @@ class StreamReading:
 
     def _last_told(self) -> tuple[Any, list[Any]] | None:
         """The last usage that the provider has told, and the chunks after it."""
-        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
-        # really came is in the stream's own list; but not where another model has answered in the
-        # place of the first one, whose list it is: then it has to be believed.
-        own = self._really_came() or []
-        last = getattr(self.chunks[-1], "id", None)
-        is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
-        chunks = own if is_its_own else self.chunks
+        chunks = self._told_by()
         for position in range(len(chunks) - 1, -1, -1):
-            usage: Any = getattr(chunks[position], "usage", None)
+            usage = _usage_of(chunks[position])
             told: list[Any] = [
                 getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")
             ]
@@ -163,10 +199,19 @@ class StreamReading:
                 return usage, chunks[position + 1 :]
         return None
 
+    def _told_by(self) -> list[Any]:
+        """The chunks whose usage is the provider's."""
+        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
+        # really came is in the stream's own list; but not where another model has answered in the
+        # place of the first one, whose list it is: then it has to be believed.
+        own = self._really_came() or []
+        last = getattr(self.chunks[-1], "id", None) if self.chunks else None
+        is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
+        return own if is_its_own else self.chunks
+
     def _really_came(self) -> list[Any] | None:
         """The chunks that litellm itself has had; None where that cannot be told."""
-        came: Any = getattr(getattr(self._stream, "response", self._stream), "chunks", None)
-        return came if isinstance(came, list) else None  # pyright: ignore[reportUnknownVariableType]
+        return None if self._source is None else self._source.chunks
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
         if isinstance(self._meter, ItemMeter):
@@ -189,14 +234,28 @@ def _choices_of(chunk: Any) -> list[Any]:
     return getattr(chunk, "choices", None) or []
 
 
+def _usage_of(chunk: Any) -> Any:
+    return getattr(chunk, "usage", None)
+
+
+def _index_of(choice: Any) -> int:
+    index = getattr(choice, "index", 0)
+    return index if isinstance(index, int) else 0
+
+
+def _finished_in(chunk: Any) -> set[int]:
+    """The choices that end in a chunk."""
+    choices = _choices_of(chunk)
+    return {_index_of(choice) for choice in choices if getattr(choice, "finish_reason", None)}
+
+
 def _text_of(chunk: Any) -> tuple[int, str]:
     """Which choice a chunk adds to, and what to its text."""
     choices = _choices_of(chunk)
     if not choices:
         return 0, ""
-    index = getattr(choices[0], "index", 0)
     text = getattr(getattr(choices[0], "delta", None), "content", None)
-    return index if isinstance(index, int) else 0, text if isinstance(text, str) else ""
+    return _index_of(choices[0]), text if isinstance(text, str) else ""
 
 
 def _written(chunk: Any) -> Iterator[str]:
@@ -253,12 +312,12 @@ def _split(chunks: list[Any]) -> dict[int, list[Any]]:
     return by_choice
 
 
-def _tell_cost(response: Any, stream: Any) -> None:
+def _tell_cost(response: Any, source: StreamSource | None) -> None:
     """litellm reckons the cost of a stream for its own callbacks only, after the end."""
     hidden = getattr(response, "_hidden_params", None)
     if not isinstance(hidden, dict) or cast("Mapping[str, Any]", hidden).get("response_cost"):
         return
-    logging = getattr(getattr(stream, "response", stream), "logging_obj", None)
+    logging = None if source is None else source.logging
     calculate = getattr(logging, "_response_cost_calculator", None)
     if calculate is None:
         return

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from ._call_loop import CallLoop, shielded
-from ._litellm_loop import close_clients_of_this_loop, finish_callbacks
+from ._litellm_loop import close_clients_of_this_loop, enter_loop, finish_callbacks
 
 
 class TrioAsyncioLoop(CallLoop):
@@ -73,6 +73,7 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
         # trio-asyncio would end the loop, and all calls on it, for what asyncio only logs: that a
         # background task of litellm's was dropped, for instance.
         loop.set_exception_handler(asyncio.BaseEventLoop.default_exception_handler)
+        enter_loop(loop)
         try:
             yield loop
         finally:

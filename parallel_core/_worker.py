@@ -18,16 +18,24 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import bridge
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import map_plan
 from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
 from ._router_recipe import Recipe
+from ._system import process_is_alive
 from .control._engine import Engine
 from .control._metering import RouterMeter
 from .control.timeout import with_timeout
 from .errors import RemoteCallError, cancelled_unasked
-from .router_call import BATCH_METADATA, INDEX, STALL_TIMEOUT, TIMEOUT, behind
+from .router_call import (
+    BATCH_METADATA,
+    INDEX,
+    STALL_TIMEOUT,
+    TIMEOUT,
+    behind,
+    send_metadata_to_store,
+)
 from .streaming import Streams
 from .types import RouterParallelRequest
 
@@ -97,12 +105,7 @@ class Driver(NamedTuple):
     def has_ended(self) -> bool:
         """Whether it is known to; nothing is known of another machine."""
         if self.machine == platform.node():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return True
-            except OSError:  # another user's
-                pass
+            return not process_is_alive(self.process)
         return False
 
 
@@ -257,6 +260,7 @@ class Worker:
                 batch = bridge.AsyncioParallelBatch(plan)
                 core = batch._core  # pyright: ignore[reportPrivateUsage]
                 self._is_ending = lambda: core.stopping
+                enter_loop(asyncio.get_running_loop())
                 async with batch:
                     async for result in batch:
                         result.unwrap()  # calls tell their own errors
@@ -346,6 +350,7 @@ class _Calls:
     def __init__(self, router: Any) -> None:
         self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
         self._is_router = hasattr(router, "acompletion")
+        self._router = router
         self._meter = RouterMeter(behind(router))
         self._timed = with_timeout(self._send, None)
         self._engine: Engine
@@ -369,6 +374,8 @@ class _Calls:
             if own:
                 arguments["metadata"] = own
         model, messages = arguments.pop("model"), arguments.pop("messages")
+        if self._is_router:
+            send_metadata_to_store(self._router, model, arguments)
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)

@@ -16,25 +16,44 @@ import sys
 import tempfile
 import threading
 from array import array
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import msgspec
 
 from ._input_lines import JsonLines
+from ._input_members import ColumnOptions, describe_columns
 from ._input_prompts import CsvTable, TextLines
-from ._input_records import InputProblem, InputRequest, InputSummary, RecordReader, shown
+from ._input_records import (
+    InputColumn,
+    InputProblem,
+    InputRequest,
+    InputSummary,
+    RecordReader,
+    shown,
+)
+from ._run_identity import RequestsDigest
 from .errors import InputFileError
 
-__all__ = ["InputFile", "InputFormat", "InputProblem", "InputRequest", "InputSummary"]
+__all__ = [
+    "InputColumn",
+    "InputFile",
+    "InputFormat",
+    "InputProblem",
+    "InputRequest",
+    "InputSummary",
+]
 
 InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
 
 STANDARD_INPUT = "-"
 
 _BLOCK = 1 << 20  # bytes
+_PROBLEMS_KEPT = 20
+_DIGITS_OF_A_LINE = 18  # at most
 _ROWS_BETWEEN_LOOKS = 1024
 _FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _PACKED = {
@@ -63,6 +82,12 @@ class InputFile:
         template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
             one; text without one sends each line as it is.
         model: of the lines that name none. CSV and text need it.
+        keep: columns, or members beside ``body``, that are copied to the output line as
+            ``columns``. They are not sent, unless OpenAI has a parameter of that name.
+        drop_columns: leave out all other members of plain lines that are no parameters.
+        send_columns: send them, as parameters of the provider.
+        trust_input: send what litellm takes as a setting of its own, too: keys, addresses,
+            retries, prices.
         standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
 
     Raises:
@@ -77,8 +102,15 @@ class InputFile:
         format: InputFormat = "auto",
         template: str | None = None,
         model: str | None = None,
+        keep: Iterable[str] = (),
+        drop_columns: bool = False,
+        send_columns: bool = False,
+        trust_input: bool = False,
         standard_input: BinaryIO | None = None,
     ) -> None:
+        if isinstance(keep, str):
+            raise TypeError("keep must be names of columns, not one str")
+        columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
         # A name may have bytes that are no UTF-8, and messages are texts.
@@ -88,15 +120,27 @@ class InputFile:
         ending = self._path.suffix.lower()
         if format == "auto":
             format = _FORMATS_BY_ENDING.get(ending, "jsonl")
-        self._reader = self._reader_of(format, template, model, ending)
+        if drop_columns and send_columns:
+            raise InputFileError(
+                f"{self._name}: columns are dropped or sent, not both: give one of --drop-columns "
+                "and --send-columns"
+            )
+        self._reader = self._reader_of(format, template, model, ending, columns)
         self._summary: InputSummary | None = None
         self._state: tuple[int, ...] = ()
         self._bad_lines = array("Q")
+        self._endings = array("Q")  # of the name of each of them
+        self._repeated: set[int] = set()  # digests of ids that several lines have
         self._copy: BinaryIO | None = None
         self._copy_lock = threading.Lock()
 
     def _reader_of(
-        self, format: InputFormat, template: str | None, model: str | None, ending: str
+        self,
+        format: InputFormat,
+        template: str | None,
+        model: str | None,
+        ending: str,
+        columns: ColumnOptions,
     ) -> RecordReader:
         if format == "jsonl":
             if template is not None:
@@ -104,14 +148,20 @@ class InputFile:
                     f"{self._name}: a template is for CSV and text, and this is read as JSON "
                     "lines: leave the template out, or say that the format is csv or text"
                 )
-            return JsonLines(model)
+            return JsonLines(model, columns)
         if format not in ("csv", "text"):
             raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
         if not model:
             raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+        if columns.send or columns.trust or (format == "text" and columns.keep):
+            raise InputFileError(
+                f"{self._name}: {format} has no parameters in it to send (--send-columns, "
+                "--trust-input), and text no columns to keep (--keep)"
+            )
         try:
             if format == "csv":
-                return CsvTable(model, template, "\t" if ending == ".tsv" else ",")
+                delimiter = "\t" if ending == ".tsv" else ","
+                return CsvTable(model, template, delimiter, columns.keep)
             return TextLines(model, template)
         except InputFileError as error:
             raise self._named(error) from None
@@ -129,8 +179,8 @@ class InputFile:
     def check(self) -> InputSummary:
         """Read the whole file, and tell what is in it.
 
-        Its memory is about 100 bytes for each named request, and what the problems need. A second
-        call tells the same again.
+        Its memory is about 100 bytes for each named request, and 9 for each bad line. A second call
+        tells the same again.
 
         Raises:
             InputFileError: the file cannot be read, is empty, is compressed, has changed meanwhile,
@@ -141,13 +191,13 @@ class InputFile:
         return self._summary
 
     def _check(self) -> InputSummary:
-        digest = hashlib.sha256()
+        digest = RequestsDigest()
         reader = self._reader
-        problems: list[InputProblem] = []
+        self._bad_lines, self._endings = array("Q"), array("Q")
+        self._repeated = set()
         models: Counter[str] = Counter()
         ids: set[int] = set()
-        repeated: dict[int, int] = {}  # by index of the problem
-        with self._opened(digest.update) as (stream, state):
+        with self._opened() as (stream, state):
             before = state()
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
@@ -157,46 +207,109 @@ class InputFile:
                         digest_of_id = _digest(found.custom_id)
                         ids.add(digest_of_id)
                         if len(ids) == known:
-                            repeated[len(problems)] = digest_of_id
-                            problems.append(_duplicate(found))
+                            self._repeated.add(digest_of_id)
+                            self._bad_lines.append(line)
                             continue
                     models[found.request.model] += 1
+                    digest.add(found.custom_id, found.request)
                 else:
-                    problems.append(cast("InputProblem", found))
+                    self._bad_lines.append(line)
             if state() != before:
                 raise self._changed()
+            if not self._bad_lines:  # a line with a problem may have the column that is to be kept
+                reader.refuse_missing()
         requests = models.total()
-        if not requests and not problems:
+        if not requests and not self._bad_lines:
             raise InputFileError(f"{self._name}: there is no request in it")
         self._state = before
-        self._bad_lines.extend(problem.line for problem in problems)
-        first_lines = self._first_lines(set(repeated.values()))
-        for index, digest_of_id in repeated.items():
-            problems[index] = _duplicate_of(problems[index], first_lines.get(digest_of_id))
-        meaning = [digest.hexdigest(), reader.format, *reader.meaning()]
-        fingerprint = hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
-        named = [_with_own_name(problem, ids) for problem in problems]
-        return InputSummary(requests, named, dict(models), fingerprint, reader.format)
+        undecided = reader.undecided()
+        first: list[InputProblem] = []
+        for problem in self._problems():
+            self._endings.append(self._endings_needed(problem, ids))
+            if len(first) < _PROBLEMS_KEPT:
+                first.append(_named(problem, self._endings[-1]))
+        return InputSummary(
+            requests,
+            first,
+            len(self._bad_lines),
+            dict(models),
+            digest.hexdigest(),
+            reader.format,
+            undecided,
+        )
 
-    def _first_lines(self, ids: set[int]) -> dict[int, int]:
-        """Where these names are for the first time.
+    def fingerprint_of_format_1(self) -> str:
+        """The fingerprint that this file has in manifests of the first format: of its bytes.
 
-        In another pass, which few files need: to keep the line of each name would double the
-        memory of the check.
+        Raises:
+            InputFileError: as ``check``.
         """
-        lines: dict[int, int] = {}
-        if not ids:
-            return lines
-        with self._opened() as (stream, _):
+        self.check()
+        digest = hashlib.sha256()
+        with self._opened(digest.update) as (stream, _):
+            while stream.read(_BLOCK):
+                pass
+        meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
+        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
+
+    def problems(self) -> Iterator[InputProblem]:
+        """The bad lines of the file in its order, each read once more.
+
+        The file is checked first where that has not been done.
+
+        Raises:
+            InputFileError: as ``check``; or the file is not any more what has been checked.
+        """
+        self.check()
+        yield from map(_named, self._problems(), self._endings)
+
+    def _problems(self) -> Iterator[InputProblem]:
+        """Each bad line, with the name that the file gives it.
+
+        In another pass, and not kept: a file may have nothing but bad lines.
+        """
+        if not self._bad_lines:
+            return
+        first_lines: dict[int, int] = {}  # of the ids that several lines have
+        bad_lines = iter(self._bad_lines)
+        next_bad = next(bad_lines)
+        with self._opened() as (stream, state):
             for line, row in self._reader.rows(stream):
-                found = self._reader.check(line, row)
-                if type(found) is InputRequest:
-                    digest = _digest(found.custom_id)
-                    if digest in ids:
-                        lines.setdefault(digest, line)
-                        if len(lines) == len(ids):
-                            break
-        return lines
+                is_bad = line == next_bad
+                if is_bad or self._repeated:
+                    found = self._reader.check(line, row)
+                    if type(found) is not InputRequest:
+                        if is_bad:
+                            yield cast("InputProblem", found)
+                    elif is_bad:
+                        yield _duplicate(found, first_lines.get(_digest(found.custom_id)))
+                    elif (digest := _digest(found.custom_id)) in self._repeated:
+                        first_lines.setdefault(digest, line)
+                if is_bad and (next_bad := next(bad_lines, 0)) == 0:
+                    break
+            if state() != self._state:
+                raise self._changed()
+
+    def _endings_needed(self, problem: InputProblem, ids: set[int]) -> int:
+        """How many endings a bad line's name needs, so that no other line of the output has it."""
+        endings = 0
+        while True:
+            name = str(_named(problem, endings).custom_id)
+            if name == str(problem.line):
+                if _digest(name) not in ids:
+                    return endings  # it need not be kept: see below
+            elif (digest := _digest(name)) not in ids and not self._is_bad_line(name):
+                ids.add(digest)
+                return endings
+            endings += 1
+
+    def _is_bad_line(self, name: str) -> bool:
+        """Whether it is the number of one, which may have no other name."""
+        if not name.isdecimal() or len(name) > _DIGITS_OF_A_LINE:
+            return False
+        number = int(name)
+        place = bisect_left(self._bad_lines, number)
+        return place < len(self._bad_lines) and self._bad_lines[place] == number
 
     def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
         """The requests of the file in its order, without those that are finished.
@@ -207,9 +320,12 @@ class InputFile:
             finished: tells of a ``custom_id`` whether nothing is left to do for it.
 
         Raises:
-            InputFileError: as ``check``; or the file is not any more what has been checked.
+            InputFileError: as ``check``; or the file is not any more what has been checked; or it
+                has columns on which nobody has decided.
         """
-        self.check()
+        columns = self.check().columns
+        if columns:
+            raise InputFileError(f"{self._name}: {describe_columns(columns)}")
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines, 0)
         with self._opened() as (stream, state):
@@ -355,25 +471,20 @@ def _digest(custom_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
 
 
-def _duplicate(found: InputRequest) -> InputProblem:
+def _duplicate(found: InputRequest, line: int | None) -> InputProblem:
+    earlier = "an earlier line" if line is None else f"line {line}"
     return InputProblem(
         found.line,
         "duplicate_custom_id",
-        f"the custom_id {shown(found.custom_id)} is that of",
+        f"the custom_id {shown(found.custom_id)} is that of {earlier}",
         "give each line a custom_id of its own (a line without one is named by its number)",
         found.custom_id,
     )
 
 
-def _duplicate_of(problem: InputProblem, line: int | None) -> InputProblem:
-    earlier = "an earlier line" if line is None else f"line {line}"
-    return msgspec.structs.replace(problem, message=f"{problem.message} {earlier}")
-
-
-def _with_own_name(problem: InputProblem, ids: set[int]) -> InputProblem:
-    """Names a bad line so that it cannot be taken for a good one in the output."""
-    name = given = problem.custom_id or str(problem.line)
-    while (digest := _digest(name)) in ids:
-        name = f"{name}#line-{problem.line}"
-    ids.add(digest)
-    return problem if name == given else msgspec.structs.replace(problem, custom_id=name)
+def _named(problem: InputProblem, endings: int) -> InputProblem:
+    given = problem.custom_id or str(problem.line)
+    name = given + f"#line-{problem.line}" * endings
+    if name == problem.custom_id:
+        return problem
+    return msgspec.structs.replace(problem, custom_id=name)

@@ -6,14 +6,16 @@ The format is described in ``docs/file-formats.md``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
-from ._failures import Failure, failure_of
+from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
-from ._redaction import Redactor, in_all_texts
+from ._json_lines import json_line, one_line, read_json_line
+from ._redaction import Redactor
+from ._result_lines import NULL, read_result_line
 from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
@@ -39,31 +41,37 @@ _STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat compl
 # --- writing ---
 
 
-def result_line(custom_id: str, result: RouterParallelResult, redactor: Redactor) -> bytes:
+def result_line(
+    custom_id: str,
+    result: RouterParallelResult,
+    redactor: Redactor,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     """The line of a request that has ended, without the end of the line.
 
-    An answer and a failure of HTTP are a ``response``; all else is an ``error``. A secret of the
-    redactor is nowhere in it (a ``custom_id`` is left as it is), and what looks like a key is not
-    in its errors and ids.
+    ``returned`` is what comes back from its own line (:class:`InputRequest`), as it was there.
+
+    An answer and a failure of HTTP are a ``response``; all else is an ``error``. An answer is
+    written as litellm gave it, whatever is in it. What the redactor takes out is not in the errors
+    and not in the ids of the provider; a ``custom_id`` is left as it is.
     """
     failure = _failure(result)
     if failure is None:
         response = {
             "status_code": 200,
-            "request_id": _as_utf8(redactor.redact(_request_id(result.response))),
-            "body": _encoded(_completion(result.response), redactor.redact_secrets, redactor),
+            "request_id": redactor.redact(_request_id(result.response)),
+            "body": _completion(result.response),
         }
-        return _line(custom_id, response, None)
+        return _line(custom_id, response, None, returned)
     if failure.status_code is None:
-        message = _as_utf8(redactor.redact(failure.message))
-        return _line(custom_id, None, {"code": failure.code, "message": message})
-    error = in_all_texts(dict(failure.error or {}), redactor.redact)
+        message = redactor.redact(failure.message)
+        return _line(custom_id, None, {"code": failure.code, "message": message}, returned)
     response = {
         "status_code": failure.status_code,
-        "request_id": _as_utf8(redactor.redact(failure.request_id)),
-        "body": _encoded({"error": error}, redactor.redact, redactor),
+        "request_id": redactor.redact(failure.request_id),
+        "body": {"error": redactor.redact_all(failure.error or {})},
     }
-    return _line(custom_id, response, None)
+    return _line(custom_id, response, None, returned)
 
 
 def problem_line(problem: InputProblem) -> bytes:
@@ -73,11 +81,13 @@ def problem_line(problem: InputProblem) -> bytes:
     return _line(problem.custom_id or str(problem.line), None, error)
 
 
-def unwritable_line(custom_id: str, error: Exception) -> bytes:
+def unwritable_line(
+    custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
+) -> bytes:
     """The line of a request whose result cannot be written down: its answer, or its error, is
     nested too deep, or is an object that raises when it is looked at."""
     message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
-    return _line(custom_id, None, {"code": "invalid_response", "message": message})
+    return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
 
 
 def has_answer(result: RouterParallelResult) -> bool:
@@ -99,10 +109,15 @@ def _failure(result: RouterParallelResult) -> Failure | None:
     return _STRANGE_ANSWER
 
 
-def _line(custom_id: str, response: Any, error: Any) -> bytes:
+def _line(
+    custom_id: str,
+    response: Any,
+    error: Any,
+    returned: Mapping[str, msgspec.Raw] | None = None,
+) -> bytes:
     # The same request has the same id whenever it is run.
-    digest = hashlib.blake2b(custom_id.encode(), digest_size=16).hexdigest()
-    return msgspec.json.encode(
+    digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    line = json_line(
         {
             "id": f"batch_req_{digest}",
             "custom_id": custom_id,
@@ -110,55 +125,59 @@ def _line(custom_id: str, response: Any, error: Any) -> bytes:
             "error": error,
         }
     )
-
-
-def _encoded(value: Any, redact: Callable[[str], str], redactor: Redactor) -> msgspec.Raw:
-    try:
-        document = msgspec.json.encode(value, enc_hook=_kind)
-    except UnicodeEncodeError:
-        # Half a pair of UTF-16, as some providers send when they cut a text.
-        document = msgspec.json.encode(in_all_texts(value, _as_utf8), enc_hook=_kind)
-    if redactor.has_secret(document):
-        document = msgspec.json.encode(in_all_texts(msgspec.json.decode(document), redact))
-    return msgspec.Raw(document)
-
-
-def _as_utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _kind(value: object) -> str:
-    return f"<{type(value).__qualname__}>"
+    if returned:
+        # It is JSON already, and is put in as it is.
+        members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
+        line = one_line(b"%b,%b}" % (line[:-1], members))
+    return line
 
 
 def _completion(response: Any) -> Mapping[str, Any]:
-    """A chat completion as OpenAI writes it: without what litellm adds to every answer, and with
-    the nulls that OpenAI has."""
+    """A chat completion as litellm gives it, in the way that OpenAI writes one.
+
+    litellm puts nulls, empty members and a usage of zeros into every answer, whether the provider
+    has sent them or not: these are left out. OpenAI writes some nulls always: these are put in.
+    """
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
-    body: Any = response.model_dump(exclude_none=True, warnings=False)
+    body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
     usage = body.get("usage")
     # No prompt has 0 tokens: litellm writes it where the provider has told nothing.
     if usage and not any(usage.get(count) for count in _COUNTS_OF_USAGE):
         del body["usage"]
-    for choice in body.get("choices") or ():
-        _drop_empty_extras(choice)
-        choice.setdefault("logprobs", None)
-        message = choice.get("message")
-        if message is not None:
-            extras: dict[str, Any] = message.get("provider_specific_fields") or {}
-            refusal = extras.pop("refusal", None)
-            _drop_empty_extras(message)
-            message.setdefault("content", None)
-            message.setdefault("refusal", refusal)
-    return cast("Mapping[str, Any]", body)
+    elif usage:
+        body["usage"] = {
+            name: _without_nulls(value) if name.endswith("_details") else value
+            for name, value in _without_nulls(usage).items()
+        }
+    if body.get("choices"):
+        body["choices"] = [_choice(choice) for choice in body["choices"]]
+    return body
 
 
-def _drop_empty_extras(value: dict[str, Any]) -> None:
-    extras: dict[str, Any] = value.pop("provider_specific_fields", None) or {}
-    told = {name: extra for name, extra in extras.items() if extra is not None}
-    if told:
-        value["provider_specific_fields"] = told
+def _choice(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    choice = {"logprobs": None, **_without_empty_extras(dumped)}
+    message: Mapping[str, Any] | None = choice.get("message")
+    if message is not None:
+        extras: dict[str, Any] = dict(message.get("provider_specific_fields") or {})
+        refusal = extras.pop("refusal", None)  # where older versions of litellm have it
+        given = _without_empty_extras({**message, "provider_specific_fields": extras})
+        choice["message"] = {"content": None, "refusal": refusal, **given}
+    return choice
+
+
+def _without_empty_extras(value: Mapping[str, Any]) -> dict[str, Any]:
+    filled = _without_nulls(value)
+    extras = _without_nulls(filled.pop("provider_specific_fields", {}))
+    return {**filled, "provider_specific_fields": extras} if extras else filled
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object without the members that are null. What is deeper in stays as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    members = cast("Mapping[str, Any]", value)
+    return {name: member for name, member in members.items() if member is not None}
 
 
 def _hidden(response: Any) -> Mapping[str, Any]:
@@ -195,7 +214,7 @@ def call_statistics(
     exception = result.exception
     error: str | None = None
     if failure is not None:
-        error = failure.code if exception is None else type(exception).__name__
+        error = failure.code if exception is None else kind_of(exception)
     used = usage or result.usage or _told_usage(result.response)
     return CallStatistics(
         custom_id=custom_id,
@@ -263,7 +282,7 @@ class OutputLine(msgspec.Struct, frozen=True):
     Attributes:
         custom_id: of the request.
         ok: whether it is an answer.
-        status_code: of HTTP; None where there was no answer of any kind.
+        status_code: of HTTP; None where there was no answer of any kind, or it says none.
         error_code: the reason of a failure in short, as far as it is told.
         error_message: the reason of a failure, as far as it is told.
         body: what HTTP has answered, as JSON: a chat completion, or an error.
@@ -277,45 +296,26 @@ class OutputLine(msgspec.Struct, frozen=True):
     body: msgspec.Raw | None
 
 
-class _ResponseOfLine(msgspec.Struct):
-    status_code: int = 200
-    body: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Line(msgspec.Struct):
-    custom_id: str
-    response: _ResponseOfLine | None
-    error: Any = None
-
-
-_DECODE_LINE = msgspec.json.Decoder(_Line).decode
-
-
 def parse_output_line(line: bytes) -> OutputLine:
     """Read a line of results, of ours, of OpenAI or of vLLM (whose errors have other shapes).
 
     Raises:
         ValueError: it is not a line of results.
     """
-    try:
-        parsed = _DECODE_LINE(line)
-    except RecursionError:
-        raise ValueError("not a line of results: nested too deeply") from None
+    parsed = read_result_line(line)
     response = parsed.response
     status = None if response is None else response.status_code
-    body = None if response is None or bytes(response.body) == b"null" else response.body
-    error = parsed.error
-    if error is None and body is not None and status is not None and 200 <= status < 300:
+    body = None if response is None or response.body == NULL else response.body
+    if parsed.ok:
         return OutputLine(parsed.custom_id, True, status, None, None, body)
-    if error is None:
-        error = _decoded(body)
-    code, message = _reason(error)
+    error = body if parsed.error == NULL else parsed.error
+    code, message = _reason(_decoded(error))
     return OutputLine(parsed.custom_id, False, status, code, message, body)
 
 
-def _decoded(body: msgspec.Raw | None) -> Any:
+def _decoded(document: msgspec.Raw | None) -> Any:
     try:
-        return None if body is None else msgspec.json.decode(body)
+        return None if document is None else read_json_line(msgspec.json.decode, bytes(document))
     except RecursionError:
         return None
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
+import contextlib
 import sys
 import tempfile
+from collections.abc import Generator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 import parallel_core
 
-from . import _doctor_command, _run_command, demo_server, report
+from . import _demo_server_command, _doctor_command, _run_command, report
+from ._terminal import json_line, printable, program, shell_line, survive_any_encoding
+
+# Of click, or of the copy that newer versions of typer bring.
+_ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 
 def _version(wanted: bool) -> None:
@@ -23,7 +29,38 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Commands(TyperGroup):
+    """The commands: what is wrong with their options is said as they say everything else."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the command that is called; the program ends with it."""
+        survive_any_encoding()
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **options)
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with self._told_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._told_errors():
+            return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _told_errors(self) -> Generator[None]:
+        try:
+            yield
+        except _ClickError as error:
+            if "--json" in self._words:
+                typer.echo(json_line(event="error", text=error.format_message()))
+                raise typer.Exit(error.exit_code) from None
+            if not all(map(str.isprintable, self._words)):  # which the text quotes
+                error.message = printable(error.message)
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="parallel-core",
     help="Send many LLM requests at once through a litellm Router.",
     no_args_is_help=True,
@@ -33,7 +70,7 @@ app = typer.Typer(
 app.command("run")(_run_command.command)
 app.command("report")(report.command)
 app.command("doctor")(_doctor_command.command)
-app.command("demo-server")(demo_server.command)
+app.command("demo-server")(_demo_server_command.command)
 
 
 @app.callback()
@@ -58,7 +95,7 @@ def demo(
     with resources.as_file(_example_requests()) as requests:
         arguments = ["run", str(requests), "-o", str(output), "--demo"]
         arguments += ["--concurrency", str(concurrency)]
-        typer.echo(f"$ {shlex.join(['parallel-core', *arguments])}")
+        typer.echo(f"$ {shell_line([*program(), *arguments])}")
         # It tells how to go on, by what it was called with.
         sys.argv[1:] = arguments
         app(arguments)

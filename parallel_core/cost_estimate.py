@@ -27,6 +27,11 @@ class CostEstimate(msgspec.Struct, frozen=True):
     cost: float
     unpriced: int
 
+    @property
+    def known_cost(self) -> float | None:
+        """USD of the requests whose price is known; None if none of them has a price."""
+        return None if self.unpriced and self.unpriced == self.requests else self.cost
+
 
 def estimate_cost(
     router: object,

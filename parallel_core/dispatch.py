@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
@@ -13,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from . import bridge, nursery_engine, trio_router
 from ._call_loop import plain_loop_factory
 from ._handle import ParallelBatch, collect
-from ._litellm_loop import leave_this_loop
+from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import Requests, Source, completion_plan
 from .control.options import Concurrency, Controls
 from .control.stopping import Stopping
@@ -248,6 +249,7 @@ def parallel_completions(
     batch = bridge.AsyncioParallelBatch(plan)
 
     async def run() -> list[RouterParallelResult]:
+        enter_loop(asyncio.get_running_loop())
         try:
             return await collect(batch, preserve_order)
         finally:

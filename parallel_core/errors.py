@@ -188,7 +188,7 @@ class NotSentError(Exception):
 
 
 class StreamInterruptedError(Exception):
-    """A stream broke off after its first chunk, or ended without any answer.
+    """A stream broke off after its first chunk, or ended without a finish reason.
 
     The exception of its result, or the first error of a fail-fast batch. What broke it is its
     ``__cause__``. A stream that fails before its first chunk has failed with that error itself.
@@ -432,8 +432,28 @@ class JournalInUseError(JournalError):
         return type(self), (self.path, self.process)
 
 
+class OrderError(JournalError):
+    """The output could not be brought into the order of the input. It is as it was, and whole.
+
+    Attributes:
+        path: the file that could not be sorted.
+        reason: why.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} could not be sorted ({reason}). Every result is in it, in the order of "
+            "completion; run the same again to sort it"
+        )
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[OrderError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
 class DifferentRunError(JournalError):
-    """The output file holds the results of a run with another input or other options.
+    """The output file holds the results of a run whose answers depend on something else.
 
     Raised when a journal is opened. Nothing has been changed.
 
@@ -444,13 +464,10 @@ class DifferentRunError(JournalError):
     """
 
     def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
-        named = "; ".join(
-            f"{name} was {_shown(old)} and is now {_shown(new)}"
-            for name, (old, new) in differences.items()
-        )
         super().__init__(
-            f"{path} holds the results of a different run: {named}. Go on as it was begun, give "
-            "another output file, or begin anew with force_new (--force-new), which moves the old "
+            f"{path} holds the results of a different run: {describe_differences(differences)}. "
+            "Resume it as it began, or in spite of that with allow_changed (--allow-changed); give "
+            "another output file; or start over with force_new (--force-new), which moves the old "
             "files aside"
         )
         self.path = path
@@ -458,6 +475,14 @@ class DifferentRunError(JournalError):
 
     def __reduce__(self) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]]]]:
         return type(self), (self.path, self.differences)
+
+
+def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Name what differs between a run then and now."""
+    return "; ".join(
+        f"{name} was {_shown(old)} and is now {_shown(new)}"
+        for name, (old, new) in differences.items()
+    )
 
 
 def _shown(value: object) -> str:

@@ -13,16 +13,14 @@ from types import TracebackType
 
 import anyio
 
-from ._journal_files import Disk, LockedFile, reason
-from ._journal_opening import (
-    JournalOpening,
-    ManifestFields,
-    OpenedJournal,
-    open_journal,
-)
-from ._journal_scan import id_digest, read_result_line
+from ._journal_files import Disk, LockedFile
+from ._journal_manifest import ManifestFields
+from ._journal_opening import JournalOpening, OpenedJournal, ReadOlder, open_journal
+from ._journal_scan import id_digest
 from ._journal_writer import JournalEntry, JournalWriter
-from .errors import JournalError
+from ._result_lines import read_result_lines
+from ._system_errors import reason
+from .errors import JournalError, OrderError
 from .run_statistics import RunPaths
 
 __all__ = ["Journal", "JournalEntry", "JournalOpening"]
@@ -54,6 +52,8 @@ class Journal:
         *,
         retry_failed: bool = False,
         force_new: bool = False,
+        allow_changed: bool = False,
+        read_older: ReadOlder | None = None,
         group_size: int = 32,
         group_seconds: float = 0.1,
         on_disk: Callable[[int, int], object] | None = None,
@@ -67,9 +67,14 @@ class Journal:
 
         Args:
             paths: the files.
-            manifest: what the run is. It is kept beside the output, which is later gone on with
-                only if every field is the same. No keys: the file is readable for all.
-            retry_failed: failed requests count as not finished, and their lines are dropped.
+            manifest: what the answers depend on. It is kept beside the output, and the run is later
+                resumed only if every field is the same. No keys: the file is readable for all.
+            retry_failed: failed requests count as not finished. The line of a failure is dropped
+                when there is a newer result, at the end or when the journal is opened again.
+            allow_changed: resume in spite of differences, or without a manifest. They are noted in
+                the manifest before the first result is written.
+            read_older: brings the fields of a manifest of the first format (of version 0.1.0) into
+                the form of ``manifest``, to compare them; None compares them as they are.
             force_new: begin anew; the files of before are moved aside, to ``out.jsonl.1``.
             group_size: results that are written and synced at once; ``append`` waits while so many
                 are not on disk.
@@ -89,7 +94,13 @@ class Journal:
             raise ValueError("group_size must be at least 1, and group_seconds finite and not < 0")
         disk = disk or Disk()
         opened = open_journal(
-            paths, manifest, retry_failed=retry_failed, force_new=force_new, disk=disk
+            paths,
+            manifest,
+            retry_failed=retry_failed,
+            force_new=force_new,
+            allow_changed=allow_changed,
+            read_older=read_older,
+            disk=disk,
         )
         try:
             writer = JournalWriter(
@@ -128,7 +139,7 @@ class Journal:
 
     def has_answer(self, custom_id: str) -> bool:
         """Whether the request was finished, and not by a failure, when the journal was opened."""
-        return id_digest(custom_id) in self._ids.succeeded
+        return self._ids.has_answer(custom_id)
 
     async def append(self, entry: JournalEntry) -> None:
         """Hand a result over; it is on disk when ``succeeded`` and ``failed`` count it.
@@ -174,13 +185,14 @@ class Journal:
         the old file or the new one. Lines whose ids are not among these stay behind the others.
 
         Raises:
-            JournalError: the file cannot be rewritten; it is as it was.
+            OrderError: a file cannot be rewritten. It is as it was, with every result.
+            JournalError: results could not be written, or a file is gone.
         """
 
         def rewrite(files: list[LockedFile]) -> None:
             if self._writer.failure is not None:
                 raise self._writer.error()
-            _rewrite_in_order(files, order)
+            _rewrite_in_order(files, order, self._writer.drop_superseded)
 
         self._writer.while_idle(rewrite)
 
@@ -244,7 +256,9 @@ class Journal:
         return f"<Journal succeeded={self.succeeded} failed={self.failed}>"
 
 
-def _rewrite_in_order(files: list[LockedFile], order: Iterable[str]) -> None:
+def _rewrite_in_order(
+    files: list[LockedFile], order: Iterable[str], drop_superseded: Callable[[], None]
+) -> None:
     # The order may be a generator over a huge file.
     digests: Iterable[int] = map(id_digest, order)
     if len(files) > 1:
@@ -252,11 +266,15 @@ def _rewrite_in_order(files: list[LockedFile], order: Iterable[str]) -> None:
     for file in files:
         try:
             file.check()
-            file.replace(_lines_in_order(file.path, digests))
         except OSError as error:
-            raise JournalError(
-                f"{file.path} cannot be brought into order ({reason(error)}): it is as it was"
-            ) from error
+            raise JournalError(f"{file.path} cannot be sorted: {reason(error)}") from error
+    file = files[0]
+    try:
+        drop_superseded()
+        for file in files:
+            file.replace(_lines_in_order(file.path, digests))
+    except OSError as error:
+        raise OrderError(str(file.path), reason(error)) from error
 
 
 def _lines_in_order(path: Path, order: Iterable[int]) -> Iterator[bytes]:
@@ -264,17 +282,17 @@ def _lines_in_order(path: Path, order: Iterable[int]) -> Iterator[bytes]:
     others: list[int] = []  # a second line of the same id, or none at all
     offset = 0
     with path.open("rb") as lines:
-        for line in lines:
-            if not line.isspace():
-                digest = id_digest(read_result_line(line).custom_id)
+        for found in read_result_lines(lines):
+            if found.result is not None:
+                digest = id_digest(found.result.custom_id)
                 if offsets.setdefault(digest, offset) != offset:
                     others.append(offset)
-            offset += len(line)
+            offset = found.end
         for digest in order:
-            found = offsets.pop(digest, None)
-            if found is not None:
-                lines.seek(found)
+            start = offsets.pop(digest, None)
+            if start is not None:
+                lines.seek(start)
                 yield lines.readline()
-        for found in sorted((*offsets.values(), *others)):
-            lines.seek(found)
+        for start in sorted((*offsets.values(), *others)):
+            lines.seek(start)
             yield lines.readline()

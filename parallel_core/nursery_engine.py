@@ -200,6 +200,9 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             del leaving, body
         return cancelled_by_us and absorbed
 
+    def _before_waiting(self) -> None:
+        self._core.check_thread()
+
     async def _begin(self) -> None:
         raise RuntimeError(
             "enter the batch before iterating: async with iter_parallel_…(…) as batch: "

@@ -105,14 +105,13 @@ def command(
 
     Exit code 0; 2 if there is nothing to report of, or something cannot be written.
     """
-    from rich.console import Console
-
     from ._report_table import print_report
+    from ._terminal import console, printable
 
     try:
         report = summarize(output, errors)
         _refuse_to_overwrite(RunPaths.of(output, errors), html)
-        print_report(report, Console(highlight=False))
+        print_report(report, console())
         written: list[Path] = []
         if html is not None:
             html.write_text(html_page(report), encoding="utf-8")
@@ -125,15 +124,15 @@ def command(
         where = f"{error.filename} " if error.filename else "the report "
         raise _failed(f"{where}cannot be written: {error.strerror or error}") from None
     for path in written:
-        typer.echo(f"written: {text_of(str(path))}")
+        typer.echo(f"written: {printable(str(path))}")
 
 
 def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
     """A slip on the command line must not cost what a run has paid for."""
     if html is None or not html.is_file():
         return
-    for path in (paths.output, paths.errors, paths.statistics, paths.manifest, paths.rescue):
-        if path is not None and path.exists() and path.samefile(html):
+    for path in paths.files:
+        if path.exists() and path.samefile(html):
             raise ReportError(f"{html} is a file of the run itself: give --html another name")
     from ._report_html import BEGINNING
 
@@ -146,5 +145,7 @@ def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
 
 
 def _failed(message: str) -> typer.Exit:
-    typer.echo(f"Error: {text_of(message)}", err=True)
+    from ._terminal import printable
+
+    typer.echo(f"Error: {printable(message)}", err=True)
     return typer.Exit(2)

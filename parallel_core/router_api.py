@@ -1,16 +1,17 @@
 """The API of the original proposal: methods on ``litellm.Router``, behind its flag.
 
 ``install()`` makes code that was written for the proposal run unchanged. litellm is imported by
-``install``, not by this module.
+``install``, not by this module. The methods have the defaults of the proposal, whatever those of
+the package's own functions are.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Unpack
 
@@ -18,23 +19,15 @@ from . import dispatch
 from ._handle import ParallelBatch
 from ._plan import Requests
 from .control.options import Concurrency, Controls
-from .types import RouterParallelRequest, RouterParallelResult, StreamChunk, StreamEnd
+from .litellm_patch.import_finder import ImportFinder
+from .types import RouterParallelResult, StreamChunk, StreamEnd
 
 FLAG = "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS"
 
-ENABLE_PARALLEL_ACOMPLETIONS: bool = os.environ.get(FLAG, "").strip().lower() in (
-    "1",
-    "true",
-    "yes",
-    "on",
-)
-"""Whether the Router methods may be used. Read from the environment when this module is imported;
-reloading the module reads it again."""
-
-_METHODS = ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams")
-_HELPERS_MODULE = "litellm.router_utils.parallel_acompletion"
+_FLAG_NAME = "ENABLE_PARALLEL_ACOMPLETIONS"
 _FLAGS_MODULE = "litellm.experimental_flags"
-_OURS = "__installed_by_parallel_core__"
+_HELPERS_MODULE = "litellm.router_utils.parallel_acompletion"
+_ROUTER_MODULE = "litellm.router"
 
 
 def _parallel_acompletions(
@@ -107,87 +100,94 @@ def _iter_parallel_streams(
 
 
 def _require_flag() -> None:
-    if not ENABLE_PARALLEL_ACOMPLETIONS:
+    # Looked up for every call: tests patch it, and a reload may have changed it.
+    if not getattr(importlib.import_module(_ROUTER_MODULE), _FLAG_NAME, False):
         raise RuntimeError(
             "parallel_acompletions disabled: it is experimental and off by default. Set the "
-            f"environment variable {FLAG}=1 before parallel_core is imported, or call "
+            f"environment variable {FLAG}=1 before parallel_core.install() (or reload "
+            f"{_FLAGS_MODULE} after it), or call "
             "parallel_core.parallel_acompletions(router, …), which needs no flag"
         )
+
+
+_METHODS = {
+    "parallel_acompletions": _parallel_acompletions,
+    "iter_parallel_acompletions": _iter_parallel_acompletions,
+    "iter_parallel_streams": _iter_parallel_streams,
+}
+_SOURCES = Path(__file__).with_name("litellm_patch")
+_ADDED = {
+    _FLAGS_MODULE: _SOURCES / "experimental_flags.py",
+    _HELPERS_MODULE: _SOURCES / "parallel_acompletion.py",
+}
+_extended_classes: list[type[Any]] = []
 
 
 def install() -> None:
     """Put the proposal's API into litellm. Calling it again does nothing.
 
     ``litellm.Router`` gets ``parallel_acompletions``, ``iter_parallel_acompletions`` and
-    ``iter_parallel_streams``, gated by the flag; ``litellm.router_utils.parallel_acompletion`` and
-    ``litellm.experimental_flags`` become importable. This changes the ``Router`` class of the whole
-    process; :class:`parallel_core.ParallelRouter` is the way without patching.
+    ``iter_parallel_streams``, gated by the flag ``litellm.router.ENABLE_PARALLEL_ACOMPLETIONS``;
+    ``litellm.router_utils.parallel_acompletion`` and ``litellm.experimental_flags`` become
+    importable. Reloading ``litellm.experimental_flags`` or ``litellm.router`` reads the environment
+    variable ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` again. This changes the ``Router`` class of
+    the whole process; :class:`parallel_core.ParallelRouter` is the way without patching.
 
     Raises:
         RuntimeError: this litellm brings one of these itself; nothing has been changed.
     """
-    router_class, packages = _litellm()
-    taken = [
-        f"litellm.Router.{name}"
-        for name in _METHODS
-        if hasattr(router_class, name) and not _is_ours(getattr(router_class, name))
-    ] + [name for name in (_HELPERS_MODULE, _FLAGS_MODULE) if _exists(name)]
+    if _installed_finder() is not None:
+        return
+    router = importlib.import_module(_ROUTER_MODULE)
+    taken = [f"litellm.Router.{name}" for name in _METHODS if hasattr(router.Router, name)]
+    taken += [name for name in _ADDED if _exists(name)]
     if taken:
         raise RuntimeError(
             f"parallel_core.install() would overwrite {', '.join(taken)}, which this litellm "
             "brings itself; use litellm's own, or parallel_core.parallel_acompletions(router, …)"
         )
-    methods = (_parallel_acompletions, _iter_parallel_acompletions, _iter_parallel_streams)
-    for name, method in zip(_METHODS, methods, strict=True):
-        setattr(router_class, name, method)
-    contents: dict[str, dict[str, object]] = {
-        _HELPERS_MODULE: {
-            "RouterParallelRequest": RouterParallelRequest,
-            "RouterParallelResult": RouterParallelResult,
-            "gather_parallel_acompletions": dispatch.parallel_acompletions,
-            "iter_parallel_acompletions": dispatch.iter_parallel_acompletions,
-        },
-        _FLAGS_MODULE: {"ENABLE_PARALLEL_ACOMPLETIONS": ENABLE_PARALLEL_ACOMPLETIONS},
-    }
-    for name, names in contents.items():
-        module = ModuleType(name, "Made by parallel_core.install().")
-        vars(module).update(names, **{_OURS: True})
-        sys.modules[name] = module
-        setattr(packages[name], name.rpartition(".")[2], module)
+    sys.meta_path.insert(0, ImportFinder(_ADDED, {_ROUTER_MODULE: _extend}))
+    for name in _ADDED:
+        importlib.import_module(name)
+    _extend(router)
 
 
 def uninstall() -> None:
     """Take out of litellm what :func:`install` put in. Does nothing when nothing is there."""
-    router_class, packages = _litellm()
-    for name in _METHODS:
-        if _is_ours(vars(router_class).get(name)):
-            delattr(router_class, name)
-    for name, package in packages.items():
-        if getattr(sys.modules.get(name), _OURS, False):
+    finder = _installed_finder()
+    if finder is None:
+        return
+    sys.meta_path.remove(finder)
+    for router_class in _extended_classes:
+        for name, method in _METHODS.items():
+            if vars(router_class).get(name) is method:
+                delattr(router_class, name)
+    _extended_classes.clear()
+    vars(sys.modules[_ROUTER_MODULE]).pop(_FLAG_NAME, None)
+    for name in _ADDED:
+        module = sys.modules.get(name)
+        if finder.has_loaded(module):
             del sys.modules[name]
-            delattr(package, name.rpartition(".")[2])
+            package, _, attribute = name.rpartition(".")
+            if vars(sys.modules[package]).get(attribute) is module:
+                delattr(sys.modules[package], attribute)
 
 
-def _litellm() -> tuple[type[Any], dict[str, ModuleType]]:
-    """The Router class, and for each module that we make the package it belongs to."""
-    litellm = importlib.import_module("litellm")
-    packages = {
-        name: importlib.import_module(name.rpartition(".")[0])
-        for name in (_HELPERS_MODULE, _FLAGS_MODULE)
-    }
-    return litellm.Router, packages
+def _extend(router: ModuleType) -> None:
+    """Put the methods and the flag into ``litellm.router``, which has just been (re)loaded."""
+    flags = importlib.import_module(_FLAGS_MODULE)
+    if flags.ENABLE_PARALLEL_ACOMPLETIONS is flags.VALUE_IN_ENVIRONMENT:  # it is not patched
+        flags = importlib.reload(flags)
+    setattr(router, _FLAG_NAME, flags.ENABLE_PARALLEL_ACOMPLETIONS)
+    for name, method in _METHODS.items():
+        setattr(router.Router, name, method)
+    _extended_classes.append(router.Router)
+
+
+def _installed_finder() -> ImportFinder | None:
+    return next((finder for finder in sys.meta_path if isinstance(finder, ImportFinder)), None)
 
 
 def _exists(module: str) -> bool:
-    """Whether litellm itself has this module."""
-    if module in sys.modules:
-        return not getattr(sys.modules[module], _OURS, False)
-    return importlib.util.find_spec(module) is not None
-
-
-def _is_ours(method: object) -> bool:
-    return getattr(method, "__module__", None) == __name__
-
-
-if getattr(sys.modules.get(_FLAGS_MODULE), _OURS, False):  # reloaded while installed
-    install()
+    """Return True if litellm itself has this module."""
+    return module in sys.modules or importlib.util.find_spec(module) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import uuid
 from collections.abc import (
     AsyncIterable,
@@ -16,6 +17,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+from ._router_members import aliases, deployments, deployments_for, setting
 from .control._checks import checked_number
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
@@ -97,6 +99,13 @@ def completion_call(
 # A host in trio, a Router of workers, a Router. A mock, which has all attributes, has no end.
 _LAYERS = 3
 
+_MAPPINGS = frozenset(("metadata", "stream_options"))
+_WHOLE_NUMBERS = frozenset(("max_tokens", "max_completion_tokens", "n", "seed"))
+_NUMBERS = frozenset(("temperature", "top_p", *_WHOLE_NUMBERS))
+_CHECKED = frozenset(("model", "messages", *_MAPPINGS, *_NUMBERS))
+# Types that no provider takes for a number. Others, of numpy for instance, may be one.
+_NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
+
 
 def _router_call(
     router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
@@ -108,6 +117,8 @@ def _router_call(
         # litellm writes into the metadata and, for some providers, into the messages that it is
         # given. The user's objects are theirs, and may be shared by many requests.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
+        if left_to_workers is None:
+            send_metadata_to_store(router, request.model, arguments)
         arguments["metadata"] = {
             BATCH_ID: batch_id,
             BATCH_INDEX: index,
@@ -126,6 +137,44 @@ def _router_call(
         )
 
     return call
+
+
+def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]) -> None:
+    """Have the provider get the metadata of an answer that it is to store.
+
+    litellm keeps ``metadata`` to itself, for its callbacks and tags. OpenAI takes it only together
+    with ``"store": true``, and refuses it otherwise; so that decides who it is for. It goes into
+    ``extra_body``, unless there is one, and only where each deployment of the model takes
+    ``store``. What a batch has added to it stays here.
+    """
+    if arguments.get("store") is not True:
+        return
+    given: Mapping[str, Any] = arguments.get("metadata") or {}
+    metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}
+    if metadata and _takes_store(router, model):
+        extra: Mapping[str, Any] = arguments.get("extra_body") or {}
+        arguments["extra_body"] = {"metadata": metadata, **extra}
+
+
+def _takes_store(router: object, model: str) -> bool:
+    """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
+    litellm: Any = sys.modules.get("litellm")
+    if litellm is None:
+        return False  # no Router of litellm
+    serving = deployments_for(behind(router), model)
+    for deployment in serving:
+        parameters = deployment["litellm_params"]
+        try:
+            name, provider, *_ = litellm.get_llm_provider(
+                model=parameters["model"],
+                custom_llm_provider=parameters.get("custom_llm_provider"),
+                api_base=parameters.get("api_base"),
+            )
+        except litellm.BadRequestError:
+            return False
+        if "store" not in (litellm.get_supported_openai_params(name, provider) or ()):
+            return False
+    return bool(serving)
 
 
 def behind(router: object) -> Any:
@@ -168,25 +217,25 @@ def _left_to_the_batch(router: object) -> _Left:
         return _Left(None, False)
     from litellm.types.router import RetryPolicy
 
-    has_policy = itself.retry_policy is not None or itself.model_group_retry_policy
+    has_policy = setting(itself, "retry_policy") or setting(itself, "model_group_retry_policy")
     retries = None if has_policy else dict.fromkeys(RetryPolicy.model_fields, 0)
     return _Left(retries, _has_default_cooldowns(itself))
 
 
-def _has_default_cooldowns(router: Any) -> bool:
+def _has_default_cooldowns(router: object) -> bool:
     """Return True if nobody has set a cooldown on the Router or on one of its deployments."""
     from litellm.constants import DEFAULT_COOLDOWN_TIME_SECONDS
 
-    return router.cooldown_time == DEFAULT_COOLDOWN_TIME_SECONDS and all(
+    return setting(router, "cooldown_time") == DEFAULT_COOLDOWN_TIME_SECONDS and all(
         part.get("cooldown_time") is None
-        for deployment in _deployments(router)
+        for deployment in deployments(router)
         for part in (deployment["litellm_params"], deployment.get("model_info") or {})
     )
 
 
 def model_groups(router: object) -> set[str]:
     """The models that a Router knows by name."""
-    return {deployment["model_name"] for deployment in _deployments(router)}
+    return {deployment["model_name"] for deployment in deployments(behind(router))}
 
 
 def check_models(by_model: object, router: object) -> None:
@@ -208,14 +257,14 @@ def check_models(by_model: object, router: object) -> None:
 def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
     """Those models that a Router cannot have a call for; none where it takes every name."""
     known = _names_of_models(router)
-    takes_all = getattr(behind(router), "default_deployment", None) is not None
+    takes_all = setting(behind(router), "default_deployment") is not None
     if not model_groups(router) or takes_all or any("*" in name for name in known):
         return []
     return [model for model in models if model not in known]
 
 
 def _names_of_models(router: object) -> set[str]:
-    return model_groups(router).union(getattr(behind(router), "model_group_alias", None) or ())
+    return model_groups(router).union(aliases(behind(router)))
 
 
 def places_of(router: object) -> dict[str, int]:
@@ -223,18 +272,14 @@ def places_of(router: object) -> dict[str, int]:
 
     It rejects by deployment and chooses at random: of several it is the smallest number.
     """
-    default = getattr(behind(router), "default_max_parallel_requests", None)
+    default = setting(behind(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
-    for deployment in _deployments(router):
+    for deployment in deployments(behind(router)):
         number = deployment["litellm_params"].get("max_parallel_requests") or default
         if number:
             model = deployment["model_name"]
             places[model] = min(number, places.get(model, number))
     return places
-
-
-def _deployments(router: object) -> list[Any]:
-    return list(getattr(behind(router), "model_list", None) or [])
 
 
 def _copied(value: Any) -> Any:
@@ -339,13 +384,16 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
         return f"messages must be a list of messages, not {_brief(messages)}"
     if not messages:
         return "messages is empty"
-    for position, message in enumerate(cast("Sequence[object]", messages)):
-        # Answers of litellm (pydantic objects with a role) are messages of the next turn.
-        has_role = "role" in message if _is_mapping(message) else hasattr(message, "role")
-        if not has_role:
-            if _is_mapping(message):
-                return f"messages[{position}] has no 'role'"
-            return f"messages[{position}] must be a mapping with a 'role', not {_brief(message)}"
+    for position, message in enumerate(cast("Sequence[Any]", messages)):
+        # Most messages are dicts with a text: nothing else is asked of these.
+        if (
+            message.__class__ is not dict
+            or message.get("role").__class__ is not str
+            or message.get("content").__class__ is not str
+        ):
+            problem = _problem_of_message(f"messages[{position}]", message)
+            if problem is not None:
+                return problem
     if not kwargs:
         return None if kwargs is None or _is_mapping(kwargs) else _bad_kwargs(kwargs)
     return _problem_of_kwargs(kwargs)
@@ -355,16 +403,52 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
     if not _is_mapping(kwargs):
         return _bad_kwargs(kwargs)
     arguments = cast("Mapping[object, object]", kwargs)
-    for name in arguments:
-        if not isinstance(name, str):
+    for name, value in arguments.items():
+        if name.__class__ is not str and not isinstance(name, str):
             return f"names of kwargs must be str, not {_brief(name)}"
-        if name in ("model", "messages"):
-            return f"{name} is given twice: as a field and in kwargs"
-    for name in ("metadata", "stream_options"):
-        value = arguments.get(name)
-        if value is not None and not _is_mapping(value):
-            return f"{name} must be a mapping, not {_brief(value)}"
+        if name in _CHECKED:
+            problem = _problem_of_argument(name, value)
+            if problem is not None:
+                return problem
     return None
+
+
+def _problem_of_message(place: str, message: object) -> str | None:
+    # Answers of litellm (pydantic objects with a role) are messages of the next turn.
+    if not _is_mapping(message):
+        if hasattr(message, "role"):
+            return None
+        return f"{place} must be a mapping with a 'role', not {_brief(message)}"
+    if "role" not in message:
+        return f"{place} has no 'role'"
+    role: object = message["role"]
+    if not isinstance(role, str):
+        return f"{place}.role must be a str, not {_brief(role)}"
+    content: object = message.get("content")
+    if not _may_be_content(content):
+        return f"{place}.content must be a str or a list of parts, not {_brief(content)}"
+    return None
+
+
+def _problem_of_argument(name: str, value: object) -> str | None:
+    if name not in _NUMBERS and name not in _MAPPINGS:
+        return f"{name} is given twice: as a field and in kwargs"
+    if value is None:
+        return None
+    if name in _MAPPINGS:
+        return None if _is_mapping(value) else f"{name} must be a mapping, not {_brief(value)}"
+    if isinstance(value, _NO_NUMBERS):
+        return f"{name} must be a number, not {_brief(cast('object', value))}"
+    if isinstance(value, float) and name in _WHOLE_NUMBERS and not value.is_integer():
+        return f"{name} must be a whole number, not a fraction"
+    return None
+
+
+def _may_be_content(content: object) -> bool:
+    # None: a message that only calls tools. Parts are of the provider.
+    return content is None or (
+        isinstance(content, Sequence) and not isinstance(content, bytes | bytearray)
+    )
 
 
 def _is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -17,16 +17,18 @@ from typing import Any, Literal, Unpack
 import sniffio
 import trio
 
+from ._input_members import describe_columns
+from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
 from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
-from .batch_input import InputFile, InputProblem, InputSummary
+from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
-from .errors import InputFileError
+from .errors import InputFileError, OrderError
 from .journal import Journal, JournalOpening
 from .router_call import behind, unknown_models
 from .run_statistics import RunPaths
@@ -43,8 +45,6 @@ __all__ = [
     "run_file",
 ]
 
-_PROBLEMS_IN_A_MESSAGE = 20
-
 
 async def run_file(
     router: SupportsAcompletion
@@ -57,6 +57,7 @@ async def run_file(
     error_file: Path | str | None = None,
     retry_failed: bool = False,
     force_new: bool = False,
+    allow_changed: bool = False,
     skip_invalid: bool = False,
     limit: int | None = None,
     fail_fast: bool = False,
@@ -84,17 +85,22 @@ async def run_file(
         output: where the answers go, and the failures too unless there is an ``error_file``.
         concurrency: calls in flight at most, or ``"auto"``.
         error_file: where the failures go.
-        retry_failed: send those again that have failed before.
+        retry_failed: send those again that have failed before. Each failure stays in its file until
+            there is a newer result.
         force_new: set aside what another run has left, and begin anew.
+        allow_changed: resume a run although its input, models or parameters are others now. Its
+            answers stay, also those to requests that have changed; the manifest says what changed.
         skip_invalid: write bad lines as failures instead of refusing the file.
         limit: take so many requests of the file only, for a trial.
         fail_fast: the first failure ends the run; calls in flight get the grace.
-        order: ``"input"`` sorts the output when every request has come to an end.
+        order: ``"input"`` sorts the output when every request has come to an end. Where that fails,
+            ``not_sorted`` of the summary says why; no answer is lost.
         grace: seconds that calls in flight get to end when the run is stopped.
         stop: ends the run before its time.
         redactor: hides secrets in what is written; None: one that knows what keys look like.
-        description: of what the answers depend on beside the file, the Router above all; a run with
-            another one is not mixed into this output. No keys: it is kept in the manifest.
+        description: of what the answers depend on beside the file, as the models that the Router
+            asks; a run with another one is not mixed into this output. Leave out what does not
+            change answers: addresses, retries, limits. No keys: it is kept in the manifest.
         may_send: called with what there is to do, before anything is changed on disk that would
             not have to be. If it gives False, nothing is.
         on_open: called before the first call, with what was found.
@@ -131,8 +137,10 @@ async def run_file(
     opened = source if isinstance(source, InputFile) else InputFile(source)
     try:
         summary = await in_thread(opened.check)
-        if summary.problems and not skip_invalid:
-            raise InputFileError(describe_problems(summary.problems))
+        if summary.bad_lines and not skip_invalid:
+            raise InputFileError(describe_problems(summary))
+        if summary.columns:
+            raise InputFileError(f"{opened.path}: {describe_columns(summary.columns)}")
         paths = RunPaths.of(output, error_file)
         _check_paths(opened, paths)
         await in_thread(functools.partial(check_requests, router, opened, summary, controls, limit))
@@ -141,9 +149,18 @@ async def run_file(
             **(description or {}),
         }
         scope = RunScope(opened, summary, limit, with_problems=skip_invalid)
+        open_journal = functools.partial(
+            Journal.open,
+            paths,
+            manifest,
+            allow_changed=allow_changed,
+            read_older=lambda then: read_older_fields(
+                then, manifest, opened.fingerprint_of_format_1
+            ),
+        )
         if may_send is not None and (retry_failed or force_new):
             # These change what is there.
-            looked = await _looked(None if force_new else (paths, manifest), scope)
+            looked = await _looked(None if force_new else open_journal, scope)
             if not may_send(looked):
                 return _declined(looked, paths)
             may_send = None
@@ -151,9 +168,7 @@ async def run_file(
         in_this_loop = _caller_from_other_threads()
         journal = await in_thread(
             functools.partial(
-                Journal.open,
-                paths,
-                manifest,
+                open_journal,
                 retry_failed=retry_failed,
                 force_new=force_new,
                 on_failure=lambda _: in_this_loop(stopping.cancel),
@@ -191,14 +206,19 @@ async def run_file(
                 )
                 await run.to_the_end(batch, stop)
                 now_lost, now_resent = _losses(sender)
+            not_sorted: str | None = None
             if order == "input" and run.is_complete:
-                await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
+                try:
+                    await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
+                except OrderError as error:
+                    not_sorted = str(error)
         finally:
             await journal.aclose()
         return run.summary(
             paths,
             lost_workers=now_lost - lost_workers,
             resent_requests=now_resent - resent_requests,
+            not_sorted=not_sorted,
         )
     finally:
         if opened is not source:
@@ -223,17 +243,14 @@ def _losses(router: Any) -> tuple[int, int]:
     return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
 
 
-def describe_problems(problems: Iterable[InputProblem]) -> str:
+def describe_problems(summary: InputSummary) -> str:
     """Bad lines as a text for people, the first of many."""
-    lines: list[str] = []
-    more = 0
-    for problem in problems:
-        if len(lines) < _PROBLEMS_IN_A_MESSAGE:
-            lines.append(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
-        else:
-            more += 1
-    if more:
-        lines.append(f"and {more} more")
+    lines = [
+        f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
+        for problem in summary.problems
+    ]
+    if more := summary.bad_lines - len(lines):
+        lines.append(f"and {more:,} more")
     return "\n".join(lines)
 
 
@@ -272,8 +289,8 @@ def _check_paths(source: InputFile, paths: RunPaths) -> None:
     Raises:
         InputFileError: one of the files of the run is its input.
     """
-    for path in (paths.output, paths.errors, paths.statistics, paths.manifest, paths.rescue):
-        if path is not None and _are_the_same(path, source.path):
+    for path in paths.files:
+        if _are_the_same(path, source.path):
             raise InputFileError(
                 f"{path} is the input, and the run would write to it: give another output, or "
                 "another name to the input"
@@ -284,17 +301,15 @@ def _are_the_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-async def _looked(
-    journal_of: tuple[RunPaths, Mapping[str, Any]] | None, scope: RunScope
-) -> RunOpening:
+async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -> RunOpening:
     """What there will be to do when failures are sent again; or all, where that begins anew."""
-    if journal_of is None:
+    if open_journal is None:
 
         def all_of_them() -> Iterator[RouterParallelRequest]:
             return (request.request for request in scope.requests())
 
         return RunOpening(scope.total, scope.total, JournalOpening(), all_of_them)
-    journal = await in_thread(functools.partial(Journal.open, *journal_of))
+    journal = await in_thread(open_journal)
     async with journal:
 
         def without_answer() -> Iterator[RouterParallelRequest]:

@@ -7,7 +7,6 @@ the first call. litellm is imported by the functions only: that takes seconds.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,37 +16,31 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ._config_in_place import config_in_place, resolved_settings
+from ._config_in_place import config_in_place, resolved_settings, unknown_litellm_settings
+from ._litellm_settings import router_settings
 from ._proxy_config import Deployment, ProxyConfig, read_proxy_config
 from ._proxy_values import RouterConfigError as RouterConfigError
-from ._proxy_values import is_secret_name, nearest, resolved, secrets_in
+from ._proxy_values import nearest, resolved
+from ._redaction import Redactor
+from ._router_members import deployments_for, retire
 from ._run_endpoints import Endpoint as Endpoint
 from ._run_endpoints import (
     endpoint_of,
     known_providers,
+    owner_of,
     quiet_litellm,
-    secrets_of_environment,
-    shown_url,
+    secrets_sent,
 )
-from .demo_server import DemoServerProcess, DemoServerSettings, demo_server_process
+from ._run_identity import describe_deployments, describe_models
 
 if TYPE_CHECKING:
     from litellm.router import Router
 
+    from .demo_server import DemoServerProcess
+
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
-# Of these it is certain that no call succeeds without a key; others have further ways to log in.
-_NEED_A_KEY: Final = frozenset({"anthropic", "gemini", "groq", "mistral", "openai", "openrouter"})
-# These shape where and how a call is sent, but not what is asked.
-_NOT_OF_THE_ANSWER: Final = frozenset(
-    {
-        *("api_base", "base_url", "cooldown_time", "input_cost_per_token"),
-        *("litellm_credential_name", "max_parallel_requests", "max_retries", "model", "order"),
-        *("output_cost_per_token", "rpm", "stream_timeout", "tags", "timeout", "tpm", "weight"),
-        *("region_name", "aws_region_name", "vertex_location", "vertex_project", "organization"),
-    }
-)
 
 
 class RunRouter:
@@ -60,11 +53,13 @@ class RunRouter:
     Attributes:
         kind: where it comes from.
         router: the Router. Its ``repr`` is litellm's: never log it.
-        secrets: every key that is known: those of the config, of the environment variables that it
-            refers to, and of usual variables such as ``OPENAI_API_KEY``. To take them out of texts.
+        secrets: every key that it sends or that its config holds: those of the environment
+            variables that the config refers to, and of the variable that litellm takes for a
+            deployment without a key, ``OPENAI_API_KEY``. To take them out of errors.
         models: the names that requests can use, sorted. Some may be patterns, ``openai/*``.
-        description: what the answers depend on, for the manifest of a run; without keys and
-            addresses of a config (a run may be resumed with a new key or one more region).
+        description: what the answers depend on, for the manifest of a run: which models answer for
+            each name, and a digest of the parameters that they are sent. A run may be resumed with
+            another key, address, region or number of retries.
         endpoints: where the calls go.
         warnings: what the user should read before the run, a line each.
         recipe: gives such a RunRouter in another process, which asks the same servers. It can be
@@ -85,6 +80,7 @@ class RunRouter:
         warnings: Iterable[str] = (),
         recipe: RunRouterRecipe,
         server: DemoServerProcess | None = None,
+        has_fallbacks: bool = False,
     ) -> None:
         self.kind: RouterKind = kind
         self.router = router
@@ -96,11 +92,30 @@ class RunRouter:
         self.recipe = recipe
         self.server = server
         self._resources = resources
+        self._has_fallbacks = has_fallbacks
 
     def serves(self, model: str) -> bool:
         """Whether the Router has a deployment for requests with this model: by its name, an alias,
         or a pattern."""
-        return model in self.models or bool(self.router.get_model_list(model_name=model))
+        return model in self.models or bool(deployments_for(self.router, model))
+
+    def describe(self, models: Iterable[str]) -> dict[str, Any]:
+        """Return the part of the description that concerns requests for these models."""
+        return describe_models(self.description, models)
+
+    def missing_keys(self, models: Iterable[str]) -> list[str]:
+        """Say which of these models no call can reach: all of their deployments miss a key."""
+        if self._has_fallbacks:  # a model without a key may have one that answers in its place
+            return []
+        asked = set(models)
+        of_model: dict[str, list[Endpoint]] = {}
+        for endpoint in self.endpoints:
+            of_model.setdefault(endpoint.model_name, []).append(endpoint)
+        return [
+            _needs_a_key(name, endpoints[0])
+            for name, endpoints in of_model.items()
+            if name in asked and all(endpoint.missing_keys for endpoint in endpoints)
+        ]
 
     def close(self) -> None:
         """Put back the settings that were there before, and stop the demo server. Calls that are
@@ -146,11 +161,11 @@ class RunRouterRecipe:
 def router_from_config(path: Path) -> RunRouter:
     """The Router that litellm's proxy would make of its config file.
 
-    Of the file, ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``
-    and ``include`` count, and of ``litellm_settings`` what shapes calls. The rest is of the proxy
-    server (callbacks, cache, budgets, guardrails, ``general_settings``): it is passed over, and
-    named in ``warnings``. ``environment_variables`` are set first, so that ``os.environ/NAME`` can
-    refer to them.
+    It takes ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``,
+    ``include`` and ``litellm_settings``: what the installed litellm has is passed on to it.
+    Settings that only the proxy server uses (callbacks, cache, budgets of users, guardrails,
+    ``general_settings``) are ignored, and listed in ``warnings``. ``environment_variables`` are set
+    first, so that ``os.environ/NAME`` can refer to them.
 
     Raises:
         RouterConfigError: with every problem that was found, among them each variable of an
@@ -170,7 +185,9 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
         resources.enter_context(config_in_place(config))
         problems = [str(missing) for missing in config.missing(os.environ)]
         problems += _unknown_router_settings(config)
-        secrets = config.secrets(os.environ) | secrets_of_environment(os.environ)
+        secrets = config.secrets(os.environ) | secrets_sent(
+            deployment.parameters for deployment in config.deployments
+        )
         endpoints: list[Endpoint] = []
         for deployment in config.deployments:
             try:
@@ -179,14 +196,14 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
                 problems += [f"{deployment.place}: {problem}" for problem in error.problems]
         if problems:
             raise RouterConfigError(problems)
-        settings = resolved_settings(config.router_settings)
+        settings = resolved_settings(config.router_settings, router_settings())
         router = make_router(
             f"{config.path}",
             secrets,
             [_for_router(deployment) for deployment in config.deployments],
             settings,
         )
-        resources.callback(router.discard)
+        resources.callback(retire, router)
         aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
         return RunRouter(
             "config",
@@ -194,22 +211,24 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             resources=resources.pop_all(),
             secrets=secrets,
             models=[*(deployment.name for deployment in config.deployments), *aliases],
-            description=_describe_config(config),
+            description=_describe_config(config, settings),
             endpoints=endpoints,
-            warnings=[*config.warnings, *_missing_key_warnings(endpoints)],
+            warnings=[
+                *config.warnings,
+                *unknown_litellm_settings(config),
+                *_missing_key_warnings(endpoints),
+            ],
             recipe=RunRouterRecipe(router_of_config, config),
+            has_fallbacks=any(
+                name.endswith("fallbacks") and name != "max_fallbacks" and bool(setting.value)
+                for settings_of in (config.router_settings, config.litellm_settings)
+                for name, setting in settings_of.items()
+            ),
         )
 
 
 def _unknown_router_settings(config: ProxyConfig) -> Iterator[str]:
-    from litellm.router import Router
-
-    outside = {
-        *("assistants_config", "auto_router_capability_limit", "fallback_access_check"),
-        *("fallback_budget_check", "ignore_invalid_deployments", "model_list"),
-        *("router_general_settings", "search_tools"),
-    }
-    valid = set(Router.get_valid_args()) - outside
+    valid = router_settings()
     for name, setting in config.router_settings.items():
         if name in valid:
             continue
@@ -228,30 +247,31 @@ def _for_router(deployment: Deployment) -> dict[str, Any]:
     return {**deployment.values, "litellm_params": parameters}
 
 
+def _needs_a_key(name: str, endpoint: Endpoint) -> str:
+    return (
+        f"the model {name!r} needs a key: set the environment variable {_names_of_keys(endpoint)}, "
+        "which is not set or empty"
+    )
+
+
 def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
     return [
-        f"{endpoint.model_name} ({endpoint.model}): {' or '.join(endpoint.missing_keys)} is not set"
+        f"{endpoint.model_name} ({endpoint.model}): {_names_of_keys(endpoint)} is not set or empty"
         for endpoint in endpoints
         if endpoint.missing_keys
     ]
 
 
-def _describe_config(config: ProxyConfig) -> dict[str, str | int | float | bool | None]:
-    """Of each model, which models answer and a digest of the parameters that change answers."""
-    groups: dict[str, set[str]] = {}
-    for deployment in config.deployments:
-        kept = {
-            name: value
-            for name, value in deployment.parameters.items()
-            if name not in _NOT_OF_THE_ANSWER and not is_secret_name(name)
-        }
-        text = str(deployment.parameters["model"])
-        if kept:
-            canonical = msgspec.json.encode(kept, enc_hook=str, order="deterministic")
-            text += f" with {hashlib.sha256(canonical).hexdigest()[:12]}"
-        groups.setdefault(deployment.name, set()).add(text)
-    models = {f"model {name}": ", ".join(sorted(texts)) for name, texts in sorted(groups.items())}
-    return {"router": "config", **models}
+def _names_of_keys(endpoint: Endpoint) -> str:
+    return " or ".join(endpoint.missing_keys)
+
+
+def _describe_config(config: ProxyConfig, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Which models answer for each name, and with what; ``settings`` are those of the Router."""
+    for_all = cast("dict[str, Any]", settings.get("default_litellm_params") or {})
+    aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
+    deployments = [(deployment.name, deployment.parameters) for deployment in config.deployments]
+    return describe_deployments(deployments, aliases, for_all)
 
 
 # --- a model's name ---
@@ -268,12 +288,16 @@ def router_from_model(
     """A Router with one deployment for each model name.
 
     A line of a file keeps the model that it names; ``model`` is for those that name none. So there
-    is a deployment of ``model`` and of each of ``others``, all at ``api_base`` if it is given. With
-    it, a name without the prefix of a provider counts as ``openai/<name>``: a server that speaks
-    OpenAI's API. A name's prefix (``openai/``) is not sent to the server.
+    is a deployment of ``model`` and of each of ``others``.
 
-    The key is ``api_key``, else the one that litellm finds in the environment, which then goes to
-    ``api_base`` too. A server of ``api_base`` gets the key ``none`` where there is no other.
+    With ``api_base``, all of them are at that address, and of the provider of ``model``: the one of
+    its prefix, else the one that litellm knows to have the address, else ``openai``, a server that
+    speaks OpenAI's API. What another name has before its slash is a part of the name then. The
+    server gets the key ``api_key``, else that provider's key of the environment, else ``none``; it
+    is never sent another provider's key. A prefix of the provider itself (``openai/``) is not sent.
+
+    Without ``api_base``, a name with the prefix of a provider goes to that provider, and a name
+    without one to the provider of ``model``; each with its own key.
 
     Args:
         model: as litellm calls it, for instance ``openai/gpt-4o-mini``.
@@ -284,7 +308,7 @@ def router_from_model(
 
     Raises:
         RouterConfigError: a name of which litellm does not know the provider, a provider whose key
-            is not set, or an ``api_base`` that is no URL.
+            is not set or empty, an ``api_base`` that is no URL, or one of another provider.
     """
     names = list(dict.fromkeys([model, *others]))
     if api_base is not None and not _is_url(api_base):
@@ -309,11 +333,12 @@ def _router_of_models(
     """
     with contextlib.ExitStack() as resources:
         resources.enter_context(quiet_litellm())
+        provider = _provider_of(model, api_base)
         problems: list[str] = []
         deployments: list[dict[str, Any]] = []
         endpoints: list[Endpoint] = []
         for name, values in given.items():
-            parameters = {"model": _litellm_name(name, api_base), **values}
+            parameters = {"model": _litellm_name(name, provider, api_base), **values}
             try:
                 endpoint = endpoint_of(name, parameters)
             except RouterConfigError as error:
@@ -322,22 +347,16 @@ def _router_of_models(
             if endpoint.missing_keys and api_base is not None and has_free_choice:
                 parameters["api_key"] = "none"
                 endpoint = msgspec.structs.replace(endpoint, missing_keys=())
-            elif endpoint.missing_keys and endpoint.provider in _NEED_A_KEY:
-                variables = " or ".join(endpoint.missing_keys)
-                problems.append(
-                    f"the model {name!r} needs a key: set the environment variable {variables}"
-                )
+            elif endpoint.missing_keys:
+                problems.append(_needs_a_key(name, endpoint))
             endpoints.append(endpoint)
             deployments.append({"model_name": name, "litellm_params": parameters})
         if problems:
             raise RouterConfigError(problems)
-        secrets = secrets_of_environment(os.environ) | frozenset(
-            secret for values in given.values() for secret in secrets_in(dict(values))
-        )
+        secrets = secrets_sent(deployment["litellm_params"] for deployment in deployments)
         settings = {} if num_retries is None else {"num_retries": num_retries}
         router = make_router(f"the model {model!r}", secrets, deployments, settings)
-        resources.callback(router.discard)
-        described = {} if api_base is None else {"api_base": shown_url(api_base)}
+        resources.callback(retire, router)
         chosen = {
             deployment["model_name"]: {
                 name: value
@@ -346,24 +365,33 @@ def _router_of_models(
             }
             for deployment in deployments
         }
+        asked = {entry["model_name"]: entry["litellm_params"]["model"] for entry in deployments}
         return RunRouter(
             "model",
             router,
             resources=resources.pop_all(),
             secrets=secrets,
             models=given,
-            description={"router": "model", "model": model, **described},
+            description=describe_deployments(
+                ((name, {"model": model}) for name, model in asked.items()), {}, {}
+            ),
             endpoints=endpoints,
-            warnings=_missing_key_warnings(endpoints),
             recipe=RunRouterRecipe(_router_of_models, model, api_base, chosen, num_retries, False),
         )
 
 
-def _litellm_name(name: str, api_base: str | None) -> str:
-    if api_base is None:
-        return name
+def _provider_of(model: str, api_base: str | None) -> str | None:
+    """The provider of the names that say none; None where litellm chooses it by the name."""
+    prefix, slash, _ = model.partition("/")
+    if slash and prefix in known_providers():
+        return prefix
+    return None if api_base is None else owner_of(api_base) or "openai"
+
+
+def _litellm_name(name: str, provider: str | None, api_base: str | None) -> str:
     prefix, slash, _ = name.partition("/")
-    return name if slash and prefix in known_providers() else f"openai/{name}"
+    is_whole = slash and (prefix == provider if api_base else prefix in known_providers())
+    return name if provider is None or is_whole else f"{provider}/{name}"
 
 
 def _is_url(text: str) -> bool:
@@ -400,6 +428,8 @@ def demo_router(
     Raises:
         RouterConfigError: names that the demo server cannot have, or too many of them.
     """
+    from .demo_server import DemoServerSettings, demo_server_process  # and with it, aiohttp
+
     usual = DemoServerSettings().models
     names = list(dict.fromkeys(model_names)) or list(usual)
     if len(names) > _MANY_MODELS:
@@ -450,12 +480,11 @@ def _router_of_demo(
             deployments,
             {} if num_retries is None else {"num_retries": num_retries},
         )
-        held.callback(router.discard)
+        held.callback(retire, router)
         return RunRouter(
             "demo",
             router,
             resources=held.pop_all(),
-            secrets=secrets_of_environment(os.environ),
             models=names,
             description={"router": "demo", "seed": seed},
             endpoints=[Endpoint(name, f"openai/{name}", "openai", server.url) for name in names],
@@ -473,12 +502,13 @@ def make_router(
     """A Router of litellm.
 
     Raises:
-        RouterConfigError: litellm cannot make it; ``secrets`` are not in its text.
+        RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
+            like a key.
     """
     from litellm.router import Router
 
     try:
-        return Router(model_list=model_list, **settings)
+        router: Router = Router(model_list=model_list, **settings)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         needed_by = [name for name in settings if module and module in name]
@@ -488,10 +518,10 @@ def make_router(
             f"{module or 'of a provider'}, which is not installed: pip install {module}"
         )
     except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
-        reason = f"{type(error).__name__}: {error}"
-        for secret in sorted(secrets, key=len, reverse=True):
-            reason = reason.replace(secret, "[redacted]")
+        reason = Redactor(secrets).redact(f"{type(error).__name__}: {error}")
         # Of pydantic, only the first line says something, and the others quote values.
         first_line = reason.strip().splitlines()[0]
         problem = f"{whose}: litellm cannot make a Router of it: {first_line}"
+    else:
+        return router
     raise RouterConfigError([problem])

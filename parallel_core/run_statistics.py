@@ -7,12 +7,18 @@ reads. Its lines are objects with a ``kind``; a reader passes over kinds that it
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
+
+from ._json_lines import json_line, read_json_line
+
+_ENDING = ".jsonl"
+_STATISTICS, _MANIFEST, _RESCUE = ".statistics.jsonl", ".manifest.json", ".rescue.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +41,44 @@ class RunPaths:
 
     @classmethod
     def of(cls, output: Path | str, errors: Path | str | None = None) -> RunPaths:
-        """The files of the run with this output: ``out.jsonl``, ``out.statistics.jsonl``, …"""
+        """The files of the run with this output: ``out.jsonl``, ``out.jsonl.statistics.jsonl``, …
+
+        They carry the whole name of the output, so that no two outputs share one.
+        """
         path = Path(output)
-        stem = path.name.removesuffix(".jsonl")
         return cls(
             output=path,
             errors=None if errors is None else Path(errors),
-            statistics=path.with_name(f"{stem}.statistics.jsonl"),
-            manifest=path.with_name(f"{stem}.manifest.json"),
-            rescue=path.with_name(f"{stem}.rescue.jsonl"),
+            statistics=path.with_name(f"{path.name}{_STATISTICS}"),
+            manifest=path.with_name(f"{path.name}{_MANIFEST}"),
+            rescue=path.with_name(f"{path.name}{_RESCUE}"),
         )
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, also by the names that earlier versions gave them."""
+        older = older_names(self)
+        paths = [self] if older is None else [self, older]
+        beside = [path for p in paths for path in (p.statistics, p.manifest, p.rescue)]
+        return [self.output, *([] if self.errors is None else [self.errors]), *beside]
+
+
+def older_names(paths: RunPaths) -> RunPaths | None:
+    """The names that earlier versions gave to the same files: ``out.statistics.jsonl``, …
+
+    They left the ending ``.jsonl`` of the output out, so ``out`` and ``out.jsonl`` shared them.
+    None where the names are the same.
+    """
+    name = paths.manifest.name.removesuffix(_MANIFEST)
+    stem = name.removesuffix(_ENDING)
+    if stem == name:
+        return None
+    return dataclasses.replace(
+        paths,
+        statistics=paths.statistics.with_name(f"{stem}{_STATISTICS}"),
+        manifest=paths.manifest.with_name(f"{stem}{_MANIFEST}"),
+        rescue=paths.rescue.with_name(f"{stem}{_RESCUE}"),
+    )
 
 
 class CallStatistics(
@@ -105,7 +139,7 @@ _DECODER = msgspec.json.Decoder(RunStatistics)
 
 def statistics_line(record: RunStatistics) -> bytes:
     """A line of the statistics file, without its end."""
-    return msgspec.json.encode(record)
+    return json_line(record)
 
 
 def read_statistics(path: Path) -> Iterator[RunStatistics]:
@@ -120,6 +154,6 @@ def read_statistics(path: Path) -> Iterator[RunStatistics]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                yield _DECODER.decode(line)
+                yield read_json_line(_DECODER.decode, line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue

@@ -186,7 +186,12 @@ class Streams:
         )
 
     async def _read(self, call: Call, reading: StreamReading, watch: _StallWatch | None) -> Any:
-        stream = await call(reading.index, _as_stream(reading.request))
+        try:
+            stream = await call(reading.index, _as_stream(reading.request))
+        except Exception as error:
+            if reading.may_raise(error):
+                raise
+            raise await reading.interrupted() from error
         if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
             return stream  # answered as a whole, by a callable that knows no streams
         reading.begin(stream)
@@ -214,7 +219,7 @@ class Streams:
             except Exception as error:
                 if watch is not None:
                     watch.end()
-                if not reading.chunks:
+                if reading.may_raise(error):
                     raise
                 raise await reading.interrupted() from error
             if self._on_chunk is not None:

@@ -318,7 +318,8 @@ def _is_of_litellm(function: Any) -> bool:
         function = function.func
     owner: Any = getattr(function, "__self__", None)
     modules = [getattr(function, "__module__", None)]
-    modules += [base.__module__ for base in type(owner).__mro__]
+    # A ParallelRouter names the class of the Router that it holds.
+    modules += [base.__module__ for base in owner.__class__.__mro__]
     return any((module or "").partition(".")[0] == "litellm" for module in modules)
 
 

@@ -47,6 +47,11 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
     @property
+    def known_cost(self) -> float | None:
+        """USD of the calls whose price is known; None if there were calls, and none has a price."""
+        return None if self.unpriced_calls and not self.cost else self.cost
+
+    @property
     def estimated(self) -> bool:
         """Whether some of the tokens are estimated."""
         return self.estimated_calls > 0

@@ -250,6 +250,8 @@ def _import_what_a_call_needs() -> None:
 async def _first_call() -> None:
     from litellm.router import Router
 
+    from parallel_core._router_members import retire
+
     deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "none"}}
     router: Any = Router(model_list=[deployment], num_retries=0)
     with contextlib.suppress(Exception):  # nobody listens there
@@ -258,7 +260,7 @@ async def _first_call() -> None:
             messages=[{"role": "user", "content": "m"}],
             api_base="http://127.0.0.1:9/v1",
         )
-    router.discard()
+    retire(router)
 
 
 def _received(requests: socket.socket) -> Iterator[tuple[bytes, list[int]]]:

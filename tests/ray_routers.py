@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,3 +85,24 @@ class HttpRouter:
         deployment = {"model_name": "fast", "litellm_params": {**parameters, **prices}}
         settings: Any = {"num_retries": 0, "disable_cooldowns": True, **self.settings}
         return Router(model_list=[deployment], **settings)
+
+
+class DefaultRouter:
+    """Makes a litellm Router of a server, with its default retries and cooldowns."""
+
+    def __init__(self, url: str, models: Sequence[str]) -> None:
+        self.url = url
+        self.models = models
+
+    def parameters(self, model: str) -> dict[str, Any]:
+        return {"model": f"openai/{model}", "api_base": self.url, "api_key": "none"}
+
+    def __call__(self) -> Any:
+        from litellm.router import Router
+
+        return Router(
+            model_list=[
+                {"model_name": model, "litellm_params": self.parameters(model)}
+                for model in self.models
+            ]
+        )

@@ -243,7 +243,7 @@ def test_cancelled_at_every_await(host: Host, stage: str, spent: int) -> None:
             blocker.release()
         assert (budget.spent_tokens, budget.reserved_tokens) == (spent, 0)
         assert not budget._waiting
-        assert not limit._queue
+        assert not limit._lines
 
     host.run(main)
 

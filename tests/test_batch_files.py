@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ from parallel_core import (
     StreamInterruptedError,
     StreamStalledError,
     Usage,
+    _input_members,
 )
 from parallel_core.batch_input import InputFile, InputProblem
 from parallel_core.batch_output import (
@@ -45,6 +47,7 @@ from parallel_core.batch_output import (
 )
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import InputFileError
+from parallel_core.run_statistics import CallStatistics, read_statistics, statistics_line
 from routers import make_router, run_with_routers
 
 KEY = "sk-secret-key"  # of the routers
@@ -72,7 +75,7 @@ def requests_of(file: InputFile) -> list[tuple[int, str]]:
 
 def problems_of(path: Path, **options: Any) -> list[tuple[int, str]]:
     with InputFile(path, **options) as file:
-        return [(problem.line, problem.code) for problem in file.check().problems]
+        return [(problem.line, problem.code) for problem in file.problems()]
 
 
 # --- lines of JSON ---
@@ -105,6 +108,14 @@ def test_the_formats_may_be_mixed_line_by_line(tmp_path: Path) -> None:
     assert requests[3].request.kwargs is None
 
 
+def with_body(more: dict[str, Any]) -> dict[str, Any]:
+    return a_line(body={**BODY, **more})
+
+
+def with_messages(*messages: Any) -> dict[str, Any]:
+    return {**BODY, "messages": [*MESSAGES, *messages]}
+
+
 BAD_LINES: list[tuple[str, Any, str]] = [
     ("no json", b"{", "invalid_json_line"),
     ("nothing but zeros", b"\0" * 20, "invalid_json_line"),
@@ -132,30 +143,62 @@ BAD_LINES: list[tuple[str, Any, str]] = [
     ("messages: none", {**BODY, "messages": []}, "invalid_request"),
     ("message: text", {**BODY, "messages": ["text"]}, "invalid_type"),
     ("message without role", {**BODY, "messages": [{"content": "a"}]}, "invalid_request"),
-    ("kwargs", {**BODY, "kwargs": {}}, "invalid_request"),
+    ("kwargs", with_body({"kwargs": {}}), "forbidden_parameter"),
     ("metadata: text", {**BODY, "metadata": "text"}, "invalid_type"),
     ("anthropic", {"custom_id": "a", "params": BODY}, "missing_required_parameter"),
-    ("api_key", {**BODY, "api_key": KEY}, "forbidden_parameter"),
-    ("api_base", a_line(body={**BODY, "api_base": "http://x"}), "forbidden_parameter"),
-    ("base_url", {**BODY, "base_url": "http://x"}, "forbidden_parameter"),
-    ("mock_response", {**BODY, "mock_response": "made up"}, "forbidden_parameter"),
-    ("headers", {**BODY, "extra_headers": {"Authorization": KEY}}, "forbidden_parameter"),
-    ("fallbacks", {**BODY, "fallbacks": ["other"]}, "forbidden_parameter"),
-    ("aws keys", {**BODY, "aws_secret_access_key": KEY}, "forbidden_parameter"),
-    ("key in extra_body", {**BODY, "extra_body": {"api_key": KEY}}, "forbidden_parameter"),
-    ("self", {**BODY, "self": 1}, "forbidden_parameter"),
-    ("no TLS", {**BODY, "ssl_verify": False}, "forbidden_parameter"),
-    ("retries", {**BODY, "num_retries": 99}, "forbidden_parameter"),
-    ("retries of the client", {**BODY, "max_retries": 99}, "forbidden_parameter"),
-    ("openai params", {**BODY, "allowed_openai_params": ["x"]}, "forbidden_parameter"),
-    ("a silent copy", {**BODY, "silent_model": "other"}, "forbidden_parameter"),
-    ("a proxy", {**BODY, "use_litellm_proxy": True}, "forbidden_parameter"),
-    ("a file as a token", {**BODY, "anthropic_identity_token_file": "x"}, "forbidden_parameter"),
-    ("an inner argument", {**BODY, "_is_litellm_internal_call": True}, "forbidden_parameter"),
-    ("litellm's own", {**BODY, "litellm_metadata": {}}, "forbidden_parameter"),
-    ("timeout: text", {**BODY, "timeout": "abc"}, "invalid_type"),
-    ("timeout: boolean", {**BODY, "stream_timeout": True}, "invalid_type"),
-    ("timeout: negative", {**BODY, "timeout": -1}, "invalid_request"),
+    ("api_key", with_body({"api_key": KEY}), "forbidden_parameter"),
+    ("api_base", with_body({"api_base": "http://x"}), "forbidden_parameter"),
+    ("base_url", with_body({"base_url": "http://x"}), "forbidden_parameter"),
+    ("mock_response", with_body({"mock_response": "made up"}), "forbidden_parameter"),
+    ("headers", with_body({"extra_headers": {"Authorization": KEY}}), "forbidden_parameter"),
+    ("fallbacks", with_body({"fallbacks": ["other"]}), "forbidden_parameter"),
+    ("aws keys", with_body({"aws_secret_access_key": KEY}), "forbidden_parameter"),
+    ("key in extra_body", with_body({"extra_body": {"api_key": KEY}}), "forbidden_parameter"),
+    ("self", with_body({"self": 1}), "forbidden_parameter"),
+    ("no TLS", with_body({"ssl_verify": False}), "forbidden_parameter"),
+    ("retries", with_body({"num_retries": 99}), "forbidden_parameter"),
+    ("retries of the client", with_body({"max_retries": 99}), "forbidden_parameter"),
+    ("openai params", with_body({"allowed_openai_params": ["x"]}), "forbidden_parameter"),
+    ("a silent copy", with_body({"silent_model": "other"}), "forbidden_parameter"),
+    ("a proxy", with_body({"use_litellm_proxy": True}), "forbidden_parameter"),
+    ("a file as a token", with_body({"anthropic_identity_token_file": "x"}), "forbidden_parameter"),
+    ("an inner argument", with_body({"_is_litellm_internal_call": True}), "forbidden_parameter"),
+    ("litellm's own", with_body({"litellm_metadata": {}}), "forbidden_parameter"),
+    ("callbacks", with_body({"success_callback": ["x"]}), "forbidden_parameter"),
+    ("another model", with_body({"model_id": "x"}), "forbidden_parameter"),
+    ("a deployment", with_body({"specific_deployment": True}), "forbidden_parameter"),
+    ("retries of litellm", with_body({"model_group_retry_policy": {}}), "forbidden_parameter"),
+    ("private metadata", with_body({"metadata": {"_x": 1}}), "forbidden_parameter"),
+    ("extra_body: list", with_body({"extra_body": []}), "invalid_type"),
+    ("extra_body: headers", with_body({"extra_body": {"headers": {}}}), "forbidden_parameter"),
+    ("extra_body: messages", with_body({"extra_body": {"messages": []}}), "forbidden_parameter"),
+    ("extra_body: model", {**BODY, "extra_body": {"model": "x"}}, "forbidden_parameter"),
+    ("extra_body: stream", with_body({"extra_body": {"stream": True}}), "forbidden_parameter"),
+    ("extra_body: n", with_body({"extra_body": {"n": 100}}), "forbidden_parameter"),
+    ("extra_body: max", {**BODY, "extra_body": {"max_tokens": 10**6}}, "forbidden_parameter"),
+    (
+        "extra_body: twice",
+        with_body({"top_k": 1, "extra_body": {"top_k": 2}}),
+        "forbidden_parameter",
+    ),
+    ("role: unknown", with_messages({"role": "usr", "content": "a"}), "invalid_request"),
+    ("role: number", with_messages({"role": 1, "content": "a"}), "invalid_type"),
+    ("content: number", with_messages({"role": "user", "content": 5}), "invalid_type"),
+    ("content: object", with_messages({"role": "user", "content": {"a": 1}}), "invalid_type"),
+    ("content: null", with_messages({"role": "user", "content": None}), "invalid_type"),
+    ("content: missing", with_messages({"role": "system"}), "invalid_type"),
+    ("content of a tool: null", with_messages({"role": "tool", "content": None}), "invalid_type"),
+    ("a part: number", with_messages({"role": "user", "content": ["a", 1]}), "invalid_type"),
+    ("temperature: text", {**BODY, "temperature": "0.7"}, "invalid_type"),
+    ("temperature: array", with_body({"temperature": [0.7]}), "invalid_type"),
+    ("top_p: boolean", {**BODY, "top_p": True}, "invalid_type"),
+    ("max_tokens: text", with_body({"max_tokens": "100"}), "invalid_type"),
+    ("max_tokens: a fraction", {**BODY, "max_completion_tokens": 99.5}, "invalid_type"),
+    ("n: boolean", {**BODY, "n": True}, "invalid_type"),
+    ("seed: object", with_body({"seed": {}}), "invalid_type"),
+    ("timeout: text", with_body({"timeout": "abc"}), "invalid_type"),
+    ("timeout: boolean", with_body({"timeout": True}), "invalid_type"),
+    ("timeout: negative", with_body({"timeout": -1}), "invalid_request"),
 ]
 
 
@@ -228,6 +271,245 @@ def test_a_line_may_ask_for_a_stream(tmp_path: Path, stream: bool) -> None:
     with InputFile(path) as file:
         (request,) = file.requests()
     assert request.request.kwargs == {"stream": stream}
+
+
+def test_what_providers_take_is_taken(tmp_path: Path) -> None:
+    """Also what only some of them take: parts of any type, whole numbers with a point."""
+    path = write(
+        tmp_path / "in.jsonl",
+        with_messages({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        with_messages({"role": "assistant"}, {"role": "function", "name": "f", "content": None}),
+        with_messages({"role": "developer", "content": ""}, {"role": "tool", "content": []}),
+        with_messages({"role": "user", "content": [{"type": "odd"}, {}, "text"]}),
+        {**BODY, "temperature": 0, "top_p": 0.5, "max_tokens": 100.0, "seed": -1, "n": None},
+        {**BODY, "temperature": None, "max_completion_tokens": -1, "metadata": None},
+    )
+    assert problems_of(path) == []
+
+
+@pytest.mark.parametrize("method", ["post", "Post", "POST"])
+@pytest.mark.parametrize(
+    "url", ["/v1/chat/completions/", "/V1/Chat/Completions", "/chat/completions"]
+)
+def test_the_method_and_the_url_may_be_written_in_other_ways(
+    tmp_path: Path, method: str, url: str
+) -> None:
+    assert problems_of(write(tmp_path / "in.jsonl", a_line(method=method, url=url))) == []
+
+
+def litellm_settings() -> set[str]:
+    """What the litellm that is installed takes as its own."""
+    import litellm
+    from litellm.types import router, utils
+
+    names = set(utils.all_litellm_params).union(
+        router.GenericLiteLLMParams.model_fields,
+        router.LiteLLM_Params.model_fields,
+        router.CredentialLiteLLMParams.model_fields,
+        utils.StandardCallbackDynamicParams.__annotations__,
+    )
+    body_parameters = {"model", "messages", "metadata", "timeout"}
+    return names - body_parameters - set(litellm.OPENAI_CHAT_COMPLETION_PARAMS) | {"api_base"}
+
+
+def test_no_setting_of_litellm_comes_from_a_body_that_is_not_trusted(tmp_path: Path) -> None:
+    settings_of_litellm = sorted(litellm_settings())
+    lines = [
+        a_line(f"{number}", body={**BODY, name: None})
+        for number, name in enumerate(settings_of_litellm)
+    ]
+    path = write(tmp_path / "in.jsonl", *lines)
+    codes = {code for _, code in problems_of(path)}
+    with InputFile(path) as file:
+        refused = {problem.line - 1 for problem in file.problems()}
+    assert codes == {"forbidden_parameter"}
+    assert [settings_of_litellm[n] for n in set(range(len(lines))) - refused] == []
+    with InputFile(path, trust_input=True) as file:
+        assert file.check().problems == []
+        sent = {name for request in file.requests() for name in request.request.kwargs or {}}
+    assert sent == set(settings_of_litellm)
+
+
+VENDOR_PARAMETERS = {
+    "top_k": 20,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "guided_json": {"type": "object"},
+    "chat_template_kwargs": {"enable_thinking": False},
+    "thinking": {"type": "enabled"},
+    "safe_prompt": True,
+    "stop_token_ids": [1],
+    "ignore_eos": True,
+    "transforms": [],
+    "kv_transfer_params": {},
+    "documents": [],
+    "reasoning": {"effort": "low"},
+}
+
+
+def test_parameters_of_openai_and_of_vendors_are_sent(tmp_path: Path) -> None:
+    from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+
+    openai = dict.fromkeys(CompletionCreateParamsStreaming.__annotations__)
+    body = {**openai, **BODY, **VENDOR_PARAMETERS}
+    path = write(tmp_path / "in.jsonl", a_line(body=body), {**openai, **BODY, "timeout": 9})
+    with InputFile(path) as file:
+        assert file.check().problems == []
+        first, second = file.requests()
+    expected = {name: value for name, value in body.items() if name not in BODY}
+    assert first.request.kwargs == expected
+    assert second.request.kwargs == {**{n: None for n in openai if n not in BODY}, "timeout": 9}
+    body = {**BODY, "extra_body": {**VENDOR_PARAMETERS, "priority": 1, "id": "x", "ttl": 5}}
+    with InputFile(write(tmp_path / "in.jsonl", body)) as file:
+        (request,) = file.requests()
+    assert request.request.kwargs == {"extra_body": body["extra_body"]}
+
+
+def test_litellm_is_not_asked_about_names_that_openai_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import takes seconds."""
+
+    def never(name: str) -> bool:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(_input_members, "is_litellm_setting", never)
+    body = {**BODY, "temperature": 0.2, "seed": 1, "extra_body": {"top_k": 2}, "timeout": 1}
+    path = write(tmp_path / "in.jsonl", {**body, "source": "web"}, a_line(body=body))
+    with InputFile(path, drop_columns=True) as file:
+        assert file.check().problems == []
+
+
+# --- columns ---
+
+ROWS = [
+    {**BODY, "id": f"row-{number}", "prompt_id": number, "source": {"page": [number, None]}}
+    for number in range(3)
+]
+
+
+def test_columns_are_named_once_and_nothing_is_sent(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", BODY, *ROWS, {**BODY, "temprature": 0.2, "\x1b": 1})
+    with InputFile(path) as file:
+        summary = file.check()
+        assert summary.problems == []
+        assert [(column.name, column.lines, column.first_line) for column in summary.columns] == [
+            ("id", 3, 2),
+            ("prompt_id", 3, 2),
+            ("source", 3, 2),
+            ("temprature", 1, 5),
+            ("\x1b", 1, 5),
+        ]
+        with pytest.raises(InputFileError) as caught:
+            next(file.requests())
+    told = str(caught.value)
+    assert "'source': 3 lines, first in line 2" in told
+    assert "'temprature': 1 line, first in line 5 (is temperature meant?)" in told
+    for option in ("--keep id", "--drop-columns", "--send-columns"):
+        assert option in told
+    assert "\x1b" not in told
+
+
+def test_a_million_names_of_columns_are_not_all_kept(tmp_path: Path) -> None:
+    rows = ({**BODY, f"column {number}": 1} for number in range(1200))
+    with InputFile(write(tmp_path / "in.jsonl", *rows)) as file:
+        assert len(file.check().columns) == 1000
+        with pytest.raises(InputFileError, match="and 980 more"):
+            next(file.requests())
+
+
+@pytest.mark.parametrize("options", [{"drop_columns": True}, {"send_columns": True}])
+def test_columns_are_kept_dropped_or_sent(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write(tmp_path / "in.jsonl", *({**row, "top_k": 5, "temperature": 1} for row in ROWS))
+    with InputFile(path, keep=["source", "id", "prompt_id"], **options) as file:
+        requests = list(file.requests())
+    rest = {"temperature": 1} if "drop_columns" in options else {"top_k": 5, "temperature": 1}
+    assert [request.request.kwargs for request in requests] == [rest] * 3
+    for row, request in zip(ROWS, requests, strict=True):
+        assert request.returned is not None
+        assert json.loads(bytes(request.returned["columns"])) == {
+            name: row[name] for name in ("id", "prompt_id", "source")
+        }
+    # The names of requests stay what they were: an id is a column.
+    assert [request.custom_id for request in requests] == ["1", "2", "3"]
+
+
+def test_a_setting_of_litellm_is_not_sent_as_a_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", {**BODY, "api_base": "http://x", "top_k": 2})
+    assert problems_of(path, send_columns=True) == [(1, "forbidden_parameter")]
+    with InputFile(path, drop_columns=True) as file:
+        assert [request.request.kwargs for request in file.requests()] == [None]
+    with InputFile(path, send_columns=True, trust_input=True) as file:
+        assert [request.request.kwargs for request in file.requests()] == [
+            {"api_base": "http://x", "top_k": 2}
+        ]
+
+
+def test_members_beside_a_body_are_never_sent_and_may_be_kept(tmp_path: Path) -> None:
+    line = a_line(source="web", metadata={"row": 7}, body={**BODY, "metadata": {"sent": "yes"}})
+    path = write(tmp_path / "in.jsonl", line, a_line("b", body={**BODY, "metadata": {"a": "b"}}))
+    with InputFile(path, keep=["source"]) as file:
+        first, second = file.requests()
+    assert first.request.kwargs == {"metadata": {"sent": "yes"}}
+    assert first.returned == {
+        "metadata": msgspec.Raw(b'{"row":7}'),
+        "columns": msgspec.Raw(b'{"source":"web"}'),
+    }
+    assert second.returned == {"metadata": msgspec.Raw(b'{"a":"b"}')}
+
+
+def test_columns_of_a_table_may_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('id,text,language\nr-1,Good,\nr-2,"a\nb",en\n')
+    with InputFile(path, template="{{text}}", model="gpt", keep=["language", "id"]) as file:
+        requests = list(file.requests())
+    assert [request.custom_id for request in requests] == ["r-1", "r-2"]
+    assert [request.returned for request in requests] == [
+        {"columns": msgspec.Raw(b'{"language":"","id":"r-1"}')},
+        {"columns": msgspec.Raw(b'{"language":"en","id":"r-2"}')},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("in.jsonl", {"keep": ["sorce"]}, "no line has a member 'sorce'"),
+        ("in.jsonl", {"drop_columns": True, "send_columns": True}, "dropped or sent, not both"),
+        ("in.csv", {"keep": ["sorce"], "template": "{{a}}", "model": "m"}, "no column 'sorce'"),
+        ("in.csv", {"send_columns": True, "template": "{{a}}", "model": "m"}, "no parameters"),
+        ("in.txt", {"keep": ["line"], "model": "m"}, "no columns to keep"),
+    ],
+)
+def test_options_for_columns_that_make_no_sense_are_refused(
+    tmp_path: Path, name: str, options: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps(ROWS[0]) if name.endswith("jsonl") else "a,b\n1,2\n")
+    with pytest.raises(InputFileError, match=reason), InputFile(path, **options) as file:
+        file.check()
+
+
+def test_what_decides_on_the_request_is_in_the_fingerprint(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *({**row, "top_k": 5} for row in ROWS))
+
+    def fingerprint(**options: Any) -> str:
+        with InputFile(path, **options) as file:
+            return file.check().fingerprint
+
+    kept = ("id", "prompt_id", "source")
+    same = {
+        fingerprint(),
+        fingerprint(drop_columns=True),
+        fingerprint(keep=["id"], drop_columns=True),
+    }
+    sent = {
+        fingerprint(keep=kept, send_columns=True),
+        fingerprint(keep=kept[::-1], send_columns=True),
+    }
+    assert (len(same), len(sent), len(same | sent)) == (1, 1, 2)
+
+
+# --- lines of JSON, again ---
 
 
 def test_the_second_of_two_lines_with_one_id_is_refused(tmp_path: Path) -> None:
@@ -333,12 +615,13 @@ def test_each_line_is_a_request_or_one_problem(
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "in.jsonl"
     content = b"\n".join([*lines, json.dumps(a_line("the last")).encode()])
-    if content.startswith((b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK")):
+    marks = (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+    if content.startswith(marks):
         return
     path.write_bytes(content)
     if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*(\n|$)", content):
         return  # an array, which is one problem
-    with InputFile(path) as file:
+    with InputFile(path, drop_columns=True) as file:
         summary = file.check()
         requests = requests_of(file)
     bad = [problem.line for problem in summary.problems]
@@ -646,13 +929,30 @@ def test_the_fingerprint_tells_whether_the_requests_are_the_same(tmp_path: Path)
 
     full, bare = json.dumps(BODY), json.dumps({"messages": MESSAGES})
     same = fingerprint("a.jsonl", full)
-    assert len(bytes.fromhex(same)) == 32
-    assert fingerprint("b.jsonl", full) == same
+    assert len(bytes.fromhex(same)) == 16
+    for form in (
+        full + "\n\n  \r\n",
+        json.dumps(BODY, indent=None, separators=(" ,", " : "), sort_keys=True),
+        json.dumps({**BODY, "stream": True, "user": "me", "metadata": {"a": "b"}, "timeout": 3}),
+    ):
+        assert fingerprint("b.jsonl", form) == same
     assert fingerprint("b.jsonl", full, model="unused") == same
+    assert fingerprint("b.jsonl", bare, model=BODY["model"]) == fingerprint(
+        "b.jsonl", json.dumps({"model": BODY["model"], "messages": MESSAGES})
+    )
+    named = [json.dumps({"custom_id": name, "body": BODY}) for name in "abc"]
+    assert fingerprint("a.jsonl", "\n".join(named)) == fingerprint(
+        "a.jsonl", "\n".join(reversed(named))
+    )
     text = "a,b\n1,2\n"
     prints = [
         same,
         fingerprint("a.jsonl", full + "\n" + full),
+        fingerprint("a.jsonl", json.dumps({**BODY, "temperature": 0.125})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "seed": 5})),
+        fingerprint("a.jsonl", json.dumps({"custom_id": "1", "body": {**BODY, "top_k": 5}})),
+        fingerprint("a.jsonl", json.dumps({**BODY, "messages": [*MESSAGES, *MESSAGES]})),
+        fingerprint("a.jsonl", json.dumps({"custom_id": "x", "body": BODY})),
         fingerprint("a.jsonl", bare, model="one"),
         fingerprint("a.jsonl", bare, model="two"),
         fingerprint("a.csv", text, model="one", template="{{a}}"),
@@ -744,6 +1044,10 @@ FAILURES: list[tuple[Exception, str]] = [
     (caused_by(FromProvider(500), json.JSONDecodeError("x", "y", 0)), "invalid_response"),
     (FromProvider(500), "from_provider"),
     (KeyError("x"), "key_error"),
+    (
+        caused_by(APIConnectionError("APIConnectionError: none"), ImportError("x")),
+        "connection_error",
+    ),
 ]
 
 
@@ -852,13 +1156,51 @@ def test_the_id_of_a_line_is_that_of_its_request() -> None:
     assert id_of("b", result_of(KeyError("x"))) != same
 
 
-def test_an_answer_with_half_a_character_is_written() -> None:
-    half = {"text": "half \ud83d", "kind": object()}
-    line, fields = read(result_line("a", result_of(response=half), Redactor()))
+def test_an_answer_with_half_a_character_is_written(tmp_path: Path) -> None:
+    """Escaped, as providers send it: nothing of it is lost, and our own readers take it."""
+    half = {"text": "half \ud83d", "pair": "\U0001f600", "not one": "\\ud83d", "kind": object()}
+    half["number"] = math.inf
+    whole = result_line("half \ude00", result_of(response=half), Redactor())
+    assert rb"half \ud83d" in whole
+    line, fields = read(whole)
     assert line.ok
-    assert fields["response"]["body"] == {"text": "half ?", "kind": "<object>"}
-    line, _ = read(result_line("a", result_of(ValueError("half \ud83d")), Redactor()))
-    assert line.error_message == "half ?"
+    assert line.body is not None
+    expected = {**half, "kind": "<object>", "number": None}
+    assert fields["response"]["body"] == json.loads(bytes(line.body)) == expected
+    assert (fields["custom_id"], line.custom_id) == ("half \ude00", "half \ufffd")
+    line, fields = read(result_line("a", result_of(ValueError("half \ud83d")), Redactor()))
+    assert fields["error"]["message"] == "half \ud83d"
+    assert line.error_message == "half \ufffd"
+    (tmp_path / "statistics").write_bytes(
+        statistics_line(call_statistics("half \ude00", result_of(response=half), None))
+    )
+    (record,) = read_statistics(tmp_path / "statistics")
+    assert isinstance(record, CallStatistics)
+    assert record.custom_id == "half \ufffd"
+
+
+# Where `str.splitlines` ends a line.
+ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@given(text=st.text(st.sampled_from(ENDS + 'a"\\é\U0001f600\ud83d')))
+def test_no_text_cuts_a_line_or_changes(text: str) -> None:
+    answer = {"choices": [{"message": {"content": text, text: 1}}]}
+    error = FromProvider(400, body={"message": "m", text: text})
+    results = [result_of(response=answer), result_of(error), result_of(ValueError(f"m {text}"))]
+    for result in results:
+        line = result_line(text, result, Redactor()).decode()
+        assert line.splitlines() == [line]
+        assert json.loads(line)["custom_id"] == text
+        measured = statistics_line(call_statistics(text, result, None)).decode()
+        assert measured.splitlines() == [measured]
+        assert json.loads(measured)["custom_id"] == text
+    lines = [json.loads(result_line(text, result, Redactor())) for result in results]
+    assert lines[0]["response"]["body"] == answer
+    assert lines[1]["response"]["body"]["error"][text] == text
+    assert lines[2]["error"]["message"] == f"m {text}"
+    (problem,) = problem_line(InputProblem(1, "c", text, "fix it", text)).decode().splitlines()
+    assert json.loads(problem)["custom_id"] == text or not text
 
 
 def test_what_only_this_provider_tells_is_kept_and_a_refusal_is_where_openai_has_it() -> None:
@@ -904,7 +1246,6 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
     newer = {"error": {"message": "no", "type": "BadRequestError", "param": None}}
     assert read_fields(bare, newer) == (False, 400, "BadRequestError", "no", None)
     assert read_fields({"request_id": "r", "body": {"id": "c"}}, None)[:2] == (True, 200)
-    assert read_fields(None, None) == (False, None, None, None, None)
     assert read_fields({**answer, "body": None}, None)[0] is False
 
 
@@ -915,6 +1256,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b"{",
         b"[]",
         b'{"custom_id": "a"}',
+        b'{"custom_id": "a", "response": null, "error": null}',
         b'{"response": null, "error": null}',
         b'{"custom_id": 1, "response": null}',
         b'{"custom_id": "a", "response": {"status_code": "200"}}',
@@ -922,7 +1264,7 @@ def test_lines_of_openai_and_vllm_are_read() -> None:
         b'{"custom_id": "a", "response": null, "error": ' + b"[" * 100_000,
         json.dumps(a_line()).encode(),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_is_no_line_of_results_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):
@@ -1034,15 +1376,13 @@ def test_redaction_takes_a_time_that_grows_with_the_text() -> None:
         assert len(redactor.redact(text)) <= 2 * len(text)
 
 
-def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() -> None:
+def test_keys_stay_in_answers_and_are_nowhere_in_errors() -> None:
     secret = 'my "quoted" secret'
     redactor = Redactor([secret])
     other = "sk-abcdefghijklmnop"
     answer = {"choices": [{"message": {"content": f"{secret} {other}", secret: 1}}]}
     line = result_line("a", result_of(response=answer), redactor)
-    told = json.loads(line)["response"]["body"]
-    assert told["choices"][0]["message"] == {"content": f"[redacted] {other}", "[redacted]": 1}
-    assert answer["choices"][0]["message"] == {"content": f"{secret} {other}", secret: 1}
+    assert json.loads(line)["response"]["body"] == answer
     failures: list[Exception] = [
         FromProvider(401, body={"message": f"wrong key {secret} {other}", "keys": [secret]}),
         FromProvider(401, body={"message": f"wrong key {other}", "type": [other]}),
@@ -1053,6 +1393,16 @@ def test_a_given_secret_is_nowhere_in_a_line_and_other_keys_stay_in_answers() ->
         line = result_line("a", result_of(exception), redactor)
         assert other.encode() not in line
         assert "quoted" not in line.decode()
+    # The names of members are those of the provider.
+    named = FromProvider(400, body={"message": "m", "content of it": ["content of it", 1]})
+    body = json.loads(result_line("a", result_of(named), Redactor(["content of it"])))
+    assert body["response"]["body"]["error"] == {
+        "message": "m",
+        "type": None,
+        "param": None,
+        "code": None,
+        "content of it": ["[redacted]", 1],
+    }
 
 
 # --- a real Router ---
@@ -1096,7 +1446,7 @@ def ask(model: str = "fast", kwargs: dict[str, Any] | None = None, **orders: Any
 
 def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) -> None:
     expected: list[tuple[RouterParallelRequest, int | None, str | None]] = [
-        (ask(kwargs={"n": 2}), 400, "invalid_request_error"),
+        (ask(kwargs={"n": 200}), 400, "invalid_request_error"),
         (ask(fault="rate_limited"), 429, "rate_limited"),
         (ask(fault="server_error"), 500, "server_error"),
         (ask("unknown"), 400, None),
@@ -1106,6 +1456,8 @@ def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) ->
         (ask(fault="invalid_json"), None, "invalid_response"),
         (ask(fault="hang", kwargs={"timeout": 0.2}), None, "request_timeout"),
         (ask(fault="reset", kwargs={"stream": True}), None, "stream_interrupted"),
+        (ask(cut_after=0, kwargs={"stream": True}), None, "stream_interrupted"),
+        (ask(cut_after=3, kwargs={"stream": True}), None, "stream_interrupted"),
     ]
     results = run_over_http(server, *(request for request, *_ in expected))
     found: list[tuple[int | None, str | None]] = []
@@ -1142,7 +1494,7 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         (choice,) = completion.choices
         assert (choice.message.content is None) == (choice.message.tool_calls is not None)
         assert {"content", "refusal", "role"} <= set(json.loads(text)["choices"][0]["message"])
-        for foreign in ("provider_specific", "hidden", "127.0.0.1", KEY):
+        for foreign in ("provider_specific", "hidden", "127.0.0.1"):
             assert foreign not in text
         measured = call_statistics("a", result, None)
         assert (measured.ok, measured.status_code, measured.attempts) == (True, 200, 1)
@@ -1150,28 +1502,45 @@ def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -
         assert measured.prompt_tokens == completion.usage.prompt_tokens > 0
         assert measured.completion_tokens == completion.usage.completion_tokens > 0
         assert measured.cost is None  # litellm knows no price of the demo server's models
-    # So that there was something to redact:
-    assert KEY in results[3].response.choices[0].message.content
+        if "the key" in text:
+            assert f"the key is {KEY}" in text
 
 
 def test_an_answer_without_usage_is_written_without(server: DemoServerThread) -> None:
-    results = run_over_http(server, ask(usage=False), ask())
+    """An estimate is in the statistics alone."""
+    streamed = {"stream": True}
+    results = run_over_http(
+        server, ask(usage=False), ask(), ask(usage=False, kwargs=streamed), ask(kwargs=streamed)
+    )
     bodies = [
         read(result_line("a", result, Redactor()))[1]["response"]["body"] for result in results
     ]
-    assert ["usage" in body for body in bodies] == [False, True]
+    assert ["usage" in body for body in bodies] == [False, True, False, True]
+    assert set(bodies[3]["usage"]) == set(bodies[1]["usage"])
+    measured = [call_statistics("a", result, None) for result in results]
+    assert [one.estimated for one in measured] == [False, False, True, False]
+    assert measured[2].prompt_tokens > 0
 
 
 def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
     """Of all statuses: litellm keeps the error object of some only."""
     statuses = (200, 400, 401, 402, 403, 404, 418, 422, 429, 500, 503, 529)
     error = {"message": "as it is", "type": "t", "param": "p", "code": "c"}
+    token = {"token": "yes", "logprob": -0.5, "bytes": None, "top_logprobs": []}
+    logprobs = {"content": [token], "refusal": None}
+    usage: Any = {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "vendor": {"a": None},
+    }
 
     async def answer(request: web.Request) -> web.Response:
         status = (await request.json())["seed"]
-        message = {"role": "assistant", "content": "yes"}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        body = {"id": "1", "object": "chat.completion", "model": "x", "choices": choices}
+        message = {"role": "assistant", "content": f"yes {KEY}", "vendor": [{"b": None}]}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}]
+        body: dict[str, Any] = {"id": "1", "object": "chat.completion", "model": "x"}
+        body |= {"choices": choices, "created": 1, "usage": usage, "own": {"c": None}}
         key = request.headers["Authorization"].split()[-1]
         return web.json_response(
             body if status == 200 else {"error": error},
@@ -1209,6 +1578,13 @@ def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
         assert fields["response"]["request_id"] == "req [redacted]"
         if status != 200:
             assert fields["response"]["body"] == {"error": error}
+            continue
+        body = fields["response"]["body"]
+        assert (body["usage"], body["own"], body["created"]) == (usage, {"c": None}, 1)
+        (choice,) = body["choices"]
+        assert choice["logprobs"] == logprobs
+        assert choice["message"]["content"] == f"yes {KEY}"
+        assert choice["message"]["provider_specific_fields"] == {"vendor": [{"b": None}]}
 
 
 def test_attempts_are_those_that_the_provider_has_seen(server: DemoServerThread) -> None:

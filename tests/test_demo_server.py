@@ -27,7 +27,7 @@ import typer
 from typer.testing import CliRunner
 
 import hosts
-from parallel_core import demo_server
+from parallel_core import _demo_app, _demo_server_command
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
@@ -142,7 +142,8 @@ def test_answer() -> None:
         assert answer["choices"] == [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "two words"},
+                "message": {"role": "assistant", "content": "two words", "refusal": None},
+                "logprobs": None,
                 "finish_reason": "stop",
             }
         ]
@@ -556,11 +557,12 @@ def test_stops_at_once_while_it_holds() -> None:
         ({"model": "fast", "messages": [{"role": "user", "content": [1]}]}, 400, "part"),
         (body_for(stream="yes"), 400, "'stream'"),
         (body_for(stream_options=[]), 400, "'stream_options'"),
-        (body_for(n=2), 400, "'n'"),
+        (body_for(n=0), 400, "'n'"),
         (body_for(max_tokens=0), 400, "'max_tokens'"),
         (body_for(demo=SECRET), 400, "'demo'"),
-        (body_for(demo={SECRET: 1}), 400, "chunk_gap, fault, held, latency, reply"),
+        (body_for(demo={SECRET: 1}), 400, "chunk_gap, cut_after, fault, held, latency, reply"),
         (body_for(demo={"fault": SECRET}), 400, "'demo.fault'"),
+        (body_for(demo={"cut_after": -1}), 400, "'demo.cut_after'"),
         (body_for(demo={"fault": []}), 400, "'demo.fault'"),
         (body_for(demo={"latency": -1}), 400, "'demo.latency'"),
         (body_for(demo={"chunk_gap": "1"}), 400, "'demo.chunk_gap'"),
@@ -598,7 +600,7 @@ def test_body_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
         assert status == 413
         assert answer["error"]["type"] == "invalid_request_error"
 
-    monkeypatch.setattr(demo_server, "_MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(_demo_app, "_MAX_BODY_BYTES", 1000)
     assert run(test).rejected == 1
 
 
@@ -898,7 +900,7 @@ def test_write_that_fails_is_a_disconnect(monkeypatch: pytest.MonkeyPatch) -> No
         async with client.post(f"{server.url}/chat/completions", json=body_for()):
             pass
 
-    monkeypatch.setattr(demo_server, "send_answer", fail)
+    monkeypatch.setattr(_demo_app, "send_answer", fail)
     stats = run(test)
     assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
 
@@ -990,6 +992,7 @@ def test_process(monkeypatch: pytest.MonkeyPatch) -> None:
         seed=-7, latency_median=0.0, latency_sigma=1e-07, capacity=5, models={"my-model": 0.5}
     )
     with demo_server_process(settings) as server:
+        assert os.getsid(server.pid) != os.getsid(0)  # no signal of this terminal reaches it
         assert ask(server, "my-model")["model"] == "my-model"
         assert server.stats().models["my-model"].finished == 1
         server.reset_stats()
@@ -1096,7 +1099,7 @@ def test_process_whose_address_nobody_reads_says_so() -> None:
 
 def command_app() -> typer.Typer:
     app = typer.Typer()
-    app.command("demo-server")(demo_server.command)
+    app.command("demo-server")(_demo_server_command.command)
     app.command("other")(lambda: None)
     return app
 
@@ -1108,6 +1111,7 @@ def command_app() -> typer.Typer:
         (["--hang", "0.7", "--reset", "0.7"], "at most 1"),
         (["--latency-median", "nan"], "latency_median"),
         (["--capacity", "0"], "capacity"),
+        (["--keep-requests", "-1"], "keep_requests"),
         (["--port", "70000"], "65535"),
         (["--model", "fast=quick"], "must be a number"),
         (["--model", "=1"], "must not be empty"),
@@ -1128,7 +1132,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(demo_server, "_serve_until_told", serve)
+    monkeypatch.setattr(_demo_server_command, "_serve_until_told", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,
@@ -1143,6 +1147,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         invalid_json=0.06,
         retry_after=1e-07,
         capacity=9,
+        keep_requests=7,
         models={"a b": 0.1, "c": 2.0},
     )
     for each in (settings, DemoServerSettings()):

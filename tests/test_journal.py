@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import logging
@@ -13,6 +14,7 @@ import pickle
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from hypothesis import strategies as st
 from hosts import Host
 from parallel_core._journal_files import Disk
 from parallel_core._journal_scan import id_digest
-from parallel_core.errors import DifferentRunError, JournalError, JournalInUseError
+from parallel_core.errors import DifferentRunError, JournalError, JournalInUseError, OrderError
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.run_statistics import RunPaths
 
@@ -181,7 +183,7 @@ def test_a_run_begins_with_a_manifest_and_goes_on_where_it_stopped(paths: RunPat
     assert ids_in(paths.output) == ["a", "b", "c"]
     assert len(paths.statistics.read_bytes().splitlines()) == 3
     names = {path.name for path in paths.output.parent.iterdir()}
-    assert names == {"out.jsonl", "out.manifest.json", "out.statistics.jsonl"}
+    assert names == {"out.jsonl", "out.jsonl.manifest.json", "out.jsonl.statistics.jsonl"}
 
 
 def test_failures_go_to_the_error_file(split_paths: RunPaths) -> None:
@@ -275,31 +277,42 @@ def test_a_broken_line_in_the_middle_is_named_and_nothing_changed(
 ) -> None:
     content = line_of("a") + b"\n\n" + broken + b"\n" + line_of("b")[:20]
     begun(paths, content)
-    with pytest.raises(JournalError, match=r"out\.jsonl, line 3 is no result line"):
+    with pytest.raises(JournalError, match=r"out\.jsonl, line 3 is no (JSON|result)"):
         Journal.open(paths, MANIFEST)
     assert paths.output.read_bytes() == content
 
 
-def test_a_last_line_that_no_crash_leaves_is_not_cut(paths: RunPaths) -> None:
-    begun(paths, line_of("a") + b'\n{"note": "mine"}\n')
-    with pytest.raises(JournalError, match="line 2"):
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        (b'{"note": "mine"}\n', "is no result of a request"),
+        (b'{"note": "mine"}', "is no result of a request"),
+        (b"{not JSON}\n", "is no JSON"),
+        (b'{"custom_id":"b","response":{"status_co\n', "is no JSON"),
+        (b"a note of mine", "is no JSON"),
+    ],
+)
+def test_a_last_line_that_no_crash_leaves_is_named_and_not_cut(
+    paths: RunPaths, last: bytes, why: str
+) -> None:
+    content = line_of("a") + b"\n" + last
+    begun(paths, content)
+    with pytest.raises(JournalError, match=f"line 2 {why}"):
         Journal.open(paths, MANIFEST)
-    begun_again = line_of("a") + b"\n{not JSON}\n"
-    paths.output.write_bytes(begun_again)
-    with Journal.open(paths, MANIFEST) as journal:
-        assert journal.opening.torn_bytes == 11
+    assert paths.output.read_bytes() == content
 
 
-def test_an_id_that_is_there_twice_is_told(paths: RunPaths) -> None:
+def test_an_answer_that_is_there_twice_is_told_and_a_failure_before_it_dropped(
+    paths: RunPaths,
+) -> None:
     lines = [line_of("a", ok=False), line_of("b"), line_of("a"), line_of("b")]
     begun(paths, b"\n".join(lines) + b"\n")
-    with Journal.open(paths, MANIFEST) as journal:
-        assert (journal.succeeded, journal.failed) == (2, 0)
-        assert journal.opening.duplicates == 2
-        assert journal.opening.duplicate_ids == ("a", "b")
-    with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
-        assert (journal.succeeded, journal.opening.duplicates) == (2, 0)
-    assert ids_in(paths.output) == ["b", "a"]
+    for _ in range(2):
+        with Journal.open(paths, MANIFEST) as journal:
+            assert (journal.succeeded, journal.failed) == (2, 0)
+            assert journal.opening.duplicates == 1
+            assert journal.opening.duplicate_ids == ("b",)
+        assert ids_in(paths.output) == ["b", "a", "b"]
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -308,21 +321,100 @@ def test_failed_requests_are_tried_again_when_asked_for(
 ) -> None:
     paths = split_paths if split else paths
     run_of(paths, entry("a"), entry("b", ok=False), entry("c"), entry("d", ok=False))
-    inode = paths.output.stat().st_ino
-    paths.output.chmod(0o640)
+    files = [path for path in (paths.output, paths.errors) if path is not None]
+    before = [path.read_bytes() for path in files]
+    inode = files[-1].stat().st_ino
+    files[-1].chmod(0o640)
     with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
-        assert paths.output.stat().st_ino != inode
-        assert paths.output.stat().st_mode & 0o777 == 0o640
-        assert journal.opening.dropped_failures == 2
+        assert journal.opening.retried == 2
         assert (journal.succeeded, journal.failed) == (2, 0)
         assert not journal.is_finished("b")
-        assert ids_in(paths.output) == ["a", "c"]
-        with pytest.raises(JournalInUseError):  # the lock has moved to the new file
+        assert [path.read_bytes() for path in files] == before  # until there is a result
+        append(journal, entry("d"))
+        journal.flush()
+        assert (journal.succeeded, journal.failed) == (3, 0)
+    assert files[-1].stat().st_ino != inode
+    assert files[-1].stat().st_mode & 0o777 == 0o640
+    assert outcomes_in(*files) == {"a": True, "b": False, "c": True, "d": True}
+    with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
+        append(journal, entry("b", ok=False))
+        journal.rewrite_in_order("abcd")
+        assert outcomes_in(*files) == {"a": True, "b": False, "c": True, "d": True}
+        with pytest.raises(JournalInUseError):  # the lock has moved to the new files
             Journal.open(paths, MANIFEST)
-        append(journal, entry("d"), entry("b", ok=False))
-    every = ids_in(paths.output) + ([] if paths.errors is None else ids_in(paths.errors))
-    assert sorted(every) == ["a", "b", "c", "d"]
     assert (journal.succeeded, journal.failed) == (3, 1)
+
+
+def outcomes_in(*files: Path) -> dict[str, bool]:
+    """Whether each request has an answer; every one of them has one line."""
+    lines = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
+    found = {line["custom_id"]: line["response"]["status_code"] == 200 for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_retry_that_is_cut_off_anywhere_leaves_each_request_its_line(
+    paths: RunPaths, split_paths: RunPaths, split: bool, tmp_path: Path
+) -> None:
+    """At each write and sync of a retry, the disk as a crash there leaves it is resumed."""
+    paths = split_paths if split else paths
+    run_of(paths, entry("a"), *(entry(name, ok=False) for name in "bcd"))
+    files = [path for path in (paths.output, paths.errors) if path is not None]
+    moments: list[list[bytes]] = []
+
+    class WatchedDisk(UnsyncedDisk):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            written = super().write(fd, data[: max(len(data) // 2, 1)])
+            moments.append([path.read_bytes() for path in files])
+            return written
+
+    with Journal.open(
+        paths, MANIFEST, retry_failed=True, disk=WatchedDisk(), group_size=1
+    ) as journal:
+        for one in (entry("c"), entry("b", ok=False)):
+            append(journal, one)
+            journal.flush()
+    assert outcomes_in(*files) == {"a": True, "b": False, "c": True, "d": False}
+    assert len(moments) > 10
+    for moment in moments:
+        for path, content in zip(files, moment, strict=True):
+            path.write_bytes(content)
+        with Journal.open(paths, MANIFEST, disk=UnsyncedDisk()) as journal:
+            assert journal.succeeded + journal.failed == 4  # nothing would be sent
+        outcomes = outcomes_in(*files)
+        assert outcomes.keys() == set("abcd")
+        assert not outcomes["d"]
+        with Journal.open(paths, MANIFEST, retry_failed=True, disk=UnsyncedDisk()) as journal:
+            append(journal, *(entry(name) for name in "bcd" if not journal.is_finished(name)))
+        assert outcomes_in(*files) == dict.fromkeys("abcd", True)
+
+
+def test_an_answer_of_a_retry_that_was_rescued_supersedes_the_failure(
+    split_paths: RunPaths,
+) -> None:
+    run_of(split_paths, entry("a", ok=False), entry("b", ok=False))
+    split_paths.rescue.write_bytes(line_of("a") + b"\n" + line_of("b", ok=False) + b"\n")
+    with Journal.open(split_paths, MANIFEST) as journal:
+        assert journal.opening.rescued == 1
+        assert (journal.succeeded, journal.failed) == (1, 1)
+    assert split_paths.errors is not None
+    assert outcomes_in(split_paths.output, split_paths.errors) == {"a": True, "b": False}
+
+
+def test_failures_that_cannot_be_dropped_at_the_end_lose_nothing(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_of(paths, entry("a", ok=False))
+    disk = FaultyDisk()
+    with Journal.open(paths, MANIFEST, retry_failed=True, disk=disk) as journal:
+        append(journal, entry("a"))
+        journal.flush()
+        disk.fault, disk.files = errno.ENOSPC, ("out.jsonl.new",)
+    assert "No result is lost" in caplog.text
+    assert ids_in(paths.output) == ["a", "a"]
+    run_of(paths)
+    assert outcomes_in(paths.output) == {"a": True}
 
 
 def test_a_different_run_is_refused_by_the_name_of_what_differs(paths: RunPaths) -> None:
@@ -337,10 +429,162 @@ def test_a_different_run_is_refused_by_the_name_of_what_differs(paths: RunPaths)
     assert (str(again), again.differences) == (str(caught.value), caught.value.differences)
 
 
-def test_another_error_file_is_a_different_run(paths: RunPaths, split_paths: RunPaths) -> None:
+def test_a_run_is_resumed_in_spite_of_a_difference_when_that_is_allowed(paths: RunPaths) -> None:
+    run_of(paths, entry("a"))
+    other = {"input": "abc", "model": "other"}
+    for _ in range(2):  # without a result nothing is noted
+        with Journal.open(paths, other, allow_changed=True) as journal:
+            assert journal.opening.changes == {"model": ("gpt", "other")}
+            assert journal.is_finished("a")
+        with pytest.raises(DifferentRunError):
+            Journal.open(paths, other)
+    with Journal.open(paths, other, allow_changed=True) as journal:
+        append(journal, entry("b"))
+    manifest = json.loads(paths.manifest.read_text())
+    assert manifest["fields"] == other
+    (change,) = manifest["changes"]
+    assert change["differences"] == {"model": {"then": "gpt", "now": "other"}}
+    assert change["at"].startswith("20")
+    with Journal.open(paths, other) as journal:
+        assert journal.succeeded == 2
+        assert not journal.opening.changes
+    with Journal.open(paths, MANIFEST, allow_changed=True) as journal:
+        append(journal, entry("c"))
+    assert len(json.loads(paths.manifest.read_text())["changes"]) == 2
+    assert ids_in(paths.output) == ["a", "b", "c"]
+
+
+def test_a_change_that_cannot_be_noted_is_a_failure_of_the_disk(paths: RunPaths) -> None:
+    run_of(paths, entry("a"))
+    disk = FaultyDisk()
+    journal = Journal.open(paths, {"model": "other"}, allow_changed=True, disk=disk)
+    disk.fault, disk.files = errno.ENOSPC, (".json.new",)
+    with pytest.raises(JournalError, match="1 result of calls that were made could not be written"):
+        append(journal, entry("b"))
+        journal.flush()
+    with pytest.raises(JournalError):
+        journal.close()
+    assert ids_in(paths.output) == ["a"]
+    with Journal.open(paths, {"model": "other"}, allow_changed=True) as journal:
+        assert journal.opening.rescued == 1
+    assert ids_in(paths.output) == ["a", "b"]
+
+
+def test_an_output_without_a_manifest_is_taken_over_when_that_is_allowed(paths: RunPaths) -> None:
+    paths.output.write_bytes(line_of("a") + b"\n")
+    with Journal.open(paths, MANIFEST, allow_changed=True) as journal:
+        assert journal.is_finished("a")
+        append(journal, entry("b"))
+    manifest = json.loads(paths.manifest.read_text())
+    assert manifest["fields"] == MANIFEST
+    assert manifest["changes"][0]["differences"]["model"] == {"then": None, "now": "gpt"}
+    run_of(paths)
+
+
+def test_failures_out_of_sight_are_not_sent_again(paths: RunPaths, split_paths: RunPaths) -> None:
     run_of(split_paths, entry("a", ok=False))
-    with pytest.raises(DifferentRunError, match=r"error file was 'failed\.jsonl' and is now not"):
+    for allow_changed in (False, True):
+        with pytest.raises(JournalError, match=r"failures .* are in .*failed\.jsonl: give it"):
+            Journal.open(paths, MANIFEST, allow_changed=allow_changed)
+    assert split_paths.errors is not None
+    split_paths.errors.write_bytes(b"")
+    run_of(paths, entry("b", ok=False))
+    with Journal.open(split_paths, MANIFEST) as journal:  # those of before stay where they are
+        assert journal.failed == 1
+
+
+# Names and formats of before
+
+
+def old_run(output: Path, fields: dict[str, Any], errors: str | None = None) -> dict[str, bytes]:
+    """Files as version 0.1.0 wrote them."""
+    stem = output.name.removesuffix(".jsonl")
+    fields = {**fields, "output file": output.name, "error file": errors}
+    manifest = json.dumps({"fields": fields, "format_version": 1}, indent=2) + "\n"
+    written = {
+        output.name: line_of("a") + b"\n",
+        f"{stem}.manifest.json": manifest.encode(),
+        f"{stem}.statistics.jsonl": b'{"kind":"call","custom_id":"a"}\n',
+        f"{stem}.rescue.jsonl": line_of("r") + b"\n",
+    }
+    for name, content in written.items():
+        output.with_name(name).write_bytes(content)
+    return written
+
+
+def test_a_run_of_the_first_format_is_resumed_and_gets_the_names_of_today(
+    paths: RunPaths,
+) -> None:
+    written = old_run(paths.output, MANIFEST)
+    folder = paths.output.parent
+    # A crash leaves some of the files renamed, and the manifest last.
+    for renamed in range(4):
+        for path in folder.iterdir():
+            path.unlink()
+        for number, (name, content) in enumerate(reversed(written.items())):
+            new = name.replace("out.", "out.jsonl.") if name != "out.jsonl" else name
+            (folder / (new if number < renamed else name)).write_bytes(content)
+        with Journal.open(paths, MANIFEST) as journal:
+            assert (journal.opening.rescued, journal.succeeded) == (1, 2)
+        assert {path.name for path in folder.iterdir()} == {
+            "out.jsonl",
+            "out.jsonl.manifest.json",
+            "out.jsonl.statistics.jsonl",
+        }
+        manifest = json.loads(paths.manifest.read_text())
+        assert (manifest["format_version"], manifest["version"]) == (2, None)
+        assert manifest["fields"] == MANIFEST
+        assert ids_in(paths.output) == ["a", "r"]
+        run_of(paths)
+
+
+def test_the_fields_of_the_first_format_are_read_by_whoever_knows_them(paths: RunPaths) -> None:
+    old_run(paths.output, {"input": "old digest", "gone": 1})
+    with pytest.raises(DifferentRunError):
         Journal.open(paths, MANIFEST)
+
+    def read_older(fields: Any) -> Any:
+        assert fields == {"input": "old digest", "gone": 1}
+        return MANIFEST
+
+    Journal.open(paths, MANIFEST, read_older=read_older).close()
+    Journal.open(paths, MANIFEST, read_older=lambda _: {}).close()  # it is of today now
+
+
+def test_two_outputs_share_no_file(tmp_path: Path) -> None:
+    bare, ended = RunPaths.of(tmp_path / "ans"), RunPaths.of(tmp_path / "ans.jsonl")
+    for _ in range(2):
+        for paths in (bare, ended):
+            run_of(paths, entry(paths.output.name))
+    for paths in (bare, ended):
+        with Journal.open(paths, MANIFEST) as journal:
+            assert journal.succeeded == 1
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_manifest_of_another_output_is_never_replaced(tmp_path: Path) -> None:
+    bare, ended = RunPaths.of(tmp_path / "ans"), RunPaths.of(tmp_path / "ans.jsonl")
+    old_run(ended.output, MANIFEST)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    all_options: list[dict[str, Any]] = [{}, {"force_new": True}, {"allow_changed": True}]
+    for options in all_options:
+        with pytest.raises(JournalError, match=r"ans\.manifest\.json belongs to ans\.jsonl"):
+            Journal.open(bare, MANIFEST, **options)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    run_of(ended)
+    run_of(bare, entry("b"))
+    assert ids_in(bare.output) == ["b"]
+
+
+def test_an_old_run_that_begins_anew_is_moved_aside_as_a_whole(paths: RunPaths) -> None:
+    old_run(paths.output, MANIFEST)
+    with Journal.open(paths, {}, force_new=True) as journal:
+        assert {path.name for path in journal.opening.backups} == {
+            "out.jsonl.1",
+            "out.jsonl.manifest.json.1",
+            "out.jsonl.rescue.jsonl.1",
+            "out.jsonl.statistics.jsonl.1",
+        }
 
 
 def test_a_run_without_results_may_change(paths: RunPaths) -> None:
@@ -361,7 +605,7 @@ def test_a_new_run_is_forced_and_moves_the_old_one_aside(split_paths: RunPaths) 
             append(journal, entry(f"new {number}"))
         backups = {path.name for path in journal.opening.backups}
         assert f"out.jsonl.{number}" in backups
-        assert f"out.manifest.json.{number}" in backups
+        assert f"out.jsonl.manifest.json.{number}" in backups
     folder = paths.output.parent
     assert ids_in(folder / "out.jsonl.1") == ["a"]
     assert ids_in(folder / "failed.jsonl.1") == ["b"]
@@ -372,7 +616,9 @@ def test_a_new_run_is_forced_and_moves_the_old_one_aside(split_paths: RunPaths) 
 
 def test_an_output_of_nobody_knows_which_run_is_refused(paths: RunPaths) -> None:
     paths.output.write_bytes(line_of("a") + b"\n")
-    with pytest.raises(JournalError, match=r"not empty, and there is no out\.manifest\.json"):
+    with pytest.raises(
+        JournalError, match=r"not empty, and there is no out\.jsonl\.manifest\.json"
+    ):
         Journal.open(paths, MANIFEST)
     assert ids_in(paths.output) == ["a"]
     assert not paths.manifest.exists()
@@ -399,7 +645,9 @@ def test_an_output_that_is_gone_is_not_paid_for_again_unasked(paths: RunPaths) -
     [
         (b"", "no manifest of a run"),
         (b"[]", "no manifest of a run"),
-        (b'{"format_version": 99, "fields": {}}', "has the format 99"),
+        (b'{"format_version": 99, "fields": {}}', "has the format 99, and this version .* knows"),
+        (b'{"format_version": 2, "fields": {}}', "no manifest of a run"),
+        (b'{"format_version": "2", "fields": {}}', "no manifest of a run"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(paths: RunPaths, content: bytes, message: str) -> None:
@@ -450,7 +698,9 @@ def test_what_cannot_be_an_output(tmp_path: Path, kind: str) -> None:
 def test_one_file_for_two_purposes_is_refused(tmp_path: Path, how: str) -> None:
     output = errors = tmp_path / "out.jsonl"
     if how != "same":
-        errors = tmp_path / ("out.statistics.jsonl" if how == "statistics" else "errors.jsonl")
+        errors = tmp_path / (
+            "out.jsonl.statistics.jsonl" if how == "statistics" else "errors.jsonl"
+        )
     if how == "link":
         errors.symlink_to(output)
     elif how == "hard link":
@@ -465,9 +715,9 @@ def test_a_link_leads_to_the_output(tmp_path: Path) -> None:
     link, file = tmp_path / "out.jsonl", tmp_path / "elsewhere" / "real.jsonl"
     link.symlink_to(file)
     run_of(RunPaths.of(link), entry("a"), entry("b", ok=False))
-    run_of(RunPaths.of(link), retry_failed=True)
+    run_of(RunPaths.of(link), entry("b"), retry_failed=True)
     assert link.is_symlink()
-    assert ids_in(file) == ["a"]
+    assert outcomes_in(file) == {"a": True, "b": True}
 
 
 def test_ids_of_any_characters_have_digests_of_their_own() -> None:
@@ -792,7 +1042,7 @@ def test_the_temporary_folder_takes_what_the_folder_of_the_output_does_not(
     paths: RunPaths, temporary_folder: Path
 ) -> None:
     disk = FaultyDisk()
-    disk.files = ("out.jsonl", "out.rescue.jsonl")
+    disk.files = ("out.jsonl", "out.jsonl.rescue.jsonl")
     _, error = fail(paths, disk)
     (rescue,) = temporary_folder.iterdir()
     assert str(rescue) in str(error)
@@ -809,7 +1059,7 @@ def test_a_new_run_takes_nothing_up_from_the_temporary_folder(
     paths: RunPaths, temporary_folder: Path
 ) -> None:
     disk = FaultyDisk()
-    disk.files = ("out.jsonl", "out.rescue.jsonl")
+    disk.files = ("out.jsonl", "out.jsonl.rescue.jsonl")
     fail(paths, disk)
     with Journal.open(paths, MANIFEST, force_new=True) as journal:
         assert journal.opening.rescued == 0
@@ -1046,7 +1296,7 @@ def test_an_order_that_cannot_be_written_changes_nothing(paths: RunPaths) -> Non
         append(journal, entry("b"), entry("a"))
         journal.rewrite_in_order(["b", "a"])
         disk.fault, disk.files = errno.ENOSPC, ("out.jsonl.new",)
-        with pytest.raises(JournalError, match="it is as it was"):
+        with pytest.raises(OrderError, match="Every result is in it"):
             journal.rewrite_in_order(["a", "b"])
         assert ids_in(paths.output) == ["b", "a"]
         append(journal, entry("c"))
@@ -1232,3 +1482,137 @@ def test_a_journal_is_used_by_two_loops_at_once(paths: RunPaths) -> None:
         asyncio.run(main("asyncio"))
         other.join()
     assert journal.succeeded == len(set(ids_in(paths.output))) == 80
+
+
+# Locks and syncs
+
+
+def test_where_flock_is_not_supported_a_lock_file_is_taken(
+    split_paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = iter([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+
+    def flock(fd: int, operation: int) -> None:
+        number = next(names, errno.ENOLCK)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = split_paths.output.with_name("out.jsonl.lock")
+    with Journal.open(split_paths, MANIFEST) as journal:
+        assert "a file system without locks (No locks available (ENOLCK))" in caplog.text
+        holder = json.loads(lock.read_text())
+        assert (holder["host"], holder["process"]) == (socket.gethostname(), os.getpid())
+        with pytest.raises(JournalInUseError) as caught:
+            Journal.open(split_paths, MANIFEST)
+        assert caught.value.process == os.getpid()
+        append(journal, entry("a"), entry("b", ok=False))
+    with Journal.open(split_paths, MANIFEST, retry_failed=True) as journal:
+        append(journal, entry("b"))
+        journal.rewrite_in_order("ab")
+        assert lock.exists()
+    assert ids_in(split_paths.output) == ["a", "b"]
+    assert not list(lock.parent.glob("*.lock*"))
+    begin_anew: dict[str, Any] = {"force_new": True}
+    run_of(split_paths, **begin_anew)
+    assert not list(lock.parent.glob("*.lock*"))
+
+
+def test_a_lock_file_of_a_dead_process_is_taken_over_and_of_others_not(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = paths.output.with_name("out.jsonl.lock")
+    here = socket.gethostname()
+    with start("import sys; print(flush=True); sys.stdin.read()", stdin=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        lock.write_text(json.dumps({"host": here, "process": other.pid}))
+        with pytest.raises(JournalInUseError, match=f"process {other.pid}"):
+            Journal.open(paths, MANIFEST)
+        if sys.platform == "linux":  # the number of the dead one is in use again
+            lock.write_text(json.dumps({"host": here, "process": other.pid, "started": "boot 1"}))
+            run_of(paths, entry("a"))
+            assert not lock.exists()
+        other.communicate()
+    lock.write_text(json.dumps({"host": here, "process": other.pid}))
+    run_of(paths, entry("b"))
+    # In a container, each run may have the same number.
+    lock.write_text(json.dumps({"host": here, "process": os.getpid()}))
+    run_of(paths, entry("c"))
+    for content, message in (
+        ({"host": "elsewhere", "process": other.pid}, r"host elsewhere.*remove .*out\.jsonl\.lock"),
+        ([], r"does not say by whom.*remove"),
+    ):
+        lock.write_text(json.dumps(content))
+        with pytest.raises(JournalError, match=message):
+            Journal.open(paths, MANIFEST)
+    lock.write_text("")
+    with pytest.raises(JournalError, match=r"does not say by whom"):
+        Journal.open(paths, MANIFEST)
+    lock.unlink()
+    assert len(ids_in(paths.output)) >= 2
+
+
+def test_what_flock_refuses_for_another_reason_is_told(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(JournalError, match="cannot be locked"):
+        Journal.open(paths, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY, errno.EIO], ids=errno.errorcode.get
+)
+def test_a_full_sync_falls_back_where_the_file_system_has_none(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    synced: list[int] = []
+
+    def full_sync(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full_sync)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    if number == errno.EIO:
+        with pytest.raises(OSError):
+            Disk().sync(7)
+        assert not synced
+    else:
+        Disk().sync(7)
+        assert synced == [7]
+
+
+def test_a_folder_is_synced_when_a_file_may_be_new_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "errors").mkdir()
+    paths = RunPaths.of(tmp_path / "out.jsonl", tmp_path / "errors" / "failed.jsonl")
+    run_of(paths)
+    assert paths.errors is not None
+    paths.errors.unlink()
+    synced: list[Path] = []
+
+    class WatchedDisk(FaultyDisk):
+        def sync_folder(self, folder: Path) -> None:
+            synced.append(folder)
+            super().sync_folder(folder)
+
+    disk = WatchedDisk()
+    with pytest.raises(JournalError), Journal.open(paths, MANIFEST, disk=disk) as journal:
+        assert set(synced) == {tmp_path, tmp_path / "errors"}
+        assert paths.errors.exists()
+        synced.clear()
+        disk.fault = errno.ENOSPC
+        append(journal, entry("a"))
+        journal.flush()
+    assert ids_in(paths.rescue) == ["a"]
+    assert synced == [tmp_path]

@@ -19,6 +19,7 @@ import pytest
 from parallel_core import Budget
 from parallel_core._ray_data import ParallelCompletions
 from parallel_core._ray_data_tables import COLUMNS
+from parallel_core._router_members import deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import BatchDeadlineError
 from ray_runtime import IGNORED_WARNINGS, running_ray
@@ -459,6 +460,7 @@ def test_the_interpreter_exits_in_silence(server: DemoServerThread) -> None:
     script = f"""
 import numpy
 from parallel_core import ParallelRouter
+from parallel_core._router_members import deployments
 from parallel_core._ray_data import ParallelCompletions
 make = lambda: ParallelRouter(model_list=[{{"model_name": "fast", "litellm_params": {{
     "model": "openai/fast", "api_base": {server.url!r}, "api_key": {KEY!r}}}}}])
@@ -477,18 +479,18 @@ print(complete({{"prompt": numpy.array(["a"])}})["error"][0])
 def test_keys_and_contents_are_nowhere(
     make: Callable[[], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OTHER_API_KEY", "hush-hush-hush")
+    monkeypatch.setenv("OTHER_API_KEY", "in-no-request")
     caplog.set_level(logging.DEBUG, "parallel_core")
 
     class Router:
-        model_list = make().model_list
+        model_list = deployments(make())
 
         async def acompletion(self, **_: Any) -> Any:
-            raise ValueError(f"refused: {KEY} hush-hush-hush")
+            raise ValueError(f"refused: {KEY} in-no-request")
 
     with ParallelCompletions(Router, model="fast") as complete:
         columns = listed(complete(as_numpy({"prompt": ["a secret prompt"]})))
-        assert columns["error"] == ["refused: [redacted] [redacted]"]
+        assert columns["error"] == ["refused: [redacted] in-no-request"]
         assert repr(complete) == "<ParallelCompletions concurrency=8>"
     records = [record for record in caplog.records if record.name == "parallel_core"]
     assert "secret" not in "".join(record.getMessage() for record in records)

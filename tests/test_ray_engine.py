@@ -36,6 +36,7 @@ from parallel_core.errors import (
     InvalidRequestError,
     RemoteCallError,
     RequestTimeoutError,
+    StreamInterruptedError,
     StreamStalledError,
     WorkerDiedError,
     WorkersLostError,
@@ -159,6 +160,7 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
         fast("broken stream", {"reply": "one two three four", "fault": "reset"}, stream=True),
         fast("stalled", {"fault": "hang"}, stream=True),
         fast("late", {"fault": "hang"}),
+        fast("cut", {"reply": "one two three four", "cut_after": 2}, stream=True),
     ]
 
     async def main() -> None:
@@ -188,7 +190,9 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
                     cost = there.response._hidden_params["response_cost"]
                     assert cost == pytest.approx(here.response._hidden_params["response_cost"])
                     assert there.usage == here.usage
-            plain, limited, broken_, streamed, _, stalled, late = results
+            plain, limited, broken_, streamed, _, stalled, late, interrupted = results
+            assert isinstance(interrupted.exception, StreamInterruptedError)
+            assert interrupted.exception.text == "one two"
             assert plain.response.choices[0].message.content == "well done"
             assert streamed.response.choices[0].message.content == "bit by bit"
             assert streamed.time_to_first_chunk is not None

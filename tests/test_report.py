@@ -304,7 +304,7 @@ def test_results_of_others_are_told_from_their_lines_alone(tmp_path: Path) -> No
     assert [model.model for model in summary.models] == ["unknown", "gpt-of-the-provider"]
     assert total.latency is None
     assert summary.timeline is None
-    assert any("There is no out.statistics.jsonl" in note for note in summary.notes)
+    assert any("There is no out.jsonl.statistics.jsonl" in note for note in summary.notes)
     assert "Cost" not in printed(summary)
     assert "<figure>" not in html_page(summary)
 
@@ -337,6 +337,50 @@ def test_failures_may_be_in_a_file_of_their_own(tmp_path: Path) -> None:
     done = invoke(output, "--error-file", errors)
     assert done.exit_code == 0
     assert "slow (429)" in done.stdout
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_request_that_is_sent_again_is_counted_once(
+    tmp_path: Path, split: bool, measured: bool
+) -> None:
+    """While failures are retried, and after a crash then, the old lines are there still."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 4}
+    failures = [failure("a", 429, "slow"), failure("b", 500, "broken"), failure("c", 500)]
+    new = [answer("a", usage=usage), failure("b", 429, "slow")]
+    records = [
+        *(call(name, 0, error="E", status_code=500) for name in "abc"),
+        call("a", 9, prompt_tokens=10, completion_tokens=4),
+        call("b", 9, error="E", status_code=429),
+    ]
+    lines = new[:1] if split else failures + new
+    output = write_run(tmp_path, records if measured else [], lines)
+    errors = tmp_path / "errors.jsonl"
+    errors.write_text("".join(json.dumps(line) + "\n" for line in failures + new[1:]))
+    total = summarize(output, errors if split else None).total
+    assert (total.requests, total.ok, total.failed) == (3, 1, 2)
+    assert (total.prompt_tokens, total.completion_tokens) == (10, 4)
+
+
+def test_a_run_of_an_older_version_is_reported_with_its_statistics(tmp_path: Path) -> None:
+    output = write_run(tmp_path, [call("a", 0)])
+    statistics = RunPaths.of(output).statistics.rename(tmp_path / "out.statistics.jsonl")
+    assert summarize(output).total.calls == 1
+    done = invoke(output, "--html", statistics)
+    assert "is a file of the run itself" in done.stderr
+    manifest = tmp_path / "out.manifest.json"
+    for whose, calls in (("out.jsonl", 1), ("out", 0)):
+        fields = {"output file": whose, "error file": None}
+        manifest.write_text(json.dumps({"fields": fields, "format_version": 1}))
+        assert summarize(output).total.calls == calls
+
+
+def test_lines_that_a_loss_of_power_has_spoiled_are_told(tmp_path: Path) -> None:
+    output = write_run(tmp_path, [], [answer("a")])
+    output.write_bytes(bytes(99) + b"\n" + output.read_bytes())
+    summary = summarize(output)
+    assert summary.total.requests == 1
+    assert any("a loss of power has spoiled: 1" in note for note in summary.notes)
 
 
 @pytest.mark.parametrize("torn", [b'{"id":"b-c","custom_id":"c","resp', b"\0\0\0\0"])
@@ -374,6 +418,7 @@ REQUEST = {"custom_id": "a", "method": "POST", "body": {"messages": []}}
         (statistics_line(call("a", 0)), "a statistics file"),
         (b'{"custom_id": 7, "response": null, "error": {}}\n', "Expected `str`, got `int`"),
         (json.dumps(answer("a")).encode() + b"\n{oops\n", "line 2 of"),
+        (json.dumps(answer("a")).encode() + b'\n{"custom_id":"b","res\n', "line 2 of"),
         (b'{"custom_id":"1","response":{"body":{"model":"\xff"}}}\n', "is not valid UTF-8"),
         (b'{"custom_id":"\xff","response":{}}\n', "is not valid UTF-8"),
         (deep('{"custom_id":"1","response":{"status_code":200,"body":', "[", "}}"), TOO_DEEP),
@@ -406,7 +451,7 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     assert "report.html cannot be written: No such file or directory" in unwritable.stderr
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.statistics.jsonl"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.statistics.jsonl"])
 def test_the_page_never_overwrites_a_file_of_the_run(tmp_path: Path, name: str) -> None:
     output = write_run(tmp_path, [call("a", 0)])
     before = (tmp_path / name).read_bytes()
@@ -454,7 +499,7 @@ def test_a_cost_that_nobody_knows_is_no_zero(tmp_path: Path) -> None:
     lines = printed(summarize(write_run(tmp_path, records))).splitlines()
     rows = [line.split() for line in lines[lines.index("Cost") :]]
     assert ["free", "0.00", "0.00", "0"] in rows
-    assert ["unknown", "-", "-", "1"] in rows
+    assert ["unknown", "unknown", "-", "1"] in rows
     assert ["dear", "0.5000", "250.00", "1"] in rows
 
 

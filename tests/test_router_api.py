@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import parallel_core
-from parallel_core import ParallelRouter, router_api
+from parallel_core import ParallelRouter, dispatch, router_api
+from parallel_core._router_members import deployments
 
 PROPOSED_MODULES = ("litellm.router_utils.parallel_acompletion", "litellm.experimental_flags")
 
 
-def reload_with_flag(monkeypatch: pytest.MonkeyPatch, value: str | None) -> ModuleType:
+def set_flag(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     if value is None:
         monkeypatch.delenv(router_api.FLAG, raising=False)
     else:
         monkeypatch.setenv(router_api.FLAG, value)
-    return importlib.reload(router_api)
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    reload_with_flag(monkeypatch, "1")
-    router_api.install()
+def restored_router_module() -> Iterator[ModuleType]:
+    """``litellm.router``, which the test may reload: its names are put back afterwards."""
+    module = importlib.import_module("litellm.router")
+    names = dict(vars(module))
+    yield module
+    vars(module).clear()
+    vars(module).update(names)
+
+
+@pytest.fixture
+def installed(
+    restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The proposal's API in litellm, with the flag on."""
+    set_flag(monkeypatch, "1")
+    parallel_core.install()
     yield
-    router_api.uninstall()
-    reload_with_flag(monkeypatch, None)
+    parallel_core.uninstall()
 
 
 def make_router(cls: Any = None) -> Any:
@@ -118,7 +134,8 @@ def test_install_is_idempotent_and_uninstall_undoes_it(monkeypatch: pytest.Monke
     from litellm import Router
 
     before = set(vars(Router))
-    router_api.uninstall()  # nothing is there: nothing happens
+    finders = list(sys.meta_path)
+    parallel_core.uninstall()  # nothing is there: nothing happens
     for _ in range(2):
         parallel_core.install()
     assert set(vars(Router)) - before == {
@@ -127,33 +144,66 @@ def test_install_is_idempotent_and_uninstall_undoes_it(monkeypatch: pytest.Monke
         "iter_parallel_streams",
     }
     assert all(importlib.import_module(name) for name in PROPOSED_MODULES)
+    assert len(sys.meta_path) == len(finders) + 1
     for _ in range(2):
         parallel_core.uninstall()
     assert set(vars(Router)) == before
+    assert sys.meta_path == finders
+    assert not hasattr(importlib.import_module("litellm.router"), "ENABLE_PARALLEL_ACOMPLETIONS")
     for name in PROPOSED_MODULES:
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(name)
 
 
-def test_the_methods_have_the_signature_of_the_proposal() -> None:
-    parallel_core.install()
-    try:
-        from litellm import Router
+@pytest.mark.usefixtures("installed")
+def test_the_methods_and_the_helpers_have_the_signature_of_the_proposal() -> None:
+    from litellm import Router
 
-        for name in ("parallel_acompletions", "iter_parallel_acompletions"):
-            parameters = inspect.signature(getattr(Router, name)).parameters
-            assert list(parameters) == [
-                "self",
-                "requests",
-                "concurrency",
-                "return_exceptions",
-                "preserve_order",
-                "controls",  # and what has come since
-            ]
-            defaults = [parameters[key].default for key in list(parameters)[2:5]]
-            assert defaults == [8, True, False]
-    finally:
-        parallel_core.uninstall()
+    helpers = importlib.import_module(PROPOSED_MODULES[0])
+    for function, what_is_called in (
+        (cast("Any", Router).parallel_acompletions, "self"),
+        (cast("Any", Router).iter_parallel_acompletions, "self"),
+        (helpers.gather_parallel_acompletions, "router"),
+        (helpers.iter_parallel_acompletions, "router"),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert list(parameters)[:5] == [
+            what_is_called,
+            "requests",
+            "concurrency",
+            "return_exceptions",
+            "preserve_order",
+        ]
+        defaults = [parameters[key].default for key in list(parameters)[2:5]]
+        assert defaults == [8, True, False]
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_defaults_of_the_proposal_are_passed_on_whatever_those_of_the_package_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed: list[dict[str, Any]] = []
+
+    def record(router: Any, requests: Any, **options: Any) -> Any:
+        passed.append({name: options.get(name) for name in ("concurrency", "return_exceptions")})
+        passed[-1]["preserve_order"] = options.get("preserve_order", False)  # streams have none
+        return asyncio.sleep(0)
+
+    for name in ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams"):
+        monkeypatch.setattr(dispatch, name, record)
+    helpers = importlib.import_module(PROPOSED_MODULES[0])
+    router = make_router()
+
+    async def main() -> None:
+        await router.parallel_acompletions([])
+        await router.iter_parallel_acompletions([])
+        await router.iter_parallel_streams([])
+        await helpers.gather_parallel_acompletions(router, [])
+        await helpers.iter_parallel_acompletions(router, [])
+
+    asyncio.run(main())
+    defaults = {"concurrency": 8, "return_exceptions": True, "preserve_order": False}
+    assert passed == [defaults] * 5
 
 
 @pytest.mark.parametrize("what", ["a method", "a module"])
@@ -192,51 +242,78 @@ def test_install_refuses_to_overwrite_a_litellm_that_brings_these(
     ],
 )
 def test_the_flag(value: str | None, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = reload_with_flag(monkeypatch, value)
-    assert module.ENABLE_PARALLEL_ACOMPLETIONS is enabled
+    set_flag(monkeypatch, value)
+    parallel_core.install()
     router = make_router()
-    module.install()
     try:
-        # Without the flag: at the call, before anything is awaited, and for an empty list too.
-        for method in (router.parallel_acompletions, router.iter_parallel_acompletions):
-            if enabled:
-                continue
-            with pytest.raises(RuntimeError, match=r"^parallel_acompletions disabled") as caught:
-                method([])
-            assert "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS=1" in str(caught.value)
-        if enabled:
-            assert asyncio.run(router.parallel_acompletions([])) == []
+        for name in ("litellm.experimental_flags", "litellm.router"):
+            assert importlib.import_module(name).ENABLE_PARALLEL_ACOMPLETIONS is enabled
+        assert_switched(router, enabled)
         # The functions of the package are not gated.
         assert asyncio.run(parallel_core.parallel_acompletions(router, [])) == []
     finally:
-        module.uninstall()
-        reload_with_flag(monkeypatch, None)
+        parallel_core.uninstall()
 
 
-def test_the_flag_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = reload_with_flag(monkeypatch, None)
-    monkeypatch.setenv(router_api.FLAG, "1")
-    assert module.ENABLE_PARALLEL_ACOMPLETIONS is False
-    module = importlib.reload(module)
-    assert module.ENABLE_PARALLEL_ACOMPLETIONS is True
-    reload_with_flag(monkeypatch, None)
+def assert_switched(router: Any, enabled: bool) -> None:
+    if enabled:
+        assert asyncio.run(router.parallel_acompletions([])) == []
+        return
+    # At the call, before anything is awaited, and for an empty list too.
+    for name in ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams"):
+        with pytest.raises(RuntimeError, match=r"^parallel_acompletions disabled") as caught:
+            getattr(router, name)([])
+        assert "LITELLM_ENABLE_PARALLEL_ACOMPLETIONS=1" in str(caught.value)
 
 
-def test_a_reload_while_installed_reaches_the_installed_methods(
+@pytest.mark.usefixtures("installed")
+def test_patching_the_flag_in_litellms_router_switches_the_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reload_with_flag(monkeypatch, None).install()
-    try:
-        router = make_router()
-        with pytest.raises(RuntimeError, match="disabled"):
-            router.parallel_acompletions([])
-        reload_with_flag(monkeypatch, "on")
-        assert asyncio.run(router.parallel_acompletions([])) == []
-        flags = importlib.import_module(PROPOSED_MODULES[1])
-        assert flags.ENABLE_PARALLEL_ACOMPLETIONS is True
-    finally:
-        router_api.uninstall()
-        reload_with_flag(monkeypatch, None)
+    router = make_router()
+    monkeypatch.setenv(router_api.FLAG, "0")  # it is not read at a call
+    assert_switched(router, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("litellm.router.ENABLE_PARALLEL_ACOMPLETIONS", False)
+        assert_switched(router, False)
+    assert_switched(router, True)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("reloaded", ["litellm.experimental_flags", "litellm.router", "both"])
+def test_a_reload_applies_the_new_value_of_the_flag(
+    reloaded: str, restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from litellm import Router
+
+    flags = importlib.import_module("litellm.experimental_flags")
+    before = make_router()
+    for enabled in (False, True):
+        set_flag(monkeypatch, str(int(enabled)))
+        for module in (flags, restored_router_module):
+            if reloaded in (module.__name__, "both"):
+                assert importlib.reload(module) is module
+        assert flags.ENABLE_PARALLEL_ACOMPLETIONS is enabled
+        assert restored_router_module.__dict__["ENABLE_PARALLEL_ACOMPLETIONS"] is enabled
+        # Routers of both classes: the one from before the reload, and the new one.
+        assert_switched(before, enabled)
+        new_class = restored_router_module.__dict__["Router"]
+        assert (new_class is Router) is (reloaded == "litellm.experimental_flags")
+        assert_switched(make_router(new_class), enabled)
+    parallel_core.uninstall()
+    for router_class in (Router, new_class):
+        assert not hasattr(router_class, "parallel_acompletions")
+    assert type(importlib.import_module("litellm.router").__loader__) is SourceFileLoader
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_reloaded_router_takes_over_a_flag_that_was_patched(
+    restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``from litellm.experimental_flags import …``, as the proposal's ``litellm.router`` has it."""
+    monkeypatch.setattr("litellm.experimental_flags.ENABLE_PARALLEL_ACOMPLETIONS", False)
+    importlib.reload(restored_router_module)
+    assert_switched(make_router(restored_router_module.__dict__["Router"]), False)
 
 
 def test_parallel_router_needs_no_flag() -> None:
@@ -252,6 +329,98 @@ def test_parallel_router_needs_no_flag() -> None:
             assert len([result async for result in batch]) == 5
 
     asyncio.run(main())
+
+
+def deployed(router: Any) -> list[str]:
+    return [deployment["model_name"] for deployment in deployments(router)]
+
+
+def test_a_parallel_router_is_a_router() -> None:
+    from litellm import Router
+
+    router = make_router(ParallelRouter)
+    assert isinstance(router, Router)
+    assert isinstance(router, ParallelRouter)
+    assert not isinstance(make_router(), ParallelRouter)
+    assert inspect.signature(ParallelRouter) == inspect.signature(Router)
+    assert {"parallel_acompletions", "model_list", "acompletion"} <= set(dir(router))
+    assert inspect.iscoroutinefunction(router.acompletion)
+    shallow = copy.copy(router)
+    assert isinstance(shallow, ParallelRouter)
+    assert deployed(shallow) == ["gpt-3.5-turbo"]
+    with pytest.raises(TypeError):  # of a Router, too
+        pickle.dumps(router)
+    with pytest.raises(TypeError):
+        cast("Any", ParallelRouter)(no_such_argument=1)
+
+
+def test_attributes_of_a_parallel_router_are_those_of_its_router() -> None:
+    router = make_router(ParallelRouter)
+    assert deployed(router) == ["gpt-3.5-turbo"]
+    router.num_retries = 7
+    assert router.num_retries == 7
+    # What the Router itself reads is what was set: it knows no other place.
+    assert vars(router)["_held_router"].num_retries == 7
+    router.set_model_list([])
+    assert deployed(router) == []
+    router.mine = "kept"
+    assert router.mine == "kept"
+    del router.mine
+    for name in ("mine", "no_such_attribute"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(router, name)
+
+
+def test_the_methods_of_a_parallel_router_can_be_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(ParallelRouter)
+    request: Any = {"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}
+
+    async def fake(model: str, messages: Any, **kwargs: Any) -> str:
+        return "patched"
+
+    async def answer() -> Any:
+        ((result,), response) = (
+            await router.parallel_acompletions([request]),
+            await router.acompletion(**request),
+        )
+        assert type(result.unwrap()) is type(response)
+        return response
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(router, "acompletion", fake)
+            assert asyncio.run(answer()) == "patched"
+        assert asyncio.run(answer()).choices[0].message.content == "made up"
+        with unittest.mock.patch.object(router, "acompletion", fake):
+            assert asyncio.run(answer()) == "patched"
+        assert asyncio.run(answer()).choices[0].message.content == "made up"
+    with monkeypatch.context() as patch:
+        patch.setattr(router, "parallel_acompletions", fake)
+        assert asyncio.run(router.parallel_acompletions("", "")) == "patched"
+    assert asyncio.run(router.parallel_acompletions([])) == []
+
+
+def test_a_subclass_of_parallel_router() -> None:
+    class Counting(ParallelRouter):
+        calls = 0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            with pytest.raises(AttributeError, match=r"model_list.*super\(\).__init__"):
+                self.model_list  # noqa: B018
+            self.label = "set before"
+            super().__init__(*args, **kwargs)
+            self.label += ", and after"
+
+        async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return await super().acompletion(*args, **kwargs)
+
+    router = make_router(Counting)
+    assert router.label == "set before, and after"
+    requests = [{"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}] * 3
+    results = asyncio.run(router.parallel_acompletions(requests))
+    assert [result.ok for result in results] == [True] * 3
+    assert (router.calls, Counting.calls) == (3, 0)
 
 
 def test_importing_the_package_is_light() -> None:

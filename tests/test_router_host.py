@@ -32,6 +32,7 @@ from parallel_core import (
     open_router_host,
     parallel_acompletions,
 )
+from parallel_core._router_members import deployments
 
 REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -662,11 +663,11 @@ def test_asyncio_functions_of_litellm_are_refused_in_trio() -> None:
     )
 
     async def main() -> None:
-        class Own(litellm.Router):
+        class Own(parallel_core.ParallelRouter):
             async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
                 raise AssertionError("it was called")
 
-        own = Own(model_list=router.model_list)
+        own = Own(model_list=deployments(router))
         functions: list[Any] = [router.acompletion, litellm.acompletion, own.acompletion]
         for function in [*functions, functools.partial(router.acompletion)]:
             with pytest.raises(TypeError, match=r"asyncio code .* pass the Router itself"):
@@ -885,8 +886,7 @@ def test_a_client_that_fails_to_close_keeps_nothing_else_open(
 
     async def cache_clients(index: int) -> None:
         for name in ("bad", "good"):
-            key = f"{name}-{id(asyncio.get_running_loop())}"
-            litellm.in_memory_llm_clients_cache.cache_dict[key] = Client(name)
+            litellm.in_memory_llm_clients_cache.set_cache(name, Client(name))
 
     async def main() -> None:
         async with open_router_host(Stand(cache_clients)) as host:

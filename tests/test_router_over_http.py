@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import trio
 
 import parallel_core
 from hosts import ASYNCIO_HOSTS, Host, thread_names
-from parallel_core import ParallelRouter, RouterParallelRequest
+from parallel_core import ParallelRouter, RouterParallelRequest, _litellm_loop
+from parallel_core._router_members import deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from routers import make_router, run_with_routers
 
@@ -213,7 +215,7 @@ def test_metadata_reaches_litellm_and_the_users_objects_are_left_alone(
     ]
     before = copy.deepcopy((requests, shared, messages))
     base = make_router(server)
-    router = Watched(model_list=base.model_list, num_retries=0)
+    router = Watched(model_list=deployments(base), num_retries=0)
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(router, requests)
@@ -255,6 +257,65 @@ def test_the_synchronous_form_where_a_loop_is_running(server: DemoServerThread) 
         assert "here" in result.unwrap().choices[0].message.content
 
     asyncio.run(main())
+
+
+def test_litellms_callbacks_stay_on_the_loops_of_their_calls(
+    server: DemoServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """litellm has one worker for callbacks and moves it to each loop that makes a call: pending
+    tasks of the others were destroyed, and callbacks run twice."""
+    import litellm
+    from litellm.integrations.custom_logger import CustomLogger
+
+    seen: dict[str, list[object]] = {}
+
+    class Watch(CustomLogger):
+        async def async_log_success_event(
+            self, kwargs: Any, response_obj: object, start_time: object, end_time: object
+        ) -> None:
+            content = kwargs["messages"][0]["content"]
+            seen.setdefault(content, []).append(asyncio.get_running_loop())
+
+    router = make_router(server)
+    litellm.callbacks = [watch := Watch()]
+
+    def several_times(start: int) -> None:
+        for index in range(start, start + 8, 4):
+            parallel_core.parallel_completions(router, [ask(index + n) for n in range(4)])
+
+    async def in_trio() -> None:
+        await parallel_core.parallel_acompletions(router, [ask(200 + n) for n in range(4)])
+
+    async def main() -> None:
+        mine = asyncio.get_running_loop()
+        for index in range(100, 103):
+            await router.acompletion(**vars_of(ask(index)))
+            several_times(10 * (index - 100))
+        async with asyncio.TaskGroup() as tasks:
+            for start in (40, 50, 60):
+                tasks.create_task(asyncio.to_thread(several_times, start))
+            tasks.create_task(asyncio.to_thread(trio.run, in_trio))
+            for index in range(103, 106):
+                tasks.create_task(router.acompletion(**vars_of(ask(index))))
+        async with asyncio.timeout(60):
+            while len(seen) < 6 + 6 * 8 + 4:
+                await asyncio.sleep(0)
+        loops = {content: loops for content, loops in seen.items() if loops != [mine]}
+        assert sorted(seen.keys() - loops.keys()) == [f"secret prompt {n}" for n in range(100, 106)]
+        assert all(len(loops) == 1 for loops in loops.values())
+
+    try:
+        run_with_routers(ASYNCIO_HOSTS[0], main)
+    finally:
+        manager: Any = litellm.logging_callback_manager
+        manager.remove_callback_from_list_by_object(litellm.callbacks, watch)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= 30] == []
+    assert not _litellm_loop._workers
+
+
+def vars_of(request: RouterParallelRequest) -> dict[str, Any]:
+    return {"model": request.model, "messages": request.messages, **(request.kwargs or {})}
 
 
 def test_neither_keys_nor_prompts_are_logged(

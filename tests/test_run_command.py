@@ -181,6 +181,9 @@ BAD_LINES = f"""\
         (["--demo", "--grace=-1"], "--grace"),
         (["--demo", "--confirm-above=-1"], "--confirm-above"),
         (["--demo", "--template={{text}}"], "a template is for CSV and text"),
+        (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
+        (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
+        (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
         (["--demo", "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -239,6 +242,51 @@ def test_validate_lists_every_bad_line_with_its_code_and_a_hint(tmp_path: Path) 
         f"line {line['line']}: {line['code']}: {line['message']}" in told for line in problems
     )
     assert "nothing was sent: correct these lines, or give --skip-invalid" in told
+
+
+def test_columns_stop_a_run_until_somebody_decides_on_them(bench: Bench) -> None:
+    rows = [
+        {
+            **json.loads(BODY),
+            "source": f"page {number}",
+            "id": number,
+            "metadata": {"n": str(number)},
+        }
+        for number in range(3)
+    ]
+    path = bench.path("in.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = in_this_process([str(path), "--validate", "--json"])
+    checked, error = map(json.loads, refused.stdout.splitlines())
+    assert refused.code == 2
+    assert checked["columns"] == [
+        {"name": "source", "lines": 3, "first_line": 1},
+        {"name": "id", "lines": 3, "first_line": 1},
+    ]
+    assert "--drop-columns" in error["text"]
+    told = in_this_process([str(path), "--validate"]).said
+    assert told.count("'source': 3 lines, first in line 1") == 1
+    assert in_this_process([str(path), "--validate", "--drop-columns"]).code == 0
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--keep=id", "--drop-columns", "--order=input")
+    assert done.code == 0, done.said
+    assert [(result["columns"], result["metadata"]) for result in bench.results()] == [
+        ({"id": number}, {"n": str(number)}) for number in range(3)
+    ]
+
+
+def test_what_litellm_takes_for_itself_is_taken_from_a_file_that_is_trusted_only(
+    bench: Bench,
+) -> None:
+    body = {**json.loads(BODY), "mock_response": "made up"}
+    bench.path("in.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}) + "\n")
+    refused = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert refused.code == 2
+    assert "line 1: forbidden_parameter: 'mock_response' must not come from a file" in refused.said
+    assert "--trust-input" in refused.said
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--trust-input").code == 0
+    (result,) = bench.results()
+    assert result["response"]["body"]["choices"][0]["message"]["content"] == "made up"
+    assert bench.accepted == 0
 
 
 def test_bad_lines_stop_a_run_before_its_first_call(bench: Bench) -> None:
@@ -340,6 +388,52 @@ def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> N
     assert (len(bench.ids()), len(bench.ids("out.jsonl.1"))) == (3, 2)
 
 
+def test_a_run_is_the_same_while_its_answers_would_be(bench: Bench) -> None:
+    bench.write({}, {})
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+    # Another address, other retries and limits, another model that nobody asks for; and the same
+    # requests in another order, with a blank line at the end.
+    config = bench.path("config.yaml")
+    bench.config(
+        ", num_retries: 2, ssl_verify: false, drop_params: true, rpm: 1000",
+        "num_retries: 1, timeout: 60",
+    )
+    text = config.read_text().replace("127.0.0.1", "localhost")
+    entry = "  - {model_name: idle, litellm_params: {model: openai/idle, api_key: none}}\n"
+    config.write_text(text.replace("router_settings", f"{entry}router_settings"))
+    lines = bench.path("in.jsonl").read_text().splitlines()
+    bench.path("in.jsonl").write_text("\n".join([*reversed(lines), "", ""]))
+    same = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert "2 of 2 requests are finished" in same.said
+    bench.config(", temperature: 0.5")
+    other = bench.run("in.jsonl", "-o", "out.jsonl")
+    assert other.code == 2
+    assert "model fast was 'openai/fast' and is now 'openai/fast with " in other.said
+    assert "--allow-changed" in other.said
+    assert bench.accepted == 2
+    bench.write({}, {}, {})
+    changed = bench.run("in.jsonl", "-o", "out.jsonl", "--allow-changed")
+    assert changed.code == 0
+    assert "resuming in spite of a change: input was" in changed.said
+    assert "model fast was" in changed.said
+    assert sorted(bench.ids()) == ids(0, 1, 2)
+    assert bench.accepted == 3
+    assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+
+
+def test_an_output_that_cannot_be_sorted_is_1_and_every_answer_is_safe(bench: Bench) -> None:
+    bench.server.hold()
+    bench.write(HELD, {})
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--order=input", "--json")
+    run.wait_for('"succeeded":1')
+    bench.path(".out.jsonl.new").mkdir()
+    bench.server.release()
+    assert run.wait() == 1
+    assert "out.jsonl could not be sorted (Is a directory (EISDIR))" in run.stdout
+    assert "Every result is in it" in run.stdout
+    assert sorted(bench.ids()) == ids(0, 1)
+
+
 def test_standard_input_is_read(bench: Bench) -> None:
     bench.write({}, {})
     content = bench.path("in.jsonl").read_bytes()
@@ -376,6 +470,8 @@ def test_json_tells_all(bench: Bench) -> None:
     assert summary["paths"]["output"] == "out.jsonl"
     assert summary["resume"].startswith("parallel-core run --retry-failed in.jsonl ")
     assert summary["errors"] == {"InternalServerError": 1}
+    costs = [event["cost"] for event in events if event["event"] == "estimate"]
+    assert [*costs, summary["usage"]["cost"]] == [None, None]
 
 
 # --- the router ---
@@ -541,8 +637,8 @@ def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
     bench.server.release()
     assert run.wait() == 3
     assert "out.jsonl cannot be written: it has been moved or replaced" in run.stderr
-    assert str(bench.path("out.rescue.jsonl")) in run.stderr
-    assert bench.ids("out.rescue.jsonl") == ids(0)
+    assert str(bench.path("out.jsonl.rescue.jsonl")) in run.stderr
+    assert bench.ids("out.jsonl.rescue.jsonl") == ids(0)
     bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
     again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=0.3")
     assert "put 1 results of the rescue file where they belong" in again.said
@@ -590,10 +686,44 @@ def test_a_key_that_a_server_echoes_is_nowhere(bench: Bench, view: list[str]) ->
     assert [result["response"]["status_code"] for result in bench.results()] == [401, 401]
     assert "[redacted]" in bench.path("out.jsonl").read_text()
     files = [path for path in bench.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"out.manifest.json", "out.statistics.jsonl"}
+    assert {path.name for path in files} >= {
+        "out.jsonl.manifest.json",
+        "out.jsonl.statistics.jsonl",
+    }
     for text in (done.stdout, done.stderr, *(path.read_text() for path in files)):
         assert KEY not in text
         assert KEY[8:24] not in text
+
+
+def test_variables_that_look_like_keys_change_no_answer(bench: Bench) -> None:
+    """Whole answers are written as they are, and half ones are failures."""
+    reply = "use ollama\u2028or\u0085content in production"
+    body = {"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}
+    streamed = {**body, "stream": True}
+    lines = [
+        {"custom_id": "a\u2028", "body": {**body, "extra_body": {"demo": {"reply": reply}}}},
+        {"custom_id": "b", "body": {**streamed, "extra_body": {"demo": {"reply": reply}}}},
+        {"custom_id": "c", "body": {**streamed, "extra_body": {"demo": {"cut_after": 1}}}},
+    ]
+    bench.path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = bench.run(
+        *("in.jsonl", "-o", "out.jsonl", "--model=fast", "--api-base", bench.server.url),
+        router=False,
+        environment={
+            "OPENAI_API_KEY": "ollama",
+            "DJANGO_SECRET": "production",
+            "FOO_SECRET": "content",
+        },
+    )
+    assert done.code == 1
+    results = {result["custom_id"]: result for result in bench.results()}
+    assert set(results) == {"a\u2028", "b", "c"}
+    for name in ("a\u2028", "b"):
+        (choice,) = results[name]["response"]["body"]["choices"]
+        assert choice["message"]["content"] == reply
+        assert choice["finish_reason"] == "stop"
+    assert results["c"]["response"] is None
+    assert results["c"]["error"]["code"] == "stream_interrupted"
 
 
 # --- signals ---
@@ -806,13 +936,15 @@ def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Ter
     """Starts a command on a terminal of its own."""
     opened: list[int] = []
 
-    def start(*arguments: object) -> tuple[ForkedProcess, Terminal]:
+    def start(*arguments: object, router: bool = True) -> tuple[ForkedProcess, Terminal]:
         screen, process_end = pty.openpty()
         os.set_inheritable(process_end, True)
         opened.append(screen)
         terminal = Terminal(screen, process_end)
         environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-        process = bench.start(*arguments, terminal=process_end, environment=environment)
+        process = bench.start(
+            *arguments, router=router, terminal=process_end, environment=environment
+        )
         os.close(process_end)
         process.collect("stderr", os.dup(screen))
         return process, terminal
@@ -899,7 +1031,8 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
 ) -> None:
     bench.server.hold()
     bench.write(*[HELD] * 2, *[{}] * 3)
-    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=2")
+    options = ["--concurrency=2", "--deadline=3600", "--timeout=1800", "--grace=1000"]
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options)
     bench.server.wait_in_flight(2, PATIENCE)
     terminal.type("\x03")
     run.wait_for("SIGINT: no new calls (once more: at once)")
@@ -907,5 +1040,29 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
     bench.server.release()
     assert run.wait() == 130
     assert sorted(bench.ids()) == ids(0, 1)
-    assert "to go on: parallel-core run in.jsonl -o out.jsonl" in run.stderr
+    # It is wider than the terminal, and one line all the same.
+    again = f"to go on: parallel-core run in.jsonl -o out.jsonl {' '.join(options)} --config="
+    assert again in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_does_not_reach_the_demo_server(bench: Bench, on_terminal: StartOnTerminal) -> None:
+    bench.write(*[{"latency": 0.5}] * 200)
+    options = ["--demo", "--concurrency=20", "--grace=1000"]
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options, router=False)
+    run.wait_for("in flight 20/20")
+    terminal.type("\x03")
+    assert run.wait() == 130
+    assert 20 <= len(bench.results()) < 200
+    assert [result["error"] for result in bench.results() if result["error"]] == []
+    assert "cut off" not in run.stderr
+
+
+def test_many_bad_lines_are_all_written_as_failures(bench: Bench) -> None:
+    bench.path("in.jsonl").write_text("{\n" * 50 + f'{{"custom_id": "a", "body": {BODY}}}\n')
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid", "--order=input")
+    assert done.code == 1
+    assert bench.ids() == [*map(str, range(1, 51)), "a"]
+    assert "and 30 more bad lines" in done.said
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid").code == 1
+    assert (len(bench.ids()), bench.accepted) == (51, 1)

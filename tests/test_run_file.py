@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,12 @@ from parallel_core._journal_files import Disk
 from parallel_core.batch_input import InputFile
 from parallel_core.errors import DifferentRunError, JournalInUseError
 from parallel_core.run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
-from parallel_core.run_statistics import CallStatistics, RunPaths, read_statistics
+from parallel_core.run_statistics import (
+    CallStatistics,
+    RunPaths,
+    older_names,
+    read_statistics,
+)
 
 # A run writes with a thread and syncs: one loop of each kind is enough where only order matters.
 TWO_WORLDS = [HOSTS[0], ASYNCIO_HOSTS[0]]
@@ -134,9 +140,9 @@ def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_p
         assert (third.earlier_succeeded, third.earlier_failed, third.succeeded) == (5, 0, 5)
         assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(10))
         assert ids_of(errors) == []
-        # The error file is a part of the run: without it, what failed would be sent again.
-        with pytest.raises(DifferentRunError, match="error file"):
-            await run_file(provider, source, output)
+        # With nothing in it, the error file may go.
+        fourth = await run_file(provider, source, output)
+        assert (fourth.earlier_succeeded, fourth.succeeded) == (10, 0)
 
     host.run(main)
 
@@ -475,6 +481,56 @@ def test_bad_lines_are_refused_or_written_as_failures(host: Host, tmp_path: Path
     assert set(provider.calls.values()) == {1}
 
 
+def test_metadata_and_kept_columns_come_back_with_answers_and_failures(
+    host: Host, tmp_path: Path
+) -> None:
+    """Exactly as they were, whatever the call did with its own copy."""
+    odd = {"text": 'a"\U0001f389 sk-0123456789abcdef', "number": 2**70, "nested": [{"x": None}]}
+    body = line(0)["body"]
+    source = write_lines(
+        tmp_path / "in.jsonl",
+        [
+            {**line(0), "metadata": odd, "source": odd},
+            {**line(1), "source": 1},
+            line(2, metadata={"of": "the body"}),
+            {**body, "custom_id": "plain", "metadata": {"n": "1"}, "source": ["a"], "other": 1},
+            {**line(4), "source": None},
+        ],
+    )
+    output = tmp_path / "out.jsonl"
+    sent: list[dict[str, Any]] = []
+
+    async def provider(*, model: str, messages: Any, **arguments: Any) -> dict[str, Any]:
+        sent.append(dict(arguments))
+        arguments.get("metadata", {}).clear()
+        if messages[0]["content"] == "4":
+            raise ValueError("no")
+        return answer_of("0")
+
+    async def main() -> None:
+        opened = InputFile(source, keep=["source"])
+        with pytest.raises(InputFileError, match="'other': 1 line, first in line 4"):
+            await run_file(provider, opened, output, skip_invalid=True)
+        assert not sent
+        assert not output.exists()
+        opened = InputFile(source, keep=["source"], drop_columns=True)
+        summary = await run_file(provider, opened, output, concurrency=1)
+        assert (summary.succeeded, summary.failed) == (4, 1)
+
+    host.run(main)
+    assert sent == [{}, {}, {"metadata": {}}, {"metadata": {}}, {}]
+    names = ("metadata", "columns")
+    assert [
+        {name: entry[name] for name in names if name in entry} for entry in lines_of(output)
+    ] == [
+        {"metadata": odd, "columns": {"source": odd}},
+        {"columns": {"source": 1}},
+        {"metadata": {"of": "the body"}},
+        {"metadata": {"n": "1"}, "columns": {"source": ["a"]}},
+        {"columns": {"source": None}},
+    ]
+
+
 def test_two_runs_on_one_output_are_refused(host: Host, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
 
@@ -506,9 +562,157 @@ def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:
             await run_file(Provider(), second, output)
         with pytest.raises(DifferentRunError, match="temperature"):
             await run_file(Provider(), first, output, description={"temperature": 1})
-        assert (await run_file(Provider(), second, output, force_new=True)).succeeded == 2
+        went_on = await run_file(Provider(), second, output, allow_changed=True)
+        assert (went_on.earlier_succeeded, went_on.succeeded) == (1, 1)
+        (change,) = json.loads(RunPaths.of(output).manifest.read_text())["changes"]
+        assert change["differences"].keys() == {"input"}
+        assert (await run_file(Provider(), second, output)).earlier_succeeded == 2
+        assert (await run_file(Provider(), first, output, force_new=True)).succeeded == 1
 
     TWO_WORLDS[1].run(main)
+
+
+def test_a_change_that_is_not_wanted_after_all_is_not_noted(tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "a.jsonl", [line(0)])
+    second = write_lines(tmp_path / "b.jsonl", [line(0), line(1)])
+    output = tmp_path / "out.jsonl"
+    changes: list[object] = []
+
+    def refuse(opening: RunOpening) -> bool:
+        changes.append(opening.journal.changes)
+        return False
+
+    async def main() -> None:
+        await run_file(Provider(), first, output)
+        for retry_failed in (False, True):
+            before = RunPaths.of(output).manifest.read_bytes()
+            await run_file(
+                Provider(),
+                second,
+                output,
+                allow_changed=True,
+                may_send=refuse,
+                retry_failed=retry_failed,
+            )
+            assert RunPaths.of(output).manifest.read_bytes() == before
+        assert all(changes)
+        assert (await run_file(Provider(), first, output)).ok
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_a_run_of_the_first_format_is_resumed_by_the_bytes_of_its_input(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0), line(1)])
+    output = tmp_path / "out.jsonl"
+    paths = RunPaths.of(output)
+    meaning = [hashlib.sha256(source.read_bytes()).hexdigest(), "jsonl", None]
+    digest = hashlib.sha256(json.dumps(meaning, separators=(",", ":")).encode()).hexdigest()
+
+    def begun_by_version_0_1(**fields: Any) -> None:
+        for path in paths.files:
+            path.unlink(missing_ok=True)
+        fields |= {"output file": "out.jsonl", "error file": None, "format": "jsonl"}
+        older = older_names(paths)
+        assert older is not None
+        older.manifest.write_text(
+            json.dumps({"fields": {"input": digest, **fields}, "format_version": 1})
+        )
+        answer = {"status_code": 200, "body": answer_of("0")}
+        write_lines(output, [{"custom_id": "id-0", "response": answer, "error": None}])
+
+    async def main() -> None:
+        described = {"model gpt": "openai/gpt with 0123456789ab"}
+        begun_by_version_0_1(
+            **{"model gpt": "openai/gpt with ba9876543210", "model x": "x", "router": "config"}
+        )
+        summary = await run_file(Provider(), source, output, description=described)
+        assert (summary.earlier_succeeded, summary.succeeded) == (1, 1)
+        manifest = json.loads(paths.manifest.read_text())
+        assert manifest["fields"].keys() == {"input", "model gpt"}
+        for changed, what in (
+            ({"model gpt": "openai/other"}, "model gpt"),
+            ({"model gpt": "openai/gpt", "router": "demo"}, "router"),
+            ({"input": "0" * 64}, "input"),
+        ):
+            begun_by_version_0_1(**changed)
+            with pytest.raises(DifferentRunError) as refused:
+                await run_file(Provider(), source, output, description=described)
+            assert refused.value.differences.keys() == {what}
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_a_retry_that_is_stopped_leaves_the_failures_that_it_has_not_answered(
+    host: Host, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(10)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        assert (await run_file(Provider(fails), source, output)).failed == 10
+        gate = Gate(2)
+        gate.free = 4
+        stop = RunStop()
+
+        async def behave(number: int) -> None:
+            await gate.pass_through(number)
+
+        async with anyio.create_task_group() as tasks:
+
+            async def retry() -> None:
+                summary = await run_file(
+                    Provider(behave), source, output, retry_failed=True, concurrency=2, stop=stop
+                )
+                assert (summary.succeeded, summary.unfinished) == (4, 6)
+
+            tasks.start_soon(retry)
+            await gate.until_full()
+            assert len(ids_of(output)) >= 10  # of each there is a line
+            stop.request()
+            stop.request()
+        assert sorted(ids_of(output)) == [f"id-{number}" for number in range(10)]
+        assert [entry["error"] is None for entry in lines_of(output)].count(True) == 4
+        same = await run_file(Provider(fails), source, output)
+        assert (same.earlier_succeeded, same.earlier_failed, same.unfinished) == (4, 6, 0)
+        last = await run_file(Provider(), source, output, retry_failed=True)
+        assert (last.ok, last.succeeded) == (True, 6)
+
+    host.run(main)
+    assert sorted(ids_of(output)) == [f"id-{number}" for number in range(10)]
+
+
+def test_an_output_that_cannot_be_sorted_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(5)])
+    output = tmp_path / "out.jsonl"
+    write = Disk.write
+    full = True
+
+    def failing_write(self: Disk, fd: int, data: bytes | memoryview) -> int:
+        if full and _is(fd, output.with_name(".out.jsonl.new")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, fd, data)
+
+    monkeypatch.setattr(Disk, "write", failing_write)
+
+    async def later(number: int) -> None:
+        await anyio.sleep(0 if number else 0.01)
+
+    async def main() -> None:
+        nonlocal full
+        summary = await run_file(Provider(later), source, output, order="input")
+        assert summary.ok
+        assert "could not be sorted (No space left on device (ENOSPC))" in (
+            summary.not_sorted or ""
+        )
+        assert ids_of(output)[0] != "id-0"
+        full = False
+        summary = await run_file(Provider(), source, output, order="input")
+        assert (summary.earlier_succeeded, summary.not_sorted) == (5, None)
+
+    TWO_WORLDS[1].run(main)
+    assert ids_of(output) == [f"id-{number}" for number in range(5)]
 
 
 def test_what_is_told_as_done_is_on_disk(host: Host, tmp_path: Path) -> None:
@@ -571,8 +775,8 @@ def test_a_run_that_is_not_wanted_changes_nothing(tmp_path: Path, option: str | 
         assert [path.name for path in files_of(tmp_path)] == [
             "in.jsonl",
             "out.jsonl",
-            "out.manifest.json",
-            "out.statistics.jsonl",
+            "out.jsonl.manifest.json",
+            "out.jsonl.statistics.jsonl",
         ]
         await run_file(provider, source, output, may_send=lambda _: True, **options)
         assert len(set(ids_of(output))) == len(ids_of(output)) == 5
@@ -639,7 +843,7 @@ def test_the_input_is_never_written_to(tmp_path: Path) -> None:
     async def main() -> None:
         await refused("a.jsonl", "a.jsonl")
         await refused("b.jsonl", "x.jsonl", error_file=tmp_path / "b.jsonl")
-        await refused("c.statistics.jsonl", "c.jsonl")
+        await refused("c.jsonl.statistics.jsonl", "c.jsonl")
         (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
         await refused("a.jsonl", "link.jsonl")
 

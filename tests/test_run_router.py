@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,16 @@ import trio
 import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from typer.testing import CliRunner
 
 import parallel_core
 from parallel_core import _doctor_command
 from parallel_core._demo_sentiment import sentiment_of
 from parallel_core._proxy_config import read_proxy_config
-from parallel_core._run_endpoints import endpoint_of, quiet_litellm, shown_url
+from parallel_core._router_members import deployments, setting
+from parallel_core._run_endpoints import endpoint_of, quiet_litellm, secrets_sent, shown_url
+from parallel_core._run_identity import WITHOUT_INFLUENCE, describe_deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
@@ -121,7 +125,7 @@ litellm_settings: {{drop_params: true}}
         asked = ("gpt", "chat", "any/thing", "gpt-5")
         assert [run_router.serves(name) for name in asked] == [True, True, True, False]
         assert all(result.ok for result in ask(run_router, "gpt", "chat", "any/thing"))
-        (first, second) = run_router.router.model_list
+        (first, second) = deployments(run_router.router)
         parameters = first["litellm_params"]
         assert parameters["api_key"] == KEYS["variable"]
         assert parameters["extra_headers"] == {"X-Api-Key": KEYS["variable"]}
@@ -170,8 +174,8 @@ litellm_settings: {drop_params: true, request_timeout: 33,
         assert litellm.openai_key == "sk-new-123"
         assert run_router.router.num_retries == 5
         assert run_router.router.timeout == 33
-        assert run_router.router.fallbacks == [{"gpt": ["gpt"]}]
-        assert any("PATH is passed over" in warning for warning in run_router.warnings)
+        assert setting(run_router.router, "fallbacks") == [{"gpt": ["gpt"]}]
+        assert any("PATH: ignored" in warning for warning in run_router.warnings)
     assert "RUN_ROUTER_NEW" not in os.environ
     assert os.environ["RUN_ROUTER_OLD"] == "before"
     assert (litellm.drop_params, litellm.request_timeout, litellm.num_retries) == before
@@ -329,11 +333,11 @@ def test_a_package_that_is_missing_is_named_with_its_setting(
 ) -> None:
     import litellm.router
 
-    def fails(**settings: Any) -> None:
-        raise ModuleNotFoundError("No module named 'redis'", name="redis.asyncio")
+    class Fails:
+        def __init__(self, model_list: object, redis_host: str) -> None:
+            raise ModuleNotFoundError("No module named 'redis'", name="redis.asyncio")
 
-    monkeypatch.setattr(litellm.router, "Router", fails)
-    monkeypatch.setattr(fails, "get_valid_args", lambda: ["redis_host"], raising=False)
+    monkeypatch.setattr(litellm.router, "Router", Fails)
     text = one_deployment() + "router_settings: {redis_host: localhost}\n"
     assert problems_of(write(text)) == (
         "config.yaml: redis_host needs the package redis, which is not installed: pip install redis"
@@ -385,31 +389,28 @@ def test_included_files_are_taken_in_once_each(write: Write) -> None:
     assert "(included by " in problem
 
 
-def test_what_is_passed_over_is_named(write: Write) -> None:
+def test_what_is_ignored_is_listed_with_the_reason(write: Write) -> None:
     text = (
         one_deployment()
         + """
-litellm_settings: {callbacks: [x], cache: true, set_verbose: true, num_retrys: 3}
+litellm_settings: {callbacks: [x], cache: true, set_verbose: true, num_retrys: 3, model_list: []}
 general_settings: {master_key: sk-1}
 router_setings: {}
-router_settings: {debug_level: DEBUG}
+router_settings: {debug_level: DEBUG, plugins: [a.b]}
 """
     )
-    config = read_proxy_config(write(text))
-    told = [warning.partition(": ")[2] for warning in config.warnings]
+    with router_from_config(write(text)) as run_router:
+        told = [warning.partition(": ")[2] for warning in run_router.warnings]
     assert told == [
-        "litellm_settings.set_verbose is passed over: it would have messages written into logs",
-        "litellm_settings.num_retrys is passed over: it is unknown here; is num_retries meant?",
-        (
-            "litellm_settings: callbacks, cache are passed over: of the proxy server, no part of a "
-            "call"
-        ),
-        "general_settings is passed over: of the proxy server",
-        "router_setings is passed over: it is unknown here; is router_settings meant?",
-        "router_settings.debug_level is passed over: it would have messages written into logs",
+        "litellm_settings.set_verbose: ignored, it would write messages into logs",
+        "litellm_settings.model_list: ignored, it is a section of its own",
+        "litellm_settings: callbacks, cache: ignored, only the proxy server uses it",
+        "general_settings: ignored, only the proxy server uses it",
+        "router_setings: ignored, there is no such section; is router_settings meant?",
+        "router_settings.debug_level: ignored, it would write messages into logs",
+        "router_settings.plugins: ignored, a run of a file loads no code",
+        "litellm_settings.num_retrys: ignored, litellm has no such setting; is num_retries meant?",
     ]
-    assert config.router_settings == {}
-    assert config.litellm_settings == {}
 
 
 def config_with_keys(api_base: str) -> str:
@@ -447,7 +448,6 @@ def test_keys_are_known_and_are_shown_nowhere(
         assert run_router.secrets == {
             *KEYS.values(),
             f"Bearer {KEYS['header']}",
-            "sk-elsewhere-0123456789",
         }
         results = ask(run_router, "gpt", "smart")
         assert [result.exception for result in results] == [None, None]
@@ -458,7 +458,6 @@ def test_keys_are_known_and_are_shown_nowhere(
             *(repr(config), repr(config.deployments), repr(config.router_settings)),
             *(repr(config.credentials), repr(config.variables)),
         ]
-        assert run_router.secrets & {"none"} == set()
     for arguments in (["--config", str(path)], ["--config", str(path), "--json"]):
         shown.append(doctor(*arguments, exit_code=0))
     everything = "\n".join(shown)
@@ -496,13 +495,74 @@ def test_the_description_follows_what_is_asked_and_not_where(write: Write) -> No
         with router_from_config(write(one_deployment(**parameters))) as run_router:
             return run_router.description
 
-    first = described(temperature=0.5)
-    assert first["router"] == "config"
-    assert str(first["model gpt"]).startswith("openai/fast with ")
-    assert described(temperature=0.5, api_key="other-key", api_base="http://x/v1", rpm=3) == first
-    assert described(temperature=0.6) != first
-    assert described(temperature=0.5, model="openai/smart") != first
-    assert all(isinstance(value, str) for value in first.values())
+    bare = described()
+    assert bare == {"model gpt": "openai/fast"}
+    with_budget = {"model": "openai/fast", "max_budget": 5, "budget_duration": "1d"}
+    assert describe_deployments([("gpt", with_budget)], {}, {}) == bare
+    # Where a call goes, with which key, how often and at which price.
+    assert bare == described(
+        api_base="http://x/v1",
+        api_key="other-key",
+        rpm=3,
+        num_retries=5,
+        max_retries=1,
+        ssl_verify=False,
+        drop_params=True,
+        timeout=3,
+        stream_timeout=4,
+        weight=2,
+        organization="o",
+        tags=["a"],
+        input_cost_per_token=0.5,
+        extra_headers={"x": "y"},
+        user="me",
+        metadata={"a": "b"},
+        cooldown_time=3,
+        model_info={"id": "x"},
+    )
+    prints = [
+        described(temperature=0.5),
+        described(temperature=0.6),
+        described(temperature=0.5, model="openai/smart"),
+        described(top_k=5),  # of vendors; litellm sends what it does not know
+        described(chat_template_kwargs={"enable_thinking": False}),
+        described(extra_body={"top_k": 5}),
+        described(max_tokens=5),
+        described(response_format={"type": "json_object"}),
+    ]
+    assert len({str(each) for each in prints}) == len(prints)
+    assert all(str(each["model gpt"]).startswith("openai/") for each in prints)
+
+
+def test_each_parameter_of_openai_is_known_to_change_answers_or_not() -> None:
+    """A new one counts. Whoever finds that it changes no answer adds it to WITHOUT_INFLUENCE."""
+    changing = {
+        *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
+        *("max_completion_tokens", "max_tokens", "messages", "modalities", "model", "moderation"),
+        *("n", "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort"),
+        *("response_format", "seed", "stop", "temperature", "tool_choice", "tools"),
+        *("top_logprobs", "top_p", "verbosity", "web_search_options"),
+    }
+    of_openai = set(CompletionCreateParamsBase.__annotations__)
+    assert of_openai <= changing | WITHOUT_INFLUENCE
+    assert not changing & WITHOUT_INFLUENCE
+    of_calls = {"additional_drop_params", "request_timeout", "stream", "stream_timeout", "timeout"}
+    assert of_calls | of_openai >= WITHOUT_INFLUENCE
+
+
+def test_a_run_is_described_by_the_models_that_it_asks_for(write: Write) -> None:
+    entries = [
+        {"model_name": "gpt", "litellm_params": {"model": "openai/a", "api_key": "k"}},
+        {"model_name": "gpt", "litellm_params": {"model": "openai/b", "api_key": "k"}},
+        {"model_name": "idle", "litellm_params": {"model": "openai/c", "api_key": "k"}},
+        {"model_name": "openai/*", "litellm_params": {"model": "openai/*", "api_key": "k"}},
+    ]
+    settings = {"model_group_alias": {"alias": "gpt"}, "default_litellm_params": {"seed": 3}}
+    config = write(json.dumps({"model_list": entries, "router_settings": settings}))
+    with router_from_config(config) as run_router:
+        described = run_router.describe(["openai/x", "alias"])
+    assert described.keys() == {"model alias", "model openai/*"}
+    assert re.fullmatch(r"openai/a with (\w{12}), openai/b with \1", str(described["model alias"]))
 
 
 # --- a model's name ---
@@ -522,11 +582,12 @@ def test_names_without_a_provider_go_to_the_server_that_was_given(
         results = ask(run_router, "fast", "openai/fast", "meta-llama/L")
         assert [result.ok for result in results] == [True, True, True]
         assert running.stats().models["fast"].accepted == 2
-        assert run_router.description == {
-            "router": "model",
-            "model": "fast",
-            "api_base": running.url,
+        assert run_router.description == {  # the same at another address
+            "model fast": "openai/fast",
+            "model meta-llama/L": "openai/meta-llama/L",
+            "model openai/fast": "openai/fast",
         }
+        assert run_router.describe(["fast"]) == {"model fast": "openai/fast"}
         assert not run_router.serves("other")
 
 
@@ -550,6 +611,48 @@ def test_a_model_that_cannot_work_is_told_before_any_call(
         router_from_model(model, **options).close()
     assert says in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_only_keys_that_are_sent_are_secrets(
+    server: DemoServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {
+        "OPENAI_API_KEY": "sk-openai",
+        "ANTHROPIC_API_KEY": "of-anthropic",
+        "ANTHROPIC_AUTH_TOKEN": "token-of-anthropic",
+        "GEMINI_API_KEY": "of-gemini",
+        "HOSTED_VLLM_API_KEY": "of-vllm",
+        "AWS_SECRET_ACCESS_KEY": "of-aws",
+        "AWS_SESSION_TOKEN": "session-of-aws",
+        "AZURE_CLIENT_SECRET": "of-azure",
+        "DJANGO_SECRET": "production-2",
+        "MY_API_KEY": "my-own-key",
+    }
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+
+    def sent(model: str, **parameters: Any) -> set[str]:
+        return set(secrets_sent([{"model": model, **parameters}]))
+
+    assert sent("openai/x") == sent("gpt-4o") == {"sk-openai"}
+    assert sent("openai/x", api_key="sk-given") == {"sk-given"}
+    assert sent("openai/x", api_key="os.environ/MY_API_KEY") == {"my-own-key"}
+    assert sent("anthropic/x") == {"of-anthropic", "token-of-anthropic"}
+    assert sent("gemini/x") == {"of-gemini"}
+    assert sent("hosted_vllm/x") == {"of-vllm"}
+    assert sent("bedrock/x") == {"of-aws", "session-of-aws"}
+    assert sent("azure/x") == {"of-azure"}
+    assert sent("mistral/x") == set()
+    every = sent("*")
+    assert {"sk-openai", "of-anthropic", "of-gemini"} <= every
+    assert not every & {"production-2", "my-own-key"}
+    # What stands for a key is a word of many texts.
+    for word in ("ollama", "EMPTY", "production", "not-needed", "none"):
+        assert sent("openai/x", api_key=word) == set()
+    with demo_router(["fast"]) as run_router:
+        assert run_router.secrets == frozenset()
+    with router_from_model("fast", api_base=server.url) as run_router:
+        assert run_router.secrets == {"sk-openai"}
 
 
 def test_a_model_takes_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,13 +238,15 @@ def test_a_signal_lets_calls_end(bench: RayBench) -> None:
     run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
     wait_for_calls(bench, 6)
     processes = descendants(run.pid)
-    run.send_signal(signal.SIGTERM)
+    # As if its terminal were closed: all processes of its group get this.
+    os.killpg(run.pid, signal.SIGHUP)
     assert run.wait() == 130
     check_all_end(processes)
+    assert [result["error"] for result in bench.results() if result["error"]] == []
     # What had been given to a worker and waited there is let go on, too.
     assert 6 <= len(bench.ids()) == bench.accepted < 30
     assert "cut off" not in run.output
-    assert "SIGTERM: no new calls\n" in run.stderr
+    assert "SIGHUP: no new calls\n" in run.stderr
 
 
 def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 import trio
 from aiohttp import web
@@ -194,7 +195,7 @@ def test_usage_that_nobody_tells_is_estimated(host: Host) -> None:
             assert result.usage.estimated_calls == 1
             assert result.usage.prompt_tokens > 0
             assert result.usage.completion_tokens >= 7
-            assert result.response.usage.completion_tokens == result.usage.completion_tokens
+            assert result.response.usage is None  # the provider has told none
         assert batch.usage.estimated_calls == 2
 
     host.run(main)
@@ -1034,6 +1035,41 @@ def test_streams_over_http(library: Literal["trio", "asyncio"], server: DemoServ
     run_with_routers(Host(library, library), main)
 
 
+@pytest.mark.parametrize("library", ["trio", "asyncio"])
+def test_a_stream_that_is_cut_off_is_no_answer(
+    library: Literal["trio", "asyncio"], server: DemoServerThread
+) -> None:
+    """The server ends it in the way of one that is whole, but without a finish reason."""
+
+    async def main() -> None:
+        requests = [
+            asked(index, reply=reply(10), **({} if index % 2 else {"cut_after": index}))
+            for index in range(8)
+        ]
+        router = make_router(server, num_retries=None)  # retries and cooldowns as litellm has them
+        texts, ends = await events_of(parallel_core.iter_parallel_streams(router, requests))
+        streamed = [
+            msgspec.structs.replace(one, kwargs={**(one.kwargs or {}), "stream": True})
+            for one in requests
+        ]
+        plain = await parallel_core.parallel_acompletions(router, streamed, preserve_order=True)
+        for index, result in [*ends.items(), *enumerate(plain)]:
+            if index % 2:
+                assert result.unwrap().choices[0].finish_reason == "stop"
+                assert result.response.choices[0].message.content == reply(10)
+                continue
+            words = " ".join(reply(10).split()[:index])
+            assert isinstance(result.exception, StreamInterruptedError)
+            assert result.exception.text == words == "".join(texts.get(index, []))
+            assert isinstance(result.exception.__cause__, Exception)
+            assert result.usage is not None
+            assert result.usage.estimated
+            assert result.usage.prompt_tokens > 0
+            assert (result.usage.completion_tokens > 0) == (index > 0)
+
+    run_with_routers(Host(library, library), main)
+
+
 @on_every_loop
 @pytest.mark.parametrize("way", ["break", "fail fast", "cancel"])
 def test_leaving_closes_every_connection(host: Host, server: DemoServerThread, way: str) -> None:
@@ -1310,13 +1346,21 @@ def test_a_meter_that_fails_ends_the_batch_and_not_the_answer(host: Host) -> Non
     host.run(main)
 
 
-async def answer_of_server(events: list[dict[str, Any]]) -> RouterParallelResult:
-    """What a Router makes of these events of a server."""
+async def answer_of_server(
+    events: list[dict[str, Any]],
+    fallback: list[dict[str, Any]] | None = None,
+    **arguments: Any,
+) -> RouterParallelResult:
+    """What a Router makes of these events of a server; with a fallback, the first model breaks."""
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for event in events:
+        is_first = (await request.json())["model"] == "gpt"
+        if is_first and fallback is not None:
+            await response.write(b'data: {"error": {"message": "overloaded", "code": 503}}\n\n')
+            return response
+        for event in events if is_first else fallback or ():
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -1329,29 +1373,32 @@ async def answer_of_server(events: list[dict[str, Any]]) -> RouterParallelResult
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         address = runner.addresses[0]
-        parameters = {
-            "model": "openai/gpt",
-            "api_base": f"http://127.0.0.1:{address[1]}/v1",
-            "api_key": "none",
-        }
+        shared = {"api_base": f"http://127.0.0.1:{address[1]}/v1", "api_key": "none"}
         router = parallel_core.ParallelRouter(
-            model_list=[{"model_name": "gpt", "litellm_params": parameters}], num_retries=0
+            model_list=[
+                {"model_name": model, "litellm_params": {"model": f"openai/{model}", **shared}}
+                for model in ("gpt", "other")
+            ],
+            num_retries=0,
+            fallbacks=[{"gpt": ["other"]}] if fallback is not None else [],
         )
-        (result,) = await parallel_core.parallel_acompletions(router, [request(0, stream=True)])
+        (result,) = await parallel_core.parallel_acompletions(
+            router, [request(0, stream=True, **arguments)]
+        )
         return result
     finally:
         await runner.cleanup()
 
 
-def event(text: str | None, finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-    return {
-        "id": "1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "gpt",
-        "choices": [{**choice, "logprobs": logprobs}],
-    }
+ENVELOPE = {"object": "chat.completion.chunk", "created": 1}
+
+
+def event(
+    text: str | None, finish: str | None = None, logprobs: Any = None, index: int = 0
+) -> dict[str, Any]:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    choices = [{**choice, "logprobs": logprobs}]
+    return {"id": "1", **ENVELOPE, "model": "gpt", "choices": choices}
 
 
 def test_a_server_that_says_nothing_has_not_answered() -> None:
@@ -1364,6 +1411,99 @@ def test_a_server_that_says_nothing_has_not_answered() -> None:
         assert empty.response.choices[0].finish_reason == "stop"
 
     run_with_routers(HOSTS[1], main)
+
+
+def test_each_choice_of_a_stream_has_its_own_end() -> None:
+    """litellm keeps one finish reason for all of them, and makes up the others."""
+    begun = [event("a"), event("b", index=1)]
+
+    async def main() -> None:
+        ends = [event(None, "stop", index=0), event(None, "length", index=1)]
+        for events in ([*begun, *ends], [*begun, *reversed(ends)]):
+            result = await answer_of_server(events, n=2)
+            choices = result.unwrap().choices
+            assert [
+                (choice.index, choice.message.content, choice.finish_reason) for choice in choices
+            ] == [(0, "a", "stop"), (1, "b", "length")]
+        together = event("c", "stop")
+        together["choices"] += event("d", "length", index=1)["choices"]
+        result = await answer_of_server([together], n=2)
+        assert result.unwrap().choices[0].finish_reason == "stop"
+        for end in ends:
+            result = await answer_of_server([*begun, end, {**told(3, 2), **ENVELOPE}], n=2)
+            assert isinstance(result.exception, StreamInterruptedError)
+            assert result.exception.text == "a"
+            assert result.usage is not None
+            assert (result.usage.total_tokens, result.usage.estimated) == (5, False)
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_a_fallback_that_is_cut_off_has_not_answered() -> None:
+    async def main() -> None:
+        whole = [event("of the"), event(" other"), event(None, "length")]
+        result = await answer_of_server([], fallback=whole)
+        (choice,) = result.unwrap().choices
+        assert (choice.message.content, choice.finish_reason) == ("of the other", "length")
+        result = await answer_of_server([], fallback=whole[:2])
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert result.exception.text == "of the other"
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_an_answer_has_the_usage_that_its_provider_has_told() -> None:
+    async def main() -> None:
+        words = [event("two"), event(" words"), event(None, "stop")]
+        result = await answer_of_server(words)
+        assert result.unwrap().usage is None
+        assert result.usage is not None
+        assert result.usage.estimated
+        usage: Any = {**told(7, 2), **ENVELOPE}
+        usage["usage"]["cost"] = 0.25
+        result = await answer_of_server([*words, usage])
+        assert result.unwrap().usage.model_dump(exclude_none=True) == usage["usage"]
+        assert result.usage is not None
+        assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 2)
+        assert not result.usage.estimated
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_an_answer_that_litellm_makes_up_is_whole() -> None:
+    """A mock has no finish reason, ever."""
+
+    async def main() -> None:
+        router = parallel_core.ParallelRouter(
+            model_list=[{"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}}]
+        )
+        asked_for = request(0, stream=True, mock_response="made up")
+        (result,) = await parallel_core.parallel_acompletions(router, [asked_for])
+        assert result.unwrap().choices[0].message.content == "made up"
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_streams_that_are_not_of_litellm_say_themselves_how_they_have_ended(host: Host) -> None:
+    from openai.types.chat import ChatCompletionChunk
+
+    def of_openai(text: str | None, finish: str | None = None) -> Any:
+        return ChatCompletionChunk.model_validate(event(text, finish))
+
+    async def main() -> None:
+        # A client of OpenAI ends in the same way whether there is an answer or not.
+        assert (await result_of(of_openai("whole"), of_openai(None, "stop"))).ok
+        result = await result_of(of_openai("half"))
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert result.exception.text == "half"
+        assert "without a finish reason" in str(result.exception.__cause__)
+        # A generator that knows finish reasons has one for each choice.
+        result = await result_of(of_choice(0, "a"), of_choice(1, "b"), of_choice(0, None, "stop"))
+        assert isinstance(result.exception, StreamInterruptedError)
+        # The end of one that knows none is its word.
+        assert (await result_of(piece("all"), piece(" of it"))).ok
+
+    host.run(main)
 
 
 def test_a_whole_answer_has_the_logprobs_of_its_chunks() -> None:

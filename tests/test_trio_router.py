@@ -26,6 +26,7 @@ import trio.testing
 import parallel_core
 from hosts import thread_names
 from parallel_core import ParallelRouter, RouterParallelRequest, StreamEnd, router_api
+from parallel_core._router_members import deployments
 from parallel_core.demo_server import (
     DemoServerSettings,
     DemoServerThread,
@@ -165,9 +166,9 @@ def test_the_methods_of_a_router(
     import litellm
 
     router = make_router(server)
-    monkeypatch.setattr(router_api, "ENABLE_PARALLEL_ACOMPLETIONS", True)
+    monkeypatch.setenv(router_api.FLAG, "1")
     parallel_core.install()
-    plain: Any = litellm.Router(model_list=router.model_list, num_retries=0)
+    plain: Any = litellm.Router(model_list=deployments(router), num_retries=0)
 
     async def main() -> None:
         results = await plain.parallel_acompletions([ask()] * 5)
@@ -299,7 +300,7 @@ def test_metadata_reaches_litellm(name: Any, server: DemoServerThread) -> None:
             seen.append(dict(kwargs["metadata"]))
             return await super().acompletion(*args, **kwargs)
 
-    router = Watched(model_list=make_router(server).model_list, num_retries=0)
+    router = Watched(model_list=deployments(make_router(server)), num_retries=0)
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(router, [ask()] * 10, router_host=name)

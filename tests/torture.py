@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from parallel_core.run_statistics import RunPaths
 from process_trees import still_running, workers_of
 
 GROUP = 32  # results that the journal writes at once
@@ -296,8 +297,10 @@ class _Bench:
         moments = self.torture.kills * (2 if self.torture.workers else 1)
         share = self.torture.requests // (moments + 1)
         wanted = self.server.accepted + self.random.randint(0, share)
-        manifest = self.output.with_suffix(".manifest.json")
-        _until(lambda: manifest.exists() and self.server.accepted >= wanted, process)
+        manifest = RunPaths.of(self.output).manifest
+        # Before anything is written, a broken promise is none yet.
+        output = self.output if self.torture.sabotage else manifest
+        _until(lambda: _has_content(output) and self.server.accepted >= wanted, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.random.uniform(0, 0.03))
 
@@ -535,6 +538,10 @@ def file_too_large(torture: Torture) -> Measured:
         _finish_exactly(bench)
         allowed = failures * torture.concurrency
         return bench.measured("file too large", kills=failures, allowed=allowed, began=began)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _rescued(bench: _Bench) -> list[Path]:

@@ -152,7 +152,14 @@ async def in_trio(router: Router, own: ParallelRouter) -> None:
 
 
 def make_router() -> Router:
-    return Router(model_list=[])
+    router: Router = Router(model_list=[])
+    return router
+
+
+def make_parallel_router() -> ParallelRouter:
+    router = ParallelRouter(model_list=[], num_retries=0)
+    assert_type(router, ParallelRouter)
+    return router
 
 
 async def workers(request: RouterParallelRequest) -> None:

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from parallel_core._router_members import aliases, deployments, setting
 from parallel_core.types import Meter, RouterParallelRequest, StreamedResponse, Usage
 
 # Of what is not text: more than any provider counts for an image of usual size.
@@ -181,7 +182,7 @@ class RouterMeter:
             for group in _with_fallbacks(self._router, model):
                 if group in self._given:
                     prices.append(self._given[group])
-                elif group not in _aliases(self._router):
+                elif group not in aliases(self._router):
                     prices += [_price_of_entry(entry) for entry in self._entries({group})] or [None]
             self._prices[model] = _dearest(prices)
         return self._prices[model]
@@ -191,11 +192,11 @@ class RouterMeter:
 
     def _entries(self, groups: set[str]) -> list[dict[str, Any]]:
         """What is known of each model that may answer for these."""
-        deployments: list[Any] = list(getattr(self._router, "model_list", None) or [])
-        if not deployments:
+        known = deployments(self._router)
+        if not known:
             return [_known_of(group) for group in groups]
         entries: list[dict[str, Any]] = []
-        for deployment in deployments:
+        for deployment in known:
             if deployment["model_name"] in groups:
                 parameters = deployment["litellm_params"]
                 own: dict[str, Any] = {**(deployment.get("model_info") or {}), **parameters}
@@ -323,8 +324,10 @@ class RouterMeter:
         if "litellm" not in sys.modules:
             # Nobody has asked for prices yet, and the import would hold the loop for seconds.
             return None
-        # litellm says 0 for what it does not know as well as for what is free.
-        return 0.0 if self.price_of(item.model) == (0.0, 0.0) else None
+        # litellm says 0 for what it does not know as well as for what is free; 1.110 also for
+        # streams of deployments with prices of their own.
+        price = self.price_of(item.model)
+        return None if price is None else price.of(prompt, completion)
 
 
 def _dearest(prices: Sequence[Price | None]) -> Price | None:
@@ -342,18 +345,13 @@ def _with_fallbacks(router: object, model: str) -> set[str]:
         if group in groups:
             continue
         groups.add(group)
-        waiting += _named_fallbacks([_aliases(router).get(group)])
+        waiting += _named_fallbacks([aliases(router).get(group)])
         for name in _FALLBACKS:
-            for mapping in cast("Iterable[Any]", getattr(router, name, None) or []):
+            for mapping in cast("Iterable[Any]", setting(router, name) or []):
                 if isinstance(mapping, Mapping):
                     for others in (mapping.get(group), mapping.get("*")):  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
                         waiting += _named_fallbacks(others)
     return groups
-
-
-def _aliases(router: object) -> Mapping[str, Any]:
-    aliases: Any = getattr(router, "model_group_alias", None)
-    return cast("Mapping[str, Any]", aliases) if isinstance(aliases, Mapping) else {}
 
 
 def _named_fallbacks(others: Any) -> list[str]:

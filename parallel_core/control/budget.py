@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import math
-import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, cast
-
-import anyio
 
 from parallel_core.errors import BudgetExceededError
 from parallel_core.types import RouterParallelRequest, Usage
 
 from ._checks import checked_count, checked_number
 from ._metering import ItemMeter, RouterMeter
+from ._turns import InOrder, Serial, Turn, World, current_world
 
 # The reservations of the calls that the running code is inside of.
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
     "parallel_core_reservations", default=()
 )
-# Workers may be lost in another thread than the one in which a batch runs. One lock for all
-# budgets, which can be pickled so.
-_amounts = threading.Lock()
 
 
 class Budget:
@@ -39,9 +35,9 @@ class Budget:
     An attempt whose bill nobody knows (it was cancelled, it timed out, its connection broke) counts
     with its worst case. An attempt that a provider has answered with an error costs nothing.
 
-    One object may be used by several batches of a thread, at once or one after another. A batch
-    inside a call of another batch with the same budget does not wait for room, since the call
-    around it holds some.
+    One object may be used by several batches, at once or one after another, also in several
+    threads. A batch inside a call of another batch with the same budget does not wait for room,
+    since the call around it holds some. A copy, also one in another process, counts for itself.
 
     What cannot be capped: attempts that a Router makes inside of one call (``num_retries``) and
     does not report. Use a Router without retries where the last cent counts.
@@ -85,7 +81,21 @@ class Budget:
         self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
         self._reserved = _Amount()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._serial = Serial()
         self._waiting: deque[_Turn] = deque()
+        self._in_order = InOrder()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._serial.run(self.__dict__.copy)
+        del state["_serial"], state["_waiting"], state["_in_order"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     @property
     def spent_cost(self) -> float:
@@ -148,7 +158,30 @@ class Budget:
         Raises:
             BudgetExceededError: there is no room, and none will come.
         """
-        amount = _Amount.of(worst)
+        place = self._serial.run(self._reserve_or_queue, index, _Amount.of(worst))
+        if isinstance(place, Reservation):
+            return place
+        try:
+            await place.wait()
+        except BaseException:
+            self._serial.run_soon(functools.partial(self._leave, place))
+            raise
+        self._serial.run(self._in_order.gone_on, place)
+        if place.reservation is not None:
+            return place.reservation
+        assert place.refused is not None
+        try:
+            raise place.refused
+        finally:
+            del place  # no reference cycle through the traceback
+
+    def try_reserve(self, worst: Usage) -> Reservation | None:
+        """Reserve the worst case of a call if there is room now, and nobody waits for it."""
+        return self._serial.run(self._try_reserve, _Amount.of(worst))
+
+    # --- what follows runs in `_serial` ---
+
+    def _reserve_or_queue(self, index: int, amount: _Amount) -> Reservation | _Turn:
         inside = any(held.is_open_in(self) for held in _held.get())
         if inside or not self._waiting:
             reservation = self._take(amount)
@@ -156,39 +189,63 @@ class Budget:
                 return reservation
         if inside or not self._may_fit(amount):
             raise self._exceeded(index, amount)
-        turn = _Turn()
+        world = current_world()
+        assert world is not None  # `reserve` is async
+        turn = _Turn(world, index, amount)
         self._waiting.append(turn)
-        try:
-            while True:
-                if self._waiting[0] is turn:
-                    reservation = self._take(amount)
-                    if reservation is not None:
-                        return reservation
-                    if not self._may_fit(amount):
-                        raise self._exceeded(index, amount)
-                await turn.come.wait()
-                turn.come = anyio.Event()
-        finally:
-            self._waiting.remove(turn)
-            self._wake()
+        return turn
 
-    def try_reserve(self, worst: Usage) -> Reservation | None:
-        """Reserve the worst case of a call if there is room now, and nobody waits for it."""
-        return None if self._waiting else self._take(_Amount.of(worst))
+    def _try_reserve(self, amount: _Amount) -> Reservation | None:
+        return None if self._waiting else self._take(amount)
 
     def _take(self, amount: _Amount) -> Reservation | None:
-        with _amounts:
-            if self._left(amount, self._spent + self._reserved) is not None:
-                return None
-            self._reserved += amount
+        if self._left(amount, self._spent + self._reserved) is not None:
+            return None
+        self._reserved += amount
         return Reservation(self, amount)
 
-    def _take_for_lost(self, index: int, amount: _Amount) -> BudgetExceededError | None:
-        """Count an attempt of which nobody knows what it has used, if there is room for it."""
-        with _amounts:
-            if self._left(amount, self._spent + self._reserved) is not None:
-                return self._exceeded(index, amount)
-            self._spent += amount
+    def _serve(self) -> None:
+        """Give room to those who wait, in their order, or refuse them.
+
+        Whoever makes room does this, so that nobody waits for a thread that is blocked.
+        """
+        while self._waiting:
+            turn = self._waiting[0]
+            reservation = self._take(turn.amount)
+            if reservation is None and self._may_fit(turn.amount):
+                return
+            self._waiting.popleft()
+            turn.reservation = reservation
+            turn.refused = None if reservation else self._exceeded(turn.index, turn.amount)
+            turn.is_served = self._in_order.wake(turn)
+            if reservation is not None and not turn.is_served:  # its loop is closed
+                reservation.is_open = False
+                self._reserved -= turn.amount
+
+    def _leave(self, turn: _Turn) -> None:
+        """Somebody who waits was cancelled, maybe after having been served."""
+        if turn.is_served:
+            self._in_order.gone_on(turn)
+        if turn.reservation is not None:
+            self._settle(turn.reservation, _Amount())
+        elif turn in self._waiting:
+            self._waiting.remove(turn)
+            self._serve()
+
+    def _settle(self, reservation: Reservation, spent: _Amount) -> None:
+        if reservation.is_open:
+            reservation.is_open = False
+            self._reserved -= reservation.amount
+            self._spent += spent
+            self._serve()
+
+    def _end_lost(self, reservation: Reservation, index: int) -> BudgetExceededError | None:
+        """Count an attempt of which nobody knows what it has used, if there is room for another."""
+        if not reservation.is_open:
+            return None
+        if self._left(reservation.amount, self._spent + self._reserved) is not None:
+            return self._exceeded(index, reservation.amount)
+        self._spent += reservation.amount
         return None
 
     def _may_fit(self, amount: _Amount) -> bool:
@@ -209,36 +266,33 @@ class Budget:
         assert over is not None
         return BudgetExceededError(index, *over)
 
-    def _wake(self) -> None:
-        """Let the first that waits look again."""
-        if self._waiting:
-            self._waiting[0].come.set()
-
-    def _settle(self, reserved: _Amount, spent: _Amount) -> None:
-        with _amounts:
-            self._reserved -= reserved
-            self._spent += spent
-        self._wake()
-
     def __repr__(self) -> str:
         return f"Budget(max_cost={self.max_cost}, max_tokens={self.max_tokens})"
 
 
-class _Turn:
-    """Somebody who waits for room."""
+class _Turn(Turn):
+    """Somebody who waits for room, and what became of that."""
 
-    __slots__ = ("come",)
+    __slots__ = ("amount", "index", "is_served", "refused", "reservation")
 
-    def __init__(self) -> None:
-        self.come = anyio.Event()
+    def __init__(self, world: World, index: int, amount: _Amount) -> None:
+        super().__init__(world)
+        self.index = index
+        self.amount = amount
+        self.is_served = False
+        self.reservation: Reservation | None = None
+        self.refused: BudgetExceededError | None = None
 
 
 class Reservation:
-    """Room in a budget, for one attempt. It is settled once: what comes later changes nothing."""
+    """Room in a budget, for one attempt. It is settled once: what comes later changes nothing.
+
+    Its methods may be called from any thread.
+    """
 
     def __init__(self, budget: Budget, amount: _Amount) -> None:
         self._budget = budget
-        self._amount = amount
+        self.amount = amount
         self.is_open = True
 
     def is_open_in(self, budget: Budget) -> bool:
@@ -249,32 +303,30 @@ class Reservation:
         """The attempt has used so much. What is unpriced counts with the worst case."""
         spent = _Amount.of(usage)
         if usage.unpriced_calls:
-            spent = _Amount(max(spent.cost, self._amount.cost), spent.tokens)
+            spent = _Amount(max(spent.cost, self.amount.cost), spent.tokens)
         self._end(spent)
 
     def attempt_again(self, index: int) -> BudgetExceededError | None:
         """The attempt was lost, and nobody knows what it has used: it counts with its worst case,
-        and room is kept for another. From any thread.
+        and room is kept for another.
 
         Returns:
             Why there can be no other.
         """
-        if not self.is_open:
-            return None
-        return self._budget._take_for_lost(index, self._amount)  # pyright: ignore[reportPrivateUsage]
+        budget = self._budget
+        return budget._serial.run(budget._end_lost, self, index)  # pyright: ignore[reportPrivateUsage]
 
     def settle_unknown(self) -> None:
         """The attempt was sent, and nobody knows what it has used."""
-        self._end(self._amount)
+        self._end(self.amount)
 
     def release(self) -> None:
         """Nothing was used."""
         self._end(_Amount())
 
     def _end(self, spent: _Amount) -> None:
-        if self.is_open:
-            self.is_open = False
-            self._budget._settle(self._amount, spent)  # pyright: ignore[reportPrivateUsage]
+        budget = self._budget
+        budget._serial.run_soon(functools.partial(budget._settle, self, spent))  # pyright: ignore[reportPrivateUsage]
 
 
 def mark_as_held(reservation: Reservation) -> None:

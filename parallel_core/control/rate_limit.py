@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
+import functools
+import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, cast
 
 import anyio
-import anyio.lowlevel
+
+from parallel_core._router_members import deployments
 
 from ._checks import checked_count, checked_number
+from ._turns import InOrder, Serial, Turn, World, current_world
 
 MINUTE = 60.0  # seconds
+# A turn that was given and not taken for so many seconds (its loop was blocked) is given anew, or
+# requests would begin together that had their turns one after another.
+_LATE = 1.0
 
 
 class _Bucket:
@@ -32,15 +42,27 @@ class _Bucket:
         return max(0.0, missing * MINUTE / self.per_minute)
 
 
+class _Turn(Turn):
+    """A request that waits for its turn."""
+
+    __slots__ = ("given_at", "number", "tokens")
+
+    def __init__(self, world: World, number: int, tokens: int) -> None:
+        super().__init__(world)
+        self.number = number  # in the order in which they came
+        self.tokens = tokens
+        self.given_at: float | None = None
+
+
 class RateLimit:
     """A limit of requests, of tokens, or of both, for each minute.
 
     Calls wait for their turn, first come, first served. In no time of 60 s do more begin than the
     limit and ``burst``. Tokens are estimated before a call and corrected by what it has used.
 
-    One object may be used by several batches of one event loop at the same time, also in a mapping
-    for several models that share it. On another loop it may be used afterwards; what was used up
-    counts there.
+    One object may be used by several batches at the same time, also in several threads, and in a
+    mapping for several models that share it. A copy, also one in another process, counts for
+    itself.
 
     The algorithm is the token bucket: Turner, "New directions in communications", IEEE
     Communications Magazine 24 (10), 1986; RFC 2697.
@@ -93,13 +115,35 @@ class RateLimit:
             if tokens_per_minute is None
             else _Bucket(tokens_per_minute, max(1.0, tokens_per_minute * share))
         )
-        self._queue: deque[anyio.Event] = deque()
-        self._changed: anyio.Event | None = None  # for the first of the queue
-        self._loop: object = None
-        # When the buckets were filled last: on the clock of the loop, and on one that goes on
-        # without a loop.
-        self._filled_at = 0.0
-        self._seen_at = 0.0
+        # The time up to which the buckets are filled, on the clock of the first loop; that of each
+        # other loop differs from it by a constant. `_seen_at` is the same moment on a clock that
+        # goes on without a loop; None before the first use.
+        self._now = 0.0
+        self._seen_at: float | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._serial = Serial()
+        self._differences: weakref.WeakKeyDictionary[World, float] = weakref.WeakKeyDictionary()
+        # Those who wait, by loop. The first of each loop has a timer there, so that nobody depends
+        # on a loop that is blocked.
+        self._lines: dict[World, deque[_Turn]] = {}
+        self._arrivals = 0
+        self._in_order = InOrder()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._serial.run(self.__dict__.copy)
+        for name in ("_serial", "_differences", "_lines", "_arrivals", "_in_order"):
+            del state[name]
+        for name in ("_requests", "_tokens"):
+            state[name] = copy.copy(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._seen_at is not None:
+            self._seen_at = time.monotonic()  # the other process may have another clock
+        self._begin()
 
     @classmethod
     def from_router(cls, router: object) -> dict[str, RateLimit]:
@@ -111,95 +155,171 @@ class RateLimit:
         limits: dict[str, RateLimit] = {}
         groups: dict[str, list[Any]] = {}
         router = getattr(router, "router", router)
-        for deployment in cast("list[Any]", getattr(router, "model_list", None) or []):
+        for deployment in deployments(router):
             groups.setdefault(deployment["model_name"], []).append(deployment)
-        for model, deployments in groups.items():
-            requests = _sum_of("rpm", deployments)
-            tokens = _sum_of("tpm", deployments)
+        for model, group in groups.items():
+            requests = _sum_of("rpm", group)
+            tokens = _sum_of("tpm", group)
             if requests is not None or tokens is not None:
                 limits[model] = cls(requests_per_minute=requests, tokens_per_minute=tokens)
         return limits
 
     async def acquire(self, tokens: int) -> None:
-        """Wait until a request with so many tokens may begin, and count it.
-
-        Raises:
-            RuntimeError: another event loop is using this limit at the same time.
-        """
-        self._settle_in()
-        turn = anyio.Event()
-        self._queue.append(turn)
+        """Wait until a request with so many tokens may begin, and count it."""
+        turn = self._serial.run(self._take_or_queue, tokens)
+        if turn is None:
+            return
         try:
-            if self._queue[0] is not turn:
-                await turn.wait()
-            await self._wait_as_first(tokens)
-            self._take(1, tokens)
-        finally:
-            self._queue.remove(turn)
-            if self._queue:
-                self._queue[0].set()
-
-    async def _wait_as_first(self, tokens: int) -> None:
-        while True:
-            self._fill()
-            wait = max(
-                0.0 if self._requests is None else self._requests.seconds_until(1),
-                0.0 if self._tokens is None else self._tokens.seconds_until(tokens),
-            )
-            if wait <= 1e-9:
-                return
-            self._changed = anyio.Event()
-            try:
-                # So long that the clock moves on meanwhile, whatever it shows.
-                with anyio.move_on_after(max(wait, 1e-12 * self._filled_at)):
-                    await self._changed.wait()
-            finally:
-                self._changed = None
+            while (wait := self._serial.run(self._time_to_wait, turn)) is not None:
+                with anyio.move_on_after(wait):
+                    await turn.wait()
+        except BaseException:
+            self._serial.run_soon(functools.partial(self._leave, turn))
+            raise
 
     def correct(self, estimated: int, actual: int) -> None:
         """A call has used another number of tokens than was estimated.
 
         The difference counts from now on.
         """
-        self._take(0, actual - estimated)
+        self._serial.run_soon(functools.partial(self._count, 0, actual - estimated))
 
     def release(self, tokens: int) -> None:
         """A call was not sent."""
-        self._take(-1, -tokens)
+        self._serial.run_soon(functools.partial(self._count, -1, -tokens))
+
+    # --- what follows runs in `_serial` ---
+
+    def _take_or_queue(self, tokens: int) -> _Turn | None:
+        world = current_world()
+        assert world is not None  # `acquire` is async
+        if world not in self._differences:
+            self._add_clock(world)
+        self._fill(world)
+        if not self._lines and self._seconds_until(tokens) <= 0:
+            self._take(1, tokens)
+            return None
+        turn = _Turn(world, self._arrivals, tokens)
+        self._arrivals += 1
+        self._lines.setdefault(world, deque()).append(turn)
+        return turn
+
+    def _time_to_wait(self, turn: _Turn) -> float | None:
+        """Seconds that the caller must wait, unless it is woken; None when it has its turn."""
+        self._fill(turn.world)
+        if turn.given_at is not None:
+            self._in_order.gone_on(turn)
+            if self._now - turn.given_at <= _LATE:
+                return None
+            turn.given_at = None
+            bisect.insort(
+                self._lines.setdefault(turn.world, deque()), turn, key=lambda other: other.number
+            )
+        turn.rearm()
+        wait = self._serve()
+        if turn.given_at is not None:
+            self._in_order.gone_on(turn)
+            return None
+        if self._lines[turn.world][0] is not turn:
+            return math.inf
+        # So long that the clock moves on meanwhile, whatever it shows.
+        return max(wait, 1e-12 * max(self._now, anyio.current_time()))
+
+    def _serve(self) -> float:
+        """Give turns to those who wait, in their order. Returns the seconds until the next turn.
+
+        Whoever is awake does this for all, so that nobody waits for a thread that is blocked.
+        """
+        shorter: set[World] = set()
+        wait = math.inf
+        while self._lines:
+            turn = self._first()
+            wait = self._seconds_until(turn.tokens)
+            if wait > 0:
+                break
+            self._remove(turn)
+            shorter.add(turn.world)
+            turn.given_at = self._now
+            if self._in_order.wake(turn):
+                self._take(1, turn.tokens)
+            else:  # its loop is closed
+                turn.given_at = None
+        for world in shorter.intersection(self._lines):
+            self._lines[world][0].wake()  # it needs a timer now
+        return wait
+
+    def _first(self) -> _Turn:
+        lines = self._lines.values()
+        if len(lines) == 1:
+            return next(iter(lines))[0]
+        return min((line[0] for line in lines), key=lambda turn: turn.number)
+
+    def _remove(self, turn: _Turn) -> None:
+        line = self._lines[turn.world]
+        line.remove(turn)
+        if not line:
+            del self._lines[turn.world]
+
+    def _leave(self, turn: _Turn) -> None:
+        """The caller was cancelled, maybe after it had been given its turn."""
+        if turn.given_at is not None:
+            self._in_order.gone_on(turn)
+            self._count(-1, -turn.tokens)
+        elif turn in self._lines.get(turn.world, ()):
+            self._remove(turn)
+            self._serve_earlier()
+            if turn.world in self._lines:
+                self._lines[turn.world][0].wake()  # it may need a timer now
+
+    def _count(self, requests: int, tokens: int) -> None:
+        world = current_world()
+        if world is not None:
+            self._fill(world)  # what is taken now is not made good by the time before
+        self._take(requests, tokens)
+        if requests < 0 or tokens < 0:
+            self._serve_earlier()
+
+    def _serve_earlier(self) -> None:
+        """Give turns that may be earlier than the timers were set for."""
+        self._serve()
+        if self._lines:
+            self._first().wake()
+
+    def _seconds_until(self, tokens: int) -> float:
+        wait = max(
+            0.0 if self._requests is None else self._requests.seconds_until(1),
+            0.0 if self._tokens is None else self._tokens.seconds_until(tokens),
+        )
+        return wait if wait > 1e-9 else 0.0
 
     def _take(self, requests: int, tokens: int) -> None:
-        self._fill()  # what is taken now is not made good by the time before
         for bucket, amount in ((self._requests, requests), (self._tokens, tokens)):
             if bucket is not None:
                 bucket.level = min(bucket.size, bucket.level - amount)
-        if (requests < 0 or tokens < 0) and self._changed is not None:
-            self._changed.set()
 
-    def _fill(self) -> None:
-        if anyio.lowlevel.current_token() != self._loop:
-            return  # a call of the last loop has ended: its time is not that of the buckets
-        now = anyio.current_time()
-        for bucket in (self._requests, self._tokens):
-            if bucket is not None:
-                bucket.fill(now - self._filled_at)
-        self._filled_at = now
-        self._seen_at = time.monotonic()
+    def _fill(self, world: World) -> None:
+        difference = self._differences.get(world)
+        if difference is None:
+            return  # a call of another loop has ended: its time is not that of the buckets
+        now = anyio.current_time() + difference
+        if now < self._now - _LATE:  # a virtual clock in another thread has run ahead
+            self._differences[world] = difference + self._now - now
+        self._advance(now)
 
-    def _settle_in(self) -> None:
-        """Use the clock of the loop that is running, and count the time since the last one."""
-        loop = anyio.lowlevel.current_token()
-        if loop == self._loop:
-            return
-        if self._queue:
-            raise RuntimeError(
-                f"{self!r} is being used on another event loop: give each loop a limit of its own"
-            )
-        if self._loop is not None:
+    def _add_clock(self, world: World) -> None:
+        """Count the time since the last use, and use the clock of this loop, too."""
+        if self._seen_at is None:
+            self._now = anyio.current_time()
+        else:
+            self._advance(self._now + time.monotonic() - self._seen_at)
+        self._differences[world] = self._now - anyio.current_time()
+
+    def _advance(self, now: float) -> None:
+        if now > self._now:
             for bucket in (self._requests, self._tokens):
                 if bucket is not None:
-                    bucket.fill(time.monotonic() - self._seen_at)
-        self._loop = loop
-        self._filled_at = anyio.current_time()
+                    bucket.fill(now - self._now)
+            self._now = now
         self._seen_at = time.monotonic()
 
     def __repr__(self) -> str:

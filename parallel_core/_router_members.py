@@ -1,0 +1,55 @@
+"""What a batch reads of a Router, on each generation of litellm.
+
+litellm 1.110 has entry points (``registry()``, ``settings()``, ``retire()``), and deprecates the
+members that earlier versions have in their place. A Router is asked for what it has; stand-ins may
+have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+
+def deployments(router: object) -> list[Any]:
+    """The deployments of a Router, in the form of ``model_list``."""
+    registry = _entry_point(router, "registry")
+    found: Any = registry().all() if registry else getattr(router, "model_list", None)
+    return list(found or [])
+
+
+def deployments_for(router: object, model: str) -> list[Any]:
+    """The deployments that serve a model: by its name, an alias or a pattern."""
+    found: Any = None
+    if registry := _entry_point(router, "registry"):
+        found = registry().deployments(model)
+    elif find := _entry_point(router, "get_model_list"):
+        found = find(model_name=model)
+    return list(found or [])
+
+
+def aliases(router: object) -> Mapping[str, Any]:
+    """The models that each alias of the Router stands for."""
+    registry = _entry_point(router, "registry")
+    found: Any = registry().aliases() if registry else getattr(router, "model_group_alias", None)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def setting(router: object, name: str) -> Any:
+    """A setting of the Router; None where it has none of this name."""
+    settings = _entry_point(router, "settings")
+    if settings and hasattr(values := settings(), name):
+        return getattr(values, name)
+    return getattr(router, name, None)
+
+
+def retire(router: object) -> None:
+    """Remove the Router from litellm's lists for the whole process."""
+    end = _entry_point(router, "retire") or _entry_point(router, "discard")
+    if end:
+        end()
+
+
+def _entry_point(router: object, name: str) -> Callable[..., Any] | None:
+    method = getattr(router, name, None)
+    return method if callable(method) else None
