@@ -230,6 +230,7 @@ WITHOUT_A_KIND = {
     "BlockedPiiEntityError",
     "CredentialExchangeError",
     "InvalidWebhookSignatureError",
+    "ToolLoopMaxRoundsExceeded",
     "VectorStoreSearchError",
     "MockException",
     "ModelNotMappedError",
@@ -254,6 +255,7 @@ def exception_classes() -> Iterator[type[Exception]]:
                 and issubclass(value, Exception)
                 and not issubclass(value, Warning)
                 and value.__module__.partition(".")[0] in ("litellm", "openai")
+                and not value.__name__.startswith("_")
                 and value not in seen
             ):
                 seen.add(value)
