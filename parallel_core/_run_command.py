@@ -35,9 +35,10 @@ from .control.budget import Budget
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
+from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
-from .run_file import RunOpening, RunStop, RunSummary, check_requests, run_file
+from .run_file import LONGEST_OUTAGE, RunOpening, RunStop, RunSummary, check_requests, run_file
 from .run_router import (
     RouterConfigError,
     RunRouter,
@@ -253,6 +254,14 @@ def command(
     deadline: Annotated[
         float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
     ] = None,
+    max_outage: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds to wait while nothing of a model gets through; the run ends after that.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = LONGEST_OUTAGE,
     fail_fast: Annotated[
         bool,
         typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=_CONTROLS),
@@ -337,6 +346,7 @@ def command(
                     assume_output_tokens=assume_output_tokens,
                     timeout=timeout,
                     deadline=deadline,
+                    max_outage=max_outage,
                     hedge=_hedge(hedge),
                     fair_by=fair_by,
                 ),
@@ -398,13 +408,19 @@ def _controls(
     assume_output_tokens: int | None,
     timeout: float | None,
     deadline: float | None,
+    max_outage: float,
     hedge: Hedge | None,
     fair_by: str | None,
 ) -> Controls:
     if assume_output_tokens is not None and max_cost is None:
         raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
     try:
-        controls: Controls = {"timeout": timeout, "deadline": deadline, "hedge": hedge}
+        controls: Controls = {
+            "timeout": timeout,
+            "deadline": deadline,
+            "hedge": hedge,
+            "retry": Retry(max_wait=max_outage) if max_outage else None,
+        }
         if rpm is not None or tpm is not None:
             controls["rate_limit"] = RateLimit(requests_per_minute=rpm, tokens_per_minute=tpm)
         if max_cost is not None:

@@ -6,9 +6,9 @@ import functools
 import heapq
 import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -34,9 +34,11 @@ from .errors import (
     BatchDeadlineError,
     BudgetExceededError,
     JournalError,
+    NotSentError,
     StoppedError,
     WorkersLostError,
 )
+from .failures import FailureKind, classify
 from .journal import Journal, JournalEntry
 from .progress import Progress
 from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
@@ -46,6 +48,8 @@ T = TypeVar("T")
 
 # Failures of ours, not of a provider: nothing came of these requests, and the next run sends them.
 _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
+# Nothing was paid for, and the same request may succeed in the next run.
+_NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
 
 
 class RunScope:
@@ -116,6 +120,8 @@ class Run:
         self._failed_first = False
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
         self._errors = Counter[str]()
+        self._blocked: dict[str, str] = {}  # why requests of a model do not get through
+        self._account_failures = defaultdict[str, list[Any]](list)  # by model, without a line yet
         self._last_error: str | None = None
         self._failure: BaseException | None = None
         self._ended = anyio.Event()
@@ -238,13 +244,19 @@ class Run:
     async def _take(self, result: RouterParallelResult) -> None:
         custom_id, returned = self._drawn.pop(result.index)
         error = result.exception
-        if isinstance(error, _UNFINISHED):
-            self._seen[type(error)] += 1
-            return
         if isinstance(error, WorkersLostError):  # no failure of this request, nor of any other
             self._failure = self._failure or error
             self.stopping.cancel()
-            return
+        elif not await self._came_to_no_end(custom_id, result, returned):
+            await self._write(custom_id, result, returned)
+
+    async def _write(
+        self,
+        custom_id: str,
+        result: RouterParallelResult,
+        returned: Mapping[str, msgspec.Raw] | None,
+    ) -> None:
+        error = result.exception
         entry = self._entry(custom_id, result, returned)
         if not entry.ok:
             self._last_error = "NoAnswerError" if error is None else kind_of(error)
@@ -258,6 +270,35 @@ class Run:
             # The journal keeps what comes still; nothing more is paid for.
             self._failure = failure
             self.stopping.cancel()
+
+    async def _came_to_no_end(
+        self,
+        custom_id: str,
+        result: RouterParallelResult,
+        returned: Mapping[str, msgspec.Raw] | None,
+    ) -> bool:
+        """Return True if a request has no result that a line could hold: the next run sends it.
+
+        What the account has done wrong is no failure of a request if it is everybody's. So the
+        lines of such failures wait until another request of the model succeeds.
+        """
+        error = result.exception
+        model = result.request.model
+        if error is None:
+            self._blocked.pop(model, None)
+            for waiting in self._account_failures.pop(model, ()):
+                await self._write(*waiting)
+            return False
+        if isinstance(error, _UNFINISHED):
+            self._seen[type(error)] += 1
+            return True
+        failure = classify(error)
+        if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
+            return False
+        self._blocked[model] = failure.reason
+        if failure.kind == "account" and not isinstance(error, NotSentError):
+            self._account_failures[model].append((custom_id, result, returned))
+        return True
 
     def _entry(
         self,
@@ -365,6 +406,7 @@ class Run:
             lost_workers=lost_workers,
             resent_requests=resent_requests,
             not_sorted=not_sorted,
+            blocked=dict(self._blocked),
         )
 
     def _ending(self) -> Ending:
@@ -374,7 +416,9 @@ class Run:
             return "failure"
         if self._seen[BatchDeadlineError]:
             return "deadline"
-        return "budget" if self._seen[BudgetExceededError] else "stopped"
+        if self._seen[BudgetExceededError]:
+            return "budget"
+        return "blocked" if self._blocked and not self.stopping.stopped else "stopped"
 
 
 async def in_thread(function: Callable[[], T]) -> T:

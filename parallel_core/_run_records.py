@@ -11,7 +11,7 @@ from .journal import JournalOpening
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
-Ending = Literal["complete", "stopped", "deadline", "budget", "failure"]
+Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "blocked"]
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     Attributes:
         ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
             it. ``"deadline"``, ``"budget"``: that was used up. ``"failure"``: the first one, where
-            that ends the run.
+            that ends the run. ``"blocked"``: requests of a model cannot get through.
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
@@ -94,6 +94,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             to be paid for twice.
         not_sorted: why the output is not in the order of the input, where that was asked for. All
             results are in it.
+        blocked: why requests of a model could not get through, by model: its key was refused, its
+            credit is used up, its server is away. They are unfinished.
     """
 
     ending: Ending
@@ -111,6 +113,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     lost_workers: int = 0
     resent_requests: int = 0
     not_sorted: str | None = None
+    blocked: dict[str, str] = {}
 
     @property
     def ok(self) -> bool:

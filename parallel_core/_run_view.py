@@ -409,6 +409,8 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
+    for model, reason in summary.blocked.items():
+        row("stopped", f"{model}: {reason}")
     usage = summary.usage
     row(
         "tokens",
@@ -438,6 +440,7 @@ _ENDINGS = {
     "deadline": "the deadline has passed",
     "budget": "the budget is used up",
     "failure": "a call has failed",
+    "blocked": "they cannot get through",
 }
 
 

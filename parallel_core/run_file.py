@@ -26,6 +26,7 @@ from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .control.retry import Retry
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import InputFileError, OrderError
@@ -44,6 +45,9 @@ __all__ = [
     "describe_problems",
     "run_file",
 ]
+
+LONGEST_OUTAGE = 900.0
+"""Seconds for which a run waits while nothing of a model gets through."""
 
 
 async def run_file(
@@ -108,7 +112,7 @@ async def run_file(
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
         controls: ``timeout``, ``deadline``, ``rate_limit``, ``budget``, ``hedge``, …: those of
-            every batch.
+            every batch. ``retry`` is ``Retry(max_wait=900)`` unless given.
 
     Returns:
         What has become of the requests. When it is cancelled instead, the calls in flight are
@@ -130,6 +134,7 @@ async def run_file(
     checked_number("grace", grace, zero=True)
     checked_concurrency(concurrency)
     check_controls(controls)
+    controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
     if order not in ("completion", "input"):
         raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
     if on_run_progress is not None:
