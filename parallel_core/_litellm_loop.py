@@ -34,6 +34,9 @@ def enter_loop(loop: asyncio.AbstractEventLoop) -> None:
     except ImportError:  # a litellm that runs its callbacks in another way
         return
     _share(module.GLOBAL_LOGGING_WORKER)
+    for known in list(_workers):
+        if known.is_closed():  # it broke before anybody could leave it
+            _workers.pop(known, None)
     try:
         worker = _idle_workers.pop()
     except IndexError:

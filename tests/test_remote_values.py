@@ -84,6 +84,8 @@ def comparable(value: Any) -> Any:
         return [comparable(item) for item in value]
     if isinstance(value, ssl.SSLContext | LeftOut):
         return repr(value)
+    if type(value).__module__.startswith("openai."):
+        return type(value), comparable(getattr(value, "__dict__", None))
     return value
 
 

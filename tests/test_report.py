@@ -490,7 +490,7 @@ def test_a_name_that_is_no_text_is_reported(tmp_path: Path) -> None:
     assert "<title>Report of out?.jsonl" in page.read_text()
     output.write_bytes(b"")
     done = invoke(output)
-    assert (done.exit_code, "out?.jsonl has no results yet" in done.stderr) == (2, True)
+    assert (done.exit_code, "out\\udcff.jsonl has no results yet" in done.stderr) == (2, True)
 
 
 def test_a_cost_that_nobody_knows_is_no_zero(tmp_path: Path) -> None:
