@@ -70,7 +70,7 @@ NAMED: list[tuple[Exception, FailureKind]] = [
     (answer(429, "Request too large for gpt-4o. Limit 30000, Requested 36055."), "request"),
     (answer(429, "Rate limit reached. Limit 30000, Used 29000, Requested 2000."), "overloaded"),
     (answer(529), "overloaded"),
-    (answer(500), "overloaded"),
+    (answer(500), "unknown"),
     (answer(500, "Overloaded", code="overloaded_error"), "overloaded"),
     (answer(502), "overloaded"),
     (answer(424), "overloaded"),
@@ -227,6 +227,7 @@ def test_duration(text: str, seconds: float | None) -> None:
 # known about why.
 WITHOUT_A_KIND = {
     "APIError",  # the base class, without a status
+    "InternalServerError",
     "BlockedPiiEntityError",
     "CredentialExchangeError",
     "InvalidWebhookSignatureError",
@@ -366,7 +367,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], object, FailureKind, float | None]
     "400": (400, {}, {"error": {"message": "bad"}}, "request", None),
     "413": (413, {}, {"error": {"message": "bad"}}, "request", None),
     "422": (422, {}, {"error": {"message": "bad"}}, "request", None),
-    "500": (500, {}, {"error": {"message": "bad"}}, "overloaded", None),
+    "500": (500, {}, {"error": {"message": "bad"}}, "unknown", None),
     "error-in-200": (200, {}, {"error": {"code": 429, "message": "rate"}}, "overloaded", None),
     "page-in-200": (200, {}, "<html>login</html>", "answer", None),
 }

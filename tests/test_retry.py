@@ -125,6 +125,13 @@ def test_what_will_not_pass_is_sent_once(error: Exception) -> None:
     assert len(router.sent) == 1
 
 
+def test_a_server_error_is_sent_as_often_as_a_router_would() -> None:
+    router, results, took = run(lambda *_: StatusError(500))
+    assert not results[0].ok
+    assert len(router.sent) == 3
+    assert took < 5
+
+
 def test_a_told_wait_is_kept() -> None:
     router, results, _ = run(fails_first(StatusError(429, retry_after="37")))
     assert results[0].ok

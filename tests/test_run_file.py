@@ -278,7 +278,7 @@ def test_what_waits_to_be_sent_again_is_not_sent_after_a_stop(host: Host, tmp_pa
         def __init__(self) -> None:
             super().__init__()
             self.status_code = 429
-            self.litellm_response_headers = {"retry-after": "1000"}
+            self.litellm_response_headers = {"retry-after": "300"}
 
     async def main() -> None:
         rejected = anyio.Event()

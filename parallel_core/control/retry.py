@@ -40,6 +40,7 @@ _JITTER = 0.25  # share of a wait that is added at random, so that not all come 
 # Failures in a row after which the gate may close: fewer happen by chance.
 _FEWEST_IN_A_ROW = 8
 _ACCOUNT_FAILURES_IN_A_ROW = 3
+_SERVER_ERRORS = 3  # attempts that may end in a plain 500: as many as a Router makes by itself
 _TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
 
 
@@ -317,7 +318,11 @@ class Retrying:
         """Return the seconds until the next attempt; None if there is none."""
         if isinstance(error, StreamInterruptedError | StreamStalledError | RequestTimeoutError):
             return None  # some of it may have been handed out; or the user set the limit
-        if not failure.may_pass or attempts.failed >= self._settings.max_attempts:
+        failed_by_itself = failure.kind == "unknown" and (failure.status_code or 0) >= 500
+        most = self._settings.max_attempts
+        if failed_by_itself:
+            most = min(most, _SERVER_ERRORS)
+        if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
         if failure.kind == "timeout":
             attempts.timeouts += 1

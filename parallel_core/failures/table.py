@@ -57,7 +57,7 @@ class Failure(msgspec.Struct, frozen=True):
     Attributes:
         kind: whose fault it is.
 
-            - ``overloaded``: the provider has too much to do, or failed by itself; it will pass.
+            - ``overloaded``: the provider has too much to do, or is down; it will pass.
             - ``cooling_down``: all deployments of the model pause in the Router; nothing was sent.
             - ``account``: the key, the credit or the model's name is wrong; every request of this
               model fails in the same way.
@@ -66,7 +66,7 @@ class Failure(msgspec.Struct, frozen=True):
             - ``local``: this machine is out of files, memory or ports.
             - ``timeout``: it took too long; it may be billed all the same.
             - ``answer``: an answer arrived that is no whole, valid answer.
-            - ``unknown``: anything else, such as a bug or a missing package.
+            - ``unknown``: anything else: a plain 500, a bug, a missing package.
         reason: one sentence without contents of the request and without keys.
         retry_after: seconds that the provider, or the Router, asks to wait; None if it does not.
         sent: whether a provider can have been paid; None if nobody knows.
@@ -343,16 +343,10 @@ _TABLE: tuple[_Row, ...] = (
         _any(_named_class(*_GARBAGE_CLASSES), _EMPTY_ANSWER),
     ),
     _Row(
-        "overloaded",
+        "unknown",
         False,
         "the provider failed",
         lambda evidence: evidence.answer_status is not None and evidence.answer_status >= 500,
-    ),
-    _Row(
-        "overloaded",
-        None,
-        "the provider failed",
-        _all(_status_between(500, 600), lambda evidence: not _has_bug(evidence)),
     ),
     _Row("request", False, "the provider refused the request", _status_between(400, 500)),
     _Row(
