@@ -35,6 +35,7 @@ from .router_call import (
     is_checked_as_a_whole,
     makes_calls_elsewhere,
     model_groups,
+    own_retries,
     places_of,
 )
 from .streaming import PIECES_PER_SLOT, Streams, completion_result, stream_end
@@ -238,6 +239,7 @@ def _router_plan(
         stopping,
         timed_elsewhere=timed_elsewhere,
         retried=is_router,
+        server_errors=1 + own_retries(router),
     )
     return dataclasses.replace(
         plan,
@@ -262,6 +264,7 @@ def _plan(
     *,
     timed_elsewhere: bool = False,
     retried: bool,
+    server_errors: int = 1,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -275,6 +278,7 @@ def _plan(
         may_reject=may_reject,
         stopping=stopping,
         retried=retried,
+        server_errors=server_errors,
     )
     return BatchPlan(
         composed.call,

@@ -233,6 +233,12 @@ def _has_default_cooldowns(router: object) -> bool:
     )
 
 
+def own_retries(router: object) -> int:
+    """Return how often a Router sends a call again by itself; 0 for what is no Router."""
+    number = setting(behind(router), "num_retries")
+    return number if type(number) is int and number > 0 else 0
+
+
 def model_groups(router: object) -> set[str]:
     """The models that a Router knows by name."""
     return {deployment["model_name"] for deployment in deployments(behind(router))}

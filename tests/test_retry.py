@@ -125,11 +125,20 @@ def test_what_will_not_pass_is_sent_once(error: Exception) -> None:
     assert len(router.sent) == 1
 
 
-def test_a_server_error_is_sent_as_often_as_a_router_would() -> None:
-    router, results, took = run(lambda *_: StatusError(500))
-    assert not results[0].ok
-    assert len(router.sent) == 3
-    assert took < 5
+def test_a_server_error_is_sent_as_often_as_the_router_would() -> None:
+    for num_retries, attempts in ((None, 1), (0, 1), (2, 3)):
+        router = FakeRouter(lambda *_: StatusError(500), 0.0)
+
+        async def acompletion(router: FakeRouter = router, **arguments: Any) -> Any:
+            return await router.acompletion(**arguments)
+
+        acompletion.num_retries = num_retries  # type: ignore[attr-defined]
+
+        async def main(call: Any = acompletion) -> None:
+            await parallel_core.parallel_acompletions(call, list(requests(1)), retry=Retry())
+
+        in_virtual_time(main)
+        assert len(router.sent) == attempts
 
 
 def test_a_told_wait_is_kept() -> None:

@@ -60,6 +60,7 @@ def compose(
     may_reject: Mapping[str, int],
     stopping: Stopping | None,
     retried: bool,
+    server_errors: int,
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
@@ -74,6 +75,7 @@ def compose(
         meter: None where nothing can tell what calls use.
         stopping: ends the batch before its time; None where nobody will.
         retried: calls go to a Router: they are made again, unless ``retry`` says otherwise.
+        server_errors: attempts of a request that may end in a plain 500.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -105,6 +107,7 @@ def compose(
             order=None if settings is not None else keyed,
             adaptive=settings is not None,
             dooms=of_requests,
+            server_errors=server_errors,
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()

@@ -40,7 +40,6 @@ _JITTER = 0.25  # share of a wait that is added at random, so that not all come 
 # Failures in a row after which the gate may close: fewer happen by chance.
 _FEWEST_IN_A_ROW = 8
 _ACCOUNT_FAILURES_IN_A_ROW = 3
-_SERVER_ERRORS = 3  # attempts that may end in a plain 500: as many as a Router makes by itself
 _TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
 
 
@@ -195,6 +194,8 @@ class Retrying:
         order: keeps requests back while their gate is closed; None if it cannot by model.
         adaptive: the limit is adaptive, and holds calls back instead of a gate.
         dooms: stop the requests of a model that cannot succeed.
+        server_errors: attempts of a request that may end in a plain 500: as many as the Router
+            would make by itself.
         jitter: returns numbers between 0 and 1.
     """
 
@@ -208,6 +209,7 @@ class Retrying:
         order: HoldingOrder | None = None,
         adaptive: bool = False,
         dooms: bool = True,
+        server_errors: int = 1,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -217,6 +219,7 @@ class Retrying:
         self._order = order
         self._adaptive = adaptive
         self._dooms = dooms
+        self._server_errors = server_errors
         self._jitter = jitter
         self._gates: dict[Hashable, _Gate] = {}
         self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
@@ -321,7 +324,7 @@ class Retrying:
         failed_by_itself = failure.kind == "unknown" and (failure.status_code or 0) >= 500
         most = self._settings.max_attempts
         if failed_by_itself:
-            most = min(most, _SERVER_ERRORS)
+            most = min(most, self._server_errors)
         if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
         if failure.kind == "timeout":
