@@ -86,6 +86,9 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+_warm: set[str] = set()  # filled by the first call of a Router in this process
+
+
 def run(
     name: Any,
     server: DemoServerThread | None,
@@ -106,6 +109,12 @@ def run(
     async def warm_up() -> None:  # what is opened once in the life of a process
         async with parallel_core.open_router_host(StandIn(), name) as host:
             await host.run(asyncio.sleep, 0)
+        if server is not None and not _warm:
+            _warm.add(name)
+            router = make_router(server)
+            await parallel_core.parallel_acompletions(router, [ask()], router_host=name)
+            await seen_by(server)
+            server.reset_stats()
 
     run_here(warm_up)
     threads, files = thread_names(), open_files()
