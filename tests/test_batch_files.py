@@ -1423,7 +1423,9 @@ def run_over_http(
         router = make_router(server, ("fast",), **settings)
         router.add_deployment(deployment("refused", "http://127.0.0.1:9/v1"))  # the discard port
         results.extend(
-            await parallel_core.parallel_acompletions(router, requests, preserve_order=True)
+            await parallel_core.parallel_acompletions(
+                router, requests, preserve_order=True, retry=None
+            )
         )
 
     run_with_routers(ASYNCIO_HOSTS[0], main)
@@ -1566,7 +1568,9 @@ def test_what_a_provider_answers_is_written_as_it_is_but_for_keys() -> None:
                 RouterParallelRequest("gpt", MESSAGES, {"seed": status}) for status in statuses
             ]
             results.extend(
-                await parallel_core.parallel_acompletions(router, requests, preserve_order=True)
+                await parallel_core.parallel_acompletions(
+                    router, requests, preserve_order=True, retry=None
+                )
             )
         finally:
             await runner.cleanup()

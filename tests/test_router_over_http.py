@@ -162,7 +162,7 @@ def test_faults_of_a_provider_are_results(host: Host, server: DemoServerThread) 
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(
-            router, [ask(fault=fault) for fault in faults * 3], preserve_order=True
+            router, [ask(fault=fault) for fault in faults * 3], preserve_order=True, retry=None
         )
         assert [result.ok for result in results] == [True, False, False, False, False, False] * 3
         assert type(results[1].exception).__name__ == "RateLimitError"

@@ -292,6 +292,7 @@ def test_faults_of_a_provider_are_results(name: Any, server: DemoServerThread) -
             router,
             [ask(fault=fault) for fault in faults * 3],
             preserve_order=True,
+            retry=None,
             router_host=name,
         )
         assert [result.ok for result in results] == [True, False, False, False, False, False] * 3

@@ -262,6 +262,13 @@ _TABLE: tuple[_Row, ...] = (
         "all deployments of the model are cooling down",
         _named_class(*_COOLDOWN_CLASSES),
     ),
+    # A stream that broke off has text already, which was paid for.
+    _Row(
+        "answer",
+        True,
+        "the stream was cut off",
+        _all(_is(StreamInterruptedError), _no_answer),
+    ),
     # No answer.
     _Row(
         "unreachable",
@@ -274,13 +281,6 @@ _TABLE: tuple[_Row, ...] = (
         True,
         "the provider took longer than the timeout",
         _all(_no_answer, _named_class(*_TIMEOUT_CLASSES)),
-    ),
-    # A stream that broke off has text already, which was paid for.
-    _Row(
-        "answer",
-        True,
-        "the stream was cut off",
-        _all(_is(StreamInterruptedError), lambda evidence: evidence.status is None),
     ),
     _Row(
         "unreachable",
