@@ -389,6 +389,29 @@ def test_with_other_controls(options: dict[str, Any]) -> None:
     assert all(count == 2 for count in router.of_text.values())
 
 
+def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if trio.current_time() < end else None
+
+    router = FakeRouter(answer)
+    end = 0.0
+
+    async def main() -> None:
+        nonlocal end
+        end = trio.current_time() + 200
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion,
+            list(requests(100)),
+            concurrency=8,
+            retry=Retry(),
+            fair_by=lambda request: request["messages"][0]["content"][-1],
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    assert len(router.sent) < 100 + 60
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("max_attempts", 0), ("max_wait", -1.0), ("max_wait", float("nan"))]
 )

@@ -231,7 +231,7 @@ class Retrying:
         self._engine = engine
 
     def end(self) -> None:
-        pass
+        self._gates.clear()  # they keep errors, whose tracebacks keep what calls had
 
     def allowed(self, model: Hashable) -> float:
         """Return the calls of a model that may be in flight."""
@@ -259,7 +259,11 @@ class Retrying:
                 raise not_sent(index, model, gate.doomed)
             if gate.in_flight >= gate.allowed and gate.cause is not None:
                 # Not an attempt: the order could not hold the request back.
-                wait = max(1.0, (gate.holding_until or 0.0) - anyio.current_time())
+                until = gate.holding_until
+                if until is None or gate.draining:
+                    wait = 1.0
+                else:
+                    wait = max(1.0, until - anyio.current_time())
                 raise TryAgainLater(not_sent(index, model, gate.cause), wait)
             began = anyio.current_time()
             gate.in_flight += 1
@@ -350,13 +354,14 @@ class Retrying:
             if gate.holding_until == until:
                 gate.holding_until = None
                 self._look_again(model, gate)
+                self._engine.look_again()  # for those that have been sent before
 
         self._engine.call_later(wait, release)
 
     def _look_again(self, model: Hashable, gate: _Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:
             return
-        if self._order.make_room(model) or self._attempts:
+        if self._order.make_room(model):
             self._engine.look_again()
 
 
