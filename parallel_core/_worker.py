@@ -31,9 +31,12 @@ from .errors import RemoteCallError, cancelled_unasked
 from .router_call import (
     BATCH_METADATA,
     INDEX,
+    RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
+    LeftToBatch,
     behind,
+    left_to_the_batch,
     send_metadata_to_store,
 )
 from .streaming import Streams
@@ -351,6 +354,7 @@ class _Calls:
         self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
         self._is_router = hasattr(router, "acompletion")
         self._router = router
+        self._left_to_batch: LeftToBatch | None = None
         self._meter = RouterMeter(behind(router))
         self._timed = with_timeout(self._send, None)
         self._engine: Engine
@@ -366,6 +370,7 @@ class _Calls:
         stall_timeout = arguments.pop(STALL_TIMEOUT, None)
         timeout = arguments.pop(TIMEOUT, None)
         index = arguments.pop(INDEX, 0)
+        retried = arguments.pop(RETRIED, False)
         if not self._is_router:
             # A bare callable gets what the request says.
             metadata: dict[str, Any] = arguments.get("metadata") or {}
@@ -376,6 +381,9 @@ class _Calls:
         model, messages = arguments.pop("model"), arguments.pop("messages")
         if self._is_router:
             send_metadata_to_store(self._router, model, arguments)
+            if retried:
+                self._left_to_batch = self._left_to_batch or left_to_the_batch(self._router)
+                self._left_to_batch.add_to(arguments, model)
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)

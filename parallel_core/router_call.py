@@ -35,6 +35,10 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Those by which it tells what it may take, in seconds."""
 
 
+RETRIED = "parallel_core_retried"
+"""The argument that says that the batch sends the request again, if its failure may pass."""
+
+
 class LeftToWorkers(NamedTuple):
     """What a Router that has its calls made elsewhere (:func:`makes_calls_elsewhere`) sees to.
 
@@ -73,7 +77,7 @@ def completion_call(
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
     ``retried_by_us``: the batch sends requests again, so the Router leaves that to it
-    (:func:`_left_to_the_batch`). ``left_to_workers``: for a Router that has its calls made
+    (:func:`left_to_the_batch`). ``left_to_workers``: for a Router that has its calls made
     elsewhere.
 
     Raises:
@@ -111,7 +115,7 @@ def _router_call(
     router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
-    left_to_us = _left_to_the_batch(router) if retried_by_us else _Left(None, False)
+    left_to_us = left_to_the_batch(router) if retried_by_us else None
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata and, for some providers, into the messages that it is
@@ -126,12 +130,10 @@ def _router_call(
         }
         if left_to_workers is not None:
             arguments |= left_to_workers.arguments(index, request)
-        if left_to_us.retries is not None:
-            arguments.setdefault(
-                "model_group_retry_policy", {request.model: dict(left_to_us.retries)}
-            )
-        if left_to_us.cooldowns:
-            arguments.setdefault("cooldown_time", 0)
+            if retried_by_us:
+                arguments[RETRIED] = True
+        if left_to_us is not None:
+            left_to_us.add_to(arguments, request.model)
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
         )
@@ -193,7 +195,7 @@ def makes_calls_elsewhere(router: object) -> bool:
     return False
 
 
-class _Left(NamedTuple):
+class LeftToBatch(NamedTuple):
     """What a Router leaves to its batch.
 
     Attributes:
@@ -204,8 +206,15 @@ class _Left(NamedTuple):
     retries: dict[str, int] | None
     cooldowns: bool
 
+    def add_to(self, arguments: dict[str, Any], model: str) -> None:
+        """Add what says so to the arguments of a call, unless the request says otherwise."""
+        if self.retries is not None:
+            arguments.setdefault("model_group_retry_policy", {model: dict(self.retries)})
+        if self.cooldowns:
+            arguments.setdefault("cooldown_time", 0)
 
-def _left_to_the_batch(router: object) -> _Left:
+
+def left_to_the_batch(router: object) -> LeftToBatch:
     """Return what a Router leaves to its batch: all that nobody has set on it.
 
     The Router's own retries would keep a slot waiting and multiply those of the batch. Its
@@ -214,23 +223,23 @@ def _left_to_the_batch(router: object) -> _Left:
     """
     itself = behind(router)
     if not hasattr(itself, "model_group_retry_policy"):
-        return _Left(None, False)
+        return LeftToBatch(None, False)
     from litellm.types.router import RetryPolicy
 
     has_policy = setting(itself, "retry_policy") or setting(itself, "model_group_retry_policy")
     retries = None if has_policy else dict.fromkeys(RetryPolicy.model_fields, 0)
-    return _Left(retries, _has_default_cooldowns(itself))
+    return LeftToBatch(retries, _has_default_cooldowns(itself))
 
 
 def _has_default_cooldowns(router: object) -> bool:
     """Return True if nobody has set a cooldown on the Router or on one of its deployments."""
     from litellm.constants import DEFAULT_COOLDOWN_TIME_SECONDS
 
-    return setting(router, "cooldown_time") == DEFAULT_COOLDOWN_TIME_SECONDS and all(
-        part.get("cooldown_time") is None
-        for deployment in deployments(router)
-        for part in (deployment["litellm_params"], deployment.get("model_info") or {})
-    )
+    parts: list[Any] = []
+    for deployment in deployments(router):
+        parts += (deployment["litellm_params"], deployment.get("model_info") or {})
+    is_default = setting(router, "cooldown_time") == DEFAULT_COOLDOWN_TIME_SECONDS
+    return is_default and all(part.get("cooldown_time") is None for part in parts)
 
 
 def own_retries(router: object) -> int:
