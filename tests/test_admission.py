@@ -41,13 +41,10 @@ FREE: list[BaseException] = [
     litellm.NotFoundError(**OF),
     litellm.ContextWindowExceededError(**OF),
     litellm.ContentPolicyViolationError(**OF),
-    litellm.InternalServerError(**OF),
     litellm.ServiceUnavailableError(**OF),
-    litellm.APIError(status_code=500, **OF),
     RouterRateLimitError("m", 5.0, False, []),
     RouterRateLimitErrorBasic("m"),
     Status(400),
-    Status(599),
     TryAgainLater(Rejected(), 1.0),
 ]
 UNKNOWN: list[BaseException] = [
@@ -58,6 +55,8 @@ UNKNOWN: list[BaseException] = [
     litellm.APIConnectionError(**OF),
     litellm.exceptions.APIResponseValidationError(**OF),
     litellm.exceptions.MidStreamFallbackError(**OF),
+    litellm.InternalServerError(**OF),  # without the provider's answer: litellm's word for anything
+    litellm.APIError(status_code=500, **OF),
     litellm.APIError(status_code=408, **OF),
     litellm.APIError(status_code=499, **OF),
     TimeoutError(),
@@ -67,6 +66,7 @@ UNKNOWN: list[BaseException] = [
     ConnectionError(),
     KeyboardInterrupt(),
     Status(399),
+    Status(599),
     Status(600),
     Status("400"),
     Status(None),

@@ -170,8 +170,6 @@ def _field(value: object, name: str) -> Any:
 def _status(value: object) -> int | None:
     for name in ("status_code", "status"):
         status = _field(value, name)
-        if isinstance(status, str) and status.isdigit():
-            status = int(status)
         if type(status) is int and 100 <= status < 600:
             return status
     return None

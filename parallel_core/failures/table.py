@@ -100,7 +100,9 @@ def classify(exception: BaseException) -> Failure:
     row = next(row for row in _TABLE if row.fits(evidence))
     status = evidence.answer_status
     reason = row.reason + _named(evidence, status)
-    return Failure(row.kind, reason, told_wait(evidence), row.sent, status)
+    # litellm raises this when a stream fails that has given text already.
+    sent = None if "MidStreamFallbackError" in evidence.names else row.sent
+    return Failure(row.kind, reason, told_wait(evidence), sent, status)
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -204,7 +206,7 @@ _RESET_CLASSES = (
     "WriteError",
     "CloseError",
 )
-_TIMEOUT_CLASSES = ("TimeoutError", "TimeoutException", "APITimeoutError")
+_TIMEOUT_CLASSES = ("Timeout", "TimeoutError", "TimeoutException", "APITimeoutError")
 _CONNECTION_CLASSES = ("APIConnectionError", "ClientError", "ConnectionError", "TransportError")
 _GARBAGE_CLASSES = (
     "JSONDecodeError",
@@ -241,7 +243,7 @@ _TABLE: tuple[_Row, ...] = (
     # Our own errors.
     _Row("request", False, "the request is invalid", _is(InvalidRequestError)),
     _Row("unknown", False, "the request was not sent", _is(NotSentError)),
-    _Row("unknown", False, "the budget is used up", _is(BudgetExceededError)),
+    _Row("unknown", None, "the budget is used up", _is(BudgetExceededError)),
     _Row("unknown", None, "the batch ended first", _is(BatchDeadlineError, StoppedError)),
     _Row("unknown", None, "the batch was shut down", _is(BatchAbortedError)),
     _Row("unknown", None, "the call was cancelled by its own code", _is(CallCancelledError)),
@@ -329,7 +331,7 @@ _TABLE: tuple[_Row, ...] = (
     # The provider.
     _Row("overloaded", False, "the provider is overloaded", _OVERLOADED_CODE),
     _Row("overloaded", False, "too many requests", _status_in(429)),
-    _Row("timeout", None, "the provider gave up waiting", _status_in(408)),
+    _Row("timeout", None, "the provider gave up waiting", _status_in(408, 499)),
     _Row(
         "overloaded",
         False,
