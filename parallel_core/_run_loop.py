@@ -33,6 +33,7 @@ from .control.stopping import Stopping
 from .errors import (
     BatchDeadlineError,
     BudgetExceededError,
+    InputFileError,
     JournalError,
     StoppedError,
     WorkersLostError,
@@ -114,6 +115,7 @@ class Run:
         self._earlier_ok = journal.succeeded
         self._earlier_failed = journal.failed
         self._failed_first = False
+        self.input_error: str | None = None  # why the input could not be read to its end
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
         self._errors = Counter[str]()
         self._last_error: str | None = None
@@ -161,11 +163,14 @@ class Run:
                 self._errors[problem.code] += 1
 
     def requests(self) -> Iterator[RouterParallelRequest]:
-        """What is to be sent."""
+        """What is to be sent. It ends where the input has become another one."""
         unfinished = self._scope.requests(self._journal.is_finished)
-        for index, request in enumerate(unfinished):
-            self._drawn[index] = request.custom_id, request.returned
-            yield request.request
+        try:
+            for index, request in enumerate(unfinished):
+                self._drawn[index] = request.custom_id, request.returned
+                yield request.request
+        except InputFileError as error:
+            self.input_error = str(error)
 
     def watched(self, controls: Controls) -> Controls:
         """The controls, with our progress among them."""
@@ -365,6 +370,7 @@ class Run:
             lost_workers=lost_workers,
             resent_requests=resent_requests,
             not_sorted=not_sorted,
+            input_error=self.input_error,
         )
 
     def _ending(self) -> Ending:
@@ -372,6 +378,8 @@ class Run:
             return "complete"
         if self._failed_first:
             return "failure"
+        if self.input_error is not None:
+            return "input"
         if self._seen[BatchDeadlineError]:
             return "deadline"
         return "budget" if self._seen[BudgetExceededError] else "stopped"

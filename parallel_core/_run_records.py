@@ -11,7 +11,7 @@ from .journal import JournalOpening
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
-Ending = Literal["complete", "stopped", "deadline", "budget", "failure"]
+Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input"]
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     Attributes:
         ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
             it. ``"deadline"``, ``"budget"``: that was used up. ``"failure"``: the first one, where
-            that ends the run.
+            that ends the run. ``"input"``: it could not be read to its end.
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
@@ -94,6 +94,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             to be paid for twice.
         not_sorted: why the output is not in the order of the input, where that was asked for. All
             results are in it.
+        input_error: why the input could not be read to its end: it is not what was checked any
+            more. Nothing that was not checked has been sent.
     """
 
     ending: Ending
@@ -111,11 +113,13 @@ class RunSummary(msgspec.Struct, frozen=True):
     lost_workers: int = 0
     resent_requests: int = 0
     not_sorted: str | None = None
+    input_error: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer to every request."""
-        return not (self.earlier_failed or self.failed or self.unfinished)
+        """Whether there is an answer to every request of the input as it is."""
+        left = self.earlier_failed or self.failed or self.unfinished
+        return not left and self.input_error is None
 
 
 class RunStop:

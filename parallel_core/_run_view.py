@@ -438,6 +438,7 @@ _ENDINGS = {
     "deadline": "the deadline has passed",
     "budget": "the budget is used up",
     "failure": "a call has failed",
+    "input": "the input has been changed",
 }
 
 

@@ -115,7 +115,8 @@ async def run_file(
         cancelled, and what had come before is on disk.
 
     Raises:
-        InputFileError: the file is bad; nothing was sent.
+        InputFileError: the file is bad; nothing was sent. (One that changes later ends the run in
+            order: see ``RunSummary.input_error``.)
         ValueError, TypeError: an option is out of range, or a model of the file is not one of the
             Router's; nothing was sent.
         DifferentRunError: ``output`` is of another run; nothing was sent.
@@ -207,11 +208,13 @@ async def run_file(
                 await run.to_the_end(batch, stop)
                 now_lost, now_resent = _losses(sender)
             not_sorted: str | None = None
-            if order == "input" and run.is_complete:
+            if order == "input" and run.is_complete and run.input_error is None:
                 try:
                     await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
                 except OrderError as error:
                     not_sorted = str(error)
+                except InputFileError as error:
+                    run.input_error = str(error)
         finally:
             await journal.aclose()
         return run.summary(

@@ -856,7 +856,49 @@ def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
             list(requests)
 
 
-def test_a_file_that_changes_with_its_size_and_time_kept_is_no_crash(tmp_path: Path) -> None:
+def test_nothing_that_was_not_checked_is_given_out(tmp_path: Path) -> None:
+    # More than one block of lines: what is behind the first is read after the change.
+
+    def saying(custom_id: str, text: str) -> dict[str, Any]:
+        return a_line(custom_id, body={**BODY, "messages": [{"role": "user", "content": text}]})
+
+    lines = [saying(f"{number}", "x" * 1000) for number in range(2500)]
+    for change in ("append", "replace", "in place", "shorten"):
+        path = write(tmp_path / f"{change}.jsonl", *lines)
+        status = path.stat()
+        with InputFile(path) as file:
+            requests = file.requests()
+            drawn = [next(requests)]
+            content = path.read_bytes()
+            evil = json.dumps(saying("0", "evil")).encode() + b"\n"
+            if change == "append":
+                with path.open("ab") as end:
+                    end.write(evil)
+            elif change == "replace":
+                path.write_bytes(content.replace(b"x" * 1000, b"evil"))
+            elif change == "in place":
+                with path.open("r+b") as middle:
+                    middle.write(content.replace(b"xxxx", b"evil"))
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            else:
+                os.truncate(path, len(content) // 2)
+            with pytest.raises(InputFileError, match="changed since it was checked"):
+                drawn += requests
+        assert 0 < len(drawn) < len(lines)
+        assert "evil" not in str([request.request.messages for request in drawn])
+
+
+def test_a_file_that_is_only_touched_is_read_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
+    with InputFile(path) as file:
+        requests = file.requests()
+        next(requests)
+        os.utime(path, ns=(0, 0))
+        assert [request.custom_id for request in requests] == ["b"]
+        assert len(list(file.requests())) == 2
+
+
+def test_a_file_that_changes_with_its_size_and_time_kept_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
     status = path.stat()
     with InputFile(path) as file:
@@ -864,7 +906,7 @@ def test_a_file_that_changes_with_its_size_and_time_kept_is_no_crash(tmp_path: P
         with path.open("r+b") as bytes_of_it:
             bytes_of_it.write(b"!")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        with pytest.raises(InputFileError, match="line 1 was a request"):
+        with pytest.raises(InputFileError, match="changed since it was checked"):
             list(file.requests())
 
 

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import anyio
 import anyio.lowlevel
@@ -568,6 +568,54 @@ def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:
         assert change["differences"].keys() == {"input"}
         assert (await run_file(Provider(), second, output)).earlier_succeeded == 2
         assert (await run_file(Provider(), first, output, force_new=True)).succeeded == 1
+
+    TWO_WORLDS[1].run(main)
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
+def test_an_input_that_changes_ends_the_run_in_order(
+    host: Host, tmp_path: Path, order: Literal["completion", "input"]
+) -> None:
+    # Several blocks: what is behind the first is read after the change.
+    lines = [line(number, user="x" * 40_000) for number in range(80)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    before = source.read_bytes()
+    output = tmp_path / "out.jsonl"
+
+    async def append(number: int) -> None:
+        if number == 3:
+            with source.open("a") as end:
+                end.write(json.dumps(line(0, api_base="http://elsewhere")) + "\n")
+
+    provider = Provider(append)
+
+    async def main() -> None:
+        summary = await run_file(provider, source, output, order=order)
+        assert (summary.ending, summary.ok, summary.cut_off) == ("input", False, 0)
+        assert "has been changed since it was checked" in (summary.input_error or "")
+        assert 0 < summary.unfinished < 80
+        assert len(ids_of(output)) == summary.succeeded == 80 - summary.unfinished
+        source.write_bytes(before)
+        assert (await run_file(provider, source, output, order=order)).ok
+
+    host.run(main)
+    assert provider.calls == {f"id-{number}": 1 for number in range(80)}
+
+
+def test_an_input_that_has_grown_when_all_of_it_is_answered_is_told(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(3)])
+    provider = Provider()
+
+    def grow(progress: RunProgress) -> None:
+        if progress.finished:
+            write_lines(source, [line(number) for number in range(4)])
+
+    async def main() -> None:
+        output = tmp_path / "out.jsonl"
+        summary = await run_file(provider, source, output, order="input", on_run_progress=grow)
+        assert (summary.ending, summary.ok, summary.succeeded) == ("complete", False, 3)
+        assert "has been changed" in (summary.input_error or "")
+        assert len(ids_of(output)) == 3
 
     TWO_WORLDS[1].run(main)
 
