@@ -64,12 +64,18 @@ class RunOpening(NamedTuple):
         left: those that have not come to one in earlier runs.
         journal: what was found in the output, and what has become of it.
         requests: gives those that are left, once more each time it is called.
+        others: results in the output of requests that are not in the input, which stay.
+        named_by_line: whether the input has requests that are named by the number of their line.
+        earlier_failed: those that have failed in earlier runs, and are not sent again.
     """
 
     total: int
     left: int
     journal: JournalOpening
     requests: Callable[[], Iterator[RouterParallelRequest]]
+    others: int = 0
+    named_by_line: bool = False
+    earlier_failed: int = 0
 
 
 class RunSummary(msgspec.Struct, frozen=True):

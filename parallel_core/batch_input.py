@@ -249,6 +249,7 @@ class InputFile:
             digest.hexdigest(),
             reader.format,
             undecided,
+            reader.names_lines,
         )
 
     def fingerprint_of_format_1(self) -> str:
@@ -337,16 +338,37 @@ class InputFile:
         columns = self.check().columns
         if columns:
             raise InputFileError(f"{self._name}: {describe_columns(columns)}")
+        for line, row in self._good_rows():
+            found = self._reader.request(line, row, finished)
+            if found is not None:
+                yield found
+
+    def names(self) -> Iterator[str]:
+        """The names of these requests, without making them.
+
+        Raises:
+            InputFileError: as ``requests``.
+        """
+        found: list[str] = []
+
+        def note(custom_id: str) -> bool:
+            found.append(custom_id)
+            return True
+
+        self.check()
+        for line, row in self._good_rows():
+            self._reader.request(line, row, note)
+            yield found.pop()
+
+    def _good_rows(self) -> Iterator[tuple[int, Any]]:
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines, 0)
         with self._opened_again() as stream:
             for line, row in self._reader.rows(stream):
                 if line == next_bad:
                     next_bad = next(bad_lines, 0)
-                    continue
-                found = self._reader.request(line, row, finished)
-                if found is not None:
-                    yield found
+                else:
+                    yield line, row
 
     def close(self) -> None:
         """Delete the copy of standard input, where there is one."""

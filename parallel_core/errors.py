@@ -437,28 +437,49 @@ class DifferentRunError(JournalError):
         path: the output file.
         differences: what differs: by the field's name the value of then and the value of now.
             ``None`` is also a field that was not there.
+        note: what to mind, where there is something.
     """
 
-    def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+    def __init__(
+        self, path: str, differences: Mapping[str, tuple[Any, Any]], note: str = ""
+    ) -> None:
         super().__init__(
             f"{path} holds the results of a different run: {describe_differences(differences)}. "
             "Resume it as it began, or in spite of that with allow_changed (--allow-changed); give "
             "another output file; or start over with force_new (--force-new), which moves the old "
-            "files aside"
+            "files aside" + (f". {note}" if note else "")
         )
         self.path = path
         self.differences: dict[str, tuple[Any, Any]] = dict(differences)
+        self.note = note
 
-    def __reduce__(self) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]]]]:
-        return type(self), (self.path, self.differences)
+    def __reduce__(
+        self,
+    ) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]], str]]:
+        return type(self), (self.path, self.differences, self.note)
+
+
+NAMED_BY_LINE = (
+    "Lines without a custom_id are named by their number: where lines were added or removed before "
+    "them, the answers that are there may belong to other lines"
+)
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Name what differs between a run then and now."""
     return "; ".join(
-        f"{name} was {_shown(old)} and is now {_shown(new)}"
+        _INPUT_OF_FORMAT_1
+        if name == "input" and isinstance(old, str) and len(old) == _DIGITS_OF_FORMAT_1
+        else f"{name} was {_shown(old)} and is now {_shown(new)}"
         for name, (old, new) in differences.items()
     )
+
+
+_DIGITS_OF_FORMAT_1 = 64
+_INPUT_OF_FORMAT_1 = (
+    "input is not the same file, byte for byte, as in that run, which is of an older version, and "
+    "cannot be compared with it in detail"
+)
 
 
 def _shown(value: object) -> str:

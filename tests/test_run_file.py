@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import parallel_core
 from hosts import ASYNCIO_HOSTS, HOSTS, Host
 from parallel_core import Budget, InputFileError, JournalError, RateLimit
 from parallel_core._journal_files import Disk
+from parallel_core._run_view import describe_opening
 from parallel_core.batch_input import InputFile
 from parallel_core.errors import DifferentRunError, JournalInUseError
 from parallel_core.run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
@@ -572,6 +574,75 @@ def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:
     TWO_WORLDS[1].run(main)
 
 
+def test_results_of_requests_that_are_gone_from_the_input_do_not_count(
+    host: Host, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(20)])
+    output = tmp_path / "out.jsonl"
+
+    async def behave(number: int) -> None:
+        if number in (0, 7):
+            raise ValueError("no")
+
+    openings: list[RunOpening] = []
+
+    async def main() -> None:
+        await run_file(Provider(behave), source, output)
+        write_lines(source, [line(number) for number in (9, 8, 7, 6, 5, 30)])
+        summary = await run_file(
+            Provider(), source, output, allow_changed=True, order="input", on_open=openings.append
+        )
+        assert (summary.ending, summary.total, summary.unfinished) == ("complete", 6, 0)
+        assert (summary.earlier_succeeded, summary.earlier_failed, summary.succeeded) == (4, 1, 1)
+        assert ids_of(output)[:6] == ["id-9", "id-8", "id-7", "id-6", "id-5", "id-30"]
+        assert len(ids_of(output)) == 21  # the others stay, behind them
+        again = await run_file(
+            Provider(), source, output, retry_failed=True, on_open=openings.append
+        )
+        assert (again.ok, again.succeeded, again.earlier_succeeded) == (True, 1, 5)
+
+    host.run(main)
+    assert [(o.total, o.left, o.others, o.journal.retried) for o in openings] == [
+        (6, 1, 15, 0),
+        (6, 1, 15, 1),
+    ]
+    assert "not in the input, which stay: 15" in " ".join(describe_opening(openings[0]))
+
+
+def test_a_bad_line_that_is_written_before_is_no_failure_of_this_run(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0), {"custom_id": "bad"}])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        first = await run_file(Provider(), source, output, skip_invalid=True)
+        assert (first.failed, first.errors) == (1, {"missing_required_parameter": 1})
+        second = await run_file(Provider(), source, output, skip_invalid=True)
+        assert (second.earlier_failed, second.failed, second.errors) == (1, 0, {})
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_lines_that_are_named_by_their_number_are_told_to_be_where_the_input_differs(
+    tmp_path: Path,
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number)["body"] for number in range(3)])
+    output = tmp_path / "out.jsonl"
+    openings: list[RunOpening] = []
+
+    async def main() -> None:
+        await run_file(Provider(), source, output, limit=2)
+        source.write_text("\n" + source.read_text())
+        with pytest.raises(
+            DifferentRunError, match=r"named by their number.*other lines"
+        ) as refused:
+            await run_file(Provider(), source, output)
+        assert pickle.loads(pickle.dumps(refused.value)).note == refused.value.note
+        await run_file(Provider(), source, output, allow_changed=True, on_open=openings.append)
+
+    TWO_WORLDS[1].run(main)
+    assert "named by their number" in " ".join(describe_opening(openings[0]))
+
+
 @pytest.mark.parametrize("order", ["completion", "input"])
 def test_an_input_that_changes_ends_the_run_in_order(
     host: Host, tmp_path: Path, order: Literal["completion", "input"]
@@ -686,6 +757,9 @@ def test_a_run_of_the_first_format_is_resumed_by_the_bytes_of_its_input(tmp_path
             with pytest.raises(DifferentRunError) as refused:
                 await run_file(Provider(), source, output, description=described)
             assert refused.value.differences.keys() == {what}
+            if what == "input":
+                assert "of an older version" in str(refused.value)
+                assert digest not in str(refused.value)
 
     TWO_WORLDS[1].run(main)
 
