@@ -357,7 +357,7 @@ def test_a_deadline_leaves_requests_for_the_next_run(host: Host, tmp_path: Path)
         gate = Gate(8)
         gate.free = 3
         provider = Provider(gate.pass_through)
-        summary = await run_file(provider, source, output, concurrency=8, deadline=0.05)
+        summary = await run_file(provider, source, output, concurrency=8, deadline=0.2)
         assert (summary.ending, summary.succeeded, summary.failed) == ("deadline", 3, 0)
         assert (summary.unfinished, summary.cut_off) == (47, 8)
         gate.open()
