@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import anyio.to_thread
+from pydantic import BaseModel
 
-from ._stream_source import StreamSource, is_cut_off_before_its_first_chunk
+from ._stream_source import StreamSource, choice_index, is_cut_off_before_its_first_chunk
 from .control._metering import ItemMeter, RouterMeter
 from .errors import StreamInterruptedError
 from .types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
@@ -41,7 +42,9 @@ class StreamReading:
         self._meter = meter
         self._source: StreamSource | None = None
         self._cut_off = False
-        self._is_of_openai = False  # the chunks are those of its client
+        # Whose chunks they are, if the stream itself does not say it.
+        self._is_of_openai = False
+        self._is_of_litellm = False
         self._began = time.perf_counter()
 
     @property
@@ -64,7 +67,9 @@ class StreamReading:
             chunk = chunk.model_dump(exclude_unset=True)
         if isinstance(chunk, dict):
             chunk = _as_litellm_has_it(cast("dict[str, Any]", chunk))
-        if _finished_in(chunk) and self._source is not None and self._source.was_cut_off:
+        else:
+            self._is_of_litellm = type(chunk).__module__.startswith("litellm.")
+        if _finished_in(chunk) and self._source is not None and self._source.has_no_finish_reason:
             raise CutOffError
         if self.time_to_first_chunk is None:
             self.time_to_first_chunk = time.perf_counter() - self._began
@@ -111,21 +116,34 @@ class StreamReading:
         return StreamedResponse(response, usage, self.time_to_first_chunk)
 
     def _has_answer(self) -> bool:
-        # litellm ends every stream with a chunk of its own, also one that has had none.
-        invented = self._really_came() == [] and not any(map(_has_written, self.chunks))
-        return bool(self.chunks) and not invented
+        # litellm ends every stream with a chunk of its own, even an empty one.
+        is_empty = self._kept_by_litellm() == [] and not any(map(_has_written, self.chunks))
+        is_mock = self._source is not None and self._source.is_mock
+        return bool(self.chunks) and (is_mock or not is_empty)
 
     def _is_cut_off(self) -> bool:
         """Return True if a choice has begun and has no finish reason."""
-        begun = {_index_of(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
         source = self._source
-        if source is None or not source.is_of_litellm:
-            finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
-            # A generator of the user's own may have no finish reasons: its end is its word. A
-            # client of OpenAI ends in the same way whether there is an answer or not.
-            return (self._is_of_openai or bool(finished)) and not begun <= finished
-        reasons = source.finish_reasons
-        return source.was_cut_off or (reasons is not None and not begun <= reasons.keys())
+        if source is not None and source.is_of_litellm:
+            return source.is_cut_off
+        finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
+        if self._is_of_litellm and finished:
+            # A generator around a stream of litellm, which keeps one reason for all choices.
+            return False
+        # A user's generator may send no finish reasons: then its end counts. OpenAI's client ends
+        # in the same way whether the answer is whole or not.
+        begun = {choice_index(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
+        return (self._is_of_openai or bool(finished)) and not begun <= finished
+
+    def is_whole_after_an_error(self) -> bool:
+        """Return True if the provider had finished all of its answer when the stream failed."""
+        source = self._source
+        if not self.chunks or self._cut_off or source is None:
+            return False
+        if source.is_of_litellm:
+            return source.is_whole
+        finished = any(map(_finished_in, self.chunks))
+        return self._is_of_openai and finished and not self._is_cut_off()
 
     def _build(self) -> Any:
         import litellm
@@ -133,6 +151,8 @@ class StreamReading:
 
         build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
+        for chunk in self.chunks:
+            _make_audio_readable(chunk)
         by_choice = _split(self.chunks)
         chunks = by_choice.pop(0, self.chunks)
         response: Any = build(chunks, messages=messages)
@@ -145,13 +165,21 @@ class StreamReading:
             _add_logprobs(choice, chunks)
             choice.index = index
             response.choices.append(choice)
-        reasons = (self._source and self._source.finish_reasons) or {}
+        reasons = {} if self._source is None else self._source.finish_reasons
+        built = {choice.index for choice in response.choices}
+        for index in sorted(reasons.keys() - built):
+            # litellm drops the chunks of a choice without content.
+            empty = litellm.Choices(index=index, message=litellm.Message(content=""))
+            response.choices.append(empty)
         for choice in response.choices:
             if reason := reasons.get(choice.index):
-                choice.finish_reason = map_finish_reason(reason)
-        reported = [usage for chunk in self._told_by() if (usage := _usage_of(chunk)) is not None]
-        if len(reported) == 1 and isinstance(reported[0], litellm.Usage):
-            response.usage = reported[0]  # without the counts that the builder adds
+                reason = map_finish_reason(reason)
+                # As litellm has it for an answer that is not streamed.
+                calls_tools = reason == "stop" and choice.message.tool_calls
+                choice.finish_reason = "tool_calls" if calls_tools else reason
+        usage = _last_complete([_usage_of(chunk) for chunk in self._told_by()])
+        if isinstance(usage, litellm.Usage):
+            response.usage = usage  # without the counts that the builder adds
         return response
 
     def may_raise(self, error: Exception) -> bool:
@@ -204,12 +232,12 @@ class StreamReading:
         # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
         # really came is in the stream's own list; but not where another model has answered in the
         # place of the first one, whose list it is: then it has to be believed.
-        own = self._really_came() or []
+        own = self._kept_by_litellm() or []
         last = getattr(self.chunks[-1], "id", None) if self.chunks else None
         is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
         return own if is_its_own else self.chunks
 
-    def _really_came(self) -> list[Any] | None:
+    def _kept_by_litellm(self) -> list[Any] | None:
         """The chunks that litellm itself has had; None where that cannot be told."""
         return None if self._source is None else self._source.chunks
 
@@ -238,15 +266,10 @@ def _usage_of(chunk: Any) -> Any:
     return getattr(chunk, "usage", None)
 
 
-def _index_of(choice: Any) -> int:
-    index = getattr(choice, "index", 0)
-    return index if isinstance(index, int) else 0
-
-
 def _finished_in(chunk: Any) -> set[int]:
     """The choices that end in a chunk."""
     choices = _choices_of(chunk)
-    return {_index_of(choice) for choice in choices if getattr(choice, "finish_reason", None)}
+    return {choice_index(choice) for choice in choices if getattr(choice, "finish_reason", None)}
 
 
 def _text_of(chunk: Any) -> tuple[int, str]:
@@ -255,7 +278,7 @@ def _text_of(chunk: Any) -> tuple[int, str]:
     if not choices:
         return 0, ""
     text = getattr(getattr(choices[0], "delta", None), "content", None)
-    return _index_of(choices[0]), text if isinstance(text, str) else ""
+    return choice_index(choices[0]), text if isinstance(text, str) else ""
 
 
 def _written(chunk: Any) -> Iterator[str]:
@@ -288,6 +311,28 @@ def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
     tokens = [token for part in parts for token in getattr(part, "content", None) or ()]
     if tokens:
         choice.logprobs = parts[0].model_copy(update={"content": tokens})
+
+
+def _make_audio_readable(chunk: Any) -> None:
+    """Turn the audio of a chunk into a dictionary: litellm's builder fails on the client's type."""
+    for choice in _choices_of(chunk):
+        delta = getattr(choice, "delta", None)
+        audio = getattr(delta, "audio", None)
+        if isinstance(audio, BaseModel):
+            cast("Any", delta).audio = audio.model_dump()
+
+
+def _last_complete(reported: list[Any]) -> Any:
+    """Return the last usage if it includes the ones before it; otherwise None.
+
+    Some servers send the usage so far with every chunk. Others send the parts of one usage.
+    """
+    usages = [usage for usage in reported if usage is not None]
+    for name in ("prompt_tokens", "completion_tokens"):
+        counts: list[int] = [getattr(usage, name, None) or 0 for usage in usages]
+        if not counts or counts[-1] < max(counts):
+            return None
+    return usages[-1]
 
 
 def _split(chunks: list[Any]) -> dict[int, list[Any]]:
