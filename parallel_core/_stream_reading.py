@@ -99,10 +99,9 @@ class StreamReading:
             else:
                 response = self._build()
         except Exception as error:
-            # Of pieces that are none: what has come is told all the same.
-            raise await self.interrupted() from error
+            raise await self.interrupted(is_complete=True) from error
         if response is None:
-            raise await self.interrupted()
+            raise await self.interrupted(is_complete=True)
         if told:
             _tell_cost(response, self._source)
         else:
@@ -151,10 +150,9 @@ class StreamReading:
 
         build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
-        for chunk in self.chunks:
-            _make_audio_readable(chunk)
-        by_choice = _split(self.chunks)
-        chunks = by_choice.pop(0, self.chunks)
+        readable = [_with_readable_audio(chunk) for chunk in self.chunks]
+        by_choice = _split(readable)
+        chunks = by_choice.pop(0, readable)
         response: Any = build(chunks, messages=messages)
         if response is None:
             return None
@@ -188,12 +186,11 @@ class StreamReading:
             self._cut_off = True
         return not self.chunks and not self._cut_off
 
-    async def interrupted(self) -> StreamInterruptedError:
-        """The error of a stream that has broken off."""
+    async def interrupted(self, *, is_complete: bool = False) -> StreamInterruptedError:
+        """Make the error of a stream that broke off, or whose chunks cannot be put together."""
         usage = await self.usage_of_a_part()
-        return StreamInterruptedError(
-            self.index, self.request.model, self.text, usage, self.time_to_first_chunk
-        )
+        fields = (self.index, self.request.model, self.text, usage, self.time_to_first_chunk)
+        return StreamInterruptedError(*fields, is_complete=is_complete)
 
     async def usage_of_a_part(self) -> Usage | None:
         """What has been used by a stream that has failed; None where nobody can tell.
@@ -313,13 +310,19 @@ def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
         choice.logprobs = parts[0].model_copy(update={"content": tokens})
 
 
-def _make_audio_readable(chunk: Any) -> None:
-    """Turn the audio of a chunk into a dictionary: litellm's builder fails on the client's type."""
-    for choice in _choices_of(chunk):
-        delta = getattr(choice, "delta", None)
-        audio = getattr(delta, "audio", None)
+def _with_readable_audio(chunk: Any) -> Any:
+    """Give audio as a dictionary: litellm's builder fails on the type that its own chunks have."""
+    choices = _choices_of(chunk)
+    audios = [getattr(getattr(choice, "delta", None), "audio", None) for choice in choices]
+    if not any(isinstance(audio, BaseModel) for audio in audios):
+        return chunk
+    readable: list[Any] = []
+    for choice, audio in zip(choices, audios, strict=True):
         if isinstance(audio, BaseModel):
-            cast("Any", delta).audio = audio.model_dump()
+            delta = choice.delta.model_copy(update={"audio": audio.model_dump()})
+            choice = choice.model_copy(update={"delta": delta})
+        readable.append(choice)
+    return chunk.model_copy(update={"choices": readable})
 
 
 def _last_complete(reported: list[Any]) -> Any:
