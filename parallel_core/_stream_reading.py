@@ -1,4 +1,4 @@
-"""What has come of one stream: its pieces, its usage, and the whole answer that they make."""
+"""Read one stream: collect its chunks and its usage, and put the whole answer together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import anyio.to_thread
-from pydantic import BaseModel
 
 from ._stream_source import StreamSource, choice_index, is_cut_off_before_its_first_chunk
 from .control._metering import ItemMeter, RouterMeter
@@ -19,7 +18,7 @@ _CHUNKS_MADE_WHOLE_AT_ONCE = 200
 
 
 class CutOffError(EOFError):
-    """A stream has ended, and its answer has not."""
+    """A stream ended without a finish reason for each of its choices."""
 
     def __init__(self) -> None:
         super().__init__("it ended without a finish reason")
@@ -49,18 +48,18 @@ class StreamReading:
 
     @property
     def text(self) -> str:
-        """What has come of the first choice."""
+        """The text of the first choice so far."""
         return "".join(self._texts)
 
     def begin(self, stream: Any) -> None:
-        """The call has answered with this stream."""
+        """Take the stream that the call returned."""
         self._source = StreamSource(stream)
 
     def take(self, chunk: Any) -> StreamChunk:
-        """A chunk has come.
+        """Add a chunk.
 
         Raises:
-            Exception: it is none, but tells of an error, or that the stream was cut off.
+            Exception: the chunk reports an error, or the stream was cut off.
         """
         if type(chunk).__module__.startswith("openai."):
             self._is_of_openai = True
@@ -80,19 +79,19 @@ class StreamReading:
         return StreamChunk(self.index, self.request, chunk, text, choice)
 
     async def whole(self) -> StreamedResponse:
-        """The whole answer, as if it had not been streamed.
+        """Put the chunks together to the answer that the provider would have sent at once.
 
-        Where the provider has told no usage, the answer has none; that of the result is estimated.
+        If the provider reported no usage, the answer has none, and the result has an estimate.
 
         Raises:
-            StreamInterruptedError: what has come is no answer, or a part of one.
+            StreamInterruptedError: the answer is incomplete, or cannot be put together.
         """
         if not self._has_answer():
             raise await self.interrupted()
         if self._is_cut_off():
             raise await self.interrupted() from CutOffError()
-        told = self._last_told() is not None
-        estimate = None if told else await self._estimate(at_once=False)
+        is_reported = self._last_reported_usage() is not None
+        estimate = None if is_reported else await self._estimate(at_once=False)
         try:
             if len(self.chunks) > _CHUNKS_MADE_WHOLE_AT_ONCE:
                 response = await anyio.to_thread.run_sync(self._build)
@@ -102,8 +101,8 @@ class StreamReading:
             raise await self.interrupted(is_complete=True) from error
         if response is None:
             raise await self.interrupted(is_complete=True)
-        if told:
-            _tell_cost(response, self._source)
+        if is_reported:
+            _add_cost(response, self._source)
         else:
             response.usage = None  # an estimate of litellm's
         usage = estimate
@@ -163,7 +162,9 @@ class StreamReading:
             _add_logprobs(choice, chunks)
             choice.index = index
             response.choices.append(choice)
-        reasons = {} if self._source is None else self._source.finish_reasons
+        reasons: Mapping[int, str] = {}
+        if self._source is not None:
+            reasons = self._source.finish_reasons
         built = {choice.index for choice in response.choices}
         for index in sorted(reasons.keys() - built):
             # litellm drops the chunks of a choice without content.
@@ -175,13 +176,13 @@ class StreamReading:
                 # As litellm has it for an answer that is not streamed.
                 calls_tools = reason == "stop" and choice.message.tool_calls
                 choice.finish_reason = "tool_calls" if calls_tools else reason
-        usage = _last_complete([_usage_of(chunk) for chunk in self._told_by()])
+        usage = _last_complete([_usage_of(chunk) for chunk in self._provider_chunks()])
         if isinstance(usage, litellm.Usage):
             response.usage = usage  # without the counts that the builder adds
         return response
 
     def may_raise(self, error: Exception) -> bool:
-        """Return True if an error is the whole story: it came before the stream had begun."""
+        """Return True if an error came before the stream began: then it is raised as it is."""
         if isinstance(error, CutOffError) or is_cut_off_before_its_first_chunk(error):
             self._cut_off = True
         return not self.chunks and not self._cut_off
@@ -193,18 +194,18 @@ class StreamReading:
         return StreamInterruptedError(*fields, is_complete=is_complete)
 
     async def usage_of_a_part(self) -> Usage | None:
-        """What has been used by a stream that has failed; None where nobody can tell.
+        """Return the usage of a stream that failed, or None if it is unknown.
 
-        What the provider has told goes before an estimate. It tells for all that came before; of
-        what came after, the tokens are estimated.
+        The usage that the provider reported covers the chunks before the report. The tokens of
+        later chunks are estimated.
         """
         if not self.chunks and not self._cut_off:
             return None
-        told = self._last_told()
-        # It must not take time: a timeout, or the end of the batch, may be near.
+        last = self._last_reported_usage()
+        # This must not take time: a timeout, or the end of the batch, may be near.
         estimate = await self._estimate(at_once=True)
-        if told is not None and isinstance(self._meter, RouterMeter):
-            reported, after = told
+        if last is not None and isinstance(self._meter, RouterMeter):
+            reported, after = last
             more = 0
             if any(map(_has_written, after)):
                 more = 0 if estimate is None else estimate.completion_tokens
@@ -212,30 +213,29 @@ class StreamReading:
         self.chunks.clear()  # the error keeps this object, in the frames of its traceback
         return estimate
 
-    def _last_told(self) -> tuple[Any, list[Any]] | None:
-        """The last usage that the provider has told, and the chunks after it."""
-        chunks = self._told_by()
+    def _last_reported_usage(self) -> tuple[Any, list[Any]] | None:
+        """Return the last usage that the provider reported, and the chunks after it."""
+        chunks = self._provider_chunks()
         for position in range(len(chunks) - 1, -1, -1):
             usage = _usage_of(chunks[position])
-            told: list[Any] = [
+            counts: list[Any] = [
                 getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")
             ]
-            if any(told):
+            if any(counts):
                 return usage, chunks[position + 1 :]
         return None
 
-    def _told_by(self) -> list[Any]:
-        """The chunks whose usage is the provider's."""
-        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
-        # really came is in the stream's own list; but not where another model has answered in the
-        # place of the first one, whose list it is: then it has to be believed.
+    def _provider_chunks(self) -> list[Any]:
+        """Return the chunks without the estimate of usage that litellm may append."""
+        # The list that litellm keeps has no estimate. But it can be the list of a model that failed
+        # before a fallback answered; then the chunks of the fallback are used as they are.
         own = self._kept_by_litellm() or []
         last = getattr(self.chunks[-1], "id", None) if self.chunks else None
         is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
         return own if is_its_own else self.chunks
 
     def _kept_by_litellm(self) -> list[Any] | None:
-        """The chunks that litellm itself has had; None where that cannot be told."""
+        """Return the chunks that litellm has kept, or None if they cannot be found."""
         return None if self._source is None else self._source.chunks
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
@@ -248,7 +248,7 @@ class StreamReading:
 def _as_litellm_has_it(chunk: dict[str, Any]) -> Any:
     if not chunk.get("choices") and chunk.get("error"):
         # Its text may quote the prompt.
-        raise RuntimeError("the provider has told of an error in the middle of its stream")
+        raise RuntimeError("the provider reported an error in the middle of its stream")
 
     from litellm.types.utils import ModelResponseStream
 
@@ -314,12 +314,12 @@ def _with_readable_audio(chunk: Any) -> Any:
     """Give audio as a dictionary: litellm's builder fails on the type that its own chunks have."""
     choices = _choices_of(chunk)
     audios = [getattr(getattr(choice, "delta", None), "audio", None) for choice in choices]
-    if not any(isinstance(audio, BaseModel) for audio in audios):
+    if not any(hasattr(audio, "model_dump") for audio in audios):
         return chunk
     readable: list[Any] = []
     for choice, audio in zip(choices, audios, strict=True):
-        if isinstance(audio, BaseModel):
-            delta = choice.delta.model_copy(update={"audio": audio.model_dump()})
+        if hasattr(audio, "model_dump"):
+            delta = choice.delta.model_copy(update={"audio": cast("Any", audio).model_dump()})
             choice = choice.model_copy(update={"delta": delta})
         readable.append(choice)
     return chunk.model_copy(update={"choices": readable})
@@ -360,8 +360,8 @@ def _split(chunks: list[Any]) -> dict[int, list[Any]]:
     return by_choice
 
 
-def _tell_cost(response: Any, source: StreamSource | None) -> None:
-    """litellm reckons the cost of a stream for its own callbacks only, after the end."""
+def _add_cost(response: Any, source: StreamSource | None) -> None:
+    """Add the cost: litellm calculates that of a stream only for its callbacks, after the end."""
     hidden = getattr(response, "_hidden_params", None)
     if not isinstance(hidden, dict) or cast("Mapping[str, Any]", hidden).get("response_cost"):
         return

@@ -199,8 +199,10 @@ def _watched_parser(
 
 def _finished_in_line(line: str, chunk: Any) -> dict[int, str] | None:
     """litellm parses ``data: [DONE]`` into the finish reason ``stop``."""
-    is_made_up = "[DONE]" in line and isinstance(chunk, dict) and not chunk.get("text")
-    return {} if is_made_up else None
+    if "[DONE]" not in line or not isinstance(chunk, dict):
+        return None
+    has_text = bool(cast("dict[str, Any]", chunk).get("text"))
+    return None if has_text else {}
 
 
 def _finished_in_gemini(sent: Any, chunk: Any) -> dict[int, str] | None:

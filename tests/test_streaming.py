@@ -1429,7 +1429,7 @@ def test_a_server_that_says_nothing_has_not_answered() -> None:
 
 
 def call_of_a_tool(arguments: str) -> dict[str, Any]:
-    call = {"index": 0, "id": "c", "type": "function"}
+    call: dict[str, Any] = {"index": 0, "id": "c", "type": "function"}
     call["function"] = {"name": "f", "arguments": arguments}
     begun: dict[str, Any] = event(None)
     begun["choices"][0]["delta"]["tool_calls"] = [call]
