@@ -142,6 +142,11 @@ def _message_of_interruption(exception: StreamInterruptedError) -> str:
     """Without the number of the request, which is none of the file's, and with what broke it."""
     cause = exception.__cause__
     because = f": {_message_of(cause)}" if cause is not None else ""
+    if exception.is_complete:
+        return (
+            f"the stream (model {exception.model!r}) arrived, but its chunks cannot be put "
+            f"together{because}"
+        )
     return (
         f"the stream (model {exception.model!r}) broke off after {len(exception.text)} "
         f"characters{because}"

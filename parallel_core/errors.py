@@ -176,6 +176,8 @@ class StreamInterruptedError(Exception):
         usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
             nobody can tell.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk.
+        is_complete: the stream did not break off. All of its chunks arrived, but they cannot be
+            put together; the ``__cause__`` says why.
     """
 
     def __init__(
@@ -185,21 +187,23 @@ class StreamInterruptedError(Exception):
         text: str = "",
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
+        is_complete: bool = False,
     ) -> None:
+        happened = f"broke off after {len(text)} characters"
+        if is_complete:
+            happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
         # Not the text, in a repr either: messages do not belong into logs.
-        super().__init__(
-            f"the stream of request {index} (model {model!r}) broke off after {len(text)} "
-            "characters"
-        )
+        super().__init__(f"the stream of request {index} (model {model!r}) {happened}")
         self.index = index
         self.model = model
         self.text = text
         self.usage = usage
         self.time_to_first_chunk = time_to_first_chunk
+        self.is_complete = is_complete
 
     def __reduce__(self) -> tuple[type[StreamInterruptedError], tuple[Any, ...]]:
         fields = (self.index, self.model, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk, self.is_complete)
 
 
 class StreamStalledError(TimeoutError):
