@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import importlib.util
 import inspect
 import pickle
 import subprocess
@@ -304,6 +305,63 @@ def test_a_reload_applies_the_new_value_of_the_flag(
     for router_class in (Router, new_class):
         assert not hasattr(router_class, "parallel_acompletions")
     assert type(importlib.import_module("litellm.router").__loader__) is SourceFileLoader
+
+
+def test_install_extends_the_class_that_users_import_after_a_reload_of_the_module(
+    restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from litellm import Router
+
+    set_flag(monkeypatch, "1")
+    importlib.reload(restored_router_module)
+    new_class = restored_router_module.__dict__["Router"]
+    assert new_class is not Router
+    parallel_core.install()
+    assert_switched(make_router(), True)
+    assert_switched(make_router(new_class), True)
+    parallel_core.uninstall()
+    for router_class in (Router, new_class):
+        assert not hasattr(router_class, "parallel_acompletions")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("again", ["reloaded", "imported"])
+def test_a_router_api_that_is_loaded_again_recognizes_what_it_has_installed(
+    again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from litellm import Router
+
+    if again == "reloaded":
+        api = importlib.reload(router_api)
+    else:
+        for name in ("router_api", "litellm_patch", "litellm_patch.import_finder"):
+            monkeypatch.delitem(sys.modules, f"parallel_core.{name}")
+        monkeypatch.setattr(parallel_core, "router_api", None)
+        monkeypatch.setattr(parallel_core, "litellm_patch", None)
+        api = importlib.import_module("parallel_core.router_api")
+        assert api is not router_api
+    api.install()
+    assert_switched(make_router(), True)
+    assert len([finder for finder in sys.meta_path if "ImportFinder" in repr(finder)]) == 1
+    api.uninstall()
+    assert not hasattr(Router, "parallel_acompletions")
+    assert PROPOSED_MODULES[0] not in sys.modules
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_spec_of_litellms_router_has_the_loader_of_a_source_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "litellm.router")  # as if it had not been imported yet
+        spec = importlib.util.find_spec("litellm.router")
+    assert spec is not None
+    loader: Any = spec.loader
+    assert loader.get_filename("litellm.router") == spec.origin
+    assert "class Router" in loader.get_source("litellm.router")
+    assert loader.get_code("litellm.router").co_filename == spec.origin
+    with pytest.raises(AttributeError):
+        copy.copy(loader).no_such_attribute  # noqa: B018
 
 
 @pytest.mark.usefixtures("installed")
