@@ -1514,7 +1514,9 @@ def test_an_answer_that_litellm_cannot_read_is_an_invalid_response(model: str) -
                 "api_base": f"http://127.0.0.1:{unreadable.server_port}/v1",
             }
             router = parallel_core.ParallelRouter(
-                model_list=[{"model_name": "fast", "litellm_params": parameters}], num_retries=0
+                model_list=[{"model_name": "fast", "litellm_params": parameters}],
+                num_retries=0,
+                disable_cooldowns=True,
             )
             results = parallel_core.parallel_completions(
                 router,
