@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import io
 import json
 import math
 import os
 import re
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -1515,6 +1517,64 @@ def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) ->
         assert (measured.status_code, measured.attempts) == (line.status_code, 1)
         assert measured.error == type(result.exception).__name__
     assert found == [(status, code) for _, status, code in expected]
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "hosted_vllm/model"])
+def test_an_answer_that_litellm_cannot_read_is_an_invalid_response(model: str) -> None:
+    message = {"role": "assistant", "content": "secret words"}
+    citation = {"start_index": 0, "end_index": 1, "url": "u", "title": None}
+    messages = [
+        None,
+        {**message, "annotations": [{"type": "url_citation", "url_citation": citation}]},
+    ]
+    answers = ["<html>secret words</html>", "null", "[]", '{"choices": [{"message": "secret words']
+    answers += [
+        json.dumps({"id": "a", "choices": [{"message": message, "finish_reason": "stop"}]})
+        for message in messages
+    ]
+    waiting = list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer = waiting.pop(0).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as unreadable:
+        thread = threading.Thread(target=unreadable.serve_forever)
+        thread.start()
+        try:
+            parameters = {
+                "model": model,
+                "api_key": KEY,
+                "api_base": f"http://127.0.0.1:{unreadable.server_port}/v1",
+            }
+            router = parallel_core.ParallelRouter(
+                model_list=[{"model_name": "fast", "litellm_params": parameters}],
+                num_retries=0,
+                disable_cooldowns=True,
+            )
+            results = parallel_core.parallel_completions(
+                router,
+                [RouterParallelRequest("fast", MESSAGES) for _ in answers],
+                concurrency=1,
+                preserve_order=True,
+            )
+        finally:
+            unreadable.shutdown()
+            thread.join()
+    for number, result in enumerate(results):
+        line, fields = read(result_line(str(number), result, Redactor([KEY])))
+        assert (fields["response"], line.error_code) == (None, "invalid_response"), fields
+        text = fields["error"]["message"]
+        assert len(text) < 200
+        assert not any(found in text for found in ("Traceback", "secret words", "site-packages"))
 
 
 def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -> None:
