@@ -40,7 +40,14 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
 # By the names of classes: the libraries that they are from may not be loaded.
 _TIMEOUTS = frozenset(("APITimeoutError", "TimeoutError", "TimeoutException"))
 _CONNECTIONS = frozenset(("APIConnectionError", "ClientError", "ConnectionError", "TransportError"))
-_GARBAGE = frozenset(("JSONDecodeError", "APIResponseValidationError"))
+_GARBAGE = frozenset(("JSONDecodeError", "APIResponseValidationError", "ValidationError"))
+_INVALID = "invalid_response"
+# What litellm writes about an answer of status 200 that it cannot read. It gives it status 500.
+_UNREADABLE = re.compile(
+    r"Empty or invalid response from LLM endpoint|Invalid response object Traceback"
+    r"|unable to get json response",
+    re.IGNORECASE,
+)
 _ROUTER_IS_BUSY = frozenset(("RouterRateLimitError", "RouterRateLimitErrorBasic"))
 _TAIL_OF_LITELLM = "\n\nLiteLLM: "
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -79,7 +86,10 @@ def failure_of(exception: Exception) -> Failure:
     package = missing_package(message, _causes(exception))
     if package is not None:
         return Failure(None, MISSING_DEPENDENCY, package.message)
-    return Failure(None, _code_of(exception), message)
+    code = _code_of(exception)
+    if code == _INVALID:
+        message = _message_of_unreadable(exception, message)
+    return Failure(None, code, _without_traceback(message))
 
 
 def kind_of(exception: Exception) -> str:
@@ -94,6 +104,8 @@ def status_of(exception: Exception) -> int | None:
     """The status of HTTP with which a call has failed; None where there was no answer."""
     status: Any = getattr(exception, "status_code", None)
     if type(status) is not int or not 100 <= status < 600:
+        return None
+    if status < 300 or (status >= 500 and _UNREADABLE.search(_message_of(exception))):
         return None
     if _headers(exception) or isinstance(getattr(exception, "body", None), Mapping):
         return status
@@ -110,10 +122,12 @@ def _code_of(exception: Exception) -> str:
     for known, code in (
         (_ROUTER_IS_BUSY, "no_deployment_available"),
         (_TIMEOUTS, "request_timeout"),
+        (_GARBAGE, _INVALID),  # litellm makes an APIConnectionError of these, too
         (_CONNECTIONS, "connection_error"),
-        (_GARBAGE, "invalid_response"),
     ):
         if any(known & of_cause for of_cause in names):
+            return code
+        if code == _INVALID and _UNREADABLE.search(_message_of(exception)):
             return code
     return _WORD.sub("_", type(exception).__name__).lower()
 
@@ -138,10 +152,36 @@ def _message_of(exception: BaseException) -> str:
     return text.partition(_TAIL_OF_LITELLM)[0] or type(exception).__name__
 
 
+def _without_traceback(message: str) -> str:
+    """Cut the traceback that litellm writes into messages, with the paths of this machine."""
+    return message.partition("Traceback (most recent call last)")[0].strip() or message
+
+
+def _message_of_unreadable(exception: BaseException, message: str) -> str:
+    """Without the answer, which litellm quotes in full."""
+    *_, first = _causes(exception)
+    errors: Any = getattr(first, "errors", None)
+    if callable(errors):  # of pydantic
+        found: Any = errors()[0]
+        reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+    elif isinstance(first, (AttributeError, TypeError, LookupError)):
+        reason = str(first)
+    elif not _UNREADABLE.search(message):
+        return message
+    else:
+        reason = ""
+    return "the answer is no chat completion that litellm can read" + (reason and f": {reason}")
+
+
 def _message_of_interruption(exception: StreamInterruptedError) -> str:
     """Without the number of the request, which is none of the file's, and with what broke it."""
     cause = exception.__cause__
     because = f": {_message_of(cause)}" if cause is not None else ""
+    if exception.is_complete:
+        return (
+            f"the stream (model {exception.model!r}) arrived, but its chunks cannot be put "
+            f"together{because}"
+        )
     return (
         f"the stream (model {exception.model!r}) broke off after {len(exception.text)} "
         f"characters{because}"

@@ -57,6 +57,7 @@ class JsonLines:
     def __init__(self, model: str | None, columns: ColumnOptions) -> None:
         self._model = model
         self._model_was_needed = False
+        self.names_lines = False
         self._options = columns
         self._members = Members(columns)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
@@ -91,6 +92,7 @@ class JsonLines:
                 body["model"] = self._model
                 self._model_was_needed = True
             self._members.sort(line, record, body)
+            self.names_lines |= given is _NONE
             return InputRequest(line, custom_id, _request_of(line, body))
         except UnicodeDecodeError:
             return not_utf8(line)

@@ -74,7 +74,7 @@ class TextLines:
     """
 
     format = "text"
-    lines_are_ids = True
+    lines_are_ids = names_lines = True
 
     def __init__(self, model: str, template: str | None) -> None:
         self._model = model
@@ -139,6 +139,8 @@ class CsvTable:
     @property
     def lines_are_ids(self) -> bool:
         return self._id_column is None
+
+    names_lines = lines_are_ids
 
     def meaning(self) -> list[str | None]:
         return [self._model, self._source, self._delimiter]

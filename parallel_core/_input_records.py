@@ -85,6 +85,8 @@ class InputSummary(msgspec.Struct, frozen=True):
         format: ``jsonl``, ``csv`` or ``text``.
         columns: members of plain lines on which ``keep``, ``drop_columns`` or ``send_columns`` has
             to decide. Nothing can be sent while there are any.
+        named_by_line: whether there are requests without a name of their own: they are named by the
+            number of their line.
     """
 
     requests: int
@@ -94,6 +96,7 @@ class InputSummary(msgspec.Struct, frozen=True):
     fingerprint: str
     format: str
     columns: list[InputColumn] = []
+    named_by_line: bool = False
 
 
 class RecordReader(Protocol):
@@ -108,6 +111,11 @@ class RecordReader(Protocol):
     @property
     def lines_are_ids(self) -> bool:
         """Whether no line can have the name of another."""
+        ...
+
+    @property
+    def names_lines(self) -> bool:
+        """Whether a record is named by the number of its line. Known after a check."""
         ...
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:

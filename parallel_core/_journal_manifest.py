@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from ._journal_files import Disk, write_atomically
 from .errors import JournalError
 from .run_statistics import RunPaths, older_names
 
@@ -31,9 +33,12 @@ class Manifest(msgspec.Struct, frozen=True):
         fields: what its answers depend on.
         error_file: where its failures are, relative to the folder of the output.
         output_file: the name of its output. In the first format two outputs may share a manifest.
-        version: of this package, when the run began; None for a run of the first format.
+        version: of this package, when the run began; for a run of the first format, when it was
+            resumed; None while it has not been.
         changes: differences in spite of which the run was resumed: when, by which version, and for
             each field the value then and the value since.
+        has_results: whether a result was written, or is about to be.
+        has_failures: whether one was written to the error file.
         format_version: of the file.
         raw: the file as it is; empty if there is none.
     """
@@ -43,6 +48,8 @@ class Manifest(msgspec.Struct, frozen=True):
     output_file: str
     version: str | None
     changes: tuple[dict[str, Any], ...] = ()
+    has_results: bool = False
+    has_failures: bool = False
     format_version: int = FORMAT_VERSION
     raw: bytes = b""
 
@@ -59,7 +66,11 @@ class Manifest(msgspec.Struct, frozen=True):
             if name not in ("format_version", "raw")
         }
         content["format_version"] = FORMAT_VERSION
-        return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=2) + b"\n"
+        document = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        try:
+            return document.encode() + b"\n"
+        except UnicodeEncodeError:  # a name of a file that is no UTF-8
+            return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     def changed(
         self, fields: dict[str, Any], differences: Mapping[str, tuple[Any, Any]], version: str
@@ -73,6 +84,48 @@ class Manifest(msgspec.Struct, frozen=True):
             },
         }
         return msgspec.structs.replace(self, fields=fields, changes=(*self.changes, change))
+
+
+class OpenManifest:
+    """The manifest of a run that has its files open, and what is on disk of it.
+
+    Args:
+        path: of the file.
+        manifest: what is to be in it.
+        disk: what writes.
+        on_disk: what is in it. Where that is something else, it is written before a result is.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, disk: Disk, on_disk: bytes = b"") -> None:
+        self.path = path
+        self._manifest = manifest
+        self._disk = disk
+        self._on_disk = on_disk
+
+    def write(self) -> None:
+        """Bring it to the disk. Raises OSError."""
+        content = self._manifest.encoded()
+        if content != self._on_disk:
+            write_atomically(self.path, content, self._disk)
+            self._on_disk = content
+
+    def expect_results(self, *, failures: bool) -> None:
+        """Note that results, and failures in the error file, are going to be written.
+
+        Later they are known to be missing where they are. Raises OSError.
+        """
+        known = self._manifest
+        failures = failures or known.has_failures
+        if self._on_disk and known.has_results and known.has_failures == failures:
+            return
+        self._manifest = msgspec.structs.replace(known, has_results=True, has_failures=failures)
+        self.write()
+
+    def forget_failures(self) -> None:
+        """Note that there are none any more in the error file. Raises OSError."""
+        if self._manifest.has_failures:
+            self._manifest = msgspec.structs.replace(self._manifest, has_failures=False)
+            self.write()
 
 
 def find_manifest(paths: RunPaths) -> tuple[Path, Manifest] | None:
@@ -119,7 +172,7 @@ def find_statistics(paths: RunPaths) -> Path:
 def _read(path: Path) -> Manifest:
     raw = path.read_bytes()
     try:
-        content = msgspec.json.decode(raw)
+        content = json.loads(raw)
         number = content.get("format_version", _FIRST_FORMAT)
         if type(number) is int and number > FORMAT_VERSION:
             raise UnreadableManifestError(
@@ -142,7 +195,7 @@ def _read(path: Path) -> Manifest:
             format_version=_FIRST_FORMAT,
             raw=raw,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnreadableManifestError(
             f"{path} is no manifest of a run: put the right one back, or start over with "
             "force_new (--force-new)"

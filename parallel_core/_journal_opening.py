@@ -17,11 +17,11 @@ from ._journal_files import (
     LockedFile,
     refuse_irregular,
     temporary_name,
-    write_atomically,
 )
 from ._journal_manifest import (
     Manifest,
     ManifestFields,
+    OpenManifest,
     UnreadableManifestError,
     find_manifest,
 )
@@ -72,8 +72,7 @@ class OpenedJournal:
 
     Attributes:
         with_failures: the files that have failures in them.
-        record_changes: to be called before the first result: notes in the manifest in spite of
-            which differences the run is resumed. None where there is nothing to note.
+        manifest: to be told of results before they are written.
     """
 
     output: LockedFile
@@ -82,7 +81,7 @@ class OpenedJournal:
     ids: FinishedIds
     opening: JournalOpening
     rescue: Rescue
-    record_changes: Callable[[], None] | None
+    manifest: OpenManifest
 
     @property
     def files(self) -> list[LockedFile]:
@@ -147,25 +146,28 @@ class _Opening:
         self._check_paths()
         self._look_for_manifest(force_new=force_new)
         if not force_new:
-            self._refuse_vanished_output()
+            self._refuse_vanished_files(retry_failed=retry_failed, allow_changed=allow_changed)
         self._lock()
         self._look_for_manifest(force_new=force_new)  # of a run that has just ended, maybe
         self._rename_older_files()
         rescue = Rescue(self._paths.rescue, self._paths.output, self._runs(), self._disk)
-        record_changes: Callable[[], None] | None = None
+        changes: dict[str, tuple[Any, Any]] = {}
         if force_new:
             self._move_aside(rescue)
-            self._write_manifest(self._now)
+            manifest = self._new_manifest()
         elif self._is_new(allow_changed=allow_changed):
             self._move_statistics_aside()
-            self._write_manifest(self._now)
+            manifest = self._new_manifest()
         else:
-            record_changes = self._bring_manifest_up_to_date()
+            manifest = self._manifest_of_before()
+            changes = self._differences
         # All of them are read before one is changed.
         scans = [scan_file(file, self._ids) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
             mend(file, scan)
         rescued = self._take_rescued(rescue)
+        if rescued:
+            manifest.expect_results(failures=self._has_failures_elsewhere())
         with_failures = [
             file
             for file, scan in zip(self._files, scans, strict=True)
@@ -188,7 +190,7 @@ class _Opening:
             duplicates=ids.duplicates,
             duplicate_ids=tuple(ids.duplicate_ids),
             backups=tuple(self._backups),
-            changes=self._differences if record_changes is not None else {},
+            changes=changes,
         )
         output, *errors = self._files
         return OpenedJournal(
@@ -198,7 +200,7 @@ class _Opening:
             ids,
             opening,
             rescue,
-            record_changes,
+            manifest,
         )
 
     def undo(self) -> None:
@@ -249,16 +251,25 @@ class _Opening:
             if then.get(name) != now.get(name)
         }
 
-    def _refuse_vanished_output(self) -> None:
-        """Our output is always there, if only empty: where it is not, somebody has removed it."""
+    def _refuse_vanished_files(self, *, retry_failed: bool, allow_changed: bool) -> None:
+        """Our files are always there, if only empty: where they are not, somebody removed them."""
         paths, before = self._paths, self._before
-        if paths.output.exists() or before is None or self._differences:
+        if before is None or (self._differences and not allow_changed):
+            return
+        errors = self._error_file_of_before()
+        if before.has_failures and not retry_failed and not errors.exists():
+            raise JournalError(
+                f"{errors} is gone, but the manifest of {paths.output} says that failures are in "
+                "it: put it back to resume, give retry_failed (--retry-failed) to send those "
+                "again, or start over with force_new (--force-new)"
+            )
+        if paths.output.exists():
             return
         statistics = paths.statistics
         older = older_names(paths)
         if older is not None and not statistics.exists():
             statistics = older.statistics
-        if _has_calls(statistics) or _size(self._error_file_of_before()):
+        if before.has_results or _has_calls(statistics) or _size(errors):
             raise JournalError(
                 f"{paths.output} is gone, but its manifest says that a run has written to it: put "
                 "it back to resume, or start over with force_new (--force-new)"
@@ -332,24 +343,33 @@ class _Opening:
         output = self._paths.output
         return output if name is None else Path(os.path.normpath(output.parent / name))
 
-    def _bring_manifest_up_to_date(self) -> Callable[[], None] | None:
-        """Write what is known of the run; what differs only when there is a result of it."""
-        before = self._before
-        if before is None:
-            before = msgspec.structs.replace(self._now, fields={}, version=None)
+    def _new_manifest(self) -> OpenManifest:
+        manifest = OpenManifest(self._paths.manifest, self._now, self._disk)
+        manifest.write()
+        return manifest
+
+    def _manifest_of_before(self) -> OpenManifest:
+        """With what is known of the run now. What differs is written with its first result."""
+        now, path = self._now, self._paths.manifest
+        before = self._before or msgspec.structs.replace(now, fields={})
         manifest = msgspec.structs.replace(
-            before, error_file=self._now.error_file, output_file=self._now.output_file
+            before,
+            error_file=now.error_file,
+            output_file=now.output_file,
+            version=before.version or now.version,
+            has_results=before.has_results or any(file.size for file in self._files),
+            has_failures=self._has_failures_elsewhere(),
         )
         if self._differences:
-            changed = manifest.changed(self._now.fields, self._differences, _version())
-            return lambda: self._write_manifest(changed)
-        current = msgspec.structs.replace(manifest, fields=self._now.fields)
-        if current.encoded() != before.raw:
-            self._write_manifest(current)
-        return None
+            changed = manifest.changed(now.fields, self._differences, _version())
+            return OpenManifest(path, changed, self._disk)
+        current = msgspec.structs.replace(manifest, fields=now.fields)
+        opened = OpenManifest(path, current, self._disk, before.raw)
+        opened.write()
+        return opened
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        write_atomically(self._paths.manifest, manifest.encoded(), self._disk)
+    def _has_failures_elsewhere(self) -> bool:
+        return len(self._files) > 1 and self._files[1].size > 0
 
     def _move_statistics_aside(self) -> None:
         """Of calls without a result they are, and of another run."""

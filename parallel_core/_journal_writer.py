@@ -81,7 +81,7 @@ class JournalWriter:
         self._files = opened.files
         self._ids = opened.ids
         self._with_failures = opened.with_failures
-        self._record_changes = opened.record_changes
+        self._manifest = opened.manifest
         self._current = opened.output.path  # that something is done with
         self._rescue = opened.rescue
         self._statistics = _StatisticsFile(statistics, disk)
@@ -271,9 +271,9 @@ class JournalWriter:
             self._call_back(self._on_disk, self.succeeded, self.failed)
 
     def _write(self, entries: list[JournalEntry]) -> None:
-        if self._record_changes is not None:
-            self._record_changes()
-            self._record_changes = None
+        elsewhere = self._errors is not None and not all(entry.ok for entry in entries)
+        self._current = self._manifest.path
+        self._manifest.expect_results(failures=elsewhere)
         for file in self._files:
             self._current = file.path
             file.check()
@@ -311,6 +311,9 @@ class JournalWriter:
             return
         try:
             self.drop_superseded()
+            if self._errors is not None and not self._errors.size:
+                self._current = self._manifest.path
+                self._manifest.forget_failures()
         except OSError as error:
             logger.warning(
                 "%s keeps failures of requests that were sent again and have a newer result: it "

@@ -593,8 +593,9 @@ def _run(
         if not state.stuck:
             again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
-            if summary.not_sorted is not None:
-                view.error(summary.not_sorted)
+            for error in (summary.input_error, summary.not_sorted):
+                if error is not None:
+                    view.error(error)
         if interrupted:
             return INTERRUPTED
         return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
@@ -683,7 +684,9 @@ def command_again(summary: RunSummary, redactor: Redactor) -> str:
     given = sys.argv[1:]
     end_of_options = given.index("--") if "--" in given else len(given)
     options = [word for word in given[:end_of_options] if word != "--force-new"]
-    if not summary.unfinished and "--retry-failed" not in options:
+    failed = summary.failed or summary.earlier_failed
+    ended_by_it = not summary.unfinished or summary.ending == "failure"
+    if failed and ended_by_it and "--retry-failed" not in options:
         options.insert(1, "--retry-failed")
     # A password may be in an address. A word that only looks like a key is no secret.
     arguments = [

@@ -33,6 +33,7 @@ from .control.stopping import Stopping
 from .errors import (
     BatchDeadlineError,
     BudgetExceededError,
+    InputFileError,
     JournalError,
     NotSentError,
     StoppedError,
@@ -60,13 +61,14 @@ class RunScope:
     ) -> None:
         self.limit = limit
         self._source = source
-        self._with_problems = with_problems and summary.bad_lines > 0
+        self.bad_lines = summary.bad_lines if with_problems else 0
+        self.named_by_line = summary.named_by_line
         self.total = summary.requests if limit is None else min(limit, summary.requests)
-        self.total += summary.bad_lines if with_problems else 0
+        self.total += self.bad_lines
 
     def problems(self) -> Iterator[InputProblem]:
         """The bad lines that are to be written as failures."""
-        return self._source.problems() if self._with_problems else iter(())
+        return self._source.problems() if self.bad_lines else iter(())
 
     def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
         """Those that are to be sent, and are not finished."""
@@ -74,6 +76,15 @@ class RunScope:
             return self._source.requests() if finished is None else self._source.requests(finished)
         first = itertools.islice(self._source.requests(), self.limit)
         return (request for request in first if finished is None or not finished(request.custom_id))
+
+    def names(self) -> Iterator[str]:
+        """The names in the output of all that is to be brought to an end, in any order."""
+        names: Iterator[str]
+        if self.limit is None:
+            names = self._source.names()
+        else:
+            names = (request.custom_id for request in self.requests())
+        return itertools.chain(names, map(_id_of, self.problems()))
 
     def ids(self) -> Iterator[str]:
         """The names in the output, in the order of the input."""
@@ -114,10 +125,13 @@ class Run:
         # What is on disk is this run's as far as it is more.
         self._ok_before = journal.succeeded
         self._failed_before = journal.failed
-        # Of those that are to be brought to an end now: with a limit, others may be finished too.
-        self._earlier_ok = journal.succeeded
-        self._earlier_failed = journal.failed
+        # Of those that are to be brought to an end now; others may be finished, too.
+        self._earlier_ok = 0
+        self._earlier_failed = 0
+        self._to_retry = 0
+        self._others = 0
         self._failed_first = False
+        self.input_error: str | None = None  # why the input could not be read to its end
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
         self._errors = Counter[str]()
         self._blocked: dict[str, str] = {}  # why requests of a model do not get through
@@ -133,16 +147,23 @@ class Run:
     # --- into the batch ---
 
     def count_earlier(self) -> None:
-        """How many of those that are to be brought to an end are finished."""
-        if self._scope.limit is None:
+        """How many of those that are to be brought to an end are finished.
+
+        With a limit, or where the input was another one, the output has results beside them.
+        """
+        found = self._journal.opening
+        if not found.resumed:
             return
-        self._earlier_ok = self._earlier_failed = 0
-        names = (request.custom_id for request in self._scope.requests())
-        for name in itertools.chain(names, map(_id_of, self._scope.problems())):
+        for name in self._scope.names():
             if self._journal.has_answer(name):
                 self._earlier_ok += 1
             elif self._journal.is_finished(name):
                 self._earlier_failed += 1
+            elif self._journal.is_retried(name):
+                self._to_retry += 1
+        if self._scope.limit is None:
+            in_all = found.succeeded + found.failed + found.retried
+            self._others = in_all - self._earlier_ok - self._earlier_failed - self._to_retry
 
     def opening(self) -> RunOpening:
         """What there is to do."""
@@ -151,8 +172,15 @@ class Run:
             unfinished = self._scope.requests(self._journal.is_finished)
             return (request.request for request in unfinished)
 
-        total = self._scope.total
-        return RunOpening(total, total - self._done, self._journal.opening, requests)
+        return RunOpening(
+            self._scope.total,
+            self._scope.total - self._done,
+            msgspec.structs.replace(self._journal.opening, retried=self._to_retry),
+            requests,
+            others=self._others,
+            named_by_line=self._scope.named_by_line,
+            earlier_failed=self._earlier_failed,
+        )
 
     async def write_problems(self) -> None:
         """Bad lines are failures that need no call."""
@@ -164,14 +192,17 @@ class Run:
                 if not self._journal.is_finished(custom_id):
                     line = problem_line(problem)
                     await self._journal.append(JournalEntry(custom_id, line, ok=False))
-                self._errors[problem.code] += 1
+                    self._errors[problem.code] += 1
 
     def requests(self) -> Iterator[RouterParallelRequest]:
-        """What is to be sent."""
+        """What is to be sent. It ends where the input has become another one."""
         unfinished = self._scope.requests(self._journal.is_finished)
-        for index, request in enumerate(unfinished):
-            self._drawn[index] = request.custom_id, request.returned
-            yield request.request
+        try:
+            for index, request in enumerate(unfinished):
+                self._drawn[index] = request.custom_id, request.returned
+                yield request.request
+        except InputFileError as error:
+            self.input_error = str(error)
 
     def watched(self, controls: Controls) -> Controls:
         """The controls, with our progress among them."""
@@ -407,6 +438,7 @@ class Run:
             resent_requests=resent_requests,
             not_sorted=not_sorted,
             blocked=dict(self._blocked),
+            input_error=self.input_error,
         )
 
     def _ending(self) -> Ending:
@@ -414,6 +446,8 @@ class Run:
             return "complete"
         if self._failed_first:
             return "failure"
+        if self.input_error is not None:
+            return "input"
         if self._seen[BatchDeadlineError]:
             return "deadline"
         if self._seen[BudgetExceededError]:

@@ -11,7 +11,7 @@ from .journal import JournalOpening
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
-Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "blocked"]
+Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input", "blocked"]
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -64,12 +64,18 @@ class RunOpening(NamedTuple):
         left: those that have not come to one in earlier runs.
         journal: what was found in the output, and what has become of it.
         requests: gives those that are left, once more each time it is called.
+        others: results in the output of requests that are not in the input, which stay.
+        named_by_line: whether the input has requests that are named by the number of their line.
+        earlier_failed: those that have failed in earlier runs, and are not sent again.
     """
 
     total: int
     left: int
     journal: JournalOpening
     requests: Callable[[], Iterator[RouterParallelRequest]]
+    others: int = 0
+    named_by_line: bool = False
+    earlier_failed: int = 0
 
 
 class RunSummary(msgspec.Struct, frozen=True):
@@ -78,7 +84,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     Attributes:
         ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
             it. ``"deadline"``, ``"budget"``: that was used up. ``"failure"``: the first one, where
-            that ends the run. ``"blocked"``: requests of a model cannot get through.
+            that ends the run. ``"input"``: it could not be read to its end. ``"blocked"``: requests
+            of a model cannot get through.
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
@@ -94,6 +101,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             to be paid for twice.
         not_sorted: why the output is not in the order of the input, where that was asked for. All
             results are in it.
+        input_error: why the input could not be read to its end: it is not what was checked any
+            more. Nothing that was not checked has been sent.
         blocked: why requests of a model could not get through, by model: its key was refused, its
             credit is used up, its server is away. They are unfinished.
     """
@@ -113,12 +122,14 @@ class RunSummary(msgspec.Struct, frozen=True):
     lost_workers: int = 0
     resent_requests: int = 0
     not_sorted: str | None = None
+    input_error: str | None = None
     blocked: dict[str, str] = {}
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer to every request."""
-        return not (self.earlier_failed or self.failed or self.unfinished)
+        """Whether there is an answer to every request of the input as it is."""
+        left = self.earlier_failed or self.failed or self.unfinished
+        return not left and self.input_error is None
 
 
 class RunStop:

@@ -20,7 +20,7 @@ from rich.text import Text
 from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
-from .errors import describe_differences
+from .errors import NAMED_BY_LINE, describe_differences
 from .run_file import RunOpening, RunProgress, RunSummary
 from .types import Usage
 
@@ -352,6 +352,12 @@ def describe_opening(opening: RunOpening) -> list[str]:
         lines.append(f"put {found.rescued:,} results of the rescue file where they belong")
     if found.changes:
         lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
+    if "input" in found.changes and opening.named_by_line:
+        lines.append(NAMED_BY_LINE)
+    if opening.others:
+        lines.append(
+            f"results of requests that are not in the input, which stay: {opening.others:,}"
+        )
     if found.retried:
         lines.append(f"{found.retried:,} failed {_requests(found.retried)} to send again")
     if found.duplicates:
@@ -441,6 +447,7 @@ _ENDINGS = {
     "budget": "the budget is used up",
     "failure": "a call has failed",
     "blocked": "they cannot get through",
+    "input": "the input has been changed",
 }
 
 

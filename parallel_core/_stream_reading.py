@@ -1,4 +1,4 @@
-"""What has come of one stream: its pieces, its usage, and the whole answer that they make."""
+"""Read one stream: collect its chunks and its usage, and put the whole answer together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import anyio.to_thread
 
-from ._stream_source import StreamSource, is_cut_off_before_its_first_chunk
+from ._stream_source import StreamSource, choice_index, is_cut_off_before_its_first_chunk
 from .control._metering import ItemMeter, RouterMeter
 from .errors import StreamInterruptedError
 from .types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
@@ -18,7 +18,7 @@ _CHUNKS_MADE_WHOLE_AT_ONCE = 200
 
 
 class CutOffError(EOFError):
-    """A stream has ended, and its answer has not."""
+    """A stream ended without a finish reason for each of its choices."""
 
     def __init__(self) -> None:
         super().__init__("it ended without a finish reason")
@@ -41,30 +41,34 @@ class StreamReading:
         self._meter = meter
         self._source: StreamSource | None = None
         self._cut_off = False
-        self._is_of_openai = False  # the chunks are those of its client
+        # Whose chunks they are, if the stream itself does not say it.
+        self._is_of_openai = False
+        self._is_of_litellm = False
         self._began = time.perf_counter()
 
     @property
     def text(self) -> str:
-        """What has come of the first choice."""
+        """The text of the first choice so far."""
         return "".join(self._texts)
 
     def begin(self, stream: Any) -> None:
-        """The call has answered with this stream."""
+        """Take the stream that the call returned."""
         self._source = StreamSource(stream)
 
     def take(self, chunk: Any) -> StreamChunk:
-        """A chunk has come.
+        """Add a chunk.
 
         Raises:
-            Exception: it is none, but tells of an error, or that the stream was cut off.
+            Exception: the chunk reports an error, or the stream was cut off.
         """
         if type(chunk).__module__.startswith("openai."):
             self._is_of_openai = True
             chunk = chunk.model_dump(exclude_unset=True)
         if isinstance(chunk, dict):
             chunk = _as_litellm_has_it(cast("dict[str, Any]", chunk))
-        if _finished_in(chunk) and self._source is not None and self._source.was_cut_off:
+        else:
+            self._is_of_litellm = type(chunk).__module__.startswith("litellm.")
+        if _finished_in(chunk) and self._source is not None and self._source.has_no_finish_reason:
             raise CutOffError
         if self.time_to_first_chunk is None:
             self.time_to_first_chunk = time.perf_counter() - self._began
@@ -75,31 +79,30 @@ class StreamReading:
         return StreamChunk(self.index, self.request, chunk, text, choice)
 
     async def whole(self) -> StreamedResponse:
-        """The whole answer, as if it had not been streamed.
+        """Put the chunks together to the answer that the provider would have sent at once.
 
-        Where the provider has told no usage, the answer has none; that of the result is estimated.
+        If the provider reported no usage, the answer has none, and the result has an estimate.
 
         Raises:
-            StreamInterruptedError: what has come is no answer, or a part of one.
+            StreamInterruptedError: the answer is incomplete, or cannot be put together.
         """
         if not self._has_answer():
             raise await self.interrupted()
         if self._is_cut_off():
             raise await self.interrupted() from CutOffError()
-        told = self._last_told() is not None
-        estimate = None if told else await self._estimate(at_once=False)
+        is_reported = self._last_reported_usage() is not None
+        estimate = None if is_reported else await self._estimate(at_once=False)
         try:
             if len(self.chunks) > _CHUNKS_MADE_WHOLE_AT_ONCE:
                 response = await anyio.to_thread.run_sync(self._build)
             else:
                 response = self._build()
         except Exception as error:
-            # Of pieces that are none: what has come is told all the same.
-            raise await self.interrupted() from error
+            raise await self.interrupted(is_complete=True) from error
         if response is None:
-            raise await self.interrupted()
-        if told:
-            _tell_cost(response, self._source)
+            raise await self.interrupted(is_complete=True)
+        if is_reported:
+            _add_cost(response, self._source)
         else:
             response.usage = None  # an estimate of litellm's
         usage = estimate
@@ -111,21 +114,34 @@ class StreamReading:
         return StreamedResponse(response, usage, self.time_to_first_chunk)
 
     def _has_answer(self) -> bool:
-        # litellm ends every stream with a chunk of its own, also one that has had none.
-        invented = self._really_came() == [] and not any(map(_has_written, self.chunks))
-        return bool(self.chunks) and not invented
+        # litellm ends every stream with a chunk of its own, even an empty one.
+        is_empty = self._kept_by_litellm() == [] and not any(map(_has_written, self.chunks))
+        is_mock = self._source is not None and self._source.is_mock
+        return bool(self.chunks) and (is_mock or not is_empty)
 
     def _is_cut_off(self) -> bool:
         """Return True if a choice has begun and has no finish reason."""
-        begun = {_index_of(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
         source = self._source
-        if source is None or not source.is_of_litellm:
-            finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
-            # A generator of the user's own may have no finish reasons: its end is its word. A
-            # client of OpenAI ends in the same way whether there is an answer or not.
-            return (self._is_of_openai or bool(finished)) and not begun <= finished
-        reasons = source.finish_reasons
-        return source.was_cut_off or (reasons is not None and not begun <= reasons.keys())
+        if source is not None and source.is_of_litellm:
+            return source.is_cut_off
+        finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
+        if self._is_of_litellm and finished:
+            # A generator around a stream of litellm, which keeps one reason for all choices.
+            return False
+        # A user's generator may send no finish reasons: then its end counts. OpenAI's client ends
+        # in the same way whether the answer is whole or not.
+        begun = {choice_index(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
+        return (self._is_of_openai or bool(finished)) and not begun <= finished
+
+    def is_whole_after_an_error(self) -> bool:
+        """Return True if the provider had finished all of its answer when the stream failed."""
+        source = self._source
+        if not self.chunks or self._cut_off or source is None:
+            return False
+        if source.is_of_litellm:
+            return source.is_whole
+        finished = any(map(_finished_in, self.chunks))
+        return self._is_of_openai and finished and not self._is_cut_off()
 
     def _build(self) -> Any:
         import litellm
@@ -133,8 +149,9 @@ class StreamReading:
 
         build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
-        by_choice = _split(self.chunks)
-        chunks = by_choice.pop(0, self.chunks)
+        readable = [_with_readable_audio(chunk) for chunk in self.chunks]
+        by_choice = _split(readable)
+        chunks = by_choice.pop(0, readable)
         response: Any = build(chunks, messages=messages)
         if response is None:
             return None
@@ -145,41 +162,50 @@ class StreamReading:
             _add_logprobs(choice, chunks)
             choice.index = index
             response.choices.append(choice)
-        reasons = (self._source and self._source.finish_reasons) or {}
+        reasons: Mapping[int, str] = {}
+        if self._source is not None:
+            reasons = self._source.finish_reasons
+        built = {choice.index for choice in response.choices}
+        for index in sorted(reasons.keys() - built):
+            # litellm drops the chunks of a choice without content.
+            empty = litellm.Choices(index=index, message=litellm.Message(content=""))
+            response.choices.append(empty)
         for choice in response.choices:
             if reason := reasons.get(choice.index):
-                choice.finish_reason = map_finish_reason(reason)
-        reported = [usage for chunk in self._told_by() if (usage := _usage_of(chunk)) is not None]
-        if len(reported) == 1 and isinstance(reported[0], litellm.Usage):
-            response.usage = reported[0]  # without the counts that the builder adds
+                reason = map_finish_reason(reason)
+                # As litellm has it for an answer that is not streamed.
+                calls_tools = reason == "stop" and choice.message.tool_calls
+                choice.finish_reason = "tool_calls" if calls_tools else reason
+        usage = _last_complete([_usage_of(chunk) for chunk in self._provider_chunks()])
+        if isinstance(usage, litellm.Usage):
+            response.usage = usage  # without the counts that the builder adds
         return response
 
     def may_raise(self, error: Exception) -> bool:
-        """Return True if an error is the whole story: it came before the stream had begun."""
+        """Return True if an error came before the stream began: then it is raised as it is."""
         if isinstance(error, CutOffError) or is_cut_off_before_its_first_chunk(error):
             self._cut_off = True
         return not self.chunks and not self._cut_off
 
-    async def interrupted(self) -> StreamInterruptedError:
-        """The error of a stream that has broken off."""
+    async def interrupted(self, *, is_complete: bool = False) -> StreamInterruptedError:
+        """Make the error of a stream that broke off, or whose chunks cannot be put together."""
         usage = await self.usage_of_a_part()
-        return StreamInterruptedError(
-            self.index, self.request.model, self.text, usage, self.time_to_first_chunk
-        )
+        fields = (self.index, self.request.model, self.text, usage, self.time_to_first_chunk)
+        return StreamInterruptedError(*fields, is_complete=is_complete)
 
     async def usage_of_a_part(self) -> Usage | None:
-        """What has been used by a stream that has failed; None where nobody can tell.
+        """Return the usage of a stream that failed, or None if it is unknown.
 
-        What the provider has told goes before an estimate. It tells for all that came before; of
-        what came after, the tokens are estimated.
+        The usage that the provider reported covers the chunks before the report. The tokens of
+        later chunks are estimated.
         """
         if not self.chunks and not self._cut_off:
             return None
-        told = self._last_told()
-        # It must not take time: a timeout, or the end of the batch, may be near.
+        last = self._last_reported_usage()
+        # This must not take time: a timeout, or the end of the batch, may be near.
         estimate = await self._estimate(at_once=True)
-        if told is not None and isinstance(self._meter, RouterMeter):
-            reported, after = told
+        if last is not None and isinstance(self._meter, RouterMeter):
+            reported, after = last
             more = 0
             if any(map(_has_written, after)):
                 more = 0 if estimate is None else estimate.completion_tokens
@@ -187,30 +213,29 @@ class StreamReading:
         self.chunks.clear()  # the error keeps this object, in the frames of its traceback
         return estimate
 
-    def _last_told(self) -> tuple[Any, list[Any]] | None:
-        """The last usage that the provider has told, and the chunks after it."""
-        chunks = self._told_by()
+    def _last_reported_usage(self) -> tuple[Any, list[Any]] | None:
+        """Return the last usage that the provider reported, and the chunks after it."""
+        chunks = self._provider_chunks()
         for position in range(len(chunks) - 1, -1, -1):
             usage = _usage_of(chunks[position])
-            told: list[Any] = [
+            counts: list[Any] = [
                 getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")
             ]
-            if any(told):
+            if any(counts):
                 return usage, chunks[position + 1 :]
         return None
 
-    def _told_by(self) -> list[Any]:
-        """The chunks whose usage is the provider's."""
-        # Where the provider is silent, litellm appends a chunk with an estimate of its own. What
-        # really came is in the stream's own list; but not where another model has answered in the
-        # place of the first one, whose list it is: then it has to be believed.
-        own = self._really_came() or []
+    def _provider_chunks(self) -> list[Any]:
+        """Return the chunks without the estimate of usage that litellm may append."""
+        # The list that litellm keeps has no estimate. But it can be the list of a model that failed
+        # before a fallback answered; then the chunks of the fallback are used as they are.
+        own = self._kept_by_litellm() or []
         last = getattr(self.chunks[-1], "id", None) if self.chunks else None
         is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
         return own if is_its_own else self.chunks
 
-    def _really_came(self) -> list[Any] | None:
-        """The chunks that litellm itself has had; None where that cannot be told."""
+    def _kept_by_litellm(self) -> list[Any] | None:
+        """Return the chunks that litellm has kept, or None if they cannot be found."""
         return None if self._source is None else self._source.chunks
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
@@ -223,7 +248,7 @@ class StreamReading:
 def _as_litellm_has_it(chunk: dict[str, Any]) -> Any:
     if not chunk.get("choices") and chunk.get("error"):
         # Its text may quote the prompt.
-        raise RuntimeError("the provider has told of an error in the middle of its stream")
+        raise RuntimeError("the provider reported an error in the middle of its stream")
 
     from litellm.types.utils import ModelResponseStream
 
@@ -238,15 +263,10 @@ def _usage_of(chunk: Any) -> Any:
     return getattr(chunk, "usage", None)
 
 
-def _index_of(choice: Any) -> int:
-    index = getattr(choice, "index", 0)
-    return index if isinstance(index, int) else 0
-
-
 def _finished_in(chunk: Any) -> set[int]:
     """The choices that end in a chunk."""
     choices = _choices_of(chunk)
-    return {_index_of(choice) for choice in choices if getattr(choice, "finish_reason", None)}
+    return {choice_index(choice) for choice in choices if getattr(choice, "finish_reason", None)}
 
 
 def _text_of(chunk: Any) -> tuple[int, str]:
@@ -255,7 +275,7 @@ def _text_of(chunk: Any) -> tuple[int, str]:
     if not choices:
         return 0, ""
     text = getattr(getattr(choices[0], "delta", None), "content", None)
-    return _index_of(choices[0]), text if isinstance(text, str) else ""
+    return choice_index(choices[0]), text if isinstance(text, str) else ""
 
 
 def _written(chunk: Any) -> Iterator[str]:
@@ -290,6 +310,34 @@ def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
         choice.logprobs = parts[0].model_copy(update={"content": tokens})
 
 
+def _with_readable_audio(chunk: Any) -> Any:
+    """Give audio as a dictionary: litellm's builder fails on the type that its own chunks have."""
+    choices = _choices_of(chunk)
+    audios = [getattr(getattr(choice, "delta", None), "audio", None) for choice in choices]
+    if not any(hasattr(audio, "model_dump") for audio in audios):
+        return chunk
+    readable: list[Any] = []
+    for choice, audio in zip(choices, audios, strict=True):
+        if hasattr(audio, "model_dump"):
+            delta = choice.delta.model_copy(update={"audio": cast("Any", audio).model_dump()})
+            choice = choice.model_copy(update={"delta": delta})
+        readable.append(choice)
+    return chunk.model_copy(update={"choices": readable})
+
+
+def _last_complete(reported: list[Any]) -> Any:
+    """Return the last usage if it includes the ones before it; otherwise None.
+
+    Some servers send the usage so far with every chunk. Others send the parts of one usage.
+    """
+    usages = [usage for usage in reported if usage is not None]
+    for name in ("prompt_tokens", "completion_tokens"):
+        counts: list[int] = [getattr(usage, name, None) or 0 for usage in usages]
+        if not counts or counts[-1] < max(counts):
+            return None
+    return usages[-1]
+
+
 def _split(chunks: list[Any]) -> dict[int, list[Any]]:
     """The chunks of each choice; those without a choice, as of usage, are with the first one."""
     others = {
@@ -312,8 +360,8 @@ def _split(chunks: list[Any]) -> dict[int, list[Any]]:
     return by_choice
 
 
-def _tell_cost(response: Any, source: StreamSource | None) -> None:
-    """litellm reckons the cost of a stream for its own callbacks only, after the end."""
+def _add_cost(response: Any, source: StreamSource | None) -> None:
+    """Add the cost: litellm calculates that of a stream only for its callbacks, after the end."""
     hidden = getattr(response, "_hidden_params", None)
     if not isinstance(hidden, dict) or cast("Mapping[str, Any]", hidden).get("response_cost"):
         return

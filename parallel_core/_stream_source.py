@@ -1,55 +1,110 @@
-"""How a stream has ended: whether the provider has finished its answer, or something cut it off.
+"""Find out how a stream ended: with the finish reasons of its provider, or because it was cut off.
 
-A provider ends each choice with a finish reason. Where none has come, litellm makes one up
-(``stop``): what it really had is known to its own objects only.
+litellm writes a finish reason of its own (``stop``) where the provider sent none, and keeps one
+reason where the provider sent one for each choice. So the chunks are recorded before litellm reads
+them: :func:`watch_litellm` wraps the methods of litellm through which every chunk passes.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import AsyncIterator
-from typing import Any, Self, cast
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+_STREAMS = "litellm.litellm_core_utils.streaming_handler"
+_PARSERS = "litellm.llms.base_llm.base_model_iterator"
+_GEMINI = "litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini"
+
+# Names of attributes that are set on litellm's objects.
+_RECORD = "_parallel_core_record"  # of a stream: its ProviderRecord
+_FINISHED = "_parallel_core_finished"  # of a parser: the finish reasons in its last line
+
+_installing = threading.Lock()
+
+
+class ProviderRecord:
+    """What a provider sent in one stream.
+
+    Attributes:
+        begun: the indexes of the choices that had a chunk.
+        finish_reasons: the finish reason of each finished choice, by its index.
+        is_readable: False if a chunk was of a kind without choices. Then litellm's own notes count.
+    """
+
+    def __init__(self) -> None:
+        self.begun: set[int] = set()
+        self.finish_reasons: dict[int, str] = {}
+        self.is_readable = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if each choice that has begun has a finish reason."""
+        return bool(self.finish_reasons) and self.begun <= self.finish_reasons.keys()
+
+    def add(self, chunk: Any, finished: Mapping[int, str] | None) -> None:
+        """Record a chunk.
+
+        Args:
+            chunk: as the client or the parser of the provider gives it to litellm.
+            finished: the finish reasons that the provider sent, if the chunk may have others.
+        """
+        found: dict[int, str] = {}
+        choices: Any = getattr(chunk, "choices", None)
+        if isinstance(choices, list):
+            for choice in cast("list[Any]", choices):
+                index = choice_index(choice)
+                self.begun.add(index)
+                if reason := getattr(choice, "finish_reason", None):
+                    found[index] = str(reason)
+        elif isinstance(chunk, dict) and "is_finished" in chunk:
+            # litellm's own kind of chunk. It has one choice: its index counts blocks of content.
+            fields = cast("dict[str, Any]", chunk)
+            self.begun.add(0)
+            if fields["is_finished"] or fields.get("finish_reason"):
+                found[0] = str(fields.get("finish_reason") or "stop")
+        elif chunk is not None and chunk != "None":
+            self.is_readable = False
+        self.finish_reasons.update(found if finished is None else finished)
 
 
 class StreamSource:
-    """What is known of the source of one stream, beside its chunks.
+    """The object of litellm that reads a provider's stream.
 
     Args:
-        stream: what a call has returned.
+        stream: what a call returned.
     """
 
     def __init__(self, stream: Any) -> None:
-        # A Router host has the stream of the Router in another loop.
+        # A Router host returns a wrapper; the Router's stream belongs to another loop.
         self._stream: Any = getattr(stream, "response", stream)
         self.is_of_litellm = _is_wrapper(self._stream)
+        self.is_mock = False
         self._reader: Any = None
-        self._is_made_up = False
         self._look()
-        self._first = self._reader
-        self._watched: _Watched | None = None
-        if self._first is not None and _number_of_choices(self._first) > 1:
-            source: Any = self._first.completion_stream
-            if hasattr(source, "__aiter__"):
-                self._watched = self._first.completion_stream = _Watched(source)
 
     @property
     def logging(self) -> Any:
-        """What litellm notes of the call; None where that cannot be told."""
+        """litellm's logging object of the call, or None."""
         return getattr(self._stream, "logging_obj", None)
 
     @property
     def chunks(self) -> list[Any] | None:
-        """What litellm itself has had; None where that cannot be told."""
-        came: Any = getattr(self._reader or self._stream, "chunks", None)
-        return came if isinstance(came, list) else None  # pyright: ignore[reportUnknownVariableType]
+        """The chunks that litellm has kept, or None if they cannot be found."""
+        kept: Any = getattr(self._reader or self._stream, "chunks", None)
+        return kept if isinstance(kept, list) else None  # pyright: ignore[reportUnknownVariableType]
 
     @property
-    def was_cut_off(self) -> bool:
-        """Whether litellm's next or last finish reason is made up, as far as that can be told."""
+    def has_no_finish_reason(self) -> bool:
+        """Return True if litellm's finish reason, now or at the end, is not the provider's."""
         self._look()
         reader = self._reader
-        if reader is None or self._is_made_up:
+        if reader is None or self.is_mock:
             return False
+        record = self._record
+        if record is not None:
+            return not record.finish_reasons
         return not (
             reader.received_finish_reason
             or reader.intermittent_finish_reason
@@ -57,28 +112,120 @@ class StreamSource:
         )
 
     @property
-    def finish_reasons(self) -> dict[int, str | None] | None:
-        """The finish reason of each choice that has one, by its index; the reason is None where
-        only its being there is known. None where the choices cannot be told apart."""
-        if self._watched is None or self._reader is not self._first:
-            return None
-        if not self._watched.has_choices:
-            return None
-        early = getattr(self._reader, "received_finish_choice_fields", ())
-        return {**dict.fromkeys(early), **self._watched.finish_reasons}
+    def is_cut_off(self) -> bool:
+        """Return True if a choice has begun and has no finish reason."""
+        record = self._record
+        if record is None or self.is_mock:
+            return self.has_no_finish_reason
+        return not record.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if the provider is known to have finished every choice that has begun."""
+        self._look()
+        record = self._record
+        return record is not None and record.is_whole
+
+    @property
+    def finish_reasons(self) -> Mapping[int, str]:
+        """The finish reasons that the provider sent, by the index of the choice."""
+        record = self._record
+        return {} if record is None else record.finish_reasons
+
+    @property
+    def _record(self) -> ProviderRecord | None:
+        record = getattr(self._reader, _RECORD, None)
+        return record if isinstance(record, ProviderRecord) and record.is_readable else None
 
     def _look(self) -> None:
-        # The reader of a fallback can be found as long as the stream is on its way.
+        # The reader of a fallback can be found only while the stream is being read.
         reader = _reader_of(self._stream)
         if reader is not None and reader is not self._reader:
             self._reader = reader
-            self._is_made_up = _is_mock(reader)
+            self.is_mock = _is_mock(reader)
+
+
+def watch_litellm() -> None:
+    """Have litellm's streams record the chunks of their providers, once for the process.
+
+    The Router reads the first chunk before it returns a stream, so one stream alone cannot be
+    watched in time. The wrapped methods return what they returned before. Does nothing until
+    litellm is imported.
+    """
+    reader = _wrapper_class()
+    if reader is None or hasattr(reader.chunk_creator, _RECORD):
+        return
+    with _installing:
+        if hasattr(reader.chunk_creator, _RECORD):
+            return
+        parsers: tuple[tuple[str, str, str, Callable[[Any, Any], dict[int, str] | None]], ...] = (
+            (_PARSERS, "BaseModelResponseIterator", "_handle_string_chunk", _finished_in_line),
+            (_GEMINI, "ModelResponseIterator", "chunk_parser", _finished_in_gemini),
+        )
+        for module, name, method, finished_in in parsers:
+            kind: Any = getattr(sys.modules.get(module), name, None)
+            if kind is not None:
+                setattr(kind, method, _watched_parser(getattr(kind, method), finished_in))
+        reader.chunk_creator = _watched_reader(reader.chunk_creator)
+
+
+def _watched_reader(chunk_creator: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(chunk_creator)
+    def recorded(self: Any, chunk: Any) -> Any:
+        notes = cast("dict[str, Any]", self.__dict__)
+        record = notes.get(_RECORD)
+        if record is None:
+            record = notes[_RECORD] = ProviderRecord()
+        of_parser = cast("dict[str, Any]", getattr(self.completion_stream, "__dict__", {}))
+        record.add(chunk, of_parser.pop(_FINISHED, None))
+        return chunk_creator(self, chunk=chunk)
+
+    setattr(recorded, _RECORD, True)
+    return recorded
+
+
+def _watched_parser(
+    parse: Callable[..., Any], finished_in: Callable[[Any, Any], dict[int, str] | None]
+) -> Callable[..., Any]:
+    @functools.wraps(parse)
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        chunk = parse(self, *args, **kwargs)
+        sent: Any = args[0] if args else next(iter(kwargs.values()))
+        self.__dict__[_FINISHED] = finished_in(sent, chunk)
+        return chunk
+
+    return recorded
+
+
+def _finished_in_line(line: str, chunk: Any) -> dict[int, str] | None:
+    """litellm parses ``data: [DONE]`` into the finish reason ``stop``."""
+    if "[DONE]" not in line or not isinstance(chunk, dict):
+        return None
+    has_text = bool(cast("dict[str, Any]", chunk).get("text"))
+    return None if has_text else {}
+
+
+def _finished_in_gemini(sent: Any, chunk: Any) -> dict[int, str] | None:
+    """litellm's parser of Gemini writes ``stop`` into every chunk with content."""
+    candidates: list[Any] = sent.get("candidates") or []
+    if not candidates:
+        return None  # A prompt that was blocked has no candidate, and a reason of litellm's.
+    ended = {
+        candidate.get("index", position)
+        for position, candidate in enumerate(candidates)
+        if candidate.get("finishReason")
+    }
+    return {
+        index: str(choice.finish_reason)
+        for choice in getattr(chunk, "choices", None) or ()
+        if (index := choice_index(choice)) in ended and choice.finish_reason
+    }
 
 
 def is_cut_off_before_its_first_chunk(error: BaseException) -> bool:
-    """Whether litellm has raised this because a stream had ended without a finish reason.
+    """Return True if litellm raised this because a stream ended without a finish reason.
 
-    Newer versions read a stream up to its first chunk before they give it away.
+    Newer versions read a stream up to its first chunk before they return it.
     """
     of_litellm = getattr(_wrapper_class(), "_stream_eof_error", None)
     if of_litellm is None:
@@ -94,34 +241,14 @@ def is_cut_off_before_its_first_chunk(error: BaseException) -> bool:
     return False
 
 
-class _Watched:
-    """The chunks of a provider on their way to litellm, which forgets the finish reasons of all
-    choices but one."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-        self._chunks: AsyncIterator[Any] = aiter(source)
-        self.finish_reasons: dict[int, str | None] = {}
-        self.has_choices = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        chunk = await anext(self._chunks)
-        for choice in getattr(chunk, "choices", None) or ():
-            self.has_choices = True
-            if getattr(choice, "finish_reason", None):
-                self.finish_reasons[choice.index] = choice.finish_reason
-        return chunk
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
+def choice_index(choice: Any) -> int:
+    """The index of a choice; 0 if it has none."""
+    index = getattr(choice, "index", 0)
+    return index if isinstance(index, int) else 0
 
 
 def _wrapper_class() -> Any:
-    module: Any = sys.modules.get("litellm.litellm_core_utils.streaming_handler")
-    return getattr(module, "CustomStreamWrapper", None)
+    return getattr(sys.modules.get(_STREAMS), "CustomStreamWrapper", None)
 
 
 def _is_wrapper(stream: object) -> bool:
@@ -130,10 +257,10 @@ def _is_wrapper(stream: object) -> bool:
 
 
 def _reader_of(wrapper: Any) -> Any:
-    """litellm's reader of the provider; None where it cannot be found.
+    """Return litellm's reader of the provider, or None if it cannot be found.
 
-    A Router puts the reader into a generator, which goes on with that of a fallback when the first
-    one fails.
+    A Router puts the reader into a generator. When the reader fails, the generator continues with
+    the reader of a fallback.
     """
     if not _is_wrapper(wrapper):
         return None
@@ -143,19 +270,13 @@ def _reader_of(wrapper: Any) -> Any:
         reader = _reader_of(inside.get(name))
         if reader is not None:
             return reader
-    # Those of a Router give away what they are given, and know nothing themselves.
+    # The stream of a Router has an ``__anext__`` of its own and no notes about the provider.
     kind = cast("Any", type(wrapper))
     return wrapper if kind.__anext__ is _wrapper_class().__anext__ else None
 
 
-def _number_of_choices(reader: Any) -> int:
-    parameters: Any = getattr(reader.logging_obj, "optional_params", None) or {}
-    number = parameters.get("n")
-    return number if isinstance(number, int) else 1
-
-
 def _is_mock(reader: Any) -> bool:
-    """Whether litellm makes the answer up (``mock_response``): it has no finish reason, ever."""
+    """Return True for ``mock_response``: litellm writes the answer, without a finish reason."""
     if getattr(reader, "is_mock", False):
         return True
     made_up: Any = sys.modules["litellm"].utils.async_mock_completion_streaming_obj

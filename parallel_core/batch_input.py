@@ -7,6 +7,7 @@ described in ``docs/file-formats.md``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -52,9 +53,9 @@ InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
 STANDARD_INPUT = "-"
 
 _BLOCK = 1 << 20  # bytes
+_BUFFER = 1 << 16  # bytes
 _PROBLEMS_KEPT = 20
 _DIGITS_OF_A_LINE = 18  # at most
-_ROWS_BETWEEN_LOOKS = 1024
 _FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _PACKED = {
     b"\x1f\x8b": "gzip -dc",
@@ -64,6 +65,9 @@ _PACKED = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+OnBlock: TypeAlias = Callable[[int, memoryview], object]
 
 
 def never(custom_id: str) -> bool:
@@ -127,7 +131,8 @@ class InputFile:
             )
         self._reader = self._reader_of(format, template, model, ending, columns)
         self._summary: InputSummary | None = None
-        self._state: tuple[int, ...] = ()
+        self._blocks: list[bytes] = []  # digests of what has been checked
+        self._size = 0  # of it
         self._bad_lines = array("Q")
         self._endings = array("Q")  # of the name of each of them
         self._repeated: set[int] = set()  # digests of ids that several lines have
@@ -197,8 +202,14 @@ class InputFile:
         self._repeated = set()
         models: Counter[str] = Counter()
         ids: set[int] = set()
-        with self._opened() as (stream, state):
-            before = state()
+        blocks: list[bytes] = []
+
+        def note(file: int, number: int, block: memoryview) -> None:
+            if block:
+                blocks.append(_digest_of_block(block))
+
+        with self._opened(note) as (stream, file):
+            before = _state_of(file)
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
                 if type(found) is InputRequest:
@@ -214,14 +225,16 @@ class InputFile:
                     digest.add(found.custom_id, found.request)
                 else:
                     self._bad_lines.append(line)
-            if state() != before:
+            while not stream.closed and stream.read(_BLOCK):
+                pass  # a reader may have seen enough
+            if _state_of(file) != before:
                 raise self._changed()
             if not self._bad_lines:  # a line with a problem may have the column that is to be kept
                 reader.refuse_missing()
         requests = models.total()
         if not requests and not self._bad_lines:
             raise InputFileError(f"{self._name}: there is no request in it")
-        self._state = before
+        self._blocks, self._size = blocks, before[2]
         undecided = reader.undecided()
         first: list[InputProblem] = []
         for problem in self._problems():
@@ -236,6 +249,7 @@ class InputFile:
             digest.hexdigest(),
             reader.format,
             undecided,
+            reader.names_lines,
         )
 
     def fingerprint_of_format_1(self) -> str:
@@ -246,9 +260,9 @@ class InputFile:
         """
         self.check()
         digest = hashlib.sha256()
-        with self._opened(digest.update) as (stream, _):
-            while stream.read(_BLOCK):
-                pass
+        with self._opened_again() as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
         meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
 
@@ -273,7 +287,7 @@ class InputFile:
         first_lines: dict[int, int] = {}  # of the ids that several lines have
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines)
-        with self._opened() as (stream, state):
+        with self._opened_again() as stream:
             for line, row in self._reader.rows(stream):
                 is_bad = line == next_bad
                 if is_bad or self._repeated:
@@ -287,8 +301,6 @@ class InputFile:
                         first_lines.setdefault(digest, line)
                 if is_bad and (next_bad := next(bad_lines, 0)) == 0:
                     break
-            if state() != self._state:
-                raise self._changed()
 
     def _endings_needed(self, problem: InputProblem, ids: set[int]) -> int:
         """How many endings a bad line's name needs, so that no other line of the output has it."""
@@ -326,20 +338,37 @@ class InputFile:
         columns = self.check().columns
         if columns:
             raise InputFileError(f"{self._name}: {describe_columns(columns)}")
+        for line, row in self._good_rows():
+            found = self._reader.request(line, row, finished)
+            if found is not None:
+                yield found
+
+    def names(self) -> Iterator[str]:
+        """The names of these requests, without making them.
+
+        Raises:
+            InputFileError: as ``requests``.
+        """
+        found: list[str] = []
+
+        def note(custom_id: str) -> bool:
+            found.append(custom_id)
+            return True
+
+        self.check()
+        for line, row in self._good_rows():
+            self._reader.request(line, row, note)
+            yield found.pop()
+
+    def _good_rows(self) -> Iterator[tuple[int, Any]]:
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines, 0)
-        with self._opened() as (stream, state):
-            for number, (line, row) in enumerate(self._reader.rows(stream)):
-                if number % _ROWS_BETWEEN_LOOKS == 0 and state() != self._state:
-                    raise self._changed()
+        with self._opened_again() as stream:
+            for line, row in self._reader.rows(stream):
                 if line == next_bad:
                     next_bad = next(bad_lines, 0)
-                    continue
-                found = self._reader.request(line, row, finished)
-                if found is not None:
-                    yield found
-            if state() != self._state:
-                raise self._changed()
+                else:
+                    yield line, row
 
     def close(self) -> None:
         """Delete the copy of standard input, where there is one."""
@@ -353,19 +382,33 @@ class InputFile:
         self.close()
 
     @contextlib.contextmanager
+    def _opened_again(self) -> Generator[BinaryIO]:
+        """The file from its beginning. No byte is given out that has not been checked."""
+
+        def compare(file: int, number: int, block: memoryview) -> None:
+            known = self._blocks[number] if number < len(self._blocks) else b""
+            found = _digest_of_block(block) if block else b""
+            if found != known or os.fstat(file).st_size != self._size:
+                raise self._changed()
+
+        with self._opened(compare) as (stream, _):
+            yield stream
+
+    @contextlib.contextmanager
     def _opened(
-        self, on_block: Callable[[memoryview], object] | None = None
-    ) -> Generator[tuple[BinaryIO, Callable[[], tuple[int, ...]]], None, None]:
-        """The file from its beginning, and what tells whether it changes."""
+        self, on_block: Callable[[int, int, memoryview], object]
+    ) -> Generator[tuple[BinaryIO, int]]:
+        """The file from its beginning, and its descriptor, which the function gets, too."""
         try:
             raw, number = self._raw()
         except OSError as error:
             reason = error.strerror or type(error).__qualname__
             raise InputFileError(f"{self._name}: cannot be read: {reason}") from None
-        with raw, io.BufferedReader(_Blocks(raw, on_block), _BLOCK) as stream:
+        blocks = _Blocks(raw, functools.partial(on_block, number))
+        with raw, io.BufferedReader(blocks, _BUFFER) as stream:
             self._refuse_packed(stream.peek(8)[:8])
             try:
-                yield stream, lambda: _state_of(number)
+                yield stream, number
             except InputFileError as error:
                 raise self._named(error) from None
 
@@ -404,26 +447,44 @@ class InputFile:
 
     def _changed(self) -> InputFileError:
         return InputFileError(
-            f"{self._name}: has been changed since it was checked: leave it alone while it is run, "
-            "and start again"
+            f"{self._name}: has been changed since it was checked, and nothing more of it is sent: "
+            "leave it alone while it is run. With the contents that it had, the same command goes "
+            "on; with others it is a different run (see allow_changed, --allow-changed)"
         )
 
 
 class _Blocks(io.RawIOBase):
-    """Shows each block of a stream to a function as it is read."""
+    """Reads a stream in blocks of one size, and shows each to a function before it gives it out.
 
-    def __init__(self, raw: io.RawIOBase, on_block: Callable[[memoryview], object] | None) -> None:
+    The function gets the number of the block, and at the end of the stream an empty one.
+    """
+
+    def __init__(self, raw: io.RawIOBase, on_block: OnBlock) -> None:
         self._raw = raw
         self._on_block = on_block
+        self._number = 0
+        self._buffer = bytearray(_BLOCK)
+        self._left = memoryview(self._buffer)[:0]
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
-        count = self._raw.readinto(buffer)
-        if count and self._on_block is not None:
-            self._on_block(memoryview(buffer)[:count])
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = self._next_block()
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
         return count
+
+    def _next_block(self) -> memoryview:
+        whole = memoryview(self._buffer)
+        size = 0
+        while size < _BLOCK and (count := self._raw.readinto(whole[size:])):
+            size += count
+        self._on_block(self._number, whole[:size])
+        self._number += 1
+        return whole[:size]
 
 
 class _View(io.RawIOBase):
@@ -464,6 +525,10 @@ def _copied(source: Any) -> BinaryIO:
 def _state_of(number: int) -> tuple[int, ...]:
     status = os.fstat(number)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digest_of_block(block: memoryview) -> bytes:
+    return hashlib.blake2b(block, digest_size=16).digest()
 
 
 def _digest(custom_id: str) -> int:

@@ -200,6 +200,8 @@ class StreamInterruptedError(Exception):
         usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
             nobody can tell.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk.
+        is_complete: the stream did not break off. All of its chunks arrived, but they cannot be
+            put together; the ``__cause__`` says why.
     """
 
     def __init__(
@@ -209,21 +211,23 @@ class StreamInterruptedError(Exception):
         text: str = "",
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
+        is_complete: bool = False,
     ) -> None:
+        happened = f"broke off after {len(text)} characters"
+        if is_complete:
+            happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
         # Not the text, in a repr either: messages do not belong into logs.
-        super().__init__(
-            f"the stream of request {index} (model {model!r}) broke off after {len(text)} "
-            "characters"
-        )
+        super().__init__(f"the stream of request {index} (model {model!r}) {happened}")
         self.index = index
         self.model = model
         self.text = text
         self.usage = usage
         self.time_to_first_chunk = time_to_first_chunk
+        self.is_complete = is_complete
 
     def __reduce__(self) -> tuple[type[StreamInterruptedError], tuple[Any, ...]]:
         fields = (self.index, self.model, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk)
+        return type(self), (*fields, self.usage, self.time_to_first_chunk, self.is_complete)
 
 
 class StreamStalledError(TimeoutError):
@@ -461,28 +465,49 @@ class DifferentRunError(JournalError):
         path: the output file.
         differences: what differs: by the field's name the value of then and the value of now.
             ``None`` is also a field that was not there.
+        note: what to mind, where there is something.
     """
 
-    def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+    def __init__(
+        self, path: str, differences: Mapping[str, tuple[Any, Any]], note: str = ""
+    ) -> None:
         super().__init__(
             f"{path} holds the results of a different run: {describe_differences(differences)}. "
             "Resume it as it began, or in spite of that with allow_changed (--allow-changed); give "
             "another output file; or start over with force_new (--force-new), which moves the old "
-            "files aside"
+            "files aside" + (f". {note}" if note else "")
         )
         self.path = path
         self.differences: dict[str, tuple[Any, Any]] = dict(differences)
+        self.note = note
 
-    def __reduce__(self) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]]]]:
-        return type(self), (self.path, self.differences)
+    def __reduce__(
+        self,
+    ) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]], str]]:
+        return type(self), (self.path, self.differences, self.note)
+
+
+NAMED_BY_LINE = (
+    "Lines without a custom_id are named by their number: where lines were added or removed before "
+    "them, the answers that are there may belong to other lines"
+)
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Name what differs between a run then and now."""
     return "; ".join(
-        f"{name} was {_shown(old)} and is now {_shown(new)}"
+        _INPUT_OF_FORMAT_1
+        if name == "input" and isinstance(old, str) and len(old) == _DIGITS_OF_FORMAT_1
+        else f"{name} was {_shown(old)} and is now {_shown(new)}"
         for name, (old, new) in differences.items()
     )
+
+
+_DIGITS_OF_FORMAT_1 = 64
+_INPUT_OF_FORMAT_1 = (
+    "input is not the same file, byte for byte, as in that run, which is of an older version, and "
+    "cannot be compared with it in detail"
+)
 
 
 def _shown(value: object) -> str:

@@ -141,6 +141,10 @@ class Journal:
         """Whether the request was finished, and not by a failure, when the journal was opened."""
         return self._ids.has_answer(custom_id)
 
+    def is_retried(self, custom_id: str) -> bool:
+        """Whether the request has failed, and is to be sent again."""
+        return id_digest(custom_id) in self._ids.retried
+
     async def append(self, entry: JournalEntry) -> None:
         """Hand a result over; it is on disk when ``succeeded`` and ``failed`` count it.
 

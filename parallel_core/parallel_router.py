@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Unpack
 
 from litellm.router import Router
@@ -40,18 +43,14 @@ else:
         def __class__(self) -> type:
             return type(self._held_router)
 
-        @property
-        def acompletion(self) -> Any:
-            """``Router.acompletion``, a member of this class so that subclasses can extend it."""
-            return self._held_router.acompletion
-
-        @acompletion.setter
-        def acompletion(self, value: Any) -> None:
-            self._held_router.acompletion = value
-
-        @acompletion.deleter
-        def acompletion(self) -> None:
-            del self._held_router.acompletion
+        def __getattribute__(self, name: str) -> Any:
+            # Methods that are passed on are read from the Router: a replacement that was set there
+            # is found, and what was read can be called by a replacement, or set again.
+            if _is_passed_on(type(self), name):
+                members = object.__getattribute__(self, "__dict__")
+                if "_held_router" in members and name not in members:
+                    return getattr(members["_held_router"], name)
+            return super().__getattribute__(name)
 
         def __getattr__(self, name: str) -> Any:
             # Called for what is neither in the instance nor in its class.
@@ -81,7 +80,7 @@ else:
             return (
                 "_held_router" not in self.__dict__
                 or name in self.__dict__
-                or hasattr(type(self), name)
+                or (hasattr(type(self), name) and not _is_passed_on(type(self), name))
             )
 
         def __reduce__(self) -> tuple[Any, ...]:
@@ -90,6 +89,66 @@ else:
 
         def __dir__(self) -> list[str]:
             return sorted({*dir(type(self)), *self.__dict__, *dir(self._held_router)})
+
+    def _is_passed_on(cls: type, name: str) -> bool:
+        """Return True for a method of ``Router`` that neither a subclass nor a patch replaces."""
+        return name in _passed_on and getattr(cls, name, None) is _passed_on[name]
+
+    def _pass_on(name: str, method: Callable[..., Any]) -> Any:
+        """Make the member of the class that calls a method of the Router that is held."""
+        if inspect.ismethod(method):
+            return classmethod(_of_class(name, method))
+        if _is_static(method):
+            return staticmethod(method)
+        if inspect.iscoroutinefunction(method):  # mocks ask whether it is one
+
+            async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return await getattr(self._held_router, name)(*args, **kwargs)
+        else:
+
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return getattr(self._held_router, name)(*args, **kwargs)
+
+        return functools.wraps(method)(call)
+
+    def _is_static(function: Callable[..., Any]) -> bool:
+        """Return True if the class that defines the function declares it as a staticmethod."""
+        *classes, name = function.__qualname__.split(".")
+        owner: Any = functools.reduce(
+            lambda owner, part: getattr(owner, part, None),
+            classes,
+            sys.modules[function.__module__],
+        )
+        return isinstance(inspect.getattr_static(owner, name, None), staticmethod)
+
+    def _of_class(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method.__func__)
+        def call(cls: type[ParallelRouter], *args: Any, **kwargs: Any) -> Any:
+            made = getattr(Router, name)(*args, **kwargs)
+            if isinstance(made, Router):
+                return _with_members(cls, {"_held_router": made})
+            return made
+
+        return call
+
+    def _pass_on_attribute(name: str) -> property:
+        return property(
+            lambda self: getattr(self._held_router, name),
+            lambda self, value: setattr(self._held_router, name, value),
+            lambda self: delattr(self._held_router, name),
+        )
+
+    # The class itself has the public members of Router: super(), specs and patches look there.
+    _passed_on: dict[str, Any] = {}
+    for _name in dir(Router):
+        if _name.startswith("_"):
+            continue
+        _member = getattr(Router, _name)
+        if inspect.isfunction(_member) or inspect.ismethod(_member):
+            setattr(_RouterMembers, _name, _pass_on(_name, _member))
+            _passed_on[_name] = getattr(_RouterMembers, _name)
+        else:
+            setattr(_RouterMembers, _name, _pass_on_attribute(_name))
 
 
 class ParallelRouter(_RouterMembers):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from . import dispatch
 from ._handle import ParallelBatch
@@ -115,12 +115,15 @@ _METHODS = {
     "iter_parallel_acompletions": _iter_parallel_acompletions,
     "iter_parallel_streams": _iter_parallel_streams,
 }
+# Recognizes the methods after this module has been reloaded or imported anew.
+_MARK = "_put_into_litellm_by_parallel_core"
+for _method in _METHODS.values():
+    setattr(_method, _MARK, True)
 _SOURCES = Path(__file__).with_name("litellm_patch")
 _ADDED = {
     _FLAGS_MODULE: _SOURCES / "experimental_flags.py",
     _HELPERS_MODULE: _SOURCES / "parallel_acompletion.py",
 }
-_extended_classes: list[type[Any]] = []
 
 
 def install() -> None:
@@ -136,10 +139,17 @@ def install() -> None:
     Raises:
         RuntimeError: this litellm brings one of these itself; nothing has been changed.
     """
-    if _installed_finder() is not None:
+    finder = _installed_finder()
+    if isinstance(finder, ImportFinder):
         return
+    if finder is not None:  # of a parallel_core that has been imported anew since
+        uninstall()
     router = importlib.import_module(_ROUTER_MODULE)
-    taken = [f"litellm.Router.{name}" for name in _METHODS if hasattr(router.Router, name)]
+    taken = [
+        f"litellm.Router.{name}"
+        for name in _METHODS
+        if any(hasattr(router_class, name) for router_class in _router_classes(router))
+    ]
     taken += [name for name in _ADDED if _exists(name)]
     if taken:
         raise RuntimeError(
@@ -158,11 +168,10 @@ def uninstall() -> None:
     if finder is None:
         return
     sys.meta_path.remove(finder)
-    for router_class in _extended_classes:
-        for name, method in _METHODS.items():
-            if vars(router_class).get(name) is method:
+    for router_class in finder.extended_classes:
+        for name in _METHODS:
+            if hasattr(vars(router_class).get(name), _MARK):
                 delattr(router_class, name)
-    _extended_classes.clear()
     vars(sys.modules[_ROUTER_MODULE]).pop(_FLAG_NAME, None)
     for name in _ADDED:
         module = sys.modules.get(name)
@@ -179,13 +188,27 @@ def _extend(router: ModuleType) -> None:
     if flags.ENABLE_PARALLEL_ACOMPLETIONS is flags.VALUE_IN_ENVIRONMENT:  # it is not patched
         flags = importlib.reload(flags)
     setattr(router, _FLAG_NAME, flags.ENABLE_PARALLEL_ACOMPLETIONS)
-    for name, method in _METHODS.items():
-        setattr(router.Router, name, method)
-    _extended_classes.append(router.Router)
+    finder = _installed_finder()
+    assert finder is not None
+    for router_class in _router_classes(router):
+        for name, method in _METHODS.items():
+            setattr(router_class, name, method)
+        finder.extended_classes.append(router_class)
+
+
+def _router_classes(router: ModuleType) -> list[type[Any]]:
+    """The classes that users import: ``litellm`` keeps its own through a reload of the module."""
+    of_package = vars(sys.modules["litellm"]).get("Router", router.Router)
+    return [router.Router] if of_package is router.Router else [router.Router, of_package]
 
 
 def _installed_finder() -> ImportFinder | None:
-    return next((finder for finder in sys.meta_path if isinstance(finder, ImportFinder)), None)
+    """The finder of :func:`install`, also one whose class is of an earlier import."""
+    for finder in sys.meta_path:
+        of = finder if isinstance(finder, type) else type(finder)
+        if (of.__module__, of.__qualname__) == (ImportFinder.__module__, ImportFinder.__qualname__):
+            return cast("ImportFinder", finder)
+    return None
 
 
 def _exists(module: str) -> bool:

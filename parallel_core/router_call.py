@@ -149,34 +149,42 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
     ``extra_body``, unless there is one, and only where each deployment of the model takes
     ``store``. What a batch has added to it stays here.
     """
-    if arguments.get("store") is not True:
-        return
     given: Mapping[str, Any] = arguments.get("metadata") or {}
     metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}
-    if metadata and _takes_store(router, model):
+    if metadata and arguments.get("store", True) is True and _stores(router, model, arguments):
         extra: Mapping[str, Any] = arguments.get("extra_body") or {}
         arguments["extra_body"] = {"metadata": metadata, **extra}
 
 
-def _takes_store(router: object, model: str) -> bool:
-    """Whether each deployment of a model takes OpenAI's ``store``, as far as litellm knows."""
-    litellm: Any = sys.modules.get("litellm")
-    if litellm is None:
+def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
+    """Return True if each deployment of a model takes ``store`` and is sent it."""
+    if "litellm" not in sys.modules:
         return False  # no Router of litellm
-    serving = deployments_for(behind(router), model)
-    for deployment in serving:
-        parameters = deployment["litellm_params"]
-        try:
-            name, provider, *_ = litellm.get_llm_provider(
-                model=parameters["model"],
-                custom_llm_provider=parameters.get("custom_llm_provider"),
-                api_base=parameters.get("api_base"),
-            )
-        except litellm.BadRequestError:
-            return False
-        if "store" not in (litellm.get_supported_openai_params(name, provider) or ()):
-            return False
-    return bool(serving)
+    itself = behind(router)
+    serving = deployments_for(itself, model) or [
+        deployment
+        for deployment in deployments(itself)
+        if (deployment.get("model_info") or {}).get("id") == model
+    ]
+    return bool(serving) and all(
+        ("store" in arguments or deployment["litellm_params"].get("store") is True)
+        and _takes_store(deployment["litellm_params"])
+        for deployment in serving
+    )
+
+
+def _takes_store(parameters: Mapping[str, Any]) -> bool:
+    """Return True if a deployment takes OpenAI's ``store``, as far as litellm knows."""
+    litellm: Any = sys.modules["litellm"]
+    try:
+        name, provider, *_ = litellm.get_llm_provider(
+            model=parameters["model"],
+            custom_llm_provider=parameters.get("custom_llm_provider"),
+            api_base=parameters.get("api_base"),
+        )
+    except litellm.BadRequestError:
+        return False
+    return "store" in (litellm.get_supported_openai_params(name, provider) or ())
 
 
 def behind(router: object) -> Any:

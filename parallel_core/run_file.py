@@ -18,6 +18,7 @@ import sniffio
 import trio
 
 from ._input_members import describe_columns
+from ._journal_manifest import ManifestFields
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
 from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
@@ -29,7 +30,7 @@ from .control.options import Concurrency, Controls, check_controls, checked_conc
 from .control.retry import Retry
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
-from .errors import InputFileError, OrderError
+from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, OrderError
 from .journal import Journal, JournalOpening
 from .router_call import behind, unknown_models
 from .run_statistics import RunPaths
@@ -119,7 +120,8 @@ async def run_file(
         cancelled, and what had come before is on disk.
 
     Raises:
-        InputFileError: the file is bad; nothing was sent.
+        InputFileError: the file is bad; nothing was sent. (One that changes later ends the run in
+            order: see ``RunSummary.input_error``.)
         ValueError, TypeError: an option is out of range, or a model of the file is not one of the
             Router's; nothing was sent.
         DifferentRunError: ``output`` is of another run; nothing was sent.
@@ -154,15 +156,20 @@ async def run_file(
             **(description or {}),
         }
         scope = RunScope(opened, summary, limit, with_problems=skip_invalid)
-        open_journal = functools.partial(
-            Journal.open,
-            paths,
-            manifest,
-            allow_changed=allow_changed,
-            read_older=lambda then: read_older_fields(
-                then, manifest, opened.fingerprint_of_format_1
-            ),
-        )
+
+        def open_journal(**options: Any) -> Journal:
+            def read_older(then: ManifestFields) -> ManifestFields:
+                return read_older_fields(then, manifest, opened.fingerprint_of_format_1)
+
+            try:
+                return Journal.open(
+                    paths, manifest, allow_changed=allow_changed, read_older=read_older, **options
+                )
+            except DifferentRunError as error:
+                if "input" not in error.differences or not summary.named_by_line:
+                    raise
+                raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
+
         if may_send is not None and (retry_failed or force_new):
             # These change what is there.
             looked = await _looked(None if force_new else open_journal, scope)
@@ -212,11 +219,13 @@ async def run_file(
                 await run.to_the_end(batch, stop)
                 now_lost, now_resent = _losses(sender)
             not_sorted: str | None = None
-            if order == "input" and run.is_complete:
+            if order == "input" and run.is_complete and run.input_error is None:
                 try:
                     await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
                 except OrderError as error:
                     not_sorted = str(error)
+                except InputFileError as error:
+                    run.input_error = str(error)
         finally:
             await journal.aclose()
         return run.summary(
@@ -321,16 +330,22 @@ async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -
             return (request.request for request in scope.requests(journal.has_answer))
 
         left = await in_thread(lambda: sum(1 for _ in without_answer()))
-        return RunOpening(scope.total, left, journal.opening, without_answer)
+        return RunOpening(
+            scope.total,
+            left,
+            journal.opening,
+            without_answer,
+            named_by_line=scope.named_by_line,
+            earlier_failed=scope.bad_lines,
+        )
 
 
 def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
-    found = opening.journal
     return RunSummary(
         ending="stopped",
         total=opening.total,
-        earlier_succeeded=found.succeeded,
-        earlier_failed=found.failed,
+        earlier_succeeded=opening.total - opening.left - opening.earlier_failed,
+        earlier_failed=opening.earlier_failed,
         succeeded=0,
         failed=0,
         errors={},

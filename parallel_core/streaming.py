@@ -13,6 +13,7 @@ import anyio.lowlevel
 import msgspec
 
 from ._stream_reading import StreamReading
+from ._stream_source import watch_litellm
 from .control._call import Call
 from .control._engine import Engine
 from .control._metering import ItemMeter, RouterMeter
@@ -186,6 +187,7 @@ class Streams:
         )
 
     async def _read(self, call: Call, reading: StreamReading, watch: _StallWatch | None) -> Any:
+        watch_litellm()
         try:
             stream = await call(reading.index, _as_stream(reading.request))
         except Exception as error:
@@ -221,6 +223,8 @@ class Streams:
                     watch.end()
                 if reading.may_raise(error):
                     raise
+                if reading.is_whole_after_an_error():
+                    return
                 raise await reading.interrupted() from error
             if self._on_chunk is not None:
                 self._call_back(self._on_chunk, piece)

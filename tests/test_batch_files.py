@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import io
 import json
 import math
 import os
 import re
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -856,7 +858,49 @@ def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
             list(requests)
 
 
-def test_a_file_that_changes_with_its_size_and_time_kept_is_no_crash(tmp_path: Path) -> None:
+def test_nothing_that_was_not_checked_is_given_out(tmp_path: Path) -> None:
+    # More than one block of lines: what is behind the first is read after the change.
+
+    def saying(custom_id: str, text: str) -> dict[str, Any]:
+        return a_line(custom_id, body={**BODY, "messages": [{"role": "user", "content": text}]})
+
+    lines = [saying(f"{number}", "x" * 1000) for number in range(2500)]
+    for change in ("append", "replace", "in place", "shorten"):
+        path = write(tmp_path / f"{change}.jsonl", *lines)
+        status = path.stat()
+        with InputFile(path) as file:
+            requests = file.requests()
+            drawn = [next(requests)]
+            content = path.read_bytes()
+            evil = json.dumps(saying("0", "evil")).encode() + b"\n"
+            if change == "append":
+                with path.open("ab") as end:
+                    end.write(evil)
+            elif change == "replace":
+                path.write_bytes(content.replace(b"x" * 1000, b"evil"))
+            elif change == "in place":
+                with path.open("r+b") as middle:
+                    middle.write(content.replace(b"xxxx", b"evil"))
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            else:
+                os.truncate(path, len(content) // 2)
+            with pytest.raises(InputFileError, match="changed since it was checked"):
+                drawn += requests
+        assert 0 < len(drawn) < len(lines)
+        assert "evil" not in str([request.request.messages for request in drawn])
+
+
+def test_a_file_that_is_only_touched_is_read_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
+    with InputFile(path) as file:
+        requests = file.requests()
+        next(requests)
+        os.utime(path, ns=(0, 0))
+        assert [request.custom_id for request in requests] == ["b"]
+        assert len(list(file.requests())) == 2
+
+
+def test_a_file_that_changes_with_its_size_and_time_kept_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", a_line("a"), a_line("b"))
     status = path.stat()
     with InputFile(path) as file:
@@ -864,7 +908,7 @@ def test_a_file_that_changes_with_its_size_and_time_kept_is_no_crash(tmp_path: P
         with path.open("r+b") as bytes_of_it:
             bytes_of_it.write(b"!")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        with pytest.raises(InputFileError, match="line 1 was a request"):
+        with pytest.raises(InputFileError, match="changed since it was checked"):
             list(file.requests())
 
 
@@ -1475,6 +1519,64 @@ def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) ->
         assert (measured.status_code, measured.attempts) == (line.status_code, 1)
         assert measured.error == type(result.exception).__name__
     assert found == [(status, code) for _, status, code in expected]
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "hosted_vllm/model"])
+def test_an_answer_that_litellm_cannot_read_is_an_invalid_response(model: str) -> None:
+    message = {"role": "assistant", "content": "secret words"}
+    citation = {"start_index": 0, "end_index": 1, "url": "u", "title": None}
+    messages = [
+        None,
+        {**message, "annotations": [{"type": "url_citation", "url_citation": citation}]},
+    ]
+    answers = ["<html>secret words</html>", "null", "[]", '{"choices": [{"message": "secret words']
+    answers += [
+        json.dumps({"id": "a", "choices": [{"message": message, "finish_reason": "stop"}]})
+        for message in messages
+    ]
+    waiting = list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer = waiting.pop(0).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as unreadable:
+        thread = threading.Thread(target=unreadable.serve_forever)
+        thread.start()
+        try:
+            parameters = {
+                "model": model,
+                "api_key": KEY,
+                "api_base": f"http://127.0.0.1:{unreadable.server_port}/v1",
+            }
+            router = parallel_core.ParallelRouter(
+                model_list=[{"model_name": "fast", "litellm_params": parameters}],
+                num_retries=0,
+                disable_cooldowns=True,
+            )
+            results = parallel_core.parallel_completions(
+                router,
+                [RouterParallelRequest("fast", MESSAGES) for _ in answers],
+                concurrency=1,
+                preserve_order=True,
+            )
+        finally:
+            unreadable.shutdown()
+            thread.join()
+    for number, result in enumerate(results):
+        line, fields = read(result_line(str(number), result, Redactor([KEY])))
+        assert (fields["response"], line.error_code) == (None, "invalid_response"), fields
+        text = fields["error"]["message"]
+        assert len(text) < 200
+        assert not any(found in text for found in ("Traceback", "secret words", "site-packages"))
 
 
 def test_real_answers_are_chat_completions_of_openai(server: DemoServerThread) -> None:

@@ -31,6 +31,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import parallel_core
 from hosts import Host
 from parallel_core._journal_files import Disk
 from parallel_core._journal_scan import id_digest
@@ -532,7 +533,8 @@ def test_a_run_of_the_first_format_is_resumed_and_gets_the_names_of_today(
             "out.jsonl.statistics.jsonl",
         }
         manifest = json.loads(paths.manifest.read_text())
-        assert (manifest["format_version"], manifest["version"]) == (2, None)
+        assert manifest["format_version"] == 2
+        assert manifest["version"] == parallel_core.__version__
         assert manifest["fields"] == MANIFEST
         assert ids_in(paths.output) == ["a", "r"]
         run_of(paths)
@@ -636,8 +638,72 @@ def test_an_output_that_is_gone_is_not_paid_for_again_unasked(paths: RunPaths) -
         with pytest.raises(JournalError, match=r"out\.jsonl is gone"):
             Journal.open(paths, MANIFEST)
         assert not paths.output.exists()
+    paths.statistics.unlink()  # the manifest knows
+    for options in ({}, {"allow_changed": True}, {"retry_failed": True}):
+        with pytest.raises(JournalError, match=r"out\.jsonl is gone.*--force-new"):
+            Journal.open(paths, MANIFEST, **options)
     run_of(paths, entry("b"), force_new=True)
     assert ids_in(paths.output) == ["b"]
+
+
+def test_results_are_known_to_the_manifest_before_they_are_written(paths: RunPaths) -> None:
+    disk = FaultyDisk()
+    with pytest.raises(JournalError), Journal.open(paths, MANIFEST, disk=disk) as journal:
+        assert not json.loads(paths.manifest.read_text())["has_results"]
+        disk.fault = errno.ENOSPC
+        append(journal, entry("a"))
+        journal.flush()
+    assert json.loads(paths.manifest.read_text())["has_results"]
+    paths.rescue.unlink()
+    with Journal.open(paths, MANIFEST) as journal:  # an empty output is none that is gone
+        assert not journal.opening.resumed
+
+
+def test_a_manifest_without_a_note_of_results_gets_one_when_its_run_is_resumed(
+    split_paths: RunPaths,
+) -> None:
+    run_of(split_paths, entry("a"), entry("b", ok=False))
+    manifest = json.loads(split_paths.manifest.read_text())
+    assert manifest.pop("has_results")
+    assert manifest.pop("has_failures")
+    split_paths.manifest.write_text(json.dumps(manifest))
+    run_of(split_paths)
+    manifest = json.loads(split_paths.manifest.read_text())
+    assert (manifest["has_results"], manifest["has_failures"]) == (True, True)
+
+
+def test_failures_that_are_gone_are_not_sent_again_unasked(split_paths: RunPaths) -> None:
+    errors = split_paths.errors
+    assert errors is not None
+    run_of(split_paths, entry("a"))
+    errors.unlink()
+    run_of(split_paths, entry("b", ok=False))  # there had been nothing in it
+    errors.unlink()
+    for paths in (split_paths, RunPaths.of(split_paths.output)):
+        with pytest.raises(JournalError, match=r"failed\.jsonl is gone.*--retry-failed"):
+            Journal.open(paths, MANIFEST)
+        assert not errors.exists()
+    run_of(split_paths, entry("b", ok=False), retry_failed=True)
+    run_of(split_paths, entry("b"), retry_failed=True)
+    assert errors.read_bytes() == b""
+    errors.unlink()
+    run_of(split_paths)  # there are none any more
+    assert ids_in(split_paths.output) == ["a", "b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_of_files_need_not_be_texts(tmp_path: Path) -> None:
+    paths = RunPaths.of(*(tmp_path / os.fsdecode(name) for name in (b"o\xff.jsonl", b"e\xff")))
+    assert paths.errors is not None
+    run_of(paths, entry("a"), entry("b", ok=False))
+    with Journal.open(paths, MANIFEST) as journal:
+        assert (journal.succeeded, journal.failed) == (1, 1)
+    other = RunPaths.of(paths.output)
+    with pytest.raises(JournalError, match="give it as the error file again"):
+        Journal.open(other, MANIFEST)
+    paths.errors.unlink()
+    with pytest.raises(JournalError, match="is gone"):
+        Journal.open(paths, MANIFEST)
 
 
 @pytest.mark.parametrize(
@@ -1615,4 +1681,4 @@ def test_a_folder_is_synced_when_a_file_may_be_new_in_it(
         append(journal, entry("a"))
         journal.flush()
     assert ids_in(paths.rescue) == ["a"]
-    assert synced == [tmp_path]
+    assert synced == [tmp_path] * 2  # of the manifest, and of the rescue file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import importlib.util
 import inspect
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import unittest.mock
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import pytest
@@ -306,6 +307,63 @@ def test_a_reload_applies_the_new_value_of_the_flag(
     assert type(importlib.import_module("litellm.router").__loader__) is SourceFileLoader
 
 
+def test_install_extends_the_class_that_users_import_after_a_reload_of_the_module(
+    restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from litellm import Router
+
+    set_flag(monkeypatch, "1")
+    importlib.reload(restored_router_module)
+    new_class = restored_router_module.__dict__["Router"]
+    assert new_class is not Router
+    parallel_core.install()
+    assert_switched(make_router(), True)
+    assert_switched(make_router(new_class), True)
+    parallel_core.uninstall()
+    for router_class in (Router, new_class):
+        assert not hasattr(router_class, "parallel_acompletions")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("again", ["reloaded", "imported"])
+def test_a_router_api_that_is_loaded_again_recognizes_what_it_has_installed(
+    again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from litellm import Router
+
+    if again == "reloaded":
+        api = importlib.reload(router_api)
+    else:
+        for name in ("router_api", "litellm_patch", "litellm_patch.import_finder"):
+            monkeypatch.delitem(sys.modules, f"parallel_core.{name}")
+        monkeypatch.setattr(parallel_core, "router_api", None)
+        monkeypatch.setattr(parallel_core, "litellm_patch", None)
+        api = importlib.import_module("parallel_core.router_api")
+        assert api is not router_api
+    api.install()
+    assert_switched(make_router(), True)
+    assert len([finder for finder in sys.meta_path if "ImportFinder" in repr(finder)]) == 1
+    api.uninstall()
+    assert not hasattr(Router, "parallel_acompletions")
+    assert PROPOSED_MODULES[0] not in sys.modules
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_spec_of_litellms_router_has_the_loader_of_a_source_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "litellm.router")  # as if it had not been imported yet
+        spec = importlib.util.find_spec("litellm.router")
+    assert spec is not None
+    loader: Any = spec.loader
+    assert loader.get_filename("litellm.router") == spec.origin
+    assert "class Router" in loader.get_source("litellm.router")
+    assert loader.get_code("litellm.router").co_filename == spec.origin
+    with pytest.raises(AttributeError):
+        copy.copy(loader).no_such_attribute  # noqa: B018
+
+
 @pytest.mark.usefixtures("installed")
 def test_a_reloaded_router_takes_over_a_flag_that_was_patched(
     restored_router_module: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -421,6 +479,86 @@ def test_a_subclass_of_parallel_router() -> None:
     results = asyncio.run(router.parallel_acompletions(requests))
     assert [result.ok for result in results] == [True] * 3
     assert (router.calls, Counting.calls) == (3, 0)
+
+
+def public_methods(cls: Any) -> dict[str, Any]:
+    names = [name for name in dir(cls) if not name.startswith("_")]
+    return {name: getattr(cls, name) for name in names if inspect.isroutine(getattr(cls, name))}
+
+
+@pytest.mark.filterwarnings("ignore:Router:DeprecationWarning")
+def test_the_class_has_every_public_member_of_router_and_of_the_same_kind() -> None:
+    from litellm import Router
+
+    assert {name for name in dir(Router) if not name.startswith("_")} <= set(dir(ParallelRouter))
+    held = make_router()
+    for name, method in public_methods(Router).items():
+        own = getattr(ParallelRouter, name)
+        assert inspect.iscoroutinefunction(own) is inspect.iscoroutinefunction(method), name
+        assert inspect.signature(own) == inspect.signature(method), name
+        kind = type(inspect.getattr_static(ParallelRouter, name))
+        if inspect.ismethod(method):
+            assert kind is classmethod, name
+        else:
+            static = inspect.signature(getattr(held, name)) == inspect.signature(method)
+            assert kind is (staticmethod if static else FunctionType), name
+    assert type(inspect.getattr_static(ParallelRouter, "get_valid_args")) is staticmethod
+    assert isinstance(ParallelRouter.from_config(vars(held)["_core"]._config), ParallelRouter)
+
+
+def test_a_subclass_and_its_users_reach_every_method_of_router() -> None:
+    class Extended(ParallelRouter):
+        def completion(self, *args: Any, **kwargs: Any) -> Any:
+            return [super().completion(*args, **kwargs)]
+
+        def settings(self) -> Any:
+            return {**super().settings().as_dict(), "extended": True}
+
+        @staticmethod
+        def get_valid_args() -> list[str]:
+            return ["extended", *ParallelRouter.get_valid_args()]
+
+    router = make_router(Extended)
+    request: Any = {"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}
+    (answer,) = router.completion(**request)
+    assert answer.choices[0].message.content == "made up"
+    assert ParallelRouter.completion(router, **request).model == answer.model
+    assert router.settings()["extended"]
+    assert "num_retries" in router.get_valid_args()
+
+    # What was read can be called by what replaces it.
+    original = router.acompletion
+    router.acompletion = lambda **kwargs: original(**kwargs)
+    (result,) = asyncio.run(router.parallel_acompletions([request]))
+    assert result.unwrap().choices[0].message.content == "made up"
+
+
+def test_the_class_of_a_parallel_router_can_be_patched_and_specified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from litellm import Router
+
+    router = make_router(ParallelRouter)
+    for target in (ParallelRouter, Router):
+        with unittest.mock.patch.object(target, "aembedding") as patched:
+            assert isinstance(patched, unittest.mock.AsyncMock)
+            patched.return_value = "patched"
+            assert asyncio.run(router.aembedding(model="gpt-3.5-turbo", input="hi")) == "patched"
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallelRouter, "settings", lambda self: "patched")
+        assert router.settings() == "patched"
+    assert router.settings() != "patched"
+
+    for spec in (
+        unittest.mock.create_autospec(ParallelRouter, instance=True),
+        unittest.mock.Mock(spec=ParallelRouter),
+    ):
+        assert isinstance(spec.acompletion, unittest.mock.AsyncMock)
+        spec.get_model_list(model_name="gpt-3.5-turbo")
+        assert not isinstance(spec.completion, unittest.mock.AsyncMock)
+        assert spec.model_list
+        with pytest.raises(AttributeError):
+            spec.no_such_method()
 
 
 def test_importing_the_package_is_light() -> None:

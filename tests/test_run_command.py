@@ -552,13 +552,42 @@ def test_a_timeout_fails_a_request_and_a_deadline_ends_the_run(
 
 
 def test_fail_fast_ends_at_the_first_failure(bench: Bench) -> None:
-    bench.write(FAILS, *[{"latency": 0.3}] * 3)
-    done = bench.run("in.jsonl", "-o", "out.jsonl", "--fail-fast", "--concurrency=1")
+    # The server fails while it has no room: whichever of the first two comes second.
+    bench.server.set_capacity(1)
+    bench.server.hold()
+    bench.write(*[HELD] * 6)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--fail-fast", "--concurrency=2")
+    bench.server.wait_finished(1, PATIENCE)
+    bench.server.release()
+    done = the_end_of(run)
+    bench.server.set_capacity(None)
     assert done.code == 1
     assert "(a call has failed)" in done.stdout
-    assert bench.ids() in (ids(0), ids(0, 1))  # the next call may have begun
-    assert bench.go_on(done.stdout).code == 1  # the failure stays
-    assert sorted(bench.ids()) == ids(0, 1, 2, 3)
+    assert len(bench.ids()) < 6
+    assert "parallel-core run --retry-failed" in done.stdout  # what failed is sent again, too
+    assert bench.go_on(done.stdout).code == 0
+    assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4, 5)
+
+
+def test_a_line_that_is_appended_while_it_runs_is_not_sent(bench: Bench) -> None:
+    bench.write(*[HELD] * 3)
+    bench.server.hold()
+    running = bench.start("in.jsonl", "-o", "out.jsonl", "--concurrency=1")
+    bench.server.wait_in_flight(1, PATIENCE)
+    before = bench.path("in.jsonl").read_bytes()
+    evil = {"custom_id": "evil", "body": {"model": "fast", "api_base": "http://127.0.0.1:9/v1"}}
+    with bench.path("in.jsonl").open("a") as lines:
+        lines.write(json.dumps(evil) + "\n")
+    bench.server.release()
+    done = the_end_of(running)
+    assert done.code == 1
+    assert "has been changed since it was checked" in done.said
+    assert "the same command goes on" in done.said
+    assert "--allow-changed" in done.said
+    assert "evil" not in bench.ids()
+    bench.path("in.jsonl").write_bytes(before)
+    assert bench.go_on(done.stdout).code == 0
+    assert (sorted(bench.ids()), bench.accepted) == (ids(0, 1, 2), 3)
 
 
 PRICES = ", input_cost_per_token: 0.000001, output_cost_per_token: 0.1"

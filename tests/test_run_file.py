@@ -6,11 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import anyio
 import anyio.lowlevel
@@ -22,6 +23,7 @@ import parallel_core
 from hosts import ASYNCIO_HOSTS, HOSTS, Host
 from parallel_core import Budget, InputFileError, JournalError, RateLimit
 from parallel_core._journal_files import Disk
+from parallel_core._run_view import describe_opening
 from parallel_core.batch_input import InputFile
 from parallel_core.errors import DifferentRunError, JournalInUseError
 from parallel_core.run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
@@ -355,7 +357,7 @@ def test_a_deadline_leaves_requests_for_the_next_run(host: Host, tmp_path: Path)
         gate = Gate(8)
         gate.free = 3
         provider = Provider(gate.pass_through)
-        summary = await run_file(provider, source, output, concurrency=8, deadline=0.05)
+        summary = await run_file(provider, source, output, concurrency=8, deadline=0.2)
         assert (summary.ending, summary.succeeded, summary.failed) == ("deadline", 3, 0)
         assert (summary.unfinished, summary.cut_off) == (47, 8)
         gate.open()
@@ -572,6 +574,123 @@ def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:
     TWO_WORLDS[1].run(main)
 
 
+def test_results_of_requests_that_are_gone_from_the_input_do_not_count(
+    host: Host, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(20)])
+    output = tmp_path / "out.jsonl"
+
+    async def behave(number: int) -> None:
+        if number in (0, 7):
+            raise ValueError("no")
+
+    openings: list[RunOpening] = []
+
+    async def main() -> None:
+        await run_file(Provider(behave), source, output)
+        write_lines(source, [line(number) for number in (9, 8, 7, 6, 5, 30)])
+        summary = await run_file(
+            Provider(), source, output, allow_changed=True, order="input", on_open=openings.append
+        )
+        assert (summary.ending, summary.total, summary.unfinished) == ("complete", 6, 0)
+        assert (summary.earlier_succeeded, summary.earlier_failed, summary.succeeded) == (4, 1, 1)
+        assert ids_of(output)[:6] == ["id-9", "id-8", "id-7", "id-6", "id-5", "id-30"]
+        assert len(ids_of(output)) == 21  # the others stay, behind them
+        again = await run_file(
+            Provider(), source, output, retry_failed=True, on_open=openings.append
+        )
+        assert (again.ok, again.succeeded, again.earlier_succeeded) == (True, 1, 5)
+
+    host.run(main)
+    assert [(o.total, o.left, o.others, o.journal.retried) for o in openings] == [
+        (6, 1, 15, 0),
+        (6, 1, 15, 1),
+    ]
+    assert "not in the input, which stay: 15" in " ".join(describe_opening(openings[0]))
+
+
+def test_a_bad_line_that_is_written_before_is_no_failure_of_this_run(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0), {"custom_id": "bad"}])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        first = await run_file(Provider(), source, output, skip_invalid=True)
+        assert (first.failed, first.errors) == (1, {"missing_required_parameter": 1})
+        second = await run_file(Provider(), source, output, skip_invalid=True)
+        assert (second.earlier_failed, second.failed, second.errors) == (1, 0, {})
+
+    TWO_WORLDS[1].run(main)
+
+
+def test_lines_that_are_named_by_their_number_are_told_to_be_where_the_input_differs(
+    tmp_path: Path,
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number)["body"] for number in range(3)])
+    output = tmp_path / "out.jsonl"
+    openings: list[RunOpening] = []
+
+    async def main() -> None:
+        await run_file(Provider(), source, output, limit=2)
+        source.write_text("\n" + source.read_text())
+        with pytest.raises(
+            DifferentRunError, match=r"named by their number.*other lines"
+        ) as refused:
+            await run_file(Provider(), source, output)
+        assert pickle.loads(pickle.dumps(refused.value)).note == refused.value.note
+        await run_file(Provider(), source, output, allow_changed=True, on_open=openings.append)
+
+    TWO_WORLDS[1].run(main)
+    assert "named by their number" in " ".join(describe_opening(openings[0]))
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
+def test_an_input_that_changes_ends_the_run_in_order(
+    host: Host, tmp_path: Path, order: Literal["completion", "input"]
+) -> None:
+    # Several blocks: what is behind the first is read after the change.
+    lines = [line(number, user="x" * 40_000) for number in range(80)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    before = source.read_bytes()
+    output = tmp_path / "out.jsonl"
+
+    async def append(number: int) -> None:
+        if number == 3:
+            with source.open("a") as end:
+                end.write(json.dumps(line(0, api_base="http://elsewhere")) + "\n")
+
+    provider = Provider(append)
+
+    async def main() -> None:
+        summary = await run_file(provider, source, output, order=order)
+        assert (summary.ending, summary.ok, summary.cut_off) == ("input", False, 0)
+        assert "has been changed since it was checked" in (summary.input_error or "")
+        assert 0 < summary.unfinished < 80
+        assert len(ids_of(output)) == summary.succeeded == 80 - summary.unfinished
+        source.write_bytes(before)
+        assert (await run_file(provider, source, output, order=order)).ok
+
+    host.run(main)
+    assert provider.calls == {f"id-{number}": 1 for number in range(80)}
+
+
+def test_an_input_that_has_grown_when_all_of_it_is_answered_is_told(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(3)])
+    provider = Provider()
+
+    def grow(progress: RunProgress) -> None:
+        if progress.finished:
+            write_lines(source, [line(number) for number in range(4)])
+
+    async def main() -> None:
+        output = tmp_path / "out.jsonl"
+        summary = await run_file(provider, source, output, order="input", on_run_progress=grow)
+        assert (summary.ending, summary.ok, summary.succeeded) == ("complete", False, 3)
+        assert "has been changed" in (summary.input_error or "")
+        assert len(ids_of(output)) == 3
+
+    TWO_WORLDS[1].run(main)
+
+
 def test_a_change_that_is_not_wanted_after_all_is_not_noted(tmp_path: Path) -> None:
     first = write_lines(tmp_path / "a.jsonl", [line(0)])
     second = write_lines(tmp_path / "b.jsonl", [line(0), line(1)])
@@ -638,6 +757,9 @@ def test_a_run_of_the_first_format_is_resumed_by_the_bytes_of_its_input(tmp_path
             with pytest.raises(DifferentRunError) as refused:
                 await run_file(Provider(), source, output, description=described)
             assert refused.value.differences.keys() == {what}
+            if what == "input":
+                assert "of an older version" in str(refused.value)
+                assert digest not in str(refused.value)
 
     TWO_WORLDS[1].run(main)
 

@@ -779,6 +779,7 @@ def test_an_error_that_is_kept_keeps_no_chunks(host: Host) -> None:
     "error",
     [
         StreamInterruptedError(3, "gpt", "some", Usage(1, 2), 0.5),
+        StreamInterruptedError(3, "gpt", "some", Usage(1, 2), 0.5, is_complete=True),
         StreamStalledError(3, "gpt", 2.0, "some", None, 0.5),
     ],
 )
@@ -1349,41 +1350,55 @@ def test_a_meter_that_fails_ends_the_batch_and_not_the_answer(host: Host) -> Non
 async def answer_of_server(
     events: list[dict[str, Any]],
     fallback: list[dict[str, Any]] | None = None,
+    *,
+    provider: str = "openai",
+    end: Literal["done", "eof", "drop"] = "done",
+    around: Callable[[Any], Any] | None = None,
     **arguments: Any,
 ) -> RouterParallelResult:
-    """What a Router makes of these events of a server; with a fallback, the first model breaks."""
+    """What a Router makes of these events of a server; with a fallback, the first model breaks.
+
+    Args:
+        provider: litellm's name of it.
+        end: how the server ends: with ``[DONE]``, without, or by closing the connection.
+        around: makes the callable of the batch from the Router.
+    """
 
     async def stream(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        is_first = (await request.json())["model"] == "gpt"
+        is_first = (await request.json()).get("model", "gpt") == "gpt"
         if is_first and fallback is not None:
             await response.write(b'data: {"error": {"message": "overloaded", "code": 503}}\n\n')
             return response
         for event in events if is_first else fallback or ():
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+        if end == "done":
+            await response.write(b"data: [DONE]\n\n")
+        elif end == "drop" and request.transport is not None:
+            request.transport.abort()
         return response
 
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", stream)
+    app.router.add_post("/{path:.*}", stream)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         address = runner.addresses[0]
-        shared = {"api_base": f"http://127.0.0.1:{address[1]}/v1", "api_key": "none"}
+        path = "" if provider == "gemini" else "/v1"
+        shared = {"api_base": f"http://127.0.0.1:{address[1]}{path}", "api_key": "none"}
         router = parallel_core.ParallelRouter(
             model_list=[
-                {"model_name": model, "litellm_params": {"model": f"openai/{model}", **shared}}
+                {"model_name": model, "litellm_params": {"model": f"{provider}/{model}", **shared}}
                 for model in ("gpt", "other")
             ],
             num_retries=0,
             fallbacks=[{"gpt": ["other"]}] if fallback is not None else [],
         )
         (result,) = await parallel_core.parallel_acompletions(
-            router, [request(0, stream=True, **arguments)]
+            router if around is None else around(router), [request(0, stream=True, **arguments)]
         )
         return result
     finally:
@@ -1409,6 +1424,164 @@ def test_a_server_that_says_nothing_has_not_answered() -> None:
         empty = await answer_of_server([event(""), event(None, "stop")])
         assert empty.ok
         assert empty.response.choices[0].finish_reason == "stop"
+
+    run_with_routers(HOSTS[1], main)
+
+
+def call_of_a_tool(arguments: str) -> dict[str, Any]:
+    call: dict[str, Any] = {"index": 0, "id": "c", "type": "function"}
+    call["function"] = {"name": "f", "arguments": arguments}
+    begun: dict[str, Any] = event(None)
+    begun["choices"][0]["delta"]["tool_calls"] = [call]
+    return begun
+
+
+@pytest.mark.parametrize("provider", ["hosted_vllm", "groq", "deepseek", "databricks", "snowflake"])
+def test_done_is_no_finish_reason(provider: str) -> None:
+    """litellm's own parsers of lines make ``[DONE]`` into the finish reason "stop"."""
+
+    async def main() -> None:
+        for events, text in (
+            ([event("half")], "half"),
+            ([event("half"), {**told(3, 2), **ENVELOPE}], "half"),
+            ([call_of_a_tool('{"half": ')], ""),
+            ([event("")], ""),
+            ([], ""),
+        ):
+            result = await answer_of_server(events, provider=provider)
+            assert isinstance(result.exception, StreamInterruptedError), events
+            assert result.exception.text == text
+        for finish in ("stop", "length"):
+            result = await answer_of_server([event("a"), event(None, finish)], provider=provider)
+            (choice,) = result.unwrap().choices
+            assert (choice.message.content, choice.finish_reason) == ("a", finish)
+        called = [call_of_a_tool("{}"), event(None, "tool_calls")]
+        result = await answer_of_server(called, provider=provider)
+        assert result.unwrap().choices[0].finish_reason == "tool_calls"
+
+    run_with_routers(HOSTS[1], main)
+
+
+def of_gemini(text: str, finish: str | None = None) -> dict[str, Any]:
+    candidate: dict[str, Any] = {"content": {"parts": [{"text": text}], "role": "model"}}
+    if finish is not None:
+        candidate["finishReason"] = finish
+    return {"candidates": [{**candidate, "index": 0}], "modelVersion": "gpt", "responseId": "1"}
+
+
+def test_a_stream_of_gemini_without_a_finish_reason_is_no_answer() -> None:
+    """litellm's parser of Gemini writes "stop" into each chunk that has content."""
+
+    async def main() -> None:
+        for events, text in (([of_gemini("a")], "a"), ([of_gemini("a"), of_gemini("b")], "ab")):
+            result = await answer_of_server(events, provider="gemini", end="eof")
+            assert isinstance(result.exception, StreamInterruptedError)
+            assert result.exception.text == text
+        for events, end in (
+            ([of_gemini("all", "STOP")], ("all", "stop")),
+            ([of_gemini("a"), of_gemini("b", "MAX_TOKENS")], ("ab", "length")),
+            ([of_gemini("a"), of_gemini("", "STOP")], ("a", "stop")),
+        ):
+            result = await answer_of_server(events, provider="gemini", end="eof")
+            (choice,) = result.unwrap().choices
+            assert (choice.message.content, choice.finish_reason) == end
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_the_first_chunk_may_have_a_finish_reason() -> None:
+    """The Router has read it before anybody sees the stream."""
+
+    async def main() -> None:
+        for reasons in (("length", "stop"), ("stop", "length")):
+            events = [event("a", reasons[0]), event("b", reasons[1], index=1)]
+            result = await answer_of_server(events, n=2)
+            choices = result.unwrap().choices
+            assert [choice.message.content for choice in choices] == ["a", "b"]
+            assert tuple(choice.finish_reason for choice in choices) == reasons
+
+    run_with_routers(HOSTS[1], main)
+
+
+@pytest.mark.parametrize("asked_for", [{"n": 2}, {"n": 2.0}, {"extra_body": {"n": 2}}, {}], ids=str)
+def test_no_choice_is_cut_off_unnoticed(asked_for: dict[str, Any]) -> None:
+    """However the request asks for several, and also one of which nothing was written."""
+
+    async def main() -> None:
+        begun = [event(""), event("", index=1)]
+        first = [event("a"), event(None, "stop")]
+        for events in ([*begun, *first], [*begun, event("b", index=1), *first]):
+            result = await answer_of_server(events, **asked_for)
+            assert isinstance(result.exception, StreamInterruptedError)
+            assert result.exception.text == "a"
+        # One that is empty and has a finish reason is an answer.
+        whole = [*begun, *first, event(None, "content_filter", index=1)]
+        result = await answer_of_server(whole, **asked_for)
+        assert [
+            (choice.index, choice.message.content, choice.finish_reason)
+            for choice in result.unwrap().choices
+        ] == [(0, "a", "stop"), (1, "", "content_filter")]
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_a_connection_that_ends_after_the_answer_loses_nothing() -> None:
+    async def main() -> None:
+        words = [event("two"), event(" words")]
+        for end in ("eof", "drop"):
+            result = await answer_of_server([*words, event(None, "length")], end=end)
+            (choice,) = result.unwrap().choices
+            assert (choice.message.content, choice.finish_reason) == ("two words", "length")
+            assert result.usage is not None
+            assert result.usage.estimated
+            result = await answer_of_server(words, end=end)
+            assert isinstance(result.exception, StreamInterruptedError)
+            two = [*words, event("b", index=1), event(None, "length")]
+            result = await answer_of_server(two, end=end, n=2)
+            assert isinstance(result.exception, StreamInterruptedError)
+
+    run_with_routers(HOSTS[1], main)
+
+
+def test_a_generator_around_a_stream_of_litellm_may_have_several_choices() -> None:
+    def in_generator(router: Any) -> Any:
+        async def answer(**kwargs: Any) -> Any:
+            return say(*[chunk async for chunk in await router.acompletion(**kwargs)])
+
+        return answer
+
+    async def main() -> None:
+        events = [
+            event("a"),
+            event("b", index=1),
+            event(None, "stop"),
+            event(None, "stop", index=1),
+        ]
+        result = await answer_of_server(events, around=in_generator, n=2)
+        assert [choice.message.content for choice in result.unwrap().choices] == ["a", "b"]
+
+    run_with_routers(HOSTS[1], main)
+
+
+def audio(data: str) -> dict[str, Any]:
+    part = event(None)
+    part["choices"][0]["delta"]["audio"] = {"id": "1", "data": data, "transcript": "la"}
+    return part
+
+
+def test_a_whole_answer_has_its_audio() -> None:
+    async def main() -> None:
+        result = await answer_of_server([audio("AAAA"), audio("BBBB"), event(None, "stop")])
+        sound = result.unwrap().choices[0].message.audio
+        assert (sound.data, sound.transcript) == ("AAAABBBB", "lala")
+        # No answer can be made of these: nobody says that they had broken off.
+        broken = [audio("A"), event(None, "stop"), {**told(3, 2), **ENVELOPE}]
+        result = await answer_of_server(broken)
+        assert isinstance(result.exception, StreamInterruptedError)
+        assert result.exception.is_complete
+        assert "broke off" not in str(result.exception)
+        assert result.usage is not None
+        assert result.usage.total_tokens == 5
 
     run_with_routers(HOSTS[1], main)
 
@@ -1448,6 +1621,11 @@ def test_a_fallback_that_is_cut_off_has_not_answered() -> None:
         result = await answer_of_server([], fallback=whole[:2])
         assert isinstance(result.exception, StreamInterruptedError)
         assert result.exception.text == "of the other"
+        both = [*whole, event("b", index=1)]
+        result = await answer_of_server([], fallback=both, n=2)
+        assert isinstance(result.exception, StreamInterruptedError)
+        result = await answer_of_server([], fallback=[*both, event(None, "stop", index=1)], n=2)
+        assert [choice.finish_reason for choice in result.unwrap().choices] == ["length", "stop"]
 
     run_with_routers(HOSTS[1], main)
 
@@ -1466,6 +1644,12 @@ def test_an_answer_has_the_usage_that_its_provider_has_told() -> None:
         assert result.usage is not None
         assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 2)
         assert not result.usage.estimated
+        # Some servers send the usage so far with each chunk; it is not added up, or added to.
+        growing = [{**word, "usage": told(7, count)["usage"]} for count, word in enumerate(words)]
+        for events in (growing, [*growing, {**told(7, 2), **ENVELOPE}]):
+            result = await answer_of_server(events)
+            last: Any = told(7, 2)["usage"]
+            assert result.unwrap().usage.model_dump(exclude_none=True) == last
 
     run_with_routers(HOSTS[1], main)
 
@@ -1477,9 +1661,11 @@ def test_an_answer_that_litellm_makes_up_is_whole() -> None:
         router = parallel_core.ParallelRouter(
             model_list=[{"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}}]
         )
-        asked_for = request(0, stream=True, mock_response="made up")
-        (result,) = await parallel_core.parallel_acompletions(router, [asked_for])
-        assert result.unwrap().choices[0].message.content == "made up"
+        for text, number in (("made up", 1), ("made up", 2), ("", 1)):
+            asked_for = request(0, stream=True, mock_response=text, n=number)
+            (result,) = await parallel_core.parallel_acompletions(router, [asked_for])
+            choices = result.unwrap().choices
+            assert [choice.message.content for choice in choices] == [text] * number
 
     run_with_routers(HOSTS[1], main)
 

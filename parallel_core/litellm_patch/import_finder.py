@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class ImportFinder(MetaPathFinder):
@@ -26,6 +27,8 @@ class ImportFinder(MetaPathFinder):
     ) -> None:
         self._added = added
         self._hooks = hooks
+        self.extended_classes: list[type] = []
+        """What the hooks have extended, for whoever undoes it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,6 +55,12 @@ class _HookedLoader(Loader):
     def __init__(self, loader: Loader, hook: Callable[[ModuleType], None]) -> None:
         self._loader = loader
         self._hook = hook
+
+    def __getattr__(self, name: str) -> Any:
+        # get_code, get_source, get_filename and the like, for whoever inspects the module's spec.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
