@@ -24,6 +24,8 @@ _CHECKED: Final = frozenset((
     *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
     *("max_completion_tokens", "temperature", "top_p", "seed"),
 ))  # fmt: skip
+# What says where litellm sends a request.
+_ADDRESSES: Final = ("api_base", "base_url")
 # A file may have as many shapes, and names, as it has lines; these are kept.
 _MOST_SHAPES: Final = 1000
 _MOST_COLUMNS: Final = 1000
@@ -64,6 +66,7 @@ class _Shape(NamedTuple):
     undecided: tuple[str, ...]
     forbidden: tuple[str, ...]
     looks_inside: bool  # it has a member whose own members count
+    has_address: bool  # it may say where the request goes
 
 
 class Members:
@@ -89,6 +92,8 @@ class Members:
             raise _forbidden(shape.forbidden)
         if shape.looks_inside:
             self._look_inside(body)
+        if shape.has_address:
+            _refuse_address_without_key(body)
         for name in shape.undecided:
             self._count(line, name)
         for name in shape.columns:
@@ -160,6 +165,7 @@ class Members:
             undecided,
             () if trust else tuple(filter(is_litellm_setting, others)),
             "metadata" in names or "extra_body" in names,
+            any(name in _ADDRESSES for name in others),
         )
 
     def _look_inside(self, body: dict[str, Any]) -> None:
@@ -247,6 +253,18 @@ def _refuse(names: Iterable[str]) -> None:
 def _forbidden(names: Iterable[str]) -> LineError:
     message = f"{_listed(names)} must not come from a file: it is no parameter of the request"
     return LineError("forbidden_parameter", message, _SETTING_HINT)
+
+
+def _refuse_address_without_key(body: dict[str, Any]) -> None:
+    """Refuse an address that would be sent the key of the Router, whoever it belongs to."""
+    given = [name for name in _ADDRESSES if name in body]
+    key = body.get("api_key")
+    if given and not (type(key) is str and key.strip()):
+        raise LineError(
+            "forbidden_parameter",
+            f"{_listed(given)} without an api_key: the key of the Router would be sent there",
+            'give the line the api_key of that address; "none" where it needs none',
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -502,6 +502,8 @@ def _run(
                 view.note(warning)
             if missing := router.missing_keys(checked.models):
                 raise RouterConfigError(missing)
+            for warning in router.key_warnings:
+                view.note(warning)
             check_requests(router.router, requests, checked, controls, limit)
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")

@@ -315,7 +315,10 @@ def litellm_settings() -> set[str]:
 def test_no_setting_of_litellm_comes_from_a_body_that_is_not_trusted(tmp_path: Path) -> None:
     settings_of_litellm = sorted(litellm_settings())
     lines = [
-        a_line(f"{number}", body={**BODY, name: None})
+        # An address needs a key beside it.
+        a_line(f"{number}", body={**BODY, "api_key": "none", name: None})
+        if name in ("api_base", "base_url")
+        else a_line(f"{number}", body={**BODY, name: None})
         for number, name in enumerate(settings_of_litellm)
     ]
     path = write(tmp_path / "in.jsonl", *lines)
@@ -435,14 +438,13 @@ def test_columns_are_kept_dropped_or_sent(tmp_path: Path, options: dict[str, Any
 
 
 def test_a_setting_of_litellm_is_not_sent_as_a_column(tmp_path: Path) -> None:
-    path = write(tmp_path / "in.jsonl", {**BODY, "api_base": "http://x", "top_k": 2})
+    given = {"api_base": "http://x", "api_key": "none", "top_k": 2}
+    path = write(tmp_path / "in.jsonl", {**BODY, **given})
     assert problems_of(path, send_columns=True) == [(1, "forbidden_parameter")]
     with InputFile(path, drop_columns=True) as file:
         assert [request.request.kwargs for request in file.requests()] == [None]
     with InputFile(path, send_columns=True, trust_input=True) as file:
-        assert [request.request.kwargs for request in file.requests()] == [
-            {"api_base": "http://x", "top_k": 2}
-        ]
+        assert [request.request.kwargs for request in file.requests()] == [given]
 
 
 def test_members_beside_a_body_are_never_sent_and_may_be_kept(tmp_path: Path) -> None:

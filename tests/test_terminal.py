@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from parallel_core import Usage, _doctor_command, _run_signals, cli
 from parallel_core._run_command import Question, RunState, command_again
-from parallel_core._run_signals import StopSignals
+from parallel_core._run_signals import STOP_SIGNALS, StopSignals
 from parallel_core._run_view import JsonView, TextView
 from parallel_core._terminal import is_live, printable, program, shell_line
 from parallel_core.batch_input import InputFile
@@ -152,6 +152,37 @@ def test_the_command_that_resumes_starts_the_same_program(
     module.__spec__ = spec
     monkeypatch.setitem(sys.modules, "__main__", module)
     assert program() == [sys.executable, "-m", "parallel_core.cli"]
+
+
+@pytest.mark.parametrize("module", ["parallel_core", "parallel_core._run_command", "litellm"])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_during_the_imports_ends_with_one_line(
+    module: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    program = f"""
+import os, signal, sys
+import parallel_core_command
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(number)})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off
+sys.meta_path.insert(0, Interrupting())
+parallel_core_command.main()
+"""
+    write_requests(tmp_path / "in.jsonl", "m")
+    command = [sys.executable, "-c", program, "run", "in.jsonl", "-o", "out", "--model=openai/m"]
+    text = "interrupted before anything was sent"
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    checked = "1 requests (m 1)\n" if module == "litellm" else ""
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", f"{checked}{text}\n")
+    if module != "parallel_core":
+        return
+    ended = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert json.loads(ended.stdout) == {"event": "error", "text": text}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
