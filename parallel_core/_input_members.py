@@ -35,6 +35,10 @@ _SETTING_HINT: Final = (
     "leave it out: keys, addresses and settings of litellm belong into the config of the Router. "
     "Where the file is as trustworthy as the config, give --trust-input"
 )
+_COLUMN_HINT: Final = (
+    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to the "
+    "output instead, or give --drop-columns in the place of --send-columns"
+)
 
 
 class ColumnOptions(NamedTuple):
@@ -89,7 +93,7 @@ class Members:
         if self._missing:
             self._missing.difference_update(record)
         if shape.forbidden:
-            raise _forbidden(shape.forbidden)
+            raise _forbidden(shape.forbidden, _COLUMN_HINT if body is record else _SETTING_HINT)
         if shape.looks_inside:
             self._look_inside(body)
         if shape.has_address:
@@ -132,6 +136,10 @@ class Members:
         Raises:
             InputFileError: it names them.
         """
+        if "custom_id" in self._missing:
+            raise InputFileError(
+                "custom_id is in each line of the output anyway: leave it out of --keep"
+            )
         if self._missing:
             raise InputFileError(
                 f"no line has a member {_listed(sorted(self._missing))} to keep: correct --keep"
@@ -247,12 +255,12 @@ def as_json(value: object) -> msgspec.Raw:
 def _refuse(names: Iterable[str]) -> None:
     listed = list(names)
     if listed:
-        raise _forbidden(listed)
+        raise _forbidden(listed, _SETTING_HINT)
 
 
-def _forbidden(names: Iterable[str]) -> LineError:
+def _forbidden(names: Iterable[str], hint: str) -> LineError:
     message = f"{_listed(names)} must not come from a file: it is no parameter of the request"
-    return LineError("forbidden_parameter", message, _SETTING_HINT)
+    return LineError("forbidden_parameter", message, hint)
 
 
 def _refuse_address_without_key(body: dict[str, Any]) -> None:

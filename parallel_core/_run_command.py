@@ -31,7 +31,7 @@ from ._run_workers import (
 from ._terminal import program, shell_line
 from .batch_input import InputFile
 from .batch_output import Redactor
-from .control.budget import Budget
+from .control.budget import Budget, UnpricedError
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
@@ -505,6 +505,13 @@ def _run(
             for warning in router.key_warnings:
                 view.note(warning)
             check_requests(router.router, requests, checked, controls, limit)
+        except UnpricedError as error:
+            view.error(
+                f"nothing was sent: --max-cost cannot hold, for the price of {error.what} is "
+                "unknown. Give input_cost_per_token and output_cost_per_token in the "
+                "litellm_params of its deployment (with --config), or leave out --max-cost"
+            )
+            return BAD_INPUT
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")
             return BAD_INPUT
@@ -607,7 +614,8 @@ class Question:
         """Before anything is changed."""
         if opening.left and self._router.kind != "demo":
             estimate = estimate_cost(self._router.router, opening.requests())
-            self._view.estimate(estimate)
+            if estimate.requests:
+                self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
                 self.ask(f"Send {opening.left:,} requests?")

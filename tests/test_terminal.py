@@ -31,6 +31,7 @@ from parallel_core._terminal import is_live, printable, program, shell_line
 from parallel_core.batch_input import InputFile
 from parallel_core.batch_output import Redactor
 from parallel_core.cost_estimate import CostEstimate
+from parallel_core.errors import InputFileError
 from parallel_core.run_file import RunProgress, RunSummary
 from parallel_core.run_statistics import RunPaths
 
@@ -342,6 +343,22 @@ def test_json_has_names_that_are_no_utf_8() -> None:
     assert event["resume"] == "parallel-core $'\\377'"
 
 
+def test_names_of_files_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "in\nput.jsonl"
+    path.write_text("")
+    with pytest.raises(InputFileError) as caught, InputFile(path) as file:
+        file.check()
+    assert r"in\nput.jsonl: there is no request" in str(caught.value)
+    with pytest.raises(InputFileError, match=r"not\\nthere") as caught:
+        InputFile("not\nthere", drop_columns=True, send_columns=True)
+    assert "\n" not in str(caught.value)
+    shown = io.StringIO()
+    paths = RunPaths.of(Path("o\nut"), Path("e\nrr"))
+    TextView(output=Console(file=shown)).summary(summary_of(paths=paths), None)
+    assert r"o\nut" in shown.getvalue()
+    assert r"e\nrr" in shown.getvalue()
+
+
 # --- costs, errors and many problems ---
 
 
@@ -361,7 +378,9 @@ def test_a_cost_that_is_unknown_is_null(usage: Usage, cost: float | None) -> Non
     view.summary(summary_of(usage=usage), None)
     view.estimate(CostEstimate(3, usage.cost, 3 if cost is None else 0))
     progress, summary, estimate = map(json.loads, stream.getvalue().splitlines())
-    assert progress["usage"]["cost"] == summary["usage"]["cost"] == estimate["cost"] == cost
+    assert summary["usage"]["cost"] == estimate["cost"] == cost
+    # Before the first answer it is not known whether the calls have a price.
+    assert progress["usage"]["cost"] == (None if usage == Usage() else cost)
     assert summary["usage"]["unpriced_calls"] == usage.unpriced_calls
     TextView(output=Console(file=shown)).summary(summary_of(usage=usage), None)
     assert ("price unknown" in shown.getvalue()) == (cost is None)
