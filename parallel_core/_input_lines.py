@@ -219,7 +219,8 @@ def _check_parameters(body: dict[str, Any]) -> None:
     """Refuse values that no provider takes."""
     for name in _FROM_ONE:
         number = body.get(name)
-        if number is not None and number < 1:
+        # Some servers take -1 for "no limit".
+        if number is not None and number < 1 and (name == "n" or number != -1):
             problem = f"{name} must be 1 or more, not {number}"
             raise LineError("invalid_request", problem, _API_HINT)
     stop = body.get("stop")
@@ -250,7 +251,7 @@ def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -
         problem = f"{place}.content must be a string or an array of parts, not null"
         raise LineError("invalid_type", problem, f"a message of the role {role} needs a content")
     for number, part in enumerate(content):
-        if type(part) is not dict:
+        if type(part) is not dict:  # litellm fails on a text
             problem = f"{place}.content[{number}] must be an object, not {kind_of(part)}"
             hint = 'for instance {"type": "text", "text": "…"}'
             raise LineError("invalid_type", problem, hint)

@@ -36,8 +36,8 @@ _SETTING_HINT: Final = (
     "Where the file is as trustworthy as the config, give --trust-input"
 )
 _COLUMN_HINT: Final = (
-    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to the "
-    "output instead, or give --drop-columns in the place of --send-columns"
+    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to "
+    "the output instead, or give --drop-columns in the place of --send-columns"
 )
 
 

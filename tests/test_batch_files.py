@@ -288,7 +288,7 @@ def test_what_providers_take_is_taken(tmp_path: Path) -> None:
         with_messages({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
         with_messages({"role": "assistant"}, {"role": "function", "name": "f", "content": None}),
         with_messages({"role": "developer", "content": ""}, {"role": "tool", "content": []}),
-        with_messages({"role": "user", "content": [{"type": "odd"}, {}, "text"]}),
+        with_messages({"role": "user", "content": [{"type": "odd"}, {}]}),
         {**BODY, "temperature": 0, "top_p": 0.5, "max_tokens": 100.0, "seed": -1, "n": None},
         {**BODY, "temperature": None, "max_completion_tokens": -1, "metadata": None},
     )
