@@ -124,7 +124,7 @@ def command(
         bool,
         typer.Option(
             "--drop-columns",
-            help="Leave out all other members of lines that are no parameters.",
+            help="Leave out all columns (members that are no parameters) but those of --keep.",
             rich_help_panel=_INPUT,
         ),
     ] = False,
@@ -132,7 +132,7 @@ def command(
         bool,
         typer.Option(
             "--send-columns",
-            help="Send them, as parameters of the provider.",
+            help="Send all other columns as parameters of the provider.",
             rich_help_panel=_INPUT,
         ),
     ] = False,
@@ -146,7 +146,7 @@ def command(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Take so many requests only.", rich_help_panel=_INPUT),
+        typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),
     ] = None,
     config: Annotated[
         Path | None,
@@ -224,7 +224,7 @@ def command(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="With --workers: of a Ray cluster; without it, this machine.",
+            help="With --workers: the address of a Ray cluster. Default: start Ray on this machine.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None,
@@ -290,7 +290,9 @@ def command(
     json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Tell all as JSON lines on standard output.", rich_help_panel=_DISPLAY
+            "--json",
+            help="Print all messages as JSON lines on standard output.",
+            rich_help_panel=_DISPLAY,
         ),
     ] = False,
 ) -> None:

@@ -442,9 +442,9 @@ class DifferentRunError(JournalError):
     def __init__(self, path: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
         super().__init__(
             f"{path} holds the results of a different run: {describe_differences(differences)}. "
-            "Resume it as it began, or in spite of that with allow_changed (--allow-changed); give "
-            "another output file; or start over with force_new (--force-new), which moves the old "
-            "files aside"
+            "Undo the change, or give another output file. --allow-changed (in Python "
+            "allow_changed=True) resumes the run in spite of the change; --force-new "
+            "(force_new=True) starts over and moves the old files aside"
         )
         self.path = path
         self.differences: dict[str, tuple[Any, Any]] = dict(differences)
