@@ -224,7 +224,7 @@ def command(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="With --workers: the address of a Ray cluster. Default: start Ray on this machine.",
+            help="With --workers: address of a Ray cluster. Default: start Ray here.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None,
