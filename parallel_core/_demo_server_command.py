@@ -20,7 +20,10 @@ def command(
         int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free one.")
     ] = 0,
     seed: Annotated[
-        int, typer.Option(help="Where the drawing of latencies and faults starts.")
+        int,
+        typer.Option(
+            help="Seed of the random latencies and faults: the same seed draws the same ones."
+        ),
     ] = DemoServerSettings.seed,
     latency_median: Annotated[
         float, typer.Option(help="Median of the log-normal latency, in seconds.")

@@ -38,6 +38,8 @@ _SHAPES_OF_OTHERS = {
 }
 _API_HINT = "see the chat completions API for what it may be"
 _TIMEOUT_HINT = 'for instance "timeout": 60'
+_FROM_ONE = ("n", "max_tokens", "max_completion_tokens")
+_JUDGED = frozenset((*_FROM_ONE, "stop", "tools", "stream"))
 _MAY_SAY_NOTHING = ("assistant", "function")  # roles: one calls tools, the other has had no result
 
 _NONE: Any = object()
@@ -206,6 +208,8 @@ def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
         message = error.problems[line]
         code = "invalid_type" if " must be " in message else "invalid_request"
         raise LineError(code, message, _API_HINT) from None
+    if not _JUDGED.isdisjoint(body):
+        _check_parameters(body)
     roles = openai_roles()
     for position, message in enumerate(request.messages):
         if message["role"] not in roles or message.get("content").__class__ is not str:
@@ -213,8 +217,32 @@ def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
     return request
 
 
+def _check_parameters(body: dict[str, Any]) -> None:
+    """Refuse values that no provider takes."""
+    for name in _FROM_ONE:
+        number = body.get(name)
+        # Some servers take -1 for "no limit".
+        if number is not None and number < 1 and (name == "n" or number != -1):
+            problem = f"{name} must be 1 or more, not {number}"
+            raise LineError("invalid_request", problem, _API_HINT)
+    stop = body.get("stop")
+    texts = cast("list[object]", stop) if type(stop) is list else [stop]
+    if stop is not None and not all(type(text) is str for text in texts):
+        raise _wrong_type("stop", "a string or an array of strings", stop)
+    tools, stream = body.get("tools"), body.get("stream")
+    if tools is not None and type(tools) is not list:
+        raise _wrong_type("tools", "an array", tools)
+    if stream is not None and type(stream) is not bool:
+        raise _wrong_type("stream", "true or false", stream)
+
+
+def _wrong_type(name: str, wanted: str, value: object) -> LineError:
+    kind = "an array of others" if type(value) is list else kind_of(value)
+    return LineError("invalid_type", f"{name} must be {wanted}, not {kind}", _API_HINT)
+
+
 def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -> None:
-    """Refuse what no provider takes as a message. Parts may be of any type."""
+    """Refuse what no provider takes as a message. An object may be a part of any type."""
     role, content = message["role"], message.get("content")
     if role not in roles:
         hint = f"a role is one of {', '.join(sorted(roles))}"
@@ -225,7 +253,7 @@ def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -
         problem = f"{place}.content must be a string or an array of parts, not null"
         raise LineError("invalid_type", problem, f"a message of the role {role} needs a content")
     for number, part in enumerate(content):
-        if type(part) not in (dict, str):
+        if type(part) is not dict:  # litellm fails on a text
             problem = f"{place}.content[{number}] must be an object, not {kind_of(part)}"
             hint = 'for instance {"type": "text", "text": "…"}'
             raise LineError("invalid_type", problem, hint)

@@ -24,6 +24,8 @@ _CHECKED: Final = frozenset((
     *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
     *("max_completion_tokens", "temperature", "top_p", "seed"),
 ))  # fmt: skip
+# What says where litellm sends a request.
+_ADDRESSES: Final = ("api_base", "base_url")
 # A file may have as many shapes, and names, as it has lines; these are kept.
 _MOST_SHAPES: Final = 1000
 _MOST_COLUMNS: Final = 1000
@@ -32,6 +34,10 @@ _MOST_SHOWN: Final = 20
 _SETTING_HINT: Final = (
     "leave it out: keys, addresses and settings of litellm belong into the config of the Router. "
     "Where the file is as trustworthy as the config, give --trust-input"
+)
+_COLUMN_HINT: Final = (
+    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to "
+    "the output instead, or give --drop-columns in the place of --send-columns"
 )
 
 
@@ -64,6 +70,7 @@ class _Shape(NamedTuple):
     undecided: tuple[str, ...]
     forbidden: tuple[str, ...]
     looks_inside: bool  # it has a member whose own members count
+    has_address: bool  # it may say where the request goes
 
 
 class Members:
@@ -86,9 +93,11 @@ class Members:
         if self._missing:
             self._missing.difference_update(record)
         if shape.forbidden:
-            raise _forbidden(shape.forbidden)
+            raise _forbidden(shape.forbidden, _COLUMN_HINT if body is record else _SETTING_HINT)
         if shape.looks_inside:
             self._look_inside(body)
+        if shape.has_address:
+            _refuse_address_without_key(body)
         for name in shape.undecided:
             self._count(line, name)
         for name in shape.columns:
@@ -127,6 +136,10 @@ class Members:
         Raises:
             InputFileError: it names them.
         """
+        if "custom_id" in self._missing:
+            raise InputFileError(
+                "custom_id is in each line of the output anyway: leave it out of --keep"
+            )
         if self._missing:
             raise InputFileError(
                 f"no line has a member {_listed(sorted(self._missing))} to keep: correct --keep"
@@ -160,6 +173,7 @@ class Members:
             undecided,
             () if trust else tuple(filter(is_litellm_setting, others)),
             "metadata" in names or "extra_body" in names,
+            any(name in _ADDRESSES for name in others),
         )
 
     def _look_inside(self, body: dict[str, Any]) -> None:
@@ -241,12 +255,24 @@ def as_json(value: object) -> msgspec.Raw:
 def _refuse(names: Iterable[str]) -> None:
     listed = list(names)
     if listed:
-        raise _forbidden(listed)
+        raise _forbidden(listed, _SETTING_HINT)
 
 
-def _forbidden(names: Iterable[str]) -> LineError:
+def _forbidden(names: Iterable[str], hint: str) -> LineError:
     message = f"{_listed(names)} must not come from a file: it is no parameter of the request"
-    return LineError("forbidden_parameter", message, _SETTING_HINT)
+    return LineError("forbidden_parameter", message, hint)
+
+
+def _refuse_address_without_key(body: dict[str, Any]) -> None:
+    """Refuse an address that would be sent the key of the Router, whoever it belongs to."""
+    given = [name for name in _ADDRESSES if name in body]
+    key = body.get("api_key")
+    if given and not (type(key) is str and key.strip()):
+        raise LineError(
+            "forbidden_parameter",
+            f"{_listed(given)} without an api_key: the key of the Router would be sent there",
+            'give the line the api_key of that address; "none" where it needs none',
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ from ._run_workers import (
 from ._terminal import program, shell_line
 from .batch_input import InputFile
 from .batch_output import Redactor
-from .control.budget import Budget
+from .control.budget import Budget, UnpricedError
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
@@ -125,7 +125,7 @@ def command(
         bool,
         typer.Option(
             "--drop-columns",
-            help="Leave out all other members of lines that are no parameters.",
+            help="Leave out all columns (members that are no parameters) but those of --keep.",
             rich_help_panel=_INPUT,
         ),
     ] = False,
@@ -133,7 +133,7 @@ def command(
         bool,
         typer.Option(
             "--send-columns",
-            help="Send them, as parameters of the provider.",
+            help="Send all other columns as parameters of the provider.",
             rich_help_panel=_INPUT,
         ),
     ] = False,
@@ -147,7 +147,7 @@ def command(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Take so many requests only.", rich_help_panel=_INPUT),
+        typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),
     ] = None,
     config: Annotated[
         Path | None,
@@ -225,7 +225,7 @@ def command(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="With --workers: of a Ray cluster; without it, this machine.",
+            help="With --workers: address of a Ray cluster. Default: start Ray here.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None,
@@ -299,7 +299,9 @@ def command(
     json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Tell all as JSON lines on standard output.", rich_help_panel=_DISPLAY
+            "--json",
+            help="Print all messages as JSON lines on standard output.",
+            rich_help_panel=_DISPLAY,
         ),
     ] = False,
 ) -> None:
@@ -518,7 +520,16 @@ def _run(
                 view.note(warning)
             if missing := router.missing_keys(checked.models):
                 raise RouterConfigError(missing)
+            for warning in router.key_warnings:
+                view.note(warning)
             check_requests(router.router, requests, checked, controls, limit)
+        except UnpricedError as error:
+            view.error(
+                f"nothing was sent: --max-cost cannot hold, for the price of {error.what} is "
+                "unknown. Give input_cost_per_token and output_cost_per_token in the "
+                "litellm_params of its deployment (with --config), or leave out --max-cost"
+            )
+            return BAD_INPUT
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")
             return BAD_INPUT
@@ -622,7 +633,8 @@ class Question:
         """Before anything is changed."""
         if opening.left and self._router.kind != "demo":
             estimate = estimate_cost(self._router.router, opening.requests())
-            self._view.estimate(estimate)
+            if estimate.requests:
+                self._view.estimate(estimate)
             above = self._confirm_above
             if above is not None and estimate.cost > above and somebody_is_there():
                 self.ask(f"Send {opening.left:,} requests?")

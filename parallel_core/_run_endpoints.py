@@ -6,10 +6,11 @@ litellm is asked for it, and imported by the functions only: that takes seconds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -51,6 +52,8 @@ _KEY_VARIABLE: Final = re.compile(
 _LOGIN_VARIABLE: Final = re.compile(
     "(TOKEN|CLIENT_ID|TENANT_ID|FEDERATION_RULE_ID|SERVICE_ACCOUNT_ID|CREDENTIALS)$"
 )
+# Variables that set another address of a provider: GROQ_API_BASE.
+_ADDRESS_VARIABLE: Final = re.compile("(BASE|URL|URI|ENDPOINT|HOST)$")
 # Parameters of litellm's credentials that say where a call goes, and not who sends it.
 _PLACE_PARAMETER: Final = re.compile(
     "^api_|region|location|project|bucket|endpoint|tags|organization|legacy"
@@ -280,7 +283,8 @@ def _missing_keys(
         return [], True
     if isinstance(found_key, str):  # litellm has looked, and what it would send is blank
         return _blank_keys_of(provider), True
-    with _without_blank_variables():
+    # litellm counts variables that are set and blank as set.
+    with _without_variables(lambda _, text: not text.strip()):
         found: dict[str, Any] = module.validate_environment(model)
     if found["keys_in_environment"]:
         return [], True
@@ -329,22 +333,23 @@ def _may_log_in_otherwise(keys: Sequence[str], values: Mapping[str, Any]) -> boo
 
 
 @contextlib.contextmanager
-def _without_blank_variables() -> Generator[None]:
-    """Take variables that are set and blank out of the environment: litellm counts them as set."""
-    blank = {name: text for name, text in os.environ.items() if not text.strip()}
-    for name in blank:
+def _without_variables(is_hidden: Callable[[str, str], object]) -> Generator[None]:
+    """Take variables out of the environment, which litellm looks into, until the block is left."""
+    hidden = {name: text for name, text in os.environ.items() if is_hidden(name, text)}
+    for name in hidden:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(blank)
+        os.environ.update(hidden)
 
 
 def _refuse_address_of_another(model: str, provider: str, api_base: str) -> None:
-    owner = owner_of(api_base)
+    owners = _owners_of(api_base)
     # One provider may have several names: codestral, text-completion-codestral.
-    if owner is None or owner in provider or provider in owner:
+    if not owners or any(owner in provider or provider in owner for owner in owners):
         return
+    owner = owners[0]
     rest = model.removeprefix(f"{provider}/")
     problem = (
         f"the model {model!r} would send the key of {provider} to {shown_url(api_base)}, an "
@@ -354,17 +359,60 @@ def _refuse_address_of_another(model: str, provider: str, api_base: str) -> None
 
 
 def owner_of(api_base: str) -> str | None:
-    """The provider that an address is known to belong to: one that litellm recognises, or whose
-    name is that of the domain."""
+    """Return the provider that litellm knows an address to belong to."""
+    owners = _owners_of(api_base)
+    return owners[0] if owners else None
+
+
+def _owners_of(api_base: str) -> tuple[str, ...]:
+    """Return litellm's names of the provider of an address, the most usual one first.
+
+    It is the provider that litellm recognizes by the address, else those whose default address
+    has the same host, else the one whose name is that of the domain.
+    """
     import litellm
 
-    with contextlib.suppress(Exception), quiet_litellm():  # it raises where it knows none
-        return str(litellm.get_llm_provider("-", api_base=api_base)[1])
     try:
-        labels = (urlsplit(api_base).hostname or "").split(".")
+        parts = urlsplit(api_base)
+        host = _host_of(api_base)
+        port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return None
-    return labels[-2] if len(labels) > 1 and labels[-2] in known_providers() else None
+        return ()
+    # litellm compares texts.
+    address = parts._replace(netloc=f"{host}{port}").geturl()
+    with contextlib.suppress(Exception), quiet_litellm():  # it raises where it knows none
+        if provider := litellm.get_llm_provider("-", api_base=address)[1]:
+            return (str(provider),)
+    if owners := _providers_by_host().get(host):
+        return owners
+    labels = host.split(".")
+    return (labels[-2],) if len(labels) > 1 and labels[-2] in known_providers() else ()
+
+
+def _host_of(address: str) -> str:
+    """The host of an address in lower case, without the dot that may end a full name."""
+    return (urlsplit(address).hostname or "").removesuffix(".")
+
+
+@functools.cache
+def _providers_by_host() -> dict[str, tuple[str, ...]]:
+    """The providers whose default address has a host."""
+    import litellm
+
+    found: dict[str, tuple[str, ...]] = {}
+    with quiet_litellm(), _without_variables(lambda name, _: _ADDRESS_VARIABLE.search(name)):
+        # These two log in over the network when they are only asked for their name.
+        for provider in sorted(known_providers() - {"github_copilot", "chatgpt"}):
+            model = f"{provider}/-"
+            told: list[str | None] = []
+            with contextlib.suppress(Exception):  # it wants a variable or a package first
+                told.append(litellm.get_llm_provider(model)[3])
+            with contextlib.suppress(Exception):
+                told.append(_usual_address(model, provider))
+            for host in {_host_of(address) for address in told if address}:
+                if "." in host and not host.startswith("127."):  # no server on this machine
+                    found[host] = (*found.get(host, ()), provider)
+    return found
 
 
 def _unknown_provider(model: str) -> str:

@@ -21,13 +21,16 @@ def _not_ignored() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def interrupt_on_signals() -> dict[signal.Signals, Any]:
+    """Make each of these signals a KeyboardInterrupt; return the handlers from before."""
+    return {number: signal.signal(number, signal.default_int_handler) for number in _not_ignored()}
+
+
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
     """Before the run and after it, each of these signals is a KeyboardInterrupt: what was opened is
     closed, and a demo server ended."""
-    previous = {
-        number: signal.signal(number, signal.default_int_handler) for number in _not_ignored()
-    }
+    previous = interrupt_on_signals()
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable
+from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable, printable_name
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
 from .errors import NAMED_BY_LINE, describe_differences
@@ -184,7 +184,12 @@ class JsonView:
 
     def progress(self, progress: RunProgress) -> None:
         fields = msgspec.structs.asdict(progress)
-        self._write("progress", **{**fields, "usage": _usage_fields(progress.usage)})
+        usage = _usage_fields(progress.usage)
+        if (
+            progress.usage == Usage()
+        ):  # no call has an answer: whether they have a price is not known
+            usage["cost"] = None
+        self._write("progress", **{**fields, "usage": usage})
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         fields = msgspec.structs.asdict(summary)
@@ -345,7 +350,7 @@ def describe_opening(opening: RunOpening) -> list[str]:
     earlier = opening.total - opening.left
     lines: list[str] = []
     if found.backups:
-        lines.append(f"moved aside: {', '.join(str(path) for path in found.backups)}")
+        lines.append(f"moved aside: {', '.join(map(printable_name, found.backups))}")
     if found.torn_bytes:
         lines.append(f"cut {found.torn_bytes:,} bytes of a line that was not finished")
     if found.rescued:
@@ -434,9 +439,9 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
             f"{summary.lost_workers:,} lost and replaced, {summary.resent_requests:,} requests "
             "sent again",
         )
-    row("output", str(summary.paths.output))
+    row("output", printable_name(summary.paths.output))
     if summary.paths.errors is not None:
-        row("errors", str(summary.paths.errors))
+        row("errors", printable_name(summary.paths.errors))
     return rows
 
 

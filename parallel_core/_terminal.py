@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_name(name: object) -> str:
+    """:func:`printable` in one line: the name of a file."""
+    return printable(str(name)).replace("\n", "\\n")
+
+
 def _escaped(letter: str) -> str:
     if letter <= "\x7f":
         return repr(letter)[1:-1]

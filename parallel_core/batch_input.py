@@ -117,8 +117,8 @@ class InputFile:
         columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
-        # A name may have bytes that are no UTF-8, and messages are texts.
-        name = str(path).encode("utf-8", "replace").decode()
+        # A name may have bytes that are no UTF-8, and line ends; messages are texts.
+        name = str(path).encode("utf-8", "replace").decode().replace("\n", "\\n")
         self._name = "standard input" if self._is_standard_input else name
         self._standard_input = standard_input
         ending = self._path.suffix.lower()

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 import parallel_core
 
 from . import _demo_server_command, _doctor_command, _run_command, report
+from ._run_command import INTERRUPTED
+from ._run_signals import interrupt_on_signals
 from ._terminal import json_line, printable, program, shell_line, survive_any_encoding
 
 # Of click, or of the copy that newer versions of typer bring.
@@ -57,6 +59,13 @@ class _Commands(TyperGroup):
             if not all(map(str.isprintable, self._words)):  # which the text quotes
                 error.message = printable(error.message)
             raise
+        except KeyboardInterrupt:  # a run that has begun handles it itself
+            text = "interrupted before anything was sent"
+            if "--json" in self._words:
+                typer.echo(json_line(event="error", text=text))
+            else:
+                typer.echo(text, err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -109,11 +118,12 @@ def _example_requests() -> Traversable:
 
 
 def main() -> None:
-    """Run the command line. The entry point of the console script."""
+    """Run the command line, in a process of its own."""
     try:
+        interrupt_on_signals()
         app()
-    except KeyboardInterrupt:  # while it starts, or while it ends
-        sys.exit(130)
+    except KeyboardInterrupt:  # while it ends
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

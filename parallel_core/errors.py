@@ -473,9 +473,10 @@ class DifferentRunError(JournalError):
     ) -> None:
         super().__init__(
             f"{path} holds the results of a different run: {describe_differences(differences)}. "
-            "Resume it as it began, or in spite of that with allow_changed (--allow-changed); give "
-            "another output file; or start over with force_new (--force-new), which moves the old "
-            "files aside" + (f". {note}" if note else "")
+            "Undo the change, or give another output file. --allow-changed (in Python "
+            "allow_changed=True) resumes the run in spite of the change; --force-new "
+            "(force_new=True) starts over and moves the old files aside"
+            + (f". {note}" if note else "")
         )
         self.path = path
         self.differences: dict[str, tuple[Any, Any]] = dict(differences)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
+_MOST_NAMED: Final = 3  # models that miss the same key
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
 
 
@@ -62,6 +63,7 @@ class RunRouter:
             another key, address, region or number of retries.
         endpoints: where the calls go.
         warnings: what the user should read before the run, a line each.
+        key_warnings: which models miss a key, a line for each variable.
         recipe: gives such a RunRouter in another process, which asks the same servers. It can be
             pickled. Of the environment, it takes what is set there; a demo server stays this one's.
         server: the demo server; None where there is none.
@@ -89,6 +91,7 @@ class RunRouter:
         self.description = dict(description)
         self.endpoints = list(endpoints)
         self.warnings = list(warnings)
+        self.key_warnings = _missing_key_warnings(self.endpoints)
         self.recipe = recipe
         self.server = server
         self._resources = resources
@@ -104,18 +107,19 @@ class RunRouter:
         return describe_models(self.description, models)
 
     def missing_keys(self, models: Iterable[str]) -> list[str]:
-        """Say which of these models no call can reach: all of their deployments miss a key."""
+        """Say which of these models no call can reach, since all of their deployments miss a key:
+        a line for each variable that is missing."""
         if self._has_fallbacks:  # a model without a key may have one that answers in its place
             return []
         asked = set(models)
         of_model: dict[str, list[Endpoint]] = {}
         for endpoint in self.endpoints:
             of_model.setdefault(endpoint.model_name, []).append(endpoint)
-        return [
-            _needs_a_key(name, endpoints[0])
+        return _need_keys(
+            endpoints[0]
             for name, endpoints in of_model.items()
             if name in asked and all(endpoint.missing_keys for endpoint in endpoints)
-        ]
+        )
 
     def close(self) -> None:
         """Put back the settings that were there before, and stop the demo server. Calls that are
@@ -213,11 +217,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             models=[*(deployment.name for deployment in config.deployments), *aliases],
             description=_describe_config(config, settings),
             endpoints=endpoints,
-            warnings=[
-                *config.warnings,
-                *unknown_litellm_settings(config),
-                *_missing_key_warnings(endpoints),
-            ],
+            warnings=[*config.warnings, *unknown_litellm_settings(config)],
             recipe=RunRouterRecipe(router_of_config, config),
             has_fallbacks=any(
                 name.endswith("fallbacks") and name != "max_fallbacks" and bool(setting.value)
@@ -247,23 +247,39 @@ def _for_router(deployment: Deployment) -> dict[str, Any]:
     return {**deployment.values, "litellm_params": parameters}
 
 
-def _needs_a_key(name: str, endpoint: Endpoint) -> str:
-    return (
-        f"the model {name!r} needs a key: set the environment variable {_names_of_keys(endpoint)}, "
+def _need_keys(endpoints: Iterable[Endpoint]) -> list[str]:
+    """Say what is missing: a problem for each variable, however many models need it."""
+    return [
+        f"{'the models' if len(names) > 1 else 'the model'} {_first_names(map(repr, names))} "
+        f"{'need' if len(names) > 1 else 'needs'} a key: set the environment variable {variable}, "
         "which is not set or empty"
-    )
+        for variable, names in _models_by_missing_key(endpoints).items()
+    ]
 
 
 def _missing_key_warnings(endpoints: Iterable[Endpoint]) -> list[str]:
     return [
-        f"{endpoint.model_name} ({endpoint.model}): {_names_of_keys(endpoint)} is not set or empty"
-        for endpoint in endpoints
-        if endpoint.missing_keys
+        f"{_first_names(names)}: {variable} is not set or empty"
+        for variable, names in _models_by_missing_key(endpoints).items()
     ]
 
 
-def _names_of_keys(endpoint: Endpoint) -> str:
-    return " or ".join(endpoint.missing_keys)
+def _models_by_missing_key(endpoints: Iterable[Endpoint]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for endpoint in endpoints:
+        if endpoint.missing_keys:
+            found.setdefault(" or ".join(endpoint.missing_keys), {})[endpoint.model_name] = None
+    return {variable: list(names) for variable, names in found.items()}
+
+
+def _first_names(names: Iterable[str]) -> str:
+    listed = list(names)
+    if len(listed) == 1:
+        return listed[0]
+    shown, more = listed[:_MOST_NAMED], len(listed) - _MOST_NAMED
+    if more <= 0:
+        return f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return f"{', '.join(shown)} and {more:,} more"
 
 
 def _describe_config(config: ProxyConfig, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -335,6 +351,7 @@ def _router_of_models(
         resources.enter_context(quiet_litellm())
         provider = _provider_of(model, api_base)
         problems: list[str] = []
+        without_key: list[Endpoint] = []
         deployments: list[dict[str, Any]] = []
         endpoints: list[Endpoint] = []
         for name, values in given.items():
@@ -348,9 +365,10 @@ def _router_of_models(
                 parameters["api_key"] = "none"
                 endpoint = msgspec.structs.replace(endpoint, missing_keys=())
             elif endpoint.missing_keys:
-                problems.append(_needs_a_key(name, endpoint))
+                without_key.append(endpoint)
             endpoints.append(endpoint)
             deployments.append({"model_name": name, "litellm_params": parameters})
+        problems += _need_keys(without_key)
         if problems:
             raise RouterConfigError(problems)
         secrets = secrets_sent(deployment["litellm_params"] for deployment in deployments)

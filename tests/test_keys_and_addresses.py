@@ -14,7 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 import parallel_core
-from parallel_core._run_endpoints import endpoint_of, known_providers, owner_of, quiet_litellm
+from parallel_core._run_endpoints import (
+    _providers_by_host,  # pyright: ignore[reportPrivateUsage]
+    endpoint_of,
+    known_providers,
+    owner_of,
+    quiet_litellm,
+)
 from parallel_core.cli import app
 from parallel_core.run_router import (
     RouterConfigError,
@@ -222,6 +228,12 @@ def test_a_server_without_a_key_of_its_provider_gets_none(
         ("https://openrouter.ai/api/v1", "openrouter"),
         ("https://api.anthropic.com", "anthropic"),
         ("https://api.openai.com/v1", "openai"),
+        ("https://api.groq.com./openai/v1", "groq"),
+        ("HTTPS://API.Groq.Com:443/openai/v1", "groq"),
+        ("https://api.x.ai/v1", "xai"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "gemini"),
+        ("https://api.fireworks.ai/inference/v1", "fireworks_ai"),
+        ("http://localhost:11434", None),
         ("http://127.0.0.1:8000/v1", None),
         ("https://openai.example.com/v1", None),
         ("http://openai:8000", None),
@@ -230,6 +242,34 @@ def test_a_server_without_a_key_of_its_provider_gets_none(
 )
 def test_whose_an_address_is(address: str, owner: str | None) -> None:
     assert owner_of(address) == owner
+
+
+def test_an_address_of_a_variable_belongs_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_BASE", "https://llm.example.com/v1")
+    _providers_by_host.cache_clear()
+    assert owner_of("https://llm.example.com/v1") is None
+    assert owner_of("https://api.cerebras.ai./v1") == "cerebras"
+    assert os.environ["GROQ_API_BASE"] == "https://llm.example.com/v1"
+
+
+def test_an_address_in_a_line_needs_a_key_in_the_line(
+    run: Callable[..., tuple[int, str]], servers: tuple[Recorder, Recorder]
+) -> None:
+    server, elsewhere = servers
+    options = ["--model", "openai/m", "--api-base", server.url]
+    options += ["--trust-input", "--send-columns", "--force-new"]
+    for name in ("api_base", "base_url"):
+        for key in ({}, {"api_key": None}, {"api_key": " "}):
+            code, output = run(*options, members={name: elsewhere.url, **key})
+            assert code == 2
+            assert f"'{name}' without an api_key: the key of the Router would be sent" in output
+        code, _ = run(*options, members={name: elsewhere.url, "api_key": "theirs"})
+        assert code == 0
+    # Without an address litellm takes the usual one of the provider.
+    code, _ = run(*options, members={"api_base": None})
+    assert code == 2
+    assert [one.keys for one in elsewhere.sent] == [{"theirs"}, {"theirs"}]
+    assert server.sent == []
 
 
 def test_no_key_goes_to_the_address_of_another_provider(tmp_path: Path) -> None:
@@ -249,6 +289,8 @@ def test_no_key_goes_to_the_address_of_another_provider(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps({"model_list": [entry]}))
     router_from_config(path).close()
+    with pytest.raises(RouterConfigError, match=r"an address of xai; write xai/llama"):
+        router_from_model("openai/llama", api_base="https://api.x.ai/v1").close()
     del entry["litellm_params"]["api_key"]
     path.write_text(json.dumps({"model_list": [entry]}))
     with pytest.raises(RouterConfigError, match=r"line 1: .*would send the key of openai"):
@@ -307,8 +349,10 @@ def test_a_key_that_is_set_and_empty_is_missing_for_every_provider(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    def run_command(*options: str, model: str = "gpt") -> tuple[int, str]:
-        line = {"model": model, "messages": [{"role": "user", "content": "?"}]}
+    def run_command(
+        *options: str, model: str = "gpt", members: dict[str, Any] | None = None
+    ) -> tuple[int, str]:
+        line = {"model": model, "messages": [{"role": "user", "content": "?"}], **(members or {})}
         (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
         files = [str(tmp_path / "requests.jsonl"), "-o", str(tmp_path / "answers.jsonl")]
         result = CliRunner().invoke(app, ["run", *files, *options], env={"COLUMNS": "300"})
@@ -342,6 +386,34 @@ def test_an_empty_key_ends_a_run_before_the_first_call(
     assert not (tmp_path / "answers.jsonl").exists()
 
 
+def test_a_missing_key_is_one_problem_however_many_models_need_it(
+    run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("GROQ_API_KEY")
+    needs = "set the environment variable {}, which is not set or empty"
+    names = ["a", "b", "c", "d", "e", "groq/f"]
+    with pytest.raises(RouterConfigError) as caught:
+        router_from_model("openai/m", others=names).close()
+    assert list(caught.value.problems) == [
+        f"the models 'openai/m', 'a', 'b' and 3 more need a key: {needs.format('OPENAI_API_KEY')}",
+        f"the model 'groq/f' needs a key: {needs.format('GROQ_API_KEY')}",
+    ]
+    entries = [{"model_name": name, "litellm_params": {"model": "openai/x"}} for name in names]
+    (tmp_path / "config.yaml").write_text(json.dumps({"model_list": entries}))
+    config = ("--config", str(tmp_path / "config.yaml"))
+    code, output = run(*config, model="a")
+    assert (code, output.count("OPENAI_API_KEY")) == (2, 1)
+    assert "the model 'a' needs a key" in output
+    # Where other models can be asked, it is a note.
+    entries.append({"model_name": "g", "litellm_params": {"model": "openai/x", "api_key": "k"}})
+    (tmp_path / "config.yaml").write_text(json.dumps({"model_list": entries}))
+    with router_from_config(tmp_path / "config.yaml") as run_router:
+        (warning,) = run_router.key_warnings
+        assert run_router.warnings == []
+    assert warning == "a, b, c and 3 more: OPENAI_API_KEY is not set or empty"
+
+
 def test_a_model_that_nobody_asks_for_may_miss_its_key(
     run: Callable[..., tuple[int, str]], servers: tuple[Recorder, Recorder], tmp_path: Path
 ) -> None:
@@ -351,7 +423,7 @@ def test_a_model_that_nobody_asks_for_may_miss_its_key(
     ]
     (tmp_path / "config.yaml").write_text(json.dumps({"model_list": entries}))
     code, output = run("--config", str(tmp_path / "config.yaml"))
-    assert (code, "other (deepseek/x): DEEPSEEK_API_KEY is not set or empty" in output) == (0, True)
+    assert (code, "other: DEEPSEEK_API_KEY is not set or empty" in output) == (0, True)
     code, output = run("--config", str(tmp_path / "config.yaml"), model="other")
     assert (code, "the model 'other' needs a key" in output) == (2, True)
     assert [one.keys for one in servers[0].sent] == [{OPENAI_KEY}]

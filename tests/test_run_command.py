@@ -478,6 +478,19 @@ def test_json_tells_all(bench: Bench) -> None:
 # --- the router ---
 
 
+def test_a_model_without_a_price_gets_one_in_the_config(bench: Bench) -> None:
+    bench.write({}, {})
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--max-cost=1")
+    assert (done.code, bench.accepted) == (2, 0)
+    assert "the price of 'fast' is unknown. Give input_cost_per_token and output" in done.said
+    assert "Budget(" not in done.said
+    prices = "input_cost_per_token: 0.001, output_cost_per_token: 0.001"
+    bench.config(f", max_tokens: 10, {prices}")
+    assert bench.run("in.jsonl", "-o", "out.jsonl", "--max-cost=1").code == 0
+    assert bench.accepted == 2
+    assert [line["error"] for line in bench.results()] == [None, None]
+
+
 def test_model_and_api_base_are_enough_for_a_text_file(bench: Bench) -> None:
     bench.path("in.txt").write_text("one\ntwo\n")
     router = ["--model=openai/fast", "--api-base", bench.server.url]

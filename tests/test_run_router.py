@@ -246,7 +246,7 @@ def test_where_calls_go_is_known_as_far_as_litellm_tells(
             address,
             missing,
         )
-        assert len(run_router.warnings) == len(missing)
+        assert len(run_router.key_warnings) == len(missing)
 
 
 @pytest.mark.parametrize(

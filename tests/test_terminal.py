@@ -25,12 +25,13 @@ from typer.testing import CliRunner
 
 from parallel_core import Usage, _doctor_command, _run_signals, cli
 from parallel_core._run_command import Question, RunState, command_again
-from parallel_core._run_signals import StopSignals
+from parallel_core._run_signals import STOP_SIGNALS, StopSignals
 from parallel_core._run_view import JsonView, TextView
 from parallel_core._terminal import is_live, printable, program, shell_line
 from parallel_core.batch_input import InputFile
 from parallel_core.batch_output import Redactor
 from parallel_core.cost_estimate import CostEstimate
+from parallel_core.errors import InputFileError
 from parallel_core.run_file import RunProgress, RunSummary
 from parallel_core.run_statistics import RunPaths
 
@@ -152,6 +153,37 @@ def test_the_command_that_resumes_starts_the_same_program(
     module.__spec__ = spec
     monkeypatch.setitem(sys.modules, "__main__", module)
     assert program() == [sys.executable, "-m", "parallel_core.cli"]
+
+
+@pytest.mark.parametrize("module", ["parallel_core", "parallel_core._run_command", "litellm"])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_during_the_imports_ends_with_one_line(
+    module: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    program = f"""
+import os, signal, sys
+import parallel_core_command
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(number)})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off
+sys.meta_path.insert(0, Interrupting())
+parallel_core_command.main()
+"""
+    write_requests(tmp_path / "in.jsonl", "m")
+    command = [sys.executable, "-c", program, "run", "in.jsonl", "-o", "out", "--model=openai/m"]
+    text = "interrupted before anything was sent"
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    checked = "1 requests (m 1)\n" if module == "litellm" else ""
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", f"{checked}{text}\n")
+    if module != "parallel_core":
+        return
+    ended = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert json.loads(ended.stdout) == {"event": "error", "text": text}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -311,6 +343,22 @@ def test_json_has_names_that_are_no_utf_8() -> None:
     assert event["resume"] == "parallel-core $'\\377'"
 
 
+def test_names_of_files_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "in\nput.jsonl"
+    path.write_text("")
+    with pytest.raises(InputFileError) as caught, InputFile(path) as file:
+        file.check()
+    assert r"in\nput.jsonl: there is no request" in str(caught.value)
+    with pytest.raises(InputFileError, match=r"not\\nthere") as caught:
+        InputFile("not\nthere", drop_columns=True, send_columns=True)
+    assert "\n" not in str(caught.value)
+    shown = io.StringIO()
+    paths = RunPaths.of(Path("o\nut"), Path("e\nrr"))
+    TextView(output=Console(file=shown)).summary(summary_of(paths=paths), None)
+    assert r"o\nut" in shown.getvalue()
+    assert r"e\nrr" in shown.getvalue()
+
+
 # --- costs, errors and many problems ---
 
 
@@ -330,7 +378,9 @@ def test_a_cost_that_is_unknown_is_null(usage: Usage, cost: float | None) -> Non
     view.summary(summary_of(usage=usage), None)
     view.estimate(CostEstimate(3, usage.cost, 3 if cost is None else 0))
     progress, summary, estimate = map(json.loads, stream.getvalue().splitlines())
-    assert progress["usage"]["cost"] == summary["usage"]["cost"] == estimate["cost"] == cost
+    assert summary["usage"]["cost"] == estimate["cost"] == cost
+    # Before the first answer it is not known whether the calls have a price.
+    assert progress["usage"]["cost"] == (None if usage == Usage() else cost)
     assert summary["usage"]["unpriced_calls"] == usage.unpriced_calls
     TextView(output=Console(file=shown)).summary(summary_of(usage=usage), None)
     assert ("price unknown" in shown.getvalue()) == (cost is None)

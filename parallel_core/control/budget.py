@@ -137,7 +137,7 @@ class Budget:
             return
         unpriced = [model for model in models if meter.price_of(model) is None]
         if unpriced:
-            raise _unpriced(", ".join(map(repr, unpriced)))
+            raise UnpricedError(", ".join(map(repr, unpriced)))
 
     def worst_case(self, meter: RouterMeter | ItemMeter, item: Any) -> Usage:
         """The worst case of a request.
@@ -149,7 +149,7 @@ class Budget:
             self._check_prices(meter, [item.model])
         worst = meter.worst_case(item)
         if self.max_cost is not None and worst.unpriced_calls:
-            raise _unpriced("a call, or of a fallback that it names,")
+            raise UnpricedError("a call, or of a fallback that it names,")
         return worst
 
     async def reserve(self, index: int, worst: Usage) -> Reservation:
@@ -340,11 +340,22 @@ def held_reservation() -> Reservation | None:
     return next((held for held in reversed(_held.get()) if held.is_open), None)
 
 
-def _unpriced(what: str) -> ValueError:
-    return ValueError(
-        f"Budget.max_cost: the price of {what} is unknown; give "
-        "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
-    )
+class UnpricedError(ValueError):
+    """A budget in USD cannot hold for calls whose price is unknown.
+
+    Attributes:
+        what: the calls, for a message.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"Budget.max_cost: the price of {what} is unknown; give "
+            "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
+        )
+        self.what = what
+
+    def __reduce__(self) -> tuple[type[UnpricedError], tuple[str]]:
+        return type(self), (self.what,)
 
 
 class _Amount:
