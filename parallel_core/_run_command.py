@@ -604,9 +604,9 @@ def _run(
         if not state.stuck:
             again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
-            for error in (summary.input_error, summary.not_sorted):
-                if error is not None:
-                    view.error(error)
+            for problem in (summary.input_error, summary.not_sorted):
+                if problem is not None:
+                    view.error(problem)
         if interrupted:
             return INTERRUPTED
         return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED

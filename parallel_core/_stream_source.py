@@ -52,8 +52,8 @@ class ProviderRecord:
         """
         found: dict[int, str] = {}
         choices: Any = getattr(chunk, "choices", None)
-        if isinstance(choices, list):
-            for choice in cast("list[Any]", choices):
+        if choices.__class__ is list:
+            for choice in choices:
                 index = choice_index(choice)
                 self.begun.add(index)
                 if reason := getattr(choice, "finish_reason", None):

@@ -639,6 +639,7 @@ def test_an_output_that_is_gone_is_not_paid_for_again_unasked(paths: RunPaths) -
             Journal.open(paths, MANIFEST)
         assert not paths.output.exists()
     paths.statistics.unlink()  # the manifest knows
+    options: dict[str, Any]
     for options in ({}, {"allow_changed": True}, {"retry_failed": True}):
         with pytest.raises(JournalError, match=r"out\.jsonl is gone.*--force-new"):
             Journal.open(paths, MANIFEST, **options)
