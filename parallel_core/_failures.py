@@ -160,9 +160,9 @@ def _without_traceback(message: str) -> str:
 def _message_of_unreadable(exception: BaseException, message: str) -> str:
     """Without the answer, which litellm quotes in full."""
     *_, first = _causes(exception)
-    errors: Any = getattr(first, "errors", None)
+    errors = cast("Any", getattr(first, "errors", None))
     if callable(errors):  # of pydantic
-        found: Any = errors()[0]
+        found = cast("Any", errors())[0]
         reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     elif isinstance(first, (AttributeError, TypeError, LookupError)):
         reason = str(first)

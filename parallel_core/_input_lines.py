@@ -226,7 +226,9 @@ def _check_parameters(body: dict[str, Any]) -> None:
             problem = f"{name} must be 1 or more, not {number}"
             raise LineError("invalid_request", problem, _API_HINT)
     stop = body.get("stop")
-    texts = cast("list[object]", stop) if type(stop) is list else [stop]
+    texts: list[object] = [stop]
+    if stop.__class__ is list:
+        texts = cast("list[object]", stop)
     if stop is not None and not all(type(text) is str for text in texts):
         raise _wrong_type("stop", "a string or an array of strings", stop)
     tools, stream = body.get("tools"), body.get("stream")

@@ -604,9 +604,9 @@ def _run(
         if not state.stuck:
             again = None if summary.ok else command_again(summary, redactor)
             view.summary(summary, again)
-            for problem in (summary.input_error, summary.not_sorted):
-                if problem is not None:
-                    view.error(problem)
+            for text in (summary.input_error, summary.not_sorted):
+                if text is not None:
+                    view.error(text)
         if interrupted:
             return INTERRUPTED
         return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED

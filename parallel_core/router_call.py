@@ -156,15 +156,18 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
         arguments["extra_body"] = {"metadata": metadata, **extra}
 
 
+def _id_of(deployment: Any) -> Any:
+    info: Any = deployment.get("model_info") or {}
+    return info.get("id")
+
+
 def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
     """Return True if each deployment of a model takes ``store`` and is sent it."""
     if "litellm" not in sys.modules:
         return False  # no Router of litellm
     itself = behind(router)
     serving = deployments_for(itself, model) or [
-        deployment
-        for deployment in deployments(itself)
-        if (deployment.get("model_info") or {}).get("id") == model
+        deployment for deployment in deployments(itself) if _id_of(deployment) == model
     ]
     return bool(serving) and all(
         ("store" in arguments or deployment["litellm_params"].get("store") is True)

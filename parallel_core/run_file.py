@@ -30,7 +30,7 @@ from .control.options import Concurrency, Controls, check_controls, checked_conc
 from .control.retry import Retry
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
-from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, OrderError
+from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
 from .journal import Journal, JournalOpening
 from .router_call import behind, unknown_models
 from .run_statistics import RunPaths
@@ -178,12 +178,16 @@ async def run_file(
             may_send = None
         stopping = Stopping()
         in_this_loop = _caller_from_other_threads()
+
+        def on_failure(_: JournalError) -> None:
+            in_this_loop(stopping.cancel)
+
         journal = await in_thread(
             functools.partial(
                 open_journal,
                 retry_failed=retry_failed,
                 force_new=force_new,
-                on_failure=lambda _: in_this_loop(stopping.cancel),
+                on_failure=on_failure,
             )
         )
         run = Run(

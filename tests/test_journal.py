@@ -639,10 +639,9 @@ def test_an_output_that_is_gone_is_not_paid_for_again_unasked(paths: RunPaths) -
             Journal.open(paths, MANIFEST)
         assert not paths.output.exists()
     paths.statistics.unlink()  # the manifest knows
-    options: dict[str, Any]
-    for options in ({}, {"allow_changed": True}, {"retry_failed": True}):
+    for allow_changed, retry_failed in ((False, False), (True, False), (False, True)):
         with pytest.raises(JournalError, match=r"out\.jsonl is gone.*--force-new"):
-            Journal.open(paths, MANIFEST, **options)
+            Journal.open(paths, MANIFEST, allow_changed=allow_changed, retry_failed=retry_failed)
     run_of(paths, entry("b"), force_new=True)
     assert ids_in(paths.output) == ["b"]
 
