@@ -353,7 +353,8 @@ def test_metadata_is_sent_only_where_it_is_stored(
         model_group_alias={"alias": "m"},
     )
     batch = {"parallel_batch_id": "1", "parallel_index": 0}
-    for name in ("m", "alias"):
+    ids = [of.litellm_params.model and of.model_info.id for of in router.registry().all()][:1]
+    for name in ("m", "alias", *(ids if len(models) == 1 else [])):
         sent = copy.deepcopy({"metadata": {"a": "b", **batch}, **arguments})
         send_metadata_to_store(router, name, sent)
         assert sent.pop("extra_body", None) == extra_body
