@@ -163,7 +163,7 @@ def _message_of_unreadable(exception: BaseException, message: str) -> str:
     *_, first = _causes(exception)
     errors: Any = getattr(first, "errors", None)
     if callable(errors):  # of pydantic
-        found: Any = errors()[0]
+        found = cast("list[dict[str, Any]]", errors())[0]
         reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     elif isinstance(first, (AttributeError, TypeError, LookupError)):
         reason = str(first)

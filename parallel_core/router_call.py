@@ -168,7 +168,7 @@ def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
     serving = deployments_for(itself, model) or [
         deployment
         for deployment in deployments(itself)
-        if (deployment.get("model_info") or {}).get("id") == model
+        if cast("Mapping[str, Any]", deployment.get("model_info") or {}).get("id") == model
     ]
     return bool(serving) and all(
         ("store" in arguments or deployment["litellm_params"].get("store") is True)
