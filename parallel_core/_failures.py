@@ -154,7 +154,8 @@ def _message_of(exception: BaseException) -> str:
 
 def _without_traceback(message: str) -> str:
     """Cut the traceback that litellm writes into messages, with the paths of this machine."""
-    return message.partition("Traceback (most recent call last)")[0].strip() or message
+    before, traceback, _ = message.partition("Traceback (most recent call last)")
+    return before.rstrip() if traceback and before else message
 
 
 def _message_of_unreadable(exception: BaseException, message: str) -> str:
@@ -162,7 +163,7 @@ def _message_of_unreadable(exception: BaseException, message: str) -> str:
     *_, first = _causes(exception)
     errors = cast("Any", getattr(first, "errors", None))
     if callable(errors):  # of pydantic
-        found = cast("Any", errors())[0]
+        found = cast("list[dict[str, Any]]", errors())[0]
         reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     elif isinstance(first, (AttributeError, TypeError, LookupError)):
         reason = str(first)

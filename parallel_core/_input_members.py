@@ -33,7 +33,8 @@ _MOST_SHOWN: Final = 20
 
 _SETTING_HINT: Final = (
     "leave it out: keys, addresses and settings of litellm belong into the config of the Router. "
-    "Where the file is as trustworthy as the config, give --trust-input"
+    "A parameter of the provider that has this name goes into extra_body. Where the file is as "
+    "trustworthy as the config, give --trust-input"
 )
 _COLUMN_HINT: Final = (
     "litellm takes this name as a setting of its own. Name the column with --keep to copy it to "
@@ -119,7 +120,7 @@ class Members:
             returned["metadata"] = as_json(metadata)
         kept = shape.kept if body is record else [n for n in self._options.keep if n in record]
         if kept:
-            # One by one: what could be decoded is not nested too deeply to be encoded.
+            # Each value is encoded on its own: it was decoded, so its nesting is not too deep.
             returned["columns"] = as_json({name: as_json(record[name]) for name in kept})
         for name in shape.columns:
             del body[name]

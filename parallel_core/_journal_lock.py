@@ -90,7 +90,7 @@ class _Flock:
             raise JournalInUseError(str(self._path), _holder_of_flock(fd)) from None
 
     def release(self) -> None:
-        """Closing the file has done it."""
+        """Do nothing: closing the file has released the lock."""
 
 
 class _MsvcrtLock:
@@ -119,7 +119,7 @@ class _MsvcrtLock:
             ) from error
 
     def cover(self, fd: int) -> None:
-        """The lock is on the name, whichever file has it."""
+        """Do nothing: the lock is on the path, not on an open file."""
 
     def release(self) -> None:
         os.close(self._fd)
@@ -144,7 +144,7 @@ class _LockFile:
         self._held.add(self.path)
 
     def cover(self, fd: int) -> None:
-        """The lock is on the name, whichever file has it."""
+        """Do nothing: the lock is on the path, not on an open file."""
 
     def release(self) -> None:
         self._held.discard(self.path)

@@ -45,7 +45,7 @@ def enter_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _share(shared: Any) -> None:
-    """Have the worker of the process pass on what comes from loops that have their own."""
+    """Make the process-wide worker forward items from loops that have a worker of their own."""
     name = "ensure_initialized_and_enqueue"  # what litellm calls, wherever it has a callback
     if name in vars(shared):
         return

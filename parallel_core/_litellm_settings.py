@@ -38,8 +38,8 @@ LOADS_CODE: Final = frozenset(
 )
 """Settings of litellm's module and Router that name Python code."""
 
-# Names of litellm_settings. A test compares them with litellm's source: what nothing but the proxy
-# server and its integrations reads has to be here, or has to be passed on for a reason.
+# Names of litellm_settings. A test reads litellm's source: a name that only the proxy server and
+# its integrations read must be listed here, or be passed on for a stated reason.
 OF_THE_PROXY: Final = frozenset((
     # Callbacks, and what is for them alone.
     "argilla_batch_size", "argilla_transformation_object", "audit_log_callbacks",

@@ -49,9 +49,9 @@ def missing_package(message: str, causes: Iterable[BaseException]) -> MissingPac
     """Return the package that a failed call has missed; None if it failed for another reason.
 
     Args:
-        message: of the exception of the call. An ``ImportError`` that it does not quote was dealt
-            with: code that goes on without an optional package leaves it among the causes of what
-            fails later.
+        message: of the exception of the call. An ``ImportError`` that the message does not quote
+            is ignored: code that works without an optional package leaves one in the context of
+            later failures.
         causes: the exception, what it was raised from, and so on.
     """
     errors = [error for error in causes if isinstance(error, ImportError)]

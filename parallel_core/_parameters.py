@@ -142,6 +142,25 @@ def _undeclared_reads() -> frozenset[str]:
     files = {file for pattern in _SOURCES for file in folder.glob(pattern)}
     return frozenset(
         name for file in files for name in _READ.findall(file.read_text(encoding="utf-8"))
+    ).difference(_required_elsewhere())
+
+
+def _required_elsewhere() -> frozenset[str]:
+    """Names of what other endpoints cannot do without, as ``input`` of embeddings.
+
+    litellm reads these in calls of those endpoints, to log and to count; for a chat completion it
+    sends them like any parameter of a vendor.
+    """
+    import litellm
+    from litellm.types.utils import CallTypes
+
+    functions = [getattr(litellm, kind.value, None) for kind in CallTypes]
+    return frozenset(
+        parameter.name
+        for function in functions
+        if inspect.isfunction(function)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
     )
 
 

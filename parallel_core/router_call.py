@@ -29,10 +29,10 @@ BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
 """What a call carries in its metadata."""
 
 INDEX = "parallel_core_index"
-"""The argument by which a call of a batch that is made elsewhere tells the request."""
+"""Argument with the index of the request, for calls that workers make."""
 
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
-"""Those by which it tells what it may take, in seconds."""
+"""Arguments with the timeouts of such a call, in seconds."""
 
 
 RETRIED = "parallel_core_retried"
@@ -100,7 +100,8 @@ def completion_call(
     return call
 
 
-# A host in trio, a Router of workers, a Router. A mock, which has all attributes, has no end.
+# Longest chain of `router` attributes: host in trio, Router of workers, Router. A mock has every
+# attribute, so its chain never ends.
 _LAYERS = 3
 
 _MAPPINGS = frozenset(("metadata", "stream_options"))
@@ -142,12 +143,12 @@ def _router_call(
 
 
 def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]) -> None:
-    """Have the provider get the metadata of an answer that it is to store.
+    """Send a request's metadata to the provider if the provider stores the answer.
 
-    litellm keeps ``metadata`` to itself, for its callbacks and tags. OpenAI takes it only together
-    with ``"store": true``, and refuses it otherwise; so that decides who it is for. It goes into
-    ``extra_body``, unless there is one, and only where each deployment of the model takes
-    ``store``. What a batch has added to it stays here.
+    litellm does not send ``metadata``: its callbacks and tags use it. OpenAI accepts it only with
+    ``"store": true``, from the request or from ``litellm_params``. Then it is copied into
+    ``extra_body``, unless that has its own, if each deployment of the model supports ``store``. The
+    ids that a batch adds are not sent.
     """
     given: Mapping[str, Any] = arguments.get("metadata") or {}
     metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}
@@ -156,18 +157,15 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
         arguments["extra_body"] = {"metadata": metadata, **extra}
 
 
-def _id_of(deployment: Any) -> Any:
-    info: Any = deployment.get("model_info") or {}
-    return info.get("id")
-
-
 def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
     """Return True if each deployment of a model takes ``store`` and is sent it."""
     if "litellm" not in sys.modules:
         return False  # no Router of litellm
     itself = behind(router)
     serving = deployments_for(itself, model) or [
-        deployment for deployment in deployments(itself) if _id_of(deployment) == model
+        deployment
+        for deployment in deployments(itself)
+        if cast("Mapping[str, Any]", deployment.get("model_info") or {}).get("id") == model
     ]
     return bool(serving) and all(
         ("store" in arguments or deployment["litellm_params"].get("store") is True)

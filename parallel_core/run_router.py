@@ -344,8 +344,8 @@ def _router_of_models(
 ) -> RunRouter:
     """:func:`router_from_model`, with the ``litellm_params`` of each name but its ``model``.
 
-    Where ``has_free_choice``, a server of ``api_base`` gets the key ``none`` if there is no other;
-    so it is known which deployments have one, and in other processes it must be there, too.
+    With ``has_free_choice``, a deployment at ``api_base`` without a key gets the key ``none``.
+    Deployments with a key need the same key in other processes.
     """
     with contextlib.ExitStack() as resources:
         resources.enter_context(quiet_litellm())

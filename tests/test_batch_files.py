@@ -345,6 +345,9 @@ def test_no_setting_of_litellm_comes_from_a_body_that_is_not_trusted(tmp_path: P
 
 VENDOR_PARAMETERS = {
     "top_k": 20,
+    "input": "of embeddings",
+    "prompt": "of text completions",
+    "query": "of a reranker",
     "min_p": 0.1,
     "repetition_penalty": 1.1,
     "guided_json": {"type": "object"},

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from hosts import HOSTS, Host
 from parallel_core import cli, parallel_acompletions, ray_engine
+from parallel_core._router_members import deployments
 from parallel_core.batch_output import Redactor, parse_output_line, result_line
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, RecordedRequest
 from parallel_core.router_call import send_metadata_to_store
@@ -353,11 +354,30 @@ def test_metadata_is_sent_only_where_it_is_stored(
         model_group_alias={"alias": "m"},
     )
     batch = {"parallel_batch_id": "1", "parallel_index": 0}
-    for name in ("m", "alias"):
+    ids = [of["model_info"]["id"] for of in deployments(router)] if len(models) == 1 else []
+    for name in ("m", "alias", *ids):
         sent = copy.deepcopy({"metadata": {"a": "b", **batch}, **arguments})
         send_metadata_to_store(router, name, sent)
         assert sent.pop("extra_body", None) == extra_body
         assert sent["metadata"] == {"a": "b", **batch}  # it is litellm's as before
+
+
+@pytest.mark.parametrize("others", [[], [None]])
+def test_metadata_is_sent_where_every_deployment_stores(others: list[bool | None]) -> None:
+    from litellm.router import Router
+
+    router = Router(
+        model_list=[
+            {
+                "model_name": "m",
+                "litellm_params": {"model": "openai/a", "api_key": f"k{number}", "store": store},
+            }
+            for number, store in enumerate([True, *others])
+        ]
+    )
+    sent: dict[str, Any] = {"metadata": {"a": "b"}}
+    send_metadata_to_store(router, "m", sent)
+    assert sent.get("extra_body") == (None if others else {"metadata": {"a": "b"}})
 
 
 def lacks_mcp(outcome: Outcome) -> bool:

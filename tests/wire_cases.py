@@ -78,6 +78,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "service-tier": {"service_tier": "flex"},
     "prediction": {"prediction": {"type": "content", "content": "a batch of"}},
     "cache": {"prompt_cache_key": "key", "safety_identifier": "someone"},
+    "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
     "nulls": {"temperature": None, "stop": None, "max_tokens": None, "tools": None},
     "user-of-known-model": {"model": "gpt-4o-mini", "user": "somebody"},
     "verbosity-of-known-model": {"model": "gpt-5-mini", "verbosity": "low"},
@@ -98,6 +99,10 @@ MESSAGES: dict[str, list[dict[str, Any]]] = {
     "refused-before": [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": "No.", "refusal": "No."},
+    ],
+    "refusal-null": [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "Yes.", "refusal": None},
     ],
     "image": [
         {

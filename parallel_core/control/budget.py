@@ -300,7 +300,7 @@ class Reservation:
         return self.is_open and self._budget is budget
 
     def settle(self, usage: Usage) -> None:
-        """The attempt has used so much. What is unpriced counts with the worst case."""
+        """Replace the reservation by the usage; an unpriced call costs at least the estimate."""
         spent = _Amount.of(usage)
         if usage.unpriced_calls:
             spent = _Amount(max(spent.cost, self.amount.cost), spent.tokens)

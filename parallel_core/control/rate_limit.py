@@ -37,7 +37,7 @@ class _Bucket:
         self.level = min(self.size, self.level + seconds * self.per_minute / MINUTE)
 
     def seconds_until(self, amount: float) -> float:
-        """What is larger than the bucket is let through when that is full."""
+        """Return the wait for an amount. One larger than the bucket waits until it is full."""
         missing = min(amount, self.size) - self.level
         return max(0.0, missing * MINUTE / self.per_minute)
 
@@ -55,10 +55,10 @@ class _Turn(Turn):
 
 
 class RateLimit:
-    """A limit of requests, of tokens, or of both, for each minute.
+    """A limit of requests per minute, of tokens per minute, or of both.
 
-    Calls wait for their turn, first come, first served. In no time of 60 s do more begin than the
-    limit and ``burst``. Tokens are estimated before a call and corrected by what it has used.
+    Calls wait for their turn, first come, first served. In any 60 seconds at most the
+    limit plus ``burst`` begin. Tokens are estimated before a call and corrected by its usage.
 
     One object may be used by several batches at the same time, also in several threads, and in a
     mapping for several models that share it. A copy, also one in another process, counts for
