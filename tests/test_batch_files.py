@@ -1586,6 +1586,7 @@ def test_an_answer_that_litellm_cannot_read_is_an_invalid_response(model: str) -
                 concurrency=1,
                 preserve_order=True,
             )
+            assert not waiting  # each was asked for, and paid for, once
         finally:
             unreadable.shutdown()
             thread.join()

@@ -175,6 +175,15 @@ def _asks_for_more_than_the_limit(evidence: Evidence) -> bool:
     return requested > limit
 
 
+def _lost_connection(evidence: Evidence) -> bool:
+    """litellm calls anything a connection error; what it was raised from says whether it is one."""
+    causes = evidence.chain[1:] or evidence.chain
+    wanted = frozenset(_CONNECTION_CLASSES)
+    return any(
+        not wanted.isdisjoint(kind.__name__ for kind in type(error).__mro__) for error in causes
+    )
+
+
 def _status_between(low: int, high: int) -> Callable[[Evidence], bool]:
     return lambda evidence: evidence.status is not None and low <= evidence.status < high
 
@@ -236,7 +245,11 @@ _WRONG_KEY = _says(
 )
 _REFUSED_CONTENT = _says("moderation", "flagged", "content[_ ]policy", "content[_ ]filter")
 _OVERLOADED_CODE = _says(r"\boverloaded(?:_error)?\b", "engine_overloaded", "resource_exhausted")
-_EMPTY_ANSWER = _says("empty or invalid response from llm endpoint", "unable to get json response")
+_UNREADABLE_ANSWER = _says(
+    "empty or invalid response from llm endpoint",
+    "unable to get json response",
+    "invalid response object",
+)
 
 
 _TABLE: tuple[_Row, ...] = (
@@ -270,6 +283,12 @@ _TABLE: tuple[_Row, ...] = (
         True,
         "the stream was cut off",
         _all(_is(StreamInterruptedError), _no_answer),
+    ),
+    _Row(
+        "answer",
+        True,
+        "the answer is not valid",
+        _any(_named_class(*_GARBAGE_CLASSES), _UNREADABLE_ANSWER),
     ),
     # No answer.
     _Row(
@@ -339,35 +358,12 @@ _TABLE: tuple[_Row, ...] = (
         _status_in(409, 424, 425, 498, 502, 503, 504, *range(520, 530)),
     ),
     _Row(
-        "answer",
-        True,
-        "the answer is not valid",
-        _any(_named_class(*_GARBAGE_CLASSES), _EMPTY_ANSWER),
-    ),
-    _Row(
         "unknown",
         False,
         "the provider failed",
         lambda evidence: evidence.answer_status is not None and evidence.answer_status >= 500,
     ),
     _Row("request", False, "the provider refused the request", _status_between(400, 500)),
-    _Row(
-        "unreachable",
-        None,
-        "the connection failed",
-        _all(
-            _no_answer,
-            _named_class(*_CONNECTION_CLASSES),
-            lambda evidence: not _has_bug(evidence),
-        ),
-    ),
+    _Row("unreachable", None, "the connection failed", _all(_no_answer, _lost_connection)),
     _Row("unknown", None, "the call failed in an unexpected way", lambda _: True),
 )
-
-
-_BUGS = (KeyError, AttributeError, TypeError, IndexError, AssertionError, NameError)
-
-
-def _has_bug(evidence: Evidence) -> bool:
-    """Return True if litellm made a connection error of an error in somebody's code."""
-    return any(isinstance(error, _BUGS) for error in evidence.chain)
