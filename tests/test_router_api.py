@@ -503,7 +503,8 @@ def test_the_class_has_every_public_member_of_router_and_of_the_same_kind() -> N
             static = inspect.signature(getattr(held, name)) == inspect.signature(method)
             assert kind is (staticmethod if static else FunctionType), name
     assert type(inspect.getattr_static(ParallelRouter, "get_valid_args")) is staticmethod
-    assert isinstance(ParallelRouter.from_config(vars(held)["_core"]._config), ParallelRouter)
+    if hasattr(Router, "from_config"):  # since 1.110
+        assert isinstance(ParallelRouter.from_config(vars(held)["_core"]._config), ParallelRouter)
 
 
 def test_a_subclass_and_its_users_reach_every_method_of_router() -> None:
@@ -511,8 +512,8 @@ def test_a_subclass_and_its_users_reach_every_method_of_router() -> None:
         def completion(self, *args: Any, **kwargs: Any) -> Any:
             return [super().completion(*args, **kwargs)]
 
-        def settings(self) -> Any:
-            return {**super().settings().as_dict(), "extended": True}
+        def flush_cache(self) -> Any:
+            return [super().flush_cache()]
 
         @staticmethod
         def get_valid_args() -> list[str]:
@@ -523,7 +524,7 @@ def test_a_subclass_and_its_users_reach_every_method_of_router() -> None:
     (answer,) = router.completion(**request)
     assert answer.choices[0].message.content == "made up"
     assert ParallelRouter.completion(router, **request).model == answer.model
-    assert router.settings()["extended"]
+    assert router.flush_cache() == [None]
     assert "num_retries" in router.get_valid_args()
 
     # What was read can be called by what replaces it.
@@ -545,9 +546,9 @@ def test_the_class_of_a_parallel_router_can_be_patched_and_specified(
             patched.return_value = "patched"
             assert asyncio.run(router.aembedding(model="gpt-3.5-turbo", input="hi")) == "patched"
     with monkeypatch.context() as patch:
-        patch.setattr(ParallelRouter, "settings", lambda self: "patched")
-        assert router.settings() == "patched"
-    assert router.settings() != "patched"
+        patch.setattr(ParallelRouter, "flush_cache", lambda self: "patched")
+        assert router.flush_cache() == "patched"
+    assert router.flush_cache() is None
 
     for spec in (
         unittest.mock.create_autospec(ParallelRouter, instance=True),
@@ -556,7 +557,7 @@ def test_the_class_of_a_parallel_router_can_be_patched_and_specified(
         assert isinstance(spec.acompletion, unittest.mock.AsyncMock)
         spec.get_model_list(model_name="gpt-3.5-turbo")
         assert not isinstance(spec.completion, unittest.mock.AsyncMock)
-        assert spec.model_list
+        assert not hasattr(Router, "model_list") or spec.model_list  # before 1.110: of an instance
         with pytest.raises(AttributeError):
             spec.no_such_method()
 
