@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,10 @@ def test_a_run_names_the_package_that_litellm_lacks(
 
     for name in [name for name in sys.modules if name.startswith("google.auth")]:
         monkeypatch.delitem(sys.modules, name)
+    if importlib.util.find_spec("google") is None:  # then litellm would miss that first
+        google = ModuleType("google")
+        google.__path__ = []
+        monkeypatch.setitem(sys.modules, "google", google)
     monkeypatch.setattr(sys, "meta_path", [Without("google.auth"), *sys.meta_path])
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
     (tmp_path / "in.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}) + "\n")
