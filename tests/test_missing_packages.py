@@ -124,6 +124,7 @@ def test_a_run_names_the_package_that_litellm_lacks(
     if importlib.util.find_spec("google") is None:  # then litellm would miss that first
         google = ModuleType("google")
         google.__path__ = []
+        google.__spec__ = importlib.machinery.ModuleSpec("google", None, is_package=True)
         monkeypatch.setitem(sys.modules, "google", google)
     monkeypatch.setattr(sys, "meta_path", [Without("google.auth"), *sys.meta_path])
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
