@@ -554,10 +554,12 @@ def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
 
 
 DRIVER = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 import parallel_core
 from parallel_core import ray_engine
 from ray_routers import scripted
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off
 
 async def main():
     folder = sys.argv[1]
