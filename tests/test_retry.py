@@ -3,6 +3,7 @@
 In virtual time, so with a callable: a Router's calls run on an asyncio loop of their own.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -387,6 +388,35 @@ def test_with_other_controls(options: dict[str, Any]) -> None:
     router, results, _ = run(fails_first(StatusError(429)), 50, **options)
     assert all(result.ok for result in results)
     assert all(count == 2 for count in router.of_text.values())
+
+
+def test_waits_without_a_told_one_double() -> None:
+    router, _, _ = run(lambda *_: StatusError(429), 1, retry=Retry(max_attempts=5))
+    times = [at for at, _ in router.sent]
+    for number, (before, after) in enumerate(itertools.pairwise(times)):
+        assert 2**number <= after - before <= 2**number * 1.25 + 0.1
+
+
+def test_a_gate_opens_although_the_last_call_in_flight_says_nothing() -> None:
+    """The server is away; the only call that was under way ends in an error of its own."""
+
+    class Odd(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 0":
+                await anyio.sleep(30)
+                raise RuntimeError("a bug")
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def main() -> None:
+        end = trio.current_time() + 40
+        router = Odd(lambda *_: ConnectionRefusedError() if trio.current_time() < end else None)
+        with trio.fail_after(1000):
+            results = await parallel_core.parallel_acompletions(
+                router.acompletion, list(requests(30)), concurrency=9, retry=Retry()
+            )
+        assert sum(result.ok for result in results) == 29
+
+    in_virtual_time(main)
 
 
 def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
