@@ -50,6 +50,7 @@ T = TypeVar("T")
 # Failures of ours, not of a provider: nothing came of these requests, and the next run sends them.
 _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
 # Nothing was paid for, and the same request may succeed in the next run.
+_MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
 _NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
 
 
@@ -323,12 +324,16 @@ class Run:
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
             return True
+        if isinstance(error, NotSentError):
+            self._blocked[model] = error.reason
+            return True
         failure = classify(error)
         if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
             return False
         self._blocked[model] = failure.reason
-        if failure.kind == "account" and not isinstance(error, NotSentError):
-            self._account_failures[model].append((custom_id, result, returned))
+        waiting = self._account_failures[model]
+        if failure.kind == "account" and len(waiting) < _MOST_WITHOUT_A_LINE:
+            waiting.append((custom_id, result, returned))
         return True
 
     def _entry(

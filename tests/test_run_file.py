@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import anyio
 import anyio.lowlevel
@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel_core
-from hosts import ASYNCIO_HOSTS, HOSTS, Host
-from parallel_core import Budget, InputFileError, JournalError, RateLimit
+from hosts import ASYNCIO_HOSTS, HOSTS, Host, in_virtual_time
+from parallel_core import Budget, InputFileError, JournalError, RateLimit, Retry
 from parallel_core._journal_files import Disk
 from parallel_core._run_view import describe_opening
 from parallel_core.batch_input import InputFile
@@ -1224,3 +1224,41 @@ def test_runs_that_are_cut_short_end_with_each_request_once(
 
 def test_the_run_is_public() -> None:
     assert parallel_core.run_file is run_file
+
+
+@pytest.mark.parametrize("how", ["wrong key", "away", "overloaded"])
+def test_what_cannot_get_through_has_no_line_and_is_sent_by_the_next_run(
+    how: str, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
+    sent: list[str] = []
+
+    class StatusError(Exception):
+        status_code = 401 if how == "wrong key" else 429
+        body: ClassVar = {"error": {"message": "no"}}
+
+    async def refuse(**arguments: Any) -> Any:
+        sent.append(arguments["model"])
+        raise ConnectionRefusedError if how == "away" else StatusError
+
+    async def main() -> None:
+        summary = await run_file(
+            refuse, source, tmp_path / "out.jsonl", concurrency=2, retry=Retry(max_wait=5.0)
+        )
+        assert (summary.ending, summary.ok) == ("blocked", False)
+        assert len(summary.blocked) == 1
+        assert summary.unfinished + summary.failed == 50
+        assert summary.failed <= len(sent) < 40
+        if how != "overloaded":  # some of those have been sent as often as they may
+            assert (tmp_path / "out.jsonl").read_text() == ""
+
+    in_virtual_time(main)
+    provider = Provider()
+
+    async def again() -> None:
+        summary = await run_file(
+            provider, source, tmp_path / "out.jsonl", concurrency=2, retry_failed=True
+        )
+        assert summary.ok
+
+    in_virtual_time(again)
