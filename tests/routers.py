@@ -58,4 +58,5 @@ def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> Non
         warnings.simplefilter("always", ResourceWarning)
         host.run(main)
         gc.collect()
-    assert [w for w in caught if issubclass(w.category, ResourceWarning)] == []
+    left = [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)]
+    assert left == []
