@@ -170,13 +170,21 @@ class Trouble:
     @staticmethod
     def from_json(value: object) -> Trouble:
         """Read an object with the attributes' names; raises ``ValueError``."""
-        if not isinstance(value, dict):
+        if not _is_object(value):
             raise ValueError(f"trouble must be an object, not {value!r}")
         values = cast("dict[str, Any]", value)
         known = ("kind", *_OPTIONS)
         if "kind" not in values or not values.keys() <= set(known):
             raise ValueError(f"trouble has a kind, and may have {', '.join(_OPTIONS)}")
         return Trouble(**values)
+
+    @staticmethod
+    def all_from_json(value: object) -> list[Trouble]:
+        """Read ``{"trouble": [{"kind": …}, …]}``; raises ``ValueError``."""
+        entries = cast("dict[str, object]", value).get("trouble") if _is_object(value) else None
+        if not isinstance(entries, list):
+            raise ValueError('the body must be {"trouble": [{"kind": …}, …]}')
+        return [Trouble.from_json(entry) for entry in cast("list[object]", entries)]
 
     def to_json(self) -> dict[str, Any]:
         """The same as a dictionary that ``json.dumps`` takes."""
@@ -284,6 +292,10 @@ def _parsed(name: str, value: str, text: str) -> object:
     except ValueError:
         wanted = "an integer" if name in _INTEGERS else "a number"
         raise ValueError(f"{text!r}: {name} must be {wanted}, not {value!r}") from None
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_number(value: object) -> bool:
