@@ -187,9 +187,9 @@ class Trouble:
         return [Trouble.from_json(entry) for entry in cast("list[object]", entries)]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary that ``json.dumps`` takes."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        """The same as a dictionary that ``json.dumps`` takes, without what is left out anyway."""
+        values = ((each, getattr(self, each.name)) for each in fields(self))
+        return {each.name: value for each, value in values if value != each.default}
 
     def to_text(self) -> str:
         """What :meth:`parse` reads. Raises ``ValueError`` where a comma is in a name."""
