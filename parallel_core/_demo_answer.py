@@ -38,8 +38,10 @@ class _Choice:
 
     Attributes:
         pieces: the tokens of the text; a word each, with the space before it.
-        finish_reason: ``"stop"``, ``"tool_calls"``, or ``"length"`` when ``max_tokens`` has cut it.
+        finish_reason: ``"stop"``, ``"tool_calls"``, ``"length"`` when ``max_tokens`` or the trouble
+            has cut it, or ``"content_filter"``.
         top_logprobs: number of alternatives of each token; ``None``: no logprobs.
+        reasoning_tokens: tokens that are paid for and not shown.
     """
 
     index: int
@@ -47,10 +49,12 @@ class _Choice:
     calls: tuple[_Call, ...]
     finish_reason: str
     top_logprobs: int | None
+    reasoning_tokens: int = 0
 
     @property
     def tokens(self) -> int:
-        return len(self.pieces) + sum(len(call.pieces) for call in self.calls)
+        calls = sum(len(call.pieces) for call in self.calls)
+        return len(self.pieces) + calls + self.reasoning_tokens
 
     def to_json(self) -> dict[str, Any]:
         message: dict[str, Any] = {
@@ -118,6 +122,8 @@ class Answer:
     def to(request: ChatRequest, plan: RequestPlan) -> Answer:
         """Make the answer; raises ``BadRequestError`` where nothing fits a schema."""
         choices = tuple(_choice(request, plan, index) for index in range(request.n))
+        if plan.fault is not None:
+            choices = _troubled(choices, request, plan)
         return Answer(request, plan.number, int(time.time()), choices)
 
     @property
@@ -160,6 +166,31 @@ class Answer:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.request.prompt_tokens + self.completion_tokens,
         }
+
+
+def _troubled(
+    choices: tuple[_Choice, ...], request: ChatRequest, plan: RequestPlan
+) -> tuple[_Choice, ...]:
+    """What becomes of the choices of an answer that is whole, and not what was asked for."""
+    if plan.fault == "empty":
+        return ()
+    if plan.fault == "cut":
+        shorter = [replace(request, max_tokens=choice.tokens // 2) for choice in choices]
+        cut = (_choice(request, plan, index) for index, request in enumerate(shorter))
+        return tuple(replace(choice, finish_reason="length") for choice in cut)
+    reasons = {"no_text": "length", "filtered": "content_filter"}
+    if plan.fault not in reasons:
+        return choices
+    return tuple(
+        replace(
+            choice,
+            pieces=(),
+            calls=(),
+            finish_reason=reasons[plan.fault],
+            reasoning_tokens=choice.tokens if plan.fault == "no_text" else 0,
+        )
+        for choice in choices
+    )
 
 
 def _choice(request: ChatRequest, plan: RequestPlan, index: int) -> _Choice:

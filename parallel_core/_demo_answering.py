@@ -12,8 +12,10 @@ from typing import Final
 from aiohttp import web
 
 from ._demo_answer import Answer
+from ._demo_refusals import error_response
 from ._demo_settings import RequestPlan
 from ._demo_stats import Ledger, RequestEnd
+from ._demo_trouble import ODD_ANSWERS
 
 _NO_JSON: Final = '{"id": "chatcmpl-demo", "choices": [{"index": 0, '
 _LAST_EVENT: Final = b"data: [DONE]\n\n"
@@ -22,20 +24,21 @@ _LAST_EVENT: Final = b"data: [DONE]\n\n"
 class Flight:
     """A request in flight: it begins here, and ends once."""
 
-    def __init__(self, ledger: Ledger, model: str) -> None:
+    def __init__(self, ledger: Ledger, model: str, key: str | None) -> None:
         self._ledger = ledger
         self._model = model
+        self._key = key
         self._ended = False
-        ledger.begin(model)
+        ledger.begin(model, key)
 
     def count_fault(self, kind: str) -> None:
-        self._ledger.count_fault(self._model, kind)
+        self._ledger.count_fault(self._model, self._key, kind)
 
     def finish(self, answer: Answer) -> None:
         """Count the end of a request whose answer is complete."""
         if not self._ended:
             self._ledger.count_tokens(
-                self._model, answer.request.prompt_tokens, answer.completion_tokens
+                self._model, self._key, answer.request.prompt_tokens, answer.completion_tokens
             )
         self.end("finished")
 
@@ -46,7 +49,7 @@ class Flight:
         self._ended = True
         if fault is not None:
             self.count_fault(fault)
-        self._ledger.end(self._model, how)
+        self._ledger.end(self._model, self._key, how)
 
 
 async def send_answer(
@@ -66,26 +69,30 @@ async def send_answer(
     if plan.fault == "server_error":
         flight.end("finished", plan.fault)
         return error_response("The demo server fails on purpose.", status=500)
+    fault = plan.fault
+    if fault in ODD_ANSWERS:  # it is sent as a whole one
+        flight.count_fault(fault)
+        fault = None
     if answer.request.stream:
-        return await _send_stream(request, answer, plan, flight)
-    if plan.fault is None:
+        return await _send_stream(request, answer, plan, fault, flight)
+    if fault is None:
         flight.finish(answer)
         return web.json_response(answer.whole())
-    if plan.fault == "invalid_json":
-        flight.end("finished", plan.fault)
+    if fault == "invalid_json":
+        flight.end("finished", fault)
         return web.Response(text=_NO_JSON, content_type="application/json")
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    if plan.fault == "truncated":
+    if fault == "truncated":
         body = json.dumps(answer.whole()).encode()
         response.content_length = len(body)
         await response.prepare(request)
         await response.write(body[: len(body) // 2])
-    _break_off(request, plan.fault, flight)
+    _break_off(request, fault, flight)
     return response
 
 
 async def _send_stream(
-    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight
+    request: web.Request, answer: Answer, plan: RequestPlan, fault: str | None, flight: Flight
 ) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
@@ -93,32 +100,23 @@ async def _send_stream(
     await response.prepare(request)
     chunks = list(answer.chunks())[: plan.cut_after]
     # A fault comes in the middle of the stream, but never before its first token.
-    fails_at = None if plan.fault is None else max(1, len(chunks) // 2)
+    fails_at = None if fault is None else max(1, len(chunks) // 2)
     for index, chunk in enumerate(chunks):
         if 0 < index < answer.completion_tokens:
             await _sleep(plan.chunk_gap)
-        if index == fails_at and plan.fault != "invalid_json":
+        if index == fails_at and fault != "invalid_json":
             break
         text = _NO_JSON if index == fails_at else json.dumps(chunk)
         await response.write(f"data: {text}\n\n".encode())
-    if plan.fault in ("reset", "truncated"):
-        _break_off(request, plan.fault, flight)
+    if fault in ("reset", "truncated"):
+        _break_off(request, fault, flight)
         return response
-    if plan.fault is None:
+    if fault is None:
         flight.finish(answer)
     else:
-        flight.end("finished", plan.fault)
+        flight.end("finished", fault)
     await response.write_eof(_LAST_EVENT)
     return response
-
-
-def error_response(
-    message: str, *, status: int, code: str | None = None, param: str | None = None
-) -> web.Response:
-    """An error as OpenAI's API words it."""
-    kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return web.json_response({"error": error}, status=status)
 
 
 def _break_off(request: web.Request, fault: str, flight: Flight) -> None:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from aiohttp import web
 
 from ._demo_answer import Answer
-from ._demo_answering import Flight, error_response, send_answer
-from ._demo_recording import RecordedRequest, Recording
+from ._demo_answering import Flight, send_answer
+from ._demo_listener import HOST, Listener, settle
+from ._demo_recording import RecordedRequest, Recording, digest
+from ._demo_refusals import error_response, refusal_response
 from ._demo_request import BadRequestError, ChatRequest, parse_body, unknown_model
 from ._demo_settings import DemoServerSettings, plan_request
 from ._demo_stats import DemoServerStats, Ledger
+from ._demo_trouble import ODD_ANSWERS, REFUSALS, Trouble, TroubleSchedule
 
-HOST: Final = "127.0.0.1"
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-_BACKLOG: Final = 4096  # thousands of connections may come at once
 
 
 class DemoServer:
@@ -41,7 +43,10 @@ class DemoServer:
         self._ledger = Ledger(self.settings.models)
         self._recording = Recording(self.settings.keep_requests)
         self._numbers = Counter[str]()
+        self._trouble = self._schedule(self.settings)
+        self._flights = set[Flight]()
         self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._stopping = False
         self._gate = asyncio.Event()
         self._gate.set()
@@ -57,6 +62,8 @@ class DemoServer:
         app.router.add_get("/stats", self._handle_stats)
         app.router.add_post("/stats/reset", self._handle_reset)
         app.router.add_post("/capacity", self._handle_capacity)
+        app.router.add_post("/trouble", self._handle_trouble)
+        app.router.add_post("/away", self._handle_away)
         app.router.add_post("/hold", self._handle_hold)
         app.router.add_post("/release", self._handle_release)
         app.on_shutdown.append(self._hang_up)
@@ -68,27 +75,26 @@ class DemoServer:
             logger=logging.Logger("demo-server", logging.CRITICAL + 1),
             shutdown_timeout=0.2,
         )
+        self._listener = Listener(self._runner, self._port, lambda: self._cut_off("away"))
         try:
             await self._runner.setup()
-            site = web.TCPSite(self._runner, HOST, self._port, backlog=_BACKLOG)
-            await site.start()
+            await self._listener.listen()
         except BaseException:
             await self._runner.cleanup()
             raise
-        self._port = site.port
+        self._port = self._listener.port
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
+        assert self._listener is not None
         self._stopping = True
         try:
-            # asyncio loses a connection that it has accepted but not yet set up when the server
-            # closes: its socket stays open until it is garbage. That takes some passes of the loop.
-            for _pass in range(3):
-                await asyncio.sleep(0)
+            await self._listener.close()
+            await settle()
         finally:
             await self._runner.cleanup()
-        self._ledger.fail_waiters("the demo server has stopped")
+            self._ledger.fail_waiters("the demo server has stopped")
 
     @property
     def url(self) -> str:
@@ -120,6 +126,7 @@ class DemoServer:
         self._recording.clear()
         self._ledger.reset()
         self._numbers.clear()
+        self._trouble.restart()
 
     def set_capacity(self, capacity: int | None) -> None:
         """Answer 429 above another number of requests in flight from now on; ``None``: never.
@@ -127,6 +134,35 @@ class DemoServer:
         Raises ``ValueError`` where it is no integer of at least 1.
         """
         self._capacity = replace(self.settings, capacity=capacity).capacity
+
+    def set_trouble(self, trouble: Iterable[Trouble]) -> None:
+        """Make other trouble from now on, counted from here; none of it ends what there was.
+
+        An absence that has begun goes on. Raises ``ValueError`` as the settings do.
+        """
+        self._trouble = self._schedule(replace(self.settings, trouble=tuple(trouble)))
+
+    async def go_away(self, seconds: float | None = None) -> None:
+        """Cut off everything in flight, and refuse connections; returns when that is so.
+
+        Args:
+            seconds: until it is back. ``None``: until :meth:`come_back`.
+
+        Raises:
+            ValueError: the seconds are no finite number above 0.
+        """
+        if seconds is not None:
+            Trouble("away", seconds=seconds)
+        assert self._listener is not None, "the server is not started"
+        await self._listener.leave(seconds)
+
+    async def come_back(self) -> None:
+        """Accept connections again, at the same address. Nothing happens if it is not away.
+
+        Raises ``OSError`` where another program has taken the port.
+        """
+        assert self._listener is not None, "the server is not started"
+        await self._listener.come_back()
 
     def hold(self) -> None:
         """Let the requests wait that say ``"held": true``, until :meth:`release`.
@@ -163,12 +199,21 @@ class DemoServer:
 
     async def _hang_up(self, _: web.Application) -> None:
         """Close every connection now: a handler may be waiting for ever, or its client be stuck."""
+        self._cut_off("shutdown")
+        await asyncio.sleep(0)  # the handlers are cancelled
+
+    def _cut_off(self, fault: str) -> None:
+        for flight in self._flights:
+            flight.end("finished", fault)
         assert self._runner is not None
         assert self._runner.server is not None
         for connection in self._runner.server.connections:
             if connection.transport is not None:
                 connection.transport.abort()
-        await asyncio.sleep(0)  # the handlers are cancelled
+
+    @staticmethod
+    def _schedule(settings: DemoServerSettings) -> TroubleSchedule:
+        return TroubleSchedule(tuple(settings.trouble), settings.seed, time.monotonic)
 
     async def _handle_models(self, _: web.Request) -> web.Response:
         models = [_model_entry(model) for model in self.settings.models]
@@ -207,6 +252,31 @@ class DemoServer:
             )
         return web.json_response(self.stats.to_json())
 
+    async def _handle_trouble(self, request: web.Request) -> web.Response:
+        try:
+            body: Any = json.loads(await request.read())
+            if not isinstance(body, dict) or not isinstance(body.get("trouble"), list):
+                raise ValueError('the body must be {"trouble": [{"kind": …}, …]}')
+            self.set_trouble([Trouble.from_json(one) for one in body["trouble"]])
+        except ValueError as error:
+            return error_response(f"{error}.", status=400, code="bad_trouble")
+        return web.json_response(self.stats.to_json())
+
+    async def _handle_away(self, request: web.Request) -> web.StreamResponse:
+        assert self._listener is not None
+        try:
+            seconds = json.loads(await request.read())["seconds"]
+            Trouble("away", seconds=seconds)
+        except (ValueError, TypeError, KeyError):
+            return error_response(
+                'The body must be {"seconds": a number above 0}.', status=400, code="bad_away"
+            )
+        response = web.json_response(self.stats.to_json())
+        await response.prepare(request)
+        await response.write_eof()  # going away closes this connection, too
+        await self.go_away(seconds)
+        return response
+
     async def _handle_hold(self, _: web.Request) -> web.Response:
         self.hold()
         return web.json_response(self.stats.to_json())
@@ -223,40 +293,41 @@ class DemoServer:
                 raise BadRequestError("The body is too large.", status=413) from None
             kept = self._recording.add(request.method, request.path_qs, request.headers, body)
             chat = ChatRequest.from_body(parse_body(body), self.settings.models)
+            key = _key_of(request)
             self._numbers[chat.model] += 1
             number = self._numbers[chat.model]
-            plan = plan_request(self.settings, chat.model, number, chat.override)
+            trouble = None
+            if chat.override.fault is None:
+                trouble = self._trouble.next_for(chat.model, key)
+            plan = plan_request(self.settings, chat.model, number, chat.override, trouble)
             answer = Answer.to(chat, plan)
         except BadRequestError as error:
             self._ledger.rejected += 1
             return _refusal(error)
+        known_as = None if key is None else digest(key)
         capacity = self._capacity
         if capacity is not None and self._ledger.in_flight >= capacity:
-            return self._refuse(chat.model, "over_capacity")
-        if plan.fault == "rate_limited":
-            return self._refuse(chat.model, plan.fault)
-        if kept is not None and plan.fault is None:
+            self._ledger.refuse(chat.model, known_as, "over_capacity")
+            return refusal_response("over_capacity", chat.model, self.settings.retry_after)
+        if plan.fault in REFUSALS:
+            self._ledger.refuse(chat.model, known_as, plan.fault)
+            return refusal_response(plan.fault, chat.model, plan.retry_after)
+        if kept is not None and plan.fault in (None, *ODD_ANSWERS):
             kept.set(answer.whole())
-        flight = Flight(self._ledger, chat.model)
+        flight = Flight(self._ledger, chat.model, known_as)
+        self._flights.add(flight)
         try:
+            if trouble is not None and trouble.kind == "away":
+                assert self._listener is not None
+                await self._listener.leave(trouble.seconds)
+                await asyncio.get_running_loop().create_future()  # it is cut off with the others
             return await send_answer(request, answer, plan, flight, self._gate)
         except (asyncio.CancelledError, ConnectionError):
-            if self._stopping:
-                flight.end("finished", "shutdown")
-            else:
-                flight.end("disconnected")
+            flight.end("disconnected")  # unless it was cut off from here
             raise
         finally:
             flight.end("finished")  # whatever happens, nothing stays in flight
-
-    def _refuse(self, model: str, fault: str) -> web.Response:
-        """Answer 429 at once."""
-        self._ledger.refuse(model, fault)
-        response = error_response(f"Too many requests ({fault}).", status=429, code=fault)
-        # To the millisecond, and never with an exponent.
-        seconds = f"{self.settings.retry_after:.3f}".rstrip("0").rstrip(".")
-        response.headers["Retry-After"] = seconds
-        return response
+            self._flights.discard(flight)
 
 
 @web.middleware
@@ -281,6 +352,14 @@ async def _errors_as_json(
 
 def _refusal(error: BadRequestError) -> web.Response:
     return error_response(error.message, status=error.status, code=error.code, param=error.param)
+
+
+def _key_of(request: web.Request) -> str | None:
+    """The API key, as clients of OpenAI, Azure or Anthropic send it."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("api-key") or request.headers.get("x-api-key") or None
 
 
 def _model_entry(model: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ._demo_settings import DemoServerSettings, parse_models
+from ._demo_trouble import TROUBLE_KINDS, Trouble
 
 
 def command(
@@ -71,6 +72,16 @@ def command(
             help="A model, and what its latency is multiplied by; repeat for more models.",
         ),
     ] = None,
+    trouble: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[,NAME=VALUE…]",
+            help="Trouble on demand; repeat for more: the first that is due happens. KIND: "
+            f"{', '.join(TROUBLE_KINDS)}. NAME: model, key (whom it meets); after, count (numbers "
+            "of requests), share (0 to 1), seconds (when); retry_after (seconds). Examples: "
+            "'rate_limited,share=0.03', 'bad_key,key=sk-1', 'away,after=20,seconds=5'.",
+        ),
+    ] = None,
     until_stdin_closes: Annotated[
         bool,
         typer.Option(
@@ -100,6 +111,7 @@ def command(
             capacity=capacity,
             keep_requests=keep_requests,
             models=parse_models(model) if model else DemoServerSettings().models,
+            trouble=[Trouble.parse(text) for text in trouble or ()],
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -110,7 +122,8 @@ def command(
 async def _serve_until_told(
     settings: DemoServerSettings, port: int, until_stdin_closes: bool
 ) -> None:
-    from ._demo_app import HOST, DemoServer  # and with it, aiohttp
+    from ._demo_app import DemoServer  # and with it, aiohttp
+    from ._demo_listener import HOST
 
     stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, cast
 
-RATED_FAULTS: Final = (
-    "rate_limited",
-    "server_error",
-    "hang",
-    "reset",
-    "truncated",
-    "invalid_json",
-)
-"""What can go wrong with a request at a rate of the settings, or when the request asks for it."""
+from ._demo_trouble import RATED_FAULTS, TROUBLE_KINDS, Trouble, check_troubles
+
+_FAULTS_OF_A_REQUEST: Final = (*(kind for kind in TROUBLE_KINDS if kind != "away"), "none")
 
 _WORDS: Final = [
     "a",
@@ -76,13 +70,15 @@ class DemoServerSettings:
         reset: share of requests whose connection is reset; of a stream, in its middle.
         truncated: share of requests whose connection is closed in the middle of the answer.
         invalid_json: share of requests answered with 200 and a body (or a chunk) that is no JSON.
-        retry_after: seconds that every 429 asks the client to wait. HTTP has whole seconds only;
-            OpenAI's and litellm's clients understand fractions, too.
+        retry_after: seconds that every 429 asks the client to wait, but for those of ``trouble``.
+            HTTP has whole seconds only; OpenAI's and litellm's clients understand fractions, too.
         capacity: requests in flight above which the server answers 429. ``None``: no limit.
         keep_requests: how many of the newest requests are kept, for ``GET /requests``, with their
             answers; at most 64 MiB of them. 0: none.
         models: the models' names, each with the factor (no unit) that its latency and its time
             to first token are multiplied by.
+        trouble: what happens to requests of certain models or keys, for a time or always; see
+            :class:`Trouble`. The first that is due for a request takes precedence over the rates.
     """
 
     seed: int = 0
@@ -102,6 +98,7 @@ class DemoServerSettings:
     models: Mapping[str, float] = field(
         default_factory=lambda: {"fast": 0.5, "slow": 4.0, "smart": 1.5}
     )
+    trouble: Sequence[Trouble] = ()
 
     def __post_init__(self) -> None:
         for name in ("latency_median", "latency_sigma", "time_to_first_token", "chunk_gap"):
@@ -128,6 +125,7 @@ class DemoServerSettings:
             _check_not_negative(f"the latency factor of model {model!r}", factor)
         # A copy: the caller's mapping may change.
         object.__setattr__(self, "models", dict(self.models))
+        object.__setattr__(self, "trouble", check_troubles(self.trouble, self.models))
 
     def rates(self) -> dict[str, float]:
         """The rate of every fault, by the fault's name."""
@@ -141,6 +139,8 @@ class DemoServerSettings:
             if setting.name == "models":
                 for model, factor in self.models.items():
                     arguments.append(f"--model={model}={factor!r}")
+            elif setting.name == "trouble":
+                arguments += [f"--trouble={trouble.to_text()}" for trouble in self.trouble]
             elif value is not None:
                 # One word: a negative seed would be taken for an option of its own.
                 arguments.append(f"--{setting.name.replace('_', '-')}={value!r}")
@@ -165,7 +165,8 @@ class RequestPlan:
 
     Attributes:
         number: the request's number among those of its model, from 1.
-        fault: one of ``RATED_FAULTS``, or ``None``.
+        fault: one of ``TROUBLE_KINDS``, or ``None``.
+        retry_after: seconds that an answer which may say so asks to wait; ``None``: it does not.
         latency: seconds to the whole answer, when it is not streamed.
         time_to_first_token: seconds to the first token, when the answer is streamed.
         chunk_gap: seconds between the tokens of a stream.
@@ -177,6 +178,7 @@ class RequestPlan:
 
     number: int
     fault: str | None
+    retry_after: float | None
     latency: float
     time_to_first_token: float
     chunk_gap: float
@@ -193,7 +195,7 @@ class RequestOverride:
     Attributes:
         latency: seconds to the answer, or to the first token of a stream.
         chunk_gap: seconds between the tokens of a stream.
-        fault: one of ``RATED_FAULTS``, or ``"none"`` for an answer without fault.
+        fault: one of ``TROUBLE_KINDS`` but ``"away"``, or ``"none"`` for an answer without fault.
         reply: the text of the answer.
         tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
         usage: ``False``: the answer does not tell its usage.
@@ -222,8 +224,8 @@ class RequestOverride:
         if not override.keys() <= known:
             raise ValueError(f"'demo' may have the fields {', '.join(sorted(known))} only")
         fault, reply = override.get("fault"), override.get("reply")
-        if fault is not None and fault not in (*RATED_FAULTS, "none"):
-            raise ValueError(f"'demo.fault' must be one of {', '.join(RATED_FAULTS)}, none")
+        if fault is not None and fault not in _FAULTS_OF_A_REQUEST:
+            raise ValueError(f"'demo.fault' must be one of {', '.join(_FAULTS_OF_A_REQUEST)}")
         if reply is not None and not isinstance(reply, str):
             raise ValueError("'demo.reply' must be a string")
         tool_arguments, usage = override.get("tool_arguments"), override.get("usage")
@@ -250,17 +252,27 @@ class RequestOverride:
 
 
 def plan_request(
-    settings: DemoServerSettings, model: str, number: int, override: RequestOverride
+    settings: DemoServerSettings,
+    model: str,
+    number: int,
+    override: RequestOverride,
+    trouble: Trouble | None = None,
 ) -> RequestPlan:
-    """Decide what happens to the ``number``-th request of a model. The same plan every time."""
+    """Decide what happens to the ``number``-th request of a model. The same plan every time.
+
+    What the request asks for takes precedence over the trouble, and that over the rates.
+    """
     draw = random.Random(f"{settings.seed}:{model}:{number}")
     # Everything is drawn for every request, in one order: an override or another rate of faults
     # does not change what else was drawn.
-    fault = _draw_fault(settings, draw.random())
+    fault: str | None = _draw_fault(settings, draw.random())
     slowness = settings.models[model] * math.exp(settings.latency_sigma * draw.gauss(0.0, 1.0))
     words = draw.choices(_WORDS, k=draw.randint(5, 30))
+    retry_after: float | None = settings.retry_after
     if override.fault is not None:
         fault = None if override.fault == "none" else override.fault
+    elif trouble is not None:
+        fault, retry_after = trouble.kind, trouble.retry_after
     latency = settings.latency_median * slowness
     time_to_first_token = settings.time_to_first_token * slowness
     if override.latency is not None:
@@ -268,6 +280,7 @@ def plan_request(
     return RequestPlan(
         number=number,
         fault=fault,
+        retry_after=retry_after,
         latency=latency,
         time_to_first_token=time_to_first_token,
         chunk_gap=settings.chunk_gap if override.chunk_gap is None else override.chunk_gap,

@@ -7,9 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from ._demo_recording import digest
 
 RequestEnd = Literal["finished", "disconnected"]
+_MOST_KEYS: Final = 1000  # a client that invents keys does not fill the memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class DemoModelStats:
         disconnected: requests whose client closed the connection before the answer was complete.
         in_flight: requests that the server is busy with right now.
         max_in_flight: the most requests in flight at any one moment.
-        faults: how many requests met with each kind of fault: those of the settings, as well as
+        faults: how many requests met with each kind of fault: those of the settings (of ``away``:
+            how many it has cut off), as well as
             ``over_capacity`` (answered 429) and ``shutdown`` (cut off because the server stopped).
             All of these are in ``finished``, but for ``hang``: it is counted here when it begins,
             and ends as ``disconnected`` or by the server's shutdown.
@@ -57,11 +61,18 @@ class DemoServerStats(DemoModelStats):
         open_connections: sockets open right now as the server sees it, the one that asks for
             ``/stats`` included.
         models: the counts of every model, by its name.
+        keys: the counts of the first 1,000 API keys, by what :func:`digest` makes of them;
+            :meth:`of_key` looks one up.
     """
 
     rejected: int
     open_connections: int
     models: Mapping[str, DemoModelStats]
+    keys: Mapping[str, DemoModelStats] = field(default_factory=dict[str, DemoModelStats])
+
+    def of_key(self, key: str) -> DemoModelStats:
+        """The counts of the requests with an API key; all 0 if there was none."""
+        return self.keys.get(digest(key)) or DemoModelStats(0, 0, 0, 0, 0, {})
 
     def to_json(self) -> dict[str, Any]:
         """The same as a dictionary that ``json.dumps`` takes."""
@@ -71,13 +82,14 @@ class DemoServerStats(DemoModelStats):
     def from_json(value: Mapping[str, Any]) -> DemoServerStats:
         """Read what ``/stats`` answers."""
         fields: dict[str, Any] = dict(value)
-        fields["models"] = {name: DemoModelStats(**of) for name, of in fields["models"].items()}
+        for what in ("models", "keys"):
+            fields[what] = {name: DemoModelStats(**of) for name, of in fields[what].items()}
         return DemoServerStats(**fields)
 
 
 @dataclass
 class _Counts:
-    """The counts of one model, or of all."""
+    """The counts of one model, of one key, or of all."""
 
     accepted: int = 0
     finished: int = 0
@@ -119,11 +131,15 @@ class _Counts:
 
 
 class Ledger:
-    """Counts requests, and wakes those who wait for a number of requests."""
+    """Counts requests, and wakes those who wait for a number of requests.
+
+    A ``key`` is what :func:`digest` makes of an API key; None where a request has none.
+    """
 
     def __init__(self, models: Iterable[str]) -> None:
         self._total = _Counts()
         self._by_model = {model: _Counts() for model in models}
+        self._by_key: dict[str, _Counts] = {}  # by their digests
         self._waiters: dict[asyncio.Future[None], Callable[[Ledger], bool]] = {}
         self.rejected = 0
 
@@ -135,36 +151,44 @@ class Ledger:
     def finished(self) -> int:
         return self._total.finished
 
-    def begin(self, model: str) -> None:
-        for counts in (self._total, self._by_model[model]):
+    def begin(self, model: str, key: str | None) -> None:
+        for counts in self._counts_of(model, key):
             counts.begin()
         self._wake()
 
-    def end(self, model: str, how: RequestEnd) -> None:
-        for counts in (self._total, self._by_model[model]):
+    def end(self, model: str, key: str | None, how: RequestEnd) -> None:
+        for counts in self._counts_of(model, key):
             counts.end(how)
         self._wake()
 
-    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
-        for counts in (self._total, self._by_model[model]):
+    def count_tokens(self, model: str, key: str | None, prompt: int, completion: int) -> None:
+        for counts in self._counts_of(model, key):
             counts.prompt_tokens += prompt
             counts.completion_tokens += completion
 
-    def refuse(self, model: str, fault: str) -> None:
-        for counts in (self._total, self._by_model[model]):
+    def refuse(self, model: str, key: str | None, fault: str) -> None:
+        for counts in self._counts_of(model, key):
             counts.refuse()
-        self.count_fault(model, fault)
+        self.count_fault(model, key, fault)
         self._wake()
 
-    def count_fault(self, model: str, kind: str) -> None:
-        for counts in (self._total, self._by_model[model]):
+    def count_fault(self, model: str, key: str | None, kind: str) -> None:
+        for counts in self._counts_of(model, key):
             counts.faults[kind] += 1
+
+    def _counts_of(self, model: str, key: str | None) -> list[_Counts]:
+        found = [self._total, self._by_model[model]]
+        if key is not None and (key in self._by_key or len(self._by_key) < _MOST_KEYS):
+            found.append(self._by_key.setdefault(key, _Counts()))
+        return found
 
     def reset(self) -> None:
         """Count from nothing again. What is in flight stays, as the first of the accepted."""
         self.rejected = 0
-        for counts in (self._total, *self._by_model.values()):
+        for counts in (self._total, *self._by_model.values(), *self._by_key.values()):
             counts.reset()
+        # One that has requests in flight is to count their ends.
+        self._by_key = {key: counts for key, counts in self._by_key.items() if counts.in_flight}
 
     def snapshot(self, open_connections: int) -> DemoServerStats:
         return DemoServerStats(
@@ -175,6 +199,7 @@ class Ledger:
                 model: DemoModelStats(**_as_fields(counts))
                 for model, counts in self._by_model.items()
             },
+            keys={key: DemoModelStats(**_as_fields(of)) for key, of in self._by_key.items()},
         )
 
     async def wait_until(self, reached: Callable[[Ledger], bool]) -> None:

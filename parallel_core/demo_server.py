@@ -7,7 +7,9 @@ as they happen with real providers, but the same ones on every run: what happens
 of a model depends only on the seed, on the model and on n (requests are numbered as they arrive in
 full).
 
-It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
+It listens on 127.0.0.1 only, and logs nothing. Any API key will do, unless there is to be
+trouble with it: :class:`Trouble` has what real providers do on bad days, for all requests or for
+those of a model or a key. Its paths are
 
 - ``POST /v1/chat/completions``: an answer, or with ``"stream": true`` a stream of server-sent
   events. These parameters have their effect: ``response_format`` (JSON, which fits the schema),
@@ -19,8 +21,8 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
   with ``"tool_arguments": "text"`` it is a call of the tool ``"demo"``, and with
   ``"usage": false`` it has no usage; with ``"held": true`` it waits while the server holds;
   ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds,
-  ``fault`` is one of ``rate_limited``, ``server_error``, ``hang``, ``reset``, ``truncated``,
-  ``invalid_json`` and ``none``. With litellm: ``acompletion(…, extra_body={"demo": {…}})``.
+  ``fault`` is ``none``, or a kind of :class:`Trouble` but ``away``. With litellm:
+  ``acompletion(…, extra_body={"demo": {…}})``.
 - ``GET /v1/models`` and ``GET /v1/models/{id}``: the models' names.
 - ``GET /requests``: the newest requests with their answers, where the setting ``keep_requests``
   says how many are kept; :class:`RecordedRequest` describes them.
@@ -29,6 +31,9 @@ It listens on 127.0.0.1 only, checks no API key, and logs nothing. Its paths are
   again, so that the next requests see the same latencies and faults as the first ones did.
 - ``POST /capacity``: ``{"capacity": 16}`` or ``{"capacity": null}`` changes the capacity of the
   settings from now on; requests in flight go on.
+- ``POST /trouble``: ``{"trouble": [{"kind": "bad_key", "key": "sk-1"}, …]}`` makes other trouble
+  from now on; :class:`Trouble` describes it. An empty list ends it.
+- ``POST /away``: ``{"seconds": 5}`` closes every connection and refuses new ones for so long.
 - ``POST /hold`` and ``POST /release``: from the one to the other, the requests with
   ``"held": true`` wait, be they in flight already or not; whatever has to happen to them happens
   when they are released. So tests are ordered by what has happened, and not by latencies.
@@ -52,7 +57,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -61,6 +66,9 @@ from ._demo_recording import RecordedRequest as RecordedRequest
 from ._demo_settings import DemoServerSettings as DemoServerSettings
 from ._demo_stats import DemoModelStats as DemoModelStats
 from ._demo_stats import DemoServerStats as DemoServerStats
+from ._demo_trouble import TROUBLE_KINDS as TROUBLE_KINDS
+from ._demo_trouble import Trouble as Trouble
+from ._demo_trouble import TroubleKind as TroubleKind
 
 T = TypeVar("T")
 
@@ -138,6 +146,23 @@ class DemoServerThread:
             self._server.set_capacity(capacity)
 
         self._call(change)
+
+    def set_trouble(self, trouble: Iterable[Trouble]) -> None:
+        """As :meth:`DemoServer.set_trouble`."""
+        troubles = tuple(trouble)
+
+        async def change() -> None:
+            self._server.set_trouble(troubles)
+
+        self._call(change)
+
+    def go_away(self, seconds: float | None = None) -> None:
+        """As :meth:`DemoServer.go_away`."""
+        self._call(lambda: self._server.go_away(seconds))
+
+    def come_back(self) -> None:
+        """As :meth:`DemoServer.come_back`."""
+        self._call(self._server.come_back)
 
     def hold(self) -> None:
         """As :meth:`DemoServer.hold`."""
@@ -218,6 +243,8 @@ class DemoServerThread:
 class DemoServerProcess:
     """A demo server in another process, as :func:`demo_server_process` gives it.
 
+    While it is away, every method raises ``OSError``: it is asked over HTTP.
+
     Attributes:
         url: the address that clients need, ``http://127.0.0.1:<port>/v1``.
         pid: the id of the process.
@@ -242,6 +269,16 @@ class DemoServerProcess:
     def set_capacity(self, capacity: int | None) -> None:
         """As :meth:`DemoServer.set_capacity`."""
         self._ask("capacity", "POST", json.dumps({"capacity": capacity}).encode())
+
+    def set_trouble(self, trouble: Iterable[Trouble]) -> None:
+        """As :meth:`DemoServer.set_trouble`, but a bad model is an ``OSError``."""
+        body = {"trouble": [one.to_json() for one in trouble]}
+        self._ask("trouble", "POST", json.dumps(body).encode())
+
+    def go_away(self, seconds: float) -> None:
+        """As :meth:`DemoServer.go_away`, for ``seconds`` above 0; returns when it has been told."""
+        Trouble("away", seconds=seconds)
+        self._ask("away", "POST", json.dumps({"seconds": seconds}).encode())
 
     def hold(self) -> None:
         """As :meth:`DemoServer.hold`."""
