@@ -55,6 +55,8 @@ def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> Non
             await asyncio.gather(*others, return_exceptions=True)
 
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()  # what others have left behind is not counted here
         warnings.simplefilter("always", ResourceWarning)
         host.run(main)
         gc.collect()

@@ -3,7 +3,8 @@
 Three rules, for each model of a batch by itself:
 
 1. A request whose failure may pass (``failures.MAY_PASS``) is sent again after a wait, in which its
-   slot makes other calls.
+   slot makes other calls. The waits of a request double while all fail; the more attempts get
+   through, the less they grow.
 2. When nothing gets through any more, a gate closes: one call at a time finds out whether the
    provider is back, with exponential back-off; the others wait without being sent. This is a
    circuit breaker: Nygard, "Release It!", 2007.
@@ -39,6 +40,7 @@ _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
 _JITTER = 0.25  # share of a wait that is added at random, so that not all come back at once
 # Failures in a row after which the gate may close: fewer happen by chance.
 _FEWEST_IN_A_ROW = 8
+_WEIGHT = 1 / 32  # of the newest attempt in the share of attempts that fail
 _ACCOUNT_FAILURES_IN_A_ROW = 3
 _TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
 
@@ -99,6 +101,7 @@ class _Gate:
         self._failing_since = math.inf
         self._limit: AdaptiveLimit | None = None  # None: the gate is open
         self._account_row = 0
+        self._failing = 1.0  # share of the newest attempts that failed: an exponential average
         self.in_flight = 0
         self.last_success = -math.inf
         self.holding_until: float | None = None
@@ -125,6 +128,7 @@ class _Gate:
     def got_through(self, began: float, now: float) -> None:
         """Note that the provider has answered a call; it is still counted as in flight."""
         self._row = self._account_row = self._fruitless = 0
+        self._failing -= _WEIGHT * self._failing
         self._failing_since = math.inf
         self.last_success = now
         self.cause = None
@@ -139,6 +143,7 @@ class _Gate:
     def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
         """Note that a call failed in a way that may pass, or by the account; it still counts as in
         flight."""
+        self._failing += _WEIGHT * (1 - self._failing)
         self._failing_since = min(self._failing_since, now)
         if failure.kind != "cooling_down" or self.cause is None:
             self.cause = error
@@ -168,19 +173,27 @@ class _Gate:
             now: the time.
             jitter: between 0 and 1.
         """
-        wait = max(told or 0.0, back_off(self._fruitless)) * (1 + _JITTER * jitter)
+        wait = max(told or 0.0, _back_off(self._fruitless)) * (1 + _JITTER * jitter)
         self._fruitless += 1
         self.holding_until = now + wait
         return wait
+
+    def back_off(self, attempts: int) -> float:
+        """Return the seconds for which a request waits that has failed so often before.
+
+        Long waits relieve a provider that answers nobody. One that answers most needs none, and
+        a batch would end long after its last first attempt.
+        """
+        return _back_off(attempts, 1 + self._failing)
 
     def _limit_from(self, calls: int) -> AdaptiveLimit:
         most = self._concurrency
         return AdaptiveLimit(AdaptiveConcurrency(initial=min(max(1, calls), most), maximum=most))
 
 
-def back_off(attempts: int) -> float:
+def _back_off(attempts: int, growth: float = 2.0) -> float:
     """Return the seconds to wait after so many attempts before: 1, 2, 4 and so on up to 60."""
-    return min(2.0 ** min(attempts, 10), _LONGEST_BACK_OFF)
+    return min(growth ** min(attempts, 10), _LONGEST_BACK_OFF)
 
 
 class Retrying:
@@ -335,7 +348,7 @@ class Retrying:
             attempts.timeouts += 1
             if attempts.timeouts >= _TIMEOUTS or gate.last_success < began:
                 return None
-        wait = max(failure.retry_after or 0.0, back_off(attempts.failed - 1))
+        wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:
             wait = failure.retry_after
         wait *= 1 + _JITTER * self._jitter()
