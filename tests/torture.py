@@ -479,7 +479,6 @@ def in_trouble(torture: Torture) -> Measured:
         lambda after: Trouble("unavailable", after=after, share=0.5),
         lambda after: Trouble("gemini_quota", after=after, share=0.5, retry_after=1.0),
         lambda after: Trouble("reset", after=after, share=0.5),
-        lambda after: Trouble("truncated", after=after, share=0.5),
         lambda after: Trouble("quota", after=after),
     ]
     began = time.monotonic()
