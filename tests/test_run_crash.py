@@ -58,7 +58,7 @@ def test_a_server_that_is_restarted_costs_no_answer(small: Torture) -> None:
 def test_runs_that_are_killed_while_the_server_is_in_trouble_end_with_each_answer_once(
     small: Torture,
 ) -> None:
-    check(torture.in_trouble(dataclasses.replace(small, requests=300, kills=3)))
+    check(torture.in_trouble(dataclasses.replace(small, requests=300)))
 
 
 def test_a_disk_that_is_full_loses_no_answer_and_pays_for_none_again(small: Torture) -> None:

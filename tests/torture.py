@@ -504,7 +504,7 @@ def in_trouble(torture: Torture) -> Measured:
                 process.wait(PATIENCE)
             known = _check_so_far(bench, known, trouble.kind)
         bench.server.set_trouble()
-        bench.server.go_away(1.0)  # it is not there yet when the last run begins
+        bench.server.go_away(0.5)  # it is not there yet when the last run begins
         bench.finish()
         allowed = kills * (torture.concurrency + GROUP)
         return bench.measured("in trouble", kills=kills, allowed=allowed, began=began)
