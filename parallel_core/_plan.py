@@ -23,6 +23,7 @@ from .control._metering import ItemMeter, RouterMeter
 from .control.adaptive import AdaptiveConcurrency, LimitChange
 from .control.compose import BatchMeter, compose, needs_tokens
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .control.retry import NO_ROUTER, RouterTraits
 from .control.stopping import Stopping
 from .control.watching import UsageTally
 from .router_call import (
@@ -35,8 +36,8 @@ from .router_call import (
     is_checked_as_a_whole,
     makes_calls_elsewhere,
     model_groups,
-    own_retries,
     places_of,
+    router_traits,
 )
 from .streaming import PIECES_PER_SLOT, Streams, completion_result, stream_end
 from .types import (
@@ -113,7 +114,7 @@ def map_plan(
         controls,
         None if meter is None else ItemMeter(meter),
         {},
-        retried=False,
+        router=NO_ROUTER,
     )
 
 
@@ -238,8 +239,7 @@ def _router_plan(
         may_reject,
         stopping,
         timed_elsewhere=timed_elsewhere,
-        retried=is_router,
-        server_errors=1 + own_retries(router),
+        router=router_traits(router),
     )
     return dataclasses.replace(
         plan,
@@ -263,8 +263,7 @@ def _plan(
     stopping: Stopping | None = None,
     *,
     timed_elsewhere: bool = False,
-    retried: bool,
-    server_errors: int = 1,
+    router: RouterTraits,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -277,8 +276,7 @@ def _plan(
         timed_elsewhere=timed_elsewhere,
         may_reject=may_reject,
         stopping=stopping,
-        retried=retried,
-        server_errors=server_errors,
+        router=router,
     )
     return BatchPlan(
         composed.call,

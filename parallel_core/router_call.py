@@ -17,8 +17,12 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+import msgspec
+
 from ._router_members import aliases, deployments, deployments_for, setting
 from .control._checks import checked_number
+from .control.failover import Failover
+from .control.retry import RouterTraits
 from .errors import InvalidRequestError
 from .types import RouterParallelRequest, SupportsAcompletion
 
@@ -34,6 +38,8 @@ INDEX = "parallel_core_index"
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of such a call, in seconds."""
 
+
+_PASSED_OVER = "_excluded_deployment_ids"  # litellm's: deployments that a call may not go to
 
 RETRIED = "parallel_core_retried"
 """The argument that says that the batch sends the request again, if its failure may pass."""
@@ -251,10 +257,26 @@ def _has_default_cooldowns(router: object) -> bool:
     return is_default and all(part.get("cooldown_time") is None for part in parts)
 
 
-def own_retries(router: object) -> int:
-    """Return how often a Router sends a call again by itself; 0 for what is no Router."""
-    number = setting(behind(router), "num_retries")
-    return number if type(number) is int and number > 0 else 0
+def router_traits(router: object) -> RouterTraits:
+    """Return what a batch that sends requests again must know of its Router."""
+    itself = behind(router)
+
+    def deployments_of(model: str) -> frozenset[str]:
+        infos = (
+            deployment.get("model_info") or {} for deployment in deployments_for(itself, model)
+        )
+        return frozenset(info["id"] for info in infos if "id" in info)
+
+    number = setting(itself, "num_retries")
+    retries = number if type(number) is int and number > 0 else 0
+    return RouterTraits(
+        hasattr(router, "acompletion"), 1 + retries, Failover(deployments_of, _without_deployments)
+    )
+
+
+def _without_deployments(request: RouterParallelRequest, ids: Set[str]) -> RouterParallelRequest:
+    kwargs = {**(request.kwargs or {}), _PASSED_OVER: sorted(ids)}
+    return msgspec.structs.replace(request, kwargs=kwargs)
 
 
 def model_groups(router: object) -> set[str]:

@@ -19,7 +19,7 @@ from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
 from .options import Controls
 from .rate_limit import RateLimit
-from .retry import Retry, Retrying
+from .retry import Retry, Retrying, RouterTraits
 from .stopping import Stopping
 from .timeout import Deadline, with_timeout
 from .watching import ProgressWatch, UsageTally
@@ -59,8 +59,7 @@ def compose(
     timed_elsewhere: bool,
     may_reject: Mapping[str, int],
     stopping: Stopping | None,
-    retried: bool,
-    server_errors: int,
+    router: RouterTraits,
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
@@ -74,8 +73,7 @@ def compose(
         may_reject: calls in flight, by model, above which the Router itself rejects.
         meter: None where nothing can tell what calls use.
         stopping: ends the batch before its time; None where nobody will.
-        retried: calls go to a Router: they are made again, unless ``retry`` says otherwise.
-        server_errors: attempts of a request that may end in a plain 500.
+        router: of what makes the calls.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -93,7 +91,7 @@ def compose(
         composition.order = queue
 
     adaptation = None
-    retry = controls.get("retry", Retry() if retried or settings is not None else None)
+    retry = controls.get("retry", Retry() if router.is_router or settings is not None else None)
     retrying = None
     if retry is not None:
         keyed: FairQueue | FirstInFirstOut | None = queue if fair_by == "model" else None
@@ -107,7 +105,7 @@ def compose(
             order=None if settings is not None else keyed,
             adaptive=settings is not None,
             dooms=of_requests,
-            server_errors=server_errors,
+            router=router,
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()

@@ -4,7 +4,8 @@ Three rules, for each model of a batch by itself:
 
 1. A request whose failure may pass (``failures.MAY_PASS``) is sent again after a wait, in which its
    slot makes other calls. The waits of a request double while all fail; the more attempts get
-   through, the less they grow.
+   through, the less they grow. A deployment that the request has not tried is tried first, without
+   a wait.
 2. When nothing gets through any more, a gate closes: one call at a time finds out whether the
    provider is back, with exponential back-off; the others wait without being sent. This is a
    circuit breaker: Nygard, "Release It!", 2007.
@@ -17,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Set
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import anyio
@@ -35,6 +36,7 @@ from ._call import Call, TryAgainLater
 from ._checks import checked_count, checked_number
 from ._engine import Engine
 from .adaptive import AdaptiveConcurrency, AdaptiveLimit
+from .failover import Failover
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
 _JITTER = 0.25  # share of a wait that is added at random, so that not all come back at once
@@ -42,6 +44,8 @@ _JITTER = 0.25  # share of a wait that is added at random, so that not all come 
 _FEWEST_IN_A_ROW = 8
 _WEIGHT = 1 / 32  # of the newest attempt in the share of attempts that fail
 _ACCOUNT_FAILURES_IN_A_ROW = 3
+# Some of the answer may have been handed out; or the user has set the limit.
+_NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
 _TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
 
 
@@ -50,8 +54,8 @@ class Retry:
     """When a batch sends a request again.
 
     Attributes:
-        max_attempts: how often a request is sent at most, at least 1. An attempt is one call of the
-            Router, which may try several deployments and fallbacks.
+        max_attempts: how often a request is sent at most, at least 1. All deployments of a model
+            together count as one attempt: a request that fails on one goes to the next at once.
         max_wait: seconds that a request may wait in all between its attempts. When nothing gets
             through for so long, the remaining requests of the model are not sent.
 
@@ -83,7 +87,9 @@ class _Attempts:
     """What is known of a request that has failed."""
 
     first_began: float
-    failed: int = 0
+    sent: int = 0  # calls of the Router
+    failed: int = 0  # attempts: in each, no deployment was left
+    tried: set[str] = field(default_factory=set[str])  # deployments, in this attempt
     timeouts: int = 0
     waited: float = 0.0
 
@@ -196,6 +202,25 @@ def _back_off(attempts: int, growth: float = 2.0) -> float:
     return min(growth ** min(attempts, 10), _LONGEST_BACK_OFF)
 
 
+@dataclass(frozen=True)
+class RouterTraits:
+    """What is known of the Router, or of the callable, that makes the calls of a batch.
+
+    Attributes:
+        is_router: requests are sent again unless the batch is told otherwise.
+        server_errors: attempts of a request that may end in a plain 500: as many as the Router
+            would make by itself.
+        failover: finds another deployment; None if there is no Router.
+    """
+
+    is_router: bool = False
+    server_errors: int = 1
+    failover: Failover | None = None
+
+
+NO_ROUTER = RouterTraits()
+
+
 class Retrying:
     """Sends the requests of one batch again. All of it belongs to the thread of the batch.
 
@@ -207,8 +232,7 @@ class Retrying:
         order: keeps requests back while their gate is closed; None if it cannot by model.
         adaptive: the limit is adaptive, and holds calls back instead of a gate.
         dooms: stop the requests of a model that cannot succeed.
-        server_errors: attempts of a request that may end in a plain 500: as many as the Router
-            would make by itself.
+        router: of the Router that makes the calls.
         jitter: returns numbers between 0 and 1.
     """
 
@@ -222,7 +246,7 @@ class Retrying:
         order: HoldingOrder | None = None,
         adaptive: bool = False,
         dooms: bool = True,
-        server_errors: int = 1,
+        router: RouterTraits = NO_ROUTER,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -232,7 +256,8 @@ class Retrying:
         self._order = order
         self._adaptive = adaptive
         self._dooms = dooms
-        self._server_errors = server_errors
+        self._server_errors = router.server_errors
+        self._failover = router.failover
         self._jitter = jitter
         self._gates: dict[Hashable, _Gate] = {}
         self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
@@ -254,7 +279,7 @@ class Retrying:
     def failed_attempts(self, index: int) -> int:
         """Return how often a request has failed so far."""
         attempts = self._attempts.get(index)
-        return 0 if attempts is None else attempts.failed
+        return 0 if attempts is None else attempts.sent
 
     def wrap(self, call: Call) -> Call:
         """Put this around all that one attempt consists of."""
@@ -281,7 +306,7 @@ class Retrying:
             began = anyio.current_time()
             gate.in_flight += 1
             try:
-                value = await call(index, item)
+                value = await call(index, self._for_the_right_deployment(index, item, model, began))
                 self._attempts.pop(index, None)
                 gate.got_through(began, anyio.current_time())
             except Exception as error:
@@ -305,7 +330,12 @@ class Retrying:
         now = anyio.current_time()
         failure = classify(error)
         attempts = self._attempts.pop(index, None) or _Attempts(began)
-        attempts.failed += 1
+        attempts.sent += 1
+        elsewhere = self._goes_elsewhere(item, failure, error, attempts, now)
+        if elsewhere and failure.kind == "account":
+            self._attempts[index] = attempts  # it is the deployment's, and none of the model
+            return TryAgainLater(error, 0.0)
+        attempts.failed += not elsewhere
         cause = error
         if failure.kind == "cooling_down" and gate.paused_by_account:
             # The Router only says that it pauses; why it does is what matters.
@@ -318,12 +348,44 @@ class Retrying:
                 self._hold(self._model_of(item), gate, failure.retry_after)
         elif failure.kind in ("request", "answer"):
             gate.got_through(began, now)
-        wait = self._wait(item, failure, error, attempts, gate, began, now)
+        wait: float | None = 0.0
+        if not elsewhere:
+            wait = self._wait(item, failure, error, attempts, gate, began, now)
         if wait is None:
             return error
         attempts.waited += wait
         self._attempts[index] = attempts
         return TryAgainLater(error, wait)
+
+    def _for_the_right_deployment(
+        self, index: int, item: Any, model: str | None, now: float
+    ) -> Any:
+        if self._failover is None:
+            return item
+        attempts = self._attempts.get(index)
+        tried: Set[str] = frozenset() if attempts is None else attempts.tried
+        passed_over = self._failover.passed_over(model, tried, now)
+        return self._failover.without(item, passed_over) if passed_over else item
+
+    def _goes_elsewhere(
+        self, item: Any, failure: Failure, error: Exception, attempts: _Attempts, now: float
+    ) -> bool:
+        """Return True if another deployment of the model is left for a request that failed."""
+        if self._failover is None or isinstance(error, _NOT_AGAIN):
+            return False
+        model = self._model_of(item)
+        deployment = self._failover.failed(model, failure, error, now)
+        if not deployment:
+            return False
+        attempts.tried.add(deployment)
+        is_this_request = failure.kind in ("request", "answer", "timeout") or (
+            failure.kind == "unknown" and (failure.status_code or 0) < 500
+        )
+        if not is_this_request and self._failover.is_one_left(model, attempts.tried, now):
+            return True
+        if failure.kind != "timeout":
+            attempts.tried.clear()
+        return False
 
     def _wait(
         self,
@@ -336,8 +398,8 @@ class Retrying:
         now: float,
     ) -> float | None:
         """Return the seconds until the next attempt; None if there is none."""
-        if isinstance(error, StreamInterruptedError | StreamStalledError | RequestTimeoutError):
-            return None  # some of it may have been handed out; or the user set the limit
+        if isinstance(error, _NOT_AGAIN):
+            return None
         failed_by_itself = failure.kind == "unknown" and (failure.status_code or 0) >= 500
         most = self._settings.max_attempts
         if failed_by_itself:
