@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 import hosts
 from parallel_core import _demo_app, _demo_server_command
+from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
@@ -1201,6 +1202,7 @@ def test_litellm_router_gets_answers() -> None:
                 await router.acompletion(
                     model="fast", messages=messages, extra_body={"demo": {"fault": fault}}
                 )
+        await close_clients_of_this_loop()
 
     with DemoServerThread(DemoServerSettings(latency_median=0.0, hang=1.0)) as server:
         asyncio.run(asyncio.wait_for(main(server.url), TIMEOUT))

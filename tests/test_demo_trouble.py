@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from parallel_core import _demo_server_command
 from parallel_core._demo_stats import Ledger
 from parallel_core._demo_trouble import TroubleSchedule
+from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import (
     TROUBLE_KINDS,
     DemoServer,
@@ -95,7 +96,7 @@ def test_each_failure_is_what_it_says() -> None:
                 )
             failure = classify(raised.value)
             found[kind] = (failure.kind, failure.status_code, failure.retry_after)
-        await litellm.close_litellm_async_clients()  # type: ignore[no-untyped-call]
+        await close_clients_of_this_loop()
         return found
 
     settings = DemoServerSettings(latency_median=0.0, retry_after=7.5)
