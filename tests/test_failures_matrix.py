@@ -285,10 +285,11 @@ def test_a_fault_of_one_request_is_its_failure_at_once(model: str, cell: Cell) -
 
 
 @pytest.mark.parametrize("model", ACCOUNT)
-def test_a_fault_of_the_account_stops_its_model(model: str, cell: Cell) -> None:
+def test_a_fault_of_the_account_stops_its_model(model: str, cell: Cell, way: Any) -> None:
     attempts = cell.attempts()[model]
-    # Each that is in flight, and three in a row, may try every deployment.
-    in_flight = IN_FLIGHT[cell.concurrency]
+    # Each that is in flight, and three in a row, may try every deployment. As many again are at the
+    # workers before it is their turn.
+    in_flight = IN_FLIGHT[cell.concurrency] * (2 if way[0] == "workers" else 1)
     assert 3 <= attempts <= (in_flight + 3) * cell.deployments
     if cell.exit_code is None:
         assert cell.kinds[model] == ["account"] * DOOMED
