@@ -14,7 +14,8 @@ import trio
 
 import parallel_core
 from hosts import in_virtual_time
-from parallel_core import NotSentError, Retry, RouterParallelResult
+from parallel_core import NotSentError, Retry, RouterParallelResult, classify_failure
+from parallel_core.control.failover import Failover
 
 Answer = Callable[[str, int], Exception | None]
 
@@ -440,6 +441,54 @@ def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
 
     in_virtual_time(main)
     assert len(router.sent) < 100 + 60
+
+
+def failover_of_three() -> Failover:
+    return Failover(lambda model: {"m": frozenset("abc")}.get(model, frozenset()), lambda *_: None)
+
+
+def failed_on(deployment: str, status: int, **headers: str) -> StatusError:
+    error = StatusError(status, **headers)
+    error.failed_deployment_id = deployment  # type: ignore[attr-defined]
+    return error
+
+
+def test_a_request_goes_to_a_deployment_that_it_has_not_tried() -> None:
+    failover = failover_of_three()
+    error = failed_on("a", 429)
+    assert failover.failed("m", classify_failure(error), error, 0.0) == "a"
+    assert failover.passed_over("m", {"a"}, 0.0) == {"a"}
+    assert failover.passed_over("m", frozenset(), 0.0) == set()  # others may ask it
+    assert failover.is_one_left("m", {"a", "b"}, 0.0)
+    assert not failover.is_one_left("m", {"a", "b", "c"}, 0.0)
+    assert failover.passed_over("m", {"a", "b", "c"}, 0.0) == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(failed_on("a", 401), 60.0), (failed_on("a", 429, retry_after="7"), 7.0)]
+)
+def test_a_deployment_pauses_for_all_requests(error: StatusError, seconds: float) -> None:
+    failover = failover_of_three()
+    failover.failed("m", classify_failure(error), error, 0.0)
+    assert failover.passed_over("m", frozenset(), seconds - 1) == {"a"}
+    assert failover.passed_over("m", {"b"}, seconds - 1) == {"a", "b"}
+    # A pause is kept before what a request has tried; the last one that is left is asked.
+    assert failover.passed_over("m", {"b", "c"}, seconds - 1) == {"a"}
+    assert not failover.is_one_left("m", {"b", "c"}, seconds - 1)
+    assert failover.passed_over("m", frozenset(), seconds) == set()
+    assert failover.passed_over("other", {"a"}, seconds - 1) == set()
+    for other in "bc":
+        again = failed_on(other, 401)
+        failover.failed("m", classify_failure(again), again, 0.0)
+    assert failover.passed_over("m", frozenset(), seconds - 1) == set()
+
+
+def test_a_deployment_of_a_fallback_is_another_models() -> None:
+    failover = failover_of_three()
+    error = failed_on("x", 401)
+    assert not failover.failed("m", classify_failure(error), error, 0.0)
+    assert not failover.failed("m", classify_failure(StatusError(401)), StatusError(401), 0.0)
+    assert failover.passed_over("m", frozenset(), 0.0) == set()
 
 
 @pytest.mark.parametrize(
