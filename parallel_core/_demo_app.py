@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from aiohttp import web
 
@@ -254,10 +255,7 @@ class DemoServer:
 
     async def _handle_trouble(self, request: web.Request) -> web.Response:
         try:
-            body: Any = json.loads(await request.read())
-            if not isinstance(body, dict) or not isinstance(body.get("trouble"), list):
-                raise ValueError('the body must be {"trouble": [{"kind": …}, …]}')
-            self.set_trouble([Trouble.from_json(one) for one in body["trouble"]])
+            self.set_trouble(Trouble.all_from_json(json.loads(await request.read())))
         except ValueError as error:
             return error_response(f"{error}.", status=400, code="bad_trouble")
         return web.json_response(self.stats.to_json())
@@ -272,9 +270,13 @@ class DemoServer:
                 'The body must be {"seconds": a number above 0}.', status=400, code="bad_away"
             )
         response = web.json_response(self.stats.to_json())
-        await response.prepare(request)
-        await response.write_eof()  # going away closes this connection, too
-        await self.go_away(seconds)
+
+        async def answer() -> None:
+            with contextlib.suppress(ConnectionError):  # nobody waits for it
+                await response.prepare(request)
+                await response.write_eof()
+
+        await self._listener.leave(seconds, answer)
         return response
 
     async def _handle_hold(self, _: web.Request) -> web.Response:

@@ -39,14 +39,20 @@ class Listener:
         await site.start()
         self._site, self.port = site, site.port
 
-    def leave(self, seconds: float | None) -> Awaitable[None]:
+    def leave(
+        self, seconds: float | None, farewell: Callable[[], Awaitable[None]] | None = None
+    ) -> Awaitable[None]:
         """Begin an absence, unless there is one; awaiting it waits until connections are refused.
 
         It begins, and ends after ``seconds`` (None: never), though nobody awaits it.
+
+        Args:
+            farewell: called between the two: no connection is accepted any more, and those that
+                are there are not closed yet.
         """
         if self._departure is None:
             self._may_return.clear()
-            self._departure = asyncio.create_task(self._leave(seconds))
+            self._departure = asyncio.create_task(self._leave(seconds, farewell))
         return asyncio.shield(self._departure)
 
     async def come_back(self) -> None:
@@ -65,11 +71,15 @@ class Listener:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
-    async def _leave(self, seconds: float | None) -> None:
+    async def _leave(
+        self, seconds: float | None, farewell: Callable[[], Awaitable[None]] | None
+    ) -> None:
         assert self._site is not None
         await settle()
         await self._site.stop()
         self._reservation = _reserved(self.port)
+        if farewell is not None:
+            await farewell()
         self._on_leave()
         self._return = asyncio.create_task(self._return_after(seconds))
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from ._demo_trouble import RATED_FAULTS, TROUBLE_KINDS, Trouble, check_troubles
 
@@ -223,7 +223,8 @@ class RequestOverride:
         override = cast("dict[str, object]", value)
         if not override.keys() <= known:
             raise ValueError(f"'demo' may have the fields {', '.join(sorted(known))} only")
-        fault, reply = override.get("fault"), override.get("reply")
+        fault: Any = override.get("fault")
+        reply = override.get("reply")
         if fault is not None and fault not in _FAULTS_OF_A_REQUEST:
             raise ValueError(f"'demo.fault' must be one of {', '.join(_FAULTS_OF_A_REQUEST)}")
         if reply is not None and not isinstance(reply, str):

@@ -170,7 +170,7 @@ class Trouble:
     @staticmethod
     def from_json(value: object) -> Trouble:
         """Read an object with the attributes' names; raises ``ValueError``."""
-        if not isinstance(value, dict):
+        if not _is_object(value):
             raise ValueError(f"trouble must be an object, not {value!r}")
         values = cast("dict[str, Any]", value)
         known = ("kind", *_OPTIONS)
@@ -178,10 +178,18 @@ class Trouble:
             raise ValueError(f"trouble has a kind, and may have {', '.join(_OPTIONS)}")
         return Trouble(**values)
 
+    @staticmethod
+    def all_from_json(value: object) -> list[Trouble]:
+        """Read ``{"trouble": [{"kind": …}, …]}``; raises ``ValueError``."""
+        entries = cast("dict[str, object]", value).get("trouble") if _is_object(value) else None
+        if not isinstance(entries, list):
+            raise ValueError('the body must be {"trouble": [{"kind": …}, …]}')
+        return [Trouble.from_json(entry) for entry in cast("list[object]", entries)]
+
     def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary that ``json.dumps`` takes."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        """The same as a dictionary that ``json.dumps`` takes, without what is left out anyway."""
+        values = ((each, getattr(self, each.name)) for each in fields(self))
+        return {each.name: value for each, value in values if value != each.default}
 
     def to_text(self) -> str:
         """What :meth:`parse` reads. Raises ``ValueError`` where a comma is in a name."""
@@ -284,6 +292,10 @@ def _parsed(name: str, value: str, text: str) -> object:
     except ValueError:
         wanted = "an integer" if name in _INTEGERS else "a number"
         raise ValueError(f"{text!r}: {name} must be {wanted}, not {value!r}") from None
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_number(value: object) -> bool:

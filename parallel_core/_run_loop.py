@@ -312,14 +312,12 @@ class Run:
         """Return True if a request has no result that a line could hold: the next run sends it.
 
         What the account has done wrong is no failure of a request if it is everybody's. So the
-        lines of such failures wait until another request of the model succeeds.
+        lines of such failures wait until another request of the model succeeds that was sent later.
         """
         error = result.exception
         model = result.request.model
         if error is None:
-            self._blocked.pop(model, None)
-            for waiting in self._account_failures.pop(model, ()):
-                await self._write(*waiting)
+            await self._got_through(model, result.started_at)
             return False
         if isinstance(error, _UNFINISHED):
             self._seen[type(error)] += 1
@@ -335,6 +333,21 @@ class Run:
         if failure.kind == "account" and len(waiting) < _MOST_WITHOUT_A_LINE:
             waiting.append((custom_id, result, returned))
         return True
+
+    async def _got_through(self, model: str, began: float) -> None:
+        """Write failures that are not everybody's: a request that was sent after them succeeded.
+
+        One that was sent before them says nothing: a key may have been refused meanwhile.
+        """
+        waiting = self._account_failures.pop(model, [])
+        for entry in waiting:
+            _, failed, _ = entry
+            if began < failed.started_at + failed.duration:
+                self._account_failures[model].append(entry)
+            else:
+                await self._write(*entry)
+        if model not in self._account_failures:
+            self._blocked.pop(model, None)
 
     def _entry(
         self,

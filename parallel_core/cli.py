@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import parallel_core
 
 from . import _demo_server_command, _doctor_command, _run_command, report
+from ._demo_rehearsal import rehearse
 from ._run_command import INTERRUPTED
 from ._run_signals import interrupt_on_signals
 from ._terminal import json_line, printable, program, shell_line, survive_any_encoding
@@ -95,19 +96,36 @@ def options(
 @app.command()
 def demo(
     concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at most.")] = 32,
+    trouble: Annotated[
+        bool,
+        typer.Option(
+            "--trouble",
+            help="Show what a run does when keys are refused, servers are overloaded or go away, "
+            "and answers are cut. It takes half a minute.",
+        ),
+    ] = False,
 ) -> None:
     """Run the example file against a local server: "run --demo", with nothing to set up.
 
-    Nothing leaves this machine and nothing is paid for: the server's answers are synthetic.
+    Nothing leaves this machine and nothing is paid for: the server's answers are synthetic. The
+    exit code is that of the run; with --trouble it is 0 if all went as it should, although some
+    requests are meant to fail.
     """
-    output = Path(tempfile.mkdtemp(prefix="parallel-core-demo-")) / "answers.jsonl"
     with resources.as_file(_example_requests()) as requests:
+        if trouble:
+            raise typer.Exit(rehearse(_run_here, requests, concurrency))
+        output = Path(tempfile.mkdtemp(prefix="parallel-core-demo-")) / "answers.jsonl"
         arguments = ["run", str(requests), "-o", str(output), "--demo"]
         arguments += ["--concurrency", str(concurrency)]
         typer.echo(f"$ {shell_line([*program(), *arguments])}")
-        # It tells how to go on, by what it was called with.
-        sys.argv[1:] = arguments
-        app(arguments)
+        raise typer.Exit(_run_here(arguments))
+
+
+def _run_here(arguments: Sequence[str]) -> int:
+    """Run a command of this program, and return its exit code."""
+    # It says how to resume, by what it was called with.
+    sys.argv[1:] = arguments
+    return int(app(list(arguments), standalone_mode=False) or 0)
 
 
 def _example_requests() -> Traversable:

@@ -276,7 +276,7 @@ class DemoServerProcess:
         self._ask("trouble", "POST", json.dumps(body).encode())
 
     def go_away(self, seconds: float) -> None:
-        """As :meth:`DemoServer.go_away`, for ``seconds`` above 0; returns when it has been told."""
+        """As :meth:`DemoServer.go_away`, for ``seconds`` above 0."""
         Trouble("away", seconds=seconds)
         self._ask("away", "POST", json.dumps({"seconds": seconds}).encode())
 

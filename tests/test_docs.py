@@ -188,6 +188,7 @@ def test_the_examples_are_those_that_the_readme_names() -> None:
         "docs/guide.md",
         "docs/cli.md",
         "docs/durability.md",
+        "docs/failures.md",
         "docs/file-formats.md",
         "docs/report.md",
         "docs/controls.md",

@@ -89,6 +89,32 @@ NAMED: list[tuple[Exception, FailureKind]] = [
 ]
 
 
+def quota_of_gemini(period: str, *, says_when: bool = True) -> Exception:
+    """A 429 as its endpoint for OpenAI's clients words it."""
+    violation = {"quotaId": f"GenerateRequestsPer{period}PerProjectPerModel-FreeTier"}
+    details: list[dict[str, Any]] = [
+        {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]},
+        {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37s"},
+    ]
+    message = "You exceeded your current quota, please check your plan and billing details."
+    error = {"code": 429, "message": message, "status": "RESOURCE_EXHAUSTED"}
+    return HTTPStatusError(429, [{"error": {**error, "details": details[: 1 + says_when]}}])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (quota_of_gemini("Minute"), "overloaded"),
+        (quota_of_gemini("Day"), "account"),  # though it says to come back in 37 s
+        (quota_of_gemini("Day", says_when=False), "account"),
+    ],
+    ids=["minute", "day", "day without RetryInfo"],
+)
+def test_quotas_of_gemini(error: Exception, kind: FailureKind) -> None:
+    """It words a quota per minute as OpenAI does one that is used up."""
+    assert classify(error).kind == kind
+
+
 @pytest.mark.parametrize(("error", "kind"), NAMED, ids=lambda value: str(value)[:40])
 def test_kind(error: Exception, kind: FailureKind) -> None:
     assert classify(error).kind == kind

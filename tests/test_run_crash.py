@@ -55,6 +55,12 @@ def test_a_server_that_is_restarted_costs_no_answer(small: Torture) -> None:
     check(torture.restarted_server(small))
 
 
+def test_runs_that_are_killed_while_the_server_is_in_trouble_end_with_each_answer_once(
+    small: Torture,
+) -> None:
+    check(torture.in_trouble(dataclasses.replace(small, requests=300)))
+
+
 def test_a_disk_that_is_full_loses_no_answer_and_pays_for_none_again(small: Torture) -> None:
     try:
         measured = torture.full_disk(small)

@@ -1262,3 +1262,36 @@ def test_what_cannot_get_through_has_no_line_and_is_sent_by_the_next_run(
         assert summary.ok
 
     in_virtual_time(again)
+
+
+def test_a_success_from_before_the_trouble_makes_no_failures_of_requests_that_came_later(
+    tmp_path: Path,
+) -> None:
+    """A key is refused in the middle of a run: calls that were in flight before still succeed."""
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(20)])
+    refused = 0
+
+    class StatusError(Exception):
+        status_code = 401
+        body: ClassVar = {"error": {"message": "no"}}
+
+    async def main() -> None:
+        third_failure = anyio.Event()
+
+        async def provider(**arguments: Any) -> Any:
+            nonlocal refused
+            if arguments["messages"][0]["content"] == "0":
+                await third_failure.wait()
+                return answer_of("0")
+            refused += 1
+            if refused == 3:
+                third_failure.set()
+            raise StatusError
+
+        summary = await run_file(provider, source, tmp_path / "out.jsonl", concurrency=2)
+        assert (summary.succeeded, summary.failed, summary.unfinished) == (1, 0, 19)
+        assert summary.ending == "blocked"
+        assert len(summary.blocked) == 1
+        assert ids_of(tmp_path / "out.jsonl") == ["id-0"]
+
+    in_virtual_time(main)

@@ -179,6 +179,12 @@ class _Server:
         self._thread.__enter__()
         self.port = int(self.url.rsplit(":", 1)[1].split("/")[0])
 
+    def set_trouble(self, *trouble: Any) -> None:
+        self._thread.set_trouble(trouble)
+
+    def go_away(self, seconds: float) -> None:
+        self._thread.go_away(seconds)
+
     def stop(self) -> None:
         thread, self._thread = self._thread, None
         thread.__exit__()
@@ -226,14 +232,21 @@ class _Bench:
         self._log = torture.folder / "output.log"
         self._config = torture.folder / "config.yaml"
         write_requests(self.input, torture.requests)
-        self._config.write_text(
-            "model_list:\n"
+        self.configure(["none"], "router_settings: {num_retries: 0, disable_cooldowns: true}\n")
+
+    def configure(self, keys: Sequence[str], settings: str = "") -> None:
+        """Write the config: a deployment for each key, and the settings of the Router.
+
+        Without settings it is the Router as it comes. With those above, a failure reaches the file,
+        and is the only one of its request.
+        """
+        deployments = [
             "  - model_name: fast\n"
             "    litellm_params:\n"
-            f"      {{model: openai/fast, api_base: '{server.url}', api_key: none}}\n"
-            # A failure is to reach the file, and to be the only one of its request.
-            "router_settings: {num_retries: 0, disable_cooldowns: true}\n"
-        )
+            f"      {{model: openai/fast, api_base: '{self.server.url}', api_key: {key}}}\n"
+            for key in keys
+        ]
+        self._config.write_text("".join(["model_list:\n", *deployments, settings]))
 
     def command(self, *, retry_failed: bool, sort: bool, stops_at: int | None) -> list[str]:
         concurrency = self.torture.concurrency
@@ -450,6 +463,69 @@ def badly_served_and_split(torture: Torture) -> Measured:
     return badly_served(torture, split=True)
 
 
+def in_trouble(torture: Torture) -> Measured:
+    """SIGKILL while the server is overloaded, hangs, goes away or refuses the key.
+
+    The Router is as it comes, with two deployments. The same command resumes, the trouble ends, and
+    each request has its answer, without one that has failed.
+    """
+    from parallel_core.demo_server import Trouble
+
+    kinds: list[Callable[[int], Trouble]] = [
+        lambda after: Trouble("away", after=after, seconds=1.0),
+        lambda after: Trouble("bad_key", after=after),
+        lambda after: Trouble("overloaded", after=after),
+        lambda after: Trouble("hang", after=after, share=0.5),
+        lambda after: Trouble("unavailable", after=after, share=0.5),
+        lambda after: Trouble("gemini_quota", after=after, share=0.5, retry_after=1.0),
+        lambda after: Trouble("reset", after=after, share=0.5),
+        lambda after: Trouble("quota", after=after),
+    ]
+    began = time.monotonic()
+    with _bench(torture) as bench:
+        bench.configure(["one", "other"])
+        kills = 0
+        share = torture.requests // (torture.kills + 1)
+        known = set[str]()
+        for number in range(torture.kills):
+            trouble = kinds[number % len(kinds)](bench.random.randint(1, share))
+            failed = bench.server.counts()["failed"]
+            bench.server.set_trouble(trouble)
+            process = bench.start()
+            if trouble.kind in ("bad_key", "quota"):
+                if process.wait(PATIENCE) != 1:
+                    bench.problems.append(f"{trouble.kind}: exit code {process.returncode}")
+            else:
+                _until(lambda failed=failed: bench.server.counts()["failed"] > failed, process)  # type: ignore[misc]
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(bench.random.uniform(0, 0.3))
+                kills += process.poll() is None
+                process.kill()
+                process.wait(PATIENCE)
+            known = _check_so_far(bench, known, trouble.kind)
+        bench.server.set_trouble()
+        bench.server.go_away(0.5)  # it is not there yet when the last run begins
+        bench.finish()
+        allowed = kills * (torture.concurrency + GROUP)
+        return bench.measured("in trouble", kills=kills, allowed=allowed, began=began)
+
+
+def _check_so_far(bench: _Bench, known: set[str], kind: str) -> set[str]:
+    """Each request has one answer or none, and none that was there is gone; return their ids."""
+    if not bench.output.exists():
+        return known
+    ids = _ids_in(bench.output)
+    if len(set(ids)) < len(ids):
+        bench.problems.append(f"{kind}: {len(ids) - len(set(ids))} ids are there more than once")
+    if lost := known - set(ids):
+        bench.problems.append(f"{kind}: {len(lost)} answers are lost")
+    lines = bench.output.read_bytes().splitlines(keepends=True)
+    results = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    if failed := [result for result in results if _reply_of(result) is None]:
+        bench.problems.append(f"{kind}: {len(failed)} requests have failed: {failed[0]}")
+    return set(ids)
+
+
 def killed_while_sorting(torture: Torture) -> Measured:
     """SIGKILL while the output is brought into the order of the input: nothing is paid for."""
     began = time.monotonic()
@@ -624,6 +700,7 @@ SCENARIOS: dict[str, Callable[[Torture], Measured]] = {
     "badly-served": badly_served,
     "badly-served-and-split": badly_served_and_split,
     "restarted-server": restarted_server,
+    "in-trouble": in_trouble,
     "full-disk": full_disk,
     "file-too-large": file_too_large,
     "workers": workers,

@@ -86,10 +86,12 @@ class Evidence:
 
     @cached_property
     def codes(self) -> frozenset[str]:
-        """``code``, ``type`` and ``status`` of the error object, in lower case."""
+        """``code``, ``type`` and ``status`` of the error object, and the names of quotas that
+        Google says are exceeded, in lower case."""
         named = (self.error.get(name) for name in ("code", "type", "status"))
         reasons = (detail.get("reason") for detail in self.details)
-        return frozenset(str(value).lower() for value in (*named, *reasons) if value is not None)
+        found = (*named, *reasons, *self._quotas())
+        return frozenset(str(value).lower() for value in found if value is not None)
 
     @cached_property
     def details(self) -> list[Mapping[str, Any]]:
@@ -130,6 +132,14 @@ class Evidence:
     def errno_in(self, numbers: frozenset[int]) -> bool:
         """Return True if an OSError in the chain has one of these numbers."""
         return any(isinstance(e, OSError) and e.errno in numbers for e in self.chain)
+
+    def _quotas(self) -> Iterator[object]:
+        for detail in self.details:
+            violations: object = detail.get("violations")
+            if isinstance(violations, list):
+                for violation in cast("list[object]", violations):
+                    if isinstance(violation, Mapping):
+                        yield cast("Mapping[str, Any]", violation).get("quotaId")
 
     def _bodies(self) -> Iterator[object]:
         for error in self.chain:

@@ -175,6 +175,10 @@ def _asks_for_more_than_the_limit(evidence: Evidence) -> bool:
     return requested > limit
 
 
+def _has_retry_info(evidence: Evidence) -> bool:
+    return any("retryDelay" in detail for detail in evidence.details)
+
+
 def _lost_connection(evidence: Evidence) -> bool:
     """litellm calls anything a connection error; what it was raised from says whether it is one."""
     causes = evidence.chain[1:] or evidence.chain
@@ -310,13 +314,15 @@ _TABLE: tuple[_Row, ...] = (
         _all(_no_answer, _named_class(*_RESET_CLASSES)),
     ),
     # The account: the same for every request of the model.
-    _Row("account", False, "the account has no credit or quota left", _NO_CREDIT),
     _Row(
         "account",
         False,
         "the quota of the account is used up",
         _all(_status_in(403, 429), _QUOTA_OF_A_DAY),
     ),
+    # Gemini words a quota per minute as others do one that is used up, and says when to come back.
+    _Row("overloaded", False, "too many requests", _all(_status_in(429), _has_retry_info)),
+    _Row("account", False, "the account has no credit or quota left", _NO_CREDIT),
     _Row("account", False, "a budget of litellm is used up", _named_class("BudgetExceededError")),
     _Row("account", False, "the provider refused the key", _any(_status_in(401), _WRONG_KEY)),
     _Row(
