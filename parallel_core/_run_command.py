@@ -633,7 +633,7 @@ class Question:
         signals: StopSignals,
         router: RunRouter,
         confirm_above: float | None,
-        notes: Sequence[str],
+        notes: Sequence[str] = (),
     ) -> None:
         self._view = view
         self._state = state

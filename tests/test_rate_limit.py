@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import anyio.to_thread
@@ -357,7 +357,7 @@ def test_names_of_the_same_deployments_share_a_limit() -> None:
         ],
         model_group_alias={
             "fast": "gpt",
-            "hidden": {"model": "gpt", "hidden": True},  # type: ignore[dict-item]
+            "hidden": {"model": "gpt", "hidden": True},
         },
     )
     limits = RateLimit.from_router(router, ["openai/a", "openai/b", "nobody/c"])
@@ -390,7 +390,10 @@ def test_names_of_the_same_deployments_share_a_limit() -> None:
 
 @pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), "many", True, [5]])
 def test_a_rate_of_a_router_that_is_none_is_refused(rate: object) -> None:
-    router = Router(model_list=[deployment("gpt", info={"tpm": rate})])
+    class StandIn:
+        model_list: ClassVar = [deployment("gpt", info={"tpm": rate})]
+
+    router = StandIn()
     with pytest.raises(ValueError, match=r"tpm of a deployment of 'gpt' must be a number from 0"):
         RateLimit.from_router(router)
 

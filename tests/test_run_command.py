@@ -553,30 +553,19 @@ def test_the_rates_of_the_config_are_held_by_waiting(bench: Bench) -> None:
     deployment = (
         "  - model_name: fast\n"
         f"    litellm_params: {{model: openai/fast, api_base: '{bench.server.url}', api_key: none, "
-        "rpm: 300}\n"
+        "rpm: 120}\n"
     )
     bench.path("config.yaml").write_text(f"model_list:\n{deployment}{deployment}")
-    bench.write(*[{}] * 16)
+    bench.write(*[{}] * 8)
     done = bench.run("in.jsonl", "-o", "out.jsonl", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.code == 0, done.said
     assert [event["text"] for event in events if event["event"] == "note"] == [
-        "holding 600 requests per minute for fast (its 2 deployments)"
+        "holding 240 requests per minute for fast (its 2 deployments)"
     ]
-    assert bench.accepted == 16
-    # Ten may go at once; the others, one each tenth of a second.
-    assert ended_within(bench.path("out.jsonl.statistics.jsonl")) >= 0.5
-    known = bench.run("in.jsonl", "-o", "other.jsonl", "--rpm=fsat=600")
-    assert known.code == 2
-    assert "--rpm names the model 'fsat', and there are only 'fast'" in known.said
-    assert bench.accepted == 16
-
-
-def ended_within(statistics: Path) -> float:
-    """Return the seconds from the end of the first call of a run to that of the last."""
-    records = [json.loads(line) for line in statistics.read_text().splitlines()]
-    ends = [call["started_at"] + call["duration"] for call in records if call["kind"] == "call"]
-    return float(max(ends) - min(ends))
+    assert bench.accepted == 8
+    # Four may go at once; the others, one each quarter of a second.
+    assert events[-1]["elapsed"] >= 0.99
 
 
 def test_hedged_calls_are_sent_twice(bench: Bench) -> None:

@@ -19,7 +19,7 @@ def router() -> Router:
         parameters = {"model": "openai/gpt-4o", "api_key": "x", **rates}
         return {"model_name": model, "litellm_params": parameters}
 
-    return Router(
+    made: Router = Router(
         model_list=[
             deployment("fast", rpm=40, tpm=1000),
             deployment("fast", rpm=20),
@@ -28,11 +28,17 @@ def router() -> Router:
         ],
         model_group_alias={"quick": "fast"},
     )
+    return made
 
 
 FAST = "holding 60 requests per minute for fast (its 2 deployments)"
 SLOW = "holding 1 request and 500 tokens per minute for slow (its deployment)"
 NO_TOKENS = "not holding tokens per minute for fast: 1 of its 2 deployments has no tpm"
+NO_TPM = (
+    "not holding the tpm of the config, since --rpm is for all models together: give --tpm as "
+    "well, or --rpm by model"
+)
+A_MINUTE, BOTH = "tokens per minute for", "fast and quick"
 FAST_LIMITS = {"fast": (60, None), "quick": (60, None)}
 
 
@@ -55,10 +61,7 @@ FAST_LIMITS = {"fast": (60, None), "quick": (60, None)}
             [],
             ["quick=1e6"],
             {"fast": (60, 1e6), "quick": (60, 1e6)},
-            [
-                "holding 60 requests and 1,000,000 tokens per minute for fast and quick "
-                "(its 2 deployments, --tpm)"
-            ],
+            [f"holding 60 requests and 1,000,000 {A_MINUTE} {BOTH} (its 2 deployments, --tpm)"],
         ),
         (["slow"], ["slow=off"], ["slow=off"], None, []),
         (["slow", "fast"], ["off"], ["off"], None, []),
@@ -75,9 +78,7 @@ FAST_LIMITS = {"fast": (60, None), "quick": (60, None)}
             ["9"],
             ["800"],
             (9, 800),
-            [
-                "holding 9 requests and 800 tokens per minute for all models together (--rpm and --tpm)"
-            ],
+            [f"holding 9 requests and 800 {A_MINUTE} all models together (--rpm and --tpm)"],
         ),
         (
             ["slow", "fast"],
@@ -86,8 +87,7 @@ FAST_LIMITS = {"fast": (60, None), "quick": (60, None)}
             (9, None),
             [
                 "holding 9 requests per minute for all models together (--rpm)",
-                "not holding the tpm of the config, since --rpm is for all models together: give "
-                "--tpm as well, or --rpm by model",
+                NO_TPM,
             ],
         ),
         (
