@@ -20,8 +20,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import anyio
-
 from parallel_core.errors import (
     NotSentError,
     RequestTimeoutError,
@@ -267,14 +265,14 @@ class Retrying:
                 if until is None or gate.draining:
                     wait = 1.0
                 else:
-                    wait = max(1.0, until - anyio.current_time())
+                    wait = max(1.0, until - self._engine.current_time())
                 raise TryAgainLater(not_sent(index, model, gate.cause), wait)
-            began = anyio.current_time()
+            began = self._engine.current_time()
             gate.in_flight += 1
             try:
                 value = await call(index, item)
                 self._attempts.pop(index, None)
-                gate.got_through(began, anyio.current_time())
+                gate.got_through(began, self._engine.current_time())
             except Exception as error:
                 then = self._after(index, item, gate, error, began)
                 if then is error:
@@ -293,7 +291,7 @@ class Retrying:
         self, index: int, item: Any, gate: _Gate, error: Exception, began: float
     ) -> Exception:
         """Return what a failed attempt raises: its error, or the order to try again later."""
-        now = anyio.current_time()
+        now = self._engine.current_time()
         failure = classify(error)
         attempts = self._attempts.pop(index, None) or _Attempts(began)
         attempts.failed += 1
@@ -352,7 +350,7 @@ class Retrying:
         return wait if wait < left else None
 
     def _hold(self, model: Hashable, gate: _Gate, told: float | None) -> None:
-        wait = gate.hold(told, anyio.current_time(), self._jitter())
+        wait = gate.hold(told, self._engine.current_time(), self._jitter())
         until = gate.holding_until
 
         def release() -> None:
