@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
+from ._run_rates import RunRates
 from ._run_signals import StopSignals, interruptible
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
@@ -34,7 +36,6 @@ from .batch_output import Redactor
 from .control.budget import Budget, UnpricedError
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
-from .control.rate_limit import RateLimit
 from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
@@ -51,6 +52,7 @@ ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
+_RATE = "NUMBER or MODEL=NUMBER"
 
 
 def _concurrency(text: str) -> Concurrency:
@@ -230,10 +232,17 @@ def command(
         ),
     ] = None,
     rpm: Annotated[
-        float | None, typer.Option(help="Requests a minute.", rich_help_panel=_CONTROLS)
+        list[str] | None,
+        typer.Option(
+            metavar=_RATE,
+            help="Requests per minute, of all models together, or of one (repeatable); off: those "
+            "of the config are not held.",
+            rich_help_panel=_CONTROLS,
+        ),
     ] = None,
     tpm: Annotated[
-        int | None, typer.Option(help="Tokens a minute.", rich_help_panel=_CONTROLS)
+        list[str] | None,
+        typer.Option(metavar=_RATE, help="Tokens per minute, as --rpm.", rich_help_panel=_CONTROLS),
     ] = None,
     max_cost: Annotated[
         float | None,
@@ -342,8 +351,6 @@ def command(
                 concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
                 controls=_controls(
-                    rpm=rpm,
-                    tpm=tpm,
                     max_cost=max_cost,
                     assume_output_tokens=assume_output_tokens,
                     timeout=timeout,
@@ -352,6 +359,7 @@ def command(
                     hedge=_hedge(hedge),
                     fair_by=fair_by,
                 ),
+                rates=RunRates(rpm, tpm),
                 fail_fast=fail_fast,
                 grace=grace,
                 confirm_above=None if yes else confirm_above,
@@ -404,8 +412,6 @@ def _names(text: str | None) -> list[str]:
 
 def _controls(
     *,
-    rpm: float | None,
-    tpm: int | None,
     max_cost: float | None,
     assume_output_tokens: int | None,
     timeout: float | None,
@@ -416,6 +422,10 @@ def _controls(
 ) -> Controls:
     if assume_output_tokens is not None and max_cost is None:
         raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
+    if not math.isfinite(max_outage):  # of the type, only numbers from 0 on are accepted
+        raise typer.BadParameter(
+            f"--max-outage must be a finite number of seconds from 0 on, not {max_outage:g}"
+        )
     try:
         controls: Controls = {
             "timeout": timeout,
@@ -423,8 +433,6 @@ def _controls(
             "hedge": hedge,
             "retry": Retry(max_wait=max_outage) if max_outage else None,
         }
-        if rpm is not None or tpm is not None:
-            controls["rate_limit"] = RateLimit(requests_per_minute=rpm, tokens_per_minute=tpm)
         if max_cost is not None:
             controls["budget"] = Budget(
                 max_cost=max_cost, assume_output_tokens=assume_output_tokens
@@ -492,6 +500,7 @@ def _run(
     concurrency: Concurrency,
     workers: Workers | None,
     controls: Controls,
+    rates: RunRates,
     fail_fast: bool,
     grace: float,
     confirm_above: float | None,
@@ -522,6 +531,8 @@ def _run(
                 raise RouterConfigError(missing)
             for warning in router.key_warnings:
                 view.note(warning)
+            held = rates.held(router.router, checked.models, router.models)
+            controls["rate_limit"] = held.limit
             check_requests(router.router, requests, checked, controls, limit)
         except UnpricedError as error:
             view.error(
@@ -537,7 +548,7 @@ def _run(
             return ALL_OK
         assert output is not None
         signals = StopSignals()
-        ask = Question(view, state, signals, router, confirm_above)
+        ask = Question(view, state, signals, router, confirm_above, held.notes)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -622,12 +633,14 @@ class Question:
         signals: StopSignals,
         router: RunRouter,
         confirm_above: float | None,
+        notes: Sequence[str] = (),
     ) -> None:
         self._view = view
         self._state = state
         self._signals = signals
         self._router = router
         self._confirm_above = confirm_above
+        self._notes = notes
 
     def may_send(self, opening: RunOpening) -> bool:
         """Before anything is changed."""
@@ -644,6 +657,9 @@ class Question:
         """Before the first call."""
         self._state.begun = True
         self._view.opened(opening)
+        if opening.left:
+            for note in self._notes:
+                self._view.note(note)
 
     def ask(self, question: str) -> None:
         answer: str | None = None

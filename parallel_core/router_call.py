@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from ._router_members import aliases, deployments, deployments_for, setting
+from ._router_members import LAYERS, aliases, deployments, deployments_for, setting
+from ._router_members import behind as behind
 from .control._checks import checked_number
 from .control.failover import Failover
 from .control.retry import RouterTraits
@@ -106,10 +107,6 @@ def completion_call(
     return call
 
 
-# Longest chain of `router` attributes: host in trio, Router of workers, Router. A mock has every
-# attribute, so its chain never ends.
-_LAYERS = 3
-
 _MAPPINGS = frozenset(("metadata", "stream_options"))
 _WHOLE_NUMBERS = frozenset(("max_tokens", "max_completion_tokens", "n", "seed"))
 _NUMBERS = frozenset(("temperature", "top_p", *_WHOLE_NUMBERS))
@@ -194,16 +191,9 @@ def _takes_store(parameters: Mapping[str, Any]) -> bool:
     return "store" in (litellm.get_supported_openai_params(name, provider) or ())
 
 
-def behind(router: object) -> Any:
-    """The Router itself, where it is given on its host, or stands for others elsewhere."""
-    for _ in range(_LAYERS):
-        router = getattr(router, "router", router)
-    return cast("Any", router)
-
-
 def makes_calls_elsewhere(router: object) -> bool:
     """Whether its calls are made by workers, which read streams to their ends."""
-    for _ in range(_LAYERS):
+    for _ in range(LAYERS):
         if getattr(router, "makes_calls_elsewhere", False) is True:
             return True
         router = getattr(router, "router", router)
@@ -314,14 +304,23 @@ def _names_of_models(router: object) -> set[str]:
 
 
 def places_of(router: object) -> dict[str, int]:
-    """Calls of a model that a Router takes at once, where it rejects what is more.
+    """Return how many calls of a model a Router takes at once, where it rejects what is more.
 
-    It rejects by deployment and chooses at random: of several it is the smallest number.
+    It takes ``rpm`` and ``tpm`` of a deployment for such a limit, too. It rejects by deployment and
+    chooses at random: of several it is the smallest number.
     """
     default = setting(behind(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
     for deployment in deployments(behind(router)):
-        number = deployment["litellm_params"].get("max_parallel_requests") or default
+        from litellm.utils import calculate_max_parallel_requests
+
+        parameters = deployment["litellm_params"]
+        number = calculate_max_parallel_requests(
+            max_parallel_requests=parameters.get("max_parallel_requests"),
+            rpm=parameters.get("rpm"),
+            tpm=parameters.get("tpm"),
+            default_max_parallel_requests=default,
+        )
         if number:
             model = deployment["model_name"]
             places[model] = min(number, places.get(model, number))

@@ -178,7 +178,31 @@ def test_attempts_and_waits_are_bounded() -> None:
     assert results[0].exception is asks_too_much
     assert len(router.sent) == 1
     assert took < 1
-    assert "max_wait" in "".join(asks_too_much.__notes__)
+    assert "".join(asks_too_much.__notes__) == (
+        "parallel_core: not sent again: the provider asks to wait 700 s, more than Retry.max_wait "
+        "(600 s; --max-outage of a run) allows: raise it"
+    )
+    router, results, _ = run(fails_first(StatusError(429, retry_after="600")))
+    assert results[0].ok  # the jitter does not make it exceed max_wait
+
+
+@pytest.mark.parametrize("concurrency", [8, "auto"])
+def test_a_told_wait_beyond_max_wait_is_not_waited_for(concurrency: Any) -> None:
+    options = {"concurrency": concurrency, "retry": Retry(max_wait=100)}
+    error = StatusError(503, retry_after="1800")
+    router, results, took = run(lambda *_: error, 60, **options)
+    assert took < 1
+    assert len(router.sent) < 40
+    not_sent = results[-1].exception
+    assert isinstance(not_sent, NotSentError)
+    assert not_sent.__cause__ is error
+    assert "the provider asks to wait 1,800 s, more than Retry.max_wait (100 s" in str(not_sent)
+    # Where others get through, it is that request's own.
+    slow = StatusError(429, retry_after="1800")
+    router, results, _ = run(
+        lambda model, _: slow if model == "slow" else None, 20, "slow", *"m" * 9
+    )
+    assert sum(result.ok for result in results) == 18
 
 
 def test_none_turns_it_off() -> None:

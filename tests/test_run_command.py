@@ -172,8 +172,21 @@ BAD_LINES = f"""\
         (["--demo", "--hedge=soon"], "'soon' is neither seconds nor a percentile"),
         (["--demo", "--timeout=0"], "--timeout must be a number of seconds above 0"),
         (["--demo", "--deadline=-1"], "--deadline must be a number of seconds above 0"),
-        (["--demo", "--rpm=0"], "requests_per_minute"),
-        (["--demo", "--tpm=0"], "tokens_per_minute"),
+        (
+            ["--demo", "--rpm=0"],
+            "--rpm cannot be '0': --rpm takes a finite number above 0 or 'off'",
+        ),
+        (["--demo", "--tpm=fast=-1"], "--tpm cannot be 'fast=-1': --tpm takes a finite number"),
+        (["--demo", "--tpm=nan"], "--tpm cannot be 'nan': --tpm takes a finite number above 0"),
+        (["--demo", "--rpm=fast=abc"], "--rpm cannot be 'fast=abc': --rpm takes a finite number"),
+        (["--demo", "--rpm==5"], "--rpm '=5' names no model: --rpm takes a finite number above 0"),
+        (["--demo", "--rpm=5", "--rpm=6"], "--rpm is given twice for all models"),
+        (["--demo", "--rpm=a=5", "--rpm=a=6"], "--rpm is given twice for a"),
+        (["--demo", "--rpm=5", "--rpm=a=6"], "--rpm for all models together goes without --rpm"),
+        (["--demo", "--rpm=5", "--tpm=a=6"], "--rpm for all models together goes without --tpm"),
+        (["--demo", "--max-outage=-1"], "--max-outage"),
+        (["--demo", "--max-outage=nan"], "--max-outage"),
+        (["--demo", "--max-outage=inf"], "--max-outage must be a finite number of seconds from 0"),
         (["--demo", "--max-cost=0"], "max_cost"),
         (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
         (["--demo", "--fair-by=user"], "--fair-by is 'model', not 'user'"),
@@ -534,6 +547,25 @@ def test_controls_are_options(bench: Bench) -> None:
     done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
     assert done.code == 0, done.said
     assert bench.accepted == 4
+
+
+def test_the_rates_of_the_config_are_held_by_waiting(bench: Bench) -> None:
+    deployment = (
+        "  - model_name: fast\n"
+        f"    litellm_params: {{model: openai/fast, api_base: '{bench.server.url}', api_key: none, "
+        "rpm: 120}\n"
+    )
+    bench.path("config.yaml").write_text(f"model_list:\n{deployment}{deployment}")
+    bench.write(*[{}] * 8)
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.code == 0, done.said
+    assert [event["text"] for event in events if event["event"] == "note"] == [
+        "holding 240 requests per minute for fast (its 2 deployments)"
+    ]
+    assert bench.accepted == 8
+    # Four may go at once; the others, one each quarter of a second.
+    assert events[-1]["elapsed"] >= 0.99
 
 
 def test_hedged_calls_are_sent_twice(bench: Bench) -> None:

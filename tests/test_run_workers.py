@@ -141,6 +141,7 @@ def cluster(bench: RayBench) -> Iterator[str]:
 def test_workers_answer_each_request_as_one_process_does(
     is_there: bool, bench: RayBench, request: pytest.FixtureRequest
 ) -> None:
+    bench.config(", rpm: 60000")  # for all workers together
     bench.write(*([PLAIN] * 20), FAILS, FAILS)
     local = bench.run("in.jsonl", "-o", "local.jsonl")
     assert not bench.has_started_ray
@@ -157,6 +158,7 @@ def test_workers_answer_each_request_as_one_process_does(
         bench.results("local.jsonl")
     )
     assert rows_of(done) == rows_of(local)
+    assert "holding 60,000 requests per minute for fast (its deployment)\n" in done.stderr
     # Nothing of Ray's own words.
     assert [line.split()[1] for line in done.stderr.splitlines()] == [
         line.split()[1] for line in local.stderr.splitlines()

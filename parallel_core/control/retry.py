@@ -22,8 +22,6 @@ from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import anyio
-
 from parallel_core.errors import (
     NotSentError,
     RequestTimeoutError,
@@ -113,6 +111,7 @@ class _Gate:
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
         self.doomed: Exception | None = None  # why nothing is sent any more
+        self.doomed_by_wait = ""  # the same, where it is how long the provider asks to wait
 
     @property
     def allowed(self) -> float:
@@ -167,6 +166,9 @@ class _Gate:
         if self._limit is not None and not self.draining:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
+        if nothing_passes and (failure.retry_after or 0.0) > self._max_wait:
+            self.doomed, self.doomed_by_wait = error, asked_too_long(failure, self._max_wait)
+            return
         if self._closes and nothing_passes and self.holding_until is None:
             self._limit = self._limit_from(1)
             self.holding_until = math.inf
@@ -294,21 +296,21 @@ class Retrying:
                 )
             if gate.doomed is not None:
                 self._attempts.pop(index, None)
-                raise not_sent(index, model, gate.doomed)
+                raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
             if gate.in_flight >= gate.allowed and gate.cause is not None:
                 # Not an attempt: the order could not hold the request back.
                 until = gate.holding_until
                 if until is None or gate.draining:
                     wait = 1.0
                 else:
-                    wait = max(1.0, until - anyio.current_time())
+                    wait = max(1.0, until - self._engine.current_time())
                 raise TryAgainLater(not_sent(index, model, gate.cause), wait)
-            began = anyio.current_time()
+            began = self._engine.current_time()
             gate.in_flight += 1
             try:
                 value = await call(index, self._for_the_right_deployment(index, item, model, began))
                 self._attempts.pop(index, None)
-                gate.got_through(began, anyio.current_time())
+                gate.got_through(began, self._engine.current_time())
             except Exception as error:
                 then = self._after(index, item, gate, error, began)
                 if then is error:
@@ -327,7 +329,7 @@ class Retrying:
         self, index: int, item: Any, gate: _Gate, error: Exception, began: float
     ) -> Exception:
         """Return what a failed attempt raises: its error, or the order to try again later."""
-        now = anyio.current_time()
+        now = self._engine.current_time()
         failure = classify(error)
         attempts = self._attempts.pop(index, None) or _Attempts(began)
         attempts.sent += 1
@@ -413,16 +415,17 @@ class Retrying:
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:
             wait = failure.retry_after
-        wait *= 1 + _JITTER * self._jitter()
+        longest = self._settings.max_wait - attempts.waited
+        if wait > longest:
+            add_note(error, f"not sent again: {_exceeds(wait, failure, attempts, self._settings)}")
+            return None
+        wait = min(wait * (1 + _JITTER * self._jitter()), longest)
         timeout = self._timeout_of(item)
         left = math.inf if timeout is None else attempts.first_began + timeout - now
-        if attempts.waited + wait > self._settings.max_wait:
-            add_note(error, f"not sent again: {wait:g} s more would exceed Retry.max_wait")
-            return None
         return wait if wait < left else None
 
     def _hold(self, model: Hashable, gate: _Gate, told: float | None) -> None:
-        wait = gate.hold(told, anyio.current_time(), self._jitter())
+        wait = gate.hold(told, self._engine.current_time(), self._jitter())
         until = gate.holding_until
 
         def release() -> None:
@@ -446,8 +449,25 @@ def add_note(error: Exception, text: str) -> None:
         error.add_note(f"parallel_core: {text}")
 
 
-def not_sent(index: int, model: str | None, cause: Exception) -> NotSentError:
+def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:
+    """Say that ``max_wait`` is shorter than what is asked for, and what to do."""
+    who = "the Router" if failure.kind == "cooling_down" else "the provider"
+    after = f" after {waited:,.0f} s of waiting" if waited else ""
+    return (
+        f"{who} asks to wait {failure.retry_after:,.10g} s{after}, more than Retry.max_wait "
+        f"({max_wait:,.10g} s; --max-outage of a run) allows: raise it"
+    )
+
+
+def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry) -> str:
+    if failure.retry_after == wait:
+        return asked_too_long(failure, settings.max_wait, attempts.waited)
+    return f"{wait:g} s more would exceed Retry.max_wait ({settings.max_wait:,.10g} s)"
+
+
+def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:
     """Return the error of a request that is not sent because of what others have met."""
-    error = NotSentError(index, model, classify(cause).reason)
+    reason = classify(cause).reason
+    error = NotSentError(index, model, f"{reason}; {why}" if why else reason)
     error.__cause__ = cause
     return error
