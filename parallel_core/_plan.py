@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
+from ._answers import require_choices
 from .control._call import Call
 from .control._checks import checked_callback
 from .control._engine import Attachment
@@ -225,8 +226,9 @@ def _router_plan(
         stall_timeout=None if elsewhere else stall_timeout,
         read_elsewhere=elsewhere,
     )
+    answered = streams.wrap(call)
     plan = _plan(
-        streams.wrap(call),
+        require_choices(answered, meter) if is_router else answered,
         source,
         result_type,
         as_request,
