@@ -16,7 +16,7 @@ CUT, FILTERED = "length", "content_filter"
 _WORST = (FILTERED, CUT)
 _USUAL = ("tool_calls", "function_call", "stop")
 _LONGEST_REASON = 64  # characters: providers write what they like
-_MOST_REASONS = 32
+MOST_REASONS = 32
 OTHER_REASONS = "another reason"
 # What a message may have instead of a text.
 _INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
@@ -47,7 +47,7 @@ def finish_of(response: Any) -> Finish:
     found = _field(response, "choices")
     if found.__class__ is not list:
         return Finish(None, False)
-    choices = cast("list[Any]", found)
+    choices: list[Any] = found
     reasons = [
         reason[:_LONGEST_REASON]
         for choice in choices
@@ -60,7 +60,7 @@ def finish_of(response: Any) -> Finish:
 def add_finish(reasons: Counter[str], reason: str | None) -> None:
     """Count a finish reason. Providers make up their own: beyond 32 of them, they are one."""
     if reason is not None:
-        is_known = reason in reasons or len(reasons) < _MOST_REASONS
+        is_known = reason in reasons or len(reasons) < MOST_REASONS
         reasons[reason if is_known else OTHER_REASONS] += 1
 
 

@@ -227,8 +227,10 @@ def _router_plan(
         read_elsewhere=elsewhere,
     )
     answered = streams.wrap(call)
+    if hasattr(behind(router), "acompletion"):  # workers may call a function
+        answered = require_choices(answered, meter)
     plan = _plan(
-        require_choices(answered, meter) if is_router else answered,
+        answered,
         source,
         result_type,
         as_request,

@@ -232,7 +232,7 @@ class StreamReading:
         """
         if not self.chunks and not self._cut_off:
             return None
-        last = self._last_reported_usage()
+        last: tuple[Any, list[Any]] | None = self._last_reported_usage()
         # This must not take time: a timeout, or the end of the batch, may be near.
         estimate = await self._estimate(at_once=True)
         if last is None and self._records and self._records[-1].usage is not None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -85,7 +85,7 @@ class ProviderRecord:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[ProviderRecord]]:
+def recording() -> Generator[list[ProviderRecord]]:
     """Collect the records of the streams that are read inside of this block, oldest first.
 
     Newer versions of litellm read a stream up to its first choice before they return it. If there

@@ -45,6 +45,7 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
 # Codes that stand for several classes, by one of them.
 _STAND_INS = {
     "connection_error": "ConnectionResetError",
+    "memory_error": "MemoryError",
     "missing_dependency": "ImportError",
     "no_deployment_available": "RouterRateLimitError",
 }
@@ -82,11 +83,10 @@ def classify_line(status_code: int | None, error: object) -> Failure:
         error: the error of the line, or else the body of the answer, as it was decoded.
     """
     body: object = {"message": error} if isinstance(error, str) else error
+    exception: Exception = HTTPStatusError()
     if status_code is None:
-        fields = cast("Mapping[str, object]", body) if isinstance(body, Mapping) else {}
-        exception = _stand_in(fields.get("code"))
-    else:
-        exception = HTTPStatusError()
+        is_object = isinstance(body, Mapping)
+        exception = _stand_in(cast("Mapping[str, object]", body).get("code") if is_object else None)
     evidence: dict[str, Any] = {"status_code": status_code, "body": body}
     exception.__dict__.update(evidence)
     return classify(exception)
@@ -95,7 +95,7 @@ def classify_line(status_code: int | None, error: object) -> Failure:
 _CLASSES: dict[str, type[Exception]] = {
     **{
         code: type(name, (Exception,), {})
-        for name in sorted(CLASS_NAMES)
+        for name in sorted(CLASS_NAMES.union(_STAND_INS.values()))
         for code in (code_of_class(name), *(c for c, n in _STAND_INS.items() if n == name))
     },
     **{code: kind for kind, code in reversed(CODES)},

@@ -273,6 +273,7 @@ _NO_CREDIT = _says(
     "insufficient (?:credits?|balance|funds)",
     "payment required",
     "out of credits?",
+    "budget has been exceeded",
 )
 _QUOTA_OF_A_DAY = _says(
     r"\blimit: 0\b",
