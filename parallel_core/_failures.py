@@ -13,30 +13,10 @@ from typing import Any, cast
 import msgspec
 
 from ._missing_packages import MISSING_DEPENDENCY, missing_package
-from .errors import (
-    BatchAbortedError,
-    BatchDeadlineError,
-    BudgetExceededError,
-    CallCancelledError,
-    InvalidRequestError,
-    RequestTimeoutError,
-    StreamInterruptedError,
-    StreamStalledError,
-)
+from .errors import StreamInterruptedError
+from .failures import CODES, code_of_class
 
 _MOST_CAUSES = 16
-_CODES: tuple[tuple[type[Exception], str], ...] = (
-    # As OpenAI names them.
-    (BatchDeadlineError, "batch_expired"),
-    (RequestTimeoutError, "request_timeout"),
-    (CallCancelledError, "batch_cancelled"),
-    (BatchAbortedError, "batch_cancelled"),
-    # Our own.
-    (BudgetExceededError, "budget_exceeded"),
-    (StreamStalledError, "stream_stalled"),
-    (StreamInterruptedError, "stream_interrupted"),
-    (InvalidRequestError, "invalid_request"),
-)
 # By the names of classes: the libraries that they are from may not be loaded.
 _TIMEOUTS = frozenset(("APITimeoutError", "TimeoutError", "TimeoutException"))
 _CONNECTIONS = frozenset(("APIConnectionError", "ClientError", "ConnectionError", "TransportError"))
@@ -50,7 +30,6 @@ _UNREADABLE = re.compile(
 )
 _ROUTER_IS_BUSY = frozenset(("RouterRateLimitError", "RouterRateLimitErrorBasic"))
 _TAIL_OF_LITELLM = "\n\nLiteLLM: "
-_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -76,7 +55,7 @@ def failure_of(exception: Exception) -> Failure:
     message = _message_of(exception)
     if isinstance(exception, StreamInterruptedError):
         message = _message_of_interruption(exception)
-    for kind, code in _CODES:
+    for kind, code in CODES:
         if isinstance(exception, kind):
             return Failure(None, code, message)
     status = status_of(exception)
@@ -129,7 +108,7 @@ def _code_of(exception: Exception) -> str:
             return code
         if code == _INVALID and _UNREADABLE.search(_message_of(exception)):
             return code
-    return _WORD.sub("_", type(exception).__name__).lower()
+    return code_of_class(type(exception).__name__)
 
 
 def _causes(exception: BaseException) -> Iterator[BaseException]:

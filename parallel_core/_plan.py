@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
+from ._answers import require_choices
 from .control._call import Call
 from .control._checks import checked_callback
 from .control._engine import Attachment
@@ -226,8 +227,11 @@ def _router_plan(
         stall_timeout=None if elsewhere else stall_timeout,
         read_elsewhere=elsewhere,
     )
+    answered = streams.wrap(call)
+    if hasattr(behind(router), "acompletion"):  # workers may call a function
+        answered = require_choices(answered, meter)
     plan = _plan(
-        streams.wrap(call),
+        answered,
         source,
         result_type,
         as_request,

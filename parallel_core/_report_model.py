@@ -44,6 +44,10 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
         failed: requests that have none.
         failures: failed requests by kind, the most frequent first. A kind is the class of the
             exception, with the status code of HTTP in brackets where there is one.
+        finish_reasons: requests with an answer by finish reason, the most frequent first, as far as
+            it is known. An answer with several choices counts once, by the worst of them.
+        without_text: requests with an answer that has a choice without text, and nothing in place
+            of it.
         calls: calls whose time was measured; 0 where there are no statistics of them.
         attempts: calls to a provider that these took, the Router's retries among them.
         calls_per_second: calls for each second of the run's active time; None where there is none.
@@ -60,6 +64,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     ok: int
     failed: int
     failures: dict[str, int]
+    finish_reasons: dict[str, int]
+    without_text: int
     calls: int
     attempts: int
     calls_per_second: float | None

@@ -11,13 +11,15 @@ from typing import Any, cast
 
 import msgspec
 
+from ._answers import MOST_REASONS, OTHER_REASONS, Finish, finish_of
 from ._journal_manifest import find_statistics
 from ._json_lines import read_json_line
 from ._report_model import ReportError
-from ._result_lines import BadLineError, ResultLine, read_result_lines
+from ._result_lines import NULL, BadLineError, ResultLine, read_result_lines
 from .run_statistics import CallStatistics, RunPaths, read_statistics
 
 OK = -1  # in place of a kind of failure
+NO_FINISH = -1  # in place of a finish reason
 UNKNOWN_MODEL = "unknown"
 NO_NAME = "(none)"
 
@@ -90,6 +92,9 @@ class Records:
         model, kind: their numbers; the kind is ``OK`` for a call with an answer.
         started, duration: seconds; NaN where they are not known, or nothing was sent.
         cost: USD; NaN where it is not known.
+        finishes: the names of finish reasons.
+        finish: their numbers; ``NO_FINISH`` where none is known.
+        without_text: 1 for an answer without text.
         last: the row of the last call of each request, by the hash of its id.
         outcome: the kind of those requests that ended otherwise in the output than in their row.
         tallies: sums, by the number of the model.
@@ -105,6 +110,9 @@ class Records:
         self.started = array("d")
         self.duration = array("d")
         self.cost = array("d")
+        self.finishes = Names(MOST_REASONS, OTHER_REASONS)
+        self.finish = array("b")
+        self.without_text = bytearray()
         # A hash of 64 bits: two of a million ids have the same one with a chance of 3e-8.
         self.last: dict[int, int] = {}
         self.outcome: dict[int, int] = {}
@@ -126,6 +134,7 @@ class Records:
         self.started.append(call.started_at if sent else _UNKNOWN)
         self.duration.append((call.duration if sane else 0.0) if sent else _UNKNOWN)
         self.cost.append(_UNKNOWN if cost is None else cost)
+        self._add_finish(Finish(call.finish_reason, call.without_text))
         tally = self._tally(model)
         tally.attempts += call.attempts if sent and 0 <= call.attempts <= _MOST_ATTEMPTS else 0
         tally.prompt_tokens += max(call.prompt_tokens, 0)
@@ -150,6 +159,7 @@ class Records:
         self.kind.append(self.kind_of(result))
         for column in (self.started, self.duration, self.cost):
             column.append(_UNKNOWN)
+        self._add_finish(_finish_in(body))
         tally = self._tally(model)
         tally.unpriced_calls += result.ok
         if body.usage is not None:
@@ -164,6 +174,12 @@ class Records:
     def kind_of(self, result: ResultLine) -> int:
         """The number of the kind of failure of a line of the output."""
         return OK if result.ok else self.kinds.number(_kind_of_result(result))
+
+    def _add_finish(self, finish: Finish) -> None:
+        self.finish.append(
+            NO_FINISH if finish.reason is None else self.finishes.number(finish.reason)
+        )
+        self.without_text.append(finish.without_text)
 
     def _tally(self, model: int) -> Tally:
         tally = self.tallies.get(model)
@@ -254,6 +270,7 @@ class _Usage(msgspec.Struct):
 class _Body(msgspec.Struct):
     model: str | None = None
     usage: _Usage | None = None
+    choices: msgspec.Raw = NULL
 
 
 _BODY_DECODER = msgspec.json.Decoder(_Body)
@@ -303,6 +320,14 @@ def _body(result: ResultLine) -> _Body:
         return read_json_line(_BODY_DECODER.decode, bytes(result.response.body))
     except _UNREADABLE:  # of another API: no chat completion
         return _Body()
+
+
+def _finish_in(body: _Body) -> Finish:
+    try:
+        choices: object = read_json_line(_ANYTHING.decode, bytes(body.choices))
+    except _UNREADABLE:
+        choices = None
+    return finish_of({"choices": choices})
 
 
 def _kind_of_result(result: ResultLine) -> str:

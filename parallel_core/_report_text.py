@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ._answers import describe_finishes
 from ._report_model import ModelReport, Percentiles, RunReport, Timeline
 
 NOTHING = "-"
@@ -110,6 +111,22 @@ def tables(report: RunReport) -> list[Table]:
         made.append(
             Table("Failed requests", ("model", "kind", "requests"), failures, names=2, sums=sums)
         )
+    if report.total.finish_reasons:
+        finishes: list[tuple[str, ...]] = [
+            (name, reason, count(number))
+            for name, model in rows
+            for reason, number in model.finish_reasons.items()
+        ]
+        sums = len(report.total.finish_reasons) if several else 0
+        made.append(
+            Table(
+                "Finish reasons of answers",
+                ("model", "finish reason", "answers"),
+                finishes,
+                names=2,
+                sums=sums,
+            )
+        )
     heads = ("calls", "p50", "p95", "p99", "maximum")
     if report.total.latency is not None:
         made.append(
@@ -145,6 +162,9 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         )
     if report.peak_in_flight:
         found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
+    unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
+    if unusual:
+        found.append(("answers", unusual))
     if report.limit is not None:
         limit = report.limit
         text = f"{limit.maximum:,}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from ._call_loop import plain_loop_factory
 from ._input_members import describe_columns
@@ -39,6 +40,7 @@ from .control.options import Concurrency, Controls
 from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
+from .failures import KINDS, NOT_FINAL, FailureKind, checked_kinds
 from .run_file import LONGEST_OUTAGE, RunOpening, RunStop, RunSummary, check_requests, run_file
 from .run_router import (
     RouterConfigError,
@@ -50,9 +52,48 @@ from .run_router import (
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
+RETRY_FAILED = "--retry-failed"
+_ALL = "all"  # kinds of failures
+
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
 _RATE = "NUMBER or MODEL=NUMBER"
+
+
+class RunCommand(TyperCommand):
+    """The command, with an option that may have a value or stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--retry-failed`` the value that it stands for where it has none.
+
+        The parser would take the next word for it: the name of the input.
+
+        Raises:
+            typer.BadParameter: kinds follow it without ``=``.
+        """
+        end = args.index("--") if "--" in args else len(args)
+        options = args[:end]
+        for word, following in zip(options, args[1:], strict=False):
+            if word == RETRY_FAILED and _names_kinds(following) and not Path(following).exists():
+                raise typer.BadParameter(f"write {RETRY_FAILED}={following}, with '='")
+        alone = f"{RETRY_FAILED}={','.join(kind for kind in KINDS if kind in NOT_FINAL)}"
+        options = [alone if word == RETRY_FAILED else word for word in options]
+        return super().parse_args(ctx, [*options, *args[end:]])
+
+
+def _names_kinds(word: str) -> bool:
+    return word == _ALL or all(name in KINDS for name in word.split(","))
+
+
+def _kinds(text: str | None) -> frozenset[FailureKind]:
+    if text is None:
+        return frozenset()
+    if text == _ALL:
+        return frozenset(KINDS)
+    try:
+        return checked_kinds(RETRY_FAILED, [name.strip() for name in text.split(",")])
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; or {_ALL}") from None
 
 
 def _concurrency(text: str) -> Concurrency:
@@ -185,13 +226,15 @@ def command(
         ),
     ] = "completion",
     retry_failed: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--retry-failed",
-            help="Send those again that failed before.",
+            RETRY_FAILED,
+            metavar="[=KINDS]",
+            help="Send those again that failed before, unless they would fail again; or those of "
+            "these kinds only: =overloaded,timeout or =all.",
             rich_help_panel=_OUTPUT,
         ),
-    ] = False,
+    ] = None,
     force_new: Annotated[
         bool,
         typer.Option(
@@ -345,7 +388,7 @@ def command(
                 router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
-                retry_failed=retry_failed,
+                retry_failed=_kinds(retry_failed),
                 force_new=force_new,
                 allow_changed=allow_changed,
                 concurrency=_concurrency(concurrency),
@@ -494,7 +537,7 @@ def _run(
     router_of: RouterOf | None,
     error_file: Path | None,
     order: Literal["completion", "input"],
-    retry_failed: bool,
+    retry_failed: frozenset[FailureKind],
     force_new: bool,
     allow_changed: bool,
     concurrency: Concurrency,
@@ -704,18 +747,22 @@ async def _in_good_order(
             await leave_this_loop()
 
 
-def command_again(summary: RunSummary, redactor: Redactor) -> str:
-    """The command that goes on with what is left, or with what has failed: one line for a shell.
+def command_again(summary: RunSummary, redactor: Redactor) -> str | None:
+    """Return the command that goes on with what is left, or with what has failed and may pass: one
+    line for a shell. None if it would send nothing.
 
     Every option is as it was given, but for --force-new, which would begin anew.
     """
+    may_pass = summary.failures_that_may_pass
+    if not (summary.unfinished or may_pass or summary.input_error):
+        return None
     given = sys.argv[1:]
     end_of_options = given.index("--") if "--" in given else len(given)
     options = [word for word in given[:end_of_options] if word != "--force-new"]
-    failed = summary.failed or summary.earlier_failed
     ended_by_it = not summary.unfinished or summary.ending == "failure"
-    if failed and ended_by_it and "--retry-failed" not in options:
-        options.insert(1, "--retry-failed")
+    is_given = any(word.partition("=")[0] == RETRY_FAILED for word in options)
+    if may_pass and ended_by_it and not is_given:
+        options.insert(1, RETRY_FAILED)
     # A password may be in an address. A word that only looks like a key is no secret.
     arguments = [
         redactor.redact(word) if "://" in word else word

@@ -14,14 +14,14 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ._failures import kind_of
+from ._answers import add_finish
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
     Redactor,
     call_statistics,
-    has_answer,
+    error_of,
     problem_line,
     result_line,
     unwritable_line,
@@ -39,7 +39,7 @@ from .errors import (
     StoppedError,
     WorkersLostError,
 )
-from .failures import FailureKind, classify
+from .failures import FINAL, FailureKind, classify
 from .journal import Journal, JournalEntry
 from .progress import Progress
 from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
@@ -129,12 +129,16 @@ class Run:
         # Of those that are to be brought to an end now; others may be finished, too.
         self._earlier_ok = 0
         self._earlier_failed = 0
+        self._earlier_final = 0
         self._to_retry = 0
         self._others = 0
         self._failed_first = False
         self.input_error: str | None = None  # why the input could not be read to its end
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
         self._errors = Counter[str]()
+        self._finish_reasons = Counter[str]()
+        self._without_text = 0
+        self._final_failures = 0
         self._blocked: dict[str, str] = {}  # why requests of a model do not get through
         self._account_failures = defaultdict[str, list[Any]](list)  # by model, without a line yet
         self._last_error: str | None = None
@@ -160,6 +164,7 @@ class Run:
                 self._earlier_ok += 1
             elif self._journal.is_finished(name):
                 self._earlier_failed += 1
+                self._earlier_final += self._journal.failure_kind(name) in FINAL
             elif self._journal.is_retried(name):
                 self._to_retry += 1
         if self._scope.limit is None:
@@ -194,6 +199,7 @@ class Run:
                     line = problem_line(problem)
                     await self._journal.append(JournalEntry(custom_id, line, ok=False))
                     self._errors[problem.code] += 1
+                    self._final_failures += 1
 
     def requests(self) -> Iterator[RouterParallelRequest]:
         """What is to be sent. It ends where the input has become another one."""
@@ -288,10 +294,15 @@ class Run:
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
     ) -> None:
-        error = result.exception
-        entry = self._entry(custom_id, result, returned)
-        if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else kind_of(error)
+        measured, line = self._measured(custom_id, result, returned)
+        entry = JournalEntry(custom_id, line, measured.ok, statistics_line(measured))
+        if measured.ok:
+            add_finish(self._finish_reasons, measured.finish_reason)
+            self._without_text += measured.without_text
+        else:
+            error = error_of(result)
+            self._final_failures += error is not None and classify(error).kind in FINAL
+            self._last_error = measured.error or "unknown"
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True
@@ -349,20 +360,21 @@ class Run:
         if model not in self._account_failures:
             self._blocked.pop(model, None)
 
-    def _entry(
+    def _measured(
         self,
         custom_id: str,
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
-    ) -> JournalEntry:
+    ) -> tuple[CallStatistics, bytes]:
+        """Return how a call went, and its line."""
         try:
             usage = result.usage
             if usage is None and result.response is not None:
                 usage = self._meter.usage_of(result.request, result.response)
-            statistics = call_statistics(custom_id, result, usage)
-            line, ok = result_line(custom_id, result, self._redactor, returned), has_answer(result)
+            measured = call_statistics(custom_id, result, usage)
+            return measured, result_line(custom_id, result, self._redactor, returned)
         except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
-            statistics = CallStatistics(
+            measured = CallStatistics(
                 custom_id=custom_id,
                 model=result.request.model,
                 started_at=result.started_at,
@@ -370,8 +382,7 @@ class Run:
                 ok=False,
                 error=type(error).__name__,
             )
-            line, ok = unwritable_line(custom_id, error, returned), False
-        return JournalEntry(custom_id, line, ok, statistics_line(statistics))
+            return measured, unwritable_line(custom_id, error, returned)
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
         for change in itertools.islice(changes, self._changes, None):
@@ -457,6 +468,9 @@ class Run:
             not_sorted=not_sorted,
             blocked=dict(self._blocked),
             input_error=self.input_error,
+            finish_reasons=dict(self._finish_reasons.most_common()),
+            without_text=self._without_text,
+            final_failures=self._earlier_final + self._final_failures,
         )
 
     def _ending(self) -> Ending:

@@ -105,6 +105,13 @@ class RunSummary(msgspec.Struct, frozen=True):
             more. Nothing that was not checked has been sent.
         blocked: why requests of a model could not get through, by model: its key was refused, its
             credit is used up, its server is away. They are unfinished.
+        finish_reasons: answers of this run by finish reason, the most frequent first. An answer
+            with several choices counts once, by the worst: ``content_filter``, then ``length`` (it
+            was cut at ``max_tokens``), then any other.
+        without_text: answers of this run with a choice that has no text, and nothing in place of
+            it: no call of a tool, no refusal, no audio, no image.
+        final_failures: failures, of this run and of earlier ones, that would fail again: the
+            request itself is wrong, too large or refused.
     """
 
     ending: Ending
@@ -124,6 +131,14 @@ class RunSummary(msgspec.Struct, frozen=True):
     not_sorted: str | None = None
     input_error: str | None = None
     blocked: dict[str, str] = {}
+    finish_reasons: dict[str, int] = {}
+    without_text: int = 0
+    final_failures: int = 0
+
+    @property
+    def failures_that_may_pass(self) -> int:
+        """Failures, of this run and of earlier ones, that ``retry_failed`` sends again."""
+        return self.failed + self.earlier_failed - self.final_failures
 
     @property
     def ok(self) -> bool:

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ._answers import describe_finishes
 from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable, printable_name
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
@@ -413,10 +414,17 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     row("requests", f"{summary.total:,}")
     before = f", {summary.earlier_succeeded:,} before" if summary.earlier_succeeded else ""
     row("answered", f"{summary.succeeded:,}{before}")
+    if unusual := describe_finishes(summary.finish_reasons, summary.without_text):
+        row("of these", unusual)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
     row("failed", f"{summary.failed:,}" + (f" ({kinds})" if kinds else ""))
     if summary.earlier_failed:
-        row("failed before", f"{summary.earlier_failed:,}: --retry-failed sends them again")
+        again = ": --retry-failed sends them again" if summary.failures_that_may_pass else ""
+        row("failed before", f"{summary.earlier_failed:,}{again}")
+    if summary.final_failures == 1:
+        row("final", "1 failure is final: it would fail again")
+    elif summary.final_failures:
+        row("final", f"{summary.final_failures:,} failures are final: they would fail again")
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")

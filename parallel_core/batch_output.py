@@ -11,12 +11,19 @@ from typing import Any, cast
 
 import msgspec
 
+from ._answers import finish_of
 from ._failures import Failure, failure_of, kind_of
 from ._input_records import InputProblem
 from ._json_lines import json_line, one_line, read_json_line
 from ._redaction import Redactor
 from ._result_lines import NULL, read_result_line
-from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
+from .errors import (
+    BatchDeadlineError,
+    BudgetExceededError,
+    EmptyResponseError,
+    InvalidRequestError,
+    NoCompletionError,
+)
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
 
@@ -24,6 +31,7 @@ __all__ = [
     "OutputLine",
     "Redactor",
     "call_statistics",
+    "error_of",
     "has_answer",
     "parse_output_line",
     "problem_line",
@@ -31,11 +39,7 @@ __all__ = [
     "unwritable_line",
 ]
 
-_NO_ANSWER = Failure(
-    None, "empty_response", "the call has ended without an answer: the stream had nothing in it"
-)
 _COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-_STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat completion")
 
 
 # --- writing ---
@@ -90,23 +94,30 @@ def unwritable_line(
     return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
 
 
-def has_answer(result: RouterParallelResult) -> bool:
-    """Whether the line of a result is one of success.
+def error_of(result: RouterParallelResult) -> Exception | None:
+    """Return why the line of a result is a failure; None if it is an answer.
 
-    A call can succeed and have no answer: a stream may end before it has begun.
+    It is what the call raised. A callable in the place of a Router may also return nothing, or what
+    is no chat completion.
     """
-    return _failure(result) is None
+    response = result.response
+    if result.exception is not None:
+        return result.exception
+    if response is None:
+        return EmptyResponseError(result.index, result.request.model)
+    if isinstance(response, Mapping) or hasattr(response, "model_dump"):
+        return None
+    return NoCompletionError()
+
+
+def has_answer(result: RouterParallelResult) -> bool:
+    """Return True if the line of a result is an answer."""
+    return error_of(result) is None
 
 
 def _failure(result: RouterParallelResult) -> Failure | None:
-    if result.exception is not None:
-        return failure_of(result.exception)
-    if result.response is None:
-        return _NO_ANSWER
-    response = result.response
-    if isinstance(response, Mapping) or hasattr(response, "model_dump"):
-        return None
-    return _STRANGE_ANSWER
+    error = error_of(result)
+    return None if error is None else failure_of(error)
 
 
 def _line(
@@ -210,12 +221,10 @@ def call_statistics(
         result: of the call.
         usage: what it has used, where that is known; if None, it is what the result tells.
     """
-    failure = _failure(result)
-    exception = result.exception
-    error: str | None = None
-    if failure is not None:
-        error = failure.code if exception is None else kind_of(exception)
+    error = error_of(result)
+    failure = None if error is None else failure_of(error)
     used = usage or result.usage or _told_usage(result.response)
+    finish = finish_of(result.response)
     return CallStatistics(
         custom_id=custom_id,
         model=result.request.model,
@@ -223,7 +232,7 @@ def call_statistics(
         duration=result.duration,
         ok=failure is None,
         status_code=200 if failure is None else failure.status_code,
-        error=error,
+        error=None if error is None else kind_of(error),
         attempts=_attempts(result),
         time_to_first_chunk=result.time_to_first_chunk,
         prompt_tokens=used.prompt_tokens,
@@ -232,6 +241,8 @@ def call_statistics(
         reasoning_tokens=used.reasoning_tokens,
         estimated=used.estimated,
         cost=None if used.unpriced_calls else used.cost,
+        finish_reason=finish.reason,
+        without_text=finish.without_text,
     )
 
 

@@ -187,6 +187,51 @@ class NotSentError(Exception):
         return f"request {self.index}{of_model} was not sent: {self.reason}"
 
 
+class EmptyResponseError(Exception):
+    """A provider answered a call of a Router without any choice: ``"choices": []``, or none at all.
+
+    The exception of its result, or the first error of a fail-fast batch. The call has been paid
+    for, and is not sent again. An answer whose choices have no text is an answer.
+
+    Attributes:
+        index: of the request.
+        model: of the request.
+        usage: tokens and cost of the call; ``None`` where the provider has not told.
+        time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
+            ``None`` where nothing was streamed.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
+        super().__init__(f"the answer (model {model!r}) has no choices")
+        self.index = index
+        self.model = model
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
+
+    def __reduce__(self) -> tuple[type[EmptyResponseError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.usage, self.time_to_first_chunk)
+        return type(self), fields
+
+
+class NoCompletionError(TypeError):
+    """A callable in the place of a Router returned what is no chat completion.
+
+    Files of results hold chat completions: such a request has a failure there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the answer is no chat completion")
+
+    def __reduce__(self) -> tuple[type[NoCompletionError], tuple[()]]:
+        return type(self), ()
+
+
 class StreamInterruptedError(Exception):
     """A stream broke off after its first chunk, or ended without a finish reason.
 
@@ -289,8 +334,9 @@ class StoppedError(Exception):
         return f"request {self.index} had not come to its end when its run was stopped"
 
 
-# Those of a stream that has begun: they tell what had come, and what that has used.
-WITH_A_PART = (
+# They tell what the call has used: those of a stream that has begun, and of an empty answer.
+WITH_USAGE = (
+    EmptyResponseError,
     StreamInterruptedError,
     StreamStalledError,
     RequestTimeoutError,

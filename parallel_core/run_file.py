@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -31,6 +31,7 @@ from .control.retry import Retry
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
+from .failures import FailureKind, checked_kinds
 from .journal import Journal, JournalOpening
 from .router_call import behind, unknown_models
 from .run_statistics import RunPaths
@@ -60,7 +61,7 @@ async def run_file(
     *,
     concurrency: Concurrency = 8,
     error_file: Path | str | None = None,
-    retry_failed: bool = False,
+    retry_failed: bool | Collection[FailureKind] = False,
     force_new: bool = False,
     allow_changed: bool = False,
     skip_invalid: bool = False,
@@ -90,8 +91,9 @@ async def run_file(
         output: where the answers go, and the failures too unless there is an ``error_file``.
         concurrency: calls in flight at most, or ``"auto"``.
         error_file: where the failures go.
-        retry_failed: send those again that have failed before. Each failure stays in its file until
-            there is a newer result.
+        retry_failed: send those again that have failed before with one of these kinds of failures
+            (:class:`Failure`); True: with any kind but ``request``, which would fail again. Each
+            failure stays in its file until there is a newer result.
         force_new: set aside what another run has left, and begin anew.
         allow_changed: resume a run although its input, models or parameters are others now. Its
             answers stay, also those to requests that have changed; the manifest says what changed.
@@ -135,6 +137,7 @@ async def run_file(
         checked_count("limit", limit)
     checked_number("grace", grace, zero=True)
     checked_concurrency(concurrency)
+    kinds = checked_kinds("retry_failed", retry_failed)
     check_controls(controls)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
     if order not in ("completion", "input"):
@@ -170,9 +173,9 @@ async def run_file(
                     raise
                 raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
 
-        if may_send is not None and (retry_failed or force_new):
+        if may_send is not None and (kinds or force_new):
             # These change what is there.
-            looked = await _looked(None if force_new else open_journal, scope)
+            looked = await _looked(None if force_new else open_journal, scope, kinds)
             if not may_send(looked):
                 return _declined(looked, paths)
             may_send = None
@@ -185,7 +188,7 @@ async def run_file(
         journal = await in_thread(
             functools.partial(
                 open_journal,
-                retry_failed=retry_failed,
+                retry_failed=kinds,
                 force_new=force_new,
                 on_failure=on_failure,
             )
@@ -319,8 +322,11 @@ def _are_the_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -> RunOpening:
-    """What there will be to do when failures are sent again; or all, where that begins anew."""
+async def _looked(
+    open_journal: Callable[[], Journal] | None, scope: RunScope, kinds: Collection[FailureKind]
+) -> RunOpening:
+    """Return what there will be to do when failures of these kinds are sent again; or all, where
+    the run starts over."""
     if open_journal is None:
 
         def all_of_them() -> Iterator[RouterParallelRequest]:
@@ -330,17 +336,28 @@ async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -
     journal = await in_thread(open_journal)
     async with journal:
 
-        def without_answer() -> Iterator[RouterParallelRequest]:
-            return (request.request for request in scope.requests(journal.has_answer))
+        def stays_failed(custom_id: str) -> bool:
+            kind = journal.failure_kind(custom_id)
+            return kind is not None and kind not in kinds
 
-        left = await in_thread(lambda: sum(1 for _ in without_answer()))
+        def is_finished(custom_id: str) -> bool:
+            return journal.has_answer(custom_id) or stays_failed(custom_id)
+
+        def to_send() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests(is_finished))
+
+        def count() -> tuple[int, int]:
+            failed = sum(stays_failed(request.custom_id) for request in scope.requests())
+            return sum(1 for _ in to_send()), failed
+
+        left, failed = await in_thread(count)
         return RunOpening(
             scope.total,
             left,
             journal.opening,
-            without_answer,
+            to_send,
             named_by_line=scope.named_by_line,
-            earlier_failed=scope.bad_lines,
+            earlier_failed=scope.bad_lines + failed,
         )
 
 

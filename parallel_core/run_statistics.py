@@ -99,6 +99,9 @@ class CallStatistics(
         prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: as in ``Usage``.
         estimated: whether the tokens are estimated.
         cost: USD; None where the price is unknown.
+        finish_reason: of the answer; of several choices the worst one (``content_filter``, then
+            ``length``); None where it is not known, as in files of earlier versions.
+        without_text: whether a choice has no text, and nothing in place of it.
     """
 
     custom_id: str
@@ -116,6 +119,8 @@ class CallStatistics(
     reasoning_tokens: int = 0
     estimated: bool = False
     cost: float | None = None
+    finish_reason: str | None = None
+    without_text: bool = False
 
 
 class LimitStatistics(msgspec.Struct, frozen=True, tag="limit", tag_field="kind", kw_only=True):

@@ -174,7 +174,8 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
             ``None`` where nothing was streamed, or nothing came.
         usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 where the provider
-            did not tell them); ``None`` where nothing was streamed.
+            did not tell them), and of one that failed with an ``EmptyResponseError``; ``None``
+            where nothing was streamed.
     """
 
     index: int

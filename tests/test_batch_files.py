@@ -1196,15 +1196,19 @@ def test_a_stream_that_broke_off_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "code"), [(None, "empty_response"), ("text", "invalid_response")]
+    ("response", "code", "kind"),
+    [
+        (None, "empty_response", "EmptyResponseError"),
+        ("text", "invalid_response", "NoCompletionError"),
+    ],
 )
-def test_an_answer_that_is_none_is_a_failure(response: Any, code: str) -> None:
-    """An empty stream, for instance."""
+def test_an_answer_that_is_none_is_a_failure(response: Any, code: str, kind: str) -> None:
+    """Of a callable in the place of a Router."""
     result = result_of(response=response)
     line, _ = read(result_line("a", result, Redactor()))
     assert (line.ok, line.error_code) == (False, code)
     measured = call_statistics("a", result, None)
-    assert (measured.ok, measured.error, measured.status_code) == (False, code, None)
+    assert (measured.ok, measured.error, measured.status_code) == (False, kind, None)
     assert not has_answer(result)
 
 

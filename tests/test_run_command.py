@@ -139,6 +139,7 @@ def ids(*numbers: int) -> list[str]:
 HANGS: dict[str, Any] = {"fault": "hang"}
 HELD: dict[str, Any] = {"held": True}  # from server.hold() to server.release()
 FAILS: dict[str, Any] = {"fault": "server_error"}
+REFUSED: dict[str, Any] = {"no such order": True}
 
 
 BODY = '{"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}'
@@ -197,6 +198,9 @@ BAD_LINES = f"""\
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
         (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
         (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
+        (["--demo", "--retry-failed=late"], "there is no kind of failure 'late'; the kinds are"),
+        (["--demo", "--retry-failed=timeout,"], "cooling_down, account, request, unreachable"),
+        (["--retry-failed", "timeout", "--demo"], "write --retry-failed=timeout, with '='"),
         (["--demo", "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -363,6 +367,27 @@ def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
     assert sorted(bench.ids()) == ids(0, 1)
     assert bench.results("errors.jsonl") == []
     assert bench.accepted == 3
+
+
+def test_only_what_may_pass_is_sent_again_unless_kinds_are_named(bench: Bench) -> None:
+    bench.write(REFUSED, FAILS, {})
+    options = ("in.jsonl", "-o", "out.jsonl")
+    first = bench.run(*options)
+    assert first.code == 1
+    assert "1 failure is final: it would fail again" in first.stdout
+    assert bench.accepted == 2  # and one refused
+    # The name of the input, which follows, is no value of the option.
+    assert "1 failed request to send again" in bench.go_on(first.stdout).stderr
+    assert bench.accepted == 3
+    both = bench.run("--retry-failed=request,unknown", *options)
+    assert "2 failed requests to send again" in both.stderr
+    assert bench.accepted == 4
+    assert "2 failed requests to send again" in bench.run(*options, "--retry-failed=all").stderr
+    assert bench.accepted == 5
+    bench.write(REFUSED)
+    done = bench.run("in.jsonl", "-o", "other.jsonl", "--json")
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["final_failures"], summary["resume"]) == (1, None)
 
 
 def test_a_trial_of_some_requests_is_gone_on_with_by_the_whole(bench: Bench) -> None:

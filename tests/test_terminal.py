@@ -107,6 +107,22 @@ def progress_of(**fields: Any) -> RunProgress:
             summary_of(unfinished=0, failed=2),
             ["run", "--retry-failed", "i", "-o", "o"],
         ),
+        (  # what failed would fail again
+            ["run", "i", "-o", "o"],
+            summary_of(failed=2, final_failures=2),
+            ["run", "i", "-o", "o"],
+        ),
+        (["run", "i", "-o", "o"], summary_of(unfinished=0, failed=2, final_failures=2), None),
+        (
+            ["run", "i", "-o", "o"],
+            summary_of(unfinished=0, failed=1, earlier_failed=2, final_failures=2),
+            ["run", "--retry-failed", "i", "-o", "o"],
+        ),
+        (
+            ["run", "--retry-failed=overloaded", "i", "-o", "o"],
+            summary_of(unfinished=0, failed=2),
+            ["run", "--retry-failed=overloaded", "i", "-o", "o"],
+        ),
         (
             ["run", "-o", "o", "--", "--force-new"],
             summary_of(unfinished=0, failed=2),
@@ -120,11 +136,41 @@ def progress_of(**fields: Any) -> RunProgress:
     ],
 )
 def test_the_command_that_resumes_repeats_every_option(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], summary: RunSummary, expected: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    summary: RunSummary,
+    expected: list[str] | None,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["parallel-core", *given])
     command = command_again(summary, Redactor(["ollama"]))
-    assert shlex.split(command) == ["parallel-core", *expected]
+    if expected is None:
+        assert command is None
+    else:
+        assert command is not None
+        assert shlex.split(command) == ["parallel-core", *expected]
+
+
+def test_the_summary_says_which_answers_and_failures_are_unusual() -> None:
+    def shown(**fields: Any) -> str:
+        output = io.StringIO()
+        console = Console(file=output, width=200)
+        TextView(error=console, output=console).summary(summary_of(**fields), None)
+        return output.getvalue()
+
+    text = shown(
+        finish_reasons={"stop": 1, "length": 212, "content_filter": 3},
+        without_text=8,
+        failed=13,
+        final_failures=12,
+    )
+    assert "212 cut at max_tokens, 3 filtered, 8 without text" in text
+    assert "12 failures are final: they would fail again" in text
+    assert "1 failure is final: it would fail again" in shown(failed=1, final_failures=1)
+    assert "--retry-failed" not in shown(earlier_failed=1, final_failures=1)
+    assert "1: --retry-failed sends them again" in shown(earlier_failed=1)
+    plain = shown(finish_reasons={"stop": 1, "tool_calls": 1})
+    assert "final" not in plain
+    assert "of these" not in plain
 
 
 @pytest.mark.parametrize("width", ["20", "80"])

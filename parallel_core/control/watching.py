@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core._progress_bar import ProgressBar
-from parallel_core.errors import WITH_A_PART
+from parallel_core.errors import WITH_USAGE, EmptyResponseError
 from parallel_core.progress import Progress, ProgressReporter
 from parallel_core.types import Usage
 
@@ -33,9 +33,11 @@ class UsageTally:
             self._told += usage
 
     def add_failed(self, error: Exception) -> None:
-        """A call has failed. That of a stream tells what had been used."""
-        if isinstance(error, WITH_A_PART):
+        """A call has failed. Some failures tell what had been used."""
+        if isinstance(error, WITH_USAGE):
             self._told += error.usage or Usage()
+            # An answer that was paid for, unlike a stream of which nothing had come.
+            self._not_told += isinstance(error, EmptyResponseError) and error.usage is None
 
     def usage(self) -> Usage:
         return self._told + Usage(unpriced_calls=self._not_told)

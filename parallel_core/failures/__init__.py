@@ -1,6 +1,21 @@
 """What an exception means, and what is to be done about it: one table for the whole package."""
 
 from .evidence import Evidence, evidence_of
-from .table import KINDS, MAY_PASS, Failure, FailureKind, classify
+from .lines import CODES, classify_line, code_of_class
+from .table import FINAL, KINDS, MAY_PASS, NOT_FINAL, Failure, FailureKind, checked_kinds, classify
 
-__all__ = ["KINDS", "MAY_PASS", "Evidence", "Failure", "FailureKind", "classify", "evidence_of"]
+__all__ = [
+    "CODES",
+    "FINAL",
+    "KINDS",
+    "MAY_PASS",
+    "NOT_FINAL",
+    "Evidence",
+    "Failure",
+    "FailureKind",
+    "checked_kinds",
+    "classify",
+    "classify_line",
+    "code_of_class",
+    "evidence_of",
+]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import re
 import typing
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Collection
+from typing import Literal, TypeAlias, cast
 
 import msgspec
 
@@ -20,7 +20,9 @@ from parallel_core.errors import (
     BatchDeadlineError,
     BudgetExceededError,
     CallCancelledError,
+    EmptyResponseError,
     InvalidRequestError,
+    NoCompletionError,
     NotSentError,
     RequestTimeoutError,
     StoppedError,
@@ -49,6 +51,40 @@ MAY_PASS: frozenset[FailureKind] = frozenset(
     ("overloaded", "cooling_down", "unreachable", "local", "timeout")
 )
 """Kinds that may be gone at the next attempt."""
+
+FINAL: frozenset[FailureKind] = frozenset(("request",))
+"""Kinds that would come again, however often the request is sent."""
+
+NOT_FINAL: frozenset[FailureKind] = frozenset(KINDS) - FINAL
+"""Kinds that a later run sends again if it is asked to: a key may be fixed by then, a bug too."""
+
+
+def checked_kinds(name: str, value: object) -> frozenset[FailureKind]:
+    """Return the kinds of failures that an option names.
+
+    Args:
+        name: of the option.
+        value: True for all kinds that are not final, False for none, or a collection of kinds.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: there is no such kind.
+    """
+    if isinstance(value, bool):
+        return NOT_FINAL if value else frozenset()
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(
+            f"{name} must be True, False or a collection of kinds of failures, not "
+            f"{type(value).__qualname__}"
+        )
+    kinds = cast("Collection[FailureKind]", value)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(
+            f"{name}: there is no kind of failure {', '.join(map(repr, unknown))}; the kinds are "
+            f"{', '.join(KINDS)}"
+        )
+    return frozenset(kinds)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -131,8 +167,13 @@ def _is(*kinds: type[BaseException]) -> Callable[[Evidence], bool]:
     return lambda evidence: isinstance(evidence.exception, kinds)
 
 
+CLASS_NAMES: set[str] = set()
+"""Names of classes that rows of the table ask for."""
+
+
 def _named_class(*names: str) -> Callable[[Evidence], bool]:
     wanted = frozenset(names)
+    CLASS_NAMES.update(wanted)
     return lambda evidence: not wanted.isdisjoint(evidence.names)
 
 
@@ -236,6 +277,7 @@ _NO_CREDIT = _says(
     "insufficient (?:credits?|balance|funds)",
     "payment required",
     "out of credits?",
+    "budget has been exceeded",
 )
 _QUOTA_OF_A_DAY = _says(
     r"\blimit: 0\b",
@@ -253,6 +295,8 @@ _UNREADABLE_ANSWER = _says(
     "empty or invalid response from llm endpoint",
     "unable to get json response",
     "invalid response object",
+    "provider returned a response with no 'choices'",
+    "provider returned 'choices' that is not a list",
 )
 
 
@@ -266,6 +310,8 @@ _TABLE: tuple[_Row, ...] = (
     _Row("unknown", None, "the call was cancelled by its own code", _is(CallCancelledError)),
     _Row("timeout", True, "the request took longer than its timeout", _is(RequestTimeoutError)),
     _Row("timeout", True, "the stream stalled", _is(StreamStalledError)),
+    _Row("answer", True, "the answer has no choices", _is(EmptyResponseError)),
+    _Row("answer", True, "the answer is no chat completion", _is(NoCompletionError)),
     # This machine.
     _Row(
         "unknown",
