@@ -27,7 +27,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trou
 from routers import run_with_routers
 
 IN_FLIGHT = {"fixed": 8, "auto": 20}  # calls, at most; of auto what it has in these few seconds
-SHORTEST_TIMEOUT = 0.5  # seconds, of the deployments of a model that hangs
+SHORTEST_TIMEOUT = 2.0  # seconds, of the deployments of a model that hangs
 DOOMED = 30  # requests of a model whose account is at fault
 
 
