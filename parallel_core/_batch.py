@@ -7,7 +7,6 @@ waits on) is its :class:`~parallel_core._slot_host.SlotHost`.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 import sys
@@ -29,7 +28,7 @@ from ._waiting import Places, Waiters
 from .control._call import TryAgainLater
 from .control.adaptive import LimitChange
 from .control.watching import UsageTally
-from .errors import BatchAbortedError, cancelled_unasked
+from .errors import BatchAbortedError, add_note, cancelled_unasked
 from .types import RouterParallelRequest, StreamChunk, Usage
 
 logger = logging.getLogger("parallel_core")
@@ -266,7 +265,7 @@ class BatchCore(Generic[ResultT]):
             return
         known = self._error or self._crash
         if known is not None:
-            note(known, f"then a control failed: {error!r}")
+            add_note(known, f"then a control failed: {error!r}")
         elif self.stopping:  # the consumer is on its way out, and is told there
             self._crash = error
         else:
@@ -532,7 +531,7 @@ class BatchCore(Generic[ResultT]):
         """
         if self.stopping:
             return
-        note(error, f"raised by {origin}")
+        add_note(error, f"raised by {origin}")
         self._error = error
         self.stop()
 
@@ -550,7 +549,7 @@ class BatchCore(Generic[ResultT]):
         if self._error is not None and not interrupt:
             # The first error stays the one that comes out.
             if not isinstance(exception, BatchAbortedError):
-                note(self._error, f"then its batch failed to end: {exception!r}")
+                add_note(self._error, f"then its batch failed to end: {exception!r}")
         elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()
@@ -576,12 +575,6 @@ class BatchCore(Generic[ResultT]):
         error = self._error if self._crash is None else self._crash
         self._crash = self._error = None
         return error
-
-
-def note(error: BaseException, text: str) -> None:
-    # Some exceptions cannot be written to: they come out without the note.
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
 
 
 def describe(index: int, item: object) -> str:

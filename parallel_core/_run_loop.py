@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ._failures import kind_of
+from ._failures import error_name
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
@@ -291,7 +291,7 @@ class Run:
         error = result.exception
         entry = self._entry(custom_id, result, returned)
         if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else kind_of(error)
+            self._last_error = "NoAnswerError" if error is None else error_name(error)
             self._errors[self._last_error] += 1
             if self._fail_fast and not self.stopping.stopped:
                 self._failed_first = True

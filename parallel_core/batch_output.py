@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ._failures import Failure, failure_of, kind_of
+from ._failures import LineFailure, error_name, failure_of
 from ._input_records import InputProblem
 from ._json_lines import json_line, one_line, read_json_line
 from ._redaction import Redactor
@@ -31,11 +31,16 @@ __all__ = [
     "unwritable_line",
 ]
 
-_NO_ANSWER = Failure(
-    None, "empty_response", "the call has ended without an answer: the stream had nothing in it"
+_NO_ANSWER = LineFailure(
+    "answer",
+    None,
+    "empty_response",
+    "the call has ended without an answer: the stream had nothing in it",
 )
 _COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-_STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat completion")
+_STRANGE_ANSWER = LineFailure(
+    "answer", None, "invalid_response", "the answer is no chat completion"
+)
 
 
 # --- writing ---
@@ -98,7 +103,7 @@ def has_answer(result: RouterParallelResult) -> bool:
     return _failure(result) is None
 
 
-def _failure(result: RouterParallelResult) -> Failure | None:
+def _failure(result: RouterParallelResult) -> LineFailure | None:
     if result.exception is not None:
         return failure_of(result.exception)
     if result.response is None:
@@ -214,7 +219,7 @@ def call_statistics(
     exception = result.exception
     error: str | None = None
     if failure is not None:
-        error = failure.code if exception is None else kind_of(exception)
+        error = failure.code if exception is None else error_name(exception)
     used = usage or result.usage or _told_usage(result.response)
     return CallStatistics(
         custom_id=custom_id,

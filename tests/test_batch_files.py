@@ -1069,6 +1069,8 @@ def read(line: bytes) -> tuple[OutputLine, dict[str, Any]]:
 class FromProvider(Exception):
     """As litellm's exceptions are."""
 
+    __module__ = "litellm.exceptions"
+
     def __init__(self, status: int, **fields: Any) -> None:
         super().__init__("not this text")
         self.status_code = status
@@ -1177,10 +1179,11 @@ def test_the_id_of_a_request_at_the_provider_is_told() -> None:
 
 def test_an_error_of_an_earlier_attempt_is_not_that_of_the_last() -> None:
     exception = FromProvider(503, litellm_response_headers={"server": "x"}, body=None)
-    caused_by(exception, caused_by(FromProvider(429, body=ERROR), FromProvider(503, body=ERROR)))
+    earlier = FromProvider(429, body={"message": "an earlier one"})
+    caused_by(exception, caused_by(FromProvider(503, body=ERROR), earlier))
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["body"]["error"] == ERROR
-    caused_by(exception, FromProvider(429, body=ERROR))
+    caused_by(exception, earlier)
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["body"]["error"]["code"] is None
 

@@ -13,7 +13,6 @@ Three rules, for each model of a batch by itself:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 from collections.abc import Callable, Hashable
@@ -27,6 +26,7 @@ from parallel_core.errors import (
     RequestTimeoutError,
     StreamInterruptedError,
     StreamStalledError,
+    add_note,
 )
 from parallel_core.failures import Failure, classify
 
@@ -363,12 +363,6 @@ class Retrying:
             return
         if self._order.make_room(model):
             self._engine.look_again()
-
-
-def add_note(error: Exception, text: str) -> None:
-    """Add a note to an exception that takes one."""
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
 
 
 def not_sent(index: int, model: str | None, cause: Exception) -> NotSentError:
