@@ -28,7 +28,14 @@ from ._waiting import Places, Waiters
 from .control._call import TryAgainLater
 from .control.adaptive import LimitChange
 from .control.watching import UsageTally
-from .errors import BatchAbortedError, add_note, cancelled_unasked
+from .errors import (
+    BatchAbortedError,
+    BudgetExceededError,
+    InvalidRequestError,
+    NotSentError,
+    add_note,
+    cancelled_unasked,
+)
 from .types import RouterParallelRequest, StreamChunk, Usage
 
 logger = logging.getLogger("parallel_core")
@@ -37,6 +44,9 @@ logger = logging.getLogger("parallel_core")
 # Input order needs more room, or one slow call would idle the other slots.
 COMPLETION_ORDER_WINDOW = 2
 INPUT_ORDER_WINDOW = 8
+
+# Raised in place of an attempt.
+_REFUSED = (BudgetExceededError, InvalidRequestError, NotSentError)
 
 COROUTINE: Any = types.CoroutineType  # what `async def` gives
 
@@ -398,18 +408,24 @@ class BatchCore(Generic[ResultT]):
                 del self.calls[index]
                 # A slot that waits for its next call keeps nothing of the last one.
                 run = coroutine = trap = rest = None
+            attempts = 0 if isinstance(failure, _REFUSED) else 1
             if entry is not None:
                 began, started_at = self._call_ended(entry, began, started_at)
                 if isinstance(failure, TryAgainLater):
+                    attempts = int(failure.counts)
                     if not self.stopping:
+                        entry.attempts += attempts
                         self._postpone(entry, failure.delay)
                         del item, value, failure
                         continue
                     failure = failure.error
+                attempts += entry.attempts
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
-                self._deliver(index, result_type(index, item, value, None, started_at, duration))
+                self._deliver(
+                    index, result_type(index, item, value, None, started_at, duration, attempts)
+                )
                 if tally is not None:
                     self._count_usage(tally, item, value)
             else:
@@ -419,7 +435,8 @@ class BatchCore(Generic[ResultT]):
                 failure = as_the_calls_own(failure)
                 if plan.return_exceptions:
                     self._deliver(
-                        index, result_type(index, item, None, failure, started_at, duration)
+                        index,
+                        result_type(index, item, None, failure, started_at, duration, attempts),
                     )
                 else:
                     self._fail(failure, describe(index, item))

@@ -16,7 +16,6 @@ from ._input_records import InputProblem
 from ._json_lines import json_line, one_line, read_json_line
 from ._redaction import Redactor
 from ._result_lines import NULL, read_result_line
-from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
 
@@ -24,6 +23,7 @@ __all__ = [
     "OutputLine",
     "Redactor",
     "call_statistics",
+    "failure_in",
     "has_answer",
     "parse_output_line",
     "problem_line",
@@ -60,7 +60,7 @@ def result_line(
     written as litellm gave it, whatever is in it. What the redactor takes out is not in the errors
     and not in the ids of the provider; a ``custom_id`` is left as it is.
     """
-    failure = _failure(result)
+    failure = failure_in(result)
     if failure is None:
         response = {
             "status_code": 200,
@@ -88,11 +88,13 @@ def problem_line(problem: InputProblem) -> bytes:
 
 def unwritable_line(
     custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
-) -> bytes:
-    """The line of a request whose result cannot be written down: its answer, or its error, is
-    nested too deep, or is an object that raises when it is looked at."""
+) -> tuple[bytes, LineFailure]:
+    """The line of a request whose result cannot be written down, and what it says: its answer, or
+    its error, is nested too deep, or is an object that raises when it is looked at."""
     message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
-    return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
+    failure = LineFailure("answer", None, "invalid_response", message)
+    written = {"code": failure.code, "message": message}
+    return _line(custom_id, None, written, returned), failure
 
 
 def has_answer(result: RouterParallelResult) -> bool:
@@ -100,10 +102,11 @@ def has_answer(result: RouterParallelResult) -> bool:
 
     A call can succeed and have no answer: a stream may end before it has begun.
     """
-    return _failure(result) is None
+    return failure_in(result) is None
 
 
-def _failure(result: RouterParallelResult) -> LineFailure | None:
+def failure_in(result: RouterParallelResult) -> LineFailure | None:
+    """How a call failed; None if it has an answer."""
     if result.exception is not None:
         return failure_of(result.exception)
     if result.response is None:
@@ -215,7 +218,7 @@ def call_statistics(
         result: of the call.
         usage: what it has used, where that is known; if None, it is what the result tells.
     """
-    failure = _failure(result)
+    failure = failure_in(result)
     exception = result.exception
     error: str | None = None
     if failure is not None:
@@ -229,6 +232,7 @@ def call_statistics(
         ok=failure is None,
         status_code=200 if failure is None else failure.status_code,
         error=error,
+        failure_kind=None if failure is None else failure.kind,
         attempts=_attempts(result),
         time_to_first_chunk=result.time_to_first_chunk,
         prompt_tokens=used.prompt_tokens,
@@ -241,16 +245,14 @@ def call_statistics(
 
 
 def _attempts(result: RouterParallelResult) -> int:
-    exception = result.exception
-    if isinstance(exception, BudgetExceededError | InvalidRequestError):
+    """Attempts of the batch, and those of the Router inside of the last one."""
+    if not result.attempts:
         return 0
-    if isinstance(exception, BatchDeadlineError) and not result.duration:
-        return 0
-    if exception is not None:
-        return 1 + _count(getattr(exception, "num_retries", None))
+    if result.exception is not None:
+        return result.attempts + _count(getattr(result.exception, "num_retries", None))
     headers = _headers(result.response)
     retries = _count(headers.get("x-litellm-attempted-retries"))
-    return 1 + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
+    return result.attempts + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
 
 
 def _told_usage(response: Any) -> Usage:

@@ -1372,9 +1372,9 @@ def test_statistics_say_what_has_been_used() -> None:
 
 
 def test_what_was_not_sent_has_no_attempts() -> None:
-    over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0))
+    over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0), attempts=0)
     assert call_statistics("a", over_budget, None).attempts == 0
-    not_begun = result_of(BatchDeadlineError(0, 1.0))
+    not_begun = result_of(BatchDeadlineError(0, 1.0), attempts=0)
     assert call_statistics("a", not_begun, None).attempts == 0
     begun = result_of(BatchDeadlineError(0, 1.0), duration=0.5)
     assert call_statistics("a", begun, None).attempts == 1

@@ -264,7 +264,7 @@ class Retrying:
                     wait = 1.0
                 else:
                     wait = max(1.0, until - anyio.current_time())
-                raise TryAgainLater(not_sent(index, model, gate.cause), wait)
+                raise TryAgainLater(not_sent(index, model, gate.cause), wait, counts=False)
             began = anyio.current_time()
             gate.in_flight += 1
             try:
@@ -310,7 +310,7 @@ class Retrying:
             return error
         attempts.waited += wait
         self._attempts[index] = attempts
-        return TryAgainLater(error, wait)
+        return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
 
     def _wait(
         self,

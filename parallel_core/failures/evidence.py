@@ -185,12 +185,35 @@ class Evidence:
     def headers(self) -> Mapping[str, str]:
         """Headers of the answer, names in lower case."""
         for error in self.chain:
-            for holder in (error, getattr(error, "response", None)):
+            for holder in (error, _field(error, "response")):
                 for name in ("litellm_response_headers", "headers"):
-                    headers = getattr(holder, name, None)
+                    headers = _field(holder, name)
                     if headers is not None and hasattr(headers, "items") and len(headers):
                         return {str(key).lower(): str(value) for key, value in headers.items()}
         return {}
+
+    @cached_property
+    def address(self) -> str | None:
+        """Host and port that the request was sent to; None if nobody knows."""
+        for error in reversed(self.chain):
+            if type(error).__module__.startswith("litellm."):
+                continue  # theirs may be made up
+            url = _field(_field(error, "request"), "url")
+            host = _field(url, "host")
+            if isinstance(host, str) and host:
+                port = _field(url, "port")
+                host = f"[{host}]" if ":" in host else host
+                return f"{host}:{port}" if type(port) is int else host
+        return None
+
+    @cached_property
+    def deployment(self) -> str | None:
+        """The model that litellm asked its provider for; None if nobody knows."""
+        for error in self.chain:
+            model = _field(error, "model")
+            if type(error).__module__ == _LITELLM_EXCEPTIONS and isinstance(model, str) and model:
+                return model
+        return None
 
     def attribute(self, name: str) -> Any:
         """The first attribute of this name in the chain that is not None."""
@@ -247,7 +270,10 @@ def class_names(error: BaseException) -> set[str]:
 
 
 def _field(value: object, name: str) -> Any:
-    return getattr(value, name, None)
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - of any library: httpx raises where an error has no request
+        return None
 
 
 def _status(value: object) -> int | None:

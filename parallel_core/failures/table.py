@@ -102,6 +102,10 @@ def classify(exception: BaseException) -> Failure:
 def classify_evidence(evidence: Evidence) -> Failure:
     """:func:`classify` of an exception whose facts have been collected already."""
     row = next(row for row in _TABLE if row.fits(evidence))
+    if row.kind == "cooling_down" and len(evidence.chain) > 1:
+        earlier = classify(evidence.chain[1])
+        if earlier.kind == "account":
+            return earlier  # the Router only says that it pauses; this is why
     status = evidence.answer_status
     reason = row.reason + _named(evidence, status)
     # litellm raises this when a stream fails that has given text already.
