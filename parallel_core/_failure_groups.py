@@ -31,7 +31,9 @@ _SUBJECTS: Final = (
 
 _TOKEN = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-_IN_QUOTES = re.compile(r"""'(.+?)'|"(.+?)"|`(.+?)`|“(.+?)”|‘(.+?)’|«(.+?)»|\[(.+?)\]|\((.+?)\)""")
+_IN_QUOTES = re.compile(
+    r"""'(.+?)'|"(.+?)"|`(.+?)`|“(.+?)”|\u2018(.+?)\u2019|«(.+?)»|\[(.+?)\]|\((.+?)\)"""
+)
 # Parts of a key: sk-abc***wxyz, sk-abc...wxyz.
 _MASKED = re.compile(r"""[^\s"'<>,;]*[*•]{2,}[^\s"'<>,;]*|[\w\-]+(?:\.{3}|…)[\w\-]+""")
 

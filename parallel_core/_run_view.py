@@ -432,9 +432,8 @@ def _picture(progress: RunProgress) -> Group:
     for group in progress.failures[:_MOST_GROUPS]:
         text = printable(describe_group(group))
         rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
-    if more := len(progress.failures) - _MOST_GROUPS:
-        if more > 0:
-            rows.append(Text(f"and {more} more kinds of failures", style="red"))
+    if (more := len(progress.failures) - _MOST_GROUPS) > 0:
+        rows.append(Text(f"and {more} more kinds of failures", style="red"))
     return Group(*rows)
 
 

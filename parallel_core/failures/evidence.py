@@ -132,7 +132,7 @@ class Evidence:
 
     @cached_property
     def sent_error(self) -> Mapping[str, Any]:
-        """The error object of a body that is there as the server sent it; empty if there is none."""
+        """The error object of a body as the server sent it; empty if there is none."""
         for error in self.chain:
             body = _field(error, "body")
             found = _error_in(body)
