@@ -34,6 +34,21 @@ _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _IN_QUOTES = re.compile(
     r"""'(.+?)'|"(.+?)"|`(.+?)`|“(.+?)”|\u2018(.+?)\u2019|«(.+?)»|\[(.+?)\]|\((.+?)\)"""
 )
+# Words that a provider uses whatever the request says.
+_USUAL = frozenset(
+    _TOKEN.findall("""
+    access account again allowed also been being billing cannot check content context contains
+    could credit current deployed deployment does down error exceed exceeded exceeds exist expected
+    failed field find fits following format found from generate have here however http https input
+    into internal invalid json later length less limit limits long longer many maximum message
+    messages might minute missing model models more must need only organization output overloaded
+    parameter part per permission plan please policy prompt property provided quota range rate
+    reached reduce refused request requested requests required response resulted retry schema second
+    seconds server service should slow such supported system temporarily than that their there they
+    this time token tokens tool tools trying type unavailable unexpected unknown unsupported upgrade
+    used user using valid value values visit wait were when with would your
+    """)
+)
 # Parts of a key: sk-abc***wxyz, sk-abc...wxyz.
 _MASKED = re.compile(r"""[^\s"'<>,;]*[*•]{2,}[^\s"'<>,;]*|[\w\-]+(?:\.{3}|…)[\w\-]+""")
 
@@ -127,9 +142,8 @@ def blocked_message(model: str, error: BaseException, redactor: Redactor) -> str
 def _quotes(said: str, request: RouterParallelRequest) -> bool:
     """Return True if something of the request may be in a text. In doubt, it is.
 
-    A quotation is a whole text of the request; twelve characters in a row; what is in quotes; a
-    word behind a colon; or one that hardly stands there by chance: a number, a name of letters and
-    digits, a word in another script.
+    A quotation is a whole text of the request; twelve characters in a row; what is in quotes; or a
+    word that is unusual in such texts: a number, a name, a word in another script.
     """
     said = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), said)
     try:
@@ -144,7 +158,11 @@ def _quotes(said: str, request: RouterParallelRequest) -> bool:
     return (
         any(run in contents for run in _runs(words, _LONGEST_CHANCE))
         or any(_is_cut_from(part, contents) for part in _quoted_in(said))
-        or any(_part_is_in(word, contents) for word in _suspects(said.lower()))
+        or any(
+            _part_is_in(word, contents)
+            for word in _TOKEN.findall(said.lower())
+            if _is_unusual(word)
+        )
     )
 
 
@@ -163,19 +181,15 @@ def _is_cut_from(part: str, contents: str) -> bool:
     return (part if len(inner) <= _SHORTEST_NAME else inner) in contents
 
 
-def _suspects(said: str) -> Iterator[str]:
-    yield from (word for word in _TOKEN.findall(said) if _is_a_name(word))
-    behind_colon = _TOKEN.findall(said.partition(": ")[2])
-    yield from (word for word in behind_colon if len(word) > _SHORTEST_NAME)
-
-
 def _words(text: str) -> str:
     """The words of a text with a space on both sides of each."""
     return f" {' '.join(_TOKEN.findall(text.lower()))} "
 
 
-def _is_a_name(word: str) -> bool:
-    return len(word) >= _SHORTEST_NAME and not (word.isascii() and word.isalpha())
+def _is_unusual(word: str) -> bool:
+    if word.isascii() and word.isalpha():
+        return len(word) > _SHORTEST_NAME and word not in _USUAL
+    return len(word) >= _SHORTEST_NAME
 
 
 def _part_is_in(word: str, contents: str) -> bool:
