@@ -45,7 +45,7 @@ from .router_api import (
     install,
     uninstall,
 )
-from .run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
+from .run_file import FailureGroup, RunOpening, RunProgress, RunStop, RunSummary, run_file
 from .trio_router import (
     RouterHost,
     RouterHostName,
@@ -79,6 +79,7 @@ __all__ = [
     "Controls",
     "DifferentRunError",
     "Failure",
+    "FailureGroup",
     "FailureKind",
     "Hedge",
     "InputFile",

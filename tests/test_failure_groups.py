@@ -16,6 +16,7 @@ from rich.console import Console
 from hosts import ASYNCIO_HOSTS, in_virtual_time
 from parallel_core import Retry, RouterParallelRequest, RouterParallelResult
 from parallel_core._failure_groups import FailureGroups, safe_message
+from parallel_core._failures import LineFailure
 from parallel_core._router_members import retire
 from parallel_core._run_view import JsonView, TextView, describe_end
 from parallel_core.batch_output import Redactor, failure_in
@@ -102,6 +103,7 @@ def test_an_exception_without_an_answer_is_named_and_not_quoted() -> None:
 
 def test_groups_are_as_many_as_kinds_and_statuses() -> None:
     groups = FailureGroups(Redactor())
+    failure: LineFailure | None = None
     for number in range(1000):
         error = HTTPStatusError((429, 503, 400, 401)[number % 4], f"message {number}")
         result = RouterParallelResult(number, request_of(), exception=error)
@@ -109,6 +111,7 @@ def test_groups_are_as_many_as_kinds_and_statuses() -> None:
         assert failure is not None
         first = groups.add(f"id-{number}", failure, result)
         assert (first is None) == (number >= 4)
+    assert failure is not None
     groups.add("one more", failure, result)
     assert groups.all()[0] == FailureGroup(
         "account", 251, "401: message 3", ["id-3", "id-7", "id-11"], 401
@@ -351,7 +354,7 @@ def test_statistics_count_what_the_batch_sent_again(tmp_path: Path) -> None:
     def answer(number: int) -> web.Response:
         if number < 2:
             return web.json_response(
-                {"error": {"message": "slow"}}, 429, headers={"retry-after-ms": "1"}
+                {"error": {"message": "slow"}}, status=429, headers={"retry-after-ms": "1"}
             )
         return web.json_response(COMPLETION) if number < 3 else failing(400, "bad")
 

@@ -128,7 +128,10 @@ class Evidence:
 
         litellm keeps a body for some statuses only; others are quoted in its message.
         """
-        return self.sent_error or next(filter(None, map(_error_in, self._quoted())), {})
+        for document in () if self.sent_error else self._quoted():
+            if error := _error_in(document):
+                return error
+        return self.sent_error
 
     @cached_property
     def sent_error(self) -> Mapping[str, Any]:
