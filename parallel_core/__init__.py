@@ -46,7 +46,7 @@ from .router_api import (
     install,
     uninstall,
 )
-from .run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
+from .run_file import FailureGroup, RunOpening, RunProgress, RunStop, RunSummary, run_file
 from .trio_router import (
     RouterHost,
     RouterHostName,
@@ -81,6 +81,7 @@ __all__ = [
     "DifferentRunError",
     "EmptyResponseError",
     "Failure",
+    "FailureGroup",
     "FailureKind",
     "Hedge",
     "InputFile",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,9 @@ _FAILURE, _ANSWER = 1, 2
 _MOST_MODELS = 1000
 _MOST_KINDS = 100
 _ERROR_WITHOUT_NAME = "error"
+_MOST_IDS = 64  # of failures of a kind: some of them may have an answer in the end
 _LONGEST_NAME = 120  # characters
+_LONGEST_MESSAGE = 200  # characters
 _LATEST = 1e11  # seconds since the epoch: whatever is later is no time
 _MOST_USD = 1e12
 _HIGHEST_LIMIT = 10**9
@@ -57,7 +60,7 @@ class Names:
         number = self._numbers.get(name)
         if number is None:
             full = len(self.names) >= self._most
-            shown = self._others if full else _printable(name) or NO_NAME
+            shown = self._others if full else shown_name(name) or NO_NAME
             if shown not in self._numbers:
                 self._numbers[shown] = len(self.names)
                 self.names.append(shown)
@@ -99,6 +102,8 @@ class Records:
         outcome: the kind of those requests that ended otherwise in the output than in their row.
         tallies: sums, by the number of the model.
         limits: the limits of calls in flight: since when, how many, whether it is a change.
+        messages: of failures, by the number of the kind.
+        failed_ids: ids of some requests that failed at some time, by the number of the kind.
         notes: what a reader of the report should know.
     """
 
@@ -118,6 +123,8 @@ class Records:
         self.outcome: dict[int, int] = {}
         self.tallies: dict[int, Tally] = {}
         self.limits: list[tuple[float, int, bool]] = []
+        self.messages: dict[int, str] = {}
+        self.failed_ids: defaultdict[int, list[str]] = defaultdict(list)
         self.notes: list[str] = []
 
     def add_call(self, call: CallStatistics) -> None:
@@ -128,9 +135,13 @@ class Records:
         cost = call.cost if call.cost is not None and 0.0 <= call.cost < _MOST_USD else None
         self.last[hash(call.custom_id)] = len(self.model)
         self.model.append(model)
-        self.kind.append(
-            OK if call.ok else self.kinds.number(_kind(call.error or "failed", call.status_code))
-        )
+        kind = OK
+        if not call.ok:
+            name = call.failure_kind or call.error or "failed"
+            kind = self.kinds.number(_kind(name, call.status_code))
+            if call.message:
+                self.messages.setdefault(kind, shown_name(call.message, _LONGEST_MESSAGE))
+        self.kind.append(kind)
         self.started.append(call.started_at if sent else _UNKNOWN)
         self.duration.append((call.duration if sane else 0.0) if sent else _UNKNOWN)
         self.cost.append(_UNKNOWN if cost is None else cost)
@@ -170,6 +181,16 @@ class Records:
                 tally.cached_tokens += usage.prompt_tokens_details.cached_tokens or 0
             if usage.completion_tokens_details is not None:
                 tally.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens or 0
+
+    def outcome_of(self, row: int) -> int:
+        """The kind in which a request ended, by the row of its last call."""
+        return self.outcome.get(row, self.kind[row])
+
+    def note_failure(self, custom_id: str) -> None:
+        """Keep the id of a request that failed, as long as there are few."""
+        ids = self.failed_ids[self.outcome_of(self.last[hash(custom_id)])]
+        if len(ids) < _MOST_IDS and custom_id not in ids:
+            ids.append(custom_id)
 
     def kind_of(self, result: ResultLine) -> int:
         """The number of the kind of failure of a line of the output."""
@@ -238,8 +259,10 @@ def _read_results(paths: RunPaths, records: Records) -> None:
             elif result.ok or seen[row] != _ANSWER:
                 # An answer takes precedence: the failure is of an attempt before a retry.
                 seen[row] = _ANSWER if result.ok else _FAILURE
-                if result.ok != (records.outcome.get(row, records.kind[row]) == OK):
+                if result.ok != (records.outcome_of(row) == OK):
                     records.outcome[row] = records.kind_of(result)
+            if not result.ok:
+                records.note_failure(result.custom_id)
     if measured and without_statistics:
         records.notes.append(
             f"Results that are not in the statistics: {without_statistics:,}. Their latency, cost "
@@ -368,9 +391,9 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _printable(name: str) -> str:
+def shown_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """A name that can be shown anywhere: a terminal obeys control characters."""
     text = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -8,19 +8,29 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from ._report_model import Histogram, LimitReport, ModelReport, Percentiles, RunReport, Timeline
-from ._report_records import NO_FINISH, OK, Records, Tally
+from ._report_model import (
+    FailureReport,
+    Histogram,
+    LimitReport,
+    ModelReport,
+    Percentiles,
+    RunReport,
+    Timeline,
+)
+from ._report_records import NO_FINISH, OK, Records, Tally, shown_name
 from ._report_time import active_time, limit_report, peak_in_flight, timeline
 
 _SHORTEST = 1e-4  # seconds: what took less is shown as this in the histogram
 _BINS_PER_DECADE = (10, 20, 40)
 _ENOUGH_BINS = 18
+_MOST_IDS = 3
 
 
 def report_of(records: Records, name: str) -> RunReport:
     """The report of a run. The records are used up by it."""
     outcomes = _outcomes(records)
     finishes, without_text = _finishes(records)
+    failed_ids = _failed_ids(records)
     # The largest part of the memory: it is not needed any more.
     records.last.clear()
     seconds, peak = 0.0, 0
@@ -83,6 +93,16 @@ def report_of(records: Records, name: str) -> RunReport:
         peak_in_flight=peak,
         total=total,
         models=models,
+        failures=[
+            FailureReport(
+                name,
+                count,
+                records.messages.get(number, ""),
+                [shown_name(custom_id) for custom_id in failed_ids.get(number, [])[:_MOST_IDS]],
+            )
+            for name, count in total.failures.items()
+            for number in (records.kinds.names.index(name),)
+        ],
         limit=limit,
         timeline=course,
         latency=_histogram(records),
@@ -107,6 +127,16 @@ def _finishes(records: Records) -> tuple[Counter[tuple[int, str]], Counter[int]]
                 reasons[model, records.finishes.names[finish]] += 1
             without_text[model] += records.without_text[row]
     return reasons, without_text
+
+
+def _failed_ids(records: Records) -> dict[int, list[str]]:
+    """Ids of requests that failed in the end, by the number of their kind."""
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for custom_id in itertools.chain.from_iterable(records.failed_ids.values()):
+        kind = records.outcome_of(records.last[hash(custom_id)])
+        if kind != OK and custom_id not in found[kind]:
+            found[kind].append(custom_id)
+    return found
 
 
 def _model_report(

@@ -101,15 +101,16 @@ def tables(report: RunReport) -> list[Table]:
     made = [
         table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
     ]
-    if report.total.failures:
-        failures: list[tuple[str, ...]] = [
+    if report.failures:
+        made.append(_failures(report))
+    if report.failures and several:
+        by_model: list[tuple[str, ...]] = [
             (name, kind, count(number))
-            for name, model in rows
+            for name, model in rows[:-1]  # without all of them together
             for kind, number in model.failures.items()
         ]
-        sums = len(report.total.failures) if several else 0
         made.append(
-            Table("Failed requests", ("model", "kind", "requests"), failures, names=2, sums=sums)
+            Table("Failed requests of each model", ("model", "kind", "requests"), by_model, names=2)
         )
     if report.total.finish_reasons:
         finishes: list[tuple[str, ...]] = [
@@ -148,6 +149,19 @@ def tables(report: RunReport) -> list[Table]:
     if report.total.calls:
         made.append(table("Cost", ("USD", "USD per 1,000 answers", "calls without a price"), _cost))
     return made
+
+
+def _failures(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            failure.kind,
+            failure.message or NOTHING,
+            ", ".join(failure.custom_ids) or NOTHING,
+            count(failure.requests),
+        )
+        for failure in report.failures
+    ]
+    return Table("Failed requests", ("kind", "what one said", "ids", "requests"), rows, names=3)
 
 
 def facts(report: RunReport) -> list[tuple[str, str]]:

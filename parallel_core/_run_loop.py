@@ -15,13 +15,15 @@ import anyio.to_thread
 import msgspec
 
 from ._answers import add_finish
+from ._failure_groups import FailureGroups, blocked_message
+from ._failures import LineFailure
 from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
     Redactor,
     call_statistics,
-    error_of,
+    failure_in,
     problem_line,
     result_line,
     unwritable_line,
@@ -135,13 +137,12 @@ class Run:
         self._failed_first = False
         self.input_error: str | None = None  # why the input could not be read to its end
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
-        self._errors = Counter[str]()
+        self._failures = FailureGroups(redactor)
         self._finish_reasons = Counter[str]()
         self._without_text = 0
-        self._final_failures = 0
-        self._blocked: dict[str, str] = {}  # why requests of a model do not get through
+        # Why requests of a model do not get through.
+        self._blocked: dict[str, BaseException] = {}
         self._account_failures = defaultdict[str, list[Any]](list)  # by model, without a line yet
-        self._last_error: str | None = None
         self._failure: BaseException | None = None
         self._ended = anyio.Event()
         self._changes = 0
@@ -198,8 +199,9 @@ class Run:
                 if not self._journal.is_finished(custom_id):
                     line = problem_line(problem)
                     await self._journal.append(JournalEntry(custom_id, line, ok=False))
-                    self._errors[problem.code] += 1
-                    self._final_failures += 1
+                    message = f"{problem.code}: line {problem.line}: {problem.message}"
+                    failure = LineFailure("request", None, problem.code, message)
+                    self._failures.add(custom_id, failure)
 
     def requests(self) -> Iterator[RouterParallelRequest]:
         """What is to be sent. It ends where the input has become another one."""
@@ -299,14 +301,9 @@ class Run:
         if measured.ok:
             add_finish(self._finish_reasons, measured.finish_reason)
             self._without_text += measured.without_text
-        else:
-            error = error_of(result)
-            self._final_failures += error is not None and classify(error).kind in FINAL
-            self._last_error = measured.error or "unknown"
-            self._errors[self._last_error] += 1
-            if self._fail_fast and not self.stopping.stopped:
-                self._failed_first = True
-                self.stopping.stop(self._grace)
+        elif self._fail_fast and not self.stopping.stopped:
+            self._failed_first = True
+            self.stopping.stop(self._grace)
         try:
             await self._journal.append(entry)
         except JournalError as failure:
@@ -334,12 +331,13 @@ class Run:
             self._seen[type(error)] += 1
             return True
         if isinstance(error, NotSentError):
-            self._blocked[model] = error.reason
+            self._blocked[model] = error.__cause__ or error
             return True
         failure = classify(error)
         if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
             return False
-        self._blocked[model] = failure.reason
+        if failure.kind != "cooling_down" or model not in self._blocked:
+            self._blocked[model] = error  # a Router that pauses does not say why
         waiting = self._account_failures[model]
         if failure.kind == "account" and len(waiting) < _MOST_WITHOUT_A_LINE:
             waiting.append((custom_id, result, returned))
@@ -371,9 +369,13 @@ class Run:
             usage = result.usage
             if usage is None and result.response is not None:
                 usage = self._meter.usage_of(result.request, result.response)
+            failure = failure_in(result)
             measured = call_statistics(custom_id, result, usage)
-            return measured, result_line(custom_id, result, self._redactor, returned)
+            line = result_line(custom_id, result, self._redactor, returned)
+            message = None if failure is None else self._failures.add(custom_id, failure, result)
         except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
+            line, failure = unwritable_line(custom_id, error, returned)
+            message = self._failures.add(custom_id, failure)
             measured = CallStatistics(
                 custom_id=custom_id,
                 model=result.request.model,
@@ -381,8 +383,9 @@ class Run:
                 duration=result.duration,
                 ok=False,
                 error=type(error).__name__,
+                failure_kind=failure.kind,
             )
-            return measured, unwritable_line(custom_id, error, returned)
+        return msgspec.structs.replace(measured, message=message), line
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
         for change in itertools.islice(changes, self._changes, None):
@@ -437,7 +440,7 @@ class Run:
             eta=0.0 if not left else None if finished or self.stopping.stopped else eta,
             usage=self._usage if finished else progress.usage,
             limit=progress.limit,
-            last_error=self._last_error,
+            failures=self._failures.all(),
             stopping=self.stopping.stopped,
             finished=finished,
         )
@@ -450,6 +453,8 @@ class Run:
         resent_requests: int,
         not_sorted: str | None,
     ) -> RunSummary:
+        failures = self._failures.all()
+        final = sum(group.count for group in failures if group.kind in FINAL)
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -457,7 +462,7 @@ class Run:
             earlier_failed=self._earlier_failed,
             succeeded=self._succeeded,
             failed=self._failed,
-            errors=dict(self._errors.most_common()),
+            failures=failures,
             unfinished=self._scope.total - self._done,
             cut_off=self.stopping.cut_off,
             usage=self._usage,
@@ -466,11 +471,14 @@ class Run:
             lost_workers=lost_workers,
             resent_requests=resent_requests,
             not_sorted=not_sorted,
-            blocked=dict(self._blocked),
+            blocked={
+                model: blocked_message(model, error, self._redactor)
+                for model, error in self._blocked.items()
+            },
             input_error=self.input_error,
             finish_reasons=dict(self._finish_reasons.most_common()),
             without_text=self._without_text,
-            final_failures=self._earlier_final + self._final_failures,
+            final_failures=self._earlier_final + final,
         )
 
     def _ending(self) -> Ending:

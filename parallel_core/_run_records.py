@@ -7,11 +7,31 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from .failures import FailureKind
 from .journal import JournalOpening
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
 Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input", "blocked"]
+
+
+class FailureGroup(msgspec.Struct, frozen=True):
+    """Failures of a run that have their kind and their status in common.
+
+    Attributes:
+        kind: what they mean (``docs/failures.md``).
+        count: how many there are.
+        message: what the first of them said: the status and the provider's words, shortened;
+            without keys, and without contents of requests.
+        custom_ids: of the first three.
+        status_code: of HTTP; None where there was no answer.
+    """
+
+    kind: FailureKind
+    count: int
+    message: str
+    custom_ids: list[str]
+    status_code: int | None = None
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -30,7 +50,7 @@ class RunProgress(msgspec.Struct, frozen=True):
         eta: seconds until all is done, at this rate; None where that cannot be told.
         usage: tokens, and USD, of the calls of this run.
         limit: calls that may be in flight now.
-        last_error: the kind of the last failure; None where there was none.
+        failures: failures of this run by kind and status, the most frequent first.
         stopping: whether no new calls are made any more.
         finished: whether this is the last snapshot.
     """
@@ -46,7 +66,7 @@ class RunProgress(msgspec.Struct, frozen=True):
     eta: float | None
     usage: Usage
     limit: int
-    last_error: str | None
+    failures: list[FailureGroup]
     stopping: bool
     finished: bool
 
@@ -89,7 +109,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
-        errors: failures of this run by kind, the most frequent first.
+        failures: failures of this run by kind and status, the most frequent first.
         unfinished: requests without a result of this run or, where failures are not sent again, of
             an earlier one; the same run sends them when it is resumed.
         cut_off: those among them whose call was on its way, and may have to be paid for.
@@ -103,8 +123,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             results are in it.
         input_error: why the input could not be read to its end: it is not what was checked any
             more. Nothing that was not checked has been sent.
-        blocked: why requests of a model could not get through, by model: its key was refused, its
-            credit is used up, its server is away. They are unfinished.
+        blocked: why requests of a model could not get through, and where they were sent, by model:
+            its key was refused, its credit is used up, its server is away. They are unfinished.
         finish_reasons: answers of this run by finish reason, the most frequent first. An answer
             with several choices counts once, by the worst: ``content_filter``, then ``length`` (it
             was cut at ``max_tokens``), then any other.
@@ -120,7 +140,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     earlier_failed: int
     succeeded: int
     failed: int
-    errors: dict[str, int]
+    failures: list[FailureGroup]
     unfinished: int
     cut_off: int
     usage: Usage

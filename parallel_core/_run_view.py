@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
@@ -22,11 +23,13 @@ from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printa
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
 from .errors import NAMED_BY_LINE, describe_differences
-from .run_file import RunOpening, RunProgress, RunSummary
+from .run_file import FailureGroup, RunOpening, RunProgress, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
 _MOST_NAMED = 20  # of many models
+_MOST_GROUPS = 5  # of failures, in a live view
+_LONGEST_NAME = 40  # characters of a custom_id
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -73,6 +76,7 @@ class TextView:
         self._is_live = is_live(self._console.file)
         self._live: Live | None = None
         self._told_at: float | None = None
+        self._told_kinds: set[tuple[str, int | None]] = set()  # of failures
 
     def note(self, text: str) -> None:
         self._print(self._console, Text(printable(text)))
@@ -120,14 +124,19 @@ class TextView:
             self._told_at = now
             clock = time.strftime("%H:%M:%S")
             self.note(f"{clock} {describe_progress(progress)}")
+            for group in progress.failures:
+                kind = group.kind, group.status_code
+                if kind not in self._told_kinds:
+                    self._told_kinds.add(kind)
+                    self.note(f"{clock} {describe_group(group, counted=False)}")
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()
         for name, text in _rows_of(summary):
             row = Text.assemble((f"{name:<14}", "bold"), printable(text))
             self._print(self._output, row)
-        if resume is not None:
-            self._print(self._output, Text(f"to go on: {resume}"))
+        for line in describe_end(summary, resume):
+            self._print(self._output, Text(printable(line)))
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
@@ -312,13 +321,34 @@ def describe_progress(progress: RunProgress) -> str:
     parts = [
         f"{progress.done:,}/{progress.total:,} ({share:.1f} %)",
         f"ok {progress.succeeded:,}",
-        f"failed {progress.failed:,}",
+        f"failed {progress.failed:,}{_counts(progress.failures)}",
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
         *_figures(progress),
-        *([f"last error {progress.last_error}"] if progress.last_error else []),
         *(["stopping"] if progress.stopping and not progress.finished else []),
     ]
     return ", ".join(parts)
+
+
+def _counts(failures: Sequence[FailureGroup]) -> str:
+    """Failures by kind, in brackets."""
+    counts = Counter[str]()
+    for group in failures:
+        counts[group.kind] += group.count
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+    return f" ({kinds})" if kinds else ""
+
+
+def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
+    """Failures of one kind and status as a line."""
+    more = ", …" if group.count > len(group.custom_ids) else ""
+    ids = ", ".join(printable_name(shortened(custom_id)) for custom_id in group.custom_ids)
+    count = f" {group.count:,}" if counted else ""
+    return f"{group.kind}{count}: {group.message} ({ids}{more})"
+
+
+def shortened(name: str) -> str:
+    """A name as it is shown beside others."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _figures(progress: RunProgress) -> list[str]:
@@ -400,8 +430,11 @@ def _picture(progress: RunProgress) -> Group:
     )
     figures = Text("   ".join(_figures(progress)))
     rows: list[Any] = [bar, counts, figures]
-    if progress.last_error:
-        rows.append(Text(f"last error: {progress.last_error}", style="red"))
+    for group in progress.failures[:_MOST_GROUPS]:
+        text = printable(describe_group(group))
+        rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
+    if (more := len(progress.failures) - _MOST_GROUPS) > 0:
+        rows.append(Text(f"and {more} more kinds of failures", style="red"))
     return Group(*rows)
 
 
@@ -416,8 +449,9 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     row("answered", f"{summary.succeeded:,}{before}")
     if unusual := describe_finishes(summary.finish_reasons, summary.without_text):
         row("of these", unusual)
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
-    row("failed", f"{summary.failed:,}" + (f" ({kinds})" if kinds else ""))
+    row("failed", f"{summary.failed:,}{_counts(summary.failures)}")
+    for group in summary.failures:
+        row("", describe_group(group))
     if summary.earlier_failed:
         again = ": --retry-failed sends them again" if summary.failures_that_may_pass else ""
         row("failed before", f"{summary.earlier_failed:,}{again}")
@@ -428,8 +462,6 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
-    for model, reason in summary.blocked.items():
-        row("stopped", f"{model}: {reason}")
     usage = summary.usage
     row(
         "tokens",
@@ -451,6 +483,19 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.paths.errors is not None:
         row("errors", printable_name(summary.paths.errors))
     return rows
+
+
+def describe_end(summary: RunSummary, resume: str | None) -> list[str]:
+    """Say why a run was stopped, and which command resumes it."""
+    if summary.ending != "blocked":
+        again = [] if resume is None else [f"to go on: {resume}"]
+        return [*(f"cannot get through: {why}" for why in summary.blocked.values()), *again]
+    lines = [f"stopped: {reason}" for reason in summary.blocked.values()]
+    left = summary.unfinished
+    lines[-1] += f"; {left:,} {_requests(left)} {'is' if left == 1 else 'are'} left"
+    if resume is not None:
+        lines[-1] += f"; fix it and resume with: {resume}"
+    return lines
 
 
 _ENDINGS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -440,6 +441,12 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as failure:  # noqa: BLE001 - whatever the error's own code raises
         return f"(no text: its __str__ raises a {full_name(failure)})"
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, unless it is one that cannot be written to."""
+    with contextlib.suppress(Exception):
+        error.add_note(f"parallel_core: {text}")
 
 
 class InputFileError(ValueError):

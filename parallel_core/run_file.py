@@ -21,7 +21,7 @@ from ._input_members import describe_columns
 from ._journal_manifest import ManifestFields
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
-from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import FailureGroup, RunOpening, RunProgress, RunStop, RunSummary
 from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
@@ -39,6 +39,7 @@ from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, SupportsAcompletion, Usage
 
 __all__ = [
+    "FailureGroup",
     "RunOpening",
     "RunProgress",
     "RunStop",
@@ -369,7 +370,7 @@ def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
         earlier_failed=opening.earlier_failed,
         succeeded=0,
         failed=0,
-        errors={},
+        failures=[],
         unfinished=opening.left,
         cut_off=0,
         usage=Usage(),

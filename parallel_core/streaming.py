@@ -46,6 +46,7 @@ def completion_result(
     exception: Exception | None,
     started_at: float,
     duration: float,
+    attempts: int,
 ) -> RouterParallelResult:
     """The result of a call, whether its answer was streamed or not."""
     first: float | None = None
@@ -55,7 +56,7 @@ def completion_result(
     elif isinstance(exception, WITH_USAGE):
         first, usage = exception.time_to_first_chunk, exception.usage
     return RouterParallelResult(
-        index, request, value, exception, started_at, duration, first, usage
+        index, request, value, exception, started_at, duration, first, usage, attempts
     )
 
 

@@ -270,7 +270,9 @@ def test_a_run_counts_how_its_answers_ended(
         assert (summary.ending, summary.succeeded, summary.failed) == ("complete", 7, 3)
         assert summary.finish_reasons == {"stop": 3, "length": 3, "content_filter": 1}
         assert summary.without_text == 3
-        assert summary.errors == {"EmptyResponseError": 3}
+        (group,) = summary.failures
+        assert (group.kind, group.count) == ("answer", 3)
+        assert group.message == "the answer has no choices"
         assert (summary.final_failures, summary.failures_that_may_pass) == (0, 3)
 
     run_with_routers(host, main)

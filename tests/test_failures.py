@@ -485,14 +485,9 @@ BAD_LINES = {
 }
 # Errors of which a line has less than the exception, and the kind that is left.
 LESS_IN_A_LINE: dict[str, FailureKind] = {
-    "[Errno 24] Too many open files": "unknown",
-    "RuntimeError": "unknown",  # caused by a lack of ports
     "litellm.ServiceUnavailableError: something": "unknown",
     "litellm.BadGatewayError: something": "unknown",
     "litellm.MidStreamFallbackError: something": "unknown",
-    "No deployments available for selected model.": "overloaded",
-    "No deployments available for selected model, Try again in 5.0 seconds. Passed model=m. "
-    "pre-call-checks=False, cooldown_list=[]": "overloaded",
 }
 
 

@@ -106,6 +106,8 @@ def example_run(folder: Path) -> Path:
             fields["cost"] = price * (tokens[0] + 4 * tokens[1])
             if failed:
                 fields = {"error": "RateLimitError", "status_code": 429, "attempts": 3}
+                message = "429 rate_limit_exceeded: Rate limit reached for requests per minute."
+                fields |= {"failure_kind": "overloaded", "message": message}
             elif model == "smart":
                 fields["time_to_first_chunk"] = duration / 5
             name = f"review-{120 * part + number + 1}"

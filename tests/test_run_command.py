@@ -357,7 +357,8 @@ def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
     (answered,) = bench.ids()
     assert sorted([answered, *bench.ids("errors.jsonl")]) == ids(0, 1)
     assert bench.results("errors.jsonl")[0]["response"]["status_code"] == 429
-    assert "RateLimitError 1" in first.stdout
+    assert "failed        1 (overloaded 1)\n" in first.stdout
+    assert "overloaded 1: 429 over_capacity: Too many requests" in first.stdout
     same = bench.run(*options)
     assert same.code == 1
     assert "--retry-failed sends them again" in same.stdout
@@ -508,7 +509,14 @@ def test_json_tells_all(bench: Bench) -> None:
     assert (summary["succeeded"], summary["failed"], summary["unfinished"]) == (2, 1, 0)
     assert summary["paths"]["output"] == "out.jsonl"
     assert summary["resume"].startswith("parallel-core run --retry-failed in.jsonl ")
-    assert summary["errors"] == {"InternalServerError": 1}
+    group = {
+        "kind": "unknown",
+        "count": 1,
+        "message": "500 server_error: The demo server fails on purpose.",
+        "custom_ids": ["id-2"],
+        "status_code": 500,
+    }
+    assert summary["failures"] == last["failures"] == [group]
     costs = [event["cost"] for event in events if event["event"] == "estimate"]
     assert [*costs, summary["usage"]["cost"]] == [None, None]
 
@@ -1063,7 +1071,7 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     bench.server.hold()
     bench.write(FAILS, *[HELD] * 4)
     run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3")
-    run.wait_for("last error: InternalServerError")
+    run.wait_for("unknown 1: 500 server_error: The demo server fails on purpose. (id-0)")
     run.wait_for("in flight 3/3")
     bench.server.release()
     assert run.wait() == 1
@@ -1072,7 +1080,6 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     assert "ok 4" in drawn
     assert "failed 1" in drawn
     assert "in flight 3/3" in drawn
-    assert "last error: InternalServerError" in drawn
     assert "5/5 100.0 %" in drawn
     assert drawn.rindex("answered") > drawn.rindex("━")
     assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again

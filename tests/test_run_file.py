@@ -242,7 +242,11 @@ def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_p
         nonlocal healthy
         first = await run_file(provider, source, output, error_file=errors)
         assert not first.ok
-        assert (first.succeeded, first.failed, first.errors) == (5, 5, {"ValueError": 5})
+        assert (first.succeeded, first.failed) == (5, 5)
+        (group,) = first.failures
+        assert (group.kind, group.count, group.status_code) == ("unknown", 5, None)
+        assert group.message == "the call failed in an unexpected way (ValueError)"
+        assert len(group.custom_ids) == 3
         assert len(ids_of(output)) == len(ids_of(errors)) == 5
         healthy = True
         second = await run_file(provider, source, output, error_file=errors)
@@ -725,9 +729,11 @@ def test_a_bad_line_that_is_written_before_is_no_failure_of_this_run(tmp_path: P
 
     async def main() -> None:
         first = await run_file(Provider(), source, output, skip_invalid=True)
-        assert (first.failed, first.errors) == (1, {"missing_required_parameter": 1})
+        (group,) = first.failures
+        assert (first.failed, group.kind, group.count) == (1, "request", 1)
+        assert group.message.startswith("missing_required_parameter: line ")
         second = await run_file(Provider(), source, output, skip_invalid=True)
-        assert (second.earlier_failed, second.failed, second.errors) == (1, 0, {})
+        assert (second.earlier_failed, second.failed, second.failures) == (1, 0, [])
 
     TWO_WORLDS[1].run(main)
 

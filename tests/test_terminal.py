@@ -55,7 +55,7 @@ def summary_of(**fields: Any) -> RunSummary:
         "earlier_failed": 0,
         "succeeded": 1,
         "failed": 0,
-        "errors": {},
+        "failures": [],
         "unfinished": 2,
         "cut_off": 0,
         "usage": Usage(),
@@ -78,7 +78,7 @@ def progress_of(**fields: Any) -> RunProgress:
         "eta": None,
         "usage": Usage(),
         "limit": 4,
-        "last_error": None,
+        "failures": [],
         "stopping": False,
         "finished": False,
     }

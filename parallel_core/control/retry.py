@@ -15,7 +15,6 @@ Three rules, for each model of a batch by itself:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 from collections.abc import Callable, Hashable, Set
@@ -27,6 +26,7 @@ from parallel_core.errors import (
     RequestTimeoutError,
     StreamInterruptedError,
     StreamStalledError,
+    add_note,
 )
 from parallel_core.failures import Failure, classify
 
@@ -304,7 +304,7 @@ class Retrying:
                     wait = 1.0
                 else:
                     wait = max(1.0, until - self._engine.current_time())
-                raise TryAgainLater(not_sent(index, model, gate.cause), wait)
+                raise TryAgainLater(not_sent(index, model, gate.cause), wait, counts=False)
             began = self._engine.current_time()
             gate.in_flight += 1
             try:
@@ -357,7 +357,7 @@ class Retrying:
             return error
         attempts.waited += wait
         self._attempts[index] = attempts
-        return TryAgainLater(error, wait)
+        return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
 
     def _for_the_right_deployment(
         self, index: int, item: Any, model: str | None, now: float
@@ -441,12 +441,6 @@ class Retrying:
             return
         if self._order.make_room(model):
             self._engine.look_again()
-
-
-def add_note(error: Exception, text: str) -> None:
-    """Add a note to an exception that takes one."""
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
 
 
 def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:

@@ -2,19 +2,32 @@
 
 from .evidence import Evidence, evidence_of
 from .lines import CODES, classify_line, code_of_class
-from .table import FINAL, KINDS, MAY_PASS, NOT_FINAL, Failure, FailureKind, checked_kinds, classify
+from .missing_packages import MISSING_DEPENDENCY
+from .table import (
+    FINAL,
+    KINDS,
+    MAY_PASS,
+    NOT_FINAL,
+    Failure,
+    FailureKind,
+    checked_kinds,
+    classify,
+    classify_evidence,
+)
 
 __all__ = [
     "CODES",
     "FINAL",
     "KINDS",
     "MAY_PASS",
+    "MISSING_DEPENDENCY",
     "NOT_FINAL",
     "Evidence",
     "Failure",
     "FailureKind",
     "checked_kinds",
     "classify",
+    "classify_evidence",
     "classify_line",
     "code_of_class",
     "evidence_of",

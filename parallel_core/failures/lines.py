@@ -19,7 +19,9 @@ from parallel_core.errors import (
     EmptyResponseError,
     InvalidRequestError,
     NoCompletionError,
+    NotSentError,
     RequestTimeoutError,
+    StoppedError,
     StreamInterruptedError,
     StreamStalledError,
 )
@@ -39,12 +41,15 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (InvalidRequestError, "invalid_request"),
     (EmptyResponseError, "empty_response"),
     (NoCompletionError, "invalid_response"),
+    (NotSentError, "not_sent_error"),
+    (StoppedError, "stopped_error"),
 )
 """Codes of our errors in files of results. The others have codes made of the names of classes."""
 
 # Codes that stand for several classes, by one of them.
 _STAND_INS = {
     "connection_error": "ConnectionResetError",
+    "local_error": "MemoryError",
     "memory_error": "MemoryError",
     "missing_dependency": "ImportError",
     "no_deployment_available": "RouterRateLimitError",
