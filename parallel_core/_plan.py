@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import (
     AsyncIterable,
     Awaitable,
@@ -32,6 +33,7 @@ from .router_call import (
     check_all,
     check_models,
     completion_call,
+    endpoint_of,
     is_checked_as_a_whole,
     makes_calls_elsewhere,
     model_groups,
@@ -240,6 +242,7 @@ def _router_plan(
         timed_elsewhere=timed_elsewhere,
         retried=is_router,
         server_errors=1 + own_retries(router),
+        endpoint_of=functools.partial(endpoint_of, router),
     )
     return dataclasses.replace(
         plan,
@@ -265,6 +268,7 @@ def _plan(
     timed_elsewhere: bool = False,
     retried: bool,
     server_errors: int = 1,
+    endpoint_of: Callable[[str], str | None] = lambda _: None,
 ) -> BatchPlan[ResultT]:
     composed = compose(
         call,
@@ -279,6 +283,7 @@ def _plan(
         stopping=stopping,
         retried=retried,
         server_errors=server_errors,
+        endpoint_of=endpoint_of,
     )
     return BatchPlan(
         composed.call,

@@ -16,7 +16,7 @@ import msgspec
 
 from ._failures import kind_of
 from ._handle import ParallelBatch
-from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
     Redactor,
@@ -51,6 +51,7 @@ T = TypeVar("T")
 _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
 # Nothing was paid for, and the same request may succeed in the next run.
 _MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
+_FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
 _NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
 
 
@@ -416,6 +417,19 @@ class Run:
             last_error=self._last_error,
             stopping=self.stopping.stopped,
             finished=finished,
+            waiting=() if finished else progress.waiting,
+            stragglers=() if finished else self._stragglers(progress, left),
+        )
+
+    def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
+        """Name the calls that take long, if the run waits for little else."""
+        few = _FEW_LEFT * self._scope.total
+        if left >= few and left > len(progress.stragglers):
+            return ()
+        return tuple(
+            RunStraggler(self._drawn[straggler.index][0], straggler.seconds, straggler.median)
+            for straggler in progress.stragglers
+            if straggler.index in self._drawn
         )
 
     def summary(

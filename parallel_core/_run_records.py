@@ -8,10 +8,25 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from .journal import JournalOpening
+from .progress import Waiting
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
 Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input", "blocked"]
+
+
+class RunStraggler(msgspec.Struct, frozen=True):
+    """A call near the end of a run that takes much longer than the others.
+
+    Attributes:
+        custom_id: of its request.
+        seconds: for which this attempt has been running.
+        median: seconds that half of the last 1,000 calls that succeeded took at most.
+    """
+
+    custom_id: str
+    seconds: float
+    median: float
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -33,6 +48,9 @@ class RunProgress(msgspec.Struct, frozen=True):
         last_error: the kind of the last failure; None where there was none.
         stopping: whether no new calls are made any more.
         finished: whether this is the last snapshot.
+        waiting: the models none of whose calls gets through at the moment.
+        stragglers: calls that take 10 times longer than the median, if less than 2 % of the
+            requests, or only such calls, are left; the longest ones first, five at most.
     """
 
     total: int
@@ -49,6 +67,8 @@ class RunProgress(msgspec.Struct, frozen=True):
     last_error: str | None
     stopping: bool
     finished: bool
+    waiting: tuple[Waiting, ...] = ()
+    stragglers: tuple[RunStraggler, ...] = ()
 
     @property
     def done(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -21,11 +22,13 @@ from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printa
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
 from .errors import NAMED_BY_LINE, describe_differences
-from .run_file import RunOpening, RunProgress, RunSummary
+from .progress import Waiting
+from .run_file import RunOpening, RunProgress, RunStraggler, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
 _MOST_NAMED = 20  # of many models
+_MOST_WAITING = 3  # endpoints that are waited for
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -316,8 +319,43 @@ def describe_progress(progress: RunProgress) -> str:
         *_figures(progress),
         *([f"last error {progress.last_error}"] if progress.last_error else []),
         *(["stopping"] if progress.stopping and not progress.finished else []),
+        *describe_waiting(progress.waiting),
+        *describe_stragglers(progress.stragglers),
     ]
     return ", ".join(parts)
+
+
+def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
+    """Say what a run waits for: a text for each endpoint and reason."""
+    found: dict[tuple[str, str], list[Waiting]] = {}
+    for one in waiting:
+        found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
+    texts = [
+        f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
+        f"{_next_try(ones)}"
+        for (whom, reason), ones in found.items()
+    ]
+    more = len(texts) - _MOST_WAITING
+    return texts[:_MOST_WAITING] + ([f"and {more:,} more"] if more > 0 else [])
+
+
+def _next_try(waiting: Sequence[Waiting]) -> str:
+    times = [one.next_try for one in waiting if one.next_try is not None]
+    if len(times) < len(waiting):
+        return "trying now"
+    return f"next try in {math.ceil(min(times)):,} s"
+
+
+def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
+    """Name the calls that hold up the end of a run, and say what ends them."""
+    if not stragglers:
+        return []
+    names = ", ".join(f"{one.custom_id} ({one.seconds:,.0f} s)" for one in stragglers)
+    verb = "takes" if len(stragglers) == 1 else "take"
+    return [
+        f"{names} {verb} much longer than the median of {stragglers[0].median:.2g} s: "
+        "--timeout SECONDS ends such calls, --hedge p95 sends them twice"
+    ]
 
 
 def _figures(progress: RunProgress) -> list[str]:
@@ -401,6 +439,11 @@ def _picture(progress: RunProgress) -> Group:
     rows: list[Any] = [bar, counts, figures]
     if progress.last_error:
         rows.append(Text(f"last error: {progress.last_error}", style="red"))
+    for line in (
+        *describe_waiting(progress.waiting),
+        *describe_stragglers(progress.stragglers),
+    ):
+        rows.append(Text(printable(line), style="yellow"))
     return Group(*rows)
 
 

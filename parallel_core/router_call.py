@@ -16,6 +16,7 @@ from collections.abc import (
     Set,
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from urllib.parse import urlsplit
 
 from ._router_members import aliases, deployments, deployments_for, setting
 from .control._checks import checked_number
@@ -249,6 +250,30 @@ def _has_default_cooldowns(router: object) -> bool:
         parts += (deployment["litellm_params"], deployment.get("model_info") or {})
     is_default = setting(router, "cooldown_time") == DEFAULT_COOLDOWN_TIME_SECONDS
     return is_default and all(part.get("cooldown_time") is None for part in parts)
+
+
+def endpoint_of(router: object, model: str) -> str | None:
+    """Return where the calls of a model go: scheme, host and port, without user and path.
+
+    None if its deployments do not say, or are in several places.
+    """
+    found = {
+        _origin(deployment["litellm_params"])
+        for deployment in deployments_for(behind(router), model)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _origin(parameters: Mapping[str, Any]) -> str | None:
+    try:
+        parts = urlsplit(str(parameters.get("api_base") or parameters.get("base_url") or ""))
+        host, port = parts.hostname, parts.port
+    except ValueError:  # no address at all
+        return None
+    if not (parts.scheme and host):
+        return None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
 def own_retries(router: object) -> int:

@@ -21,7 +21,7 @@ from ._input_members import describe_columns
 from ._journal_manifest import ManifestFields
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
-from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
@@ -41,6 +41,7 @@ __all__ = [
     "RunOpening",
     "RunProgress",
     "RunStop",
+    "RunStraggler",
     "RunSummary",
     "check_requests",
     "describe_problems",

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
+from parallel_core.progress import Waiting
 from parallel_core.types import RouterParallelRequest, Usage
 
 from ._call import Call
@@ -61,6 +62,7 @@ def compose(
     stopping: Stopping | None,
     retried: bool,
     server_errors: int,
+    endpoint_of: Callable[[str], str | None],
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
@@ -76,6 +78,7 @@ def compose(
         stopping: ends the batch before its time; None where nobody will.
         retried: calls go to a Router: they are made again, unless ``retry`` says otherwise.
         server_errors: attempts of a request that may end in a plain 500.
+        endpoint_of: returns where the calls of a model go, as far as that is known.
     """
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
@@ -108,9 +111,20 @@ def compose(
             adaptive=settings is not None,
             dooms=of_requests,
             server_errors=server_errors,
+            endpoint_of=endpoint_of,
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()
+    bar, callback = controls.get("progress", False), controls.get("on_progress")
+    progress = None
+    if bar or callback is not None:
+        progress = ProgressWatch(
+            bar=bar,
+            callback=callback,
+            total=total,
+            waiting=_none_waits if retrying is None else retrying.waiting,
+        )
+        composition.call = progress.watch(composition.call)
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
     if may_reject:
@@ -118,6 +132,8 @@ def compose(
     if settings is not None:
         failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
+        if retrying is not None:
+            retrying.held_until = adaptation.held_until
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
@@ -137,9 +153,8 @@ def compose(
     if stopping is not None:
         composition.call = stopping.wrap(composition.call)
         composition.attachments.append(stopping)
-    bar, callback = controls.get("progress", False), controls.get("on_progress")
-    if bar or callback is not None:
-        composition.attachments.append(ProgressWatch(bar=bar, callback=callback, total=total))
+    if progress is not None:
+        composition.attachments.append(progress)
     return composition
 
 
@@ -185,6 +200,10 @@ def _model_of(item: Any) -> str | None:
 
 def _never_failed(index: int) -> int:
     return 0
+
+
+def _none_waits(now: float) -> tuple[Waiting, ...]:
+    return ()
 
 
 def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:
