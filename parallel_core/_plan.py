@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
+from ._first_call import preparation
 from .control._call import Call
 from .control._checks import checked_callback
 from .control._engine import Attachment
@@ -80,6 +81,7 @@ class BatchPlan(Generic[ResultT]):
     limit_changes: Callable[[], list[LimitChange]]
     pieces: int = 0  # of results, that may wait for the consumer
     window: int | None = None  # calls begun minus results handed out; None: as the order needs it
+    before: Callable[[], None] | None = None  # blocks; runs in a thread before the first call
 
 
 def map_plan(
@@ -249,6 +251,7 @@ def _router_plan(
         call=streams.wrap_controls(plan.call),
         attachments=[*plan.attachments, streams],
         pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+        before=None if elsewhere else preparation(router),
     )
 
 

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import bridge
+from ._first_call import preparation
 from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import map_plan
 from ._quiet import only_our_words
@@ -256,6 +257,8 @@ class Worker:
             calls = _Calls(router)
             self._answer = calls.answer
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
+            if (prepare := preparation(router)) is not None:
+                await asyncio.to_thread(prepare)
             if self._is_own_process:
                 _spare_the_collector()
             self._tell(Kind.READY, os.getpid(), platform.node().encode())
