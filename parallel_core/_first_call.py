@@ -41,7 +41,7 @@ def import_for_calls() -> None:
     What litellm imports differs from release to release, so litellm makes a call: one whose answer
     it is given, on a loop of its own, without the wrapper that runs callbacks and counts.
     """
-    global _is_done  # noqa: PLW0603
+    global _is_done
     with _lock:
         if _is_done:
             return

@@ -352,10 +352,9 @@ def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
         return []
     names = ", ".join(f"{one.custom_id} ({one.seconds:,.0f} s)" for one in stragglers)
     verb = "takes" if len(stragglers) == 1 else "take"
-    return [
-        f"{names} {verb} much longer than the median of {stragglers[0].median:.2g} s: "
-        "--timeout SECONDS ends such calls, --hedge p95 sends them twice"
-    ]
+    median = f"{stragglers[0].median:.2g} s"
+    advice = "--timeout SECONDS ends such calls, --hedge p95 sends them twice"
+    return [f"{names} {verb} much longer than the median of {median}: {advice}"]
 
 
 def _figures(progress: RunProgress) -> list[str]:
@@ -439,11 +438,8 @@ def _picture(progress: RunProgress) -> Group:
     rows: list[Any] = [bar, counts, figures]
     if progress.last_error:
         rows.append(Text(f"last error: {progress.last_error}", style="red"))
-    for line in (
-        *describe_waiting(progress.waiting),
-        *describe_stragglers(progress.stragglers),
-    ):
-        rows.append(Text(printable(line), style="yellow"))
+    held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
+    rows += [Text(printable(line), style="yellow") for line in held_up]
     return Group(*rows)
 
 

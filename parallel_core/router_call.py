@@ -36,6 +36,9 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of such a call, in seconds."""
 
 
+_TIMEOUTS = ("timeout", "request_timeout", "stream_timeout")
+"""Arguments, and parameters of deployments, with litellm's timeouts of an attempt."""
+
 RETRIED = "parallel_core_retried"
 """The argument that says that the batch sends the request again, if its failure may pass."""
 
@@ -71,6 +74,7 @@ def completion_call(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     *,
     retried_by_us: bool = False,
+    attempt_timeout: float | None = None,
     left_to_workers: LeftToWorkers | None = None,
 ) -> CompletionCall:
     """Make the call of a batch out of a Router or of a bare callable.
@@ -78,14 +82,17 @@ def completion_call(
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
     ``retried_by_us``: the batch sends requests again, so the Router leaves that to it
-    (:func:`left_to_the_batch`). ``left_to_workers``: for a Router that has its calls made
+    (:func:`left_to_the_batch`). ``attempt_timeout``: seconds for each attempt of a Router and
+    requests that have no timeout. ``left_to_workers``: for a Router that has its calls made
     elsewhere.
 
     Raises:
         TypeError: ``router`` is neither.
     """
     if hasattr(router, "acompletion"):
-        return _router_call(cast("SupportsAcompletion", router), retried_by_us, left_to_workers)
+        given = cast("SupportsAcompletion", router)
+        seconds = None if _has_timeouts(router) else attempt_timeout
+        return _router_call(given, retried_by_us, seconds, left_to_workers)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -114,7 +121,10 @@ _NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
 
 
 def _router_call(
-    router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
+    router: SupportsAcompletion,
+    retried_by_us: bool,
+    attempt_timeout: float | None,
+    left_to_workers: LeftToWorkers | None,
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
     left_to_us = left_to_the_batch(router) if retried_by_us else None
@@ -136,6 +146,8 @@ def _router_call(
                 arguments[RETRIED] = True
         if left_to_us is not None:
             left_to_us.add_to(arguments, request.model)
+        if attempt_timeout is not None and all(arguments.get(n) is None for n in _TIMEOUTS):
+            arguments["timeout"] = attempt_timeout
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
         )
@@ -274,6 +286,29 @@ def _origin(parameters: Mapping[str, Any]) -> str | None:
         return None
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
+def _has_timeouts(router: object) -> bool:
+    """Return True if somebody has set a timeout on a Router or one of its deployments, or it is no
+    Router of litellm.
+
+    The argument of a call takes precedence over all of them in litellm, and a call may fall back
+    from one deployment to another.
+    """
+    itself = behind(router)
+    if not hasattr(itself, "model_group_retry_policy"):
+        return True
+    import litellm
+    from litellm.constants import DEFAULT_REQUEST_TIMEOUT_SECONDS
+
+    of_all: Mapping[str, Any] = setting(itself, "default_litellm_params") or {}
+    parts = [of_all, *(deployment["litellm_params"] for deployment in deployments(itself))]
+    return (
+        litellm.request_timeout_explicitly_set
+        or setting(itself, "timeout") not in (None, DEFAULT_REQUEST_TIMEOUT_SECONDS)
+        or setting(itself, "stream_timeout") is not None
+        or any(part.get(name) is not None for part in parts for name in _TIMEOUTS)
+    )
 
 
 def own_retries(router: object) -> int:

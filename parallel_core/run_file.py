@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import trio
 
 from ._input_members import describe_columns
 from ._journal_manifest import ManifestFields
+from ._local_limits import fit_open_files
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
 from ._run_records import RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
@@ -32,10 +34,12 @@ from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
 from .journal import Journal, JournalOpening
-from .router_call import behind, unknown_models
+from .router_call import behind, makes_calls_elsewhere, unknown_models
 from .run_statistics import RunPaths
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, SupportsAcompletion, Usage
+
+logger = logging.getLogger("parallel_core")
 
 __all__ = [
     "RunOpening",
@@ -50,6 +54,9 @@ __all__ = [
 
 LONGEST_OUTAGE = 900.0
 """Seconds for which a run waits while nothing of a model gets through."""
+
+ATTEMPT_TIMEOUT = 600.0
+"""Seconds for an attempt of a run, if nobody has set a timeout."""
 
 
 async def run_file(
@@ -89,7 +96,8 @@ async def run_file(
             it is entered before the first call, where there is one to make.
         source: the file of requests (``docs/file-formats.md``), or its path.
         output: where the answers go, and the failures too unless there is an ``error_file``.
-        concurrency: calls in flight at most, or ``"auto"``.
+        concurrency: calls in flight at most, or ``"auto"``. It is lowered, with a warning in the
+            log, if this process may not open so many files.
         error_file: where the failures go.
         retry_failed: send those again that have failed before. Each failure stays in its file until
             there is a newer result.
@@ -114,7 +122,8 @@ async def run_file(
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
         controls: ``timeout``, ``deadline``, ``rate_limit``, ``budget``, ``hedge``, …: those of
-            every batch. ``retry`` is ``Retry(max_wait=900)`` unless given.
+            every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
+            given.
 
     Returns:
         What has become of the requests. When it is cancelled instead, the calls in flight are
@@ -137,7 +146,14 @@ async def run_file(
     checked_number("grace", grace, zero=True)
     checked_concurrency(concurrency)
     check_controls(controls)
+    if not makes_calls_elsewhere(router):
+        # The output needs files, too: without one, answers that are paid for are not written.
+        per_call = 1 if controls.get("hedge") is None else 2
+        concurrency, note = fit_open_files(concurrency, per_call)
+        if note is not None:
+            logger.warning("%s", note)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
+    controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
     if order not in ("completion", "input"):
         raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
     if on_run_progress is not None:

@@ -162,4 +162,3 @@ def test_an_endpoint_is_named_without_secrets(
     parameters: list[dict[str, str]], endpoint: str | None
 ) -> None:
     assert endpoint_of(Deployments(*parameters), "m") == endpoint
-

@@ -296,9 +296,7 @@ class Retrying:
             )
         return tuple(found)
 
-    def _next_try(
-        self, model: Hashable, gate: _Gate, waiting: Iterable[_Attempts]
-    ) -> float | None:
+    def _next_try(self, model: Hashable, gate: _Gate, waiting: Iterable[_Attempts]) -> float | None:
         """Return when a request of a model is sent again; None while one is on its way."""
         held = self.held_until(model) if gate.holding_until is None else gate.holding_until
         if held is not None:
@@ -364,9 +362,7 @@ class Retrying:
         """Return what a failed attempt raises: its error, or the order to try again later."""
         now = anyio.current_time()
         failure = classify(error)
-        attempts = self._attempts.pop(index, None) or _Attempts(
-            self._model_of(item), began, now
-        )
+        attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
         attempts.failed += 1
         cause = error
         if failure.kind == "cooling_down" and gate.paused_by_account:
