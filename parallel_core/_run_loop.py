@@ -423,8 +423,7 @@ class Run:
 
     def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
         """Name the calls that take long, if the run waits for little else."""
-        few = _FEW_LEFT * self._scope.total
-        if left >= few and left > len(progress.stragglers):
+        if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
             return ()
         return tuple(
             RunStraggler(self._drawn[straggler.index][0], straggler.seconds, straggler.median)
@@ -472,6 +471,11 @@ class Run:
         if self._seen[BudgetExceededError]:
             return "budget"
         return "blocked" if self._blocked and not self.stopping.stopped else "stopped"
+
+
+def is_near_the_end(total: int, left: int, stragglers: int) -> bool:
+    """Return True if a run waits for little else than its stragglers."""
+    return left < _FEW_LEFT * total or left <= stragglers
 
 
 async def in_thread(function: Callable[[], T]) -> T:

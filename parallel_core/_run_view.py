@@ -27,6 +27,7 @@ from .run_file import RunOpening, RunProgress, RunStraggler, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_NEWS = 1.0  # that the run waits, or does not any more
 _MOST_NAMED = 20  # of many models
 _MOST_WAITING = 3  # endpoints that are waited for
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
@@ -75,6 +76,7 @@ class TextView:
         self._is_live = is_live(self._console.file)
         self._live: Live | None = None
         self._told_at: float | None = None
+        self._told_to_wait = False
 
     def note(self, text: str) -> None:
         self._print(self._console, Text(printable(text)))
@@ -117,9 +119,12 @@ class TextView:
 
     def _tell(self, progress: RunProgress) -> None:
         now = time.monotonic()
-        due = self._told_at is None or now - self._told_at >= SECONDS_BETWEEN_LINES
+        is_news = bool(progress.waiting) != self._told_to_wait
+        pause = _SECONDS_BEFORE_NEWS if is_news else SECONDS_BETWEEN_LINES
+        due = self._told_at is None or now - self._told_at >= pause
         if due or progress.finished:
             self._told_at = now
+            self._told_to_wait = bool(progress.waiting)
             clock = time.strftime("%H:%M:%S")
             self.note(f"{clock} {describe_progress(progress)}")
 

@@ -1,4 +1,4 @@
-"""``attempt_timeout``: seconds for each attempt, with a server that hangs and a Router as it comes."""
+"""``attempt_timeout``: seconds for each attempt, with a server that hangs, a Router as it comes."""
 
 from __future__ import annotations
 

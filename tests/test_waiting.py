@@ -5,7 +5,10 @@ In virtual time, so with a callable; :mod:`test_run_waiting` has a Router and a 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,7 +17,9 @@ import trio
 
 import parallel_core
 from hosts import in_virtual_time
-from parallel_core import Progress, Retry
+from parallel_core import Progress, Retry, RunProgress
+from parallel_core._run_loop import is_near_the_end
+from parallel_core.control import watching
 from parallel_core.router_call import endpoint_of
 from test_retry import FakeRouter, StatusError, requests
 
@@ -134,6 +139,55 @@ def test_short_calls_are_no_stragglers() -> None:
 
     seen = snapshots_of(Uneven(lambda *_: None, seconds=0.01), 100, concurrency=4)
     assert not any(p.stragglers for p in seen)
+
+
+def test_a_run_names_its_stragglers_by_their_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LEAST_SECONDS", 0.05)
+    with (tmp_path / "in.jsonl").open("w") as lines:
+        for n in range(30):
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{n}"}]}
+            lines.write(json.dumps({"custom_id": f"id-{n}", "body": body}) + "\n")
+    seen = list[RunProgress]()
+
+    async def main() -> None:
+        named = asyncio.Event()
+
+        async def acompletion(messages: list[Any], **_: Any) -> Any:
+            content = messages[0]["content"]
+            if content == "3":
+                await named.wait()
+            return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+
+        def on_run_progress(progress: RunProgress) -> None:
+            seen.append(progress)
+            if progress.stragglers:
+                named.set()
+
+        summary = await parallel_core.run_file(
+            acompletion,
+            tmp_path / "in.jsonl",
+            tmp_path / "out.jsonl",
+            on_run_progress=on_run_progress,
+        )
+        assert summary.ok
+
+    asyncio.run(main())
+    (straggler,) = next(progress.stragglers for progress in seen if progress.stragglers)
+    assert straggler.custom_id == "id-3"
+    assert straggler.seconds >= 0.05
+    assert not seen[-1].stragglers
+
+
+@pytest.mark.parametrize(
+    ("total", "left", "stragglers", "is_near"),
+    [(1000, 19, 1, True), (1000, 20, 1, False), (30, 1, 1, True), (30, 2, 1, False)],
+)
+def test_stragglers_matter_near_the_end(
+    total: int, left: int, stragglers: int, is_near: bool
+) -> None:
+    assert is_near_the_end(total, left, stragglers) is is_near
 
 
 class Deployments:
