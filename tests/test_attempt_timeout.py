@@ -109,7 +109,8 @@ def test_a_run_has_one(server: DemoServerThread, tmp_path: Path) -> None:
 
     deployment = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
     router = Spy([{"model_name": "fast", "litellm_params": deployment}])
-    for number, options in enumerate(({}, {"attempt_timeout": 7.5}, {"attempt_timeout": None})):
+    given: list[dict[str, Any]] = [{}, {"attempt_timeout": 7.5}, {"attempt_timeout": None}]
+    for number, options in enumerate(given):
         source = parallel_core.InputFile(
             tmp_path / "in.csv", format="text", model="fast", template="{{line}}"
         )
@@ -128,7 +129,7 @@ def test_a_router_of_a_config_has_it_where_the_config_has_none(tmp_path: Path) -
         )
         with router_from_config(config, attempt_timeout=77) as opened, opened.recipe() as again:
             assert opened.router.timeout == again.router.timeout
-            return opened.router.timeout
+            return float(opened.router.timeout)
 
     before = litellm.request_timeout
     assert timeout_with("") == 77

@@ -651,7 +651,7 @@ def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_that_a_run_waits_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(_run_view.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
     plain = io.StringIO()
     view = TextView(error=Console(file=plain))
     waits = {"waiting": (waiting("m", None, 1, 1),)}
