@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import importlib
 import inspect
 import logging
 import sys
@@ -54,10 +55,10 @@ def import_for_calls() -> None:
 
 
 async def _call_without_callbacks() -> None:
-    import litellm.main
     from litellm.litellm_core_utils.litellm_logging import Logging
 
-    acompletion: Any = inspect.unwrap(litellm.main.acompletion)
+    main: Any = importlib.import_module("litellm.main")
+    acompletion: Any = inspect.unwrap(main.acompletion)
     number = uuid.uuid4().hex
     await acompletion(
         model=f"openai/{_MODEL}",

@@ -46,13 +46,14 @@ def _soft_limit() -> int | None:
 
 
 def fit_open_files(
-    concurrency: Concurrency, connections_per_call: int
+    concurrency: Concurrency, connections_per_call: int, *, to_be_opened: int = 0
 ) -> tuple[Concurrency, str | None]:
     """Lower a concurrency for which this process may not open enough files.
 
     Args:
         concurrency: of the calls of one process.
         connections_per_call: a hedged call has two.
+        to_be_opened: files that are certain to be opened still.
 
     Returns:
         The concurrency, and a note for the user if it is another one.
@@ -60,7 +61,8 @@ def fit_open_files(
     limit = _soft_limit()
     if limit is None:
         return concurrency, None
-    fitting = max(1, (limit - _open_files() - _RESERVE) // connections_per_call)
+    files = limit - _open_files() - _RESERVE - to_be_opened
+    fitting = max(1, files // connections_per_call)
     most = most_calls(concurrency)
     if most <= fitting:
         return concurrency, None

@@ -58,6 +58,8 @@ from .run_router import (
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
+_FILES = 32  # that a run opens beside its connections: the loop, the output, the demo server, …
+
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
 
@@ -559,7 +561,7 @@ def _run(
             per_call = 2 if controls.get("hedge") else 1
             if workers is None or workers.address is None:  # else it is other machines' business
                 raise_open_files()
-                concurrency, note = fit_open_files(concurrency, per_call)
+                concurrency, note = fit_open_files(concurrency, per_call, to_be_opened=_FILES)
                 if note is not None:
                     view.note(note)
             allow_connections(per_call * most_calls(concurrency))

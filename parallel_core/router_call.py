@@ -298,13 +298,13 @@ def _has_timeouts(router: object) -> bool:
     itself = behind(router)
     if not hasattr(itself, "model_group_retry_policy"):
         return True
-    import litellm
     from litellm.constants import DEFAULT_REQUEST_TIMEOUT_SECONDS
+    from litellm.litellm_core_utils.request_timeout_resolver import get_configured_request_timeout
 
     of_all: Mapping[str, Any] = setting(itself, "default_litellm_params") or {}
     parts = [of_all, *(deployment["litellm_params"] for deployment in deployments(itself))]
     return (
-        litellm.request_timeout_explicitly_set
+        get_configured_request_timeout() is not None
         or setting(itself, "timeout") not in (None, DEFAULT_REQUEST_TIMEOUT_SECONDS)
         or setting(itself, "stream_timeout") is not None
         or any(part.get(name) is not None for part in parts for name in _TIMEOUTS)

@@ -146,12 +146,6 @@ async def run_file(
     checked_number("grace", grace, zero=True)
     checked_concurrency(concurrency)
     check_controls(controls)
-    if not makes_calls_elsewhere(router):
-        # The output needs files, too: without one, answers that are paid for are not written.
-        per_call = 1 if controls.get("hedge") is None else 2
-        concurrency, note = fit_open_files(concurrency, per_call)
-        if note is not None:
-            logger.warning("%s", note)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
     controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
     if order not in ("completion", "input"):
@@ -228,6 +222,12 @@ async def run_file(
             if on_open is not None:
                 on_open(run.opening())
             async with _opened(router, needed=run.opening().left > 0) as sender:
+                if not makes_calls_elsewhere(sender):
+                    # The output needs files, too, or answers that are paid for are not written.
+                    per_call = 1 if controls.get("hedge") is None else 2
+                    concurrency, note = fit_open_files(concurrency, per_call)
+                    if note is not None:
+                        logger.warning("%s", note)
                 lost_workers, resent_requests = _losses(sender)
                 batch = stoppable_completions(
                     sender,

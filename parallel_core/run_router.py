@@ -548,14 +548,10 @@ def make_router(
         RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
             like a key.
     """
-    import litellm
-    from litellm.constants import DEFAULT_REQUEST_TIMEOUT_SECONDS
+    from litellm.litellm_core_utils.request_timeout_resolver import get_configured_request_timeout
     from litellm.router import Router
 
-    is_set = (
-        litellm.request_timeout_explicitly_set
-        or litellm.request_timeout != DEFAULT_REQUEST_TIMEOUT_SECONDS
-    )
+    is_set = get_configured_request_timeout() is not None
     if attempt_timeout is not None and settings.get("timeout") is None and not is_set:
         settings = {**settings, "timeout": attempt_timeout}
     try:

@@ -149,7 +149,12 @@ with demo_server_process(DemoServerSettings(latency_median=0.1)) as server:
     parameters = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
     router = litellm.Router([{"model_name": "fast", "litellm_params": parameters}])
 
-    def lower_the_limit(_):
+    lowered = []
+
+    def lower_the_limit(progress):
+        if lowered:
+            return
+        lowered.append(progress)
         few = len(list(Path("/proc/self/fd").iterdir())) + 8
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
 
@@ -158,7 +163,7 @@ with demo_server_process(DemoServerSettings(latency_median=0.1)) as server:
             run_file, router, folder / "in.jsonl", folder / "out.jsonl", concurrency=16
         )
         await run(limit=1)  # what is imported, and a new output, need files as well
-        return await run(on_open=lower_the_limit)
+        return await run(on_progress=lower_the_limit)
 
     summary = asyncio.run(main())
     print(summary.ending, summary.succeeded, summary.failed, server.stats().accepted)
