@@ -174,6 +174,8 @@ class BatchCore(Generic[ResultT]):
             async with trio.open_nursery() as helpers:
                 self._helpers = helpers
                 helpers.start_soon(self._notice_cancellation)
+                if self._plan.before is not None:  # and before any clock starts
+                    await trio.to_thread.run_sync(self._plan.before)
                 self._open_source(helpers)
                 for attachment in self._plan.attachments:
                     attachment.begin(self)

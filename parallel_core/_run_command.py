@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from ._call_loop import plain_loop_factory
 from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
+from ._local_limits import allow_connections, fit_open_files, most_calls, raise_open_files
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
 from ._run_rates import RunRates
@@ -41,7 +42,15 @@ from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
 from .failures import KINDS, NOT_FINAL, FailureKind, checked_kinds
-from .run_file import LONGEST_OUTAGE, RunOpening, RunStop, RunSummary, check_requests, run_file
+from .run_file import (
+    ATTEMPT_TIMEOUT,
+    LONGEST_OUTAGE,
+    RunOpening,
+    RunStop,
+    RunSummary,
+    check_requests,
+    run_file,
+)
 from .run_router import (
     RouterConfigError,
     RunRouter,
@@ -54,6 +63,7 @@ ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 RETRY_FAILED = "--retry-failed"
 _ALL = "all"  # kinds of failures
+_FILES = 32  # that a run opens beside its connections: the loop, the output, the demo server, …
 
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
@@ -303,6 +313,15 @@ def command(
         float | None,
         typer.Option(help="Seconds for a request, with retries.", rich_help_panel=_CONTROLS),
     ] = None,
+    attempt_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds for each attempt of a request, unless the config or the request has a "
+            "timeout; 0: litellm's default.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = ATTEMPT_TIMEOUT,
     deadline: Annotated[
         float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
     ] = None,
@@ -385,7 +404,14 @@ def command(
                 validate=validate,
                 skip_invalid=skip_invalid,
                 limit=limit,
-                router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
+                router_of=_router_choice(
+                    config,
+                    model,
+                    api_base,
+                    demo=demo,
+                    validate=validate,
+                    attempt_timeout=attempt_timeout or None,
+                ),
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
                 retry_failed=_kinds(retry_failed),
@@ -397,6 +423,7 @@ def command(
                     max_cost=max_cost,
                     assume_output_tokens=assume_output_tokens,
                     timeout=timeout,
+                    attempt_timeout=attempt_timeout,
                     deadline=deadline,
                     max_outage=max_outage,
                     hedge=_hedge(hedge),
@@ -424,7 +451,13 @@ RouterOf = Callable[[Sequence[str]], RunRouter]
 
 
 def _router_choice(
-    config: Path | None, model: str | None, api_base: str | None, *, demo: bool, validate: bool
+    config: Path | None,
+    model: str | None,
+    api_base: str | None,
+    *,
+    demo: bool,
+    validate: bool,
+    attempt_timeout: float | None,
 ) -> RouterOf | None:
     """What makes the Router, of the models that the input names."""
     if api_base is not None and (model is None or config is not None or demo):
@@ -432,12 +465,15 @@ def _router_choice(
     if demo and config is not None:
         raise typer.BadParameter("--demo goes without --config: it serves all models of the input")
     if demo:
-        return demo_router
+        return functools.partial(demo_router, attempt_timeout=attempt_timeout)
     if config is not None:
-        return lambda _: router_from_config(config)
+        return lambda _: router_from_config(config, attempt_timeout=attempt_timeout)
     if model is not None:
         return lambda models: router_from_model(
-            model, api_base=api_base, others=[name for name in models if name != model]
+            model,
+            api_base=api_base,
+            others=[name for name in models if name != model],
+            attempt_timeout=attempt_timeout,
         )
     if validate:
         return None
@@ -458,6 +494,7 @@ def _controls(
     max_cost: float | None,
     assume_output_tokens: int | None,
     timeout: float | None,
+    attempt_timeout: float,
     deadline: float | None,
     max_outage: float,
     hedge: Hedge | None,
@@ -472,6 +509,7 @@ def _controls(
     try:
         controls: Controls = {
             "timeout": timeout,
+            "attempt_timeout": attempt_timeout or None,
             "deadline": deadline,
             "hedge": hedge,
             "retry": Retry(max_wait=max_outage) if max_outage else None,
@@ -482,6 +520,11 @@ def _controls(
             )
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    if not attempt_timeout < float("inf"):
+        raise typer.BadParameter(
+            "--attempt-timeout must be a number of seconds from 0 on (0: none), "
+            f"not {attempt_timeout:g}"
+        )
     for name, value in (("--timeout", timeout), ("--deadline", deadline)):
         if value is not None and not 0 < value < float("inf"):
             raise typer.BadParameter(f"{name} must be a number of seconds above 0, not {value:g}")
@@ -566,6 +609,13 @@ def _run(
                 return BAD_INPUT
             if router_of is None:
                 return ALL_OK
+            per_call = 2 if controls.get("hedge") else 1
+            if workers is None or workers.address is None:  # else it is other machines' business
+                raise_open_files()
+                concurrency, note = fit_open_files(concurrency, per_call, to_be_opened=_FILES)
+                if note is not None:
+                    view.note(note)
+            allow_connections(per_call * most_calls(concurrency))
             with view.waiting("importing litellm"):
                 router = stack.enter_context(router_of(list(checked.models)))
             for warning in router.warnings:

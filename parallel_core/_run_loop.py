@@ -18,7 +18,7 @@ from ._answers import add_finish
 from ._failure_groups import FailureGroups, blocked_message
 from ._failures import LineFailure
 from ._handle import ParallelBatch
-from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
     Redactor,
@@ -53,6 +53,7 @@ T = TypeVar("T")
 _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
 # Nothing was paid for, and the same request may succeed in the next run.
 _MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
+_FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
 _NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
 
 
@@ -443,6 +444,18 @@ class Run:
             failures=self._failures.all(),
             stopping=self.stopping.stopped,
             finished=finished,
+            waiting=() if finished else progress.waiting,
+            stragglers=() if finished else self._stragglers(progress, left),
+        )
+
+    def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
+        """Name the calls that take long, if the run waits for little else."""
+        if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
+            return ()
+        return tuple(
+            RunStraggler(self._drawn[straggler.index][0], straggler.seconds, straggler.median)
+            for straggler in progress.stragglers
+            if straggler.index in self._drawn
         )
 
     def summary(
@@ -493,6 +506,11 @@ class Run:
         if self._seen[BudgetExceededError]:
             return "budget"
         return "blocked" if self._blocked and not self.stopping.stopped else "stopped"
+
+
+def is_near_the_end(total: int, left: int, stragglers: int) -> bool:
+    """Return True if a run waits for little else than its stragglers."""
+    return left < _FEW_LEFT * total or left <= stragglers
 
 
 async def in_thread(function: Callable[[], T]) -> T:

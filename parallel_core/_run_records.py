@@ -9,6 +9,7 @@ import msgspec
 
 from .failures import FailureKind
 from .journal import JournalOpening
+from .progress import Waiting
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
@@ -34,6 +35,20 @@ class FailureGroup(msgspec.Struct, frozen=True):
     status_code: int | None = None
 
 
+class RunStraggler(msgspec.Struct, frozen=True):
+    """A call near the end of a run that takes much longer than the others.
+
+    Attributes:
+        custom_id: of its request.
+        seconds: for which this attempt has been running.
+        median: seconds that half of the last 1,000 calls that succeeded took at most.
+    """
+
+    custom_id: str
+    seconds: float
+    median: float
+
+
 class RunProgress(msgspec.Struct, frozen=True):
     """How far a run is: a snapshot. What is counted as done is on disk.
 
@@ -53,6 +68,9 @@ class RunProgress(msgspec.Struct, frozen=True):
         failures: failures of this run by kind and status, the most frequent first.
         stopping: whether no new calls are made any more.
         finished: whether this is the last snapshot.
+        waiting: the models none of whose calls gets through at the moment.
+        stragglers: calls that take 10 times longer than the median, if less than 2 % of the
+            requests, or only such calls, are left; the longest ones first, five at most.
     """
 
     total: int
@@ -69,6 +87,8 @@ class RunProgress(msgspec.Struct, frozen=True):
     failures: list[FailureGroup]
     stopping: bool
     finished: bool
+    waiting: tuple[Waiting, ...] = ()
+    stragglers: tuple[RunStraggler, ...] = ()
 
     @property
     def done(self) -> int:

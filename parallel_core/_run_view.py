@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -23,13 +24,16 @@ from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printa
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
 from .errors import NAMED_BY_LINE, describe_differences
-from .run_file import FailureGroup, RunOpening, RunProgress, RunSummary
+from .progress import Waiting
+from .run_file import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_NEWS = 1.0  # that the run waits, or does not any more
 _MOST_NAMED = 20  # of many models
 _MOST_GROUPS = 5  # of failures, in a live view
 _LONGEST_NAME = 40  # characters of a custom_id
+_MOST_WAITING = 3  # endpoints that are waited for
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -77,6 +81,7 @@ class TextView:
         self._live: Live | None = None
         self._told_at: float | None = None
         self._told_kinds: set[tuple[str, int | None]] = set()  # of failures
+        self._told_to_wait = False
 
     def note(self, text: str) -> None:
         self._print(self._console, Text(printable(text)))
@@ -119,9 +124,12 @@ class TextView:
 
     def _tell(self, progress: RunProgress) -> None:
         now = time.monotonic()
-        due = self._told_at is None or now - self._told_at >= SECONDS_BETWEEN_LINES
+        is_news = bool(progress.waiting) != self._told_to_wait
+        pause = _SECONDS_BEFORE_NEWS if is_news else SECONDS_BETWEEN_LINES
+        due = self._told_at is None or now - self._told_at >= pause
         if due or progress.finished:
             self._told_at = now
+            self._told_to_wait = bool(progress.waiting)
             clock = time.strftime("%H:%M:%S")
             self.note(f"{clock} {describe_progress(progress)}")
             for group in progress.failures:
@@ -325,6 +333,8 @@ def describe_progress(progress: RunProgress) -> str:
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
         *_figures(progress),
         *(["stopping"] if progress.stopping and not progress.finished else []),
+        *describe_waiting(progress.waiting),
+        *describe_stragglers(progress.stragglers),
     ]
     return ", ".join(parts)
 
@@ -349,6 +359,38 @@ def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
 def shortened(name: str) -> str:
     """A name as it is shown beside others."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
+    """Say what a run waits for: a text for each endpoint and reason."""
+    found: dict[tuple[str, str], list[Waiting]] = {}
+    for one in waiting:
+        found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
+    texts = [
+        f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
+        f"{_next_try(ones)}"
+        for (whom, reason), ones in found.items()
+    ]
+    more = len(texts) - _MOST_WAITING
+    return texts[:_MOST_WAITING] + ([f"and {more:,} more"] if more > 0 else [])
+
+
+def _next_try(waiting: Sequence[Waiting]) -> str:
+    times = [one.next_try for one in waiting if one.next_try is not None]
+    if len(times) < len(waiting):
+        return "trying now"
+    return f"next try in {math.ceil(min(times)):,} s"
+
+
+def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
+    """Name the calls that hold up the end of a run, and say what ends them."""
+    if not stragglers:
+        return []
+    names = ", ".join(f"{one.custom_id} ({one.seconds:,.0f} s)" for one in stragglers)
+    verb = "takes" if len(stragglers) == 1 else "take"
+    median = f"{stragglers[0].median:.2g} s"
+    advice = "--timeout SECONDS ends such calls, --hedge p95 sends them twice"
+    return [f"{names} {verb} much longer than the median of {median}: {advice}"]
 
 
 def _figures(progress: RunProgress) -> list[str]:
@@ -435,6 +477,8 @@ def _picture(progress: RunProgress) -> Group:
         rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
     if (more := len(progress.failures) - _MOST_GROUPS) > 0:
         rows.append(Text(f"and {more} more kinds of failures", style="red"))
+    held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
+    rows += [Text(printable(line), style="yellow") for line in held_up]
     return Group(*rows)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -19,9 +20,17 @@ import trio
 
 from ._input_members import describe_columns
 from ._journal_manifest import ManifestFields
+from ._local_limits import fit_open_files
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
-from ._run_records import FailureGroup, RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import (
+    FailureGroup,
+    RunOpening,
+    RunProgress,
+    RunStop,
+    RunStraggler,
+    RunSummary,
+)
 from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
@@ -33,16 +42,19 @@ from .dispatch import stoppable_completions
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
 from .failures import FailureKind, checked_kinds
 from .journal import Journal, JournalOpening
-from .router_call import behind, unknown_models
+from .router_call import behind, makes_calls_elsewhere, unknown_models
 from .run_statistics import RunPaths
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, SupportsAcompletion, Usage
+
+logger = logging.getLogger("parallel_core")
 
 __all__ = [
     "FailureGroup",
     "RunOpening",
     "RunProgress",
     "RunStop",
+    "RunStraggler",
     "RunSummary",
     "check_requests",
     "describe_problems",
@@ -51,6 +63,9 @@ __all__ = [
 
 LONGEST_OUTAGE = 900.0
 """Seconds for which a run waits while nothing of a model gets through."""
+
+ATTEMPT_TIMEOUT = 600.0
+"""Seconds for an attempt of a run, if nobody has set a timeout."""
 
 
 async def run_file(
@@ -90,7 +105,8 @@ async def run_file(
             it is entered before the first call, where there is one to make.
         source: the file of requests (``docs/file-formats.md``), or its path.
         output: where the answers go, and the failures too unless there is an ``error_file``.
-        concurrency: calls in flight at most, or ``"auto"``.
+        concurrency: calls in flight at most, or ``"auto"``. It is lowered, with a warning in the
+            log, if this process may not open so many files.
         error_file: where the failures go.
         retry_failed: send those again that have failed before with one of these kinds of failures
             (:class:`Failure`); True: with any kind but ``request``, which would fail again. Each
@@ -116,7 +132,8 @@ async def run_file(
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
         controls: ``timeout``, ``deadline``, ``rate_limit``, ``budget``, ``hedge``, …: those of
-            every batch. ``retry`` is ``Retry(max_wait=900)`` unless given.
+            every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
+            given.
 
     Returns:
         What has become of the requests. When it is cancelled instead, the calls in flight are
@@ -141,6 +158,7 @@ async def run_file(
     kinds = checked_kinds("retry_failed", retry_failed)
     check_controls(controls)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
+    controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
     if order not in ("completion", "input"):
         raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
     if on_run_progress is not None:
@@ -215,6 +233,12 @@ async def run_file(
             if on_open is not None:
                 on_open(run.opening())
             async with _opened(router, needed=run.opening().left > 0) as sender:
+                if not makes_calls_elsewhere(sender):
+                    # The output needs files, too, or answers that are paid for are not written.
+                    per_call = 1 if controls.get("hedge") is None else 2
+                    concurrency, note = fit_open_files(concurrency, per_call)
+                    if note is not None:
+                        logger.warning("%s", note)
                 lost_workers, resent_requests = _losses(sender)
                 batch = stoppable_completions(
                     sender,

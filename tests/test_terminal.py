@@ -23,10 +23,23 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from parallel_core import Usage, _doctor_command, _run_signals, cli
+from parallel_core import (
+    RunStraggler,
+    Usage,
+    Waiting,
+    _doctor_command,
+    _run_signals,
+    _run_view,
+    cli,
+)
 from parallel_core._run_command import Question, RunState, command_again
 from parallel_core._run_signals import STOP_SIGNALS, StopSignals
-from parallel_core._run_view import JsonView, TextView
+from parallel_core._run_view import (
+    JsonView,
+    TextView,
+    describe_stragglers,
+    describe_waiting,
+)
 from parallel_core._terminal import is_live, printable, program, shell_line
 from parallel_core.batch_input import InputFile
 from parallel_core.batch_output import Redactor
@@ -616,3 +629,88 @@ def test_a_question_takes_yes_and_no(
 ) -> None:
     state, seen, _ = ask(0, answer, monkeypatch)
     assert (state.declined, state.interrupted, seen) == (declined, False, [])
+
+
+# --- what holds a run up ---
+
+
+def waiting(model: str, endpoint: str | None, since: float, next_try: float | None) -> Waiting:
+    return Waiting(model, endpoint, "no connection to the server", since, next_try)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (
+            [waiting("gpt", "http://host:8000", 40.2, 7.1)],
+            ["http://host:8000: no connection to the server, since 40 s, next try in 8 s"],
+        ),
+        (
+            [waiting("gpt", None, 1200, None)],
+            ["gpt: no connection to the server, since 1,200 s, trying now"],
+        ),
+        (
+            [waiting(model, "http://host", 9 * n, 5 + n) for n, model in enumerate("abc")],
+            ["http://host: no connection to the server, since 18 s, next try in 5 s"],
+        ),
+        (
+            [waiting(model, None, 1, 1) for model in "abcde"],
+            [
+                *(
+                    f"{model}: no connection to the server, since 1 s, next try in 1 s"
+                    for model in "abc"
+                ),
+                "and 2 more",
+            ],
+        ),
+    ],
+)
+def test_what_a_run_waits_for(given: list[Waiting], shown: list[str]) -> None:
+    texts = describe_waiting(given)
+    assert [text.removeprefix("waiting for ") for text in texts] == shown
+
+
+def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = progress_of(
+        waiting=(waiting(EVIL, None, 40, 8),),
+        stragglers=(RunStraggler("id-7", 320.4, 4.04), RunStraggler("id-9", 41, 4.04)),
+    )
+    waits = f"waiting for {HARMLESS}: no connection to the server, since 40 s, next try in 8 s"
+    holds_up = (
+        "id-7 (320 s), id-9 (41 s) take much longer than the median of 4 s: --timeout SECONDS ends "
+        "such calls, --hedge p95 sends them twice"
+    )
+    plain = io.StringIO()
+    TextView(error=Console(file=plain)).progress(progress)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal_as_stderr() as screen:
+        view = TextView()
+        view.progress(progress)
+        view.close()
+        live = screen()
+    for text in (waits, holds_up):
+        assert text in plain.getvalue()
+        assert text in " ".join(live.split())
+    assert not describe_stragglers(())
+
+
+def test_that_a_run_waits_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(_run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
+    plain = io.StringIO()
+    view = TextView(error=Console(file=plain))
+    waits = {"waiting": (waiting("m", None, 1, 1),)}
+    expected = 0
+    for seconds, fields, is_told in (
+        (0.0, {}, True),
+        (0.5, waits, False),
+        (1.0, waits, True),
+        (4.0, waits, False),
+        (5.0, {}, True),
+        (9.0, {}, False),
+    ):
+        now = 100.0 + seconds
+        view.progress(progress_of(**fields))
+        expected += is_told
+        assert plain.getvalue().count("\n") == expected, seconds
