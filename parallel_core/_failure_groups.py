@@ -154,10 +154,11 @@ def _quotes(said: str, request: RouterParallelRequest) -> bool:
     words = _words(said)
     if any(text.strip() and text in words for text in texts):
         return True
-    contents = "\n".join((*texts, *names))
+    contents = "\n".join(texts)
+    with_names = "\n".join((contents, *names))
     return (
         any(run in contents for run in _runs(words, _LONGEST_CHANCE))
-        or any(_is_cut_from(part, contents) for part in _quoted_in(said))
+        or any(_is_cut_from(part, with_names) for part in _quoted_in(said))
         or any(
             _part_is_in(word, contents)
             for word in _TOKEN.findall(said.lower())
