@@ -265,9 +265,8 @@ def router_traits(router: object) -> RouterTraits:
     itself = behind(router)
 
     def deployments_of(model: str) -> frozenset[str]:
-        infos = (
-            deployment.get("model_info") or {} for deployment in deployments_for(itself, model)
-        )
+        found: list[Mapping[str, Any]] = deployments_for(itself, model)
+        infos: list[Mapping[str, Any]] = [one.get("model_info") or {} for one in found]
         return frozenset(info["id"] for info in infos if "id" in info)
 
     number = setting(itself, "num_retries")
