@@ -26,6 +26,7 @@ from .errors import (
     BudgetExceededError,
     CallCancelledError,
     DifferentRunError,
+    EmptyResponseError,
     InputFileError,
     InvalidRequestError,
     JournalError,
@@ -40,12 +41,20 @@ from .errors import (
 from .failures import Failure, FailureKind
 from .failures import classify as classify_failure
 from .journal import Journal, JournalEntry
-from .progress import Progress
+from .progress import Progress, Straggler, Waiting
 from .router_api import (
     install,
     uninstall,
 )
-from .run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
+from .run_file import (
+    FailureGroup,
+    RunOpening,
+    RunProgress,
+    RunStop,
+    RunStraggler,
+    RunSummary,
+    run_file,
+)
 from .trio_router import (
     RouterHost,
     RouterHostName,
@@ -78,7 +87,9 @@ __all__ = [
     "Concurrency",
     "Controls",
     "DifferentRunError",
+    "EmptyResponseError",
     "Failure",
+    "FailureGroup",
     "FailureKind",
     "Hedge",
     "InputFile",
@@ -107,13 +118,16 @@ __all__ = [
     "RunOpening",
     "RunProgress",
     "RunStop",
+    "RunStraggler",
     "RunSummary",
+    "Straggler",
     "StreamChunk",
     "StreamEnd",
     "StreamInterruptedError",
     "StreamStalledError",
     "SupportsAcompletion",
     "Usage",
+    "Waiting",
     "classify_failure",
     "install",
     "iter_parallel_acompletions",

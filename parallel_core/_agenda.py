@@ -14,7 +14,7 @@ from typing import Any, Protocol
 class Entry:
     """A request on its way through a batch with an agenda."""
 
-    __slots__ = ("began", "index", "item", "key", "started_at")
+    __slots__ = ("attempts", "began", "index", "item", "key", "started_at")
 
     def __init__(self, index: int, item: Any) -> None:
         self.index = index
@@ -23,6 +23,7 @@ class Entry:
         # Of its first call, however often it is made.
         self.started_at = 0.0
         self.began: float | None = None
+        self.attempts = 0
 
 
 class Order(Protocol):

@@ -6,12 +6,12 @@ import functools
 from typing import Any, ClassVar
 
 from ._agenda import Agenda, Entry, Order
-from ._batch import BatchCore, describe, note
+from ._batch import BatchCore, describe
 from ._feed import NOTHING
 from ._plan import BatchPlan, ResultT
 from ._slot_host import SlotHost
 from ._waiting import Waiters
-from .errors import cancelled_unasked
+from .errors import add_note, cancelled_unasked
 
 # Items of a source that are drawn ahead in one go: drawing one may take a while.
 DRAWS_BETWEEN_PAUSES = 16
@@ -149,7 +149,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
         try:
             self._agenda.add(index, item)
         except Exception as exception:  # noqa: BLE001 - the user's key function
-            note(exception, f"raised by fair_by for {describe(index, item)}")
+            add_note(exception, f"raised by fair_by for {describe(index, item)}")
             self.fail(exception)
 
     async def _fill_ahead(self) -> None:
@@ -183,7 +183,7 @@ class AgendaBatchCore(BatchCore[ResultT]):
         try:
             self._agenda.order.ended(entry)
         except Exception as exception:  # noqa: BLE001 - of a key; what the call gave is delivered
-            note(exception, f"found when {describe(entry.index, entry.item)} had ended")
+            add_note(exception, f"found when {describe(entry.index, entry.item)} had ended")
             self.fail(exception)
         self._room.wake_one()
         return entry.began, entry.started_at

@@ -7,7 +7,6 @@ waits on) is its :class:`~parallel_core._slot_host.SlotHost`.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 import sys
@@ -29,7 +28,14 @@ from ._waiting import Places, Waiters
 from .control._call import TryAgainLater
 from .control.adaptive import LimitChange
 from .control.watching import UsageTally
-from .errors import BatchAbortedError, cancelled_unasked
+from .errors import (
+    BatchAbortedError,
+    BudgetExceededError,
+    InvalidRequestError,
+    NotSentError,
+    add_note,
+    cancelled_unasked,
+)
 from .types import RouterParallelRequest, StreamChunk, Usage
 
 logger = logging.getLogger("parallel_core")
@@ -38,6 +44,9 @@ logger = logging.getLogger("parallel_core")
 # Input order needs more room, or one slow call would idle the other slots.
 COMPLETION_ORDER_WINDOW = 2
 INPUT_ORDER_WINDOW = 8
+
+# Raised in place of an attempt.
+_REFUSED = (BudgetExceededError, InvalidRequestError, NotSentError)
 
 COROUTINE: Any = types.CoroutineType  # what `async def` gives
 
@@ -165,6 +174,8 @@ class BatchCore(Generic[ResultT]):
             async with trio.open_nursery() as helpers:
                 self._helpers = helpers
                 helpers.start_soon(self._notice_cancellation)
+                if self._plan.before is not None:  # and before any clock starts
+                    await trio.to_thread.run_sync(self._plan.before)
                 self._open_source(helpers)
                 for attachment in self._plan.attachments:
                     attachment.begin(self)
@@ -266,7 +277,7 @@ class BatchCore(Generic[ResultT]):
             return
         known = self._error or self._crash
         if known is not None:
-            note(known, f"then a control failed: {error!r}")
+            add_note(known, f"then a control failed: {error!r}")
         elif self.stopping:  # the consumer is on its way out, and is told there
             self._crash = error
         else:
@@ -399,18 +410,24 @@ class BatchCore(Generic[ResultT]):
                 del self.calls[index]
                 # A slot that waits for its next call keeps nothing of the last one.
                 run = coroutine = trap = rest = None
+            attempts = 0 if isinstance(failure, _REFUSED) else 1
             if entry is not None:
                 began, started_at = self._call_ended(entry, began, started_at)
                 if isinstance(failure, TryAgainLater):
+                    attempts = int(failure.counts)
                     if not self.stopping:
+                        entry.attempts += attempts
                         self._postpone(entry, failure.delay)
                         del item, value, failure
                         continue
                     failure = failure.error
+                attempts += entry.attempts
             duration = time.perf_counter() - began
             if failure is None:
                 self.succeeded += 1
-                self._deliver(index, result_type(index, item, value, None, started_at, duration))
+                self._deliver(
+                    index, result_type(index, item, value, None, started_at, duration, attempts)
+                )
                 if tally is not None:
                     self._count_usage(tally, item, value)
             else:
@@ -420,7 +437,8 @@ class BatchCore(Generic[ResultT]):
                 failure = as_the_calls_own(failure)
                 if plan.return_exceptions:
                     self._deliver(
-                        index, result_type(index, item, None, failure, started_at, duration)
+                        index,
+                        result_type(index, item, None, failure, started_at, duration, attempts),
                     )
                 else:
                     self._fail(failure, describe(index, item))
@@ -532,7 +550,7 @@ class BatchCore(Generic[ResultT]):
         """
         if self.stopping:
             return
-        note(error, f"raised by {origin}")
+        add_note(error, f"raised by {origin}")
         self._error = error
         self.stop()
 
@@ -550,7 +568,7 @@ class BatchCore(Generic[ResultT]):
         if self._error is not None and not interrupt:
             # The first error stays the one that comes out.
             if not isinstance(exception, BatchAbortedError):
-                note(self._error, f"then its batch failed to end: {exception!r}")
+                add_note(self._error, f"then its batch failed to end: {exception!r}")
         elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
             self._crash = exception
         self.stop()
@@ -576,12 +594,6 @@ class BatchCore(Generic[ResultT]):
         error = self._error if self._crash is None else self._crash
         self._crash = self._error = None
         return error
-
-
-def note(error: BaseException, text: str) -> None:
-    # Some exceptions cannot be written to: they come out without the note.
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
 
 
 def describe(index: int, item: object) -> str:

@@ -1,62 +1,38 @@
-"""What has made a call fail: an answer of HTTP, or something that came before one.
-
-litellm gives a status to everything, to a refused connection too. A real one is told by what only
-an answer has: headers, or an error object in its body.
-"""
+"""How a failed call is written into a line of results: as an answer of HTTP, or as an error."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 
-from ._missing_packages import MISSING_DEPENDENCY, missing_package
-from .errors import (
-    BatchAbortedError,
-    BatchDeadlineError,
-    BudgetExceededError,
-    CallCancelledError,
-    InvalidRequestError,
-    RequestTimeoutError,
-    StreamInterruptedError,
-    StreamStalledError,
+from .errors import StreamInterruptedError
+from .failures import (
+    CODES,
+    MISSING_DEPENDENCY,
+    Evidence,
+    FailureKind,
+    classify_evidence,
+    code_of_class,
+    evidence_of,
 )
 
-_MOST_CAUSES = 16
-_CODES: tuple[tuple[type[Exception], str], ...] = (
-    # As OpenAI names them.
-    (BatchDeadlineError, "batch_expired"),
-    (RequestTimeoutError, "request_timeout"),
-    (CallCancelledError, "batch_cancelled"),
-    (BatchAbortedError, "batch_cancelled"),
-    # Our own.
-    (BudgetExceededError, "budget_exceeded"),
-    (StreamStalledError, "stream_stalled"),
-    (StreamInterruptedError, "stream_interrupted"),
-    (InvalidRequestError, "invalid_request"),
-)
-# By the names of classes: the libraries that they are from may not be loaded.
-_TIMEOUTS = frozenset(("APITimeoutError", "TimeoutError", "TimeoutException"))
-_CONNECTIONS = frozenset(("APIConnectionError", "ClientError", "ConnectionError", "TransportError"))
-_GARBAGE = frozenset(("JSONDecodeError", "APIResponseValidationError", "ValidationError"))
-_INVALID = "invalid_response"
-# What litellm writes about an answer of status 200 that it cannot read. It gives it status 500.
-_UNREADABLE = re.compile(
-    r"Empty or invalid response from LLM endpoint|Invalid response object Traceback"
-    r"|unable to get json response",
-    re.IGNORECASE,
-)
-_ROUTER_IS_BUSY = frozenset(("RouterRateLimitError", "RouterRateLimitErrorBasic"))
+_CODES_OF_KINDS: Mapping[FailureKind, str] = {
+    "cooling_down": "no_deployment_available",
+    "timeout": "request_timeout",
+    "answer": "invalid_response",
+    "unreachable": "connection_error",
+    "local": "local_error",
+}
 _TAIL_OF_LITELLM = "\n\nLiteLLM: "
-_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """How a call failed.
+class LineFailure(msgspec.Struct, frozen=True):
+    """How a call failed, as its line says it.
 
     Attributes:
+        kind: what it means.
         status_code: of HTTP; None where there was no answer.
         code: the reason in short; None where HTTP and ``error`` say it.
         message: the reason. It may quote a prompt or a key.
@@ -64,6 +40,7 @@ class Failure(msgspec.Struct, frozen=True):
         request_id: of the answer, by the provider; empty where it gives none.
     """
 
+    kind: FailureKind
     status_code: int | None
     code: str | None
     message: str
@@ -71,79 +48,35 @@ class Failure(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
-def failure_of(exception: Exception) -> Failure:
-    """How a call failed that has raised this."""
+def failure_of(exception: Exception) -> LineFailure:
+    """Describe a call that raised this."""
+    evidence = evidence_of(exception)
+    kind = classify_evidence(evidence).kind
     message = _message_of(exception)
     if isinstance(exception, StreamInterruptedError):
         message = _message_of_interruption(exception)
-    for kind, code in _CODES:
-        if isinstance(exception, kind):
-            return Failure(None, code, message)
-    status = status_of(exception)
+    for own, code in CODES:
+        if isinstance(exception, own):
+            return LineFailure(kind, None, code, message)
+    if evidence.missing_package is not None:
+        return LineFailure(kind, None, MISSING_DEPENDENCY, evidence.missing_package.message)
+    known = _CODES_OF_KINDS.get(kind)
+    status = evidence.answer_status
+    if status is None and known is None and (evidence.status or 500) < 500:
+        status = evidence.status  # the Router itself refused it: it knows no such model
     if status is not None:
-        request_id = _header(exception, "x-request-id")
-        return Failure(status, None, message, _error_object(exception, message), request_id)
-    package = missing_package(message, _causes(exception))
-    if package is not None:
-        return Failure(None, MISSING_DEPENDENCY, package.message)
-    code = _code_of(exception)
-    if code == _INVALID:
-        message = _message_of_unreadable(exception, message)
-    return Failure(None, code, _without_traceback(message))
+        error = _error_object(exception, evidence, message)
+        return LineFailure(kind, status, None, message, error, _request_id(evidence))
+    if kind == "answer":
+        message = _message_of_unreadable(evidence, message)
+    code = known or code_of_class(type(exception).__name__)
+    return LineFailure(kind, None, code, _without_traceback(message))
 
 
-def kind_of(exception: Exception) -> str:
-    """What failures like this one are counted as: its class, or the package that is missing."""
-    package = None
-    if status_of(exception) is None:
-        package = missing_package(_message_of(exception), _causes(exception))
+def error_name(exception: Exception) -> str:
+    """Return the name of the exception's class, or the package that is missing."""
+    package = evidence_of(exception).missing_package
     return type(exception).__name__ if package is None else package.kind
-
-
-def status_of(exception: Exception) -> int | None:
-    """The status of HTTP with which a call has failed; None where there was no answer."""
-    status: Any = getattr(exception, "status_code", None)
-    if type(status) is not int or not 100 <= status < 600:
-        return None
-    if status < 300 or (status >= 500 and _UNREADABLE.search(_message_of(exception))):
-        return None
-    if _headers(exception) or isinstance(getattr(exception, "body", None), Mapping):
-        return status
-    if any(_names(cause) & (_CONNECTIONS | _GARBAGE | _TIMEOUTS) for cause in _causes(exception)):
-        return None
-    if missing_package(_message_of(exception), _causes(exception)) is not None:
-        return None
-    # The Router itself has refused it: it knows no such model, or its own limits are reached.
-    return status if status < 500 else None
-
-
-def _code_of(exception: Exception) -> str:
-    names = [_names(cause) for cause in _causes(exception)]
-    for known, code in (
-        (_ROUTER_IS_BUSY, "no_deployment_available"),
-        (_TIMEOUTS, "request_timeout"),
-        (_GARBAGE, _INVALID),  # litellm makes an APIConnectionError of these, too
-        (_CONNECTIONS, "connection_error"),
-    ):
-        if any(known & of_cause for of_cause in names):
-            return code
-        if code == _INVALID and _UNREADABLE.search(_message_of(exception)):
-            return code
-    return _WORD.sub("_", type(exception).__name__).lower()
-
-
-def _causes(exception: BaseException) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on. litellm leaves this to the context."""
-    cause: BaseException | None = exception
-    for _ in range(_MOST_CAUSES):
-        if cause is None:
-            return
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _names(exception: BaseException) -> set[str]:
-    return {kind.__name__ for kind in type(exception).__mro__}
 
 
 def _message_of(exception: BaseException) -> str:
@@ -158,16 +91,16 @@ def _without_traceback(message: str) -> str:
     return before.rstrip() if traceback and before else message
 
 
-def _message_of_unreadable(exception: BaseException, message: str) -> str:
-    """Without the answer, which litellm quotes in full."""
-    *_, first = _causes(exception)
+def _message_of_unreadable(evidence: Evidence, message: str) -> str:
+    """Leave out the answer, which litellm quotes in full."""
+    first = evidence.chain[-1]
     errors = cast("Any", getattr(first, "errors", None))
     if callable(errors):  # of pydantic
         found = cast("list[dict[str, Any]]", errors())[0]
         reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     elif isinstance(first, (AttributeError, TypeError, LookupError)):
         reason = str(first)
-    elif not _UNREADABLE.search(message):
+    elif not evidence.quotes_an_answer:
         return message
     else:
         reason = ""
@@ -189,9 +122,10 @@ def _message_of_interruption(exception: StreamInterruptedError) -> str:
     )
 
 
-def _error_object(exception: Exception, message: str) -> Mapping[str, Any]:
-    told = _told_error(exception)
-    if told is None:
+def _error_object(exception: Exception, evidence: Evidence, message: str) -> Mapping[str, Any]:
+    """Return the error object as the provider gave it."""
+    told = evidence.sent_error
+    if not told:
         told = {name: getattr(exception, name, None) for name in ("type", "param", "code")}
     text = told.get("message")
     if not isinstance(text, str) or not text:
@@ -199,25 +133,6 @@ def _error_object(exception: Exception, message: str) -> Mapping[str, Any]:
     return {"message": text, "type": None, "param": None, "code": None} | {**told, "message": text}
 
 
-def _told_error(exception: Exception) -> Mapping[str, Any] | None:
-    """The error object as the provider gave it. litellm keeps it for some statuses only; for the
-    others it is in what its exception was raised from."""
-    status: Any = getattr(exception, "status_code", None)
-    for cause in _causes(exception):
-        body: Any = getattr(cause, "body", None)
-        # An earlier attempt may be among the causes.
-        if isinstance(body, Mapping) and getattr(cause, "status_code", None) == status:
-            told = cast("Mapping[str, Any]", body)
-            inner = told.get("error")
-            return cast("Mapping[str, Any]", inner) if isinstance(inner, Mapping) else told
-    return None
-
-
-def _headers(exception: Exception) -> Mapping[str, Any]:
-    headers: Any = getattr(exception, "litellm_response_headers", None)
-    return cast("Mapping[str, Any]", headers) if isinstance(headers, Mapping) else {}
-
-
-def _header(exception: Exception, name: str) -> str:
-    value = _headers(exception).get(name) or getattr(exception, "request_id", None)
+def _request_id(evidence: Evidence) -> str:
+    value = evidence.headers.get("x-request-id") or evidence.attribute("request_id")
     return value if isinstance(value, str) else ""

@@ -10,10 +10,10 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import trio
 
-from ._batch import BatchCore, note
+from ._batch import BatchCore
 from ._plan import ResultT
 from .control.adaptive import LimitChange
-from .errors import BatchAbortedError
+from .errors import BatchAbortedError, add_note
 from .types import Usage
 
 logger = logging.getLogger("parallel_core")
@@ -169,7 +169,7 @@ def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> N
         if not isinstance(crash, BatchAbortedError):
             # The text of an exception may quote what the source holds: it goes to the caller, with
             # the exception that is on its way, and not to the log.
-            note(body_exception, f"then its batch failed to end: {crash!r}")
+            add_note(body_exception, f"then its batch failed to end: {crash!r}")
             logger.error(
                 "a batch failed to end while it was left by %s: %s",
                 type(body_exception).__qualname__,

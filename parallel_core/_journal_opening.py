@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ from ._journal_scan import FinishedIds, drop_superseded, mend, scan_file
 from ._result_lines import BadLineError, read_result_line
 from ._system_errors import reason
 from .errors import DifferentRunError, JournalError
+from .failures import FailureKind
 from .run_statistics import RunPaths, older_names
 
 ReadOlder: TypeAlias = Callable[[ManifestFields], ManifestFields]
@@ -92,7 +93,7 @@ def open_journal(
     paths: RunPaths,
     manifest: ManifestFields,
     *,
-    retry_failed: bool,
+    retry_failed: Collection[FailureKind],
     force_new: bool,
     allow_changed: bool,
     read_older: ReadOlder | None,
@@ -142,11 +143,14 @@ class _Opening:
         self._ids = FinishedIds()
         self._backups: list[Path] = []
 
-    def run(self, *, retry_failed: bool, force_new: bool, allow_changed: bool) -> OpenedJournal:
+    def run(
+        self, *, retry_failed: Collection[FailureKind], force_new: bool, allow_changed: bool
+    ) -> OpenedJournal:
         self._check_paths()
         self._look_for_manifest(force_new=force_new)
         if not force_new:
-            self._refuse_vanished_files(retry_failed=retry_failed, allow_changed=allow_changed)
+            retries = bool(retry_failed)
+            self._refuse_vanished_files(retry_failed=retries, allow_changed=allow_changed)
         self._lock()
         self._look_for_manifest(force_new=force_new)  # of a run that has just ended, maybe
         self._rename_older_files()
@@ -177,8 +181,7 @@ class _Opening:
             # A run that retried failures was cut off before it dropped those that it had answered.
             drop_superseded(with_failures, self._ids.superseded)
             self._ids.superseded.clear()
-        if retry_failed:
-            self._ids.retry_failed()
+        self._ids.retry_failed(retry_failed)
         ids = self._ids
         opening = JournalOpening(
             resumed=bool(ids.succeeded or ids.failed or ids.retried),

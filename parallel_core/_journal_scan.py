@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from ._journal_files import LockedFile
 from ._result_lines import BadLineError, ResultLine, read_result_lines
 from .errors import JournalError
+from .failures import FailureKind
 
 _DUPLICATES_NAMED = 10
 
@@ -21,7 +22,7 @@ class FinishedIds:
 
     Attributes:
         succeeded: digests of requests that have an answer.
-        failed: digests of requests that have failed.
+        failed: digests of requests that have failed, with the kind of their last failure.
         retried: digests of requests that have failed and are to be sent again. Their failures stay
             in the file until there is a newer result.
         superseded: by digest, how many of its failures are superseded by a later result: always
@@ -34,7 +35,7 @@ class FinishedIds:
 
     def __init__(self) -> None:
         self.succeeded: set[int] = set()
-        self.failed: set[int] = set()
+        self.failed: dict[int, FailureKind] = {}
         self.retried: set[int] = set()
         self.superseded: dict[int, int] = {}
         self.duplicates = 0
@@ -58,17 +59,24 @@ class FinishedIds:
                     self.duplicate_ids.append(result.custom_id)
             else:
                 self._supersede(digest)
-        elif digest in self.failed:
-            self._supersede(digest)
-            if result.ok:
-                self.failed.discard(digest)
-                self.succeeded.add(digest)
         else:
-            (self.succeeded if result.ok else self.failed).add(digest)
+            if digest in self.failed:
+                self._supersede(digest)
+            if result.ok:
+                self.failed.pop(digest, None)
+                self.succeeded.add(digest)
+            else:
+                self.failed[digest] = result.failure.kind
 
-    def retry_failed(self) -> None:
-        """Count no failure as finished any more."""
-        self.retried, self.failed = self.failed, set()
+    def retry_failed(self, kinds: Collection[FailureKind]) -> None:
+        """Count failures of these kinds as finished no more."""
+        self.retried = {digest for digest, kind in self.failed.items() if kind in kinds}
+        for digest in self.retried:
+            del self.failed[digest]
+
+    def failure_kind(self, custom_id: str) -> FailureKind | None:
+        """Return why a request has failed; None if it has not, or is to be sent again."""
+        return self.failed.get(id_digest(custom_id))
 
     def note_retry(self, custom_id: str) -> None:
         """Note that a result has come: a failure that the file has of it is superseded."""

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from ._agenda import Order
+from ._answers import require_choices
+from ._first_call import preparation
+from ._local_limits import most_calls, warn_of_connections
 from .control._call import Call
 from .control._checks import checked_callback
 from .control._engine import Attachment
@@ -79,6 +82,7 @@ class BatchPlan(Generic[ResultT]):
     limit_changes: Callable[[], list[LimitChange]]
     pieces: int = 0  # of results, that may wait for the consumer
     window: int | None = None  # calls begun minus results handed out; None: as the order needs it
+    before: Callable[[], None] | None = None  # blocks; runs in a thread before the first call
 
 
 def map_plan(
@@ -194,6 +198,7 @@ def _router_plan(
     call = completion_call(
         router,
         retried_by_us=retried_by_us,
+        attempt_timeout=controls.get("attempt_timeout"),
         left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_elsewhere)
         if elsewhere
         else None,
@@ -218,6 +223,8 @@ def _router_plan(
     if isinstance(limit, AdaptiveConcurrency):
         may_reject = places_of(router)
         limit = _within_places(limit, router, may_reject)
+    if not elsewhere:
+        warn_of_connections(most_calls(limit))
     streams = Streams(
         meter,
         all_of_them=streaming,
@@ -226,8 +233,11 @@ def _router_plan(
         stall_timeout=None if elsewhere else stall_timeout,
         read_elsewhere=elsewhere,
     )
+    answered = streams.wrap(call)
+    if hasattr(behind(router), "acompletion"):  # workers may call a function
+        answered = require_choices(answered, meter)
     plan = _plan(
-        streams.wrap(call),
+        answered,
         source,
         result_type,
         as_request,
@@ -246,6 +256,7 @@ def _router_plan(
         call=streams.wrap_controls(plan.call),
         attachments=[*plan.attachments, streams],
         pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+        before=None if elsewhere else preparation(router),
     )
 
 
@@ -315,6 +326,8 @@ def _check_for_items(controls: Controls) -> None:
     for name in ("on_chunk", "stall_timeout"):
         if controls.get(name) is not None:
             raise ValueError(f"{name} is for streamed answers: items of parallel_map have none")
+    if controls.get("attempt_timeout") is not None:
+        raise ValueError("attempt_timeout is for a Router; give parallel_map a timeout")
     if controls.get("fair_by") == "model":
         raise ValueError(
             "fair_by='model' is for requests; give a function of the item that returns its key"

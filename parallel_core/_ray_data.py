@@ -152,7 +152,7 @@ class ParallelCompletions:
         sent = dict(zip(good, standing.results(list(good.values())), strict=True))
         told = [
             cells(
-                RouterParallelResult(row, _NOTHING, exception=request)
+                RouterParallelResult(row, _NOTHING, exception=request, attempts=0)
                 if isinstance(request, Exception)
                 else sent[row],
                 redactor,

@@ -234,7 +234,7 @@ def _cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
         body = None if not line.ok or line.body is None else bytes(line.body)
         document: Any = {} if body is None else read_json_line(msgspec.json.decode, body)
     except Exception as error:  # noqa: BLE001 - of an answer that is nested too deep, for instance
-        line = parse_output_line(unwritable_line(name, error))
+        line = parse_output_line(unwritable_line(name, error)[0])
         body, document = None, {}
     text, finish_reason = _first_choice(document)
     is_sent = not isinstance(result.exception, InvalidRequestError)

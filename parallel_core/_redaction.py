@@ -11,6 +11,7 @@ REDACTED = "[redacted]"
 
 _SHORTEST_SECRET = 6  # characters: of shorter ones, half of the text would be taken out
 _NEVER = "(?!)"
+_TAIL = 4  # characters: providers show so much of a key
 
 # A key and what is before it, which stays.
 _KEYS = re.compile(
@@ -50,6 +51,7 @@ class Redactor:
         known |= {quote(secret, safe="", errors="surrogatepass") for secret in known}
         # Not a part of the replacement, or it would be replaced again and again.
         known = {secret for secret in known if secret not in REDACTED}
+        self._known = sorted(known)
         longest_first = sorted(known, key=lambda secret: (-len(secret), secret))
         self._secrets = re.compile("|".join(map(re.escape, longest_first)) or _NEVER)
 
@@ -63,6 +65,17 @@ class Redactor:
     def redact_secrets(self, text: str) -> str:
         """Take out the secrets alone."""
         return self._secrets.sub(REDACTED, text)
+
+    def shows_a_part(self, text: str) -> bool:
+        """Return True if a text has six characters of a secret in a row, or the end of one."""
+        return any(
+            any(
+                secret[start : start + _SHORTEST_SECRET] in text
+                for start in range(len(secret) - _SHORTEST_SECRET + 1)
+            )
+            or re.search(rf"(?<!\w){re.escape(secret[-_TAIL:])}(?!\w)", text) is not None
+            for secret in self._known
+        )
 
     def redact_all(self, value: Any) -> Any:
         """Redact every text in a JSON value. The names of members stay."""

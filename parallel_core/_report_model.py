@@ -31,6 +31,23 @@ class Percentiles(msgspec.Struct, frozen=True):
     maximum: float
 
 
+class FailureReport(msgspec.Struct, frozen=True):
+    """Requests that failed in the same way.
+
+    Attributes:
+        kind: as in ``ModelReport.failures``.
+        requests: how many there are.
+        message: what the first of them said, without contents of requests; empty where nobody wrote
+            it down (results of others, and of earlier versions).
+        custom_ids: of some of them, at most three.
+    """
+
+    kind: str
+    requests: int
+    message: str
+    custom_ids: list[str]
+
+
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one model has done, or all of them.
 
@@ -42,10 +59,16 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
         requests: different ids.
         ok: requests that have an answer.
         failed: requests that have none.
-        failures: failed requests by kind, the most frequent first. A kind is the class of the
-            exception, with the status code of HTTP in brackets where there is one.
+        failures: failed requests by kind, the most frequent first, with the status code of HTTP in
+            brackets where there is one. Where no kind was recorded, it is the class of the
+            exception, or the code of the error.
+        finish_reasons: requests with an answer by finish reason, the most frequent first, as far as
+            it is known. An answer with several choices counts once, by the worst of them.
+        without_text: requests with an answer that has a choice without text, and nothing in place
+            of it.
         calls: calls whose time was measured; 0 where there are no statistics of them.
-        attempts: calls to a provider that these took, the Router's retries among them.
+        attempts: calls to a provider that these took: what the batch and the Router sent again is
+            among them.
         calls_per_second: calls for each second of the run's active time; None where there is none.
         latency: of the calls with an answer; None where nothing was measured.
         first_chunk: seconds to the first chunk of the streamed calls; None where nothing streamed.
@@ -60,6 +83,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     ok: int
     failed: int
     failures: dict[str, int]
+    finish_reasons: dict[str, int]
+    without_text: int
     calls: int
     attempts: int
     calls_per_second: float | None
@@ -149,6 +174,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         peak_in_flight: calls that were in flight at once, at most.
         total: all models together.
         models: each model, the one with the most requests first.
+        failures: failed requests by kind, the most frequent first.
         limit: the limit of calls in flight; None if it was not recorded.
         timeline: the course of the run; None where no time was measured.
         latency: how the times are distributed; None where none was measured.
@@ -162,6 +188,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     peak_in_flight: int
     total: ModelReport
     models: list[ModelReport]
+    failures: list[FailureReport]
     limit: LimitReport | None
     timeline: Timeline | None
     latency: Histogram | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any, cast
 
 import msgspec
 
+from ._answers import MOST_REASONS, OTHER_REASONS, Finish, finish_of
 from ._journal_manifest import find_statistics
 from ._json_lines import read_json_line
 from ._report_model import ReportError
-from ._result_lines import BadLineError, ResultLine, read_result_lines
+from ._result_lines import NULL, BadLineError, ResultLine, read_result_lines
 from .run_statistics import CallStatistics, RunPaths, read_statistics
 
 OK = -1  # in place of a kind of failure
+NO_FINISH = -1  # in place of a finish reason
 UNKNOWN_MODEL = "unknown"
 NO_NAME = "(none)"
 
@@ -25,7 +28,9 @@ _FAILURE, _ANSWER = 1, 2
 _MOST_MODELS = 1000
 _MOST_KINDS = 100
 _ERROR_WITHOUT_NAME = "error"
+_MOST_IDS = 64  # of failures of a kind: some of them may have an answer in the end
 _LONGEST_NAME = 120  # characters
+_LONGEST_MESSAGE = 200  # characters
 _LATEST = 1e11  # seconds since the epoch: whatever is later is no time
 _MOST_USD = 1e12
 _HIGHEST_LIMIT = 10**9
@@ -55,7 +60,7 @@ class Names:
         number = self._numbers.get(name)
         if number is None:
             full = len(self.names) >= self._most
-            shown = self._others if full else _printable(name) or NO_NAME
+            shown = self._others if full else shown_name(name) or NO_NAME
             if shown not in self._numbers:
                 self._numbers[shown] = len(self.names)
                 self.names.append(shown)
@@ -90,10 +95,15 @@ class Records:
         model, kind: their numbers; the kind is ``OK`` for a call with an answer.
         started, duration: seconds; NaN where they are not known, or nothing was sent.
         cost: USD; NaN where it is not known.
+        finishes: the names of finish reasons.
+        finish: their numbers; ``NO_FINISH`` where none is known.
+        without_text: 1 for an answer without text.
         last: the row of the last call of each request, by the hash of its id.
         outcome: the kind of those requests that ended otherwise in the output than in their row.
         tallies: sums, by the number of the model.
         limits: the limits of calls in flight: since when, how many, whether it is a change.
+        messages: of failures, by the number of the kind.
+        failed_ids: ids of some requests that failed at some time, by the number of the kind.
         notes: what a reader of the report should know.
     """
 
@@ -105,11 +115,16 @@ class Records:
         self.started = array("d")
         self.duration = array("d")
         self.cost = array("d")
+        self.finishes = Names(MOST_REASONS, OTHER_REASONS)
+        self.finish = array("b")
+        self.without_text = bytearray()
         # A hash of 64 bits: two of a million ids have the same one with a chance of 3e-8.
         self.last: dict[int, int] = {}
         self.outcome: dict[int, int] = {}
         self.tallies: dict[int, Tally] = {}
         self.limits: list[tuple[float, int, bool]] = []
+        self.messages: dict[int, str] = {}
+        self.failed_ids: defaultdict[int, list[str]] = defaultdict(list)
         self.notes: list[str] = []
 
     def add_call(self, call: CallStatistics) -> None:
@@ -120,12 +135,17 @@ class Records:
         cost = call.cost if call.cost is not None and 0.0 <= call.cost < _MOST_USD else None
         self.last[hash(call.custom_id)] = len(self.model)
         self.model.append(model)
-        self.kind.append(
-            OK if call.ok else self.kinds.number(_kind(call.error or "failed", call.status_code))
-        )
+        kind = OK
+        if not call.ok:
+            name = call.failure_kind or call.error or "failed"
+            kind = self.kinds.number(_kind(name, call.status_code))
+            if call.message:
+                self.messages.setdefault(kind, shown_name(call.message, _LONGEST_MESSAGE))
+        self.kind.append(kind)
         self.started.append(call.started_at if sent else _UNKNOWN)
         self.duration.append((call.duration if sane else 0.0) if sent else _UNKNOWN)
         self.cost.append(_UNKNOWN if cost is None else cost)
+        self._add_finish(Finish(call.finish_reason, call.without_text))
         tally = self._tally(model)
         tally.attempts += call.attempts if sent and 0 <= call.attempts <= _MOST_ATTEMPTS else 0
         tally.prompt_tokens += max(call.prompt_tokens, 0)
@@ -150,6 +170,7 @@ class Records:
         self.kind.append(self.kind_of(result))
         for column in (self.started, self.duration, self.cost):
             column.append(_UNKNOWN)
+        self._add_finish(_finish_in(body))
         tally = self._tally(model)
         tally.unpriced_calls += result.ok
         if body.usage is not None:
@@ -161,9 +182,25 @@ class Records:
             if usage.completion_tokens_details is not None:
                 tally.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens or 0
 
+    def outcome_of(self, row: int) -> int:
+        """The kind in which a request ended, by the row of its last call."""
+        return self.outcome.get(row, self.kind[row])
+
+    def note_failure(self, custom_id: str) -> None:
+        """Keep the id of a request that failed, as long as there are few."""
+        ids = self.failed_ids[self.outcome_of(self.last[hash(custom_id)])]
+        if len(ids) < _MOST_IDS and custom_id not in ids:
+            ids.append(custom_id)
+
     def kind_of(self, result: ResultLine) -> int:
         """The number of the kind of failure of a line of the output."""
         return OK if result.ok else self.kinds.number(_kind_of_result(result))
+
+    def _add_finish(self, finish: Finish) -> None:
+        self.finish.append(
+            NO_FINISH if finish.reason is None else self.finishes.number(finish.reason)
+        )
+        self.without_text.append(finish.without_text)
 
     def _tally(self, model: int) -> Tally:
         tally = self.tallies.get(model)
@@ -222,8 +259,10 @@ def _read_results(paths: RunPaths, records: Records) -> None:
             elif result.ok or seen[row] != _ANSWER:
                 # An answer takes precedence: the failure is of an attempt before a retry.
                 seen[row] = _ANSWER if result.ok else _FAILURE
-                if result.ok != (records.outcome.get(row, records.kind[row]) == OK):
+                if result.ok != (records.outcome_of(row) == OK):
                     records.outcome[row] = records.kind_of(result)
+            if not result.ok:
+                records.note_failure(result.custom_id)
     if measured and without_statistics:
         records.notes.append(
             f"Results that are not in the statistics: {without_statistics:,}. Their latency, cost "
@@ -254,6 +293,7 @@ class _Usage(msgspec.Struct):
 class _Body(msgspec.Struct):
     model: str | None = None
     usage: _Usage | None = None
+    choices: msgspec.Raw = NULL
 
 
 _BODY_DECODER = msgspec.json.Decoder(_Body)
@@ -305,6 +345,14 @@ def _body(result: ResultLine) -> _Body:
         return _Body()
 
 
+def _finish_in(body: _Body) -> Finish:
+    try:
+        choices: object = read_json_line(_ANYTHING.decode, bytes(body.choices))
+    except _UNREADABLE:
+        choices = None
+    return finish_of({"choices": choices})
+
+
 def _kind_of_result(result: ResultLine) -> str:
     status = None if result.response is None else result.response.status_code
     found = _error_name(result.error)
@@ -343,9 +391,9 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _printable(name: str) -> str:
+def shown_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """A name that can be shown anywhere: a terminal obeys control characters."""
     text = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -8,18 +8,29 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from ._report_model import Histogram, LimitReport, ModelReport, Percentiles, RunReport, Timeline
-from ._report_records import OK, Records, Tally
+from ._report_model import (
+    FailureReport,
+    Histogram,
+    LimitReport,
+    ModelReport,
+    Percentiles,
+    RunReport,
+    Timeline,
+)
+from ._report_records import NO_FINISH, OK, Records, Tally, shown_name
 from ._report_time import active_time, limit_report, peak_in_flight, timeline
 
 _SHORTEST = 1e-4  # seconds: what took less is shown as this in the histogram
 _BINS_PER_DECADE = (10, 20, 40)
 _ENOUGH_BINS = 18
+_MOST_IDS = 3
 
 
 def report_of(records: Records, name: str) -> RunReport:
     """The report of a run. The records are used up by it."""
     outcomes = _outcomes(records)
+    finishes, without_text = _finishes(records)
+    failed_ids = _failed_ids(records)
     # The largest part of the memory: it is not needed any more.
     records.last.clear()
     seconds, peak = 0.0, 0
@@ -47,6 +58,8 @@ def report_of(records: Records, name: str) -> RunReport:
             records.models.names[model],
             {kind: count for (of, kind), count in outcomes.items() if of == model},
             records.kinds.names,
+            {reason: count for (of, reason), count in finishes.items() if of == model},
+            without_text[model],
             calls[model],
             seconds,
             latencies[model],
@@ -58,10 +71,15 @@ def report_of(records: Records, name: str) -> RunReport:
     everything: Counter[int] = Counter()
     for (_, kind), count in outcomes.items():
         everything[kind] += count
+    every_finish: Counter[str] = Counter()
+    for (_, reason), count in finishes.items():
+        every_finish[reason] += count
     total = _model_report(
         "",
         everything,
         records.kinds.names,
+        every_finish,
+        without_text.total(),
         calls.total(),
         seconds,
         array("d", itertools.chain.from_iterable(latencies.values())),
@@ -75,6 +93,16 @@ def report_of(records: Records, name: str) -> RunReport:
         peak_in_flight=peak,
         total=total,
         models=models,
+        failures=[
+            FailureReport(
+                name,
+                count,
+                records.messages.get(number, ""),
+                [shown_name(custom_id) for custom_id in failed_ids.get(number, [])[:_MOST_IDS]],
+            )
+            for name, count in total.failures.items()
+            for number in (records.kinds.names.index(name),)
+        ],
         limit=limit,
         timeline=course,
         latency=_histogram(records),
@@ -88,10 +116,35 @@ def _outcomes(records: Records) -> Counter[tuple[int, int]]:
     return Counter((model[row], otherwise.get(row, kind[row])) for row in records.last.values())
 
 
+def _finishes(records: Records) -> tuple[Counter[tuple[int, str]], Counter[int]]:
+    """Count answers by the number of the model and the finish reason, and those without text."""
+    reasons: Counter[tuple[int, str]] = Counter()
+    without_text: Counter[int] = Counter()
+    for row in records.last.values():
+        if records.outcome.get(row, records.kind[row]) == OK:
+            model, finish = records.model[row], records.finish[row]
+            if finish != NO_FINISH:
+                reasons[model, records.finishes.names[finish]] += 1
+            without_text[model] += records.without_text[row]
+    return reasons, without_text
+
+
+def _failed_ids(records: Records) -> dict[int, list[str]]:
+    """Ids of requests that failed in the end, by the number of their kind."""
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for custom_id in itertools.chain.from_iterable(records.failed_ids.values()):
+        kind = records.outcome_of(records.last[hash(custom_id)])
+        if kind != OK and custom_id not in found[kind]:
+            found[kind].append(custom_id)
+    return found
+
+
 def _model_report(
     name: str,
     outcomes: dict[int, int],
     kinds: list[str],
+    finishes: dict[str, int],
+    without_text: int,
     calls: int,
     seconds: float,
     latencies: array[float],
@@ -109,6 +162,8 @@ def _model_report(
         ok=ok,
         failed=failed,
         failures=dict(failures),
+        finish_reasons=dict(sorted(finishes.items(), key=lambda one: (-one[1], one[0]))),
+        without_text=without_text,
         calls=calls,
         attempts=tally.attempts,
         calls_per_second=calls / seconds if seconds > 0 and calls else None,

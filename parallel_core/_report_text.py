@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ._answers import describe_finishes
 from ._report_model import ModelReport, Percentiles, RunReport, Timeline
 
 NOTHING = "-"
@@ -100,15 +101,32 @@ def tables(report: RunReport) -> list[Table]:
     made = [
         table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
     ]
-    if report.total.failures:
-        failures: list[tuple[str, ...]] = [
+    if report.failures:
+        made.append(_failures(report))
+    if report.failures and several:
+        by_model: list[tuple[str, ...]] = [
             (name, kind, count(number))
-            for name, model in rows
+            for name, model in rows[:-1]  # without all of them together
             for kind, number in model.failures.items()
         ]
-        sums = len(report.total.failures) if several else 0
         made.append(
-            Table("Failed requests", ("model", "kind", "requests"), failures, names=2, sums=sums)
+            Table("Failed requests of each model", ("model", "kind", "requests"), by_model, names=2)
+        )
+    if report.total.finish_reasons:
+        finishes: list[tuple[str, ...]] = [
+            (name, reason, count(number))
+            for name, model in rows
+            for reason, number in model.finish_reasons.items()
+        ]
+        sums = len(report.total.finish_reasons) if several else 0
+        made.append(
+            Table(
+                "Finish reasons of answers",
+                ("model", "finish reason", "answers"),
+                finishes,
+                names=2,
+                sums=sums,
+            )
         )
     heads = ("calls", "p50", "p95", "p99", "maximum")
     if report.total.latency is not None:
@@ -133,6 +151,19 @@ def tables(report: RunReport) -> list[Table]:
     return made
 
 
+def _failures(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            failure.kind,
+            failure.message or NOTHING,
+            ", ".join(failure.custom_ids) or NOTHING,
+            count(failure.requests),
+        )
+        for failure in report.failures
+    ]
+    return Table("Failed requests", ("kind", "what one said", "ids", "requests"), rows, names=3)
+
+
 def facts(report: RunReport) -> list[tuple[str, str]]:
     """What is told of the run as a whole: what it is, and its value."""
     found: list[tuple[str, str]] = []
@@ -145,6 +176,9 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         )
     if report.peak_in_flight:
         found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
+    unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
+    if unusual:
+        found.append(("answers", unusual))
     if report.limit is not None:
         limit = report.limit
         text = f"{limit.maximum:,}"

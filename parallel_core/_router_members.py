@@ -8,7 +8,18 @@ have neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
+
+LAYERS: Final = 3
+"""Longest chain of ``router`` attributes: host in trio, Router of workers, Router. A mock has every
+attribute, so its chain never ends."""
+
+
+def behind(router: object) -> Any:
+    """Return the Router itself, where it is given on its host or stands for others elsewhere."""
+    for _ in range(LAYERS):
+        router = getattr(router, "router", router)
+    return cast("Any", router)
 
 
 def deployments(router: object) -> list[Any]:

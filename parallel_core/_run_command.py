@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import signal
 import sys
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from ._call_loop import plain_loop_factory
 from ._input_members import describe_columns
 from ._litellm_loop import leave_this_loop
+from ._local_limits import allow_connections, fit_open_files, most_calls, raise_open_files
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
+from ._run_rates import RunRates
 from ._run_signals import StopSignals, interruptible
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
@@ -34,11 +38,19 @@ from .batch_output import Redactor
 from .control.budget import Budget, UnpricedError
 from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
-from .control.rate_limit import RateLimit
 from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
-from .run_file import LONGEST_OUTAGE, RunOpening, RunStop, RunSummary, check_requests, run_file
+from .failures import KINDS, NOT_FINAL, FailureKind, checked_kinds
+from .run_file import (
+    ATTEMPT_TIMEOUT,
+    LONGEST_OUTAGE,
+    RunOpening,
+    RunStop,
+    RunSummary,
+    check_requests,
+    run_file,
+)
 from .run_router import (
     RouterConfigError,
     RunRouter,
@@ -49,8 +61,49 @@ from .run_router import (
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
+RETRY_FAILED = "--retry-failed"
+_ALL = "all"  # kinds of failures
+_FILES = 32  # that a run opens beside its connections: the loop, the output, the demo server, …
+
 _INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
 _CONTROLS, _DISPLAY = "Controls", "Display"
+_RATE = "NUMBER or MODEL=NUMBER"
+
+
+class RunCommand(TyperCommand):
+    """The command, with an option that may have a value or stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--retry-failed`` the value that it stands for where it has none.
+
+        The parser would take the next word for it: the name of the input.
+
+        Raises:
+            typer.BadParameter: kinds follow it without ``=``.
+        """
+        end = args.index("--") if "--" in args else len(args)
+        options = args[:end]
+        for word, following in zip(options, args[1:], strict=False):
+            if word == RETRY_FAILED and _names_kinds(following) and not Path(following).exists():
+                raise typer.BadParameter(f"write {RETRY_FAILED}={following}, with '='")
+        alone = f"{RETRY_FAILED}={','.join(kind for kind in KINDS if kind in NOT_FINAL)}"
+        options = [alone if word == RETRY_FAILED else word for word in options]
+        return super().parse_args(ctx, [*options, *args[end:]])
+
+
+def _names_kinds(word: str) -> bool:
+    return word == _ALL or all(name in KINDS for name in word.split(","))
+
+
+def _kinds(text: str | None) -> frozenset[FailureKind]:
+    if text is None:
+        return frozenset()
+    if text == _ALL:
+        return frozenset(KINDS)
+    try:
+        return checked_kinds(RETRY_FAILED, [name.strip() for name in text.split(",")])
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; or {_ALL}") from None
 
 
 def _concurrency(text: str) -> Concurrency:
@@ -183,13 +236,15 @@ def command(
         ),
     ] = "completion",
     retry_failed: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--retry-failed",
-            help="Send those again that failed before.",
+            RETRY_FAILED,
+            metavar="[=KINDS]",
+            help="Send those again that failed before, unless they would fail again; or those of "
+            "these kinds only: =overloaded,timeout or =all.",
             rich_help_panel=_OUTPUT,
         ),
-    ] = False,
+    ] = None,
     force_new: Annotated[
         bool,
         typer.Option(
@@ -230,10 +285,17 @@ def command(
         ),
     ] = None,
     rpm: Annotated[
-        float | None, typer.Option(help="Requests a minute.", rich_help_panel=_CONTROLS)
+        list[str] | None,
+        typer.Option(
+            metavar=_RATE,
+            help="Requests per minute, of all models together, or of one (repeatable); off: those "
+            "of the config are not held.",
+            rich_help_panel=_CONTROLS,
+        ),
     ] = None,
     tpm: Annotated[
-        int | None, typer.Option(help="Tokens a minute.", rich_help_panel=_CONTROLS)
+        list[str] | None,
+        typer.Option(metavar=_RATE, help="Tokens per minute, as --rpm.", rich_help_panel=_CONTROLS),
     ] = None,
     max_cost: Annotated[
         float | None,
@@ -251,6 +313,15 @@ def command(
         float | None,
         typer.Option(help="Seconds for a request, with retries.", rich_help_panel=_CONTROLS),
     ] = None,
+    attempt_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds for each attempt of a request, unless the config or the request has a "
+            "timeout; 0: litellm's default.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = ATTEMPT_TIMEOUT,
     deadline: Annotated[
         float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
     ] = None,
@@ -333,25 +404,32 @@ def command(
                 validate=validate,
                 skip_invalid=skip_invalid,
                 limit=limit,
-                router_of=_router_choice(config, model, api_base, demo=demo, validate=validate),
+                router_of=_router_choice(
+                    config,
+                    model,
+                    api_base,
+                    demo=demo,
+                    validate=validate,
+                    attempt_timeout=attempt_timeout or None,
+                ),
                 error_file=error_file,
                 order=_one_of("--order", order, ("completion", "input")),
-                retry_failed=retry_failed,
+                retry_failed=_kinds(retry_failed),
                 force_new=force_new,
                 allow_changed=allow_changed,
                 concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
                 controls=_controls(
-                    rpm=rpm,
-                    tpm=tpm,
                     max_cost=max_cost,
                     assume_output_tokens=assume_output_tokens,
                     timeout=timeout,
+                    attempt_timeout=attempt_timeout,
                     deadline=deadline,
                     max_outage=max_outage,
                     hedge=_hedge(hedge),
                     fair_by=fair_by,
                 ),
+                rates=RunRates(rpm, tpm),
                 fail_fast=fail_fast,
                 grace=grace,
                 confirm_above=None if yes else confirm_above,
@@ -373,7 +451,13 @@ RouterOf = Callable[[Sequence[str]], RunRouter]
 
 
 def _router_choice(
-    config: Path | None, model: str | None, api_base: str | None, *, demo: bool, validate: bool
+    config: Path | None,
+    model: str | None,
+    api_base: str | None,
+    *,
+    demo: bool,
+    validate: bool,
+    attempt_timeout: float | None,
 ) -> RouterOf | None:
     """What makes the Router, of the models that the input names."""
     if api_base is not None and (model is None or config is not None or demo):
@@ -381,12 +465,15 @@ def _router_choice(
     if demo and config is not None:
         raise typer.BadParameter("--demo goes without --config: it serves all models of the input")
     if demo:
-        return demo_router
+        return functools.partial(demo_router, attempt_timeout=attempt_timeout)
     if config is not None:
-        return lambda _: router_from_config(config)
+        return lambda _: router_from_config(config, attempt_timeout=attempt_timeout)
     if model is not None:
         return lambda models: router_from_model(
-            model, api_base=api_base, others=[name for name in models if name != model]
+            model,
+            api_base=api_base,
+            others=[name for name in models if name != model],
+            attempt_timeout=attempt_timeout,
         )
     if validate:
         return None
@@ -404,11 +491,10 @@ def _names(text: str | None) -> list[str]:
 
 def _controls(
     *,
-    rpm: float | None,
-    tpm: int | None,
     max_cost: float | None,
     assume_output_tokens: int | None,
     timeout: float | None,
+    attempt_timeout: float,
     deadline: float | None,
     max_outage: float,
     hedge: Hedge | None,
@@ -416,21 +502,29 @@ def _controls(
 ) -> Controls:
     if assume_output_tokens is not None and max_cost is None:
         raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
+    if not math.isfinite(max_outage):  # of the type, only numbers from 0 on are accepted
+        raise typer.BadParameter(
+            f"--max-outage must be a finite number of seconds from 0 on, not {max_outage:g}"
+        )
     try:
         controls: Controls = {
             "timeout": timeout,
+            "attempt_timeout": attempt_timeout or None,
             "deadline": deadline,
             "hedge": hedge,
             "retry": Retry(max_wait=max_outage) if max_outage else None,
         }
-        if rpm is not None or tpm is not None:
-            controls["rate_limit"] = RateLimit(requests_per_minute=rpm, tokens_per_minute=tpm)
         if max_cost is not None:
             controls["budget"] = Budget(
                 max_cost=max_cost, assume_output_tokens=assume_output_tokens
             )
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    if not attempt_timeout < float("inf"):
+        raise typer.BadParameter(
+            "--attempt-timeout must be a number of seconds from 0 on (0: none), "
+            f"not {attempt_timeout:g}"
+        )
     for name, value in (("--timeout", timeout), ("--deadline", deadline)):
         if value is not None and not 0 < value < float("inf"):
             raise typer.BadParameter(f"{name} must be a number of seconds above 0, not {value:g}")
@@ -486,12 +580,13 @@ def _run(
     router_of: RouterOf | None,
     error_file: Path | None,
     order: Literal["completion", "input"],
-    retry_failed: bool,
+    retry_failed: frozenset[FailureKind],
     force_new: bool,
     allow_changed: bool,
     concurrency: Concurrency,
     workers: Workers | None,
     controls: Controls,
+    rates: RunRates,
     fail_fast: bool,
     grace: float,
     confirm_above: float | None,
@@ -514,6 +609,13 @@ def _run(
                 return BAD_INPUT
             if router_of is None:
                 return ALL_OK
+            per_call = 2 if controls.get("hedge") else 1
+            if workers is None or workers.address is None:  # else it is other machines' business
+                raise_open_files()
+                concurrency, note = fit_open_files(concurrency, per_call, to_be_opened=_FILES)
+                if note is not None:
+                    view.note(note)
+            allow_connections(per_call * most_calls(concurrency))
             with view.waiting("importing litellm"):
                 router = stack.enter_context(router_of(list(checked.models)))
             for warning in router.warnings:
@@ -522,6 +624,8 @@ def _run(
                 raise RouterConfigError(missing)
             for warning in router.key_warnings:
                 view.note(warning)
+            held = rates.held(router.router, checked.models, router.models)
+            controls["rate_limit"] = held.limit
             check_requests(router.router, requests, checked, controls, limit)
         except UnpricedError as error:
             view.error(
@@ -537,7 +641,7 @@ def _run(
             return ALL_OK
         assert output is not None
         signals = StopSignals()
-        ask = Question(view, state, signals, router, confirm_above)
+        ask = Question(view, state, signals, router, confirm_above, held.notes)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -622,12 +726,14 @@ class Question:
         signals: StopSignals,
         router: RunRouter,
         confirm_above: float | None,
+        notes: Sequence[str] = (),
     ) -> None:
         self._view = view
         self._state = state
         self._signals = signals
         self._router = router
         self._confirm_above = confirm_above
+        self._notes = notes
 
     def may_send(self, opening: RunOpening) -> bool:
         """Before anything is changed."""
@@ -644,6 +750,9 @@ class Question:
         """Before the first call."""
         self._state.begun = True
         self._view.opened(opening)
+        if opening.left:
+            for note in self._notes:
+                self._view.note(note)
 
     def ask(self, question: str) -> None:
         answer: str | None = None
@@ -688,18 +797,22 @@ async def _in_good_order(
             await leave_this_loop()
 
 
-def command_again(summary: RunSummary, redactor: Redactor) -> str:
-    """The command that goes on with what is left, or with what has failed: one line for a shell.
+def command_again(summary: RunSummary, redactor: Redactor) -> str | None:
+    """Return the command that goes on with what is left, or with what has failed and may pass: one
+    line for a shell. None if it would send nothing.
 
     Every option is as it was given, but for --force-new, which would begin anew.
     """
+    may_pass = summary.failures_that_may_pass
+    if not (summary.unfinished or may_pass or summary.input_error):
+        return None
     given = sys.argv[1:]
     end_of_options = given.index("--") if "--" in given else len(given)
     options = [word for word in given[:end_of_options] if word != "--force-new"]
-    failed = summary.failed or summary.earlier_failed
     ended_by_it = not summary.unfinished or summary.ending == "failure"
-    if failed and ended_by_it and "--retry-failed" not in options:
-        options.insert(1, "--retry-failed")
+    is_given = any(word.partition("=")[0] == RETRY_FAILED for word in options)
+    if may_pass and ended_by_it and not is_given:
+        options.insert(1, RETRY_FAILED)
     # A password may be in an address. A word that only looks like a key is no secret.
     arguments = [
         redactor.redact(word) if "://" in word else word

@@ -14,14 +14,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from ._failures import kind_of
+from ._answers import add_finish
+from ._failure_groups import FailureGroups, blocked_message
+from ._failures import LineFailure
 from ._handle import ParallelBatch
-from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
     Redactor,
     call_statistics,
-    has_answer,
+    failure_in,
     problem_line,
     result_line,
     unwritable_line,
@@ -39,7 +41,7 @@ from .errors import (
     StoppedError,
     WorkersLostError,
 )
-from .failures import FailureKind, classify
+from .failures import FINAL, FailureKind, classify
 from .journal import Journal, JournalEntry
 from .progress import Progress
 from .run_statistics import CallStatistics, LimitStatistics, RunPaths, statistics_line
@@ -51,6 +53,7 @@ T = TypeVar("T")
 _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
 # Nothing was paid for, and the same request may succeed in the next run.
 _MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
+_FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
 _NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
 
 
@@ -129,15 +132,18 @@ class Run:
         # Of those that are to be brought to an end now; others may be finished, too.
         self._earlier_ok = 0
         self._earlier_failed = 0
+        self._earlier_final = 0
         self._to_retry = 0
         self._others = 0
         self._failed_first = False
         self.input_error: str | None = None  # why the input could not be read to its end
         self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
-        self._errors = Counter[str]()
-        self._blocked: dict[str, str] = {}  # why requests of a model do not get through
+        self._failures = FailureGroups(redactor)
+        self._finish_reasons = Counter[str]()
+        self._without_text = 0
+        # Why requests of a model do not get through.
+        self._blocked: dict[str, BaseException] = {}
         self._account_failures = defaultdict[str, list[Any]](list)  # by model, without a line yet
-        self._last_error: str | None = None
         self._failure: BaseException | None = None
         self._ended = anyio.Event()
         self._changes = 0
@@ -160,6 +166,7 @@ class Run:
                 self._earlier_ok += 1
             elif self._journal.is_finished(name):
                 self._earlier_failed += 1
+                self._earlier_final += self._journal.failure_kind(name) in FINAL
             elif self._journal.is_retried(name):
                 self._to_retry += 1
         if self._scope.limit is None:
@@ -193,7 +200,9 @@ class Run:
                 if not self._journal.is_finished(custom_id):
                     line = problem_line(problem)
                     await self._journal.append(JournalEntry(custom_id, line, ok=False))
-                    self._errors[problem.code] += 1
+                    message = f"{problem.code}: line {problem.line}: {problem.message}"
+                    failure = LineFailure("request", None, problem.code, message)
+                    self._failures.add(custom_id, failure)
 
     def requests(self) -> Iterator[RouterParallelRequest]:
         """What is to be sent. It ends where the input has become another one."""
@@ -288,14 +297,14 @@ class Run:
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
     ) -> None:
-        error = result.exception
-        entry = self._entry(custom_id, result, returned)
-        if not entry.ok:
-            self._last_error = "NoAnswerError" if error is None else kind_of(error)
-            self._errors[self._last_error] += 1
-            if self._fail_fast and not self.stopping.stopped:
-                self._failed_first = True
-                self.stopping.stop(self._grace)
+        measured, line = self._measured(custom_id, result, returned)
+        entry = JournalEntry(custom_id, line, measured.ok, statistics_line(measured))
+        if measured.ok:
+            add_finish(self._finish_reasons, measured.finish_reason)
+            self._without_text += measured.without_text
+        elif self._fail_fast and not self.stopping.stopped:
+            self._failed_first = True
+            self.stopping.stop(self._grace)
         try:
             await self._journal.append(entry)
         except JournalError as failure:
@@ -323,12 +332,13 @@ class Run:
             self._seen[type(error)] += 1
             return True
         if isinstance(error, NotSentError):
-            self._blocked[model] = error.reason
+            self._blocked[model] = error.__cause__ or error
             return True
         failure = classify(error)
         if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
             return False
-        self._blocked[model] = failure.reason
+        if failure.kind != "cooling_down" or model not in self._blocked:
+            self._blocked[model] = error  # a Router that pauses does not say why
         waiting = self._account_failures[model]
         if failure.kind == "account" and len(waiting) < _MOST_WITHOUT_A_LINE:
             waiting.append((custom_id, result, returned))
@@ -349,29 +359,34 @@ class Run:
         if model not in self._account_failures:
             self._blocked.pop(model, None)
 
-    def _entry(
+    def _measured(
         self,
         custom_id: str,
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
-    ) -> JournalEntry:
+    ) -> tuple[CallStatistics, bytes]:
+        """Return how a call went, and its line."""
         try:
             usage = result.usage
             if usage is None and result.response is not None:
                 usage = self._meter.usage_of(result.request, result.response)
-            statistics = call_statistics(custom_id, result, usage)
-            line, ok = result_line(custom_id, result, self._redactor, returned), has_answer(result)
+            failure = failure_in(result)
+            measured = call_statistics(custom_id, result, usage)
+            line = result_line(custom_id, result, self._redactor, returned)
+            message = None if failure is None else self._failures.add(custom_id, failure, result)
         except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
-            statistics = CallStatistics(
+            line, failure = unwritable_line(custom_id, error, returned)
+            message = self._failures.add(custom_id, failure)
+            measured = CallStatistics(
                 custom_id=custom_id,
                 model=result.request.model,
                 started_at=result.started_at,
                 duration=result.duration,
                 ok=False,
                 error=type(error).__name__,
+                failure_kind=failure.kind,
             )
-            line, ok = unwritable_line(custom_id, error, returned), False
-        return JournalEntry(custom_id, line, ok, statistics_line(statistics))
+        return msgspec.structs.replace(measured, message=message), line
 
     def _record_limit(self, changes: list[LimitChange]) -> None:
         for change in itertools.islice(changes, self._changes, None):
@@ -426,9 +441,21 @@ class Run:
             eta=0.0 if not left else None if finished or self.stopping.stopped else eta,
             usage=self._usage if finished else progress.usage,
             limit=progress.limit,
-            last_error=self._last_error,
+            failures=self._failures.all(),
             stopping=self.stopping.stopped,
             finished=finished,
+            waiting=() if finished else progress.waiting,
+            stragglers=() if finished else self._stragglers(progress, left),
+        )
+
+    def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
+        """Name the calls that take long, if the run waits for little else."""
+        if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
+            return ()
+        return tuple(
+            RunStraggler(self._drawn[straggler.index][0], straggler.seconds, straggler.median)
+            for straggler in progress.stragglers
+            if straggler.index in self._drawn
         )
 
     def summary(
@@ -439,6 +466,8 @@ class Run:
         resent_requests: int,
         not_sorted: str | None,
     ) -> RunSummary:
+        failures = self._failures.all()
+        final = sum(group.count for group in failures if group.kind in FINAL)
         return RunSummary(
             ending=self._ending(),
             total=self._scope.total,
@@ -446,7 +475,7 @@ class Run:
             earlier_failed=self._earlier_failed,
             succeeded=self._succeeded,
             failed=self._failed,
-            errors=dict(self._errors.most_common()),
+            failures=failures,
             unfinished=self._scope.total - self._done,
             cut_off=self.stopping.cut_off,
             usage=self._usage,
@@ -455,8 +484,14 @@ class Run:
             lost_workers=lost_workers,
             resent_requests=resent_requests,
             not_sorted=not_sorted,
-            blocked=dict(self._blocked),
+            blocked={
+                model: blocked_message(model, error, self._redactor)
+                for model, error in self._blocked.items()
+            },
             input_error=self.input_error,
+            finish_reasons=dict(self._finish_reasons.most_common()),
+            without_text=self._without_text,
+            final_failures=self._earlier_final + final,
         )
 
     def _ending(self) -> Ending:
@@ -471,6 +506,11 @@ class Run:
         if self._seen[BudgetExceededError]:
             return "budget"
         return "blocked" if self._blocked and not self.stopping.stopped else "stopped"
+
+
+def is_near_the_end(total: int, left: int, stragglers: int) -> bool:
+    """Return True if a run waits for little else than its stragglers."""
+    return left < _FEW_LEFT * total or left <= stragglers
 
 
 async def in_thread(function: Callable[[], T]) -> T:

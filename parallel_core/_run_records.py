@@ -7,11 +7,46 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from .failures import FailureKind
 from .journal import JournalOpening
+from .progress import Waiting
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
 Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input", "blocked"]
+
+
+class FailureGroup(msgspec.Struct, frozen=True):
+    """Failures of a run that have their kind and their status in common.
+
+    Attributes:
+        kind: what they mean (``docs/failures.md``).
+        count: how many there are.
+        message: what the first of them said: the status and the provider's words, shortened;
+            without keys, and without contents of requests.
+        custom_ids: of the first three.
+        status_code: of HTTP; None where there was no answer.
+    """
+
+    kind: FailureKind
+    count: int
+    message: str
+    custom_ids: list[str]
+    status_code: int | None = None
+
+
+class RunStraggler(msgspec.Struct, frozen=True):
+    """A call near the end of a run that takes much longer than the others.
+
+    Attributes:
+        custom_id: of its request.
+        seconds: for which this attempt has been running.
+        median: seconds that half of the last 1,000 calls that succeeded took at most.
+    """
+
+    custom_id: str
+    seconds: float
+    median: float
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -30,9 +65,12 @@ class RunProgress(msgspec.Struct, frozen=True):
         eta: seconds until all is done, at this rate; None where that cannot be told.
         usage: tokens, and USD, of the calls of this run.
         limit: calls that may be in flight now.
-        last_error: the kind of the last failure; None where there was none.
+        failures: failures of this run by kind and status, the most frequent first.
         stopping: whether no new calls are made any more.
         finished: whether this is the last snapshot.
+        waiting: the models none of whose calls gets through at the moment.
+        stragglers: calls that take 10 times longer than the median, if less than 2 % of the
+            requests, or only such calls, are left; the longest ones first, five at most.
     """
 
     total: int
@@ -46,9 +84,11 @@ class RunProgress(msgspec.Struct, frozen=True):
     eta: float | None
     usage: Usage
     limit: int
-    last_error: str | None
+    failures: list[FailureGroup]
     stopping: bool
     finished: bool
+    waiting: tuple[Waiting, ...] = ()
+    stragglers: tuple[RunStraggler, ...] = ()
 
     @property
     def done(self) -> int:
@@ -89,7 +129,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.
-        errors: failures of this run by kind, the most frequent first.
+        failures: failures of this run by kind and status, the most frequent first.
         unfinished: requests without a result of this run or, where failures are not sent again, of
             an earlier one; the same run sends them when it is resumed.
         cut_off: those among them whose call was on its way, and may have to be paid for.
@@ -103,8 +143,15 @@ class RunSummary(msgspec.Struct, frozen=True):
             results are in it.
         input_error: why the input could not be read to its end: it is not what was checked any
             more. Nothing that was not checked has been sent.
-        blocked: why requests of a model could not get through, by model: its key was refused, its
-            credit is used up, its server is away. They are unfinished.
+        blocked: why requests of a model could not get through, and where they were sent, by model:
+            its key was refused, its credit is used up, its server is away. They are unfinished.
+        finish_reasons: answers of this run by finish reason, the most frequent first. An answer
+            with several choices counts once, by the worst: ``content_filter``, then ``length`` (it
+            was cut at ``max_tokens``), then any other.
+        without_text: answers of this run with a choice that has no text, and nothing in place of
+            it: no call of a tool, no refusal, no audio, no image.
+        final_failures: failures, of this run and of earlier ones, that would fail again: the
+            request itself is wrong, too large or refused.
     """
 
     ending: Ending
@@ -113,7 +160,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     earlier_failed: int
     succeeded: int
     failed: int
-    errors: dict[str, int]
+    failures: list[FailureGroup]
     unfinished: int
     cut_off: int
     usage: Usage
@@ -124,6 +171,14 @@ class RunSummary(msgspec.Struct, frozen=True):
     not_sorted: str | None = None
     input_error: str | None = None
     blocked: dict[str, str] = {}
+    finish_reasons: dict[str, int] = {}
+    without_text: int = 0
+    final_failures: int = 0
+
+    @property
+    def failures_that_may_pass(self) -> int:
+        """Failures, of this run and of earlier ones, that ``retry_failed`` sends again."""
+        return self.failed + self.earlier_failed - self.final_failures
 
     @property
     def ok(self) -> bool:

@@ -47,6 +47,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.arrived = False
+        self._was_the_answer = False  # to a question, which ends the run
 
     @contextlib.contextmanager
     def handled(self, on_signal: Callable[[int], None]) -> Generator[None]:
@@ -56,7 +57,9 @@ class StopSignals:
 
         def in_loop(number: int) -> None:
             self.arrived = True
-            on_signal(number)
+            # One that came just before `read_line` has woken the loop, too.
+            if not self._was_the_answer:
+                on_signal(number)
 
         try:
             for number in _not_ignored():
@@ -104,6 +107,7 @@ class StopSignals:
             os.close(wakes)
             os.close(woken)
         if self.arrived:
+            self._was_the_answer = True
             raise KeyboardInterrupt
         return line
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
@@ -17,15 +19,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ._answers import describe_finishes
 from ._terminal import as_far_as_it_is_seen, console, is_live, json_line, printable, printable_name
 from .batch_input import InputProblem, InputSummary
 from .cost_estimate import CostEstimate
 from .errors import NAMED_BY_LINE, describe_differences
-from .run_file import RunOpening, RunProgress, RunSummary
+from .progress import Waiting
+from .run_file import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
 from .types import Usage
 
 SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_NEWS = 1.0  # that the run waits, or does not any more
 _MOST_NAMED = 20  # of many models
+_MOST_GROUPS = 5  # of failures, in a live view
+_LONGEST_NAME = 40  # characters of a custom_id
+_MOST_WAITING = 3  # endpoints that are waited for
 _PATIENCE = 2.0  # seconds, with a terminal that takes nothing
 
 
@@ -72,6 +80,8 @@ class TextView:
         self._is_live = is_live(self._console.file)
         self._live: Live | None = None
         self._told_at: float | None = None
+        self._told_kinds: set[tuple[str, int | None]] = set()  # of failures
+        self._told_to_wait = False
 
     def note(self, text: str) -> None:
         self._print(self._console, Text(printable(text)))
@@ -114,19 +124,27 @@ class TextView:
 
     def _tell(self, progress: RunProgress) -> None:
         now = time.monotonic()
-        due = self._told_at is None or now - self._told_at >= SECONDS_BETWEEN_LINES
+        is_news = bool(progress.waiting) != self._told_to_wait
+        pause = _SECONDS_BEFORE_NEWS if is_news else SECONDS_BETWEEN_LINES
+        due = self._told_at is None or now - self._told_at >= pause
         if due or progress.finished:
             self._told_at = now
+            self._told_to_wait = bool(progress.waiting)
             clock = time.strftime("%H:%M:%S")
             self.note(f"{clock} {describe_progress(progress)}")
+            for group in progress.failures:
+                kind = group.kind, group.status_code
+                if kind not in self._told_kinds:
+                    self._told_kinds.add(kind)
+                    self.note(f"{clock} {describe_group(group, counted=False)}")
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()
         for name, text in _rows_of(summary):
             row = Text.assemble((f"{name:<14}", "bold"), printable(text))
             self._print(self._output, row)
-        if resume is not None:
-            self._print(self._output, Text(f"to go on: {resume}"))
+        for line in describe_end(summary, resume):
+            self._print(self._output, Text(printable(line)))
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
@@ -311,13 +329,68 @@ def describe_progress(progress: RunProgress) -> str:
     parts = [
         f"{progress.done:,}/{progress.total:,} ({share:.1f} %)",
         f"ok {progress.succeeded:,}",
-        f"failed {progress.failed:,}",
+        f"failed {progress.failed:,}{_counts(progress.failures)}",
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
         *_figures(progress),
-        *([f"last error {progress.last_error}"] if progress.last_error else []),
         *(["stopping"] if progress.stopping and not progress.finished else []),
+        *describe_waiting(progress.waiting),
+        *describe_stragglers(progress.stragglers),
     ]
     return ", ".join(parts)
+
+
+def _counts(failures: Sequence[FailureGroup]) -> str:
+    """Failures by kind, in brackets."""
+    counts = Counter[str]()
+    for group in failures:
+        counts[group.kind] += group.count
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
+    return f" ({kinds})" if kinds else ""
+
+
+def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
+    """Failures of one kind and status as a line."""
+    more = ", …" if group.count > len(group.custom_ids) else ""
+    ids = ", ".join(printable_name(shortened(custom_id)) for custom_id in group.custom_ids)
+    count = f" {group.count:,}" if counted else ""
+    return f"{group.kind}{count}: {group.message} ({ids}{more})"
+
+
+def shortened(name: str) -> str:
+    """A name as it is shown beside others."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
+    """Say what a run waits for: a text for each endpoint and reason."""
+    found: dict[tuple[str, str], list[Waiting]] = {}
+    for one in waiting:
+        found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
+    texts = [
+        f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
+        f"{_next_try(ones)}"
+        for (whom, reason), ones in found.items()
+    ]
+    more = len(texts) - _MOST_WAITING
+    return texts[:_MOST_WAITING] + ([f"and {more:,} more"] if more > 0 else [])
+
+
+def _next_try(waiting: Sequence[Waiting]) -> str:
+    times = [one.next_try for one in waiting if one.next_try is not None]
+    if len(times) < len(waiting):
+        return "trying now"
+    return f"next try in {math.ceil(min(times)):,} s"
+
+
+def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
+    """Name the calls that hold up the end of a run, and say what ends them."""
+    if not stragglers:
+        return []
+    names = ", ".join(f"{one.custom_id} ({one.seconds:,.0f} s)" for one in stragglers)
+    verb = "takes" if len(stragglers) == 1 else "take"
+    median = f"{stragglers[0].median:.2g} s"
+    advice = "--timeout SECONDS ends such calls, --hedge p95 sends them twice"
+    return [f"{names} {verb} much longer than the median of {median}: {advice}"]
 
 
 def _figures(progress: RunProgress) -> list[str]:
@@ -399,8 +472,13 @@ def _picture(progress: RunProgress) -> Group:
     )
     figures = Text("   ".join(_figures(progress)))
     rows: list[Any] = [bar, counts, figures]
-    if progress.last_error:
-        rows.append(Text(f"last error: {progress.last_error}", style="red"))
+    for group in progress.failures[:_MOST_GROUPS]:
+        text = printable(describe_group(group))
+        rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
+    if (more := len(progress.failures) - _MOST_GROUPS) > 0:
+        rows.append(Text(f"and {more} more kinds of failures", style="red"))
+    held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
+    rows += [Text(printable(line), style="yellow") for line in held_up]
     return Group(*rows)
 
 
@@ -413,15 +491,21 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     row("requests", f"{summary.total:,}")
     before = f", {summary.earlier_succeeded:,} before" if summary.earlier_succeeded else ""
     row("answered", f"{summary.succeeded:,}{before}")
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in summary.errors.items())
-    row("failed", f"{summary.failed:,}" + (f" ({kinds})" if kinds else ""))
+    if unusual := describe_finishes(summary.finish_reasons, summary.without_text):
+        row("of these", unusual)
+    row("failed", f"{summary.failed:,}{_counts(summary.failures)}")
+    for group in summary.failures:
+        row("", describe_group(group))
     if summary.earlier_failed:
-        row("failed before", f"{summary.earlier_failed:,}: --retry-failed sends them again")
+        again = ": --retry-failed sends them again" if summary.failures_that_may_pass else ""
+        row("failed before", f"{summary.earlier_failed:,}{again}")
+    if summary.final_failures == 1:
+        row("final", "1 failure is final: it would fail again")
+    elif summary.final_failures:
+        row("final", f"{summary.final_failures:,} failures are final: they would fail again")
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
-    for model, reason in summary.blocked.items():
-        row("stopped", f"{model}: {reason}")
     usage = summary.usage
     row(
         "tokens",
@@ -443,6 +527,19 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.paths.errors is not None:
         row("errors", printable_name(summary.paths.errors))
     return rows
+
+
+def describe_end(summary: RunSummary, resume: str | None) -> list[str]:
+    """Say why a run was stopped, and which command resumes it."""
+    if summary.ending != "blocked":
+        again = [] if resume is None else [f"to go on: {resume}"]
+        return [*(f"cannot get through: {why}" for why in summary.blocked.values()), *again]
+    lines = [f"stopped: {reason}" for reason in summary.blocked.values()]
+    left = summary.unfinished
+    lines[-1] += f"; {left:,} {_requests(left)} {'is' if left == 1 else 'are'} left"
+    if resume is not None:
+        lines[-1] += f"; fix it and resume with: {resume}"
+    return lines
 
 
 _ENDINGS = {

@@ -64,7 +64,9 @@ class _Job:
         self.expired = expired
         for place, request in enumerate(self.requests):
             if self.results[place] is None and place not in self.scopes:
-                result = RouterParallelResult(place, request, exception=self.error(place))
+                result = RouterParallelResult(
+                    place, request, exception=self.error(place), attempts=0
+                )
                 self.settle(place, result)
         for scope in list(self.scopes.values()):
             scope.cancel()

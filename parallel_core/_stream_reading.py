@@ -8,9 +8,14 @@ from typing import Any, cast
 
 import anyio.to_thread
 
-from ._stream_source import StreamSource, choice_index, is_cut_off_before_its_first_chunk
+from ._stream_source import (
+    ProviderRecord,
+    StreamSource,
+    choice_index,
+    is_cut_off_before_its_first_chunk,
+)
 from .control._metering import ItemMeter, RouterMeter
-from .errors import StreamInterruptedError
+from .errors import EmptyResponseError, StreamInterruptedError
 from .types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
 
 # litellm takes 50 us for each chunk of a whole answer: more of them would hold up the loop.
@@ -28,13 +33,25 @@ class CutOffError(EOFError):
 
 
 class StreamReading:
-    """Takes the chunks of one stream."""
+    """Takes the chunks of one stream.
+
+    Args:
+        index: of the request.
+        request: the request.
+        meter: tells, or estimates, what an answer has used.
+        records: grows by that of each provider whose stream litellm reads for this call.
+    """
 
     def __init__(
-        self, index: int, request: RouterParallelRequest, meter: RouterMeter | ItemMeter
+        self,
+        index: int,
+        request: RouterParallelRequest,
+        meter: RouterMeter | ItemMeter,
+        records: list[ProviderRecord],
     ) -> None:
         self.index = index
         self.request = request
+        self._records = records
         self.chunks: list[Any] = []
         self.time_to_first_chunk: float | None = None
         self._texts: list[str] = []
@@ -84,12 +101,15 @@ class StreamReading:
         If the provider reported no usage, the answer has none, and the result has an estimate.
 
         Raises:
+            EmptyResponseError: it has no choices.
             StreamInterruptedError: the answer is incomplete, or cannot be put together.
         """
         if not self._has_answer():
-            raise await self.interrupted()
+            self._cut_off = True
+            raise await self.failure()
         if self._is_cut_off():
-            raise await self.interrupted() from CutOffError()
+            self._cut_off = True
+            raise await self.failure() from CutOffError()
         is_reported = self._last_reported_usage() is not None
         estimate = None if is_reported else await self._estimate(at_once=False)
         try:
@@ -98,9 +118,9 @@ class StreamReading:
             else:
                 response = self._build()
         except Exception as error:
-            raise await self.interrupted(is_complete=True) from error
+            raise await self.failure(is_complete=True) from error
         if response is None:
-            raise await self.interrupted(is_complete=True)
+            raise await self.failure(is_complete=True)
         if is_reported:
             _add_cost(response, self._source)
         else:
@@ -187,10 +207,21 @@ class StreamReading:
             self._cut_off = True
         return not self.chunks and not self._cut_off
 
-    async def interrupted(self, *, is_complete: bool = False) -> StreamInterruptedError:
-        """Make the error of a stream that broke off, or whose chunks cannot be put together."""
+    async def failure(
+        self, *, is_complete: bool = False
+    ) -> EmptyResponseError | StreamInterruptedError:
+        """Make the error of a stream that has no whole answer.
+
+        Args:
+            is_complete: all chunks are there, and cannot be put together.
+        """
+        record = self._records[-1] if self._records else None
+        is_empty = self._cut_off and record is not None and record.is_empty
         usage = await self.usage_of_a_part()
-        fields = (self.index, self.request.model, self.text, usage, self.time_to_first_chunk)
+        first = self.time_to_first_chunk
+        if is_empty:
+            return EmptyResponseError(self.index, self.request.model, usage, first)
+        fields = (self.index, self.request.model, self.text, usage, first)
         return StreamInterruptedError(*fields, is_complete=is_complete)
 
     async def usage_of_a_part(self) -> Usage | None:
@@ -201,9 +232,11 @@ class StreamReading:
         """
         if not self.chunks and not self._cut_off:
             return None
-        last = self._last_reported_usage()
+        last: tuple[Any, list[Any]] | None = self._last_reported_usage()
         # This must not take time: a timeout, or the end of the batch, may be near.
         estimate = await self._estimate(at_once=True)
+        if last is None and self._records and self._records[-1].usage is not None:
+            last = self._records[-1].usage, []
         if last is not None and isinstance(self._meter, RouterMeter):
             reported, after = last
             more = 0

@@ -7,10 +7,12 @@ them: :func:`watch_litellm` wraps the methods of litellm through which every chu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextvars import ContextVar
 from typing import Any, cast
 
 _STREAMS = "litellm.litellm_core_utils.streaming_handler"
@@ -23,6 +25,8 @@ _FINISHED = "_parallel_core_finished"  # of a parser: the finish reasons in its 
 
 _installing = threading.Lock()
 
+_records: ContextVar[list[ProviderRecord] | None] = ContextVar("_records", default=None)
+
 
 class ProviderRecord:
     """What a provider sent in one stream.
@@ -31,17 +35,25 @@ class ProviderRecord:
         begun: the indexes of the choices that had a chunk.
         finish_reasons: the finish reason of each finished choice, by its index.
         is_readable: False if a chunk was of a kind without choices. Then litellm's own notes count.
+        usage: the last one that the provider reported; None if there was none.
     """
 
     def __init__(self) -> None:
         self.begun: set[int] = set()
         self.finish_reasons: dict[int, str] = {}
         self.is_readable = True
+        self.usage: Any = None
+        self._has_chunks = False
 
     @property
     def is_whole(self) -> bool:
         """Return True if each choice that has begun has a finish reason."""
         return bool(self.finish_reasons) and self.begun <= self.finish_reasons.keys()
+
+    @property
+    def is_empty(self) -> bool:
+        """Return True if chunks came, and none of them had a choice."""
+        return self._has_chunks and self.is_readable and not self.begun
 
     def add(self, chunk: Any, finished: Mapping[int, str] | None) -> None:
         """Record a chunk.
@@ -53,6 +65,8 @@ class ProviderRecord:
         found: dict[int, str] = {}
         choices: Any = getattr(chunk, "choices", None)
         if choices.__class__ is list:
+            self._has_chunks = True
+            self.usage = getattr(chunk, "usage", None) or self.usage
             for choice in choices:
                 index = choice_index(choice)
                 self.begun.add(index)
@@ -61,12 +75,28 @@ class ProviderRecord:
         elif isinstance(chunk, dict) and "is_finished" in chunk:
             # litellm's own kind of chunk. It has one choice: its index counts blocks of content.
             fields = cast("dict[str, Any]", chunk)
-            self.begun.add(0)
+            if finished != {}:  # [DONE] begins none
+                self.begun.add(0)
             if fields["is_finished"] or fields.get("finish_reason"):
                 found[0] = str(fields.get("finish_reason") or "stop")
         elif chunk is not None and chunk != "None":
             self.is_readable = False
         self.finish_reasons.update(found if finished is None else finished)
+
+
+@contextlib.contextmanager
+def recording() -> Generator[list[ProviderRecord]]:
+    """Collect the records of the streams that are read inside of this block, oldest first.
+
+    Newer versions of litellm read a stream up to its first choice before they return it. If there
+    is none, they raise, and nobody else has the record.
+    """
+    records: list[ProviderRecord] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
 
 
 class StreamSource:
@@ -176,6 +206,9 @@ def _watched_reader(chunk_creator: Callable[..., Any]) -> Callable[..., Any]:
         record = notes.get(_RECORD)
         if record is None:
             record = notes[_RECORD] = ProviderRecord()
+            records = _records.get()
+            if records is not None:
+                records.append(record)
         of_parser = cast("dict[str, Any]", getattr(self.completion_stream, "__dict__", {}))
         record.add(chunk, of_parser.pop(_FINISHED, None))
         return chunk_creator(self, chunk=chunk)

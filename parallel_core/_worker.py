@@ -18,7 +18,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from . import bridge
+from ._first_call import preparation
 from ._litellm_loop import enter_loop, leave_this_loop
+from ._local_limits import allow_connections, raise_open_files
 from ._plan import map_plan
 from ._quiet import only_our_words
 from ._remote_values import pack_exception, pack_response, unpack_request
@@ -237,6 +239,8 @@ class Worker:
         with contextlib.ExitStack() as opened:
             if self._is_own_process:  # what is said here goes into logs of Ray
                 opened.enter_context(only_our_words())
+                raise_open_files()
+                allow_connections(self._concurrency)
             try:
                 router: Any = opened.enter_context(self._recipe.open())
             except Exception as error:  # noqa: BLE001 - told to the driver, which raises it
@@ -256,6 +260,8 @@ class Worker:
             calls = _Calls(router)
             self._answer = calls.answer
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
+            if (prepare := preparation(router)) is not None:
+                await asyncio.to_thread(prepare)
             if self._is_own_process:
                 _spare_the_collector()
             self._tell(Kind.READY, os.getpid(), platform.node().encode())

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import msgspec
 
-from ._failures import Failure, failure_of, kind_of
+from ._answers import finish_of
+from ._failures import LineFailure, error_name, failure_of
 from ._input_records import InputProblem
 from ._json_lines import json_line, one_line, read_json_line
 from ._redaction import Redactor
 from ._result_lines import NULL, read_result_line
-from .errors import BatchDeadlineError, BudgetExceededError, InvalidRequestError
+from .errors import EmptyResponseError, NoCompletionError
 from .run_statistics import CallStatistics
 from .types import RouterParallelResult, Usage
 
@@ -24,6 +25,8 @@ __all__ = [
     "OutputLine",
     "Redactor",
     "call_statistics",
+    "error_of",
+    "failure_in",
     "has_answer",
     "parse_output_line",
     "problem_line",
@@ -31,11 +34,7 @@ __all__ = [
     "unwritable_line",
 ]
 
-_NO_ANSWER = Failure(
-    None, "empty_response", "the call has ended without an answer: the stream had nothing in it"
-)
 _COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-_STRANGE_ANSWER = Failure(None, "invalid_response", "the answer is no chat completion")
 
 
 # --- writing ---
@@ -55,7 +54,7 @@ def result_line(
     written as litellm gave it, whatever is in it. What the redactor takes out is not in the errors
     and not in the ids of the provider; a ``custom_id`` is left as it is.
     """
-    failure = _failure(result)
+    failure = failure_in(result)
     if failure is None:
         response = {
             "status_code": 200,
@@ -83,30 +82,40 @@ def problem_line(problem: InputProblem) -> bytes:
 
 def unwritable_line(
     custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
-) -> bytes:
-    """The line of a request whose result cannot be written down: its answer, or its error, is
-    nested too deep, or is an object that raises when it is looked at."""
+) -> tuple[bytes, LineFailure]:
+    """The line of a request whose result cannot be written down, and what it says: its answer, or
+    its error, is nested too deep, or is an object that raises when it is looked at."""
     message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
-    return _line(custom_id, None, {"code": "invalid_response", "message": message}, returned)
+    failure = LineFailure("answer", None, "invalid_response", message)
+    written = {"code": failure.code, "message": message}
+    return _line(custom_id, None, written, returned), failure
+
+
+def error_of(result: RouterParallelResult) -> Exception | None:
+    """Return why the line of a result is a failure; None if it is an answer.
+
+    It is what the call raised. A callable in the place of a Router may also return nothing, or what
+    is no chat completion.
+    """
+    response = result.response
+    if result.exception is not None:
+        return result.exception
+    if response is None:
+        return EmptyResponseError(result.index, result.request.model)
+    if isinstance(response, Mapping) or hasattr(response, "model_dump"):
+        return None
+    return NoCompletionError()
 
 
 def has_answer(result: RouterParallelResult) -> bool:
-    """Whether the line of a result is one of success.
-
-    A call can succeed and have no answer: a stream may end before it has begun.
-    """
-    return _failure(result) is None
+    """Return True if the line of a result is an answer."""
+    return error_of(result) is None
 
 
-def _failure(result: RouterParallelResult) -> Failure | None:
-    if result.exception is not None:
-        return failure_of(result.exception)
-    if result.response is None:
-        return _NO_ANSWER
-    response = result.response
-    if isinstance(response, Mapping) or hasattr(response, "model_dump"):
-        return None
-    return _STRANGE_ANSWER
+def failure_in(result: RouterParallelResult) -> LineFailure | None:
+    """Describe how a call failed; None if it has an answer."""
+    error = error_of(result)
+    return None if error is None else failure_of(error)
 
 
 def _line(
@@ -210,12 +219,10 @@ def call_statistics(
         result: of the call.
         usage: what it has used, where that is known; if None, it is what the result tells.
     """
-    failure = _failure(result)
-    exception = result.exception
-    error: str | None = None
-    if failure is not None:
-        error = failure.code if exception is None else kind_of(exception)
+    error = error_of(result)
+    failure = None if error is None else failure_of(error)
     used = usage or result.usage or _told_usage(result.response)
+    finish = finish_of(result.response)
     return CallStatistics(
         custom_id=custom_id,
         model=result.request.model,
@@ -223,7 +230,8 @@ def call_statistics(
         duration=result.duration,
         ok=failure is None,
         status_code=200 if failure is None else failure.status_code,
-        error=error,
+        error=None if error is None else error_name(error),
+        failure_kind=None if failure is None else failure.kind,
         attempts=_attempts(result),
         time_to_first_chunk=result.time_to_first_chunk,
         prompt_tokens=used.prompt_tokens,
@@ -232,20 +240,20 @@ def call_statistics(
         reasoning_tokens=used.reasoning_tokens,
         estimated=used.estimated,
         cost=None if used.unpriced_calls else used.cost,
+        finish_reason=finish.reason,
+        without_text=finish.without_text,
     )
 
 
 def _attempts(result: RouterParallelResult) -> int:
-    exception = result.exception
-    if isinstance(exception, BudgetExceededError | InvalidRequestError):
+    """Attempts of the batch, and those of the Router inside of the last one."""
+    if not result.attempts:
         return 0
-    if isinstance(exception, BatchDeadlineError) and not result.duration:
-        return 0
-    if exception is not None:
-        return 1 + _count(getattr(exception, "num_retries", None))
+    if result.exception is not None:
+        return result.attempts + _count(getattr(result.exception, "num_retries", None))
     headers = _headers(result.response)
     retries = _count(headers.get("x-litellm-attempted-retries"))
-    return 1 + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
+    return result.attempts + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
 
 
 def _told_usage(response: Any) -> Usage:

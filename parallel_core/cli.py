@@ -77,7 +77,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print the values of variables: prompts, keys
 )
-app.command("run")(_run_command.command)
+app.command("run", cls=_run_command.RunCommand)(_run_command.command)
 app.command("report")(report.command)
 app.command("doctor")(_doctor_command.command)
 app.command("demo-server")(_demo_server_command.command)

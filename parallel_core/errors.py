@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,51 @@ class NotSentError(Exception):
         return f"request {self.index}{of_model} was not sent: {self.reason}"
 
 
+class EmptyResponseError(Exception):
+    """A provider answered a call of a Router without any choice: ``"choices": []``, or none at all.
+
+    The exception of its result, or the first error of a fail-fast batch. The call has been paid
+    for, and is not sent again. An answer whose choices have no text is an answer.
+
+    Attributes:
+        index: of the request.
+        model: of the request.
+        usage: tokens and cost of the call; ``None`` where the provider has not told.
+        time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
+            ``None`` where nothing was streamed.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        usage: Usage | None = None,
+        time_to_first_chunk: float | None = None,
+    ) -> None:
+        super().__init__(f"the answer (model {model!r}) has no choices")
+        self.index = index
+        self.model = model
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
+
+    def __reduce__(self) -> tuple[type[EmptyResponseError], tuple[Any, ...]]:
+        fields = (self.index, self.model, self.usage, self.time_to_first_chunk)
+        return type(self), fields
+
+
+class NoCompletionError(TypeError):
+    """A callable in the place of a Router returned what is no chat completion.
+
+    Files of results hold chat completions: such a request has a failure there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the answer is no chat completion")
+
+    def __reduce__(self) -> tuple[type[NoCompletionError], tuple[()]]:
+        return type(self), ()
+
+
 class StreamInterruptedError(Exception):
     """A stream broke off after its first chunk, or ended without a finish reason.
 
@@ -289,8 +335,9 @@ class StoppedError(Exception):
         return f"request {self.index} had not come to its end when its run was stopped"
 
 
-# Those of a stream that has begun: they tell what had come, and what that has used.
-WITH_A_PART = (
+# They tell what the call has used: those of a stream that has begun, and of an empty answer.
+WITH_USAGE = (
+    EmptyResponseError,
     StreamInterruptedError,
     StreamStalledError,
     RequestTimeoutError,
@@ -394,6 +441,12 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as failure:  # noqa: BLE001 - whatever the error's own code raises
         return f"(no text: its __str__ raises a {full_name(failure)})"
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, unless it is one that cannot be written to."""
+    with contextlib.suppress(Exception):
+        error.add_note(f"parallel_core: {text}")
 
 
 class InputFileError(ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from ._journal_writer import JournalEntry, JournalWriter
 from ._result_lines import read_result_lines
 from ._system_errors import reason
 from .errors import JournalError, OrderError
+from .failures import FailureKind, checked_kinds
 from .run_statistics import RunPaths
 
 __all__ = ["Journal", "JournalEntry", "JournalOpening"]
@@ -50,7 +51,7 @@ class Journal:
         paths: RunPaths,
         manifest: ManifestFields,
         *,
-        retry_failed: bool = False,
+        retry_failed: bool | Collection[FailureKind] = False,
         force_new: bool = False,
         allow_changed: bool = False,
         read_older: ReadOlder | None = None,
@@ -69,8 +70,9 @@ class Journal:
             paths: the files.
             manifest: what the answers depend on. It is kept beside the output, and the run is later
                 resumed only if every field is the same. No keys: the file is readable for all.
-            retry_failed: failed requests count as not finished. The line of a failure is dropped
-                when there is a newer result, at the end or when the journal is opened again.
+            retry_failed: requests that have failed count as not finished: with one of these kinds,
+                or, if True, with any kind but ``request``. The line of a failure is dropped when
+                there is a newer result, at the end or when the journal is opened again.
             allow_changed: resume in spite of differences, or without a manifest. They are noted in
                 the manifest before the first result is written.
             read_older: brings the fields of a manifest of the first format (of version 0.1.0) into
@@ -88,15 +90,16 @@ class Journal:
             JournalInUseError: another run has the file.
             DifferentRunError: the output is of a run with another manifest.
             JournalError: the files cannot be used; the text says why, and what to do.
-            ValueError: a bad ``group_size`` or ``group_seconds``.
+            TypeError, ValueError: a bad ``retry_failed``, ``group_size`` or ``group_seconds``.
         """
         if group_size < 1 or not 0 <= group_seconds < float("inf"):
             raise ValueError("group_size must be at least 1, and group_seconds finite and not < 0")
+        kinds = checked_kinds("retry_failed", retry_failed)
         disk = disk or Disk()
         opened = open_journal(
             paths,
             manifest,
-            retry_failed=retry_failed,
+            retry_failed=kinds,
             force_new=force_new,
             allow_changed=allow_changed,
             read_older=read_older,
@@ -140,6 +143,11 @@ class Journal:
     def has_answer(self, custom_id: str) -> bool:
         """Whether the request was finished, and not by a failure, when the journal was opened."""
         return self._ids.has_answer(custom_id)
+
+    def failure_kind(self, custom_id: str) -> FailureKind | None:
+        """Return why the request had failed when the journal was opened; None if it had not, or is
+        to be sent again."""
+        return self._ids.failure_kind(custom_id)
 
     def is_retried(self, custom_id: str) -> bool:
         """Whether the request has failed, and is to be sent again."""

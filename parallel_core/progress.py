@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,6 +21,38 @@ RATE_WINDOW = 10.0
 _SAMPLE_SPACING = RATE_WINDOW / 100
 # Where nothing happens, there still is a snapshot after so many seconds: its clock goes on.
 _LONGEST_SILENCE = 1.0
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A model whose requests wait, because none of its calls gets through at the moment.
+
+    Attributes:
+        model: the model; None for items that have none.
+        endpoint: where its calls go, ``http://127.0.0.1:8000``; None if the Router does not say.
+        reason: what the last call failed with, as in :class:`~parallel_core.Failure`.
+        since: seconds since the first of these failures.
+        next_try: seconds until a request is sent again; None while one is on its way.
+    """
+
+    model: str | None
+    endpoint: str | None
+    reason: str
+    since: float
+    next_try: float | None
+
+
+class Straggler(msgspec.Struct, frozen=True):
+    """A call in flight that takes much longer than the others: 10 times the median, and 5 s.
+
+    Attributes:
+        index: of its request.
+        seconds: for which this attempt has been running.
+        median: seconds that half of the last 1,000 calls that succeeded took at most.
+    """
+
+    index: int
+    seconds: float
+    median: float
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -41,6 +73,9 @@ class Progress(msgspec.Struct, frozen=True):
         usage: tokens, and USD, of the calls that have finished.
         limit: calls that may be in flight now. Adaptive concurrency changes it.
         finished: whether the batch has ended and this is its last snapshot.
+        waiting: the models none of whose calls gets through at the moment.
+        stragglers: calls in flight that take much longer than the others, the longest ones first;
+            five at most.
     """
 
     total: int | None
@@ -55,6 +90,8 @@ class Progress(msgspec.Struct, frozen=True):
     usage: Usage
     limit: int
     finished: bool
+    waiting: tuple[Waiting, ...] = ()
+    stragglers: tuple[Straggler, ...] = ()
 
     @property
     def done(self) -> int:
@@ -98,6 +135,10 @@ def checked_progress(value: object) -> bool:
     return value
 
 
+def _none_of_them(now: float) -> tuple[Any, ...]:
+    return ()
+
+
 class ProgressReporter:
     """Makes the snapshots of one batch and tells the callbacks.
 
@@ -112,6 +153,8 @@ class ProgressReporter:
         total: calls that the batch will make; None where that is unknown.
         started_at: when the batch began, in seconds on the clock of the ticks; None: at the first
             tick.
+        waiting: returns what the batch waits for, at a time.
+        stragglers: returns the calls that take long, at a time.
     """
 
     def __init__(
@@ -120,8 +163,13 @@ class ProgressReporter:
         callbacks: Sequence[Callable[[Progress], object]],
         total: int | None,
         started_at: float | None = None,
+        *,
+        waiting: Callable[[float], tuple[Waiting, ...]] = _none_of_them,
+        stragglers: Callable[[float], tuple[Straggler, ...]] = _none_of_them,
     ) -> None:
         self._counts = counts
+        self._waiting = waiting
+        self._stragglers = stragglers
         self._callbacks = list(callbacks)
         self._total = total
         self._started_at = 0.0
@@ -187,6 +235,8 @@ class ProgressReporter:
             usage=usage,
             limit=counts.limit,
             finished=finished,
+            waiting=() if finished else self._waiting(now),
+            stragglers=() if finished else self._stragglers(now),
         )
 
     def _rates(self, now: _Sample) -> tuple[float, float]:
@@ -228,6 +278,9 @@ def _differs(progress: Progress, last: Progress) -> bool:
             snapshot.in_flight,
             snapshot.limit,
             snapshot.usage,
+            # Their seconds change all the time.
+            [(waiting.model, waiting.reason) for waiting in snapshot.waiting],
+            [straggler.index for straggler in snapshot.stragglers],
         )
 
     silence = progress.elapsed - last.elapsed

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ._report_model import (
+    FailureReport,
     Histogram,
     LimitReport,
     ModelReport,
@@ -26,6 +27,7 @@ from ._report_summary import report_of
 from .run_statistics import RunPaths
 
 __all__ = [
+    "FailureReport",
     "Histogram",
     "LimitReport",
     "ModelReport",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import uuid
 from collections.abc import (
@@ -16,10 +17,12 @@ from collections.abc import (
     Set,
 )
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
-from ._router_members import aliases, deployments, deployments_for, setting
+from ._router_members import LAYERS, aliases, deployments, deployments_for, setting
+from ._router_members import behind as behind
 from .control._checks import checked_number
 from .control.failover import Failover
 from .control.retry import RouterTraits
@@ -40,6 +43,8 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 
 
 _PASSED_OVER = "_excluded_deployment_ids"  # litellm's: deployments that a call may not go to
+_TIMEOUTS = ("timeout", "request_timeout", "stream_timeout")
+"""Arguments, and parameters of deployments, with litellm's timeouts of an attempt."""
 
 RETRIED = "parallel_core_retried"
 """The argument that says that the batch sends the request again, if its failure may pass."""
@@ -76,6 +81,7 @@ def completion_call(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     *,
     retried_by_us: bool = False,
+    attempt_timeout: float | None = None,
     left_to_workers: LeftToWorkers | None = None,
 ) -> CompletionCall:
     """Make the call of a batch out of a Router or of a bare callable.
@@ -83,14 +89,17 @@ def completion_call(
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
     own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
     ``retried_by_us``: the batch sends requests again, so the Router leaves that to it
-    (:func:`left_to_the_batch`). ``left_to_workers``: for a Router that has its calls made
+    (:func:`left_to_the_batch`). ``attempt_timeout``: seconds for each attempt of a Router and
+    requests that have no timeout. ``left_to_workers``: for a Router that has its calls made
     elsewhere.
 
     Raises:
         TypeError: ``router`` is neither.
     """
     if hasattr(router, "acompletion"):
-        return _router_call(cast("SupportsAcompletion", router), retried_by_us, left_to_workers)
+        given = cast("SupportsAcompletion", router)
+        seconds = None if _has_timeouts(router) else attempt_timeout
+        return _router_call(given, retried_by_us, seconds, left_to_workers)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -106,10 +115,6 @@ def completion_call(
     return call
 
 
-# Longest chain of `router` attributes: host in trio, Router of workers, Router. A mock has every
-# attribute, so its chain never ends.
-_LAYERS = 3
-
 _MAPPINGS = frozenset(("metadata", "stream_options"))
 _WHOLE_NUMBERS = frozenset(("max_tokens", "max_completion_tokens", "n", "seed"))
 _NUMBERS = frozenset(("temperature", "top_p", *_WHOLE_NUMBERS))
@@ -119,7 +124,10 @@ _NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
 
 
 def _router_call(
-    router: SupportsAcompletion, retried_by_us: bool, left_to_workers: LeftToWorkers | None
+    router: SupportsAcompletion,
+    retried_by_us: bool,
+    attempt_timeout: float | None,
+    left_to_workers: LeftToWorkers | None,
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
     left_to_us = left_to_the_batch(router) if retried_by_us else None
@@ -141,6 +149,8 @@ def _router_call(
                 arguments[RETRIED] = True
         if left_to_us is not None:
             left_to_us.add_to(arguments, request.model)
+        if attempt_timeout is not None and all(arguments.get(n) is None for n in _TIMEOUTS):
+            arguments["timeout"] = attempt_timeout
         return router.acompletion(
             model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
         )
@@ -194,16 +204,9 @@ def _takes_store(parameters: Mapping[str, Any]) -> bool:
     return "store" in (litellm.get_supported_openai_params(name, provider) or ())
 
 
-def behind(router: object) -> Any:
-    """The Router itself, where it is given on its host, or stands for others elsewhere."""
-    for _ in range(_LAYERS):
-        router = getattr(router, "router", router)
-    return cast("Any", router)
-
-
 def makes_calls_elsewhere(router: object) -> bool:
     """Whether its calls are made by workers, which read streams to their ends."""
-    for _ in range(_LAYERS):
+    for _ in range(LAYERS):
         if getattr(router, "makes_calls_elsewhere", False) is True:
             return True
         router = getattr(router, "router", router)
@@ -262,21 +265,70 @@ def router_traits(router: object) -> RouterTraits:
     itself = behind(router)
 
     def deployments_of(model: str) -> frozenset[str]:
-        infos = (
-            deployment.get("model_info") or {} for deployment in deployments_for(itself, model)
-        )
+        found: list[Mapping[str, Any]] = deployments_for(itself, model)
+        infos: list[Mapping[str, Any]] = [one.get("model_info") or {} for one in found]
         return frozenset(info["id"] for info in infos if "id" in info)
 
     number = setting(itself, "num_retries")
     retries = number if type(number) is int and number > 0 else 0
     return RouterTraits(
-        hasattr(router, "acompletion"), 1 + retries, Failover(deployments_of, _without_deployments)
+        is_router=hasattr(router, "acompletion"),
+        server_errors=1 + retries,
+        failover=Failover(deployments_of, _without_deployments),
+        endpoint_of=functools.partial(endpoint_of, router),
     )
 
 
 def _without_deployments(request: RouterParallelRequest, ids: Set[str]) -> RouterParallelRequest:
     kwargs = {**(request.kwargs or {}), _PASSED_OVER: sorted(ids)}
     return msgspec.structs.replace(request, kwargs=kwargs)
+
+
+def endpoint_of(router: object, model: str) -> str | None:
+    """Return where the calls of a model go: scheme, host and port, without user and path.
+
+    None if its deployments do not say, or are in several places.
+    """
+    found = {
+        _origin(deployment["litellm_params"])
+        for deployment in deployments_for(behind(router), model)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _origin(parameters: Mapping[str, Any]) -> str | None:
+    try:
+        parts = urlsplit(str(parameters.get("api_base") or parameters.get("base_url") or ""))
+        host, port = parts.hostname, parts.port
+    except ValueError:  # no address at all
+        return None
+    if not (parts.scheme and host):
+        return None
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
+def _has_timeouts(router: object) -> bool:
+    """Return True if somebody has set a timeout on a Router or one of its deployments, or it is no
+    Router of litellm.
+
+    The argument of a call takes precedence over all of them in litellm, and a call may fall back
+    from one deployment to another.
+    """
+    itself = behind(router)
+    if not hasattr(itself, "model_group_retry_policy"):
+        return True
+    from litellm.constants import DEFAULT_REQUEST_TIMEOUT_SECONDS
+    from litellm.litellm_core_utils.request_timeout_resolver import get_configured_request_timeout
+
+    of_all: Mapping[str, Any] = setting(itself, "default_litellm_params") or {}
+    parts = [of_all, *(deployment["litellm_params"] for deployment in deployments(itself))]
+    return (
+        get_configured_request_timeout() is not None
+        or setting(itself, "timeout") not in (None, DEFAULT_REQUEST_TIMEOUT_SECONDS)
+        or setting(itself, "stream_timeout") is not None
+        or any(part.get(name) is not None for part in parts for name in _TIMEOUTS)
+    )
 
 
 def model_groups(router: object) -> set[str]:
@@ -314,14 +366,23 @@ def _names_of_models(router: object) -> set[str]:
 
 
 def places_of(router: object) -> dict[str, int]:
-    """Calls of a model that a Router takes at once, where it rejects what is more.
+    """Return how many calls of a model a Router takes at once, where it rejects what is more.
 
-    It rejects by deployment and chooses at random: of several it is the smallest number.
+    It takes ``rpm`` and ``tpm`` of a deployment for such a limit, too. It rejects by deployment and
+    chooses at random: of several it is the smallest number.
     """
     default = setting(behind(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
     for deployment in deployments(behind(router)):
-        number = deployment["litellm_params"].get("max_parallel_requests") or default
+        from litellm.utils import calculate_max_parallel_requests
+
+        parameters = deployment["litellm_params"]
+        number = calculate_max_parallel_requests(
+            max_parallel_requests=parameters.get("max_parallel_requests"),
+            rpm=parameters.get("rpm"),
+            tpm=parameters.get("tpm"),
+            default_max_parallel_requests=default,
+        )
         if number:
             model = deployment["model_name"]
             places[model] = min(number, places.get(model, number))

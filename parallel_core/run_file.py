@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -19,9 +20,17 @@ import trio
 
 from ._input_members import describe_columns
 from ._journal_manifest import ManifestFields
+from ._local_limits import fit_open_files
 from ._run_identity import read_older_fields
 from ._run_loop import Run, RunScope, in_thread
-from ._run_records import RunOpening, RunProgress, RunStop, RunSummary
+from ._run_records import (
+    FailureGroup,
+    RunOpening,
+    RunProgress,
+    RunStop,
+    RunStraggler,
+    RunSummary,
+)
 from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
@@ -31,16 +40,21 @@ from .control.retry import Retry
 from .control.stopping import Stopping
 from .dispatch import stoppable_completions
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
+from .failures import FailureKind, checked_kinds
 from .journal import Journal, JournalOpening
-from .router_call import behind, unknown_models
+from .router_call import behind, makes_calls_elsewhere, unknown_models
 from .run_statistics import RunPaths
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelRequest, SupportsAcompletion, Usage
 
+logger = logging.getLogger("parallel_core")
+
 __all__ = [
+    "FailureGroup",
     "RunOpening",
     "RunProgress",
     "RunStop",
+    "RunStraggler",
     "RunSummary",
     "check_requests",
     "describe_problems",
@@ -49,6 +63,9 @@ __all__ = [
 
 LONGEST_OUTAGE = 900.0
 """Seconds for which a run waits while nothing of a model gets through."""
+
+ATTEMPT_TIMEOUT = 600.0
+"""Seconds for an attempt of a run, if nobody has set a timeout."""
 
 
 async def run_file(
@@ -60,7 +77,7 @@ async def run_file(
     *,
     concurrency: Concurrency = 8,
     error_file: Path | str | None = None,
-    retry_failed: bool = False,
+    retry_failed: bool | Collection[FailureKind] = False,
     force_new: bool = False,
     allow_changed: bool = False,
     skip_invalid: bool = False,
@@ -88,10 +105,12 @@ async def run_file(
             it is entered before the first call, where there is one to make.
         source: the file of requests (``docs/file-formats.md``), or its path.
         output: where the answers go, and the failures too unless there is an ``error_file``.
-        concurrency: calls in flight at most, or ``"auto"``.
+        concurrency: calls in flight at most, or ``"auto"``. It is lowered, with a warning in the
+            log, if this process may not open so many files.
         error_file: where the failures go.
-        retry_failed: send those again that have failed before. Each failure stays in its file until
-            there is a newer result.
+        retry_failed: send those again that have failed before with one of these kinds of failures
+            (:class:`Failure`); True: with any kind but ``request``, which would fail again. Each
+            failure stays in its file until there is a newer result.
         force_new: set aside what another run has left, and begin anew.
         allow_changed: resume a run although its input, models or parameters are others now. Its
             answers stay, also those to requests that have changed; the manifest says what changed.
@@ -113,7 +132,8 @@ async def run_file(
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
         controls: ``timeout``, ``deadline``, ``rate_limit``, ``budget``, ``hedge``, …: those of
-            every batch. ``retry`` is ``Retry(max_wait=900)`` unless given.
+            every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
+            given.
 
     Returns:
         What has become of the requests. When it is cancelled instead, the calls in flight are
@@ -135,8 +155,10 @@ async def run_file(
         checked_count("limit", limit)
     checked_number("grace", grace, zero=True)
     checked_concurrency(concurrency)
+    kinds = checked_kinds("retry_failed", retry_failed)
     check_controls(controls)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
+    controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
     if order not in ("completion", "input"):
         raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
     if on_run_progress is not None:
@@ -170,9 +192,9 @@ async def run_file(
                     raise
                 raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
 
-        if may_send is not None and (retry_failed or force_new):
+        if may_send is not None and (kinds or force_new):
             # These change what is there.
-            looked = await _looked(None if force_new else open_journal, scope)
+            looked = await _looked(None if force_new else open_journal, scope, kinds)
             if not may_send(looked):
                 return _declined(looked, paths)
             may_send = None
@@ -185,7 +207,7 @@ async def run_file(
         journal = await in_thread(
             functools.partial(
                 open_journal,
-                retry_failed=retry_failed,
+                retry_failed=kinds,
                 force_new=force_new,
                 on_failure=on_failure,
             )
@@ -211,6 +233,12 @@ async def run_file(
             if on_open is not None:
                 on_open(run.opening())
             async with _opened(router, needed=run.opening().left > 0) as sender:
+                if not makes_calls_elsewhere(sender):
+                    # The output needs files, too, or answers that are paid for are not written.
+                    per_call = 1 if controls.get("hedge") is None else 2
+                    concurrency, note = fit_open_files(concurrency, per_call)
+                    if note is not None:
+                        logger.warning("%s", note)
                 lost_workers, resent_requests = _losses(sender)
                 batch = stoppable_completions(
                     sender,
@@ -319,8 +347,11 @@ def _are_the_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -> RunOpening:
-    """What there will be to do when failures are sent again; or all, where that begins anew."""
+async def _looked(
+    open_journal: Callable[[], Journal] | None, scope: RunScope, kinds: Collection[FailureKind]
+) -> RunOpening:
+    """Return what there will be to do when failures of these kinds are sent again; or all, where
+    the run starts over."""
     if open_journal is None:
 
         def all_of_them() -> Iterator[RouterParallelRequest]:
@@ -330,17 +361,28 @@ async def _looked(open_journal: Callable[[], Journal] | None, scope: RunScope) -
     journal = await in_thread(open_journal)
     async with journal:
 
-        def without_answer() -> Iterator[RouterParallelRequest]:
-            return (request.request for request in scope.requests(journal.has_answer))
+        def stays_failed(custom_id: str) -> bool:
+            kind = journal.failure_kind(custom_id)
+            return kind is not None and kind not in kinds
 
-        left = await in_thread(lambda: sum(1 for _ in without_answer()))
+        def is_finished(custom_id: str) -> bool:
+            return journal.has_answer(custom_id) or stays_failed(custom_id)
+
+        def to_send() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests(is_finished))
+
+        def count() -> tuple[int, int]:
+            failed = sum(stays_failed(request.custom_id) for request in scope.requests())
+            return sum(1 for _ in to_send()), failed
+
+        left, failed = await in_thread(count)
         return RunOpening(
             scope.total,
             left,
             journal.opening,
-            without_answer,
+            to_send,
             named_by_line=scope.named_by_line,
-            earlier_failed=scope.bad_lines,
+            earlier_failed=scope.bad_lines + failed,
         )
 
 
@@ -352,7 +394,7 @@ def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
         earlier_failed=opening.earlier_failed,
         succeeded=0,
         failed=0,
-        errors={},
+        failures=[],
         unfinished=opening.left,
         cut_off=0,
         usage=Usage(),

@@ -162,7 +162,7 @@ class RunRouterRecipe:
 # --- the file of litellm's proxy ---
 
 
-def router_from_config(path: Path) -> RunRouter:
+def router_from_config(path: Path, *, attempt_timeout: float | None = None) -> RunRouter:
     """The Router that litellm's proxy would make of its config file.
 
     It takes ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``,
@@ -171,14 +171,19 @@ def router_from_config(path: Path) -> RunRouter:
     ``general_settings``) are ignored, and listed in ``warnings``. ``environment_variables`` are set
     first, so that ``os.environ/NAME`` can refer to them.
 
+    Args:
+        path: the file.
+        attempt_timeout: seconds for each attempt of a call, unless the file or the deployment has a
+            timeout; None: litellm's default.
+
     Raises:
         RouterConfigError: with every problem that was found, among them each variable of an
             ``os.environ/NAME`` that is not set.
     """
-    return router_of_config(read_proxy_config(path))
+    return router_of_config(read_proxy_config(path), attempt_timeout)
 
 
-def router_of_config(config: ProxyConfig) -> RunRouter:
+def router_of_config(config: ProxyConfig, attempt_timeout: float | None = None) -> RunRouter:
     """:func:`router_from_config` of a file that has been read, maybe on another machine.
 
     Raises:
@@ -206,6 +211,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             secrets,
             [_for_router(deployment) for deployment in config.deployments],
             settings,
+            attempt_timeout,
         )
         resources.callback(retire, router)
         aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
@@ -218,7 +224,7 @@ def router_of_config(config: ProxyConfig) -> RunRouter:
             description=_describe_config(config, settings),
             endpoints=endpoints,
             warnings=[*config.warnings, *unknown_litellm_settings(config)],
-            recipe=RunRouterRecipe(router_of_config, config),
+            recipe=RunRouterRecipe(router_of_config, config, attempt_timeout),
             has_fallbacks=any(
                 name.endswith("fallbacks") and name != "max_fallbacks" and bool(setting.value)
                 for settings_of in (config.router_settings, config.litellm_settings)
@@ -300,6 +306,7 @@ def router_from_model(
     api_key: str | None = None,
     others: Sequence[str] = (),
     num_retries: int | None = None,
+    attempt_timeout: float | None = None,
 ) -> RunRouter:
     """A Router with one deployment for each model name.
 
@@ -321,6 +328,7 @@ def router_from_model(
         api_key: the key for it.
         others: further model names.
         num_retries: retries of the Router; ``None``: litellm's default.
+        attempt_timeout: seconds for each attempt of a call; ``None``: litellm's default.
 
     Raises:
         RouterConfigError: a name of which litellm does not know the provider, a provider whose key
@@ -332,7 +340,8 @@ def router_from_model(
         raise RouterConfigError([problem])
     both = {"api_base": api_base, "api_key": api_key}
     given = {option: value for option, value in both.items() if value is not None}
-    return _router_of_models(model, api_base, dict.fromkeys(names, given), num_retries, True)
+    parameters = dict.fromkeys(names, given)
+    return _router_of_models(model, api_base, parameters, num_retries, attempt_timeout, True)
 
 
 def _router_of_models(
@@ -340,6 +349,7 @@ def _router_of_models(
     api_base: str | None,
     given: Mapping[str, Mapping[str, Any]],
     num_retries: int | None,
+    attempt_timeout: float | None,
     has_free_choice: bool,
 ) -> RunRouter:
     """:func:`router_from_model`, with the ``litellm_params`` of each name but its ``model``.
@@ -373,7 +383,9 @@ def _router_of_models(
             raise RouterConfigError(problems)
         secrets = secrets_sent(deployment["litellm_params"] for deployment in deployments)
         settings = {} if num_retries is None else {"num_retries": num_retries}
-        router = make_router(f"the model {model!r}", secrets, deployments, settings)
+        router = make_router(
+            f"the model {model!r}", secrets, deployments, settings, attempt_timeout
+        )
         resources.callback(retire, router)
         chosen = {
             deployment["model_name"]: {
@@ -394,7 +406,9 @@ def _router_of_models(
                 ((name, {"model": model}) for name, model in asked.items()), {}, {}
             ),
             endpoints=endpoints,
-            recipe=RunRouterRecipe(_router_of_models, model, api_base, chosen, num_retries, False),
+            recipe=RunRouterRecipe(
+                *(_router_of_models, model, api_base, chosen, num_retries, attempt_timeout, False)
+            ),
         )
 
 
@@ -431,6 +445,7 @@ def demo_router(
     rate_limited: float = 0.0,
     server_error: float = 0.0,
     num_retries: int | None = None,
+    attempt_timeout: float | None = None,
 ) -> RunRouter:
     """A Router whose models are all served by a demo server, which runs in a process of its own
     until the Router is closed. Its answers are made up; nothing is paid for.
@@ -442,6 +457,7 @@ def demo_router(
         rate_limited: share of requests (0 to 1) that it answers with 429.
         server_error: share of requests (0 to 1) that it answers with 500.
         num_retries: retries of the Router; ``None``: litellm's default.
+        attempt_timeout: seconds for each attempt of a call; ``None``: litellm's default.
 
     Raises:
         RouterConfigError: names that the demo server cannot have, or too many of them.
@@ -467,7 +483,9 @@ def demo_router(
         # litellm would otherwise fetch its price map over the network at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         server = resources.enter_context(demo_server_process(settings))
-        return _router_of_demo(server, seed, names, num_retries, resources.pop_all())
+        return _router_of_demo(
+            server, seed, names, num_retries, attempt_timeout, resources.pop_all()
+        )
 
 
 def _router_of_demo(
@@ -475,6 +493,7 @@ def _router_of_demo(
     seed: int,
     names: Sequence[str],
     num_retries: int | None,
+    attempt_timeout: float | None,
     resources: contextlib.ExitStack | None = None,
 ) -> RunRouter:
     """:func:`demo_router` with a server that is there; ``resources`` are ended with the Router."""
@@ -497,6 +516,7 @@ def _router_of_demo(
             frozenset(),
             deployments,
             {} if num_retries is None else {"num_retries": num_retries},
+            attempt_timeout,
         )
         held.callback(retire, router)
         return RunRouter(
@@ -506,7 +526,9 @@ def _router_of_demo(
             models=names,
             description={"router": "demo", "seed": seed},
             endpoints=[Endpoint(name, f"openai/{name}", "openai", server.url) for name in names],
-            recipe=RunRouterRecipe(_router_of_demo, server, seed, tuple(names), num_retries),
+            recipe=RunRouterRecipe(
+                _router_of_demo, server, seed, tuple(names), num_retries, attempt_timeout
+            ),
             server=server,
         )
 
@@ -516,15 +538,22 @@ def make_router(
     secrets: Iterable[str],
     model_list: list[dict[str, Any]],
     settings: Mapping[str, Any],
+    attempt_timeout: float | None = None,
 ) -> Router:
     """A Router of litellm.
+
+    ``attempt_timeout``: seconds for an attempt where nobody says, instead of litellm's 6,000.
 
     Raises:
         RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
             like a key.
     """
+    from litellm.litellm_core_utils.request_timeout_resolver import get_configured_request_timeout
     from litellm.router import Router
 
+    is_set = get_configured_request_timeout() is not None
+    if attempt_timeout is not None and settings.get("timeout") is None and not is_set:
+        settings = {**settings, "timeout": attempt_timeout}
     try:
         router: Router = Router(model_list=model_list, **settings)
     except ModuleNotFoundError as error:

@@ -93,12 +93,19 @@ class CallStatistics(
         duration: seconds, with the Router's retries and fallbacks.
         ok: whether there is an answer.
         status_code: of HTTP, as far as there was one.
-        error: the kind of failure: the name of the exception's class; None where ``ok``.
+        error: the name of the exception's class; None where ``ok``.
+        failure_kind: what the failure means (``docs/failures.md``); None where ``ok``, and in files
+            of earlier versions.
+        message: why it failed, without keys and without contents of the request: of the first
+            failure of its kind and status in a run.
         attempts: calls to a provider that this one took, as far as the Router tells.
         time_to_first_chunk: seconds, of a streamed call.
         prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: as in ``Usage``.
         estimated: whether the tokens are estimated.
         cost: USD; None where the price is unknown.
+        finish_reason: of the answer; of several choices the worst one (``content_filter``, then
+            ``length``); None where it is not known, as in files of earlier versions.
+        without_text: whether a choice has no text, and nothing in place of it.
     """
 
     custom_id: str
@@ -108,6 +115,8 @@ class CallStatistics(
     ok: bool
     status_code: int | None = None
     error: str | None = None
+    failure_kind: str | None = None
+    message: str | None = None
     attempts: int = 1
     time_to_first_chunk: float | None = None
     prompt_tokens: int = 0
@@ -116,6 +125,8 @@ class CallStatistics(
     reasoning_tokens: int = 0
     estimated: bool = False
     cost: float | None = None
+    finish_reason: str | None = None
+    without_text: bool = False
 
 
 class LimitStatistics(msgspec.Struct, frozen=True, tag="limit", tag_field="kind", kw_only=True):

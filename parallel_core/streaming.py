@@ -13,11 +13,11 @@ import anyio.lowlevel
 import msgspec
 
 from ._stream_reading import StreamReading
-from ._stream_source import watch_litellm
+from ._stream_source import recording, watch_litellm
 from .control._call import Call
 from .control._engine import Engine
 from .control._metering import ItemMeter, RouterMeter
-from .errors import WITH_A_PART, BatchDeadlineError, RequestTimeoutError, StreamStalledError
+from .errors import WITH_USAGE, BatchDeadlineError, RequestTimeoutError, StreamStalledError
 from .types import (
     RouterParallelRequest,
     RouterParallelResult,
@@ -46,16 +46,17 @@ def completion_result(
     exception: Exception | None,
     started_at: float,
     duration: float,
+    attempts: int,
 ) -> RouterParallelResult:
     """The result of a call, whether its answer was streamed or not."""
     first: float | None = None
     usage: Usage | None = None
     if type(value) is StreamedResponse:
         first, usage, value = value.time_to_first_chunk, value.usage, value.response
-    elif isinstance(exception, WITH_A_PART):
+    elif isinstance(exception, WITH_USAGE):
         first, usage = exception.time_to_first_chunk, exception.usage
     return RouterParallelResult(
-        index, request, value, exception, started_at, duration, first, usage
+        index, request, value, exception, started_at, duration, first, usage, attempts
     )
 
 
@@ -146,7 +147,7 @@ class Streams:
     async def _metered(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
         try:
             value = await call(index, request)
-        except WITH_A_PART as error:
+        except WITH_USAGE as error:
             error.usage = self._meter.usage_of_part(request, error.usage)
             raise
         if type(value) is not StreamedResponse:
@@ -158,13 +159,14 @@ class Streams:
         return StreamedResponse(value.response, usage, value.time_to_first_chunk)
 
     async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
-        reading = StreamReading(index, request, self._meter)
-        try:
-            return await self._in_time(call, reading)
-        except anyio.get_cancelled_exc_class():
-            if reading.chunks:
-                self._cut_off[index] = reading
-            raise
+        with recording() as records:
+            reading = StreamReading(index, request, self._meter, records)
+            try:
+                return await self._in_time(call, reading)
+            except anyio.get_cancelled_exc_class():
+                if reading.chunks:
+                    self._cut_off[index] = reading
+                raise
 
     async def _in_time(self, call: Call, reading: StreamReading) -> Any:
         limit = self._stall_timeout
@@ -193,7 +195,7 @@ class Streams:
         except Exception as error:
             if reading.may_raise(error):
                 raise
-            raise await reading.interrupted() from error
+            raise await reading.failure() from error
         if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
             return stream  # answered as a whole, by a callable that knows no streams
         reading.begin(stream)
@@ -225,7 +227,7 @@ class Streams:
                     raise
                 if reading.is_whole_after_an_error():
                     return
-                raise await reading.interrupted() from error
+                raise await reading.failure() from error
             if self._on_chunk is not None:
                 self._call_back(self._on_chunk, piece)
             if self._emit:

@@ -127,6 +127,8 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
         exception: what the call raised; ``None`` when it succeeded.
         started_at: when the call began, in seconds since the epoch (``time.time``).
         duration: how long the call took, in seconds.
+        attempts: how often the batch made the call: several times if it was made again, 0 if it
+            was refused before.
     """
 
     index: int
@@ -135,6 +137,7 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
     exception: Exception | None = None
     started_at: float = 0.0
     duration: float = 0.0
+    attempts: int = 1
 
     @property
     def ok(self) -> bool:
@@ -174,7 +177,10 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
             ``None`` where nothing was streamed, or nothing came.
         usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 where the provider
-            did not tell them); ``None`` where nothing was streamed.
+            did not tell them), and of one that failed with an ``EmptyResponseError``; ``None``
+            where nothing was streamed.
+        attempts: how often the batch sent the request: several times if it was sent again
+            (``retry``), 0 if it was refused before. The Router's own retries are not counted.
     """
 
     index: int
@@ -185,6 +191,7 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
     duration: float = 0.0
     time_to_first_chunk: float | None = None
     usage: Usage | None = None
+    attempts: int = 1
 
     @property
     def ok(self) -> bool:

@@ -1069,6 +1069,8 @@ def read(line: bytes) -> tuple[OutputLine, dict[str, Any]]:
 class FromProvider(Exception):
     """As litellm's exceptions are."""
 
+    __module__ = "litellm.exceptions"
+
     def __init__(self, status: int, **fields: Any) -> None:
         super().__init__("not this text")
         self.status_code = status
@@ -1177,10 +1179,11 @@ def test_the_id_of_a_request_at_the_provider_is_told() -> None:
 
 def test_an_error_of_an_earlier_attempt_is_not_that_of_the_last() -> None:
     exception = FromProvider(503, litellm_response_headers={"server": "x"}, body=None)
-    caused_by(exception, caused_by(FromProvider(429, body=ERROR), FromProvider(503, body=ERROR)))
+    earlier = FromProvider(429, body={"message": "an earlier one"})
+    caused_by(exception, caused_by(FromProvider(503, body=ERROR), earlier))
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["body"]["error"] == ERROR
-    caused_by(exception, FromProvider(429, body=ERROR))
+    caused_by(exception, earlier)
     _, fields = read(result_line("a", result_of(exception), Redactor()))
     assert fields["response"]["body"]["error"]["code"] is None
 
@@ -1196,15 +1199,19 @@ def test_a_stream_that_broke_off_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "code"), [(None, "empty_response"), ("text", "invalid_response")]
+    ("response", "code", "kind"),
+    [
+        (None, "empty_response", "EmptyResponseError"),
+        ("text", "invalid_response", "NoCompletionError"),
+    ],
 )
-def test_an_answer_that_is_none_is_a_failure(response: Any, code: str) -> None:
-    """An empty stream, for instance."""
+def test_an_answer_that_is_none_is_a_failure(response: Any, code: str, kind: str) -> None:
+    """Of a callable in the place of a Router."""
     result = result_of(response=response)
     line, _ = read(result_line("a", result, Redactor()))
     assert (line.ok, line.error_code) == (False, code)
     measured = call_statistics("a", result, None)
-    assert (measured.ok, measured.error, measured.status_code) == (False, code, None)
+    assert (measured.ok, measured.error, measured.status_code) == (False, kind, None)
     assert not has_answer(result)
 
 
@@ -1369,9 +1376,9 @@ def test_statistics_say_what_has_been_used() -> None:
 
 
 def test_what_was_not_sent_has_no_attempts() -> None:
-    over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0))
+    over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0), attempts=0)
     assert call_statistics("a", over_budget, None).attempts == 0
-    not_begun = result_of(BatchDeadlineError(0, 1.0))
+    not_begun = result_of(BatchDeadlineError(0, 1.0), attempts=0)
     assert call_statistics("a", not_begun, None).attempts == 0
     begun = result_of(BatchDeadlineError(0, 1.0), duration=0.5)
     assert call_statistics("a", begun, None).attempts == 1

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from hosts import ASYNCIO_HOSTS
-from parallel_core._failures import failure_of, kind_of
-from parallel_core._missing_packages import missing_package
+from parallel_core._failures import error_name, failure_of
+from parallel_core.failures.missing_packages import missing_package
 from parallel_core.run_file import RunSummary, run_file
 from parallel_core.run_statistics import CallStatistics, read_statistics
 from routers import run_with_routers
@@ -54,7 +54,7 @@ def test_what_pip_has_to_install(
     assert (failure.status_code, failure.code) == (None, "missing_dependency")
     assert failure.message.endswith(f": {pip}")
     assert f"No module named '{module}'" in failure.message
-    assert kind_of(error) == f"missing_dependency ({pip})"
+    assert error_name(error) == f"missing_dependency ({pip})"
 
 
 def caused_by(error: Exception, cause: Exception) -> Exception:
@@ -96,7 +96,7 @@ def test_an_answer_of_a_provider_is_no_missing_package() -> None:
     error = APIConnectionError("No module named 'a'")
     error.body = {"message": "No module named 'a'"}  # type: ignore[attr-defined]
     assert (failure_of(error).status_code, failure_of(error).code) == (500, None)
-    assert kind_of(error) == "APIConnectionError"
+    assert error_name(error) == "APIConnectionError"
 
 
 class Without:
@@ -145,7 +145,9 @@ def test_a_run_names_the_package_that_litellm_lacks(
     run_with_routers(ASYNCIO_HOSTS[0], main)
     (summary,) = summaries
     pip = "missing_dependency (pip install google-auth)"
-    assert summary.errors == {pip: 1}
+    (group,) = summary.failures
+    assert (group.kind, group.count) == ("unknown", 1)
+    assert group.message.endswith("pip install google-auth")
     line = json.loads((tmp_path / "out.jsonl").read_text())
     assert line["response"] is None
     assert line["error"] == {

@@ -19,6 +19,7 @@ import litellm
 import pytest
 
 import parallel_core
+from answering_server import answering_server
 from hosts import HOSTS, Host
 from parallel_core import (
     AdaptiveConcurrency,
@@ -33,6 +34,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.errors import (
     BatchDeadlineError,
     BudgetExceededError,
+    EmptyResponseError,
     InvalidRequestError,
     RemoteCallError,
     RequestTimeoutError,
@@ -102,6 +104,33 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 # --- the same as in one process ---
+
+
+def test_an_answer_without_choices_is_a_failure(asyncio_only: Host) -> None:
+    """One is judged here, and a stream where it is read."""
+
+    async def main() -> None:
+        with answering_server() as answering:
+            requests = [
+                request("empty", "fast"),
+                request("empty", "fast", stream=True),
+                request("text", "fast"),
+            ]
+            batch = iter_parallel_acompletions(
+                HttpRouter(answering.url), requests, workers=1, concurrency=4, preserve_order=True
+            )
+            async with batch:
+                results = [result async for result in batch]
+            assert answering.asked == {"empty": 2, "text": 1}
+        for result in results[:2]:
+            assert isinstance(result.exception, EmptyResponseError)
+            assert classify_failure(result.exception).kind == "answer"
+            assert result.usage is not None
+            assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (5, 7)
+        assert results[2].ok
+        assert batch.usage.total_tokens == 3 * 12
+
+    asyncio_only.run(main)
 
 
 def test_every_result_comes_once_in_every_world(host: Host) -> None:

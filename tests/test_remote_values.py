@@ -39,7 +39,7 @@ from parallel_core import (
     Usage,
     classify_failure,
 )
-from parallel_core._failures import status_of
+from parallel_core._failures import failure_of
 from parallel_core._pickling import LeftOut
 from parallel_core._remote_values import (
     pack_exception,
@@ -342,7 +342,7 @@ def test_what_a_router_raises_arrives(model: str, kind: type[Exception], refusin
     is_the_same(arrived, sent)
     assert chain(arrived) == chain(sent)
     assert len(chain(arrived)) > 1
-    assert status_of(arrived) == status_of(sent)
+    assert failure_of(arrived) == failure_of(sent)
     assert classify_failure(arrived) == classify_failure(sent)
     if model == "429":
         assert classify_failure(arrived).retry_after == 7.0

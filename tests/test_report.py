@@ -106,6 +106,8 @@ def example_run(folder: Path) -> Path:
             fields["cost"] = price * (tokens[0] + 4 * tokens[1])
             if failed:
                 fields = {"error": "RateLimitError", "status_code": 429, "attempts": 3}
+                message = "429 rate_limit_exceeded: Rate limit reached for requests per minute."
+                fields |= {"failure_kind": "overloaded", "message": message}
             elif model == "smart":
                 fields["time_to_first_chunk"] = duration / 5
             name = f"review-{120 * part + number + 1}"
@@ -230,6 +232,49 @@ def test_every_call_is_somewhere_in_the_course_of_the_run(
     )
     assert summary.latency is not None
     assert sum(summary.latency.ok) + sum(summary.latency.failed) == len(calls)
+
+
+def test_answers_are_counted_by_how_they_ended(tmp_path: Path) -> None:
+    other = {"message": {"content": None}, "finish_reason": "length"}
+    output = write_run(
+        tmp_path,
+        [
+            call("a", 0, finish_reason="stop"),
+            call("b", 0, finish_reason="length"),
+            call("b", 5, finish_reason="length", without_text=True),  # the last call counts
+            call("c", 0, finish_reason="content_filter", model="other"),
+            call("d", 0, error="Late"),
+            call("e", 0),  # of an earlier version
+            call("f", 0, finish_reason="length"),  # which has no answer in the output
+        ],
+        [
+            *map(answer, "abce"),
+            failure("d"),
+            failure("f"),
+            answer("g", choices=[other], model="third"),  # not in the statistics
+            answer("h", choices="odd", model="third"),
+        ],
+    )
+    summary = summarize(output)
+    by_model = {model.model: model for model in summary.models}
+    assert by_model["gpt"].finish_reasons == {"length": 1, "stop": 1}
+    assert by_model["other"].finish_reasons == {"content_filter": 1}
+    assert by_model["third"].finish_reasons == {"length": 1}
+    assert summary.total.finish_reasons == {"length": 2, "content_filter": 1, "stop": 1}
+    assert (by_model["gpt"].without_text, summary.total.without_text) == (1, 2)
+    text = printed(summary)
+    assert "answers     2 cut at max_tokens, 1 filtered, 2 without text" in text
+    assert re.search(r"^other +content_filter +1$", text, re.MULTILINE)
+    assert re.search(r"^all +length +2$", text, re.MULTILINE)
+    assert "2 cut at max_tokens" in html_page(summary)
+
+
+def test_statistics_of_an_earlier_version_say_no_finish_reason(tmp_path: Path) -> None:
+    output = write_run(tmp_path, [call("a", 0)])
+    assert b"finish" not in RunPaths.of(output).statistics.read_bytes()
+    summary = summarize(output)
+    assert (summary.total.finish_reasons, summary.total.without_text) == ({}, 0)
+    assert "Finish reasons" not in printed(summary)
 
 
 def test_the_limit_counts_by_how_long_it_held(tmp_path: Path) -> None:

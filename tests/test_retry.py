@@ -14,7 +14,8 @@ import trio
 
 import parallel_core
 from hosts import in_virtual_time
-from parallel_core import NotSentError, Retry, RouterParallelResult
+from parallel_core import NotSentError, Retry, RouterParallelResult, classify_failure
+from parallel_core.control.failover import Failover
 
 Answer = Callable[[str, int], Exception | None]
 
@@ -177,7 +178,31 @@ def test_attempts_and_waits_are_bounded() -> None:
     assert results[0].exception is asks_too_much
     assert len(router.sent) == 1
     assert took < 1
-    assert "max_wait" in "".join(asks_too_much.__notes__)
+    assert "".join(asks_too_much.__notes__) == (
+        "parallel_core: not sent again: the provider asks to wait 700 s, more than Retry.max_wait "
+        "(600 s; --max-outage of a run) allows: raise it"
+    )
+    router, results, _ = run(fails_first(StatusError(429, retry_after="600")))
+    assert results[0].ok  # the jitter does not make it exceed max_wait
+
+
+@pytest.mark.parametrize("concurrency", [8, "auto"])
+def test_a_told_wait_beyond_max_wait_is_not_waited_for(concurrency: Any) -> None:
+    options = {"concurrency": concurrency, "retry": Retry(max_wait=100)}
+    error = StatusError(503, retry_after="1800")
+    router, results, took = run(lambda *_: error, 60, **options)
+    assert took < 1
+    assert len(router.sent) < 40
+    not_sent = results[-1].exception
+    assert isinstance(not_sent, NotSentError)
+    assert not_sent.__cause__ is error
+    assert "the provider asks to wait 1,800 s, more than Retry.max_wait (100 s" in str(not_sent)
+    # Where others get through, it is that request's own.
+    slow = StatusError(429, retry_after="1800")
+    router, results, _ = run(
+        lambda model, _: slow if model == "slow" else None, 20, "slow", *"m" * 9
+    )
+    assert sum(result.ok for result in results) == 18
 
 
 def test_none_turns_it_off() -> None:
@@ -440,6 +465,54 @@ def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
 
     in_virtual_time(main)
     assert len(router.sent) < 100 + 60
+
+
+def failover_of_three() -> Failover:
+    return Failover(lambda model: {"m": frozenset("abc")}.get(model, frozenset()), lambda *_: None)
+
+
+def failed_on(deployment: str, status: int, **headers: str) -> StatusError:
+    error = StatusError(status, **headers)
+    error.failed_deployment_id = deployment  # type: ignore[attr-defined]
+    return error
+
+
+def test_a_request_goes_to_a_deployment_that_it_has_not_tried() -> None:
+    failover = failover_of_three()
+    error = failed_on("a", 429)
+    assert failover.failed("m", classify_failure(error), error, 0.0) == "a"
+    assert failover.passed_over("m", {"a"}, 0.0) == {"a"}
+    assert failover.passed_over("m", frozenset(), 0.0) == set()  # others may ask it
+    assert failover.is_one_left("m", {"a", "b"}, 0.0)
+    assert not failover.is_one_left("m", {"a", "b", "c"}, 0.0)
+    assert failover.passed_over("m", {"a", "b", "c"}, 0.0) == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(failed_on("a", 401), 60.0), (failed_on("a", 429, retry_after="7"), 7.0)]
+)
+def test_a_deployment_pauses_for_all_requests(error: StatusError, seconds: float) -> None:
+    failover = failover_of_three()
+    failover.failed("m", classify_failure(error), error, 0.0)
+    assert failover.passed_over("m", frozenset(), seconds - 1) == {"a"}
+    assert failover.passed_over("m", {"b"}, seconds - 1) == {"a", "b"}
+    # A pause is kept before what a request has tried; the last one that is left is asked.
+    assert failover.passed_over("m", {"b", "c"}, seconds - 1) == {"a"}
+    assert not failover.is_one_left("m", {"b", "c"}, seconds - 1)
+    assert failover.passed_over("m", frozenset(), seconds) == set()
+    assert failover.passed_over("other", {"a"}, seconds - 1) == set()
+    for other in "abc":
+        again = failed_on(other, 401)
+        failover.failed("m", classify_failure(again), again, 0.0)
+    assert failover.passed_over("m", frozenset(), seconds - 1) == set()
+
+
+def test_a_deployment_of_a_fallback_is_another_models() -> None:
+    failover = failover_of_three()
+    error = failed_on("x", 401)
+    assert not failover.failed("m", classify_failure(error), error, 0.0)
+    assert not failover.failed("m", classify_failure(StatusError(401)), StatusError(401), 0.0)
+    assert failover.passed_over("m", frozenset(), 0.0) == set()
 
 
 @pytest.mark.parametrize(

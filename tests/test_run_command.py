@@ -139,6 +139,7 @@ def ids(*numbers: int) -> list[str]:
 HANGS: dict[str, Any] = {"fault": "hang"}
 HELD: dict[str, Any] = {"held": True}  # from server.hold() to server.release()
 FAILS: dict[str, Any] = {"fault": "server_error"}
+REFUSED: dict[str, Any] = {"no such order": True}
 
 
 BODY = '{"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}'
@@ -172,8 +173,21 @@ BAD_LINES = f"""\
         (["--demo", "--hedge=soon"], "'soon' is neither seconds nor a percentile"),
         (["--demo", "--timeout=0"], "--timeout must be a number of seconds above 0"),
         (["--demo", "--deadline=-1"], "--deadline must be a number of seconds above 0"),
-        (["--demo", "--rpm=0"], "requests_per_minute"),
-        (["--demo", "--tpm=0"], "tokens_per_minute"),
+        (
+            ["--demo", "--rpm=0"],
+            "--rpm cannot be '0': --rpm takes a finite number above 0 or 'off'",
+        ),
+        (["--demo", "--tpm=fast=-1"], "--tpm cannot be 'fast=-1': --tpm takes a finite number"),
+        (["--demo", "--tpm=nan"], "--tpm cannot be 'nan': --tpm takes a finite number above 0"),
+        (["--demo", "--rpm=fast=abc"], "--rpm cannot be 'fast=abc': --rpm takes a finite number"),
+        (["--demo", "--rpm==5"], "--rpm '=5' names no model: --rpm takes a finite number above 0"),
+        (["--demo", "--rpm=5", "--rpm=6"], "--rpm is given twice for all models"),
+        (["--demo", "--rpm=a=5", "--rpm=a=6"], "--rpm is given twice for a"),
+        (["--demo", "--rpm=5", "--rpm=a=6"], "--rpm for all models together goes without --rpm"),
+        (["--demo", "--rpm=5", "--tpm=a=6"], "--rpm for all models together goes without --tpm"),
+        (["--demo", "--max-outage=-1"], "--max-outage"),
+        (["--demo", "--max-outage=nan"], "--max-outage"),
+        (["--demo", "--max-outage=inf"], "--max-outage must be a finite number of seconds from 0"),
         (["--demo", "--max-cost=0"], "max_cost"),
         (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
         (["--demo", "--fair-by=user"], "--fair-by is 'model', not 'user'"),
@@ -184,6 +198,9 @@ BAD_LINES = f"""\
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
         (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
         (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
+        (["--demo", "--retry-failed=late"], "there is no kind of failure 'late'; the kinds are"),
+        (["--demo", "--retry-failed=timeout,"], "cooling_down, account, request, unreachable"),
+        (["--retry-failed", "timeout", "--demo"], "write --retry-failed=timeout, with '='"),
         (["--demo", "--no-such-option"], "--no-such-option"),
     ],
 )
@@ -340,7 +357,8 @@ def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
     (answered,) = bench.ids()
     assert sorted([answered, *bench.ids("errors.jsonl")]) == ids(0, 1)
     assert bench.results("errors.jsonl")[0]["response"]["status_code"] == 429
-    assert "RateLimitError 1" in first.stdout
+    assert "failed        1 (overloaded 1)\n" in first.stdout
+    assert "overloaded 1: 429 over_capacity: Too many requests" in first.stdout
     same = bench.run(*options)
     assert same.code == 1
     assert "--retry-failed sends them again" in same.stdout
@@ -350,6 +368,27 @@ def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
     assert sorted(bench.ids()) == ids(0, 1)
     assert bench.results("errors.jsonl") == []
     assert bench.accepted == 3
+
+
+def test_only_what_may_pass_is_sent_again_unless_kinds_are_named(bench: Bench) -> None:
+    bench.write(REFUSED, FAILS, {})
+    options = ("in.jsonl", "-o", "out.jsonl")
+    first = bench.run(*options)
+    assert first.code == 1
+    assert "1 failure is final: it would fail again" in first.stdout
+    assert bench.accepted == 2  # and one refused
+    # The name of the input, which follows, is no value of the option.
+    assert "1 failed request to send again" in bench.go_on(first.stdout).stderr
+    assert bench.accepted == 3
+    both = bench.run("--retry-failed=request,unknown", *options)
+    assert "2 failed requests to send again" in both.stderr
+    assert bench.accepted == 4
+    assert "2 failed requests to send again" in bench.run(*options, "--retry-failed=all").stderr
+    assert bench.accepted == 5
+    bench.write(REFUSED)
+    done = bench.run("in.jsonl", "-o", "other.jsonl", "--json")
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["final_failures"], summary["resume"]) == (1, None)
 
 
 def test_a_trial_of_some_requests_is_gone_on_with_by_the_whole(bench: Bench) -> None:
@@ -470,7 +509,14 @@ def test_json_tells_all(bench: Bench) -> None:
     assert (summary["succeeded"], summary["failed"], summary["unfinished"]) == (2, 1, 0)
     assert summary["paths"]["output"] == "out.jsonl"
     assert summary["resume"].startswith("parallel-core run --retry-failed in.jsonl ")
-    assert summary["errors"] == {"InternalServerError": 1}
+    group = {
+        "kind": "unknown",
+        "count": 1,
+        "message": "500 server_error: The demo server fails on purpose.",
+        "custom_ids": ["id-2"],
+        "status_code": 500,
+    }
+    assert summary["failures"] == last["failures"] == [group]
     costs = [event["cost"] for event in events if event["event"] == "estimate"]
     assert [*costs, summary["usage"]["cost"]] == [None, None]
 
@@ -534,6 +580,25 @@ def test_controls_are_options(bench: Bench) -> None:
     done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
     assert done.code == 0, done.said
     assert bench.accepted == 4
+
+
+def test_the_rates_of_the_config_are_held_by_waiting(bench: Bench) -> None:
+    deployment = (
+        "  - model_name: fast\n"
+        f"    litellm_params: {{model: openai/fast, api_base: '{bench.server.url}', api_key: none, "
+        "rpm: 120}\n"
+    )
+    bench.path("config.yaml").write_text(f"model_list:\n{deployment}{deployment}")
+    bench.write(*[{}] * 8)
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.code == 0, done.said
+    assert [event["text"] for event in events if event["event"] == "note"] == [
+        "holding 240 requests per minute for fast (its 2 deployments)"
+    ]
+    assert bench.accepted == 8
+    # Four may go at once; the others, one each quarter of a second.
+    assert events[-1]["elapsed"] >= 0.99
 
 
 def test_hedged_calls_are_sent_twice(bench: Bench) -> None:
@@ -1006,7 +1071,7 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     bench.server.hold()
     bench.write(FAILS, *[HELD] * 4)
     run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3")
-    run.wait_for("last error: InternalServerError")
+    run.wait_for("unknown 1: 500 server_error: The demo server fails on purpose. (id-0)")
     run.wait_for("in flight 3/3")
     bench.server.release()
     assert run.wait() == 1
@@ -1015,7 +1080,6 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     assert "ok 4" in drawn
     assert "failed 1" in drawn
     assert "in flight 3/3" in drawn
-    assert "last error: InternalServerError" in drawn
     assert "5/5 100.0 %" in drawn
     assert drawn.rindex("answered") > drawn.rindex("━")
     assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again

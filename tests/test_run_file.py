@@ -25,7 +25,8 @@ from parallel_core import Budget, InputFileError, JournalError, RateLimit, Retry
 from parallel_core._journal_files import Disk
 from parallel_core._run_view import describe_opening
 from parallel_core.batch_input import InputFile
-from parallel_core.errors import DifferentRunError, JournalInUseError
+from parallel_core.errors import DifferentRunError, JournalInUseError, StreamInterruptedError
+from parallel_core.failures import KINDS, FailureKind
 from parallel_core.run_file import RunOpening, RunProgress, RunStop, RunSummary, run_file
 from parallel_core.run_statistics import (
     CallStatistics,
@@ -117,6 +118,115 @@ def test_each_request_has_one_line_and_is_not_sent_again(host: Host, tmp_path: P
     assert all(record.ok and record.prompt_tokens == 2 for record in statistics)
 
 
+def refused(status: int) -> Exception:
+    """An answer of HTTP, as a Router raises it."""
+    error = OSError(f"status {status}")
+    vars(error).update(
+        status_code=status, body={"message": "no"}, litellm_response_headers={"server": "x"}
+    )
+    return error
+
+
+# The failure of each request at first, with its kind.
+FAILURES: list[tuple[Exception, FailureKind]] = [
+    (refused(400), "request"),
+    (refused(413), "request"),
+    (refused(429), "overloaded"),
+    (refused(500), "unknown"),
+    (TimeoutError(), "timeout"),
+    (StreamInterruptedError(0, "gpt"), "answer"),
+]
+
+
+@pytest.mark.parametrize(
+    ("retry_failed", "sent"),
+    [
+        (False, []),
+        (True, [2, 3, 4, 5]),
+        (["overloaded", "request"], [0, 1, 2]),
+        ({"account"}, []),
+        (KINDS, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_failures_of_these_kinds_are_sent_again(
+    tmp_path: Path, retry_failed: bool | list[FailureKind], sent: list[int]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(7)])
+    output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    looked: list[RunOpening] = []
+    healthy = False
+
+    async def behave(number: int) -> None:
+        if not healthy and number < len(FAILURES):
+            raise FAILURES[number][0]
+
+    provider = Provider(behave)
+
+    def may_send(opening: RunOpening) -> bool:
+        looked.append(opening)
+        return True
+
+    async def main() -> None:
+        nonlocal healthy
+        first = await run_file(provider, source, output, error_file=errors, retry=None)
+        assert (first.succeeded, first.failed, first.unfinished) == (1, 6, 0)
+        assert (first.final_failures, first.failures_that_may_pass) == (2, 4)
+        healthy = True
+        provider.calls.clear()
+        again = await run_file(
+            provider,
+            source,
+            output,
+            error_file=errors,
+            retry_failed=retry_failed,
+            may_send=may_send,
+        )
+        assert sorted(provider.calls) == [f"id-{number}" for number in sent]
+        assert (looked[0].left, looked[0].total) == (len(sent), 7)
+        assert looked[0].earlier_failed == 6 - len(sent)
+        assert (again.succeeded, again.earlier_failed) == (len(sent), 6 - len(sent))
+        assert again.final_failures == len({0, 1} - {*sent})
+
+    ASYNCIO_HOSTS[0].run(main)
+    left = {f"id-{number}" for number in range(6)} - provider.calls.keys()
+    assert set(ids_of(errors)) == left
+    assert len(ids_of(output)) == 7 - len(left)
+
+
+def test_unknown_kinds_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(0)])
+    provider = Provider()
+
+    async def main() -> None:
+        bad: Any = ["late"]
+        with pytest.raises(ValueError, match="retry_failed: there is no kind of failure 'late'"):
+            await run_file(provider, source, tmp_path / "out.jsonl", retry_failed=bad)
+
+    ASYNCIO_HOSTS[0].run(main)
+    assert not provider.calls
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_bad_lines_are_final_failures(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(line(0)) + "\nno JSON\n")
+    provider = Provider()
+
+    async def main() -> None:
+        for retry_failed in (False, True):
+            summary = await run_file(
+                provider,
+                source,
+                tmp_path / "out.jsonl",
+                skip_invalid=True,
+                retry_failed=retry_failed,
+            )
+            assert (summary.failed + summary.earlier_failed, summary.final_failures) == (1, 1)
+
+    ASYNCIO_HOSTS[0].run(main)
+    assert provider.calls == {"id-0": 1}
+
+
 def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(10)])
     output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
@@ -132,7 +242,11 @@ def test_failures_have_lines_and_are_sent_again_on_demand_only(host: Host, tmp_p
         nonlocal healthy
         first = await run_file(provider, source, output, error_file=errors)
         assert not first.ok
-        assert (first.succeeded, first.failed, first.errors) == (5, 5, {"ValueError": 5})
+        assert (first.succeeded, first.failed) == (5, 5)
+        (group,) = first.failures
+        assert (group.kind, group.count, group.status_code) == ("unknown", 5, None)
+        assert group.message == "the call failed in an unexpected way (ValueError)"
+        assert len(group.custom_ids) == 3
         assert len(ids_of(output)) == len(ids_of(errors)) == 5
         healthy = True
         second = await run_file(provider, source, output, error_file=errors)
@@ -615,9 +729,11 @@ def test_a_bad_line_that_is_written_before_is_no_failure_of_this_run(tmp_path: P
 
     async def main() -> None:
         first = await run_file(Provider(), source, output, skip_invalid=True)
-        assert (first.failed, first.errors) == (1, {"missing_required_parameter": 1})
+        (group,) = first.failures
+        assert (first.failed, group.kind, group.count) == (1, "request", 1)
+        assert group.message.startswith("missing_required_parameter: line ")
         second = await run_file(Provider(), source, output, skip_invalid=True)
-        assert (second.earlier_failed, second.failed, second.errors) == (1, 0, {})
+        assert (second.earlier_failed, second.failed, second.failures) == (1, 0, [])
 
     TWO_WORLDS[1].run(main)
 

@@ -9,6 +9,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,6 +142,7 @@ def cluster(bench: RayBench) -> Iterator[str]:
 def test_workers_answer_each_request_as_one_process_does(
     is_there: bool, bench: RayBench, request: pytest.FixtureRequest
 ) -> None:
+    bench.config(", rpm: 60000")  # for all workers together
     bench.write(*([PLAIN] * 20), FAILS, FAILS)
     local = bench.run("in.jsonl", "-o", "local.jsonl")
     assert not bench.has_started_ray
@@ -157,6 +159,7 @@ def test_workers_answer_each_request_as_one_process_does(
         bench.results("local.jsonl")
     )
     assert rows_of(done) == rows_of(local)
+    assert "holding 60,000 requests per minute for fast (its deployment)\n" in done.stderr
     # Nothing of Ray's own words.
     assert [line.split()[1] for line in done.stderr.splitlines()] == [
         line.split()[1] for line in local.stderr.splitlines()
@@ -191,6 +194,25 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> No
     sent_again = f"{summary['resent_requests']} requests sent again"
     assert notes == [f"a worker has died, and is replaced (1 up to now, {sent_again})"]
     assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(12))
+
+
+def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    bench.write(*([PLAIN] * 20))
+    config = bench.path("config.yaml")
+    config.write_text(config.read_text().replace(bench.server.url, f"http://127.0.0.1:{port}/v1"))
+    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
+    try:
+        run.wait_for(f"waiting for http://127.0.0.1:{port}: no connection to the server, since ")
+        settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
+        with DemoServerThread(settings, port=port) as server:
+            assert run.wait() == 0, run.output
+            assert server.stats().accepted == 20
+    finally:
+        run.kill()
+    assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(20))
 
 
 # --- an end before its time ---

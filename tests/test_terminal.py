@@ -23,10 +23,23 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from parallel_core import Usage, _doctor_command, _run_signals, cli
+from parallel_core import (
+    RunStraggler,
+    Usage,
+    Waiting,
+    _doctor_command,
+    _run_signals,
+    _run_view,
+    cli,
+)
 from parallel_core._run_command import Question, RunState, command_again
 from parallel_core._run_signals import STOP_SIGNALS, StopSignals
-from parallel_core._run_view import JsonView, TextView
+from parallel_core._run_view import (
+    JsonView,
+    TextView,
+    describe_stragglers,
+    describe_waiting,
+)
 from parallel_core._terminal import is_live, printable, program, shell_line
 from parallel_core.batch_input import InputFile
 from parallel_core.batch_output import Redactor
@@ -55,7 +68,7 @@ def summary_of(**fields: Any) -> RunSummary:
         "earlier_failed": 0,
         "succeeded": 1,
         "failed": 0,
-        "errors": {},
+        "failures": [],
         "unfinished": 2,
         "cut_off": 0,
         "usage": Usage(),
@@ -78,7 +91,7 @@ def progress_of(**fields: Any) -> RunProgress:
         "eta": None,
         "usage": Usage(),
         "limit": 4,
-        "last_error": None,
+        "failures": [],
         "stopping": False,
         "finished": False,
     }
@@ -107,6 +120,22 @@ def progress_of(**fields: Any) -> RunProgress:
             summary_of(unfinished=0, failed=2),
             ["run", "--retry-failed", "i", "-o", "o"],
         ),
+        (  # what failed would fail again
+            ["run", "i", "-o", "o"],
+            summary_of(failed=2, final_failures=2),
+            ["run", "i", "-o", "o"],
+        ),
+        (["run", "i", "-o", "o"], summary_of(unfinished=0, failed=2, final_failures=2), None),
+        (
+            ["run", "i", "-o", "o"],
+            summary_of(unfinished=0, failed=1, earlier_failed=2, final_failures=2),
+            ["run", "--retry-failed", "i", "-o", "o"],
+        ),
+        (
+            ["run", "--retry-failed=overloaded", "i", "-o", "o"],
+            summary_of(unfinished=0, failed=2),
+            ["run", "--retry-failed=overloaded", "i", "-o", "o"],
+        ),
         (
             ["run", "-o", "o", "--", "--force-new"],
             summary_of(unfinished=0, failed=2),
@@ -120,11 +149,41 @@ def progress_of(**fields: Any) -> RunProgress:
     ],
 )
 def test_the_command_that_resumes_repeats_every_option(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], summary: RunSummary, expected: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    summary: RunSummary,
+    expected: list[str] | None,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["parallel-core", *given])
     command = command_again(summary, Redactor(["ollama"]))
-    assert shlex.split(command) == ["parallel-core", *expected]
+    if expected is None:
+        assert command is None
+    else:
+        assert command is not None
+        assert shlex.split(command) == ["parallel-core", *expected]
+
+
+def test_the_summary_says_which_answers_and_failures_are_unusual() -> None:
+    def shown(**fields: Any) -> str:
+        output = io.StringIO()
+        console = Console(file=output, width=200)
+        TextView(error=console, output=console).summary(summary_of(**fields), None)
+        return output.getvalue()
+
+    text = shown(
+        finish_reasons={"stop": 1, "length": 212, "content_filter": 3},
+        without_text=8,
+        failed=13,
+        final_failures=12,
+    )
+    assert "212 cut at max_tokens, 3 filtered, 8 without text" in text
+    assert "12 failures are final: they would fail again" in text
+    assert "1 failure is final: it would fail again" in shown(failed=1, final_failures=1)
+    assert "--retry-failed" not in shown(earlier_failed=1, final_failures=1)
+    assert "1: --retry-failed sends them again" in shown(earlier_failed=1)
+    plain = shown(finish_reasons={"stop": 1, "tool_calls": 1})
+    assert "final" not in plain
+    assert "of these" not in plain
 
 
 @pytest.mark.parametrize("width", ["20", "80"])
@@ -555,8 +614,8 @@ def test_a_signal_at_any_moment_ends_the_question(monkeypatch: pytest.MonkeyPatc
         if not moments.sent:  # a signal makes more lines
             break
         assert state.declined == state.interrupted
-        # When the answer has been taken, the signal is the loop's.
-        assert state.interrupted or seen == [signal.SIGTERM]
+        # When the answer has been taken, the signal is the loop's. It is told once.
+        assert seen == ([] if state.interrupted else [signal.SIGTERM])
         interrupted += state.interrupted
     assert 20 < interrupted < whole
 
@@ -570,3 +629,88 @@ def test_a_question_takes_yes_and_no(
 ) -> None:
     state, seen, _ = ask(0, answer, monkeypatch)
     assert (state.declined, state.interrupted, seen) == (declined, False, [])
+
+
+# --- what holds a run up ---
+
+
+def waiting(model: str, endpoint: str | None, since: float, next_try: float | None) -> Waiting:
+    return Waiting(model, endpoint, "no connection to the server", since, next_try)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (
+            [waiting("gpt", "http://host:8000", 40.2, 7.1)],
+            ["http://host:8000: no connection to the server, since 40 s, next try in 8 s"],
+        ),
+        (
+            [waiting("gpt", None, 1200, None)],
+            ["gpt: no connection to the server, since 1,200 s, trying now"],
+        ),
+        (
+            [waiting(model, "http://host", 9 * n, 5 + n) for n, model in enumerate("abc")],
+            ["http://host: no connection to the server, since 18 s, next try in 5 s"],
+        ),
+        (
+            [waiting(model, None, 1, 1) for model in "abcde"],
+            [
+                *(
+                    f"{model}: no connection to the server, since 1 s, next try in 1 s"
+                    for model in "abc"
+                ),
+                "and 2 more",
+            ],
+        ),
+    ],
+)
+def test_what_a_run_waits_for(given: list[Waiting], shown: list[str]) -> None:
+    texts = describe_waiting(given)
+    assert [text.removeprefix("waiting for ") for text in texts] == shown
+
+
+def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = progress_of(
+        waiting=(waiting(EVIL, None, 40, 8),),
+        stragglers=(RunStraggler("id-7", 320.4, 4.04), RunStraggler("id-9", 41, 4.04)),
+    )
+    waits = f"waiting for {HARMLESS}: no connection to the server, since 40 s, next try in 8 s"
+    holds_up = (
+        "id-7 (320 s), id-9 (41 s) take much longer than the median of 4 s: --timeout SECONDS ends "
+        "such calls, --hedge p95 sends them twice"
+    )
+    plain = io.StringIO()
+    TextView(error=Console(file=plain)).progress(progress)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal_as_stderr() as screen:
+        view = TextView()
+        view.progress(progress)
+        view.close()
+        live = screen()
+    for text in (waits, holds_up):
+        assert text in plain.getvalue()
+        assert text in " ".join(live.split())
+    assert not describe_stragglers(())
+
+
+def test_that_a_run_waits_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(_run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
+    plain = io.StringIO()
+    view = TextView(error=Console(file=plain))
+    waits = {"waiting": (waiting("m", None, 1, 1),)}
+    expected = 0
+    for seconds, fields, is_told in (
+        (0.0, {}, True),
+        (0.5, waits, False),
+        (1.0, waits, True),
+        (4.0, waits, False),
+        (5.0, {}, True),
+        (9.0, {}, False),
+    ):
+        now = 100.0 + seconds
+        view.progress(progress_of(**fields))
+        expected += is_told
+        assert plain.getvalue().count("\n") == expected, seconds

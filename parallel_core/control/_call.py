@@ -18,9 +18,11 @@ class TryAgainLater(Exception):  # noqa: N818 - it is no error
     Attributes:
         error: what the call has raised.
         delay: seconds until the call is to be made again, at least.
+        counts: whether this was an attempt; not if the call was held back.
     """
 
-    def __init__(self, error: Exception, delay: float) -> None:
+    def __init__(self, error: Exception, delay: float, *, counts: bool = True) -> None:
         super().__init__(error, delay)
         self.error = error
         self.delay = delay
+        self.counts = counts

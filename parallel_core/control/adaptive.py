@@ -352,6 +352,11 @@ class Adaptation:
         scope = self._of_key.get(key)
         return self._settings.first_limit if scope is None else scope.allowed
 
+    def held_until(self, model: Hashable) -> float | None:
+        """Return when calls of this model may begin again; None while they may."""
+        scope = self._of_key.get(model) if self._whole is None else self._whole
+        return None if scope is None else scope.limit.holding_until
+
     def _scopes_of(self, index: int) -> list[_Scope]:
         """The limits that a call counts for."""
         scopes = [] if self._whole is None else [self._whole]

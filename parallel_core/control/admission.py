@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from parallel_core.errors import EmptyResponseError
 from parallel_core.failures import classify
+from parallel_core.types import Usage
 
 from ._call import Call, TryAgainLater
 from ._metering import ItemMeter, RouterMeter
@@ -99,12 +101,15 @@ class Ticket:
                 self._reservation.settle(usage)
         except Exception:  # noqa: BLE001 - of a meter of the user; the answer is not lost for it
             usage = None  # the batch's tally asks as well, when it is delivered, and is told
-        self._unknown()  # where it is not settled
-        if usage is not None and self._rate_limit is not None:
-            self._rate_limit.correct(self._expected, usage.total_tokens)
+        self._used(usage)
 
     def failed(self, error: BaseException | None) -> None:
         """It has ended without an answer: in an error, or cancelled (None)."""
+        if isinstance(error, EmptyResponseError):  # as if it had been an answer
+            if error.usage is not None and self._reservation is not None:
+                self._reservation.settle(error.usage)
+            self._used(error.usage)
+            return
         if self._sent and (error is None or not costs_nothing(error)):
             self._unknown()
             return
@@ -113,6 +118,11 @@ class Ticket:
         if self._sent and self._rate_limit is not None:
             # The provider counts requests that it rejects, and no tokens.
             self._rate_limit.correct(self._expected, 0)
+
+    def _used(self, usage: Usage | None) -> None:
+        self._unknown()  # where it is not settled
+        if usage is not None and self._rate_limit is not None:
+            self._rate_limit.correct(self._expected, usage.total_tokens)
 
     def _unknown(self) -> None:
         if self._reservation is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
+from parallel_core.progress import Waiting
 from parallel_core.types import RouterParallelRequest, Usage
 
 from ._call import Call
@@ -109,6 +110,16 @@ def compose(
         )
     elif settings is not None and queue is None:
         composition.order = FirstInFirstOut()
+    bar, callback = controls.get("progress", False), controls.get("on_progress")
+    progress = None
+    if bar or callback is not None:
+        progress = ProgressWatch(
+            bar=bar,
+            callback=callback,
+            total=total,
+            waiting=_none_waits if retrying is None else retrying.waiting,
+        )
+        composition.call = progress.watch(composition.call)
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
     if may_reject:
@@ -116,6 +127,8 @@ def compose(
     if settings is not None:
         failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
+        if retrying is not None:
+            retrying.held_until = adaptation.held_until
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
@@ -135,9 +148,8 @@ def compose(
     if stopping is not None:
         composition.call = stopping.wrap(composition.call)
         composition.attachments.append(stopping)
-    bar, callback = controls.get("progress", False), controls.get("on_progress")
-    if bar or callback is not None:
-        composition.attachments.append(ProgressWatch(bar=bar, callback=callback, total=total))
+    if progress is not None:
+        composition.attachments.append(progress)
     return composition
 
 
@@ -183,6 +195,10 @@ def _model_of(item: Any) -> str | None:
 
 def _never_failed(index: int) -> int:
     return 0
+
+
+def _none_waits(now: float) -> tuple[Waiting, ...]:
+    return ()
 
 
 def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:

@@ -28,6 +28,9 @@ class Controls(TypedDict, total=False):
         timeout: seconds that a call may take, with the Router's retries; then it is cancelled and
             has failed with :class:`RequestTimeoutError`. ``RouterParallelRequest.timeout`` goes
             before it. Waiting for ``rate_limit`` and ``budget`` does not count.
+        attempt_timeout: seconds that litellm gives to each attempt of a call, if nobody has set a
+            ``timeout`` on the Router, one of its deployments, or in the request's ``kwargs``. Not
+            for callables. Such a failure has the kind ``timeout``.
         deadline: seconds that the batch may take. Then no call begins, and those in flight are
             cancelled; what is unfinished has failed with :class:`BatchDeadlineError`. A fail-fast
             batch raises it.
@@ -50,6 +53,7 @@ class Controls(TypedDict, total=False):
     """
 
     timeout: float | None
+    attempt_timeout: float | None
     deadline: float | None
     progress: bool
     on_progress: Callable[[Progress], object] | None
@@ -80,7 +84,7 @@ def check_controls(controls: Controls) -> None:
                 f"unexpected keyword argument {name!r}: the controls of a batch are "
                 f"{', '.join(sorted(_NAMES))}"
             )
-    for name in ("timeout", "deadline", "stall_timeout"):
+    for name in ("timeout", "attempt_timeout", "deadline", "stall_timeout"):
         if controls.get(name) is not None:
             checked_number(name, controls.get(name))
     checked_progress(controls.get("progress", False))

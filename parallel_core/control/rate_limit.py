@@ -9,14 +9,13 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import anyio
 
-from parallel_core._router_members import deployments
-
 from ._checks import checked_count, checked_number
+from ._router_rates import rates_of
 from ._turns import InOrder, Serial, Turn, World, current_world
 
 MINUTE = 60.0  # seconds
@@ -146,22 +145,38 @@ class RateLimit:
         self._begin()
 
     @classmethod
-    def from_router(cls, router: object) -> dict[str, RateLimit]:
-        """The limits of a Router, by model: the sums of ``rpm`` and ``tpm`` of its deployments.
+    def from_router(cls, router: object, models: Iterable[str] = ()) -> dict[str, RateLimit]:
+        """Make rate limits of the ``rpm`` and ``tpm`` that a Router's deployments have.
 
-        A model of which one deployment has no limit has none itself, and is left out where it has
-        neither.
+        Pass the result as ``rate_limit`` of a batch: its calls then wait where the Router, or the
+        provider, would reject them. ``rpm`` and ``tpm`` are read from each deployment itself, its
+        ``litellm_params`` or its ``model_info``, as they are now.
+
+        - A model has the sum over its deployments. If one of them has no ``rpm``, the model has no
+          limit of requests; the same for ``tpm``. A rate of 0 adds nothing to the sum.
+        - An alias shares the limit of the model that it stands for. The names in ``models`` that a
+          pattern (``openai/*``) serves share the limit of the pattern.
+        - A call counts for the model that its request names, also if a fallback of the Router
+          answers it. Retries inside the Router are not counted; those of the batch are.
+
+        Args:
+            router: a ``litellm.Router``, or a ``ParallelRouter``.
+            models: names that requests will use besides those of the Router.
+
+        Returns:
+            The limits by model, without the models that have none.
+
+        Raises:
+            TypeError: ``router`` is no Router.
+            ValueError: an ``rpm`` or ``tpm`` is no number, or below 0.
         """
         limits: dict[str, RateLimit] = {}
-        groups: dict[str, list[Any]] = {}
-        router = getattr(router, "router", router)
-        for deployment in deployments(router):
-            groups.setdefault(deployment["model_name"], []).append(deployment)
-        for model, group in groups.items():
-            requests = _sum_of("rpm", group)
-            tokens = _sum_of("tpm", group)
-            if requests is not None or tokens is not None:
-                limits[model] = cls(requests_per_minute=requests, tokens_per_minute=tokens)
+        for group in rates_of(router, models):
+            if rates := group.rates:
+                limit = cls(
+                    requests_per_minute=rates.get("rpm"), tokens_per_minute=rates.get("tpm")
+                )
+                limits |= dict.fromkeys(group.models, limit)
         return limits
 
     async def acquire(self, tokens: int) -> None:
@@ -327,21 +342,6 @@ class RateLimit:
             f"RateLimit(requests_per_minute={self.requests_per_minute}, "
             f"tokens_per_minute={self.tokens_per_minute}, burst={self.burst})"
         )
-
-
-def _sum_of(name: str, deployments: list[Any]) -> float | None:
-    total = 0.0
-    for deployment in deployments:
-        number: Any = None
-        # The order in which the Router looks.
-        places: list[Any] = [deployment, deployment.get("litellm_params")]
-        for settings in (*places, deployment.get("model_info")):
-            if settings:
-                number = settings.get(name) if number is None else number
-        if not number:
-            return None
-        total += float(number)
-    return total
 
 
 def checked_rate_limit(value: object) -> None:

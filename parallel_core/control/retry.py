@@ -15,22 +15,21 @@ Three rules, for each model of a batch by itself:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
-from collections.abc import Callable, Hashable, Set
+from collections.abc import Callable, Hashable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import anyio
 
 from parallel_core.errors import (
     NotSentError,
     RequestTimeoutError,
     StreamInterruptedError,
     StreamStalledError,
+    add_note,
 )
 from parallel_core.failures import Failure, classify
+from parallel_core.progress import Waiting
 
 from ._call import Call, TryAgainLater
 from ._checks import checked_count, checked_number
@@ -86,12 +85,16 @@ class HoldingOrder(Protocol):
 class _Attempts:
     """What is known of a request that has failed."""
 
+    model: str | None
     first_began: float
+    first_failed: float
     sent: int = 0  # calls of the Router
     failed: int = 0  # attempts: in each, no deployment was left
     tried: set[str] = field(default_factory=set[str])  # deployments, in this attempt
     timeouts: int = 0
     waited: float = 0.0
+    reason: str = ""  # of the last failure
+    due: float | None = None  # when it is sent again; None while it is on its way
 
 
 class _Gate:
@@ -104,7 +107,7 @@ class _Gate:
         self._row = 0  # failures since the last success
         self._row_needed = 0
         self._fruitless = 0  # waits since the last success
-        self._failing_since = math.inf
+        self.failing_since = math.inf  # the first failure since the last success
         self._limit: AdaptiveLimit | None = None  # None: the gate is open
         self._account_row = 0
         self._failing = 1.0  # share of the newest attempts that failed: an exponential average
@@ -113,6 +116,7 @@ class _Gate:
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
         self.doomed: Exception | None = None  # why nothing is sent any more
+        self.doomed_by_wait = ""  # the same, where it is how long the provider asks to wait
 
     @property
     def allowed(self) -> float:
@@ -127,6 +131,14 @@ class _Gate:
         return self.cause is not None and classify(self.cause).kind == "account"
 
     @property
+    def nothing_passes(self) -> bool:
+        """Whether nothing gets through any more, and more is to be sent."""
+        if self.cause is None or self.doomed is not None:
+            return False
+        is_held = self.holding_until is not None or self._fruitless > 0
+        return is_held or 0 < self._row_needed <= self._row
+
+    @property
     def draining(self) -> bool:
         """Whether no call may begin until one in flight gets through or all have ended."""
         return self.holding_until == math.inf
@@ -135,7 +147,7 @@ class _Gate:
         """Note that the provider has answered a call; it is still counted as in flight."""
         self._row = self._account_row = self._fruitless = 0
         self._failing -= _WEIGHT * self._failing
-        self._failing_since = math.inf
+        self.failing_since = math.inf
         self.last_success = now
         self.cause = None
         if self._limit is not None:
@@ -150,7 +162,7 @@ class _Gate:
         """Note that a call failed in a way that may pass, or by the account; it still counts as in
         flight."""
         self._failing += _WEIGHT * (1 - self._failing)
-        self._failing_since = min(self._failing_since, now)
+        self.failing_since = min(self.failing_since, now)
         if failure.kind != "cooling_down" or self.cause is None:
             self.cause = error
         if failure.kind == "account":
@@ -158,7 +170,7 @@ class _Gate:
             if self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW:
                 self.doomed = error
             return
-        if now - self._failing_since >= self._max_wait:
+        if now - self.failing_since >= self._max_wait:
             self.doomed = self.cause
             return
         if not self._row:
@@ -167,6 +179,9 @@ class _Gate:
         if self._limit is not None and not self.draining:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
+        if nothing_passes and (failure.retry_after or 0.0) > self._max_wait:
+            self.doomed, self.doomed_by_wait = error, asked_too_long(failure, self._max_wait)
+            return
         if self._closes and nothing_passes and self.holding_until is None:
             self._limit = self._limit_from(1)
             self.holding_until = math.inf
@@ -202,6 +217,10 @@ def _back_off(attempts: int, growth: float = 2.0) -> float:
     return min(growth ** min(attempts, 10), _LONGEST_BACK_OFF)
 
 
+def _is_not_known(model: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class RouterTraits:
     """What is known of the Router, or of the callable, that makes the calls of a batch.
@@ -211,14 +230,20 @@ class RouterTraits:
         server_errors: attempts of a request that may end in a plain 500: as many as the Router
             would make by itself.
         failover: finds another deployment; None if there is no Router.
+        endpoint_of: returns where the calls of a model go; None if that is not known.
     """
 
     is_router: bool = False
     server_errors: int = 1
     failover: Failover | None = None
+    endpoint_of: Callable[[str], str | None] = _is_not_known
 
 
 NO_ROUTER = RouterTraits()
+
+
+def _is_not_held(model: Hashable) -> None:
+    return None
 
 
 class Retrying:
@@ -234,6 +259,10 @@ class Retrying:
         dooms: stop the requests of a model that cannot succeed.
         router: of the Router that makes the calls.
         jitter: returns numbers between 0 and 1.
+
+    Attributes:
+        held_until: returns when calls of a model may begin again, if something else than a gate
+            holds them; None while they may.
     """
 
     def __init__(
@@ -258,7 +287,9 @@ class Retrying:
         self._dooms = dooms
         self._server_errors = router.server_errors
         self._failover = router.failover
+        self._endpoint_of = router.endpoint_of
         self._jitter = jitter
+        self.held_until: Callable[[Hashable], float | None] = _is_not_held
         self._gates: dict[Hashable, _Gate] = {}
         self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
         self._engine: Engine
@@ -270,11 +301,48 @@ class Retrying:
 
     def end(self) -> None:
         self._gates.clear()  # they keep errors, whose tracebacks keep what calls had
+        self._attempts.clear()
 
     def allowed(self, model: Hashable) -> float:
         """Return the calls of a model that may be in flight."""
         gate = self._gates.get(model)
         return math.inf if gate is None else gate.allowed
+
+    def waiting(self, now: float) -> tuple[Waiting, ...]:
+        """Return the models of which nothing gets through, or whose last requests wait."""
+        waiting = dict[Hashable, list[_Attempts]]()
+        for attempts in self._attempts.values():
+            if attempts.due is not None:
+                waiting.setdefault(attempts.model, []).append(attempts)
+        found: list[Waiting] = []
+        for model, gate in self._gates.items():
+            of_model = waiting.get(model, [])
+            if not gate.nothing_passes and (gate.in_flight or not of_model):
+                continue
+            if gate.cause is not None:
+                since, reason = gate.failing_since, classify(gate.cause).reason
+            else:  # other requests got through, and none is left
+                first = min(of_model, key=lambda attempts: attempts.first_failed)
+                since, reason = first.first_failed, first.reason
+            until = self._next_try(model, gate, of_model)
+            found.append(
+                Waiting(
+                    model=model if isinstance(model, str) else None,
+                    endpoint=self._endpoint_of(model) if isinstance(model, str) else None,
+                    reason=reason,
+                    since=now - since,
+                    next_try=None if until is None else max(0.0, until - now),
+                )
+            )
+        return tuple(found)
+
+    def _next_try(self, model: Hashable, gate: _Gate, waiting: Iterable[_Attempts]) -> float | None:
+        """Return when a request of a model is sent again; None while one is on its way."""
+        held = self.held_until(model) if gate.holding_until is None else gate.holding_until
+        if held is not None:
+            return None if held == math.inf else held
+        due = (attempts.due for attempts in waiting if attempts.due is not None)
+        return None if gate.in_flight else min(due, default=None)
 
     def failed_attempts(self, index: int) -> int:
         """Return how often a request has failed so far."""
@@ -294,21 +362,26 @@ class Retrying:
                 )
             if gate.doomed is not None:
                 self._attempts.pop(index, None)
-                raise not_sent(index, model, gate.doomed)
+                raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
+            attempts = self._attempts.get(index)
             if gate.in_flight >= gate.allowed and gate.cause is not None:
                 # Not an attempt: the order could not hold the request back.
                 until = gate.holding_until
                 if until is None or gate.draining:
                     wait = 1.0
                 else:
-                    wait = max(1.0, until - anyio.current_time())
-                raise TryAgainLater(not_sent(index, model, gate.cause), wait)
-            began = anyio.current_time()
+                    wait = max(1.0, until - self._engine.current_time())
+                if attempts is not None:
+                    attempts.due = self._engine.current_time() + wait
+                raise TryAgainLater(not_sent(index, model, gate.cause), wait, counts=False)
+            began = self._engine.current_time()
+            if attempts is not None:
+                attempts.due = None
             gate.in_flight += 1
             try:
                 value = await call(index, self._for_the_right_deployment(index, item, model, began))
                 self._attempts.pop(index, None)
-                gate.got_through(began, anyio.current_time())
+                gate.got_through(began, self._engine.current_time())
             except Exception as error:
                 then = self._after(index, item, gate, error, began)
                 if then is error:
@@ -327,9 +400,9 @@ class Retrying:
         self, index: int, item: Any, gate: _Gate, error: Exception, began: float
     ) -> Exception:
         """Return what a failed attempt raises: its error, or the order to try again later."""
-        now = anyio.current_time()
+        now = self._engine.current_time()
         failure = classify(error)
-        attempts = self._attempts.pop(index, None) or _Attempts(began)
+        attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
         attempts.sent += 1
         elsewhere = self._goes_elsewhere(item, failure, error, attempts, now)
         if elsewhere and failure.kind == "account":
@@ -354,8 +427,9 @@ class Retrying:
         if wait is None:
             return error
         attempts.waited += wait
+        attempts.reason, attempts.due = failure.reason, now + wait
         self._attempts[index] = attempts
-        return TryAgainLater(error, wait)
+        return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
 
     def _for_the_right_deployment(
         self, index: int, item: Any, model: str | None, now: float
@@ -413,16 +487,17 @@ class Retrying:
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:
             wait = failure.retry_after
-        wait *= 1 + _JITTER * self._jitter()
+        longest = self._settings.max_wait - attempts.waited
+        if wait > longest:
+            add_note(error, f"not sent again: {_exceeds(wait, failure, attempts, self._settings)}")
+            return None
+        wait = min(wait * (1 + _JITTER * self._jitter()), longest)
         timeout = self._timeout_of(item)
         left = math.inf if timeout is None else attempts.first_began + timeout - now
-        if attempts.waited + wait > self._settings.max_wait:
-            add_note(error, f"not sent again: {wait:g} s more would exceed Retry.max_wait")
-            return None
         return wait if wait < left else None
 
     def _hold(self, model: Hashable, gate: _Gate, told: float | None) -> None:
-        wait = gate.hold(told, anyio.current_time(), self._jitter())
+        wait = gate.hold(told, self._engine.current_time(), self._jitter())
         until = gate.holding_until
 
         def release() -> None:
@@ -440,14 +515,25 @@ class Retrying:
             self._engine.look_again()
 
 
-def add_note(error: Exception, text: str) -> None:
-    """Add a note to an exception that takes one."""
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
+def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:
+    """Say that ``max_wait`` is shorter than what is asked for, and what to do."""
+    who = "the Router" if failure.kind == "cooling_down" else "the provider"
+    after = f" after {waited:,.0f} s of waiting" if waited else ""
+    return (
+        f"{who} asks to wait {failure.retry_after:,.10g} s{after}, more than Retry.max_wait "
+        f"({max_wait:,.10g} s; --max-outage of a run) allows: raise it"
+    )
 
 
-def not_sent(index: int, model: str | None, cause: Exception) -> NotSentError:
+def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry) -> str:
+    if failure.retry_after == wait:
+        return asked_too_long(failure, settings.max_wait, attempts.waited)
+    return f"{wait:g} s more would exceed Retry.max_wait ({settings.max_wait:,.10g} s)"
+
+
+def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:
     """Return the error of a request that is not sent because of what others have met."""
-    error = NotSentError(index, model, classify(cause).reason)
+    reason = classify(cause).reason
+    error = NotSentError(index, model, f"{reason}; {why}" if why else reason)
     error.__cause__ = cause
     return error

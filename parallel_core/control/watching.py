@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+
 from parallel_core._progress_bar import ProgressBar
-from parallel_core.errors import WITH_A_PART
-from parallel_core.progress import Progress, ProgressReporter
+from parallel_core.errors import WITH_USAGE, EmptyResponseError
+from parallel_core.progress import Progress, ProgressReporter, Straggler, Waiting
 from parallel_core.types import Usage
 
+from ._call import Call
 from ._checks import checked_callback
 from ._engine import Engine
 from ._metering import ItemMeter, RouterMeter
+from .hedge import Durations
 
 SNAPSHOT_INTERVAL = 0.1  # seconds
+# A call is a straggler if it takes so many times longer than the median call, and so many seconds.
+_MUCH_LONGER = 10
+_LEAST_SECONDS = 5.0
+_MOST_STRAGGLERS = 5
 
 
 class UsageTally:
@@ -33,26 +41,74 @@ class UsageTally:
             self._told += usage
 
     def add_failed(self, error: Exception) -> None:
-        """A call has failed. That of a stream tells what had been used."""
-        if isinstance(error, WITH_A_PART):
+        """A call has failed. Some failures tell what had been used."""
+        if isinstance(error, WITH_USAGE):
             self._told += error.usage or Usage()
+            # An answer that was paid for, unlike a stream of which nothing had come.
+            self._not_told += isinstance(error, EmptyResponseError) and error.usage is None
 
     def usage(self) -> Usage:
         return self._told + Usage(unpriced_calls=self._not_told)
+
+
+class Stragglers:
+    """Finds the calls in flight that take much longer than the others."""
+
+    def __init__(self) -> None:
+        self._durations = Durations()
+        self._running: dict[object, tuple[int, float]] = {}  # index and start, the oldest first
+
+    def watch(self, call: Call) -> Call:
+        async def timed(index: int, item: Any) -> Any:
+            began = anyio.current_time()
+            attempt = object()  # a hedged call has two at a time
+            self._running[attempt] = index, began
+            try:
+                value = await call(index, item)
+                self._durations.add(anyio.current_time() - began)
+                return value
+            finally:
+                del self._running[attempt]
+
+        return timed
+
+    def now(self, now: float) -> tuple[Straggler, ...]:
+        """Return the calls that take long at this time, the longest ones first."""
+        median = self._durations.percentile(50)
+        if median is None:
+            return ()
+        least = max(_MUCH_LONGER * median, _LEAST_SECONDS)
+        found: dict[int, Straggler] = {}
+        for index, began in self._running.values():
+            if now - began < least or len(found) == _MOST_STRAGGLERS:
+                break
+            found.setdefault(index, Straggler(index, now - began, median))
+        return tuple(found.values())
 
 
 class ProgressWatch:
     """Reports the progress of one batch, at a bounded rate and at its end."""
 
     def __init__(
-        self, *, bar: bool, callback: Callable[[Progress], object] | None, total: int | None
+        self,
+        *,
+        bar: bool,
+        callback: Callable[[Progress], object] | None,
+        total: int | None,
+        waiting: Callable[[float], tuple[Waiting, ...]],
     ) -> None:
         self._bar = bar
         self._callback = callback
         self._total = total
+        self._waiting = waiting
+        self._stragglers = Stragglers()
         self._engine: Engine
         self._began = 0.0
         self._reporter: ProgressReporter | None = None
+
+    def watch(self, call: Call) -> Call:
+        """Put this around what is really sent: it times it."""
+        return self._stragglers.watch(call)
 
     def begin(self, engine: Engine) -> None:
         self._engine = engine
@@ -71,7 +127,14 @@ class ProgressWatch:
                 callbacks.append(checked_callback("on_progress", self._callback))
             if self._bar:
                 callbacks.append(ProgressBar())
-            self._reporter = ProgressReporter(self._engine, callbacks, self._total, self._began)
+            self._reporter = ProgressReporter(
+                self._engine,
+                callbacks,
+                self._total,
+                self._began,
+                waiting=self._waiting,
+                stragglers=self._stragglers.now,
+            )
         return self._reporter
 
     def end(self) -> None:

@@ -1,6 +1,34 @@
 """What an exception means, and what is to be done about it: one table for the whole package."""
 
 from .evidence import Evidence, evidence_of
-from .table import KINDS, MAY_PASS, Failure, FailureKind, classify
+from .lines import CODES, classify_line, code_of_class
+from .missing_packages import MISSING_DEPENDENCY
+from .table import (
+    FINAL,
+    KINDS,
+    MAY_PASS,
+    NOT_FINAL,
+    Failure,
+    FailureKind,
+    checked_kinds,
+    classify,
+    classify_evidence,
+)
 
-__all__ = ["KINDS", "MAY_PASS", "Evidence", "Failure", "FailureKind", "classify", "evidence_of"]
+__all__ = [
+    "CODES",
+    "FINAL",
+    "KINDS",
+    "MAY_PASS",
+    "MISSING_DEPENDENCY",
+    "NOT_FINAL",
+    "Evidence",
+    "Failure",
+    "FailureKind",
+    "checked_kinds",
+    "classify",
+    "classify_evidence",
+    "classify_line",
+    "code_of_class",
+    "evidence_of",
+]

@@ -15,13 +15,34 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeGuard, cast
 
+from parallel_core.errors import RemoteCallError
+
+from .missing_packages import MissingPackage, missing_package
+
 _MOST_CAUSES = 16
 _LITELLM_EXCEPTIONS = "litellm.exceptions"
 # Wraps the error of the same attempt instead of replacing it.
 _WRAPPERS = frozenset(("MidStreamFallbackError",))
 # Only these classes have the status of a real HTTP answer, whatever litellm made of it.
 _ANSWERS = frozenset(("HTTPStatusError", "APIStatusError", "ClientResponseError"))
+# Raised by what reads an answer.
+_GARBAGE_CLASSES = frozenset(
+    (
+        "JSONDecodeError",
+        "APIResponseValidationError",
+        "LengthFinishReasonError",
+        "ContentFilterFinishReasonError",
+        "ValidationError",
+    )
+)
+# How litellm describes an answer of status 200 that it cannot read. It gives it status 500.
+_UNREADABLE = re.compile(
+    r"empty or invalid response from llm endpoint|unable to get json response"
+    r"|invalid response object|provider returned a response with no 'choices'"
+    r"|provider returned 'choices' that is not a list"
+)
 _JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{1,63}")
 _LONGEST_TEXT = 20_000  # characters: bodies of proxies can be whole pages
 
 
@@ -41,11 +62,38 @@ class Evidence:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Names of the classes in the chain, with their base classes.
+        """Names of the classes in the chain, with their base classes."""
+        return frozenset(name for error in self.chain for name in class_names(error))
 
-        Names instead of classes: importing litellm, openai or httpx takes seconds.
+    @cached_property
+    def unreadable(self) -> bool:
+        """Whether an answer arrived that could not be read."""
+        return not _GARBAGE_CLASSES.isdisjoint(self.names) or self.quotes_an_answer
+
+    @cached_property
+    def quotes_an_answer(self) -> bool:
+        """Whether litellm says that it cannot read an answer; then it quotes it in its message."""
+        return _UNREADABLE.search(self.text) is not None
+
+    @cached_property
+    def missing_package(self) -> MissingPackage | None:
+        """The package without which no request was sent."""
+        if self.answer_status is not None:
+            return None
+        return missing_package(_text(self.exception), self.chain)
+
+    @property
+    def real_causes(self) -> list[BaseException]:
+        """What was raised underneath litellm's exceptions.
+
+        Without each ImportError: code that works without an optional package leaves one in the
+        context of later failures.
         """
-        return frozenset(kind.__name__ for error in self.chain for kind in type(error).__mro__)
+        return [
+            error
+            for error in self.chain[1:]
+            if type(error).__module__ != _LITELLM_EXCEPTIONS and not isinstance(error, ImportError)
+        ]
 
     @cached_property
     def answer_status(self) -> int | None:
@@ -53,7 +101,7 @@ class Evidence:
         for error in reversed(self.chain):
             if type(error).__module__ == _LITELLM_EXCEPTIONS:
                 continue  # their status, and their response, may be made up
-            if {kind.__name__ for kind in type(error).__mro__} & _ANSWERS:
+            if not _ANSWERS.isdisjoint(class_names(error)):
                 status = _status(_field(error, "response")) or _status(error)
                 if _is_failure(status):
                     return status
@@ -63,7 +111,7 @@ class Evidence:
         for error in self.chain:
             told = _field(error, "litellm_response_headers") or _field(error, "body")
             status = _status(error)
-            if told and _is_failure(status):
+            if told and _is_failure(status) and not (status >= 500 and self.unreadable):
                 return status
         return None
 
@@ -77,12 +125,41 @@ class Evidence:
 
     @cached_property
     def error(self) -> Mapping[str, Any]:
-        """The error object of the body; empty if there is none."""
-        for document in self._bodies():
-            error = _error_in(document)
-            if error:
+        """The error object of the body; empty if there is none.
+
+        litellm keeps a body for some statuses only; others are quoted in its message.
+        """
+        for document in () if self.sent_error else self._quoted():
+            if error := _error_in(document):
                 return error
+        return self.sent_error
+
+    @cached_property
+    def sent_error(self) -> Mapping[str, Any]:
+        """The error object of a body as the server sent it; empty if there is none."""
+        for error in self.chain:
+            body = _field(error, "body")
+            found = _error_in(body)
+            if not found and isinstance(body, Mapping):
+                found = cast("Mapping[str, Any]", body)
+            if found:
+                return found
         return {}
+
+    @cached_property
+    def code(self) -> str | None:
+        """The provider's name for the error, if it is a word of a protocol."""
+        code: object = self.error.get("code") or self.error.get("type")
+        return code if isinstance(code, str) and _IDENTIFIER.fullmatch(code) else None
+
+    @cached_property
+    def message(self) -> str | None:
+        """The provider's words; None if there are none. They may quote the request and the key."""
+        for name in ("message", "detail"):
+            message = self.error.get(name)
+            if isinstance(message, str) and message:
+                return message[:_LONGEST_TEXT]
+        return None
 
     @cached_property
     def codes(self) -> frozenset[str]:
@@ -107,22 +184,42 @@ class Evidence:
 
     @cached_property
     def text(self) -> str:
-        """The provider's words, in lower case. They may quote the request."""
-        message = self.error.get("message")
-        if isinstance(message, str) and message:
-            return message[:_LONGEST_TEXT].lower()
-        return _text(self.exception).lower()
+        """The provider's words, else those of the exception, in lower case."""
+        return (self.message or _text(self.exception)).lower()
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
         """Headers of the answer, names in lower case."""
         for error in self.chain:
-            for holder in (error, getattr(error, "response", None)):
+            for holder in (error, _field(error, "response")):
                 for name in ("litellm_response_headers", "headers"):
-                    headers = getattr(holder, name, None)
+                    headers = _field(holder, name)
                     if headers is not None and hasattr(headers, "items") and len(headers):
                         return {str(key).lower(): str(value) for key, value in headers.items()}
         return {}
+
+    @cached_property
+    def address(self) -> str | None:
+        """Host and port that the request was sent to; None if nobody knows."""
+        for error in reversed(self.chain):
+            if type(error).__module__.startswith("litellm."):
+                continue  # theirs may be made up
+            url = _field(_field(error, "request"), "url")
+            host = _field(url, "host")
+            if isinstance(host, str) and host:
+                port = _field(url, "port")
+                host = f"[{host}]" if ":" in host else host
+                return f"{host}:{port}" if type(port) is int else host
+        return None
+
+    @cached_property
+    def deployment(self) -> str | None:
+        """The model that litellm asked its provider for; None if nobody knows."""
+        for error in self.chain:
+            model = _field(error, "model")
+            if type(error).__module__ == _LITELLM_EXCEPTIONS and isinstance(model, str) and model:
+                return model
+        return None
 
     def attribute(self, name: str) -> Any:
         """The first attribute of this name in the chain that is not None."""
@@ -141,13 +238,11 @@ class Evidence:
                     if isinstance(violation, Mapping):
                         yield cast("Mapping[str, Any]", violation).get("quotaId")
 
-    def _bodies(self) -> Iterator[object]:
+    def _quoted(self) -> Iterator[object]:
         for error in self.chain:
             body = _field(error, "body")
             if isinstance(body, str):
                 yield from _documents_in(body)
-            elif body is not None:
-                yield body
         for error in self.chain:
             yield from _documents_in(_text(error))
 
@@ -164,7 +259,11 @@ def evidence_of(exception: BaseException) -> Evidence:
     while current is not None and len(chain) < _MOST_CAUSES and current not in chain:
         if type(current).__module__ == _LITELLM_EXCEPTIONS:
             # The Router raises a copy of the same error once more.
-            is_copy = bool(chain) and type(current) is type(chain[-1])
+            is_copy = (
+                bool(chain)
+                and type(current) is type(chain[-1])
+                and _status(current) == _status(chain[-1])
+            )
             if found_attempt and not is_copy:
                 break
             found_attempt = found_attempt or type(current).__name__ not in _WRAPPERS
@@ -173,8 +272,22 @@ def evidence_of(exception: BaseException) -> Evidence:
     return Evidence(tuple(chain))
 
 
+def class_names(error: BaseException) -> set[str]:
+    """Return the names of an exception's class and of its base classes.
+
+    Names instead of classes: importing litellm, openai or httpx takes seconds.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, RemoteCallError):  # it stands for one whose class is not here
+        names.add(error.type_name.rpartition(".")[2])
+    return names
+
+
 def _field(value: object, name: str) -> Any:
-    return getattr(value, name, None)
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - of any library: httpx raises where an error has no request
+        return None
 
 
 def _status(value: object) -> int | None:
@@ -222,5 +335,5 @@ def _error_in(document: object) -> Mapping[str, Any]:
     if isinstance(inner, Mapping):
         return cast("Mapping[str, Any]", inner)
     if isinstance(inner, str):
-        return {"message": inner} | {name: body[name] for name in ("code", "type") if name in body}
+        return {name: body[name] for name in body if name != "error"} | {"message": inner}
     return body if "message" in body or "code" in body else {}

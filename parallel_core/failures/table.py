@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import re
 import typing
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Collection
+from typing import Literal, TypeAlias, cast
 
 import msgspec
 
@@ -20,7 +20,9 @@ from parallel_core.errors import (
     BatchDeadlineError,
     BudgetExceededError,
     CallCancelledError,
+    EmptyResponseError,
     InvalidRequestError,
+    NoCompletionError,
     NotSentError,
     RequestTimeoutError,
     StoppedError,
@@ -28,7 +30,7 @@ from parallel_core.errors import (
     StreamStalledError,
 )
 
-from .evidence import Evidence, evidence_of
+from .evidence import Evidence, class_names, evidence_of
 from .told_waits import told_wait
 
 FailureKind: TypeAlias = Literal[
@@ -49,6 +51,40 @@ MAY_PASS: frozenset[FailureKind] = frozenset(
     ("overloaded", "cooling_down", "unreachable", "local", "timeout")
 )
 """Kinds that may be gone at the next attempt."""
+
+FINAL: frozenset[FailureKind] = frozenset(("request",))
+"""Kinds that would come again, however often the request is sent."""
+
+NOT_FINAL: frozenset[FailureKind] = frozenset(KINDS) - FINAL
+"""Kinds that a later run sends again if it is asked to: a key may be fixed by then, a bug too."""
+
+
+def checked_kinds(name: str, value: object) -> frozenset[FailureKind]:
+    """Return the kinds of failures that an option names.
+
+    Args:
+        name: of the option.
+        value: True for all kinds that are not final, False for none, or a collection of kinds.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: there is no such kind.
+    """
+    if isinstance(value, bool):
+        return NOT_FINAL if value else frozenset()
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(
+            f"{name} must be True, False or a collection of kinds of failures, not "
+            f"{type(value).__qualname__}"
+        )
+    kinds = cast("Collection[FailureKind]", value)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(
+            f"{name}: there is no kind of failure {', '.join(map(repr, unknown))}; the kinds are "
+            f"{', '.join(KINDS)}"
+        )
+    return frozenset(kinds)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -96,8 +132,16 @@ def classify(exception: BaseException) -> Failure:
     """
     if isinstance(exception, NotSentError) and exception.__cause__ is not None:
         return msgspec.structs.replace(classify(exception.__cause__), sent=False)
-    evidence = evidence_of(exception)
+    return classify_evidence(evidence_of(exception))
+
+
+def classify_evidence(evidence: Evidence) -> Failure:
+    """:func:`classify` of an exception whose facts have been collected already."""
     row = next(row for row in _TABLE if row.fits(evidence))
+    if row.kind == "cooling_down" and len(evidence.chain) > 1:
+        earlier = classify(evidence.chain[1])
+        if earlier.kind == "account":
+            return earlier  # the Router only says that it pauses; this is why
     status = evidence.answer_status
     reason = row.reason + _named(evidence, status)
     # litellm raises this when a stream fails that has given text already.
@@ -112,15 +156,9 @@ class _Row(msgspec.Struct, frozen=True):
     fits: Callable[[Evidence], bool]
 
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{1,63}")
-
-
 def _named(evidence: Evidence, status: int | None) -> str:
     """Status and code of the provider, as far as they are words of a protocol."""
-    code: object = evidence.error.get("code") or evidence.error.get("type")
-    words = [] if status is None else [str(status)]
-    if isinstance(code, str) and _IDENTIFIER.fullmatch(code):
-        words.append(code)
+    words = [str(word) for word in (status, evidence.code) if word is not None]
     return f" ({' '.join(words)})" if words else ""
 
 
@@ -131,8 +169,13 @@ def _is(*kinds: type[BaseException]) -> Callable[[Evidence], bool]:
     return lambda evidence: isinstance(evidence.exception, kinds)
 
 
+CLASS_NAMES: set[str] = set()
+"""Names of classes that rows of the table ask for."""
+
+
 def _named_class(*names: str) -> Callable[[Evidence], bool]:
     wanted = frozenset(names)
+    CLASS_NAMES.update(wanted)
     return lambda evidence: not wanted.isdisjoint(evidence.names)
 
 
@@ -181,11 +224,13 @@ def _has_retry_info(evidence: Evidence) -> bool:
 
 def _lost_connection(evidence: Evidence) -> bool:
     """litellm calls anything a connection error; what it was raised from says whether it is one."""
-    causes = evidence.chain[1:] or evidence.chain
     wanted = frozenset(_CONNECTION_CLASSES)
-    return any(
-        not wanted.isdisjoint(kind.__name__ for kind in type(error).__mro__) for error in causes
-    )
+    return any(not wanted.isdisjoint(class_names(error)) for error in evidence.real_causes)
+
+
+def _claims_a_lost_connection(evidence: Evidence) -> bool:
+    wanted = frozenset(_CONNECTION_CLASSES)
+    return not evidence.real_causes and not wanted.isdisjoint(evidence.names)
 
 
 def _status_between(low: int, high: int) -> Callable[[Evidence], bool]:
@@ -221,12 +266,6 @@ _RESET_CLASSES = (
 )
 _TIMEOUT_CLASSES = ("Timeout", "TimeoutError", "TimeoutException", "APITimeoutError")
 _CONNECTION_CLASSES = ("APIConnectionError", "ClientError", "ConnectionError", "TransportError")
-_GARBAGE_CLASSES = (
-    "JSONDecodeError",
-    "APIResponseValidationError",
-    "LengthFinishReasonError",
-    "ContentFilterFinishReasonError",
-)
 _COOLDOWN_CLASSES = ("RouterRateLimitError", "RouterRateLimitErrorBasic")
 _NO_CREDIT = _says(
     "insufficient_quota",
@@ -236,6 +275,7 @@ _NO_CREDIT = _says(
     "insufficient (?:credits?|balance|funds)",
     "payment required",
     "out of credits?",
+    "budget has been exceeded",
 )
 _QUOTA_OF_A_DAY = _says(
     r"\blimit: 0\b",
@@ -249,11 +289,6 @@ _WRONG_KEY = _says(
 )
 _REFUSED_CONTENT = _says("moderation", "flagged", "content[_ ]policy", "content[_ ]filter")
 _OVERLOADED_CODE = _says(r"\boverloaded(?:_error)?\b", "engine_overloaded", "resource_exhausted")
-_UNREADABLE_ANSWER = _says(
-    "empty or invalid response from llm endpoint",
-    "unable to get json response",
-    "invalid response object",
-)
 
 
 _TABLE: tuple[_Row, ...] = (
@@ -266,12 +301,14 @@ _TABLE: tuple[_Row, ...] = (
     _Row("unknown", None, "the call was cancelled by its own code", _is(CallCancelledError)),
     _Row("timeout", True, "the request took longer than its timeout", _is(RequestTimeoutError)),
     _Row("timeout", True, "the stream stalled", _is(StreamStalledError)),
+    _Row("answer", True, "the answer has no choices", _is(EmptyResponseError)),
+    _Row("answer", True, "the answer is no chat completion", _is(NoCompletionError)),
     # This machine.
     _Row(
         "unknown",
         False,
         "a package that litellm needs is not installed",
-        _named_class("ImportError"),
+        lambda evidence: evidence.missing_package is not None,
     ),
     _Row("local", False, "this machine is out of files, memory or ports", _out_of_resources),
     # The Router: nothing was sent.
@@ -288,12 +325,7 @@ _TABLE: tuple[_Row, ...] = (
         "the stream was cut off",
         _all(_is(StreamInterruptedError), _no_answer),
     ),
-    _Row(
-        "answer",
-        True,
-        "the answer is not valid",
-        _any(_named_class(*_GARBAGE_CLASSES), _UNREADABLE_ANSWER),
-    ),
+    _Row("answer", True, "the answer is not valid", lambda evidence: evidence.unreadable),
     # No answer.
     _Row(
         "unreachable",
@@ -313,6 +345,7 @@ _TABLE: tuple[_Row, ...] = (
         "the connection was lost before the answer",
         _all(_no_answer, _named_class(*_RESET_CLASSES)),
     ),
+    _Row("unreachable", None, "the connection failed", _all(_no_answer, _lost_connection)),
     # The account: the same for every request of the model.
     _Row(
         "account",
@@ -370,6 +403,6 @@ _TABLE: tuple[_Row, ...] = (
         lambda evidence: evidence.answer_status is not None and evidence.answer_status >= 500,
     ),
     _Row("request", False, "the provider refused the request", _status_between(400, 500)),
-    _Row("unreachable", None, "the connection failed", _all(_no_answer, _lost_connection)),
+    _Row("unreachable", None, "the connection failed", _all(_no_answer, _claims_a_lost_connection)),
     _Row("unknown", None, "the call failed in an unexpected way", lambda _: True),
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -71,6 +69,9 @@ def missing_package(message: str, causes: Iterable[BaseException]) -> MissingPac
 
 def _requirement_of(module: str) -> str:
     """What pip has to install for a module: as litellm requires it, if it names it."""
+    import importlib.metadata  # not at the top: it takes long, and hardly any call gets here
+    import importlib.util
+
     known: dict[str, str] = {}
     for requirement in importlib.metadata.requires("litellm") or ():
         name, version = _parts_of(requirement)

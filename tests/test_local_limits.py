@@ -1,0 +1,189 @@
+"""Open files, and connections to one host: what a run makes of the limits of its machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel_core import AdaptiveConcurrency, _local_limits
+from parallel_core._local_limits import allow_connections, fit_open_files, warn_of_connections
+
+resource = pytest.importorskip("resource")  # Windows has none
+
+
+class Limits:
+    """Stands for the system: a soft and a hard limit, and what it allows at most."""
+
+    def __init__(self, soft: int, hard: int, most: float = float("inf")) -> None:
+        self.now = (soft, hard)
+        self.most = most
+
+    def getrlimit(self, _: int) -> tuple[int, int]:
+        return self.now
+
+    def setrlimit(self, _: int, limits: tuple[int, int]) -> None:
+        soft = limits[0]
+        if soft == resource.RLIM_INFINITY or soft > self.most:
+            raise ValueError("current limit exceeds maximum limit")
+        self.now = limits
+
+
+@pytest.fixture
+def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Limits:
+    limits = Limits(*request.param)
+    monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
+    monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
+    monkeypatch.setattr(_local_limits, "_open_files", lambda: 10)
+    return limits
+
+
+INFINITE = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("limits", "soft"),
+    [
+        ((256, 4096), 4096),
+        ((4096, 4096), 4096),
+        ((256, INFINITE, 10_240), 10_240),
+        ((256, 4096, 1000), 256),
+        ((INFINITE, INFINITE), INFINITE),
+    ],
+    indirect=["limits"],
+)
+def test_the_soft_limit_becomes_the_hard_one(limits: Limits, soft: int) -> None:
+    _local_limits.raise_open_files()
+    assert limits.now[0] == soft
+
+
+@pytest.mark.parametrize(
+    ("limits", "concurrency", "per_call", "fits"),
+    [
+        ((4096, 4096), 500, 1, 500),
+        ((256, 4096), 500, 1, 182),
+        ((256, 256), 500, 2, 91),
+        ((64, 64), 500, 1, 1),
+        ((INFINITE, INFINITE), 100_000, 1, 100_000),
+        ((256, 256), "auto", 1, AdaptiveConcurrency(initial=16, maximum=182)),
+        ((4096, 4096), "auto", 1, "auto"),
+    ],
+    indirect=["limits"],
+)
+def test_a_concurrency_that_does_not_fit_is_lowered_and_said(
+    limits: Limits, concurrency: Any, per_call: int, fits: Any
+) -> None:
+    lowered, note = fit_open_files(concurrency, per_call)
+    assert lowered == fits
+    if fits == concurrency:
+        assert note is None
+    else:
+        assert note is not None
+        assert f"{limits.now[0]} files" in note
+
+
+def test_litellm_is_to_open_a_connection_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("AIOHTTP_SO_KEEPALIVE", "AIOHTTP_CONNECTOR_LIMIT", "AIOHTTP_CONNECTOR_LIMIT_PER_HOST")
+
+    def variables(calls: int, **given: str) -> list[str | None]:
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        allow_connections(calls)
+        found = [os.environ.get(name) for name in names]
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        return found
+
+    assert variables(500) == ["true", None, None]
+    assert variables(800) == ["true", None, "800"]
+    assert variables(2000) == ["true", "2000", "2000"]
+    own = {"AIOHTTP_SO_KEEPALIVE": "false", "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "10"}
+    assert variables(800, **own) == ["false", None, "10"]
+
+
+def test_a_library_user_is_told_of_connections(caplog: pytest.LogCaptureFixture) -> None:
+    import litellm.constants
+
+    limit = litellm.constants.AIOHTTP_CONNECTOR_LIMIT_PER_HOST
+    with caplog.at_level(logging.WARNING, "parallel_core"):
+        warn_of_connections(limit)
+        assert not caplog.messages
+        for _ in range(2):
+            warn_of_connections(limit + 7)
+    (message,) = caplog.messages
+    assert f"{limit} connections" in message
+
+
+RUN = """
+import asyncio, functools, resource, sys
+from pathlib import Path
+
+import litellm
+
+from parallel_core import run_file
+from parallel_core.control import retry
+from parallel_core.demo_server import DemoServerSettings, demo_server_process
+
+folder = Path(sys.argv[1])
+kinds = set()
+classify = retry.classify
+
+
+def classify_and_note(error):
+    failure = classify(error)
+    kinds.add(failure.kind)
+    return failure
+
+
+retry.classify = classify_and_note
+litellm.suppress_debug_info = True
+with demo_server_process(DemoServerSettings(latency_median=0.1)) as server:
+    parameters = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
+    router = litellm.Router([{"model_name": "fast", "litellm_params": parameters}])
+
+    lowered = []
+
+    def lower_the_limit(progress):
+        if lowered:
+            return
+        lowered.append(progress)
+        few = len(list(Path("/proc/self/fd").iterdir())) + 8
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
+
+    async def main():
+        run = functools.partial(
+            run_file, router, folder / "in.jsonl", folder / "out.jsonl", concurrency=16
+        )
+        await run(limit=1)  # what is imported, and a new output, need files as well
+        return await run(on_progress=lower_the_limit)
+
+    summary = asyncio.run(main())
+    print(summary.ending, summary.succeeded, summary.failed, server.stats().accepted)
+    print(*kinds)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts its open files there")
+def test_too_many_open_files_is_no_failure_of_a_line(tmp_path: Path) -> None:
+    with (tmp_path / "in.jsonl").open("w") as lines:
+        for number in range(24):
+            message = {"role": "user", "content": f"{number}"}
+            lines.write(json.dumps({"model": "fast", "messages": [message]}) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "complete 23 0 24\nlocal\n", done.stdout + done.stderr[-3000:]
