@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ._demo_answer import Answer
 from ._demo_answering import Flight, send_answer
-from ._demo_listener import HOST, Listener, settle
+from ._demo_listener import HOST, Listener
 from ._demo_recording import RecordedRequest, Recording, digest
 from ._demo_refusals import error_response, refusal_response
 from ._demo_request import BadRequestError, ChatRequest, parse_body, unknown_model
@@ -92,7 +92,6 @@ class DemoServer:
         self._stopping = True
         try:
             await self._listener.close()
-            await settle()
         finally:
             await self._runner.cleanup()
             self._ledger.fail_waiters("the demo server has stopped")

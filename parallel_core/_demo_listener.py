@@ -27,7 +27,7 @@ class Listener:
         self.port = port
         self._runner = runner
         self._on_leave = on_leave
-        self._site: web.TCPSite | None = None
+        self._server: asyncio.Server | None = None
         self._reservation: socket.socket | None = None
         self._departure: asyncio.Task[None] | None = None
         self._return: asyncio.Task[None] | None = None
@@ -35,9 +35,11 @@ class Listener:
 
     async def listen(self) -> None:
         """Accept connections; raises ``OSError`` where the port is taken."""
-        site = web.TCPSite(self._runner, HOST, self.port, backlog=_BACKLOG)
-        await site.start()
-        self._site, self.port = site, site.port
+        protocols = self._runner.server
+        assert protocols is not None, "the runner is not set up"
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(protocols, HOST, self.port, backlog=_BACKLOG)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     def leave(
         self, seconds: float | None, farewell: Callable[[], Awaitable[None]] | None = None
@@ -64,24 +66,40 @@ class Listener:
             await asyncio.shield(self._return)
 
     async def close(self) -> None:
-        """End an absence without coming back. Raises what has gone wrong in one."""
-        for task in (self._departure, self._return):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        """Accept no connections any more. Raises what has gone wrong in an absence."""
+        try:
+            for task in (self._departure, self._return):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+        finally:
+            await self._stop_listening()
 
     async def _leave(
         self, seconds: float | None, farewell: Callable[[], Awaitable[None]] | None
     ) -> None:
-        assert self._site is not None
-        await settle()
-        await self._site.stop()
+        await self._stop_listening()
         self._reservation = _reserved(self.port)
         if farewell is not None:
             await farewell()
         self._on_leave()
         self._return = asyncio.create_task(self._return_after(seconds))
+
+    async def _stop_listening(self) -> None:
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        loop = asyncio.get_running_loop()
+        # asyncio loses a connection that it has accepted and not yet set up when its server closes:
+        # the socket stays open until it is garbage, and its client waits. So no more are accepted
+        # first, and those that are there get some passes of the loop. (Proactors have no readers.)
+        for listening in server.sockets:
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_reader(listening.fileno())
+        for _pass in range(3):
+            await asyncio.sleep(0)
+        server.close()
 
     async def _return_after(self, seconds: float | None) -> None:
         try:
@@ -93,16 +111,6 @@ class Listener:
                 self._reservation.close()
         await self.listen()
         self._departure = None
-
-
-async def settle() -> None:
-    """Let asyncio set up the connections that it has accepted.
-
-    It loses those when a server closes: their sockets stay open until they are garbage. Setting one
-    up takes some passes of the loop.
-    """
-    for _pass in range(3):
-        await asyncio.sleep(0)
 
 
 def _reserved(port: int) -> socket.socket | None:
