@@ -100,7 +100,7 @@ def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: i
     report = shell_line([*program(), "report", str(output)])
     typer.echo(f"\n{told}\n\nWhat to look at:")
     for what, why in (
-        ("the first summary", "which model was stopped and why, what has failed"),
+        ("the first run", "what it waited for, which model was stopped and why, what has failed"),
         (str(output), "the answers, and the failures in the provider's words"),
         (report, "when the server was away, when requests waited"),
         ('docs/failures.md, "Rehearse it"', "the same trouble for a config of your own"),
@@ -148,5 +148,5 @@ def _examine(requests: Path, output: Path) -> tuple[list[str], str]:
         problems.append(f"{failed} requests have failed, and at most {_MAY_FAIL} are meant to")
     return problems, (
         f"{wanted} requests, {sum(seen.values())} lines: {len(seen) - failed} answers, "
-        f"{failed} failed for good."
+        f"{failed} that failed."
     )
