@@ -91,6 +91,7 @@ def as_the_calls_own(exception: Exception) -> Exception:
 
 _ENGINE_MODULES = (
     __name__,
+    f"{__package__}._answers",
     f"{__package__}._batch",
     f"{__package__}._call_loop",
     f"{__package__}.control.",

@@ -187,9 +187,11 @@ def test_a_setting_of_a_newer_litellm_is_passed_on(
     given: dict[str, Any] = {}
     make: Any = run_router_module.make_router
 
-    def make_newer(whose: str, secrets: Any, model_list: Any, settings: Mapping[str, Any]) -> Any:
+    def make_newer(
+        whose: str, secrets: Any, model_list: Any, settings: Mapping[str, Any], *more: Any
+    ) -> Any:
         given.update(settings)
-        return make(whose, secrets, model_list, {})
+        return make(whose, secrets, model_list, {}, *more)
 
     init = litellm.router.Router.__init__
     signature = inspect.signature(init)
