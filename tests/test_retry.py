@@ -197,6 +197,15 @@ def test_a_told_wait_beyond_max_wait_is_not_waited_for(concurrency: Any) -> None
     assert isinstance(not_sent, NotSentError)
     assert not_sent.__cause__ is error
     assert "the provider asks to wait 1,800 s, more than Retry.max_wait (100 s" in str(not_sent)
+    assert "longer than" not in str(not_sent)
+
+    # The same after a failure of another kind, when an adaptive limit holds the calls already.
+    def refused_first(_: str, attempt: int) -> Exception:
+        return ConnectionRefusedError() if attempt == 1 else error
+
+    router, results, took = run(refused_first, 60, **options)
+    assert took < 60
+    assert {type(result.exception) for result in results} <= {NotSentError, StatusError}
     # Where others get through, it is that request's own.
     slow = StatusError(429, retry_after="1800")
     router, results, _ = run(
