@@ -102,7 +102,7 @@ def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: i
     for what, why in (
         ("the first summary", "which model was stopped and why, what has failed"),
         (str(output), "the answers, and the failures in the provider's words"),
-        (report, "when the server was away, when requests waited"),
+        (report, "both runs together: failures, attempts, latency"),
         ('docs/failures.md, "Rehearse it"', "the same trouble for a config of your own"),
     ):
         typer.echo(f"  {what}\n      {why}")

@@ -835,6 +835,9 @@ def command_again(summary: RunSummary, redactor: Redactor) -> str | None:
         group.kind in MAY_PASS for group in summary.failures
     )
     ended_by_it = not summary.unfinished or summary.ending == "failure" or with_it
+    if not (summary.failed or summary.unfinished or summary.input_error):
+        # No failure of the kinds that were given is left.
+        options = [word for word in options if not word.startswith(f"{RETRY_FAILED}=")]
     is_given = any(word.partition("=")[0] == RETRY_FAILED for word in options)
     if may_pass and ended_by_it and not is_given:
         options.insert(1, RETRY_FAILED)

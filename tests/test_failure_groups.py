@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import web
 from rich.console import Console
@@ -364,6 +366,35 @@ def test_an_outage_is_named_with_its_address(tmp_path: Path) -> None:
         )
 
     in_virtual_time(main)
+
+
+def test_no_eta_is_shown_while_a_run_waits(tmp_path: Path) -> None:
+    sent = itertools.count()
+
+    async def away_after_ten(**_: Any) -> Any:
+        await anyio.sleep(0.1)
+        if 10 <= next(sent) < 30:
+            raise ConnectionRefusedError
+        return {"choices": [{"message": {"content": "yes"}}]}
+
+    source = write_requests(tmp_path / "in.jsonl", 40)
+    shown = list[RunProgress]()
+
+    async def main() -> None:
+        summary = await run_file(
+            away_after_ten,
+            source,
+            tmp_path / "out.jsonl",
+            concurrency=2,
+            retry=Retry(),
+            on_run_progress=shown.append,
+        )
+        assert summary.ok
+
+    in_virtual_time(main)
+    waiting = [progress for progress in shown if progress.waiting]
+    assert any(progress.rate for progress in waiting)
+    assert {progress.eta for progress in waiting} == {None}
 
 
 def test_statistics_count_what_the_batch_sent_again(tmp_path: Path) -> None:

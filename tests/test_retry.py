@@ -4,6 +4,7 @@ In virtual time, so with a callable: a Router's calls run on an asyncio loop of 
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import trio
 
 import parallel_core
 from hosts import in_virtual_time
-from parallel_core import NotSentError, Retry, RouterParallelResult, classify_failure
+from parallel_core import NotSentError, Progress, Retry, RouterParallelResult, classify_failure
 from parallel_core.control.failover import Failover
 
 Answer = Callable[[str, int], Exception | None]
@@ -184,6 +185,37 @@ def test_attempts_and_waits_are_bounded() -> None:
     )
     router, results, _ = run(fails_first(StatusError(429, retry_after="600")))
     assert results[0].ok  # the jitter does not make it exceed max_wait
+
+
+@pytest.mark.parametrize("concurrency", [8, "auto"])
+@pytest.mark.parametrize("number", [1, 60])
+def test_a_pause_of_the_router_is_shown_as_what_caused_it(concurrency: Any, number: int) -> None:
+    def refused_first(_: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if attempt == 1 else CoolingDownError()
+
+    options = {"concurrency": concurrency, "retry": Retry(max_wait=4)}
+    _, results, took = run(refused_first, number, **options)
+    assert took < 4
+    for result in results:
+        assert isinstance(result.exception, NotSentError)
+        assert isinstance(result.exception.__cause__, ConnectionRefusedError)
+        assert result.exception.too_long.startswith("the Router asks to wait 5 s, more than Retry")
+
+    def back_soon(model: str, attempt: int) -> Exception | None:
+        return refused_first(model, attempt) if trio.current_time() < back_at else None
+
+    shown = list[Progress]()
+    back_at = math.inf
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal back_at
+        back_at = min(back_at, trio.current_time() + 20)
+        shown.append(progress)
+
+    _, results, _ = run(back_soon, number, concurrency=concurrency, on_progress=on_progress)
+    assert all(result.ok for result in results)
+    reasons = {waiting.reason for progress in shown for waiting in progress.waiting}
+    assert reasons == {"no connection to the server"}
 
 
 @pytest.mark.parametrize("concurrency", [8, "auto"])

@@ -141,6 +141,16 @@ def progress_of(**fields: Any) -> RunProgress:
             summary_of(unfinished=0, failed=2),
             ["run", "--retry-failed", "-o", "o", "--", "--force-new"],
         ),
+        (  # none of these kinds is left, or they would have been sent
+            ["run", "--retry-failed=timeout", "i"],
+            summary_of(unfinished=0, earlier_failed=2),
+            ["run", "--retry-failed", "i"],
+        ),
+        (
+            ["run", "--retry-failed=timeout", "i"],
+            summary_of(unfinished=0, failed=1, earlier_failed=2),
+            ["run", "--retry-failed=timeout", "i"],
+        ),
         (  # what stopped the model has failed its first requests, too
             ["run", "i", "-o", "o"],
             summary_of(
