@@ -102,7 +102,7 @@ def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: i
     for what, why in (
         ("the first run", "what it waited for, which model was stopped and why, what has failed"),
         (str(output), "the answers, and the failures in the provider's words"),
-        (report, "when the server was away, when requests waited"),
+        (report, "both runs together: failures, attempts, latency"),
         ('docs/failures.md, "Rehearse it"', "the same trouble for a config of your own"),
     ):
         typer.echo(f"  {what}\n      {why}")
@@ -141,12 +141,12 @@ def _examine(requests: Path, output: Path) -> tuple[list[str], str]:
             failed += answer is None or answer["status_code"] != 200
     problems: list[str] = []
     if twice := [custom_id for custom_id, times in seen.items() if times > 1]:
-        problems.append(f"{len(twice)} requests have more than one line, such as {twice[0]}")
+        problems.append(f"{len(twice)} of the requests have more than one line, such as {twice[0]}")
     if len(seen) != wanted:
         problems.append(f"{wanted - len(seen)} of {wanted} requests have no line")
     if failed > _MAY_FAIL:
         problems.append(f"{failed} requests have failed, and at most {_MAY_FAIL} are meant to")
     return problems, (
         f"{wanted} requests, {sum(seen.values())} lines: {len(seen) - failed} answers, "
-        f"{failed} that failed."
+        f"{failed} {'failure' if failed == 1 else 'failures'}."
     )

@@ -7,6 +7,7 @@ key. So its words are shown only as far as nothing of the request is in them.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
@@ -15,12 +16,14 @@ import msgspec
 from ._failures import LineFailure
 from ._redaction import REDACTED, Redactor
 from ._run_records import FailureGroup
+from .errors import NotSentError
 from .failures import FailureKind, classify_evidence, evidence_of
 from .types import RouterParallelRequest, RouterParallelResult
 
 _MOST_IDS: Final = 3
 _LONGEST_WORDS: Final = 120  # characters
 _LONGEST_CHANCE: Final = 12  # characters that two texts may have in common by chance
+_MOST_AHEAD: Final = 10_000  # failures that are added and not counted: more than wait for the disk
 _SHORTEST_NAME: Final = 3  # characters of a word that is looked for by itself
 
 # How reasons begin that are about something of the deployment, and what is said instead.
@@ -63,6 +66,9 @@ class FailureGroups:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._groups: dict[tuple[FailureKind, int | None], FailureGroup] = {}
+        self._added = deque[FailureGroup]()  # each failure that is in no group yet
+        self._grouped = 0
+        self._known = set[tuple[FailureKind, int | None]]()
 
     def add(
         self, custom_id: str, failure: LineFailure, result: RouterParallelResult | None = None
@@ -76,26 +82,47 @@ class FailureGroups:
                 quotes neither the provider nor the request.
         """
         key = failure.kind, failure.status_code
-        group = self._groups.get(key)
-        if group is None:
+        message: str | None = None
+        if key not in self._known:
+            self._known.add(key)
             exception = None if result is None else result.exception
             if result is None or exception is None:
                 message = self._redactor.redact(failure.message)
             else:
                 message = safe_message(exception, result.request, self._redactor)
-            self._groups[key] = FailureGroup(failure.kind, 1, message, [custom_id], key[1])
-            return message
+        self._added.append(FailureGroup(failure.kind, 1, message or "", [custom_id], key[1]))
+        if len(self._added) > _MOST_AHEAD:
+            self._count_the_oldest()
+        return message
+
+    def first(self, number: int) -> list[FailureGroup]:
+        """Return the groups of the first so many failures, the largest first.
+
+        They add up to what is on disk, which is behind what has been added. ``number`` never
+        becomes smaller.
+        """
+        while self._added and self._grouped < number:
+            self._count_the_oldest()
+        return sorted(self._groups.values(), key=lambda group: -group.count)
+
+    def all(self) -> list[FailureGroup]:
+        """Return the groups of all failures, the largest first."""
+        return self.first(self._grouped + len(self._added))
+
+    def _count_the_oldest(self) -> None:
+        self._grouped += 1
+        one = self._added.popleft()
+        key = one.kind, one.status_code
+        group = self._groups.get(key)
+        if group is None:
+            self._groups[key] = one
+            return
         ids = group.custom_ids
         self._groups[key] = msgspec.structs.replace(
             group,
             count=group.count + 1,
-            custom_ids=ids if len(ids) >= _MOST_IDS else [*ids, custom_id],
+            custom_ids=ids if len(ids) >= _MOST_IDS else [*ids, *one.custom_ids],
         )
-        return None
-
-    def all(self) -> list[FailureGroup]:
-        """Return the groups, the largest first."""
-        return sorted(self._groups.values(), key=lambda group: -group.count)
 
 
 def safe_message(exception: Exception, request: RouterParallelRequest, redactor: Redactor) -> str:
@@ -124,8 +151,12 @@ def safe_message(exception: Exception, request: RouterParallelRequest, redactor:
 
 def blocked_message(model: str, error: BaseException, redactor: Redactor) -> str:
     """Say in one line why requests of a model cannot get through, and where they were sent."""
+    too_long = ""
+    if isinstance(error, NotSentError):
+        too_long = f"; {error.too_long}" if error.too_long else ""
+        error = error.__cause__ or error
     evidence = evidence_of(error)
-    reason = classify_evidence(evidence).reason
+    reason = classify_evidence(evidence).reason + too_long
     deployment, address = evidence.deployment, evidence.address
     where = f"model {model}" if deployment is None else f"deployment {deployment}"
     if deployment is not None and deployment.rpartition("/")[2] != model:

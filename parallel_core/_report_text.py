@@ -175,7 +175,10 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
             ("throughput", f"{rate(report.total.calls_per_second)} calls/s of active time")
         )
     if report.peak_in_flight:
-        found.append(("in flight", f"{count(report.peak_in_flight)} at most"))
+        # A call that is sent again counts from its first attempt to its last.
+        over = report.limit is not None and report.peak_in_flight > report.limit.maximum
+        waits = ", with those that waited to be sent again" if over else ""
+        found.append(("in flight", f"{count(report.peak_in_flight)} at most{waits}"))
     unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
     if unusual:
         found.append(("answers", unusual))

@@ -41,7 +41,7 @@ from .control.options import Concurrency, Controls
 from .control.retry import Retry
 from .cost_estimate import estimate_cost
 from .errors import InputFileError, JournalError, WorkersLostError
-from .failures import KINDS, NOT_FINAL, FailureKind, checked_kinds
+from .failures import KINDS, MAY_PASS, NOT_FINAL, FailureKind, checked_kinds
 from .run_file import (
     ATTEMPT_TIMEOUT,
     LONGEST_OUTAGE,
@@ -114,7 +114,9 @@ def _concurrency(text: str) -> Concurrency:
     except ValueError:
         number = 0
     if number < 1:
-        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor 'auto'")
+        raise typer.BadParameter(
+            f"--concurrency must be a number from 1 on or 'auto', not {text!r}"
+        )
     return number
 
 
@@ -126,7 +128,8 @@ def _hedge(text: str | None) -> Hedge | None:
         return Hedge(after=after)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(
-            f"{text!r} is neither seconds nor a percentile such as p95"
+            "--hedge must be a finite number of seconds above 0, or a percentile above p0 and "
+            f"below p100, such as p95; not {text!r}"
         ) from error
 
 
@@ -431,7 +434,7 @@ def command(
                 ),
                 rates=RunRates(rpm, tpm),
                 fail_fast=fail_fast,
-                grace=grace,
+                grace=_grace(grace),
                 confirm_above=None if yes else confirm_above,
             )
         except KeyboardInterrupt:
@@ -502,6 +505,10 @@ def _controls(
 ) -> Controls:
     if assume_output_tokens is not None and max_cost is None:
         raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
+    if max_cost is not None and not 0 < max_cost < math.inf:
+        raise typer.BadParameter(
+            f"--max-cost must be a finite number of USD above 0, not {max_cost:g}"
+        )
     if not math.isfinite(max_outage):  # of the type, only numbers from 0 on are accepted
         raise typer.BadParameter(
             f"--max-outage must be a finite number of seconds from 0 on, not {max_outage:g}"
@@ -520,19 +527,29 @@ def _controls(
             )
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    if not attempt_timeout < float("inf"):
+    if not math.isfinite(attempt_timeout):
         raise typer.BadParameter(
-            "--attempt-timeout must be a number of seconds from 0 on (0: none), "
-            f"not {attempt_timeout:g}"
+            "--attempt-timeout must be a finite number of seconds from 0 on (0: litellm's "
+            f"default), not {attempt_timeout:g}"
         )
     for name, value in (("--timeout", timeout), ("--deadline", deadline)):
-        if value is not None and not 0 < value < float("inf"):
-            raise typer.BadParameter(f"{name} must be a number of seconds above 0, not {value:g}")
+        if value is not None and not 0 < value < math.inf:
+            raise typer.BadParameter(
+                f"{name} must be a finite number of seconds above 0, not {value:g}"
+            )
     if fair_by is not None:
         if fair_by != "model":
             raise typer.BadParameter(f"--fair-by is 'model', not {fair_by!r}")
         controls["fair_by"] = "model"
     return controls
+
+
+def _grace(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(
+            f"--grace must be a finite number of seconds from 0 on, not {seconds:g}"
+        )
+    return seconds
 
 
 def _workers(number: int | None, address: str | None) -> Workers | None:
@@ -685,7 +702,7 @@ def _run(
             if workers is not None:
                 stack.enter_context(quiet_ray())
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
-                summary = runner.run(_in_good_order(start, stop, signals, painter))
+                summary = runner.run(_in_good_order(start, stop, signals, painter, grace))
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT
@@ -781,13 +798,17 @@ async def _in_good_order(
     stop: RunStop,
     signals: StopSignals,
     painter: Painter,
+    grace: float,
 ) -> RunSummary:
     """A run that signals end, in two steps."""
 
     def on_signal(number: int) -> None:
         if not stop.requests:
-            again = " (once more: at once)" if number == signal.SIGINT else ""
-            painter.note(f"{signal.Signals(number).name}: no new calls{again}")
+            again = "; Ctrl-C again cancels them at once" if number == signal.SIGINT else ""
+            painter.note(
+                f"{signal.Signals(number).name}: no new calls, those in flight have "
+                f"{grace:,.10g} s{again}"
+            )
         stop.request()
 
     with signals.handled(on_signal):
@@ -809,7 +830,14 @@ def command_again(summary: RunSummary, redactor: Redactor) -> str | None:
     given = sys.argv[1:]
     end_of_options = given.index("--") if "--" in given else len(given)
     options = [word for word in given[:end_of_options] if word != "--force-new"]
-    ended_by_it = not summary.unfinished or summary.ending == "failure"
+    # What stopped a model may have failed its first requests, too.
+    with_it = summary.ending == "blocked" and any(
+        group.kind in MAY_PASS for group in summary.failures
+    )
+    ended_by_it = not summary.unfinished or summary.ending == "failure" or with_it
+    if not (summary.failed or summary.unfinished or summary.input_error):
+        # No failure of the kinds that were given is left.
+        options = [word for word in options if not word.startswith(f"{RETRY_FAILED}=")]
     is_given = any(word.partition("=")[0] == RETRY_FAILED for word in options)
     if may_pass and ended_by_it and not is_given:
         options.insert(1, RETRY_FAILED)

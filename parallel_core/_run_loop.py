@@ -332,7 +332,7 @@ class Run:
             self._seen[type(error)] += 1
             return True
         if isinstance(error, NotSentError):
-            self._blocked[model] = error.__cause__ or error
+            self._blocked[model] = error
             return True
         failure = classify(error)
         if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
@@ -428,7 +428,8 @@ class Run:
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
         left = self._scope.total - self._done
-        eta = left / progress.rate if progress.rate > 0 else None
+        rate = 0.0 if progress.waiting else progress.rate  # of calls that are not made now
+        eta = left / rate if rate > 0 else None
         return RunProgress(
             total=self._scope.total,
             earlier=self._earlier_ok + self._earlier_failed,
@@ -441,7 +442,7 @@ class Run:
             eta=0.0 if not left else None if finished or self.stopping.stopped else eta,
             usage=self._usage if finished else progress.usage,
             limit=progress.limit,
-            failures=self._failures.all(),
+            failures=self._failures.first(self._failed),
             stopping=self.stopping.stopped,
             finished=finished,
             waiting=() if finished else progress.waiting,

@@ -95,9 +95,11 @@ class TextView:
     def checked(self, summary: InputSummary) -> None:
         models = _first_of([f"{model} {count:,}" for model, count in summary.models.items()])
         if more := summary.bad_lines - len(summary.problems):
-            self.note(f"and {more:,} more bad lines")
-        bad = f", {summary.bad_lines:,} bad lines" if summary.bad_lines else ""
-        self.note(f"{summary.requests:,} requests ({models or 'none'}){bad}")
+            self.note(f"and {more:,} more bad {'line' if more == 1 else 'lines'}")
+        lines = "line" if summary.bad_lines == 1 else "lines"
+        bad = f", {summary.bad_lines:,} bad {lines}" if summary.bad_lines else ""
+        number = summary.requests
+        self.note(f"{number:,} {_requests(number)} ({models or 'none'}){bad}")
 
     def estimate(self, estimate: CostEstimate) -> None:
         self.note(describe_estimate(estimate))
@@ -411,10 +413,11 @@ def _figures(progress: RunProgress) -> list[str]:
 def describe_estimate(estimate: CostEstimate) -> str:
     """What a run will cost, as a sentence."""
     if estimate.known_cost is None:
-        return f"{estimate.requests:,} requests; what they cost is not known"
+        number = estimate.requests
+        return f"{number:,} {_requests(number)}; the cost is not known"
     without = f", and {estimate.unpriced:,} whose price is not known" if estimate.unpriced else ""
     priced = estimate.requests - estimate.unpriced
-    return f"about {estimate.cost:.2f} USD for {priced:,} requests{without}"
+    return f"about {estimate.cost:.2f} USD for {priced:,} {_requests(priced)}{without}"
 
 
 def describe_opening(opening: RunOpening) -> list[str]:
@@ -497,7 +500,9 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     for group in summary.failures:
         row("", describe_group(group))
     if summary.earlier_failed:
-        again = ": --retry-failed sends them again" if summary.failures_that_may_pass else ""
+        again = ""
+        if summary.failures_that_may_pass:
+            again = ": --retry-failed sends again what may pass"
         row("failed before", f"{summary.earlier_failed:,}{again}")
     if summary.final_failures == 1:
         row("final", "1 failure is final: it would fail again")
@@ -548,7 +553,7 @@ _ENDINGS = {
     "deadline": "the deadline has passed",
     "budget": "the budget is used up",
     "failure": "a call has failed",
-    "blocked": "they cannot get through",
+    "blocked": "for the reason below",
     "input": "the input has been changed",
 }
 

@@ -175,17 +175,21 @@ class NotSentError(Exception):
         index: of the request.
         model: of the request; None for an item without one.
         reason: why, in one sentence without contents and keys.
+        too_long: which wait was longer than ``Retry.max_wait`` allows: the one that the provider
+            asks for, or the outage so far. Empty if waiting would not help.
     """
 
-    def __init__(self, index: int, model: str | None, reason: str) -> None:
-        super().__init__(index, model, reason)
+    def __init__(self, index: int, model: str | None, reason: str, too_long: str = "") -> None:
+        super().__init__(index, model, reason, too_long)
         self.index = index
         self.model = model
         self.reason = reason
+        self.too_long = too_long
 
     def __str__(self) -> str:
         of_model = "" if self.model is None else f" (model {self.model!r})"
-        return f"request {self.index}{of_model} was not sent: {self.reason}"
+        too_long = f"; {self.too_long}" if self.too_long else ""
+        return f"request {self.index}{of_model} was not sent: {self.reason}{too_long}"
 
 
 class EmptyResponseError(Exception):

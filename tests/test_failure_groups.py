@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiohttp import web
 from rich.console import Console
@@ -119,6 +121,20 @@ def test_groups_are_as_many_as_kinds_and_statuses() -> None:
     assert [group.kind for group in groups.all()] == [
         "account", "overloaded", "overloaded", "request",
     ]  # fmt: skip
+
+
+def test_groups_add_up_to_the_failures_that_are_on_disk() -> None:
+    groups = FailureGroups(Redactor())
+    for number, status in enumerate((429, 429, 400, 400, 400)):
+        result = RouterParallelResult(number, request_of(), exception=HTTPStatusError(status, "no"))
+        failure = failure_in(result)
+        assert failure is not None
+        groups.add(f"id-{number}", failure, result)
+    for on_disk in range(6):
+        shown = groups.first(on_disk)
+        assert sum(group.count for group in shown) == on_disk
+        assert all(group.message for group in shown)
+    assert [(group.status_code, group.count) for group in groups.all()] == [(400, 3), (429, 2)]
 
 
 # --- what is shown ---
@@ -345,9 +361,40 @@ def test_an_outage_is_named_with_its_address(tmp_path: Path) -> None:
 
     async def main() -> None:
         summary = await run_file(away, source, tmp_path / "out.jsonl", retry=Retry(max_wait=5.0))
-        assert summary.blocked == {"m": "model m: no connection to the server"}
+        assert summary.blocked["m"].startswith(
+            "model m: no connection to the server; nothing got through for "
+        )
 
     in_virtual_time(main)
+
+
+def test_no_eta_is_shown_while_a_run_waits(tmp_path: Path) -> None:
+    sent = itertools.count()
+
+    async def away_after_ten(**_: Any) -> Any:
+        await anyio.sleep(0.1)
+        if 10 <= next(sent) < 30:
+            raise ConnectionRefusedError
+        return {"choices": [{"message": {"content": "yes"}}]}
+
+    source = write_requests(tmp_path / "in.jsonl", 40)
+    shown = list[RunProgress]()
+
+    async def main() -> None:
+        summary = await run_file(
+            away_after_ten,
+            source,
+            tmp_path / "out.jsonl",
+            concurrency=2,
+            retry=Retry(),
+            on_run_progress=shown.append,
+        )
+        assert summary.ok
+
+    in_virtual_time(main)
+    waiting = [progress for progress in shown if progress.waiting]
+    assert any(progress.rate for progress in waiting)
+    assert {progress.eta for progress in waiting} == {None}
 
 
 def test_statistics_count_what_the_batch_sent_again(tmp_path: Path) -> None:

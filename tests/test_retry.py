@@ -4,6 +4,7 @@ In virtual time, so with a callable: a Router's calls run on an asyncio loop of 
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import trio
 
 import parallel_core
 from hosts import in_virtual_time
-from parallel_core import NotSentError, Retry, RouterParallelResult, classify_failure
+from parallel_core import NotSentError, Progress, Retry, RouterParallelResult, classify_failure
 from parallel_core.control.failover import Failover
 
 Answer = Callable[[str, int], Exception | None]
@@ -187,6 +188,37 @@ def test_attempts_and_waits_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("concurrency", [8, "auto"])
+@pytest.mark.parametrize("number", [1, 60])
+def test_a_pause_of_the_router_is_shown_as_what_caused_it(concurrency: Any, number: int) -> None:
+    def refused_first(_: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if attempt == 1 else CoolingDownError()
+
+    options = {"concurrency": concurrency, "retry": Retry(max_wait=4)}
+    _, results, took = run(refused_first, number, **options)
+    assert took < 4
+    for result in results:
+        assert isinstance(result.exception, NotSentError)
+        assert isinstance(result.exception.__cause__, ConnectionRefusedError)
+        assert result.exception.too_long.startswith("the Router asks to wait 5 s, more than Retry")
+
+    def back_soon(model: str, attempt: int) -> Exception | None:
+        return refused_first(model, attempt) if trio.current_time() < back_at else None
+
+    shown = list[Progress]()
+    back_at = math.inf
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal back_at
+        back_at = min(back_at, trio.current_time() + 20)
+        shown.append(progress)
+
+    _, results, _ = run(back_soon, number, concurrency=concurrency, on_progress=on_progress)
+    assert all(result.ok for result in results)
+    reasons = {waiting.reason for progress in shown for waiting in progress.waiting}
+    assert reasons == {"no connection to the server"}
+
+
+@pytest.mark.parametrize("concurrency", [8, "auto"])
 def test_a_told_wait_beyond_max_wait_is_not_waited_for(concurrency: Any) -> None:
     options = {"concurrency": concurrency, "retry": Retry(max_wait=100)}
     error = StatusError(503, retry_after="1800")
@@ -197,6 +229,15 @@ def test_a_told_wait_beyond_max_wait_is_not_waited_for(concurrency: Any) -> None
     assert isinstance(not_sent, NotSentError)
     assert not_sent.__cause__ is error
     assert "the provider asks to wait 1,800 s, more than Retry.max_wait (100 s" in str(not_sent)
+    assert "longer than" not in str(not_sent)
+
+    # The same after a failure of another kind, when an adaptive limit holds the calls already.
+    def refused_first(_: str, attempt: int) -> Exception:
+        return ConnectionRefusedError() if attempt == 1 else error
+
+    router, results, took = run(refused_first, 60, **options)
+    assert took < 60
+    assert {type(result.exception) for result in results} <= {NotSentError, StatusError}
     # Where others get through, it is that request's own.
     slow = StatusError(429, retry_after="1800")
     router, results, _ = run(

@@ -168,11 +168,15 @@ BAD_LINES = f"""\
         (["--demo", "--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
         (["--demo", "--order=random"], "--order is one of completion, input, not 'random'"),
         (["--demo", "--format=xml"], "--format is one of auto, jsonl, csv, text, not 'xml'"),
-        (["--demo", "--concurrency=0"], "'0' is neither a number from 1 on nor 'auto'"),
-        (["--demo", "--concurrency=many"], "'many' is neither a number from 1 on nor 'auto'"),
-        (["--demo", "--hedge=soon"], "'soon' is neither seconds nor a percentile"),
-        (["--demo", "--timeout=0"], "--timeout must be a number of seconds above 0"),
-        (["--demo", "--deadline=-1"], "--deadline must be a number of seconds above 0"),
+        (
+            ["--demo", "--concurrency=0"],
+            "--concurrency must be a number from 1 on or 'auto', not '0'",
+        ),
+        (["--demo", "--concurrency=many"], "--concurrency must be a number from 1 on or 'auto'"),
+        (["--demo", "--hedge=nan"], "a percentile above p0 and below p100, such as p95; not 'nan'"),
+        (["--demo", "--hedge=soon"], "--hedge must be a finite number of seconds above 0"),
+        (["--demo", "--timeout=0"], "--timeout must be a finite number of seconds above 0"),
+        (["--demo", "--deadline=-1"], "--deadline must be a finite number of seconds above 0"),
         (
             ["--demo", "--rpm=0"],
             "--rpm cannot be '0': --rpm takes a finite number above 0 or 'off'",
@@ -188,11 +192,20 @@ BAD_LINES = f"""\
         (["--demo", "--max-outage=-1"], "--max-outage"),
         (["--demo", "--max-outage=nan"], "--max-outage"),
         (["--demo", "--max-outage=inf"], "--max-outage must be a finite number of seconds from 0"),
-        (["--demo", "--max-cost=0"], "max_cost"),
+        (
+            ["--demo", "--attempt-timeout=inf"],
+            "--attempt-timeout must be a finite number of seconds",
+        ),
+        (["--demo", "--max-cost=0"], "--max-cost must be a finite number of USD above 0, not 0"),
+        (["--demo", "--max-cost=nan"], "--max-cost must be a finite number of USD above 0"),
         (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
         (["--demo", "--fair-by=user"], "--fair-by is 'model', not 'user'"),
         (["--demo", "--limit=0"], "--limit"),
         (["--demo", "--grace=-1"], "--grace"),
+        (
+            ["--demo", "--grace=inf"],
+            "--grace must be a finite number of seconds from 0 on, not inf",
+        ),
         (["--demo", "--confirm-above=-1"], "--confirm-above"),
         (["--demo", "--template={{text}}"], "a template is for CSV and text"),
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
@@ -224,11 +237,11 @@ def test_an_output_is_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "says"),
     [
-        ("batch.jsonl", BATCH_LINE, [], "1 requests (fast 1)"),
+        ("batch.jsonl", BATCH_LINE, [], "1 request (fast 1)"),
         ("rows.csv", "text,n\none,1\ntwo,2\n", ["--template=Say {{text}}."], "2 requests (m 2)"),
-        ("rows.tsv", "text\tn\none\t1\n", ["--template=Say {{text}}."], "1 requests (m 1)"),
+        ("rows.tsv", "text\tn\none\t1\n", ["--template=Say {{text}}."], "1 request (m 1)"),
         ("lines.txt", "one\ntwo\nthree\n", [], "3 requests (m 3)"),
-        ("lines.text", "one\n", ["--format=text"], "1 requests (m 1)"),
+        ("lines.text", "one\n", ["--format=text"], "1 request (m 1)"),
     ],
 )
 def test_validate_checks_each_format(
@@ -361,7 +374,7 @@ def test_failures_are_1_and_retry_failed_answers_them(bench: Bench) -> None:
     assert "overloaded 1: 429 over_capacity: Too many requests" in first.stdout
     same = bench.run(*options)
     assert same.code == 1
-    assert "--retry-failed sends them again" in same.stdout
+    assert "--retry-failed sends again what may pass" in same.stdout
     assert bench.accepted == 2
     done = bench.go_on(first.stdout)
     assert done.code == 0
@@ -851,7 +864,7 @@ def test_the_first_signal_lets_calls_end_and_tells_how_to_go_on(
     run.wait_for(f"{number.name}: no new calls")
     bench.server.release()
     assert run.wait() == 130
-    assert ("(once more: at once)" in run.stderr) == (number == signal.SIGINT)
+    assert ("Ctrl-C again cancels them at once" in run.stderr) == (number == signal.SIGINT)
     assert sorted(bench.ids("out file.jsonl")) == ids(0, 1, 2)
     assert bench.accepted == 3
     assert "answered      3" in run.stdout
@@ -1144,7 +1157,9 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
     run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options)
     bench.server.wait_in_flight(2, PATIENCE)
     terminal.type("\x03")
-    run.wait_for("SIGINT: no new calls (once more: at once)")
+    run.wait_for(
+        "SIGINT: no new calls, those in flight have 1,000 s; Ctrl-C again cancels them at once"
+    )
     run.wait_for("stopping: no new calls")
     bench.server.release()
     assert run.wait() == 130

@@ -45,7 +45,7 @@ from parallel_core.batch_input import InputFile
 from parallel_core.batch_output import Redactor
 from parallel_core.cost_estimate import CostEstimate
 from parallel_core.errors import InputFileError
-from parallel_core.run_file import RunProgress, RunSummary
+from parallel_core.run_file import FailureGroup, RunProgress, RunSummary
 from parallel_core.run_statistics import RunPaths
 
 PATIENCE = 30.0
@@ -141,6 +141,36 @@ def progress_of(**fields: Any) -> RunProgress:
             summary_of(unfinished=0, failed=2),
             ["run", "--retry-failed", "-o", "o", "--", "--force-new"],
         ),
+        (  # none of these kinds is left, or they would have been sent
+            ["run", "--retry-failed=timeout", "i"],
+            summary_of(unfinished=0, earlier_failed=2),
+            ["run", "--retry-failed", "i"],
+        ),
+        (
+            ["run", "--retry-failed=timeout", "i"],
+            summary_of(unfinished=0, failed=1, earlier_failed=2),
+            ["run", "--retry-failed=timeout", "i"],
+        ),
+        (  # what stopped the model has failed its first requests, too
+            ["run", "i", "-o", "o"],
+            summary_of(
+                ending="blocked",
+                unfinished=5,
+                failed=17,
+                failures=[FailureGroup("overloaded", 17, "429: Slow down.", ["a"], 429)],
+            ),
+            ["run", "--retry-failed", "i", "-o", "o"],
+        ),
+        (
+            ["run", "i"],
+            summary_of(
+                ending="blocked",
+                unfinished=5,
+                failed=1,
+                failures=[FailureGroup("answer", 1, "no choices", ["a"])],
+            ),
+            ["run", "i"],
+        ),
         (  # a key that is also a word is no reason to change the word
             ["run", "i", "-o", "o", "--model", "ollama/x", "--api-base", "http://u:ollama@h/v1"],
             summary_of(),
@@ -180,7 +210,7 @@ def test_the_summary_says_which_answers_and_failures_are_unusual() -> None:
     assert "12 failures are final: they would fail again" in text
     assert "1 failure is final: it would fail again" in shown(failed=1, final_failures=1)
     assert "--retry-failed" not in shown(earlier_failed=1, final_failures=1)
-    assert "1: --retry-failed sends them again" in shown(earlier_failed=1)
+    assert "1: --retry-failed sends again what may pass" in shown(earlier_failed=1)
     plain = shown(finish_reasons={"stop": 1, "tool_calls": 1})
     assert "final" not in plain
     assert "of these" not in plain
@@ -236,7 +266,7 @@ parallel_core_command.main()
     command = [sys.executable, "-c", program, "run", "in.jsonl", "-o", "out", "--model=openai/m"]
     text = "interrupted before anything was sent"
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    checked = "1 requests (m 1)\n" if module == "litellm" else ""
+    checked = "1 request (m 1)\n" if module == "litellm" else ""
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", f"{checked}{text}\n")
     if module != "parallel_core":
         return
@@ -383,7 +413,7 @@ def test_no_encoding_of_standard_output_is_too_small(
         return stream.getvalue().decode(encoding, "replace")
 
     shown = "é€😀".encode(encoding, "backslashreplace").decode(encoding)
-    assert f"1 requests ({shown} 1)" in run("run", str(source), "--validate")
+    assert f"1 request ({shown} 1)" in run("run", str(source), "--validate")
     (event,) = map(json.loads, run("run", str(source), "--validate", "--json").splitlines())
     assert event["models"] == {"é€😀": 1}
     assert "--order is one of" in run("run", str(source), "--order=é€😀", "--demo", "-o", "out")

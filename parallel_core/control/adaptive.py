@@ -354,8 +354,22 @@ class Adaptation:
 
     def held_until(self, model: Hashable) -> float | None:
         """Return when calls of this model may begin again; None while they may."""
-        scope = self._of_key.get(model) if self._whole is None else self._whole
+        scope = self._scope_of(model)
         return None if scope is None else scope.limit.holding_until
+
+    def let_go(self, model: Hashable) -> None:
+        """End the wait of a model whose requests are not sent any more.
+
+        Where models share one limit, the others may begin before the wait is over, one or a few at
+        a time.
+        """
+        scope = self._scope_of(model)
+        if scope is not None and scope.limit.holding_until is not None:
+            scope.take_back()
+            self._go_on(scope)
+
+    def _scope_of(self, model: Hashable) -> _Scope | None:
+        return self._of_key.get(model) if self._whole is None else self._whole
 
     def _scopes_of(self, index: int) -> list[_Scope]:
         """The limits that a call counts for."""

@@ -129,6 +129,7 @@ def compose(
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
         if retrying is not None:
             retrying.held_until = adaptation.held_until
+            retrying.let_go = adaptation.let_go
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes

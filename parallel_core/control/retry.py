@@ -115,8 +115,9 @@ class _Gate:
         self.last_success = -math.inf
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
+        self._may_have_cooled: Exception | None = None  # the last one of all; no account's
         self.doomed: Exception | None = None  # why nothing is sent any more
-        self.doomed_by_wait = ""  # the same, where it is how long the provider asks to wait
+        self.doomed_by_wait = ""  # which wait was too long; empty if the account is at fault
 
     @property
     def allowed(self) -> float:
@@ -163,15 +164,19 @@ class _Gate:
         flight."""
         self._failing += _WEIGHT * (1 - self._failing)
         self.failing_since = min(self.failing_since, now)
-        if failure.kind != "cooling_down" or self.cause is None:
+        if failure.kind != "cooling_down":
             self.cause = error
+        elif self.cause is None:  # a Router that pauses does not say why
+            self.cause = self._may_have_cooled or error
         if failure.kind == "account":
             self._account_row += 1
             if self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW:
                 self.doomed = error
             return
+        self._may_have_cooled = self.cause
         if now - self.failing_since >= self._max_wait:
             self.doomed = self.cause
+            self.doomed_by_wait = _away_too_long(now - self.failing_since, self._max_wait)
             return
         if not self._row:
             self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
@@ -180,7 +185,8 @@ class _Gate:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
         if nothing_passes and (failure.retry_after or 0.0) > self._max_wait:
-            self.doomed, self.doomed_by_wait = error, asked_too_long(failure, self._max_wait)
+            self.doomed = self.cause
+            self.doomed_by_wait = asked_too_long(failure, self._max_wait)
             return
         if self._closes and nothing_passes and self.holding_until is None:
             self._limit = self._limit_from(1)
@@ -263,6 +269,7 @@ class Retrying:
     Attributes:
         held_until: returns when calls of a model may begin again, if something else than a gate
             holds them; None while they may.
+        let_go: ends that hold, for nothing of the model is sent any more.
     """
 
     def __init__(
@@ -290,6 +297,7 @@ class Retrying:
         self._endpoint_of = router.endpoint_of
         self._jitter = jitter
         self.held_until: Callable[[Hashable], float | None] = _is_not_held
+        self.let_go: Callable[[Hashable], None] = _is_not_held
         self._gates: dict[Hashable, _Gate] = {}
         self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
         self._engine: Engine
@@ -389,6 +397,8 @@ class Retrying:
                 raise then from then.__cause__
             finally:
                 gate.in_flight -= 1
+                if gate.doomed is not None:
+                    self.let_go(model)
                 if gate.draining and not gate.in_flight:
                     self._hold(model, gate, None)
                 self._look_again(model, gate)
@@ -421,13 +431,16 @@ class Retrying:
                 self._hold(self._model_of(item), gate, failure.retry_after)
         elif failure.kind in ("request", "answer"):
             gate.got_through(began, now)
+        if failure.kind == "cooling_down" and gate.doomed is not None:
+            return not_sent(index, attempts.model, gate.doomed, gate.doomed_by_wait)
         wait: float | None = 0.0
         if not elsewhere:
             wait = self._wait(item, failure, error, attempts, gate, began, now)
         if wait is None:
             return error
         attempts.waited += wait
-        attempts.reason, attempts.due = failure.reason, now + wait
+        why = failure if failure.kind != "cooling_down" else classify(gate.cause or error)
+        attempts.reason, attempts.due = why.reason, now + wait
         self._attempts[index] = attempts
         return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
 
@@ -525,6 +538,13 @@ def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> st
     )
 
 
+def _away_too_long(seconds: float, max_wait: float) -> str:
+    return (
+        f"nothing got through for {seconds:,.0f} s, longer than Retry.max_wait "
+        f"({max_wait:,.10g} s; --max-outage of a run) allows"
+    )
+
+
 def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry) -> str:
     if failure.retry_after == wait:
         return asked_too_long(failure, settings.max_wait, attempts.waited)
@@ -533,7 +553,6 @@ def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry
 
 def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:
     """Return the error of a request that is not sent because of what others have met."""
-    reason = classify(cause).reason
-    error = NotSentError(index, model, f"{reason}; {why}" if why else reason)
+    error = NotSentError(index, model, classify(cause).reason, why)
     error.__cause__ = cause
     return error
