@@ -7,7 +7,7 @@ of every other batch draw from the source themselves.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any, Protocol
 
 
@@ -118,6 +118,11 @@ class Agenda:
         """Nothing waits for its time any more."""
         self.held = False
         self.order.hurry()
+        self.bring_forward({entry.index for entry in self._postponed})
+
+    def bring_forward(self, indexes: Collection[int]) -> None:
+        """The time of these requests has come."""
         for entry, take_back in list(self._postponed.items()):
-            take_back()
-            self.due(entry)
+            if entry.index in indexes:
+                take_back()
+                self.due(entry)

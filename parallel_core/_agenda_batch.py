@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from ._agenda import Agenda, Entry, Order
@@ -49,6 +50,10 @@ class AgendaBatchCore(BatchCore[ResultT]):
     def go_on(self) -> None:
         self._agenda.held = False
         self.look_again()
+
+    def bring_forward(self, indexes: Collection[int]) -> None:
+        self._agenda.bring_forward(indexes)
+        self._room.wake_all()
 
     def hurry(self) -> None:
         self._hurrying = True  # from now on: a call that is just ending may be postponed still

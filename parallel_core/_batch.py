@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import AsyncIterable, Callable, Generator
+from collections.abc import AsyncIterable, Callable, Collection, Generator
 from typing import Any, ClassVar, Generic, cast
 
 import trio
@@ -138,6 +138,10 @@ class BatchCore(Generic[ResultT]):
     @property
     def limit_changes(self) -> list[LimitChange]:
         return self._plan.limit_changes()
+
+    @property
+    def failed_deployments(self) -> dict[str, str]:
+        return self._plan.failed_deployments()
 
     # --- the batch ---
 
@@ -299,6 +303,9 @@ class BatchCore(Generic[ResultT]):
         """Only a batch with an agenda can."""
 
     def go_on(self) -> None:
+        pass
+
+    def bring_forward(self, indexes: Collection[int]) -> None:
         pass
 
     def look_again(self) -> None:

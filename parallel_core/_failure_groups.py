@@ -17,7 +17,7 @@ from ._failures import LineFailure
 from ._redaction import REDACTED, Redactor
 from ._run_records import FailureGroup
 from .errors import NotSentError
-from .failures import FailureKind, classify_evidence, evidence_of
+from .failures import FailureKind, classify_evidence, describe, evidence_of
 from .types import RouterParallelRequest, RouterParallelResult
 
 _MOST_IDS: Final = 3
@@ -25,12 +25,6 @@ _LONGEST_WORDS: Final = 120  # characters
 _LONGEST_CHANCE: Final = 12  # characters that two texts may have in common by chance
 _MOST_AHEAD: Final = 10_000  # failures that are added and not counted: more than wait for the disk
 _SHORTEST_NAME: Final = 3  # characters of a word that is looked for by itself
-
-# How reasons begin that are about something of the deployment, and what is said instead.
-_SUBJECTS: Final = (
-    ("the key", "the provider refused the key", " was refused"),
-    ("the account", "the account", ""),
-)
 
 _TOKEN = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -151,23 +145,11 @@ def safe_message(exception: Exception, request: RouterParallelRequest, redactor:
 
 def blocked_message(model: str, error: BaseException, redactor: Redactor) -> str:
     """Say in one line why requests of a model cannot get through, and where they were sent."""
-    too_long = ""
+    more = ""
     if isinstance(error, NotSentError):
-        too_long = f"; {error.too_long}" if error.too_long else ""
+        more = f"; {error.too_long}" if error.too_long else ""
         error = error.__cause__ or error
-    evidence = evidence_of(error)
-    reason = classify_evidence(evidence).reason + too_long
-    deployment, address = evidence.deployment, evidence.address
-    where = f"model {model}" if deployment is None else f"deployment {deployment}"
-    if deployment is not None and deployment.rpartition("/")[2] != model:
-        where += f" of model {model}"
-    if address is not None:
-        where += f" at {address}"
-    for subject, begin, rest in _SUBJECTS:
-        if reason.startswith(begin):
-            reason = reason.removeprefix(begin)
-            return redactor.redact(f"{subject} of {where}{rest}{reason}")
-    return redactor.redact(f"{where}: {reason}")
+    return redactor.redact(describe(model, error) + more)
 
 
 def _quotes(said: str, request: RouterParallelRequest) -> bool:

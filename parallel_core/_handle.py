@@ -66,6 +66,12 @@ class ParallelBatch(ABC, Generic[ResultT]):
         return self._core.limit_changes
 
     @property
+    def failed_deployments(self) -> dict[str, str]:
+        """Why requests were sent past a deployment, by its id: its key was refused, its credit is
+        used up, it has no such model. Others of its model got them."""
+        return self._core.failed_deployments
+
+    @property
     def usage(self) -> Usage:
         """Tokens and cost of the calls that returned, as the provider tells them."""
         return self._core.usage

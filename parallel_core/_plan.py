@@ -82,6 +82,7 @@ class BatchPlan(Generic[ResultT]):
     limit_changes: Callable[[], list[LimitChange]]
     pieces: int = 0  # of results, that may wait for the consumer
     window: int | None = None  # calls begun minus results handed out; None: as the order needs it
+    failed_deployments: Callable[[], dict[str, str]] = dict
     before: Callable[[], None] | None = None  # blocks; runs in a thread before the first call
 
 
@@ -303,6 +304,7 @@ def _plan(
         composed.tally,
         composed.usage,
         composed.limit_changes,
+        failed_deployments=composed.failed_deployments,
     )
 
 

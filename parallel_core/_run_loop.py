@@ -55,6 +55,7 @@ _UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
 _MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
 _FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
 _NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
+_MAY_BE_EVERYBODYS: frozenset[FailureKind] = frozenset(("account", "overloaded"))
 
 
 class RunScope:
@@ -143,7 +144,9 @@ class Run:
         self._without_text = 0
         # Why requests of a model do not get through.
         self._blocked: dict[str, BaseException] = {}
-        self._account_failures = defaultdict[str, list[Any]](list)  # by model, without a line yet
+        self._waiting = defaultdict[str, list[Any]](list)  # failures without a line yet, by model
+        self._stopped = set[str]()  # models whose requests are not sent any more
+        self._failed_deployments: dict[str, str] = {}
         self._failure: BaseException | None = None
         self._ended = anyio.Event()
         self._changes = 0
@@ -275,7 +278,12 @@ class Run:
                     async for result in batch:
                         await self._take(result)
                         self._record_limit(batch.limit_changes)
+                    await self._write_failures_that_waited()
                 self._usage = batch.usage
+                self._failed_deployments = {
+                    name: self._redactor.redact(why)
+                    for name, why in batch.failed_deployments.items()
+                }
                 await in_thread(self._journal.flush)
         except BaseException as error:  # noqa: BLE001 - raised by to_the_end, outside of the group
             self._failure = self._failure or error
@@ -320,8 +328,9 @@ class Run:
     ) -> bool:
         """Return True if a request has no result that a line could hold: the next run sends it.
 
-        What the account has done wrong is no failure of a request if it is everybody's. So the
-        lines of such failures wait until another request of the model succeeds that was sent later.
+        A fault of the account, and overload, are no failures of a request if they are everybody's.
+        So the lines of such failures wait until another request of the model succeeds that was sent
+        later. Of overload they are written at the end, too, unless the model was stopped.
         """
         error = result.exception
         model = result.request.model
@@ -333,15 +342,19 @@ class Run:
             return True
         if isinstance(error, NotSentError):
             self._blocked[model] = error
+            self._stopped.add(model)
             return True
-        failure = classify(error)
-        if self._fail_fast or not (failure.kind in _NOTHING_CAME or failure.kind == "account"):
+        kind = classify(error).kind
+        if self._fail_fast or not (kind in _NOTHING_CAME or kind in _MAY_BE_EVERYBODYS):
             return False
-        if failure.kind != "cooling_down" or model not in self._blocked:
+        if kind != "overloaded" and (kind != "cooling_down" or model not in self._blocked):
             self._blocked[model] = error  # a Router that pauses does not say why
-        waiting = self._account_failures[model]
-        if failure.kind == "account" and len(waiting) < _MOST_WITHOUT_A_LINE:
-            waiting.append((custom_id, result, returned))
+        waiting = self._waiting[model]
+        if kind in _MAY_BE_EVERYBODYS:
+            if len(waiting) < _MOST_WITHOUT_A_LINE:
+                waiting.append((custom_id, result, returned))
+            elif kind == "overloaded":
+                return False
         return True
 
     async def _got_through(self, model: str, began: float) -> None:
@@ -349,15 +362,22 @@ class Run:
 
         One that was sent before them says nothing: a key may have been refused meanwhile.
         """
-        waiting = self._account_failures.pop(model, [])
+        waiting = self._waiting.pop(model, [])
         for entry in waiting:
             _, failed, _ = entry
             if began < failed.started_at + failed.duration:
-                self._account_failures[model].append(entry)
+                self._waiting[model].append(entry)
             else:
                 await self._write(*entry)
-        if model not in self._account_failures:
+        if model not in self._waiting:
             self._blocked.pop(model, None)
+
+    async def _write_failures_that_waited(self) -> None:
+        for model, waiting in self._waiting.items():
+            if model not in self._stopped:
+                for entry in waiting:
+                    if classify(entry[1].exception).kind == "overloaded":
+                        await self._write(*entry)
 
     def _measured(
         self,
@@ -489,6 +509,7 @@ class Run:
                 model: blocked_message(model, error, self._redactor)
                 for model, error in self._blocked.items()
             },
+            failed_deployments=self._failed_deployments,
             input_error=self.input_error,
             finish_reasons=dict(self._finish_reasons.most_common()),
             without_text=self._without_text,

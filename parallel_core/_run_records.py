@@ -145,6 +145,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             more. Nothing that was not checked has been sent.
         blocked: why requests of a model could not get through, and where they were sent, by model:
             its key was refused, its credit is used up, its server is away. They are unfinished.
+        failed_deployments: why requests were sent past a deployment, by its id: its key was refused
+            or the like, and others of its model got them.
         finish_reasons: answers of this run by finish reason, the most frequent first. An answer
             with several choices counts once, by the worst: ``content_filter``, then ``length`` (it
             was cut at ``max_tokens``), then any other.
@@ -171,6 +173,7 @@ class RunSummary(msgspec.Struct, frozen=True):
     not_sorted: str | None = None
     input_error: str | None = None
     blocked: dict[str, str] = {}
+    failed_deployments: dict[str, str] = {}
     finish_reasons: dict[str, int] = {}
     without_text: int = 0
     final_failures: int = 0

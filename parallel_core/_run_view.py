@@ -508,6 +508,9 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
         row("final", "1 failure is final: it would fail again")
     elif summary.final_failures:
         row("final", f"{summary.final_failures:,} failures are final: they would fail again")
+    for why in summary.failed_deployments.values():
+        if why not in summary.blocked.values():
+            row("passed over", f"{why}; its requests went to other deployments")
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")

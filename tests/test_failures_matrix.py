@@ -306,3 +306,5 @@ def test_a_run_says_what_has_stopped_it(cell: Cell) -> None:
     assert f"{left:,}" in cell.said
     for model in ACCOUNT:
         assert model in cell.said
+    if cell.deployments > 1:
+        assert "passed over   the key of deployment openai/one_key" in cell.said

@@ -508,6 +508,25 @@ def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
     assert len(router.sent) < 100 + 60
 
 
+def test_what_waits_long_ends_when_its_model_is_stopped() -> None:
+    def answer(model: str, attempt: int) -> Exception:
+        return StatusError(401) if len(router.sent) > 1 else StatusError(429, retry_after="300")
+
+    router = FakeRouter(answer)
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(10)), concurrency=1, retry=Retry()
+        )
+        assert [classify_failure(r.exception).kind for r in results if r.exception] == [
+            "account"
+        ] * 10
+        assert trio.current_time() - began < 10
+
+    in_virtual_time(main)
+
+
 def failover_of_three() -> Failover:
     return Failover(lambda model: {"m": frozenset("abc")}.get(model, frozenset()), lambda *_: None)
 

@@ -1363,10 +1363,9 @@ def test_what_cannot_get_through_has_no_line_and_is_sent_by_the_next_run(
         )
         assert (summary.ending, summary.ok) == ("blocked", False)
         assert len(summary.blocked) == 1
-        assert summary.unfinished + summary.failed == 50
-        assert summary.failed <= len(sent) < 40
-        if how != "overloaded":  # some of those have been sent as often as they may
-            assert (tmp_path / "out.jsonl").read_text() == ""
+        assert (summary.unfinished, summary.failed) == (50, 0)
+        assert len(sent) < 40
+        assert (tmp_path / "out.jsonl").read_text() == ""
 
     in_virtual_time(main)
     provider = Provider()

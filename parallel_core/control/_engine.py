@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from parallel_core.progress import SupportsCounts
@@ -46,6 +46,10 @@ class Engine(SupportsCounts, Protocol):
 
     def look_again(self) -> None:
         """Requests that might not begin may now."""
+        ...
+
+    def bring_forward(self, indexes: Collection[int]) -> None:
+        """Send at once what waits to be sent again, of these requests."""
         ...
 
     def hurry(self) -> None:

@@ -46,6 +46,7 @@ class Composition:
     tally: UsageTally | None = None
     usage: Callable[[], Usage] = Usage
     limit_changes: Callable[[], list[LimitChange]] = list
+    failed_deployments: Callable[[], dict[str, str]] = dict
 
 
 def compose(
@@ -141,6 +142,7 @@ def compose(
     if retrying is not None:
         composition.call = retrying.wrap(composition.call)
         composition.attachments.append(retrying)
+        composition.failed_deployments = retrying.failed_deployments
     deadline = controls.get("deadline")
     if deadline is not None:
         control = Deadline(deadline, fail_fast=fail_fast, total=total)

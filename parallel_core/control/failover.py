@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from parallel_core.failures import Failure, FailureKind
-from parallel_core.failures.evidence import evidence_of
+from parallel_core.failures import Failure, FailureKind, describe, evidence_of
 
 _PAUSES: Mapping[FailureKind, float] = {"account": 60.0, "unreachable": 5.0}
 """Seconds for which no request is sent to a deployment that failed in this way. For other kinds the
@@ -23,6 +22,9 @@ class Failover:
     Args:
         deployments_of: returns the ids of the deployments of a model.
         without: returns a request that is not sent to these deployments.
+
+    Attributes:
+        at_fault: why a deployment was passed over whose account is at fault, by its id.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Failover:
         without: Callable[[Any, Set[str]], Any],
     ) -> None:
         self.without = without
+        self.at_fault: dict[str, str] = {}
         self._deployments_of = deployments_of
         self._known: dict[str, Set[str]] = {}
         self._paused_until: dict[str, float] = {}
@@ -38,8 +41,14 @@ class Failover:
     def failed(self, model: str | None, failure: Failure, error: Exception, now: float) -> str:
         """Note a failure; return the id of the deployment that it is of, empty if not known."""
         deployment: object = evidence_of(error).attribute("failed_deployment_id")
-        if not isinstance(deployment, str) or deployment not in self._all_of(model):
+        if (
+            model is None
+            or not isinstance(deployment, str)
+            or deployment not in self._all_of(model)
+        ):
             return ""  # a deployment of a fallback is another model's
+        if failure.kind == "account" and deployment not in self.at_fault:
+            self.at_fault[deployment] = describe(model, error)
         pause = max(_PAUSES.get(failure.kind, 0.0), failure.retry_after or 0.0)
         if pause:
             until = max(self._paused_until.get(deployment, 0.0), now + pause)

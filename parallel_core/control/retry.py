@@ -352,6 +352,10 @@ class Retrying:
         due = (attempts.due for attempts in waiting if attempts.due is not None)
         return None if gate.in_flight else min(due, default=None)
 
+    def failed_deployments(self) -> dict[str, str]:
+        """Return why requests were sent past a deployment, by its id."""
+        return {} if self._failover is None else dict(self._failover.at_fault)
+
     def failed_attempts(self, index: int) -> int:
         """Return how often a request has failed so far."""
         attempts = self._attempts.get(index)
@@ -398,13 +402,19 @@ class Retrying:
             finally:
                 gate.in_flight -= 1
                 if gate.doomed is not None:
-                    self.let_go(model)
+                    self._stop(model)
                 if gate.draining and not gate.in_flight:
                     self._hold(model, gate, None)
                 self._look_again(model, gate)
             return value
 
         return attempt
+
+    def _stop(self, model: str | None) -> None:
+        """Let nothing wait for a model whose requests are not sent any more."""
+        self.let_go(model)
+        waiting = {index for index, one in self._attempts.items() if one.model == model}
+        self._engine.bring_forward(waiting)
 
     def _after(
         self, index: int, item: Any, gate: _Gate, error: Exception, began: float

@@ -14,6 +14,7 @@ from .table import (
     classify,
     classify_evidence,
 )
+from .wording import describe
 
 __all__ = [
     "CODES",
@@ -30,5 +31,6 @@ __all__ = [
     "classify_evidence",
     "classify_line",
     "code_of_class",
+    "describe",
     "evidence_of",
 ]
