@@ -19,6 +19,7 @@ MOST_IN_VAIN = 2 * CONCURRENCY + 4
 TROUBLE = {
     "dead": Trouble("overloaded", key="sk-dead"),
     "hangs": Trouble("hang", key="sk-hangs"),
+    "busy": Trouble("bad_key", key="sk-busy"),
     "order": Trouble("bad_key", key="sk-order"),
     "fallback": Trouble("rate_limited", key="sk-fallback", retry_after=30),
 }
@@ -44,7 +45,7 @@ def deployments(server: DemoServerThread, case: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("host", ASYNCIO_HOSTS[:1], ids=lambda host: host.name)
 def test_a_deployment_that_fails_all_its_calls_is_hardly_asked(host: Host) -> None:
-    trouble = list(TROUBLE.values())
+    trouble = [*TROUBLE.values(), Trouble("unavailable", key="sk-busy-2", count=8)]
     settings = DemoServerSettings(latency_median=0.01, latency_sigma=0.0, trouble=trouble)
     with DemoServerThread(settings) as server:
         results = dict[str, list[Any]]()

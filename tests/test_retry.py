@@ -545,6 +545,17 @@ def test_a_deployment_that_fails_in_a_row_is_asked_by_one_request_at_a_time() ->
     assert passed_over(now + 1, 4) == set()
 
 
+def test_a_refused_key_beside_a_busy_deployment() -> None:
+    failover = failover_of_three()
+    refused, busy = failed_on("a", 401), failed_on("b", 429, retry_after="30")
+    for error in (refused, failed_on("c", 401)):
+        failover.failed("m", classify_failure(error), error, 0.0)
+    assert failover.may_come_back("m") is None
+    failover.failed("m", classify_failure(busy), busy, 0.0)
+    assert failover.may_come_back("m") == (classify_failure(busy), busy)
+    assert failover.passed_over("m", frozenset(), 1.0) == {"a", "c"}  # all pause
+
+
 def failover_end(failover: Failover) -> float:
     """Return when a deployment is asked again, in whole seconds."""
     return next(float(at) for at in range(10_000) if not failover.passed_over("m", set(), at, None))

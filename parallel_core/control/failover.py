@@ -43,6 +43,7 @@ class _Deployment:
         paused_until: the time.
         last_failed: the time.
         prober: index of the request that finds out whether it is back.
+        cause: the last failure that came out of the Router, and its error.
     """
 
     row: int = 0
@@ -50,6 +51,7 @@ class _Deployment:
     paused_until: float = -math.inf
     last_failed: float = -math.inf
     prober: int | None = None
+    cause: tuple[Failure, Exception] | None = None
 
     def failed(self, least: float, now: float) -> None:
         self.row += 1
@@ -64,6 +66,7 @@ class _Deployment:
 
     def got_through(self, began: float) -> None:
         self.row = self.pauses = 0
+        self.cause = None
         if began >= self.last_failed:
             self.paused_until = -math.inf
 
@@ -111,6 +114,7 @@ class Failover:
         if failure.kind not in _NOT_OF_THE_DEPLOYMENT:
             state = self._failing.setdefault(deployment, _Deployment())
             state.failed(max(_PAUSES.get(failure.kind, 0.0), failure.retry_after or 0.0), now)
+            state.cause = failure, error
         return deployment
 
     def got_through(
@@ -157,7 +161,24 @@ class Failover:
         for unwanted in (tried | resting, resting):
             if deployments - unwanted:
                 return deployments & unwanted
-        return resting if model is not None and self._falls_back(model) else frozenset()
+        if model is not None and self._falls_back(model):
+            return resting
+        dead = {one for one in resting if self._is_dead(one)}
+        return dead if deployments - dead else frozenset()
+
+    def may_come_back(self, model: str | None) -> tuple[Failure, Exception] | None:
+        """Return a failure of a deployment of a model that may pass; None if there is none."""
+        states = (self._failing.get(one) for one in self._all_of(model))
+        causes = (state.cause for state in states if state is not None and state.cause is not None)
+        return next((cause for cause in causes if cause[0].may_pass), None)
+
+    def _is_dead(self, deployment: str) -> bool:
+        cause = self._failing[deployment].cause
+        return cause is not None and cause[0].kind == "account"
+
+    def end(self) -> None:
+        """Forget what has failed: errors keep what their calls had."""
+        self._failing.clear()
 
     def ended(self, index: int) -> None:
         """An attempt of this request has ended."""

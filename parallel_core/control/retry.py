@@ -302,6 +302,8 @@ class Retrying:
     def end(self) -> None:
         self._gates.clear()  # they keep errors, whose tracebacks keep what calls had
         self._attempts.clear()
+        if self._failover is not None:
+            self._failover.end()
 
     def allowed(self, model: Hashable) -> float:
         """Return the calls of a model that may be in flight."""
@@ -416,6 +418,9 @@ class Retrying:
             self._attempts[index] = attempts  # it is the deployment's, and none of the model
             return TryAgainLater(error, 0.0)
         attempts.failed += not elsewhere
+        if failure.kind == "account" and self._failover is not None:
+            # One key is refused, and the others are busy: they will answer.
+            failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
         cause = error
         if failure.kind == "cooling_down" and gate.paused_by_account:
             # The Router only says that it pauses; why it does is what matters.
