@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import sys
 import uuid
 from collections.abc import (
@@ -27,7 +28,7 @@ from .control._checks import checked_number
 from .control.failover import Failover
 from .control.retry import RouterTraits
 from .errors import InvalidRequestError
-from .types import RouterParallelRequest, SupportsAcompletion
+from .types import RouterParallelRequest, StreamedResponse, SupportsAcompletion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -264,19 +265,38 @@ def router_traits(router: object) -> RouterTraits:
     """Return what a batch that sends requests again must know of its Router."""
     itself = behind(router)
 
-    def deployments_of(model: str) -> frozenset[str]:
-        found: list[Mapping[str, Any]] = deployments_for(itself, model)
-        infos: list[Mapping[str, Any]] = [one.get("model_info") or {} for one in found]
-        return frozenset(info["id"] for info in infos if "id" in info)
+    def deployments_of(model: str) -> dict[str, float]:
+        orders: dict[str, float] = {}
+        for one in deployments_for(itself, model):
+            order: object = one["litellm_params"].get("order")
+            if "id" in (info := one.get("model_info") or {}):
+                orders[info["id"]] = order if isinstance(order, int) else math.inf
+        return orders
+
+    def falls_back(model: str) -> bool:
+        return any(model in one or "*" in one for one in setting(itself, "fallbacks") or ())
 
     number = setting(itself, "num_retries")
     retries = number if type(number) is int and number > 0 else 0
     return RouterTraits(
         is_router=hasattr(router, "acompletion"),
         server_errors=1 + retries,
-        failover=Failover(deployments_of, _without_deployments),
+        failover=Failover(deployments_of, _without_deployments, _answered_by, falls_back),
         endpoint_of=functools.partial(endpoint_of, router),
     )
+
+
+def _answered_by(value: object) -> tuple[str, bool]:
+    """Return the id of the deployment that gave an answer, and True if another one had failed."""
+    response = value.response if isinstance(value, StreamedResponse) else value
+    hidden: object = getattr(response, "_hidden_params", None)
+    if not isinstance(hidden, Mapping):
+        return "", False
+    told = cast("Mapping[str, Any]", hidden)
+    deployment: object = told.get("model_id")
+    headers: Mapping[str, Any] = told.get("additional_headers") or {}
+    fell_back = bool(headers.get("x-litellm-attempted-fallbacks"))
+    return (deployment, fell_back) if isinstance(deployment, str) else ("", False)
 
 
 def _without_deployments(request: RouterParallelRequest, ids: Set[str]) -> RouterParallelRequest:

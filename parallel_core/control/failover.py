@@ -1,12 +1,15 @@
 """Send a request that failed on one deployment to another one of its model, at once.
 
 A Router does that by letting a deployment pause, and when all of them pause its calls fail within
-milliseconds. Here the last one that is left is never passed over.
+milliseconds. Here the last one that is left is never passed over, unless the Router falls back from
+it to another model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 from parallel_core.failures import Failure, FailureKind, describe, evidence_of
@@ -15,13 +18,74 @@ _PAUSES: Mapping[FailureKind, float] = {"account": 60.0, "unreachable": 5.0}
 """Seconds for which no request is sent to a deployment that failed in this way. For other kinds the
 deployment pauses for as long as the provider asks, and only the request itself goes elsewhere."""
 
+_NOT_OF_THE_DEPLOYMENT: Set[FailureKind] = frozenset(("request", "local", "cooling_down"))
+# Failures of a deployment without a success between, whatever they are, after which it pauses.
+_FAILURES_IN_A_ROW = 3
+_LONGEST_PAUSE = 60.0
+
+
+def _answered_by_nobody(value: Any) -> tuple[str, bool]:
+    return "", False
+
+
+def _has_no_fallback(model: str) -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class _Deployment:
+    """What is known of a deployment that has failed.
+
+    Attributes:
+        row: failures since the last success.
+        pauses: pauses since the last success, which grow.
+        paused_until: the time.
+        last_failed: the time.
+        prober: index of the request that finds out whether it is back.
+        cause: the last failure that came out of the Router, and its error.
+    """
+
+    row: int = 0
+    pauses: int = 0
+    paused_until: float = -math.inf
+    last_failed: float = -math.inf
+    prober: int | None = None
+    cause: tuple[Failure, Exception] | None = None
+
+    def failed(self, least: float, now: float) -> None:
+        self.row += 1
+        self.last_failed = now
+        pause = least
+        if self.row >= _FAILURES_IN_A_ROW:
+            if now >= self.paused_until:  # not one of several calls that began together
+                self.pauses += 1
+            pause = max(pause, min(2.0 ** (self.pauses - 1), _LONGEST_PAUSE))
+        if pause:
+            self.paused_until = max(self.paused_until, now + pause)
+
+    def got_through(self, began: float) -> None:
+        self.row = self.pauses = 0
+        self.cause = None
+        if began >= self.last_failed:
+            self.paused_until = -math.inf
+
+    def rests(self, now: float, index: int | None) -> bool:
+        """Return True if a request is not to be sent to it."""
+        if now < self.paused_until:
+            return True
+        return self.row >= _FAILURES_IN_A_ROW and self.prober not in (None, index)
+
 
 class Failover:
     """Knows which deployments of a model are not to be asked now.
 
     Args:
-        deployments_of: returns the ids of the deployments of a model.
+        deployments_of: returns the ids of the deployments of a model, each with its order: the
+            Router asks those of a higher one when those of a lower one have failed.
         without: returns a request that is not sent to these deployments.
+        answered_by: returns the id of the deployment that gave an answer, empty if not known, and
+            True if the Router has fallen back to it after another one has failed.
+        falls_back: returns True if the Router asks another model when one has no deployment left.
 
     Attributes:
         at_fault: why a deployment was passed over whose account is at fault, by its id.
@@ -29,14 +93,18 @@ class Failover:
 
     def __init__(
         self,
-        deployments_of: Callable[[str], Set[str]],
+        deployments_of: Callable[[str], Mapping[str, float]],
         without: Callable[[Any, Set[str]], Any],
+        answered_by: Callable[[Any], tuple[str, bool]] = _answered_by_nobody,
+        falls_back: Callable[[str], bool] = _has_no_fallback,
     ) -> None:
         self.without = without
         self.at_fault: dict[str, str] = {}
         self._deployments_of = deployments_of
-        self._known: dict[str, Set[str]] = {}
-        self._paused_until: dict[str, float] = {}
+        self._answered_by = answered_by
+        self._falls_back = falls_back
+        self._known: dict[str, Mapping[str, float]] = {}
+        self._failing: dict[str, _Deployment] = {}
 
     def failed(self, model: str | None, failure: Failure, error: Exception, now: float) -> str:
         """Note a failure; return the id of the deployment that it is of, empty if not known."""
@@ -46,39 +114,96 @@ class Failover:
             or not isinstance(deployment, str)
             or deployment not in self._all_of(model)
         ):
+            if deployment is None and failure.kind == "timeout":
+                # Any of them may be the one that hangs; those that answer do not stay suspected.
+                self._suspect(self._all_of(model).keys() - self._resting(model, now, None), now)
             return ""  # a deployment of a fallback is another model's
         if failure.kind == "account" and deployment not in self.at_fault:
             self.at_fault[deployment] = describe(model, error)
-        pause = max(_PAUSES.get(failure.kind, 0.0), failure.retry_after or 0.0)
-        if pause:
-            until = max(self._paused_until.get(deployment, 0.0), now + pause)
-            self._paused_until[deployment] = until
+        if failure.kind not in _NOT_OF_THE_DEPLOYMENT:
+            state = self._failing.setdefault(deployment, _Deployment())
+            state.failed(max(_PAUSES.get(failure.kind, 0.0), failure.retry_after or 0.0), now)
+            state.cause = failure, error
         return deployment
+
+    def got_through(
+        self, model: str | None, value: Any, passed_over: Set[str], began: float, now: float
+    ) -> None:
+        """Note an answer to a request that was not to be sent to ``passed_over``."""
+        deployment, fell_back = self._answered_by(value)
+        # Where it is not known, it may have been any of those that it could go to.
+        may_have_answered = {deployment} if deployment else self._all_of(model).keys() - passed_over
+        for one in may_have_answered & self._failing.keys():
+            self._failing[one].got_through(began)
+        if fell_back:  # the failures of those that were asked before do not come out of the Router
+            deployments = self._all_of(model)
+            order = deployments.get(deployment, math.inf)
+            is_another_models = deployment not in deployments
+            asked = (one for one in deployments if is_another_models or deployments[one] < order)
+            self._suspect(set(asked) - passed_over, now)
+
+    def _suspect(self, deployments: Iterable[str], now: float) -> None:
+        for deployment in deployments:
+            self._failing.setdefault(deployment, _Deployment()).failed(0.0, now)
 
     def is_one_left(self, model: str | None, tried: Set[str], now: float) -> bool:
         """Return True if there is a deployment that a request has not tried, and may ask now."""
-        return bool(self._all_of(model) - tried - self._paused(now))
+        return bool(self._all_of(model).keys() - tried - self._resting(model, now, None))
 
-    def passed_over(self, model: str | None, tried: Set[str], now: float) -> Set[str]:
-        """Return the ids of deployments that a request is not to be sent to: never all of them."""
-        if not tried and not self._paused_until:
+    def passed_over(
+        self, model: str | None, tried: Set[str], now: float, index: int | None = None
+    ) -> Set[str]:
+        """Return the ids of deployments that a request is not to be sent to: never all of them,
+        unless the Router falls back.
+
+        Args:
+            index: of the request; :meth:`ended` is to be called when its attempt has ended.
+        """
+        if not tried and not self._failing:
             return frozenset()
-        deployments, paused = self._all_of(model), self._paused(now)
-        for unwanted in (tried | paused, paused):
+        deployments = self._all_of(model).keys()
+        resting = self._resting(model, now, index)
+        for deployment in deployments - resting - tried:
+            state = self._failing.get(deployment)
+            if state is not None and state.row >= _FAILURES_IN_A_ROW:
+                state.prober = index
+        for unwanted in (tried | resting, resting):
             if deployments - unwanted:
                 return deployments & unwanted
-        return frozenset()
+        if model is not None and self._falls_back(model):
+            return resting
+        dead = {one for one in resting if self._is_dead(one)}
+        return dead if deployments - dead else frozenset()
 
-    def _paused(self, now: float) -> Set[str]:
-        if not self._paused_until:
+    def may_come_back(self, model: str | None) -> tuple[Failure, Exception] | None:
+        """Return a failure of a deployment of a model that may pass; None if there is none."""
+        states = (self._failing.get(one) for one in self._all_of(model))
+        causes = (state.cause for state in states if state is not None and state.cause is not None)
+        return next((cause for cause in causes if cause[0].may_pass), None)
+
+    def _is_dead(self, deployment: str) -> bool:
+        cause = self._failing[deployment].cause
+        return cause is not None and cause[0].kind == "account"
+
+    def end(self) -> None:
+        """Forget what has failed: errors keep what their calls had."""
+        self._failing.clear()
+
+    def ended(self, index: int) -> None:
+        """An attempt of this request has ended."""
+        for state in self._failing.values():
+            if state.prober == index:
+                state.prober = None
+
+    def _resting(self, model: str | None, now: float, index: int | None) -> Set[str]:
+        if not self._failing:
             return frozenset()
-        for deployment in [one for one, until in self._paused_until.items() if until <= now]:
-            del self._paused_until[deployment]
-        return self._paused_until.keys()
+        states = ((one, self._failing.get(one)) for one in self._all_of(model))
+        return {one for one, state in states if state is not None and state.rests(now, index)}
 
-    def _all_of(self, model: str | None) -> Set[str]:
+    def _all_of(self, model: str | None) -> Mapping[str, float]:
         if model is None:
-            return frozenset()
+            return {}
         known = self._known.get(model)
         if known is None:
             known = self._known[model] = self._deployments_of(model)

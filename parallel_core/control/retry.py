@@ -310,6 +310,8 @@ class Retrying:
     def end(self) -> None:
         self._gates.clear()  # they keep errors, whose tracebacks keep what calls had
         self._attempts.clear()
+        if self._failover is not None:
+            self._failover.end()
 
     def allowed(self, model: Hashable) -> float:
         """Return the calls of a model that may be in flight."""
@@ -390,10 +392,14 @@ class Retrying:
             if attempts is not None:
                 attempts.due = None
             gate.in_flight += 1
+            passed_over = self._passed_over(index, model, began)
             try:
-                value = await call(index, self._for_the_right_deployment(index, item, model, began))
+                value = await call(index, self._without(item, passed_over))
                 self._attempts.pop(index, None)
-                gate.got_through(began, self._engine.current_time())
+                now = self._engine.current_time()
+                gate.got_through(began, now)
+                if self._failover is not None:
+                    self._failover.got_through(model, value, passed_over, began, now)
             except Exception as error:
                 then = self._after(index, item, gate, error, began)
                 if then is error:
@@ -401,6 +407,8 @@ class Retrying:
                 raise then from then.__cause__
             finally:
                 gate.in_flight -= 1
+                if self._failover is not None:
+                    self._failover.ended(index)
                 if gate.doomed is not None:
                     self._stop(model)
                 if gate.draining and not gate.in_flight:
@@ -424,11 +432,15 @@ class Retrying:
         failure = classify(error)
         attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
         attempts.sent += 1
+        attempts.timeouts += failure.kind == "timeout"
         elsewhere = self._goes_elsewhere(item, failure, error, attempts, now)
         if elsewhere and failure.kind == "account":
             self._attempts[index] = attempts  # it is the deployment's, and none of the model
             return TryAgainLater(error, 0.0)
         attempts.failed += not elsewhere
+        if failure.kind == "account" and self._failover is not None:
+            # One key is refused, and the others are busy: they will answer.
+            failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
         cause = error
         if failure.kind == "cooling_down" and gate.paused_by_account:
             # The Router only says that it pauses; why it does is what matters.
@@ -454,34 +466,37 @@ class Retrying:
         self._attempts[index] = attempts
         return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
 
-    def _for_the_right_deployment(
-        self, index: int, item: Any, model: str | None, now: float
-    ) -> Any:
+    def _passed_over(self, index: int, model: str | None, now: float) -> Set[str]:
         if self._failover is None:
-            return item
+            return frozenset()
         attempts = self._attempts.get(index)
         tried: Set[str] = frozenset() if attempts is None else attempts.tried
-        passed_over = self._failover.passed_over(model, tried, now)
-        return self._failover.without(item, passed_over) if passed_over else item
+        return self._failover.passed_over(model, tried, now, index)
+
+    def _without(self, item: Any, deployments: Set[str]) -> Any:
+        if self._failover is None or not deployments:
+            return item
+        return self._failover.without(item, deployments)
 
     def _goes_elsewhere(
         self, item: Any, failure: Failure, error: Exception, attempts: _Attempts, now: float
     ) -> bool:
         """Return True if another deployment of the model is left for a request that failed."""
-        if self._failover is None or isinstance(error, _NOT_AGAIN):
+        if self._failover is None:
             return False
         model = self._model_of(item)
         deployment = self._failover.failed(model, failure, error, now)
-        if not deployment:
+        if not deployment or isinstance(error, _NOT_AGAIN):
             return False
         attempts.tried.add(deployment)
-        is_this_request = failure.kind in ("request", "answer", "timeout") or (
+        is_this_request = failure.kind in ("request", "answer") or (
             failure.kind == "unknown" and (failure.status_code or 0) < 500
         )
+        if failure.kind == "timeout":
+            is_this_request = attempts.timeouts >= _TIMEOUTS
         if not is_this_request and self._failover.is_one_left(model, attempts.tried, now):
             return True
-        if failure.kind != "timeout":
-            attempts.tried.clear()
+        attempts.tried.clear()
         return False
 
     def _wait(
@@ -503,10 +518,9 @@ class Retrying:
             most = min(most, self._server_errors)
         if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
-        if failure.kind == "timeout":
-            attempts.timeouts += 1
-            if attempts.timeouts >= _TIMEOUTS or gate.last_success < began:
-                return None
+        is_spent = attempts.timeouts >= _TIMEOUTS or gate.last_success < began
+        if failure.kind == "timeout" and is_spent:
+            return None
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:
             wait = failure.retry_after

@@ -142,6 +142,8 @@ def classify_evidence(evidence: Evidence) -> Failure:
         earlier = classify(evidence.chain[1])
         if earlier.kind == "account":
             return earlier  # the Router only says that it pauses; this is why
+    if row.kind not in MAY_PASS and _fallback_may_pass(evidence):
+        return Failure("overloaded", "the model's fallback is overloaded or away", None, row.sent)
     status = evidence.answer_status
     reason = row.reason + _named(evidence, status)
     # litellm raises this when a stream fails that has given text already.
@@ -154,6 +156,14 @@ class _Row(msgspec.Struct, frozen=True):
     sent: bool | None
     reason: str
     fits: Callable[[Evidence], bool]
+
+
+def _fallback_may_pass(evidence: Evidence) -> bool:
+    """Return True if the Router raises a model's failure, and its fallback failed as well, in a way
+    that may pass: it says so in the message alone."""
+    if type(evidence.exception).__module__ != "litellm.exceptions":
+        return False
+    return _FALLBACK_MAY_PASS.search(str(evidence.exception)) is not None
 
 
 def _named(evidence: Evidence, status: int | None) -> str:
@@ -267,6 +277,12 @@ _RESET_CLASSES = (
 _TIMEOUT_CLASSES = ("Timeout", "TimeoutError", "TimeoutException", "APITimeoutError")
 _CONNECTION_CLASSES = ("APIConnectionError", "ClientError", "ConnectionError", "TransportError")
 _COOLDOWN_CLASSES = ("RouterRateLimitError", "RouterRateLimitErrorBasic")
+_FALLBACK_MAY_PASS = re.compile(
+    r"\n\nLiteLLM: model group .*Fallback to .{1,200}? also failed: litellm\.(?:\w+\.)*"
+    r"(?:RateLimitError|ServiceUnavailableError|BadGatewayError|APIConnectionError"
+    r"|RouterRateLimitError)\b(?!.*(?:insufficient_quota|current quota))",
+    re.DOTALL,
+)
 _NO_CREDIT = _says(
     "insufficient_quota",
     "exceeded your current quota, please check your plan",
