@@ -269,7 +269,8 @@ def router_traits(router: object) -> RouterTraits:
         orders: dict[str, float] = {}
         for one in deployments_for(itself, model):
             order: object = one["litellm_params"].get("order")
-            if "id" in (info := one.get("model_info") or {}):
+            info: Mapping[str, Any] = one.get("model_info") or {}
+            if "id" in info:
                 orders[info["id"]] = order if isinstance(order, int) else math.inf
         return orders
 
