@@ -110,7 +110,8 @@ class Cell:
             return {
                 "model": f"openai/{model}",
                 "api_base": server.url,
-                "api_key": f"sk-{model}-{number}",
+                # litellm keeps 200 clients, and leaves those open that it drops.
+                "api_key": f"sk-one_key-{number}" if model == "one_key" else f"sk-{number}",
                 **CASES[model].deployment,
             }
 
