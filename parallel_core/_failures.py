@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from .errors import StreamInterruptedError
+from .errors import StreamInterruptedError, text_of
 from .failures import (
     CODES,
     MISSING_DEPENDENCY,
@@ -81,7 +81,7 @@ def error_name(exception: Exception) -> str:
 
 def _message_of(exception: BaseException) -> str:
     message: Any = getattr(exception, "message", None)
-    text = message if isinstance(message, str) and message else str(exception)
+    text = message if isinstance(message, str) and message else text_of(exception)
     return text.partition(_TAIL_OF_LITELLM)[0] or type(exception).__name__
 
 

@@ -28,6 +28,7 @@ from parallel_core.errors import (
     StoppedError,
     StreamInterruptedError,
     StreamStalledError,
+    text_of,
 )
 
 from .evidence import Evidence, class_names, evidence_of
@@ -163,7 +164,7 @@ def _fallback_may_pass(evidence: Evidence) -> bool:
     that may pass: it says so in the message alone."""
     if type(evidence.exception).__module__ != "litellm.exceptions":
         return False
-    return _FALLBACK_MAY_PASS.search(str(evidence.exception)) is not None
+    return _FALLBACK_MAY_PASS.search(text_of(evidence.exception)) is not None
 
 
 def _named(evidence: Evidence, status: int | None) -> str:
