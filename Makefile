@@ -71,6 +71,7 @@ bench-smoke: .venv-bench/installed
 	$(BENCH)/python -m benchmarks --smoke --json build/smoke.json --plot build/smoke
 	$(BENCH)/python -m benchmarks.adaptive --smoke --plot build/smoke
 	$(BENCH)/python -m benchmarks.hedging --smoke
+	$(BENCH)/python -m benchmarks.overload --smoke
 	$(BENCH)/python -m benchmarks.streams --smoke
 	$(BENCH)/python -m benchmarks.journal --smoke
 	$(BENCH)/python -m benchmarks.run_file --smoke
