@@ -463,6 +463,29 @@ def test_waits_without_a_told_one_double() -> None:
         assert 2**number <= after - before <= 2**number * 1.25 + 0.1
 
 
+def test_waits_hardly_grow_while_most_attempts_get_through() -> None:
+    router = FakeRouter(lambda *_: None)
+    times = list[float]()
+
+    async def acompletion(model: str, messages: list[Any], **kwargs: Any) -> Any:
+        if messages[0]["content"] != "m 150":
+            return await router.acompletion(model, messages, **kwargs)
+        times.append(trio.current_time())
+        if len(times) <= 5:
+            raise StatusError(429)
+        return {"choices": []}
+
+    async def main() -> None:
+        results = await parallel_core.parallel_acompletions(
+            acompletion, list(requests(400)), concurrency=8, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    assert len(times) == 6
+    assert times[-1] - times[0] < 16  # with waits for a slot; 31 and more where they double
+
+
 def test_a_gate_opens_although_the_last_call_in_flight_says_nothing() -> None:
     """The server is away; the only call that was under way ends in an error of its own."""
 

@@ -1342,7 +1342,7 @@ def test_the_run_is_public() -> None:
     assert parallel_core.run_file is run_file
 
 
-@pytest.mark.parametrize("how", ["wrong key", "away", "overloaded"])
+@pytest.mark.parametrize("how", ["wrong key", "away", "overloaded", "overloaded for long"])
 def test_what_cannot_get_through_has_no_line_and_is_sent_by_the_next_run(
     how: str, tmp_path: Path
 ) -> None:
@@ -1352,6 +1352,9 @@ def test_what_cannot_get_through_has_no_line_and_is_sent_by_the_next_run(
     class StatusError(Exception):
         status_code = 401 if how == "wrong key" else 429
         body: ClassVar = {"error": {"message": "no"}}
+        litellm_response_headers: ClassVar = (
+            {"retry-after": "1000"} if how == "overloaded for long" else {}
+        )
 
     async def refuse(**arguments: Any) -> Any:
         sent.append(arguments["model"])

@@ -88,7 +88,7 @@ class Failover:
         falls_back: returns True if the Router asks another model when one has no deployment left.
 
     Attributes:
-        at_fault: why a deployment was passed over whose account is at fault, by its id.
+        failed_deployments: why a deployment was passed over whose account is at fault, by its id.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Failover:
         falls_back: Callable[[str], bool] = _has_no_fallback,
     ) -> None:
         self.without = without
-        self.at_fault: dict[str, str] = {}
+        self.failed_deployments: dict[str, str] = {}
         self._deployments_of = deployments_of
         self._answered_by = answered_by
         self._falls_back = falls_back
@@ -118,8 +118,8 @@ class Failover:
                 # Any of them may be the one that hangs; those that answer do not stay suspected.
                 self._suspect(self._all_of(model).keys() - self._resting(model, now, None), now)
             return ""  # a deployment of a fallback is another model's
-        if failure.kind == "account" and deployment not in self.at_fault:
-            self.at_fault[deployment] = describe(model, error)
+        if failure.kind == "account" and deployment not in self.failed_deployments:
+            self.failed_deployments[deployment] = describe(model, error)
         if failure.kind not in _NOT_OF_THE_DEPLOYMENT:
             state = self._failing.setdefault(deployment, _Deployment())
             state.failed(max(_PAUSES.get(failure.kind, 0.0), failure.retry_after or 0.0), now)

@@ -356,7 +356,7 @@ class Retrying:
 
     def failed_deployments(self) -> dict[str, str]:
         """Return why requests were sent past a deployment, by its id."""
-        return {} if self._failover is None else dict(self._failover.at_fault)
+        return {} if self._failover is None else dict(self._failover.failed_deployments)
 
     def failed_attempts(self, index: int) -> int:
         """Return how often a request has failed so far."""
