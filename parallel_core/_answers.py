@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from .control._call import Call
 from .control._metering import ItemMeter, RouterMeter
 from .errors import EmptyResponseError, text_of
+from .failures.evidence import WITHOUT_CHOICES
 from .types import RouterParallelRequest, StreamedResponse
 
 CUT, FILTERED = "length", "content_filter"
@@ -21,11 +22,6 @@ OTHER_REASONS = "another reason"
 # What a message may have instead of a text.
 _INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
 _MISSING = object()
-# What litellm raises for an answer whose body has no list of choices.
-_WITHOUT_CHOICES = (
-    "provider returned a response with no 'choices'",
-    "provider returned 'choices' that is not a list",
-)
 
 
 class Finish(NamedTuple):
@@ -95,7 +91,7 @@ def require_choices(call: Call, meter: RouterMeter | ItemMeter) -> Call:
         try:
             value = await call(index, request)
         except Exception as error:
-            if any(text in text_of(error) for text in _WITHOUT_CHOICES):
+            if any(text in text_of(error) for text in WITHOUT_CHOICES):
                 raise EmptyResponseError(index, request.model) from error
             raise
         response = value.response if type(value) is StreamedResponse else value

@@ -35,11 +35,21 @@ _GARBAGE_CLASSES = frozenset(
         "ValidationError",
     )
 )
+WITHOUT_CHOICES = (
+    "provider returned a response with no 'choices'",
+    "provider returned 'choices' that is not a list",
+)
+"""What litellm raises for an answer whose body has no list of choices."""
 # How litellm describes an answer of status 200 that it cannot read. It gives it status 500.
 _UNREADABLE = re.compile(
-    r"empty or invalid response from llm endpoint|unable to get json response"
-    r"|invalid response object|provider returned a response with no 'choices'"
-    r"|provider returned 'choices' that is not a list"
+    "|".join(
+        (
+            "empty or invalid response from llm endpoint",
+            "unable to get json response",
+            "invalid response object",
+            *WITHOUT_CHOICES,
+        )
+    )
 )
 _JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{1,63}")
