@@ -74,4 +74,4 @@ def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> Non
         host.run(main)
         gc.collect()
     left = [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)]
-    assert left == []
+    assert not left, "\n".join(left)
