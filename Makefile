@@ -37,7 +37,7 @@ TEST_OPTIONS ?=
 test: .venv/installed
 	$(BIN)/pytest $(TEST_OPTIONS)
 
-RAY_TESTS := tests/test_ray_engine.py tests/test_run_workers.py
+RAY_TESTS := tests/ray_engine/test_ray_engine.py tests/cli/test_run_workers.py
 test-ray: .venv/installed
 	$(BIN)/pytest $(RAY_TESTS)
 

@@ -16,8 +16,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 # The benchmarks lie beside the tests. At the end, for the package is imported as it is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-import hosts
 import parallel_core
+from helpers import hosts
 
 
 def pytest_configure() -> None:

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from helpers.process_trees import still_running, workers_of
 from parallel_core.run_statistics import RunPaths
-from process_trees import still_running, workers_of
 
 GROUP = 32  # results that the journal writes at once
 PATIENCE = 120.0  # seconds for what must come

@@ -1,0 +1,311 @@
+"""Each kind of failure on each way to send, through a Router as it comes, over HTTP.
+
+A cell of the matrix is a way, a concurrency and a number of deployments. The trouble of a cell
+happens to all of its models at once, and those of one way run at the same time: the tests look at
+what has become of each model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import anyio
+import pytest
+
+import parallel_core
+from helpers.forked_processes import ForkedProcesses
+from helpers.hosts import ASYNCIO_HOSTS, Host
+from helpers.routers import run_with_routers
+from parallel_core import classify_failure
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
+
+IN_FLIGHT = {"fixed": 8, "auto": 20}  # calls, at most; of auto what it has in these few seconds
+SHORTEST_TIMEOUT = 2.0  # seconds, of the deployments of a model that hangs
+DOOMED = 30  # requests of a model whose account is at fault
+
+
+@dataclass(frozen=True)
+class Case:
+    """What happens to a model, and what must become of its requests.
+
+    Attributes:
+        kind: of the failures that are left.
+        failures: requests that fail.
+        resent: attempts beyond one for each request.
+    """
+
+    trouble: Trouble | None
+    requests: int = 6
+    kind: str | None = None
+    failures: int = 0
+    resent: int = 0
+    deployment: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+CASES: dict[str, Case] = {
+    "calm": Case(None),
+    # It passes.
+    "told": Case(Trouble("rate_limited", count=3, retry_after=0.3), resent=3),
+    "gemini": Case(Trouble("gemini_quota", count=3, retry_after=0.3), resent=3),
+    "anthropic": Case(Trouble("overloaded", count=3), resent=3),
+    "page": Case(Trouble("bad_gateway", count=3), resent=3),
+    "broken": Case(Trouble("server_error", count=1), resent=1),
+    "reset": Case(Trouble("reset", count=2), resent=2),
+    "slow": Case(Trouble("hang", count=1), resent=1, deployment={"timeout": SHORTEST_TIMEOUT}),
+    "away": Case(Trouble("away", after=2, seconds=1.0)),  # on a server of its own
+    # It is the request's own fault, or the answer's.
+    "empty": Case(Trouble("empty", count=1), kind="answer", failures=1),
+    "garbage": Case(Trouble("invalid_json", count=1), kind="answer", failures=1),
+    "large": Case(Trouble("request_too_large", count=1), kind="request", failures=1),
+    "long": Case(Trouble("context_length", count=1), kind="request", failures=1),
+    "refused": Case(Trouble("content_refused", count=1), kind="request", failures=1),
+    # It is everybody's.
+    **{
+        kind: Case(Trouble(kind), DOOMED, kind="account", failures=DOOMED)
+        for kind in ("bad_key", "forbidden", "unknown_model", "quota", "no_credit")
+    },
+    # ... of one deployment: the Router is all but certain to choose it for one of so many.
+    "one_key": Case(Trouble("bad_key", key="sk-one_key-0"), 40),
+}
+PASSING = [name for name, case in CASES.items() if case.kind is None]
+FAILING = [name for name, case in CASES.items() if case.kind in ("answer", "request")]
+ACCOUNT = [name for name, case in CASES.items() if case.kind == "account"]
+
+Concurrency = Literal["fixed", "auto"]
+Way: TypeAlias = "tuple[str, dict[tuple[str, int], Cell]]"
+
+
+@dataclass
+class Cell:
+    """A Router, its servers, and what has come of the requests."""
+
+    concurrency: Concurrency
+    deployments: int
+    servers: dict[str, DemoServerThread]
+    kinds: dict[str, list[str | None]] = field(
+        default_factory=lambda: defaultdict[str, list[str | None]](list)
+    )
+    not_sent: Counter[str] = field(default_factory=Counter[str])
+    written: Counter[str] = field(default_factory=Counter[str])  # lines, by model
+    exit_code: int | None = None
+    said: str = ""
+
+    @property
+    def cases(self) -> dict[str, Case]:
+        """Those that this cell has: the key of one deployment is of no interest without others."""
+        return {
+            name: case for name, case in CASES.items() if name != "one_key" or self.deployments > 1
+        }
+
+    def model_list(self) -> list[dict[str, Any]]:
+        def deployment(model: str, number: int) -> dict[str, Any]:
+            server = self.servers.get(model, self.servers["all"])
+            return {
+                "model": f"openai/{model}",
+                "api_base": server.url,
+                # litellm keeps 200 clients, and leaves those open that it drops.
+                "api_key": f"sk-one_key-{number}" if model == "one_key" else f"sk-{number}",
+                **CASES[model].deployment,
+            }
+
+        return [
+            {"model_name": model, "litellm_params": deployment(model, number)}
+            for model in self.cases
+            for number in range(self.deployments)
+        ]
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        for model, case in self.cases.items():
+            for number in range(case.requests):
+                message = {"role": "user", "content": f"{model} {number}"}
+                yield {"model": model, "messages": [message]}
+
+    def attempts(self) -> Counter[str]:
+        """What has come to the servers, by model."""
+        kept = (one for server in self.servers.values() for one in server.requests())
+        return Counter(one.body["model"] for one in kept)
+
+
+def concurrency_of(cell: Cell) -> int | Literal["auto"]:
+    return IN_FLIGHT["fixed"] if cell.concurrency == "fixed" else "auto"
+
+
+# --- the ways ---
+
+
+def by_library(host: Host, cells: list[Cell], folder: Path) -> None:
+    async def send(cell: Cell) -> None:
+        from litellm import Router
+
+        results = await parallel_core.parallel_acompletions(
+            Router(model_list=cell.model_list()),
+            list(cell.requests()),
+            concurrency=concurrency_of(cell),
+        )
+        assert len(results) == len(list(cell.requests()))
+        for result in results:
+            model, error = result.request.model, result.exception
+            cell.kinds[model].append(None if error is None else classify_failure(error).kind)
+            cell.not_sent[model] += isinstance(error, parallel_core.NotSentError)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            for cell in cells:
+                tasks.start_soon(send, cell)
+
+    run_with_routers(host, main)
+
+
+def by_command(cells: list[Cell], folder: Path, *options: str) -> None:
+    with ForkedProcesses() as commands:
+        started = [
+            start_run(commands, cell, folder / str(n), options) for n, cell in enumerate(cells)
+        ]
+        for number, (cell, run) in enumerate(zip(cells, started, strict=True)):
+            cell.exit_code = run.wait()
+            cell.said = run.stdout
+            assert "Traceback" not in run.stderr
+            for line in (folder / str(number) / "out.jsonl").read_text().splitlines():
+                result = json.loads(line)
+                model = result["custom_id"].split()[0]
+                cell.written[model] += 1
+                answered = result["error"] is None and result["response"]["status_code"] == 200
+                cell.kinds[model].append(None if answered else "failure")
+
+
+def start_run(commands: ForkedProcesses, cell: Cell, folder: Path, options: tuple[str, ...]) -> Any:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(json.dumps({"model_list": cell.model_list()}))
+    with (folder / "in.jsonl").open("w") as lines:
+        for body in cell.requests():
+            lines.write(
+                json.dumps({"custom_id": body["messages"][0]["content"], "body": body}) + "\n"
+            )
+    return commands.start(
+        [
+            *("run", "in.jsonl", "-o", "out.jsonl", "--config=config.yaml"),
+            f"--concurrency={concurrency_of(cell)}",
+            *options,
+        ],
+        folder=folder,
+    )
+
+
+def by_workers(cells: list[Cell], folder: Path) -> None:
+    pytest.importorskip("ray")
+    from helpers.ray_runtime import running_ray
+
+    with running_ray(cpus=len(cells)) as ray:
+        address = ray.get_runtime_context().gcs_address
+        by_command(cells, folder, "--workers=1", f"--ray-address={address}")
+
+
+WAYS: dict[str, Callable[[list[Cell], Path], None]] = {
+    "asyncio": partial(by_library, ASYNCIO_HOSTS[0]),
+    "trio": partial(by_library, Host("trio", "trio")),
+    "run": by_command,
+    "workers": by_workers,
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
+    with contextlib.ExitStack() as stack:
+        cells = [
+            Cell(
+                concurrency,
+                deployments,
+                {name: stack.enter_context(server) for name, server in servers()},
+            )
+            for concurrency in ("fixed", "auto")
+            for deployments in (1, 2, 3)
+        ]
+        WAYS[request.param](cells, tmp_path_factory.mktemp(request.param))
+        yield request.param, {(cell.concurrency, cell.deployments): cell for cell in cells}
+
+
+def servers() -> Iterator[tuple[str, DemoServerThread]]:
+    """The server of a cell, and the one that goes away: that is of no model alone."""
+    for name, models in (("all", [name for name in CASES if name != "away"]), ("away", ["away"])):
+        trouble = [
+            Trouble(**{**trouble.to_json(), "model": model})
+            for model in models
+            if (trouble := CASES[model].trouble)
+        ]
+        settings = DemoServerSettings(
+            latency_median=0.0,
+            keep_requests=2000,
+            models=dict.fromkeys(models, 1.0),
+            trouble=trouble,
+        )
+        yield name, DemoServerThread(settings)
+
+
+@pytest.fixture(params=["fixed", "auto"])
+def concurrency(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=[1, 2, 3])
+def deployments(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def cell(way: Way, concurrency: Concurrency, deployments: int) -> Cell:
+    return way[1][concurrency, deployments]
+
+
+@pytest.mark.parametrize("model", PASSING)
+def test_what_passes_is_answered(model: str, cell: Cell) -> None:
+    if model not in cell.cases:
+        pytest.skip("of no interest with one deployment")
+    case = CASES[model]
+    assert cell.kinds[model] == [None] * case.requests
+    attempts = cell.attempts()[model]
+    if model in ("away", "one_key"):  # what was in flight
+        assert case.requests <= attempts <= 2 * case.requests
+    else:
+        assert attempts == case.requests + case.resent
+
+
+@pytest.mark.parametrize("model", FAILING)
+def test_a_fault_of_one_request_is_its_failure_at_once(model: str, cell: Cell) -> None:
+    case = CASES[model]
+    kind = "failure" if cell.exit_code is not None else case.kind
+    expected = {None: case.requests - case.failures, kind: case.failures}
+    assert Counter(cell.kinds[model]) == expected
+    assert cell.attempts()[model] == case.requests
+
+
+@pytest.mark.parametrize("model", ACCOUNT)
+def test_a_fault_of_the_account_stops_its_model(model: str, cell: Cell, way: Way) -> None:
+    attempts = cell.attempts()[model]
+    # Each that is in flight, and three in a row, may try every deployment. As many again are at the
+    # workers before it is their turn.
+    in_flight = IN_FLIGHT[cell.concurrency] * (2 if way[0] == "workers" else 1)
+    assert 3 <= attempts <= (in_flight + 3) * cell.deployments
+    if cell.exit_code is None:
+        assert cell.kinds[model] == ["account"] * DOOMED
+        assert cell.not_sent[model] >= DOOMED - in_flight - 3
+    else:
+        assert cell.written[model] == 0
+
+
+def test_a_run_says_what_has_stopped_it(cell: Cell) -> None:
+    if cell.exit_code is None:
+        pytest.skip("of a run")
+    assert cell.exit_code == 1
+    left = len(ACCOUNT) * DOOMED
+    assert f"{left:,}" in cell.said
+    for model in ACCOUNT:
+        assert model in cell.said
+    if cell.deployments > 1:
+        assert "passed over   the key of deployment openai/one_key" in cell.said

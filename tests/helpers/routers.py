@@ -1,0 +1,77 @@
+"""What tests with a real Router and the demo server share."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from helpers.hosts import Host
+from parallel_core import ParallelRouter
+from parallel_core._litellm_loop import close_clients_of_this_loop
+from parallel_core.demo_server import DemoServerProcess, DemoServerThread
+
+
+def make_router(
+    server: DemoServerThread | DemoServerProcess,
+    models: tuple[str, ...] = ("fast", "slow"),
+    parameters: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> ParallelRouter:
+    """A Router with a deployment of each model on the demo server.
+
+    ``parameters`` are those of the deployments, ``settings`` those of the Router.
+    """
+    shared = {"api_base": server.url, "api_key": "sk-secret-key", **(parameters or {})}
+    return ParallelRouter(
+        model_list=[
+            {"model_name": model, "litellm_params": {"model": f"openai/{model}", **shared}}
+            for model in models
+        ],
+        **{"num_retries": 0, **settings},
+    )
+
+
+def forget_clients_of_others() -> None:
+    """Empty litellm's cache of clients, so that what others have left behind is not counted.
+
+    It holds clients of loops that are closed, and drops the oldest when there are 200.
+    """
+    litellm = sys.modules.get("litellm")
+    if litellm is not None:
+        litellm.in_memory_llm_clients_cache.cache_dict.clear()
+        litellm.in_memory_llm_clients_cache.ttl_dict.clear()
+
+
+def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> None:
+    """Run where the host runs, and close what litellm has opened there.
+
+    Fails where anything is left behind: tasks, connections, files.
+    """
+
+    async def main() -> None:
+        if host.library == "trio":
+            await function()
+            return
+        try:
+            await function()
+        finally:
+            await close_clients_of_this_loop()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:  # litellm's logging worker stays until its loop ends
+                assert "LoggingWorker" in repr(task) or "logging" in repr(task), task
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore", ResourceWarning)
+        forget_clients_of_others()
+        gc.collect()
+        warnings.simplefilter("always", ResourceWarning)
+        host.run(main)
+        gc.collect()
+    left = [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)]
+    assert not left, "\n".join(left)

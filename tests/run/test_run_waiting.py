@@ -1,0 +1,75 @@
+"""``parallel-core run`` while a server is away: it says so, goes on by itself, loses no line."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.forked_processes import ForkedProcesses
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+SETTINGS = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
+REFUSED = "no connection to the server"
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[ForkedProcesses]:
+    with ForkedProcesses() as started:
+        yield started
+
+
+@pytest.fixture
+def port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        number: int = found.getsockname()[1]
+        return number
+
+
+def write(folder: Path, port: int, number: int) -> None:
+    url = f"http://127.0.0.1:{port}/v1"
+    (folder / "config.yaml").write_text(
+        "model_list:\n  - model_name: fast\n"
+        f"    litellm_params: {{model: openai/fast, api_base: '{url}', api_key: none}}\n"
+    )
+    with (folder / "in.jsonl").open("w") as lines:
+        for n in range(number):
+            body = {"model": "fast", "messages": [{"role": "user", "content": f"{n}"}]}
+            lines.write(json.dumps({"custom_id": f"id-{n}", "body": body}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [(40, []), (1, []), (40, ["--concurrency=auto", "--json"])],
+    ids=["plain lines", "one request", "auto, JSON"],
+)
+def test_a_server_that_is_not_up_yet_is_waited_for(
+    tmp_path: Path, commands: ForkedProcesses, port: int, number: int, options: list[str]
+) -> None:
+    write(tmp_path, port, number)
+    words = ["run", "in.jsonl", "-o", "out.jsonl", "--config=config.yaml", *options]
+    process = commands.start(words, folder=tmp_path)
+    try:
+        if "--json" in options:
+            process.wait_for(f'"endpoint":"http://127.0.0.1:{port}","reason":"{REFUSED}","since":')
+        else:
+            process.wait_for(f"waiting for http://127.0.0.1:{port}: {REFUSED}, since ")
+            process.wait_for(", next try in ")
+        with DemoServerThread(SETTINGS, port=port) as server:
+            assert process.wait() == 0, process.output
+            assert server.stats().accepted == number
+    finally:
+        process.kill()
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert len(lines) == number
+    assert all(json.loads(line)["error"] is None for line in lines)
+    if "--json" in options:
+        events = [json.loads(line) for line in process.stdout.splitlines()]
+        progress = [event for event in events if event["event"] == "progress"]
+        assert progress[-1]["finished"]
+        assert progress[-1]["waiting"] == progress[-1]["stragglers"] == []
