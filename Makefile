@@ -7,12 +7,13 @@ BENCH := .venv-bench/bin
 # PYTHONDONTWRITEBYTECODE is set, and with --compile also where PIP_NO_COMPILE is.
 PIP_OPTIONS := --quiet --disable-pip-version-check --compile
 
-.PHONY: help test test-ray test-all-but-ray torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-thorough test-all torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
-	@echo "make test         the tests"
-	@echo "make test-ray     those of workers on Ray alone"
+	@echo "make test         the tests that one runs before each commit: every promise (four minutes)"
+	@echo "make test-all     all tests"
+	@echo "                  TEST_OPTIONS='tests/engine -x' chooses and sets pytest's options"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -33,16 +34,17 @@ help:
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	touch $@
 
+# A process for each core; a file is for one of them.
 TEST_OPTIONS ?=
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 test: .venv/installed
-	$(BIN)/pytest $(TEST_OPTIONS)
+	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not thorough" $(TEST_OPTIONS)
 
-RAY_TESTS := tests/ray_engine/test_ray_engine.py tests/cli/test_run_workers.py
-test-ray: .venv/installed
-	$(BIN)/pytest $(RAY_TESTS)
+test-thorough: .venv/installed
+	$(PYTEST) -m thorough $(TEST_OPTIONS)
 
-test-all-but-ray:
-	$(MAKE) test TEST_OPTIONS="$(RAY_TESTS:%=--ignore %)"
+test-all: .venv/installed
+	$(PYTEST) $(TEST_OPTIONS)
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import parallel_core
 from helpers import hosts
+from helpers.forked_processes import ForkedProcesses
 
 
 def pytest_configure() -> None:
@@ -27,6 +28,13 @@ def pytest_configure() -> None:
         package = Path(parallel_core.__file__).resolve().parent
         if package == repository / "parallel_core":
             raise pytest.UsageError(f"parallel_core is imported from the sources: {package}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests have cost beside how long they took: that hardly depends on the machine."""
+    times = os.times()
+    own, children = times.user + times.system, times.children_user + times.children_system
+    terminalreporter.write_line(f"{own + children:.0f} s of CPU, without what Ray has left to itself")
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +62,23 @@ def _routers_are_forgotten() -> Iterator[None]:
             ]
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[ForkedProcesses]:
+    """The process that forks for each command: it imports litellm once."""
+    with ForkedProcesses() as started:
+        yield started
+
+
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> hosts.Host:
     """Each world in which a batch can run, one after the other."""
+    value: hosts.Host = request.param
+    return value
+
+
+@pytest.fixture(params=hosts.EACH_LIBRARY, ids=lambda host: host.name)
+def either_library(request: pytest.FixtureRequest) -> hosts.Host:
+    """Trio and plain asyncio, where the kind of asyncio loop cannot matter."""
     value: hosts.Host = request.param
     return value
 

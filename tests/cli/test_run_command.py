@@ -39,12 +39,6 @@ from parallel_core.run_file import RunProgress, RunSummary
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[ForkedProcesses]:
-    with ForkedProcesses() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[DemoServerThread]:
     settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0, "demo": 1.0})
     with DemoServerThread(settings) as running:

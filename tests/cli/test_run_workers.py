@@ -64,12 +64,6 @@ class RayBench(Bench):
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[ForkedProcesses]:
-    with ForkedProcesses() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[DemoServerThread]:
     with DemoServerThread(DemoServerSettings(latency_median=0.0, models={"fast": 1.0})) as running:
         yield running

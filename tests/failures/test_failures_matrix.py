@@ -140,7 +140,7 @@ def concurrency_of(cell: Cell) -> int | Literal["auto"]:
 # --- the ways ---
 
 
-def by_library(host: Host, cells: list[Cell], folder: Path) -> None:
+def by_library(host: Host, cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
     async def send(cell: Cell) -> None:
         from litellm import Router
 
@@ -163,21 +163,18 @@ def by_library(host: Host, cells: list[Cell], folder: Path) -> None:
     run_with_routers(host, main)
 
 
-def by_command(cells: list[Cell], folder: Path, *options: str) -> None:
-    with ForkedProcesses() as commands:
-        started = [
-            start_run(commands, cell, folder / str(n), options) for n, cell in enumerate(cells)
-        ]
-        for number, (cell, run) in enumerate(zip(cells, started, strict=True)):
-            cell.exit_code = run.wait()
-            cell.said = run.stdout
-            assert "Traceback" not in run.stderr
-            for line in (folder / str(number) / "out.jsonl").read_text().splitlines():
-                result = json.loads(line)
-                model = result["custom_id"].split()[0]
-                cell.written[model] += 1
-                answered = result["error"] is None and result["response"]["status_code"] == 200
-                cell.kinds[model].append(None if answered else "failure")
+def by_command(cells: list[Cell], folder: Path, commands: ForkedProcesses, *options: str) -> None:
+    started = [start_run(commands, cell, folder / str(n), options) for n, cell in enumerate(cells)]
+    for number, (cell, run) in enumerate(zip(cells, started, strict=True)):
+        cell.exit_code = run.wait()
+        cell.said = run.stdout
+        assert "Traceback" not in run.stderr
+        for line in (folder / str(number) / "out.jsonl").read_text().splitlines():
+            result = json.loads(line)
+            model = result["custom_id"].split()[0]
+            cell.written[model] += 1
+            answered = result["error"] is None and result["response"]["status_code"] == 200
+            cell.kinds[model].append(None if answered else "failure")
 
 
 def start_run(commands: ForkedProcesses, cell: Cell, folder: Path, options: tuple[str, ...]) -> Any:
@@ -198,16 +195,16 @@ def start_run(commands: ForkedProcesses, cell: Cell, folder: Path, options: tupl
     )
 
 
-def by_workers(cells: list[Cell], folder: Path) -> None:
+def by_workers(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
     pytest.importorskip("ray")
     from helpers.ray_runtime import running_ray
 
     with running_ray(cpus=len(cells)) as ray:
         address = ray.get_runtime_context().gcs_address
-        by_command(cells, folder, "--workers=1", f"--ray-address={address}")
+        by_command(cells, folder, commands, "--workers=1", f"--ray-address={address}")
 
 
-WAYS: dict[str, Callable[[list[Cell], Path], None]] = {
+WAYS: dict[str, Callable[[list[Cell], Path, ForkedProcesses], None]] = {
     "asyncio": partial(by_library, ASYNCIO_HOSTS[0]),
     "trio": partial(by_library, Host("trio", "trio")),
     "run": by_command,
@@ -216,7 +213,11 @@ WAYS: dict[str, Callable[[list[Cell], Path], None]] = {
 
 
 @pytest.fixture(scope="module", params=WAYS)
-def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
+def way(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    commands: ForkedProcesses,
+) -> Iterator[Way]:
     with contextlib.ExitStack() as stack:
         cells = [
             Cell(
@@ -227,7 +228,7 @@ def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             for concurrency in ("fixed", "auto")
             for deployments in (1, 2, 3)
         ]
-        WAYS[request.param](cells, tmp_path_factory.mktemp(request.param))
+        WAYS[request.param](cells, tmp_path_factory.mktemp(request.param), commands)
         yield request.param, {(cell.concurrency, cell.deployments): cell for cell in cells}
 
 

@@ -110,7 +110,9 @@ ASYNCIO_HOSTS = [
     *_uvloop(),
     *([Host("asyncio-eager", "asyncio", eager=True)] if sys.version_info >= (3, 12) else []),
 ]
-HOSTS = [Host("trio", "trio"), *ASYNCIO_HOSTS]
+TRIO = Host("trio", "trio")
+HOSTS = [TRIO, *ASYNCIO_HOSTS]
+EACH_LIBRARY = [TRIO, ASYNCIO_HOSTS[0]]
 
 
 def thread_names() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 SETTINGS = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
 REFUSED = "no connection to the server"
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[ForkedProcesses]:
-    with ForkedProcesses() as started:
-        yield started
 
 
 @pytest.fixture
