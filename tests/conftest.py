@@ -31,10 +31,10 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the tests have cost beside how long they took: that hardly depends on the machine."""
+    """Say what the tests have cost, which a busy machine changes less than their time."""
     times = os.times()
     own, children = times.user + times.system, times.children_user + times.children_system
-    terminalreporter.write_line(f"{own + children:.0f} s of CPU, without what Ray has left to itself")
+    terminalreporter.write_line(f"{own + children:.0f} s of CPU, but for processes that Ray owns")
 
 
 @pytest.fixture(autouse=True)
