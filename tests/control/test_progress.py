@@ -327,7 +327,7 @@ class AsyncCallable:
         AsyncCallable(),
         functools.partial(async_function),
     ],
-    ids=repr,
+    ids=["none", "text", "async function", "async generator", "async callable", "partial"],
 )
 def test_on_progress_is_a_plain_function(value: object) -> None:
     with pytest.raises(TypeError, match="on_progress must be a plain function"):
