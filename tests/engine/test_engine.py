@@ -107,7 +107,9 @@ def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
     trio.run(main)
 
 
-@pytest.mark.parametrize("source", [[], (), iter([]), range(0)], ids=repr)
+@pytest.mark.parametrize(
+    "source", [[], (), iter([]), range(0)], ids=lambda source: type(source).__name__
+)
 def test_empty_source(host: Host, source: Any) -> None:
     async def main() -> None:
         assert await parallel_core.parallel_map(double, list(source)) == []
