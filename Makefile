@@ -3,17 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH := .venv-bench/bin
-# Without bytecode every process compiles litellm anew. pip writes it also where
-# PYTHONDONTWRITEBYTECODE is set, and with --compile also where PIP_NO_COMPILE is.
-PIP_OPTIONS := --quiet --disable-pip-version-check --compile
+# Without bytecode every process compiles litellm anew. compileall writes it on every core, and also
+# where PYTHONDONTWRITEBYTECODE is set.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
+COMPILE := -m compileall -qq -j 0
 
-.PHONY: help test test-thorough test-all torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-thorough test-all test-soak torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests that one runs before each commit: every promise (four minutes)"
 	@echo "make test-all     all tests"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses and sets pytest's options"
+	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -32,6 +34,7 @@ help:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(COMPILE) .venv/lib
 	touch $@
 
 # A process for each core; a file is for one of them.
@@ -40,11 +43,21 @@ PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 test: .venv/installed
 	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not thorough" $(TEST_OPTIONS)
 
+# Those that CI has left after make test.
 test-thorough: .venv/installed
 	$(PYTEST) -m thorough $(TEST_OPTIONS)
 
 test-all: .venv/installed
 	$(PYTEST) $(TEST_OPTIONS)
+
+# What depends on time fails beside two busy loops.
+SOAK_ROUNDS ?= 10
+test-soak: .venv/installed
+	@(while :; do :; done) & one=$$!; (while :; do :; done) & other=$$!; \
+	trap "kill $$one $$other" EXIT; \
+	for round in $$(seq $(SOAK_ROUNDS)); do \
+		echo "round $$round of $(SOAK_ROUNDS)"; $(MAKE) --no-print-directory test || exit 1; \
+	done
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed
@@ -61,6 +74,7 @@ demo: .venv/installed
 	$(PYTHON) -m venv .venv-bench
 	$(BENCH)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[ray]'
 	$(BENCH)/python -m benchmarks.install
+	$(BENCH)/python $(COMPILE) .venv-bench/lib
 	touch $@
 
 BENCH_OPTIONS ?=

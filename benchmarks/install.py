@@ -29,7 +29,7 @@ def is_for_this_python(requirement: Requirement) -> bool:
 
 def install(requirement: Requirement) -> bool:
     requirement.marker = None
-    options = ["--quiet", "--disable-pip-version-check", "--compile", "-c", "constraints.txt"]
+    options = ["--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     command = [sys.executable, "-m", "pip", "install", *options, str(requirement)]
     return subprocess.run(command).returncode == 0
 
