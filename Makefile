@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH := .venv-bench/bin
-# Without bytecode every process compiles litellm anew. compileall writes it on every core, and also
-# where PYTHONDONTWRITEBYTECODE is set.
+# Without bytecode every process compiles what it imports anew: litellm, the package, its tests.
+export PYTHONDONTWRITEBYTECODE :=
+# What is installed is compiled at once, on every core.
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
