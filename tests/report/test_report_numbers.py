@@ -212,7 +212,7 @@ def test_a_request_that_was_not_sent_has_no_time(tmp_path: Path) -> None:
 
 
 def test_a_call_needs_few_bytes(tmp_path: Path) -> None:
-    number = 20_000
+    number = 5_000
     output = write_run(tmp_path, (call(f"request-{n}", n / 10, 2, cost=0.1) for n in range(number)))
     summarize(output)  # what is made once
     tracemalloc.start()
