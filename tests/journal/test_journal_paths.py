@@ -84,6 +84,36 @@ def test_two_outputs_share_no_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_what_another_output_has_does_not_count_for_a_run_without_results(tmp_path: Path) -> None:
+    """Earlier versions gave the statistics of ``ans.jsonl`` the name of those of ``ans``."""
+    bare, ended = RunPaths.of(tmp_path / "ans"), RunPaths.of(tmp_path / "ans.jsonl")
+    run_of(bare, entry("a"))
+    run_of(ended)
+    ended.output.unlink()
+    assert not ended.statistics.exists()
+    run_of(ended, entry("b"))
+    assert ids_in(ended.output) == ["b"]
+
+
+def test_a_run_that_begins_anew_moves_nothing_of_another_output(tmp_path: Path) -> None:
+    bare, ended = RunPaths.of(tmp_path / "ans"), RunPaths.of(tmp_path / "ans.jsonl")
+    run_of(bare, entry("a"))
+    bare.rescue.write_bytes(line_of("r") + b"\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    run_of(ended, entry("b"))
+    run_of(ended, entry("c"), force_new=True)
+    assert {path: path.read_bytes() for path in before} == before
+    with Journal.open(bare, MANIFEST) as journal:
+        assert (journal.opening.rescued, journal.succeeded) == (1, 2)
+
+
+def test_an_old_output_that_is_gone_is_known_by_its_statistics(paths: RunPaths) -> None:
+    old_run(paths.output, MANIFEST)
+    paths.output.unlink()
+    with pytest.raises(JournalError, match=r"out\.jsonl is gone"):
+        Journal.open(paths, MANIFEST)
+
+
 def test_a_manifest_of_another_output_is_never_replaced(tmp_path: Path) -> None:
     bare, ended = RunPaths.of(tmp_path / "ans"), RunPaths.of(tmp_path / "ans.jsonl")
     old_run(ended.output, MANIFEST)
