@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +20,9 @@ from parallel_core._journal_files import Disk
 from parallel_core.errors import JournalInUseError
 from parallel_core.run_file import RunOpening, RunProgress, run_file
 from parallel_core.run_statistics import (
+    CallStatistics,
     RunPaths,
+    read_statistics,
 )
 
 
@@ -41,6 +44,47 @@ def test_two_runs_on_one_output_are_refused(either_library: Host, tmp_path: Path
             gate.open()
 
     either_library.run(main)
+
+
+def test_runs_whose_outputs_have_one_stem_share_nothing(
+    either_library: Host, tmp_path: Path
+) -> None:
+    """Five at once in one folder: half of each, and then the rest."""
+    names = ["out", "out.jsonl", "out.csv", "out.txt", "out.jsonl.jsonl"]
+    sources = {
+        name: write_lines(tmp_path / f"in {number}", [line(100 * number + n) for n in range(10)])
+        for number, name in enumerate(names)
+    }
+    provider = Provider()
+
+    async def main() -> None:
+        for first in (5, None):
+            gate = Gate(len(names))
+            waiting = Provider(gate.pass_through)
+
+            async def run(
+                name: str, limit: int | None = first, waiting: Provider = waiting
+            ) -> None:
+                output, errors = tmp_path / name, tmp_path / f"{name}.errors"
+                options: dict[str, Any] = {"error_file": errors, "order": "input", "limit": limit}
+                summary = await run_file(waiting, sources[name], output, concurrency=1, **options)
+                assert (summary.ok, summary.succeeded) == (True, 5)
+
+            async with anyio.create_task_group() as tasks:
+                for name in names:
+                    tasks.start_soon(run, name)
+                await gate.until_full()  # all have their files open
+                gate.open()
+            provider.calls += waiting.calls
+
+    either_library.run(main)
+    assert set(provider.calls.values()) == {1}
+    for number, name in enumerate(names):
+        expected = [f"id-{100 * number + n}" for n in range(10)]
+        assert ids_of(tmp_path / name) == expected
+        statistics = read_statistics(RunPaths.of(tmp_path / name).statistics)
+        measured = [one.custom_id for one in statistics if isinstance(one, CallStatistics)]
+        assert sorted(measured) == sorted(expected)
 
 
 def test_what_is_told_as_done_is_on_disk(either_library: Host, tmp_path: Path) -> None:
