@@ -19,6 +19,7 @@ from helpers.torture_output import custom_id_of, examine
 
 
 def check(measured: Measured) -> None:
+    """That nothing done to it did any harm. One to which nothing was done has a problem."""
     assert measured.problems == []
     assert 0 <= measured.paid_twice <= measured.allowed, measured
 
@@ -31,15 +32,13 @@ def small(tmp_path: Path, commands: ForkedProcesses) -> Torture:
 
 
 def test_a_real_run_that_is_killed_ends_with_each_answer_once(small: Torture) -> None:
-    measured = torture.killed(dataclasses.replace(small, light=False, requests=100, kills=1))
-    check(measured)
-    assert measured.kills == 1
+    check(
+        torture.killed(dataclasses.replace(small, light=False, requests=150, kills=1, latency=0.02))
+    )
 
 
-def test_a_run_that_is_killed_twice_ends_with_each_answer_once(small: Torture) -> None:
-    measured = torture.killed(small)
-    check(measured)
-    assert measured.kills == 2
+def test_a_light_run_that_is_killed_ends_with_each_answer_once(small: Torture) -> None:
+    check(torture.killed(dataclasses.replace(small, latency=0.01)))
 
 
 @pytest.mark.thorough
