@@ -24,6 +24,7 @@ from ._journal_manifest import (
     OpenManifest,
     UnreadableManifestError,
     find_manifest,
+    find_statistics,
 )
 from ._journal_rescue import Rescue
 from ._journal_scan import FinishedIds, drop_superseded, mend, scan_file
@@ -268,11 +269,7 @@ class _Opening:
             )
         if paths.output.exists():
             return
-        statistics = paths.statistics
-        older = older_names(paths)
-        if older is not None and not statistics.exists():
-            statistics = older.statistics
-        if before.has_results or _has_calls(statistics) or _size(errors):
+        if before.has_results or _has_calls(find_statistics(paths)) or _size(errors):
             raise JournalError(
                 f"{paths.output} is gone, but its manifest says that a run has written to it: put "
                 "it back to resume, or start over with force_new (--force-new)"

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 import torture
-from torture import Torture
 
 pytest.importorskip("ray")
 
@@ -29,6 +28,7 @@ from helpers.forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
 from helpers.process_trees import descendants, still_running, workers_of
 from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
 from helpers.run_bench import FAILS, HANGS, Bench, Done, in_this_process
+from helpers.torture_bench import Torture
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]

@@ -15,10 +15,12 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +101,10 @@ class ForkedProcess:
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it ends in this time. What it said comes with ``wait``."""
+        return bool(select.select([self._exit_code], [], [], seconds)[0])
 
     def kill(self) -> None:
         """End it, if nobody has waited for it: a test has failed. What it said is printed."""
@@ -297,6 +303,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # it is found by the variables of this process
     os.chdir(str(request["folder"]))
     if request["script"] is None:
         _run_command(request["arguments"])

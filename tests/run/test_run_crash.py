@@ -13,21 +13,39 @@ from pathlib import Path
 import pytest
 
 import torture
-from torture import Measured, NotAllowedError, Torture
+from helpers.forked_processes import ForkedProcesses
+from helpers.torture_bench import Measured, NotAllowedError, Sabotage, Torture
+from helpers.torture_output import custom_id_of, examine
 
 
 def check(measured: Measured) -> None:
+    """That nothing done to it did any harm. One to which nothing was done has a problem."""
     assert measured.problems == []
     assert 0 <= measured.paid_twice <= measured.allowed, measured
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Torture:
-    return Torture(tmp_path, light=True, requests=600, kills=2, seed=5, latency=0.005)
+def small(tmp_path: Path, commands: ForkedProcesses) -> Torture:
+    return Torture(
+        tmp_path, light=True, requests=600, kills=2, seed=5, latency=0.005, commands=commands
+    )
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_each_answer_once(tmp_path: Path) -> None:
-    measured = torture.killed(Torture(tmp_path, light=True, requests=3000, kills=7, seed=3))
+def test_a_real_run_that_is_killed_ends_with_each_answer_once(small: Torture) -> None:
+    check(
+        torture.killed(dataclasses.replace(small, light=False, requests=150, kills=1, latency=0.02))
+    )
+
+
+def test_a_light_run_that_is_killed_ends_with_each_answer_once(small: Torture) -> None:
+    check(torture.killed(dataclasses.replace(small, latency=0.01)))
+
+
+@pytest.mark.thorough
+def test_a_run_that_is_killed_again_and_again_ends_with_each_answer_once(small: Torture) -> None:
+    measured = torture.killed(
+        dataclasses.replace(small, requests=3000, kills=7, seed=3, latency=0.01)
+    )
     check(measured)
     assert measured.kills >= 6
 
@@ -38,6 +56,7 @@ def test_a_run_that_is_terminated_pays_for_nothing_twice(small: Torture) -> None
     assert measured.paid == 600
 
 
+@pytest.mark.thorough  # it waits before it sends what has failed again
 @pytest.mark.parametrize("split", [False, True], ids=["one file", "two files"])
 def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(
     small: Torture, split: bool
@@ -46,15 +65,16 @@ def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(
 
 
 def test_a_run_that_is_killed_while_it_sorts_loses_nothing(small: Torture) -> None:
-    measured = torture.killed_while_sorting(dataclasses.replace(small, requests=2000, kills=5))
+    measured = torture.killed_while_sorting(dataclasses.replace(small, kills=3))
     check(measured)
-    assert measured.kills == 5
+    assert measured.kills == 3
 
 
 def test_a_server_that_is_restarted_costs_no_answer(small: Torture) -> None:
     check(torture.restarted_server(small))
 
 
+@pytest.mark.thorough  # it waits for the server
 def test_runs_that_are_killed_while_the_server_is_in_trouble_end_with_each_answer_once(
     small: Torture,
 ) -> None:
@@ -82,19 +102,18 @@ def test_a_file_that_must_not_grow_loses_no_answer_and_pays_for_none_again(small
     ],
 )
 def test_a_broken_promise_is_noticed(
-    tmp_path: Path,
+    small: Torture,
     scenario: Callable[[Torture], Measured],
-    sabotage: torture.Sabotage,
+    sabotage: Sabotage,
     problem: str,
 ) -> None:
-    broken = Torture(tmp_path, light=True, requests=300, kills=1, latency=0.005, sabotage=sabotage)
-    measured = scenario(broken)
+    measured = scenario(dataclasses.replace(small, requests=300, kills=1, sabotage=sabotage))
     assert not measured.kept
     assert problem in " ".join(measured.problems)
 
 
 def result(number: int, reply: str | None = None) -> str:
-    custom_id = torture.custom_id_of(number)
+    custom_id = custom_id_of(number)
     message = {"role": "assistant", "content": reply or f"answer {custom_id}"}
     body = {"choices": [{"index": 0, "message": message}]}
     return json.dumps({"custom_id": custom_id, "response": {"status_code": 200, "body": body}})
@@ -116,7 +135,7 @@ def test_the_check_of_an_output_finds_what_is_wrong(
 ) -> None:
     output = tmp_path / "answers.jsonl"
     output.write_text("\n".join([*lines, ""]))
-    assert problem in torture.examine(output, 2)
+    assert problem in examine(output, 2)
 
 
 def test_more_paid_than_allowed_is_no_kept_promise() -> None:

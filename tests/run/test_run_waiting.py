@@ -38,8 +38,11 @@ def write(folder: Path, port: int, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("number", "options"),
-    [(40, []), (1, []), (40, ["--concurrency=auto", "--json"])],
-    ids=["plain lines", "one request", "auto, JSON"],
+    [
+        pytest.param(40, [], id="plain lines", marks=pytest.mark.thorough),
+        pytest.param(1, [], id="one request"),
+        pytest.param(40, ["--concurrency=auto", "--json"], id="auto, JSON"),
+    ],
 )
 def test_a_server_that_is_not_up_yet_is_waited_for(
     tmp_path: Path, commands: ForkedProcesses, port: int, number: int, options: list[str]
