@@ -84,10 +84,9 @@ def test_an_exit_raised_in_a_call_leaves_the_loop_and_the_process(
     assert code == KINDS[kind], err
 
 
-@pytest.mark.parametrize("where", ["sync_source", "async_source"])
+@pytest.mark.parametrize("where", ["of_a_sync_source", "of_an_async_source"])
 def test_an_exit_raised_by_a_source(scripts: Scripts, loop: str, where: str) -> None:
-    case = {"sync_source": "of_a_sync_source", "async_source": "of_an_async_source"}[where]
-    code, out, err = finish(scripts.start("exits", case, loop, "SystemExit"))
+    code, out, err = finish(scripts.start("exits", where, loop, "SystemExit"))
     assert out.strip() == "SystemExit [0, 1, 2] False", err
     assert code == 7
 

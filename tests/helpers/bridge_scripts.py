@@ -28,8 +28,9 @@ begun: list[int] = []
 # The names of a script are gone before its process ends; what is here is not.
 kept: list[Any] = []
 
-MESSAGES = [{"role": "user", "content": "x"}]
-REQUESTS = [{"model": f"m{number}", "messages": MESSAGES} for number in range(20)]
+REQUESTS = [
+    {"model": f"m{number}", "messages": [{"role": "user", "content": "x"}]} for number in range(20)
+]
 
 
 async def passes(count: int) -> None:
