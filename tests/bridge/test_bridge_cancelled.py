@@ -42,7 +42,7 @@ def all_ended(calls: Calls) -> bool:
     return len([number for number in calls.ended if number >= 0]) == 12
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.thorough), 3])
 @pytest.mark.parametrize("scenario", CLOSING)
 def test_cancelled_after_any_number_of_passes(
     asyncio_host: Host, scenario: Callable[[Calls], Awaitable[int]], times: int

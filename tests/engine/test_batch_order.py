@@ -53,7 +53,8 @@ def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
             async for result in batch:
                 assert result.ok
                 seen += 1
-                assert open_files() == files
+                if seen % 100 == 0:
+                    assert open_files() == files
         assert seen == 10_000
         # The slots, the batch itself, and the task that watches for stubborn calls.
         assert most <= before + 32 + 2
@@ -144,16 +145,16 @@ def test_list_in_input_order_keeps_all_slots_busy_behind_a_slow_first_call(host:
 
         async def run() -> None:
             results = await parallel_core.parallel_map(
-                gate.call, range(100), concurrency=2, preserve_order=True
+                gate.call, range(40), concurrency=2, preserve_order=True
             )
-            assert [result.index for result in results] == list(range(100))
+            assert [result.index for result in results] == list(range(40))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
             await settle()
             while len(gate.waiting) > 1:
                 await gate.let_go(max(gate.waiting))
-            assert len(gate.ended) == 99
+            assert len(gate.ended) == 39
             await gate.let_go(0)
 
     host.run(main)
