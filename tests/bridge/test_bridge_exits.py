@@ -57,6 +57,16 @@ def test_ctrl_c_between_short_batches(scripts: Scripts, loop: str) -> None:
     assert out.splitlines() == ["ready", "interrupted [] False"]
 
 
+def test_ctrl_c_on_a_loop_without_a_runner(scripts: Scripts, loop: str) -> None:
+    """It is raised out of the loop. The batch goes on when the loop does."""
+    process = scripts.start("ctrl_c", "on_a_loop_without_a_runner", loop)
+    interrupt_at(process, "ready")
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert out.splitlines() == ["ready", "interrupted []", "cancelled [0, 1, 2, 3] False"]
+    assert not err
+
+
 def test_sigint_handler_of_the_application_is_left_alone(scripts: Scripts, loop: str) -> None:
     scripts.check("ctrl_c", "with_a_handler_of_the_application", loop)
 

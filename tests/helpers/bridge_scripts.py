@@ -189,21 +189,29 @@ def files() -> int:
 # --- the loop and the process ---
 
 
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    loop = sys.argv[2]
-    factory = asyncio.new_event_loop
-    if loop == "uvloop":
+def new_loop() -> asyncio.AbstractEventLoop:
+    """A loop of the kind that the command line names."""
+    if sys.argv[2] == "uvloop":
         import uvloop
 
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        if loop == "eager" and sys.version_info >= (3, 12):
-            runner.get_loop().set_task_factory(asyncio.eager_task_factory)
+        return uvloop.new_event_loop()
+    loop = asyncio.new_event_loop()
+    if sys.argv[2] == "eager" and sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main())
 
 
-def main_thread_at_rest() -> None:
-    """Wait, in another thread, until the main thread has nothing to do."""
+def print_at_rest(line: str) -> None:
+    """Print a line when the main thread has nothing to do: a signal will not hit a callback."""
+    threading.Thread(target=_print_at_rest, args=(line,)).start()
+
+
+def _print_at_rest(line: str) -> None:
     main_thread = threading.main_thread()
     assert main_thread.ident is not None
     clock = time.pthread_getcpuclockid(main_thread.ident)
@@ -213,9 +221,10 @@ def main_thread_at_rest() -> None:
         state, work = status.read_text().rpartition(")")[2].split()[0], time.clock_gettime_ns(clock)
         # While this thread sleeps, the other one gets the GIL, if that is what it waits for.
         if state == "S" and work == worked:
-            return
+            break
         worked = work
         time.sleep(0.01)
+    print(line, flush=True)
 
 
 def choose(*cases: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import sys
@@ -20,8 +21,9 @@ from helpers.bridge_scripts import (
     choose,
     ended,
     forever,
-    main_thread_at_rest,
+    new_loop,
     passes,
+    print_at_rest,
     run,
     until,
 )
@@ -55,15 +57,10 @@ def twice() -> None:
         finally:
             try:
                 if item == 3:
-                    threading.Thread(target=print_cleaning).start()
+                    print_at_rest("cleaning")
                 await asyncio.sleep(3600)
             finally:
                 ended.append(item)
-
-    def print_cleaning() -> None:
-        # SIGINT is not to hit a callback, but the loop.
-        main_thread_at_rest()
-        print("cleaning", flush=True)
 
     run_until_interrupted(partial(FORMS[sys.argv[3]], call))
 
@@ -126,11 +123,36 @@ def with_a_handler_of_the_application() -> None:
     print("fine")
 
 
+def on_a_loop_without_a_runner() -> None:
+    """Python's own handler stays in place, which trio would take over."""
+
+    async def call(item: int) -> None:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if item == 3:
+            print_at_rest("ready")
+        await forever(item)
+
+    async def main() -> None:
+        await FORMS["list"](call)
+
+    with contextlib.closing(new_loop()) as loop:
+        task = loop.create_task(main())
+        try:
+            loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            print("interrupted", sorted(ended))
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
+            print("cancelled", sorted(ended), trio.lowlevel.in_trio_run())
+
+
 choose(
     once,
     twice,
     in_a_busy_batch,
     between_short_batches,
     in_parallel_completions,
+    on_a_loop_without_a_runner,
     with_a_handler_of_the_application,
 )
