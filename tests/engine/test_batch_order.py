@@ -32,7 +32,7 @@ def test_list_holds_one_result_for_every_item(host: Host) -> None:
 
 
 def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
-    """The asyncio side is measured with its loops, in test_bridge_lifecycle."""
+    """The asyncio side is measured with its loops, in test_bridge_costs."""
 
     async def main() -> None:
         before = trio.lowlevel.current_statistics().tasks_living
