@@ -70,7 +70,8 @@ def threads() -> set[threading.Thread]:
 
 def assert_no_new_threads(before: set[threading.Thread]) -> None:
     for thread in threads() - before:
-        thread.join(5)  # it may have been told to end, and need a moment (anyio's workers)
+        # It may have been told to end, and need a moment (anyio's workers).
+        thread.join(HANG_AFTER / 2)
         assert not thread.is_alive(), thread
 
 
@@ -154,7 +155,7 @@ def in_a_thread_of_its_own(function: Callable[[], object]) -> None:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(HANG_AFTER / 4)
+    thread.join(HANG_AFTER / 2)
     assert not thread.is_alive(), "it hangs"
     if errors:
         raise errors.pop()

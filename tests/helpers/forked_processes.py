@@ -23,6 +23,7 @@ import sys
 import tempfile
 import termios
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -139,14 +140,20 @@ class ForkedProcesses:
 
     Args:
         warnings: filters as of ``python -W``, for all that it starts.
+        dev_mode: Python's development mode, as of ``python -X dev``.
+        modules: what it imports for its scripts, instead of the command and litellm.
     """
 
-    def __init__(self, *, warnings: Sequence[str] = ()) -> None:
-        filters = [word for one in warnings for word in ("-W", one)]
+    def __init__(
+        self, *, warnings: Sequence[str] = (), dev_mode: bool = False, modules: Sequence[str] = ()
+    ) -> None:
+        options = [word for one in warnings for word in ("-W", one)]
+        if dev_mode:
+            options += ["-X", "dev"]
         self._socket, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, *filters, __file__, str(other.fileno())],
+                [sys.executable, *options, __file__, str(other.fileno()), *modules],
                 pass_fds=[other.fileno()],
             )
 
@@ -210,15 +217,19 @@ class ForkedProcesses:
 # --- the process that forks ---
 
 
-def _serve(requests: socket.socket) -> None:
-    import parallel_core.cli  # noqa: F401
-
-    _import_what_a_call_needs()
+def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # scripts import helpers
+    for name in modules or ["parallel_core.cli"]:
+        importlib.import_module(name)
+    if not modules:
+        _import_what_a_call_needs()
     gc.freeze()  # a fork would copy what a collection touches
     running: set[int] = set()
     for message, fds in _received(requests):
         exit_code = socket.socket(fileno=fds[0])
-        pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads: those here wait, and hold no lock
+            pid = os.fork()
         if pid == 0:
             requests.close()
             exit_code.close()
@@ -341,4 +352,4 @@ def _run_script(script: str, arguments: list[str]) -> NoReturn:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as requests_of_tests:
-        _serve(requests_of_tests)
+        _serve(requests_of_tests, sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The proposal's API: ``install()``, the flag, and ``ParallelRouter``."""
+"""The API of the original proposal, installed on litellm's Router."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import copy
 import importlib
 import importlib.util
 import inspect
-import pickle
 import subprocess
 import sys
-import unittest.mock
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
 
 import parallel_core
-from parallel_core import ParallelRouter, dispatch, router_api
-from parallel_core._router_members import deployments
+from helpers.mocked_routers import make_mocked_router
+from parallel_core import dispatch, router_api
 
 PROPOSED_MODULES = ("litellm.router_utils.parallel_acompletion", "litellm.experimental_flags")
 
@@ -53,33 +51,13 @@ def installed(
     parallel_core.uninstall()
 
 
-def make_router(cls: Any = None) -> Any:
-    """A Router whose calls need no server: litellm answers them itself."""
-    from litellm import Router
-
-    return (cls or Router)(
-        model_list=[
-            {
-                "model_name": "gpt-3.5-turbo",
-                "litellm_params": {
-                    "model": "openai/gpt-3.5-turbo",
-                    "api_key": "none",
-                    "mock_response": "made up",
-                },
-            }
-        ]
-    )
-
-
 @pytest.mark.usefixtures("installed")
 def test_the_snippets_of_the_proposal_run_unchanged() -> None:
-    router = make_router()
+    router = make_mocked_router()
     lines: list[str] = []
 
     async def basic_usage() -> None:
-        from litellm.router_utils.parallel_acompletion import (  # type: ignore[import-not-found]
-            RouterParallelRequest,
-        )
+        from litellm.router_utils.parallel_acompletion import RouterParallelRequest  # type: ignore[import-not-found]
 
         requests = [
             RouterParallelRequest(
@@ -105,9 +83,7 @@ def test_the_snippets_of_the_proposal_run_unchanged() -> None:
             lines.append(f"iterated {result.index}")
 
     async def helpers() -> None:
-        from litellm.experimental_flags import (  # type: ignore[import-not-found]
-            ENABLE_PARALLEL_ACOMPLETIONS,
-        )
+        from litellm.experimental_flags import ENABLE_PARALLEL_ACOMPLETIONS  # type: ignore[import-not-found]
         from litellm.router_utils.parallel_acompletion import (
             RouterParallelRequest,
             RouterParallelResult,
@@ -193,7 +169,7 @@ def test_the_defaults_of_the_proposal_are_passed_on_whatever_those_of_the_packag
     for name in ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams"):
         monkeypatch.setattr(dispatch, name, record)
     helpers = importlib.import_module(PROPOSED_MODULES[0])
-    router = make_router()
+    router = make_mocked_router()
 
     async def main() -> None:
         await router.parallel_acompletions([])
@@ -245,7 +221,7 @@ def test_install_refuses_to_overwrite_a_litellm_that_brings_these(
 def test_the_flag(value: str | None, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     set_flag(monkeypatch, value)
     parallel_core.install()
-    router = make_router()
+    router = make_mocked_router()
     try:
         for name in ("litellm.experimental_flags", "litellm.router"):
             assert importlib.import_module(name).ENABLE_PARALLEL_ACOMPLETIONS is enabled
@@ -271,7 +247,7 @@ def assert_switched(router: Any, enabled: bool) -> None:
 def test_patching_the_flag_in_litellms_router_switches_the_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    router = make_router()
+    router = make_mocked_router()
     monkeypatch.setenv(router_api.FLAG, "0")  # it is not read at a call
     assert_switched(router, True)
     with monkeypatch.context() as patch:
@@ -288,7 +264,7 @@ def test_a_reload_applies_the_new_value_of_the_flag(
     from litellm import Router
 
     flags = importlib.import_module("litellm.experimental_flags")
-    before = make_router()
+    before = make_mocked_router()
     for enabled in (False, True):
         set_flag(monkeypatch, str(int(enabled)))
         for module in (flags, restored_router_module):
@@ -300,7 +276,7 @@ def test_a_reload_applies_the_new_value_of_the_flag(
         assert_switched(before, enabled)
         new_class = restored_router_module.__dict__["Router"]
         assert (new_class is Router) is (reloaded == "litellm.experimental_flags")
-        assert_switched(make_router(new_class), enabled)
+        assert_switched(make_mocked_router(new_class), enabled)
     parallel_core.uninstall()
     for router_class in (Router, new_class):
         assert not hasattr(router_class, "parallel_acompletions")
@@ -317,8 +293,8 @@ def test_install_extends_the_class_that_users_import_after_a_reload_of_the_modul
     new_class = restored_router_module.__dict__["Router"]
     assert new_class is not Router
     parallel_core.install()
-    assert_switched(make_router(), True)
-    assert_switched(make_router(new_class), True)
+    assert_switched(make_mocked_router(), True)
+    assert_switched(make_mocked_router(new_class), True)
     parallel_core.uninstall()
     for router_class in (Router, new_class):
         assert not hasattr(router_class, "parallel_acompletions")
@@ -341,7 +317,7 @@ def test_a_router_api_that_is_loaded_again_recognizes_what_it_has_installed(
         api = importlib.import_module("parallel_core.router_api")
         assert api is not router_api
     api.install()
-    assert_switched(make_router(), True)
+    assert_switched(make_mocked_router(), True)
     assert len([finder for finder in sys.meta_path if "ImportFinder" in repr(finder)]) == 1
     api.uninstall()
     assert not hasattr(Router, "parallel_acompletions")
@@ -371,195 +347,7 @@ def test_a_reloaded_router_takes_over_a_flag_that_was_patched(
     """``from litellm.experimental_flags import …``, as the proposal's ``litellm.router`` has it."""
     monkeypatch.setattr("litellm.experimental_flags.ENABLE_PARALLEL_ACOMPLETIONS", False)
     importlib.reload(restored_router_module)
-    assert_switched(make_router(restored_router_module.__dict__["Router"]), False)
-
-
-def test_parallel_router_needs_no_flag() -> None:
-    router = make_router(ParallelRouter)
-    requests: list[Any] = [
-        {"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}
-    ] * 5
-
-    async def main() -> None:
-        results = await router.parallel_acompletions(requests, concurrency=2, preserve_order=True)
-        assert [result.index for result in results] == [0, 1, 2, 3, 4]
-        async with router.iter_parallel_acompletions(requests, concurrency=2) as batch:
-            assert len([result async for result in batch]) == 5
-
-    asyncio.run(main())
-
-
-def deployed(router: Any) -> list[str]:
-    return [deployment["model_name"] for deployment in deployments(router)]
-
-
-def test_a_parallel_router_is_a_router() -> None:
-    from litellm import Router
-
-    router = make_router(ParallelRouter)
-    assert isinstance(router, Router)
-    assert isinstance(router, ParallelRouter)
-    assert not isinstance(make_router(), ParallelRouter)
-    assert inspect.signature(ParallelRouter) == inspect.signature(Router)
-    assert {"parallel_acompletions", "model_list", "acompletion"} <= set(dir(router))
-    assert inspect.iscoroutinefunction(router.acompletion)
-    shallow = copy.copy(router)
-    assert isinstance(shallow, ParallelRouter)
-    assert deployed(shallow) == ["gpt-3.5-turbo"]
-    with pytest.raises(TypeError):  # of a Router, too
-        pickle.dumps(router)
-    with pytest.raises(TypeError):
-        cast("Any", ParallelRouter)(no_such_argument=1)
-
-
-def test_attributes_of_a_parallel_router_are_those_of_its_router() -> None:
-    router = make_router(ParallelRouter)
-    assert deployed(router) == ["gpt-3.5-turbo"]
-    router.num_retries = 7
-    assert router.num_retries == 7
-    # What the Router itself reads is what was set: it knows no other place.
-    assert vars(router)["_held_router"].num_retries == 7
-    router.set_model_list([])
-    assert deployed(router) == []
-    router.mine = "kept"
-    assert router.mine == "kept"
-    del router.mine
-    for name in ("mine", "no_such_attribute"):
-        with pytest.raises(AttributeError, match=name):
-            getattr(router, name)
-
-
-def test_the_methods_of_a_parallel_router_can_be_patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    router = make_router(ParallelRouter)
-    request: Any = {"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}
-
-    async def fake(model: str, messages: Any, **kwargs: Any) -> str:
-        return "patched"
-
-    async def answer() -> Any:
-        ((result,), response) = (
-            await router.parallel_acompletions([request]),
-            await router.acompletion(**request),
-        )
-        assert type(result.unwrap()) is type(response)
-        return response
-
-    for _ in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(router, "acompletion", fake)
-            assert asyncio.run(answer()) == "patched"
-        assert asyncio.run(answer()).choices[0].message.content == "made up"
-        with unittest.mock.patch.object(router, "acompletion", fake):
-            assert asyncio.run(answer()) == "patched"
-        assert asyncio.run(answer()).choices[0].message.content == "made up"
-    with monkeypatch.context() as patch:
-        patch.setattr(router, "parallel_acompletions", fake)
-        assert asyncio.run(router.parallel_acompletions("", "")) == "patched"
-    assert asyncio.run(router.parallel_acompletions([])) == []
-
-
-def test_a_subclass_of_parallel_router() -> None:
-    class Counting(ParallelRouter):
-        calls = 0
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            with pytest.raises(AttributeError, match=r"model_list.*super\(\).__init__"):
-                self.model_list  # noqa: B018
-            self.label = "set before"
-            super().__init__(*args, **kwargs)
-            self.label += ", and after"
-
-        async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return await super().acompletion(*args, **kwargs)
-
-    router = make_router(Counting)
-    assert router.label == "set before, and after"
-    requests = [{"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}] * 3
-    results = asyncio.run(router.parallel_acompletions(requests))
-    assert [result.ok for result in results] == [True] * 3
-    assert (router.calls, Counting.calls) == (3, 0)
-
-
-def public_methods(cls: Any) -> dict[str, Any]:
-    names = [name for name in dir(cls) if not name.startswith("_")]
-    return {name: getattr(cls, name) for name in names if inspect.isroutine(getattr(cls, name))}
-
-
-@pytest.mark.filterwarnings("ignore:Router:DeprecationWarning")
-def test_the_class_has_every_public_member_of_router_and_of_the_same_kind() -> None:
-    from litellm import Router
-
-    assert {name for name in dir(Router) if not name.startswith("_")} <= set(dir(ParallelRouter))
-    held = make_router()
-    for name, method in public_methods(Router).items():
-        own = getattr(ParallelRouter, name)
-        assert inspect.iscoroutinefunction(own) is inspect.iscoroutinefunction(method), name
-        assert inspect.signature(own) == inspect.signature(method), name
-        kind = type(inspect.getattr_static(ParallelRouter, name))
-        if inspect.ismethod(method):
-            assert kind is classmethod, name
-        else:
-            static = inspect.signature(getattr(held, name)) == inspect.signature(method)
-            assert kind is (staticmethod if static else FunctionType), name
-    assert type(inspect.getattr_static(ParallelRouter, "get_valid_args")) is staticmethod
-    if hasattr(Router, "from_config"):  # since 1.110
-        assert isinstance(ParallelRouter.from_config(vars(held)["_core"]._config), ParallelRouter)
-
-
-def test_a_subclass_and_its_users_reach_every_method_of_router() -> None:
-    class Extended(ParallelRouter):
-        def completion(self, *args: Any, **kwargs: Any) -> Any:
-            return [super().completion(*args, **kwargs)]
-
-        def flush_cache(self) -> Any:
-            return [super().flush_cache()]
-
-        @staticmethod
-        def get_valid_args() -> list[str]:
-            return ["extended", *ParallelRouter.get_valid_args()]
-
-    router = make_router(Extended)
-    request: Any = {"model": "gpt-3.5-turbo", "messages": [{"role": "user", "content": "hi"}]}
-    (answer,) = router.completion(**request)
-    assert answer.choices[0].message.content == "made up"
-    assert ParallelRouter.completion(router, **request).model == answer.model
-    assert router.flush_cache() == [None]
-    assert "num_retries" in router.get_valid_args()
-
-    # What was read can be called by what replaces it.
-    original = router.acompletion
-    router.acompletion = lambda **kwargs: original(**kwargs)
-    (result,) = asyncio.run(router.parallel_acompletions([request]))
-    assert result.unwrap().choices[0].message.content == "made up"
-
-
-def test_the_class_of_a_parallel_router_can_be_patched_and_specified(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from litellm import Router
-
-    router = make_router(ParallelRouter)
-    for target in (ParallelRouter, Router):
-        with unittest.mock.patch.object(target, "aembedding") as patched:
-            assert isinstance(patched, unittest.mock.AsyncMock)
-            patched.return_value = "patched"
-            assert asyncio.run(router.aembedding(model="gpt-3.5-turbo", input="hi")) == "patched"
-    with monkeypatch.context() as patch:
-        patch.setattr(ParallelRouter, "flush_cache", lambda self: "patched")
-        assert router.flush_cache() == "patched"
-    assert router.flush_cache() is None
-
-    for spec in (
-        unittest.mock.create_autospec(ParallelRouter, instance=True),
-        unittest.mock.Mock(spec=ParallelRouter),
-    ):
-        assert isinstance(spec.acompletion, unittest.mock.AsyncMock)
-        spec.get_model_list(model_name="gpt-3.5-turbo")
-        assert not isinstance(spec.completion, unittest.mock.AsyncMock)
-        assert not hasattr(Router, "model_list") or spec.model_list  # before 1.110: of an instance
-        with pytest.raises(AttributeError):
-            spec.no_such_method()
+    assert_switched(make_mocked_router(restored_router_module.__dict__["Router"]), False)
 
 
 def test_importing_the_package_is_light() -> None:
