@@ -208,6 +208,7 @@ def _serve(requests: socket.socket) -> None:
     import parallel_core.cli  # noqa: F401
 
     _import_what_a_call_needs()
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # scripts import helpers
     gc.freeze()  # a fork would copy what a collection touches
     running: set[int] = set()
     for message, fds in _received(requests):
