@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_processes import ForkedProcess, ForkedProcesses
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.demo_server import DemoServerThread
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "scripts"
-FOR_EACH_HOST = [HERE / "test_trio_router.py"]
+FOR_EACH_HOST = [HERE / "test_trio_router.py", HERE / "test_trio_router_streams.py"]
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
 WARNINGS = "default::ResourceWarning"
 SERVER_TIMEOUT = 60.0
@@ -38,19 +38,6 @@ NOISE = (
     "ResourceWarning",
     "Traceback",
 )
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[DemoServerThread]:
-    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: DemoServerThread) -> DemoServerThread:
-    running_server.wait_idle(SERVER_TIMEOUT)
-    running_server.reset_stats()
-    return running_server
 
 
 class Scripts:
@@ -161,14 +148,29 @@ def test_asyncio_code_under_trio_asyncio(scripts: Scripts, server: DemoServerThr
     assert server.stats().finished == 32
 
 
-@pytest.mark.parametrize("host", ["thread", "thread-uvloop", "trio-asyncio"])
-@pytest.mark.parametrize("form", ["list", "block", "host", "stream"])
-def test_ctrl_c(host: str, form: str, scripts: Scripts, server: DemoServerThread) -> None:
+FORMS = {"list": 16, "block": 16, "host": 1, "stream": 1}  # and their calls in flight
+# Daily, each host and each form: what a form does is the same on each host.
+DAILY = {
+    ("list", "thread-uvloop"),
+    ("stream", "trio-asyncio"),
+    *((form, "thread") for form in FORMS),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "host"),
+    [
+        pytest.param(form, host, marks=[] if (form, host) in DAILY else pytest.mark.thorough)
+        for form in FORMS
+        for host in ("thread", "thread-uvloop", "trio-asyncio")
+    ],
+)
+def test_ctrl_c(form: str, host: str, scripts: Scripts, server: DemoServerThread) -> None:
     if host == "trio-asyncio" and sys.version_info >= (3, 14):
         pytest.skip("trio-asyncio does not work there")
     if host == "thread-uvloop":
         pytest.importorskip("uvloop")
-    count = 16 if form in ("list", "block") else 1
+    count = FORMS[form]
     process = scripts.start("ctrl_c", host, form)
     server.wait_in_flight(count, TIMEOUT)
     if form == "stream":
