@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import time
 import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -16,6 +15,7 @@ import trio
 
 import parallel_core
 from helpers.hosts import Host, in_virtual_time
+from helpers.jumping_clocks import JumpingClock
 from helpers.streaming_servers import event
 from helpers.streams import (
     OddStream,
@@ -135,7 +135,7 @@ def test_a_stalled_stream_is_not_sent_again() -> None:
     in_virtual_time(main)
 
 
-def test_a_loop_that_is_held_up_is_no_stall(host: Host) -> None:
+def test_a_loop_that_is_held_up_is_no_stall(clock: JumpingClock) -> None:
     async def chunks(number: int) -> AsyncGenerator[Any, None]:
         for _ in range(2):
             await anyio.sleep(0.01)
@@ -145,18 +145,18 @@ def test_a_loop_that_is_held_up_is_no_stall(host: Host) -> None:
     provider = Provider(chunks)
 
     def hold_up(chunk: StreamChunk) -> None:
-        time.sleep(0.15)
+        clock.jump(90)
 
     async def main() -> None:
         results = await parallel_core.parallel_acompletions(
             provider.answer,
             [request(index, stream=True) for index in range(3)],
-            stall_timeout=0.1,
+            stall_timeout=60,
             on_chunk=hold_up,
         )
         assert [result.exception for result in results] == [None] * 3
 
-    host.run(main)
+    clock.host.run(main)
 
 
 @pytest.mark.parametrize("bad", [None, "a text", object()])
@@ -174,16 +174,22 @@ def test_pieces_that_are_none_lose_no_text(host: Host, bad: Any) -> None:
     host.run(main)
 
 
-def test_an_error_that_is_kept_keeps_no_chunks(host: Host) -> None:
+def test_an_error_that_is_kept_keeps_no_chunks(clock: JumpingClock) -> None:
     given: list[weakref.ref[Any]] = []
+    broken_off = 0
 
     async def broken(number: int) -> AsyncGenerator[Any, None]:
+        nonlocal broken_off
         for _ in range(50):
             chunk = ModelResponseStream(**piece("x"))
             given.append(weakref.ref(chunk))
             yield chunk
         if number:
+            broken_off += 1
             raise LookupError
+        while broken_off < 9:
+            await anyio.lowlevel.checkpoint()
+        clock.jump(60)
         await anyio.sleep_forever()
 
     from litellm.types.utils import ModelResponseStream
@@ -194,7 +200,7 @@ def test_an_error_that_is_kept_keeps_no_chunks(host: Host) -> None:
         results = await parallel_core.parallel_acompletions(
             provider.answer,
             [request(index, stream=True) for index in range(10)],
-            stall_timeout=0.2,
+            stall_timeout=60,
         )
         assert {type(result.exception) for result in results} == {
             StreamInterruptedError,
@@ -205,7 +211,7 @@ def test_an_error_that_is_kept_keeps_no_chunks(host: Host) -> None:
         assert len(alive) <= 2 * len(results)  # the last one may be in a frame of the traceback
         assert len(given) == 500
 
-    host.run(main)
+    clock.host.run(main)
 
 
 @pytest.mark.parametrize(

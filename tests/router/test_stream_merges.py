@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
@@ -172,7 +172,6 @@ class MergeRun:
 
 def test_nothing_is_lost_doubled_or_left_open(host: Host) -> None:
     @given(merges)
-    @settings(max_examples=60)
     def try_it(merge: Merge) -> None:
         run = MergeRun(merge)
 

@@ -74,7 +74,7 @@ def test_the_consumer_sets_the_pace_of_all_streams(host: Host) -> None:
         async with parallel_core.iter_parallel_streams(
             provider.answer, requests, concurrency=5
         ) as batch:
-            for taken in range(100):
+            for taken in range(40):
                 await settle()
                 # Twice the concurrency waits in the buffer, and one in the hand of each stream.
                 assert provider.taken <= taken + 10 + 5
