@@ -130,10 +130,18 @@ def test_too_many_open_files_is_no_failure_of_a_line(
 ) -> None:
     with (tmp_path / "in.jsonl").open("w") as lines:
         for number in range(24):
-            message = {"role": "user", "content": f"{number}"}
-            lines.write(json.dumps({"model": "fast", "messages": [message]}) + "\n")
-    with DemoServerThread(DemoServerSettings(latency_median=0.1)) as server:
+            body: dict[str, Any] = {
+                "model": "fast",
+                "messages": [{"role": "user", "content": f"{number}"}],
+            }
+            if number:  # the first one is sent on its own
+                body["extra_body"] = {"demo": {"held": True}}
+            lines.write(json.dumps(body) + "\n")
+    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
+        server.hold()
         process = commands.start([str(tmp_path), server.url], script=SCRIPT, folder=tmp_path)
+        process.wait_for("local\n")  # so many are in flight that there are no more files
+        server.release()
         assert process.wait() == 0, process.output
-        assert process.stdout == "complete 23 0\nlocal\n", process.output
+        assert process.stdout == "local\ncomplete 23 0\n", process.output
         assert server.stats().accepted == 24

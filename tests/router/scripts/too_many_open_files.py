@@ -1,6 +1,6 @@
 """A run that may open a few more files than are open: ``too_many_open_files.py FOLDER ADDRESS``.
 
-It prints how the run has ended, and the kinds of its failures.
+It prints the kinds of its failures as they come, and how the run has ended.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from parallel_core.control import retry
 
 def main(folder: Path, address: str) -> None:
     kinds: set[str] = set()
-    classify = retry.classify
+    module: Any = retry
+    classify = module.classify
 
     def classify_and_note(error: BaseException) -> Any:
         failure = classify(error)
-        kinds.add(failure.kind)
+        if failure.kind not in kinds:
+            kinds.add(failure.kind)
+            print(failure.kind, flush=True)
         return failure
 
-    module: Any = retry
     module.classify = classify_and_note
     litellm.suppress_debug_info = True
     parameters = {"model": "openai/fast", "api_base": address, "api_key": "none"}
@@ -51,7 +53,6 @@ def main(folder: Path, address: str) -> None:
 
     summary = asyncio.run(run())
     print(summary.ending, summary.succeeded, summary.failed)
-    print(*kinds)
 
 
 if __name__ == "__main__":
