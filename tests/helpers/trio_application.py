@@ -12,6 +12,9 @@ from litellm.router import Router
 
 from parallel_core import parallel_acompletions
 
+# What is left open is said on the standard error, where the tests look.
+warnings.simplefilter("default", ResourceWarning)
+
 
 def router_of_the_demo() -> Any:
     """A Router whose one model is that of the demo server at ``DEMO_URL``."""

@@ -21,7 +21,6 @@ HERE = Path(__file__).parent
 SCRIPTS = HERE / "scripts"
 FOR_EACH_HOST = [HERE / "test_trio_router.py", HERE / "test_trio_router_streams.py"]
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
-WARNINGS = "default::ResourceWarning"
 SERVER_TIMEOUT = 60.0
 
 needs_trio_asyncio = pytest.mark.skipif(
@@ -72,7 +71,7 @@ class Scripts:
     def check_afresh(self, name: str) -> None:
         """The same, in an interpreter that has imported nothing."""
         done = subprocess.run(
-            [sys.executable, "-W", WARNINGS, str(SCRIPTS / f"{name}.py")],
+            [sys.executable, str(SCRIPTS / f"{name}.py")],
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
@@ -96,15 +95,11 @@ def assert_no_noise(err: str) -> None:
         assert word not in err, err
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkedProcesses]:
-    with ForkedProcesses(warnings=[WARNINGS]) as started:
-        yield started
-
-
 @pytest.fixture
-def scripts(forks: ForkedProcesses, tmp_path: Path, server: DemoServerThread) -> Iterator[Scripts]:
-    with contextlib.closing(Scripts(forks, tmp_path, server)) as runs:
+def scripts(
+    commands: ForkedProcesses, tmp_path: Path, server: DemoServerThread
+) -> Iterator[Scripts]:
+    with contextlib.closing(Scripts(commands, tmp_path, server)) as runs:
         yield runs
 
 
