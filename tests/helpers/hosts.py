@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import trio
+import trio.abc
 import trio.testing
 
 T = TypeVar("T")
@@ -26,10 +27,11 @@ class Host:
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     debug: bool = False
     eager: bool = False
+    clock: trio.abc.Clock | None = None  # of trio
 
     def run(self, function: Callable[[], Awaitable[T]]) -> T:
         if self.library == "trio":
-            return trio.run(function)
+            return trio.run(function, clock=self.clock)
         return self._run_in_asyncio(function)
 
     def _run_in_asyncio(self, function: Callable[[], Awaitable[T]]) -> T:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.forked_processes import ForkedProcesses
 from parallel_core import AdaptiveConcurrency, _local_limits
 from parallel_core._local_limits import allow_connections, fit_open_files, warn_of_connections
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+SCRIPT = Path(__file__).parent / "scripts" / "too_many_open_files.py"
 
 resource = pytest.importorskip("resource")  # Windows has none
 
@@ -122,68 +124,24 @@ def test_a_library_user_is_told_of_connections(caplog: pytest.LogCaptureFixture)
     assert f"{limit} connections" in message
 
 
-RUN = """
-import asyncio, functools, resource, sys
-from pathlib import Path
-
-import litellm
-
-from parallel_core import run_file
-from parallel_core.control import retry
-from parallel_core.demo_server import DemoServerSettings, demo_server_process
-
-folder = Path(sys.argv[1])
-kinds = set()
-classify = retry.classify
-
-
-def classify_and_note(error):
-    failure = classify(error)
-    kinds.add(failure.kind)
-    return failure
-
-
-retry.classify = classify_and_note
-litellm.suppress_debug_info = True
-with demo_server_process(DemoServerSettings(latency_median=0.1)) as server:
-    parameters = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
-    router = litellm.Router([{"model_name": "fast", "litellm_params": parameters}])
-
-    lowered = []
-
-    def lower_the_limit(progress):
-        if lowered:
-            return
-        lowered.append(progress)
-        few = len(list(Path("/proc/self/fd").iterdir())) + 8
-        resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
-
-    async def main():
-        run = functools.partial(
-            run_file, router, folder / "in.jsonl", folder / "out.jsonl", concurrency=16
-        )
-        await run(limit=1)  # what is imported, and a new output, need files as well
-        return await run(on_progress=lower_the_limit)
-
-    summary = asyncio.run(main())
-    print(summary.ending, summary.succeeded, summary.failed, server.stats().accepted)
-    print(*kinds)
-"""
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts its open files there")
-def test_too_many_open_files_is_no_failure_of_a_line(tmp_path: Path) -> None:
+def test_too_many_open_files_is_no_failure_of_a_line(
+    commands: ForkedProcesses, tmp_path: Path
+) -> None:
     with (tmp_path / "in.jsonl").open("w") as lines:
         for number in range(24):
-            message = {"role": "user", "content": f"{number}"}
-            lines.write(json.dumps({"model": "fast", "messages": [message]}) + "\n")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "complete 23 0 24\nlocal\n", done.stdout + done.stderr[-3000:]
+            body: dict[str, Any] = {
+                "model": "fast",
+                "messages": [{"role": "user", "content": f"{number}"}],
+            }
+            if number:  # the first one is sent on its own
+                body["extra_body"] = {"demo": {"held": True}}
+            lines.write(json.dumps(body) + "\n")
+    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
+        server.hold()
+        process = commands.start([str(tmp_path), server.url], script=SCRIPT, folder=tmp_path)
+        process.wait_for("local\n")  # so many are in flight that there are no more files
+        server.release()
+        assert process.wait() == 0, process.output
+        assert process.stdout == "local\ncomplete 23 0\n", process.output
+        assert server.stats().accepted == 24

@@ -148,7 +148,14 @@ WAYS: dict[str, Send] = {
 }
 
 
-@pytest.fixture(scope="module", params=WAYS)
+# Plain and streamed answers, in either library and from the command. The others take the same code.
+DAILY = {"asyncio", "trio-streams", "command"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(way, marks=[] if way in DAILY else pytest.mark.thorough) for way in WAYS],
+)
 def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Outcome]:

@@ -13,20 +13,35 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+import pytest
+
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT = 60.0  # seconds; importing litellm takes some of them
 SERVER_TIMEOUT = 60.0
 
 
-@contextlib.contextmanager
-def provider(**settings: Any) -> Iterator[DemoServerThread]:
+@pytest.fixture(scope="module")
+def provider() -> Iterator[DemoServerThread]:
     models = {"gpt-4o-mini": 1.0}
-    with DemoServerThread(DemoServerSettings(models=models, **settings)) as server:
+    with DemoServerThread(DemoServerSettings(models=models, latency_median=0.2)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def address(provider: DemoServerThread) -> Iterator[tuple[str, int]]:
+    with service(provider) as address:
+        yield address
+
+
+@pytest.fixture
+def server(provider: DemoServerThread) -> DemoServerThread:
+    provider.wait_idle(SERVER_TIMEOUT)
+    provider.set_trouble(())
+    provider.reset_stats()
+    return provider
 
 
 @contextlib.contextmanager
@@ -67,36 +82,37 @@ def post(address: tuple[str, int], count: int) -> http.client.HTTPConnection:
     return connection
 
 
-def test_one_request_fans_out() -> None:
-    with provider(latency_median=0.2) as server, service(server) as address:
-        for _ in range(2):
-            connection = post(address, 30)
-            response = connection.getresponse()
-            assert response.status == 200
-            answers = json.loads(response.read())["answers"]
-            assert len(answers) == 30
-            assert all("synthetic" in answer for answer in answers)
-            connection.close()
-        stats = server.stats()
-        assert stats.finished == 60
-        assert 1 < stats.max_in_flight <= 16
-        # One Router keeps its connections over the requests of the service.
-        assert stats.open_connections <= 16
+def test_one_request_fans_out(address: tuple[str, int], server: DemoServerThread) -> None:
+    for _ in range(2):
+        connection = post(address, 30)
+        response = connection.getresponse()
+        assert response.status == 200
+        answers = json.loads(response.read())["answers"]
+        assert len(answers) == 30
+        assert all("synthetic" in answer for answer in answers)
+        connection.close()
+    stats = server.stats()
+    assert stats.finished == 60
+    assert 1 < stats.max_in_flight <= 16
+    # One Router keeps its connections over the requests of the service.
+    assert stats.open_connections <= 16
 
 
-def test_a_client_that_disconnects_ends_its_calls_and_no_others() -> None:
-    with provider(hang=1.0) as server, service(server) as address:
-        staying = post(address, 3)
-        server.wait_in_flight(3, SERVER_TIMEOUT)
-        leaving = post(address, 40)
-        server.wait_in_flight(3 + 16, SERVER_TIMEOUT)
-        leaving.close()
-        wait_for_disconnects(server, 16)
-        stats = server.stats()
-        assert (stats.in_flight, stats.accepted) == (3, 19)
-        staying.close()
-        server.wait_idle(SERVER_TIMEOUT)
-        assert server.stats().disconnected == 19
+def test_a_client_that_disconnects_ends_its_calls_and_no_others(
+    address: tuple[str, int], server: DemoServerThread
+) -> None:
+    server.set_trouble([Trouble("hang")])
+    staying = post(address, 3)
+    server.wait_in_flight(3, SERVER_TIMEOUT)
+    leaving = post(address, 40)
+    server.wait_in_flight(3 + 16, SERVER_TIMEOUT)
+    leaving.close()
+    wait_for_disconnects(server, 16)
+    stats = server.stats()
+    assert (stats.in_flight, stats.accepted) == (3, 19)
+    staying.close()
+    server.wait_idle(SERVER_TIMEOUT)
+    assert server.stats().disconnected == 19
 
 
 def wait_for_disconnects(server: DemoServerThread, count: int) -> None:
