@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from helpers.budgets import state
-from helpers.hosts import Host
+from helpers.hosts import Host, in_virtual_time
 from parallel_core import (
     AdaptiveConcurrency,
     Budget,
@@ -192,7 +192,7 @@ class Rejected(Exception):
     litellm_response_headers = {"retry-after-ms": "1"}  # noqa: RUF012
 
 
-def test_adaptive_retries_are_free(host: Host) -> None:
+def test_adaptive_retries_are_free() -> None:
     async def main() -> None:
         budget = Budget(max_tokens=10 * WORST)
         attempts = 0
@@ -224,7 +224,7 @@ def test_adaptive_retries_are_free(host: Host) -> None:
         assert sorted(result.ok for result in results) == [False, True]
         assert attempts == 9
 
-    host.run(main)
+    in_virtual_time(main)
 
 
 @pytest.mark.parametrize(

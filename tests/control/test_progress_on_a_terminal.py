@@ -5,34 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from textwrap import dedent
+from pathlib import Path
 
 import pytest
 
 from helpers.progress_values import HIDE_CURSOR, SHOW_CURSOR, rows
 from parallel_core import _progress_bar
 
-SCRIPT = """
-import sys
-from parallel_core._progress_bar import ProgressBar
-from parallel_core.progress import Progress
-from parallel_core.types import Usage
-
-def snapshot(done, finished=False):
-    return Progress(total=9, started=done, succeeded=done, failed=0, in_flight=0, elapsed=1.0,
-                    rate=1.0, token_rate=0.0, eta=1.0, usage=Usage(), limit=1, finished=finished)
-
-bar, other = ProgressBar(), None
-bar(snapshot(1))
-print("printed to stdout")
-print("printed to stderr", file=sys.stderr)
-other = ProgressBar()  # while stderr is redirected
-other(snapshot(7))
-print("without an end", end="")
-other(snapshot(8, finished=True))
-bar(snapshot(9, finished=True))
-print("afterwards")
-"""
+SCRIPTS = Path(__file__).parent / "scripts"
 ENVIRONMENT = {"TERM": "xterm", "COLUMNS": "120", "LINES": "30", "PYTHONWARNINGS": "error"}
 
 
@@ -47,7 +27,7 @@ def run_on_a_terminal(*, pipe_stdout: bool) -> tuple[str, str]:
     pty = pytest.importorskip("pty")  # not on Windows
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, str(SCRIPTS / "two_bars.py")],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if pipe_stdout else slave,
         stderr=slave,
@@ -93,7 +73,7 @@ def test_results_that_are_piped_go_on_into_the_pipe() -> None:
 
 def test_in_a_pipe() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, str(SCRIPTS / "two_bars.py")],
         capture_output=True,
         text=True,
         env=environment() | {"FORCE_COLOR": "1"},
@@ -104,19 +84,8 @@ def test_in_a_pipe() -> None:
 
 
 def test_rich_is_imported_only_for_a_bar() -> None:
-    # A part of the package is enough: what the others import is not asked here.
-    script = dedent("""
-        import sys, types
-        package = types.ModuleType("parallel_core")
-        package.__path__ = [sys.argv[1]]
-        sys.modules["parallel_core"] = package
-        import parallel_core._progress_bar, parallel_core.progress
-        assert not any(name.split(".")[0] == "rich" for name in sys.modules)
-        parallel_core._progress_bar.ProgressBar()
-        assert "rich.console" in sys.modules
-    """)
-    directory = os.path.dirname(_progress_bar.__file__)  # noqa: PTH120
-    subprocess.run([sys.executable, "-c", script, directory], check=True, timeout=60)
+    script, package = SCRIPTS / "imports_of_the_bar.py", Path(_progress_bar.__file__).parent
+    subprocess.run([sys.executable, str(script), str(package)], check=True, timeout=60)
 
 
 def test_the_package_imports_no_rich() -> None:
