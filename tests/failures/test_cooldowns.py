@@ -32,7 +32,7 @@ def server() -> Iterator[DemoServerThread]:
 
 
 def router_of(server: DemoServerThread, **settings: Any) -> Router:
-    return Router(
+    router: Router = Router(
         model_list=[
             {
                 "model_name": "m",
@@ -46,6 +46,7 @@ def router_of(server: DemoServerThread, **settings: Any) -> Router:
         ],
         **settings,
     )
+    return router
 
 
 async def own_call(router: Router, **kwargs: Any) -> str:
