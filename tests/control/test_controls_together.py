@@ -226,7 +226,7 @@ class Run:
 
 
 @given(cases)
-@settings(max_examples=400)
+@settings(max_examples=4 * settings().max_examples)
 def test_in_virtual_time(case: Case) -> None:
     run = Run(case)
 
@@ -239,7 +239,7 @@ def test_in_virtual_time(case: Case) -> None:
 
 def test_on_every_host(host: Host) -> None:
     @given(cases)
-    @settings(max_examples=60)
+    @settings(max_examples=settings().max_examples * 2 // 3)
     def try_it(case: Case) -> None:
         run = Run(dataclasses.replace(case, unit=0.001))
 

@@ -1,7 +1,9 @@
+"""Rate limits: how many calls begin in a minute, and who waits."""
+
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -10,15 +12,10 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-from litellm import Router
 
-from helpers.hosts import Host, settle
+from helpers.hosts import Host, in_virtual_time, settle
 from parallel_core import parallel_acompletions, parallel_map
 from parallel_core.control.rate_limit import RateLimit, checked_rate_limit
-
-
-def run_in_virtual_time(main: Any) -> None:
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def assert_windows(charges: list[tuple[float, float]], per_minute: float, size: float) -> None:
@@ -83,7 +80,7 @@ def test_no_window_sees_more(rpm: float, tpm: float, burst: int, calls: list[Any
             for call in calls:
                 nursery.start_soon(one, *call)
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
     assert ended == len(calls)
     assert_windows(requests, rpm, burst)
     assert_windows(tokens, tpm, size)
@@ -115,7 +112,7 @@ def test_pace(options: Any, tokens: list[int], expected: list[float]) -> None:
     async def main() -> None:
         assert await times_of(RateLimit(**options), *tokens) == pytest.approx(expected)
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 def test_a_correction_is_not_made_good_by_the_time_before() -> None:
@@ -126,7 +123,7 @@ def test_a_correction_is_not_made_good_by_the_time_before() -> None:
         limit.correct(10, 20)
         assert await times_of(limit, 10) == pytest.approx([1])
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 def test_what_is_given_back_wakes_the_first_and_fills_the_bucket_at_most() -> None:
@@ -149,7 +146,7 @@ def test_what_is_given_back_wakes_the_first_and_fills_the_bucket_at_most() -> No
         limit.release(500)
         assert await times_of(limit, 120, 0, 0) == pytest.approx([0, 0, 60])
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 @pytest.mark.parametrize("rate", [3.3e-6, 7e-7, 3e-8, 7e-9, 1.7e-10])
@@ -159,7 +156,7 @@ def test_very_slow_rates_get_there(rate: float) -> None:
         times = [60 * number / rate for number in range(20)]
         assert await times_of(limit, *[0] * 20) == pytest.approx(times)
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 def test_first_come_first_served_and_a_cancelled_one_takes_nothing() -> None:
@@ -183,7 +180,7 @@ def test_first_come_first_served_and_a_cancelled_one_takes_nothing() -> None:
         assert [number for number, _ in order] == [0, 2, 3, 5]
         assert [at - began for _, at in order] == pytest.approx([0, 1, 2, 3])
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 def test_a_cancelled_waiter_does_not_block_the_next(host: Host) -> None:
@@ -280,7 +277,7 @@ def test_several_batches_share_a_limit() -> None:
             nursery.start_soon(batch)
         assert [at - times[0] for at in times] == pytest.approx(range(8))
 
-    run_in_virtual_time(main)
+    in_virtual_time(main)
 
 
 def test_waits_by_model_before_the_call() -> None:
@@ -305,109 +302,7 @@ def test_waits_by_model_before_the_call() -> None:
         assert [at - began for at in times["a"]] == pytest.approx([0, 10, 20])
         assert [at - began for at in times["b"]] == pytest.approx([0, 0])
 
-    run_in_virtual_time(main)
-
-
-def deployment(name: str, **places: Any) -> dict[str, Any]:
-    parameters = {"model": "openai/gpt-4o", "api_key": "x", **places.pop("params", {})}
-    info = places.pop("info", {})
-    return {"model_name": name, "litellm_params": parameters, "model_info": info, **places}
-
-
-def test_from_router() -> None:
-    router = Router(
-        model_list=[
-            deployment("params", params={"rpm": 10, "tpm": 1000}),
-            deployment("info", info={"rpm": 20, "tpm": 2000}),
-            deployment("top", rpm=30, tpm=3000),
-            deployment("order", rpm=1, params={"rpm": 2, "tpm": 5}, info={"rpm": 3, "tpm": 6}),
-            deployment("sum", params={"rpm": 10, "tpm": 7}),
-            deployment("sum", info={"rpm": 5}),
-            deployment("none"),
-        ]
-    )
-    limits = RateLimit.from_router(router)
-    assert {
-        name: (limit.requests_per_minute, limit.tokens_per_minute) for name, limit in limits.items()
-    } == {
-        "params": (10, 1000),
-        "info": (20, 2000),
-        "top": (30, 3000),
-        "order": (1, 5),
-        "sum": (15, None),
-    }
-
-    class Around:
-        def __init__(self) -> None:
-            self.router = router
-
-    assert RateLimit.from_router(Around()).keys() == limits.keys()
-    with pytest.raises(TypeError, match="router must be a litellm Router, not object"):
-        RateLimit.from_router(object())
-
-
-def test_names_of_the_same_deployments_share_a_limit() -> None:
-    """In a batch, too: an alias and its model have their turns one after another."""
-    router = Router(
-        model_list=[
-            deployment("gpt", params={"rpm": 4}),
-            deployment("gpt", params={"rpm": 2}),
-            deployment("free"),
-            deployment("openai/*", params={"model": "openai/*", "rpm": 60, "tpm": 600}),
-        ],
-        model_group_alias={
-            "fast": "gpt",
-            "hidden": {"model": "gpt", "hidden": True},
-        },
-    )
-    limits = RateLimit.from_router(router, ["openai/a", "openai/b", "nobody/c"])
-    assert limits["gpt"] is limits["fast"] is limits["hidden"]
-    assert limits["openai/*"] is limits["openai/a"] is limits["openai/b"]
-    assert limits.keys() == {"gpt", "fast", "hidden", "openai/*", "openai/a", "openai/b"}
-    times: list[tuple[str, float]] = []
-
-    async def fake(model: str, **_: Any) -> Any:
-        times.append((model, trio.current_time()))
-        return {"usage": {"prompt_tokens": 5, "completion_tokens": 5}}
-
-    async def main() -> None:
-        began = trio.current_time()
-        requests = [
-            {"model": model, "messages": [{"role": "user", "content": "x"}]}
-            for model in ("gpt", "fast", "hidden", "free")
-        ]
-        results = await parallel_acompletions(fake, requests, rate_limit=limits)
-        assert all(result.ok for result in results)
-        assert sorted((model, round(at - began)) for model, at in times) == [
-            ("fast", 10),
-            ("free", 0),
-            ("gpt", 0),
-            ("hidden", 20),
-        ]
-
-    run_in_virtual_time(main)
-
-
-@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), "many", True, [5]])
-def test_a_rate_of_a_router_that_is_none_is_refused(rate: object) -> None:
-    class StandIn:
-        model_list: ClassVar = [deployment("gpt", info={"tpm": rate})]
-
-    router = StandIn()
-    with pytest.raises(ValueError, match=r"tpm of a deployment of 'gpt' must be a number from 0"):
-        RateLimit.from_router(router)
-
-
-def test_a_rate_of_zero_adds_nothing() -> None:
-    router = Router(
-        model_list=[
-            deployment("one", params={"rpm": 0}),
-            deployment("two", params={"rpm": 0}),
-            deployment("two", info={"rpm": "5"}),
-        ]
-    )
-    limits = RateLimit.from_router(router)
-    assert {name: limit.requests_per_minute for name, limit in limits.items()} == {"two": 5}
+    in_virtual_time(main)
 
 
 def test_values() -> None:

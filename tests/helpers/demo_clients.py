@@ -13,11 +13,7 @@ import typer
 
 from helpers import hosts
 from parallel_core import _demo_server_command
-from parallel_core.demo_server import (
-    DemoServer,
-    DemoServerSettings,
-    DemoServerStats,
-)
+from parallel_core.demo_server import DemoServer, DemoServerSettings, DemoServerStats
 
 SECRET = "the secret of the prompt"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallel_core import (
-    Usage,
-)
+from parallel_core import Usage
 from parallel_core.run_file import RunProgress, RunSummary
 from parallel_core.run_statistics import RunPaths
 

@@ -2,7 +2,7 @@
 
 A cell of the matrix is a way, a concurrency and a number of deployments. The trouble of a cell
 happens to all of its models at once, and those of one way run at the same time: the tests look at
-what has become of each model.
+what has become of each model. A way has a file of its own, so that ways can run beside each other.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import anyio
 import pytest
 
 import parallel_core
 from helpers.forked_processes import ForkedProcesses
-from helpers.hosts import ASYNCIO_HOSTS, Host
+from helpers.hosts import Host
 from helpers.routers import run_with_routers
 from parallel_core import classify_failure
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
 
 IN_FLIGHT = {"fixed": 8, "auto": 20}  # calls, at most; of auto what it has in these few seconds
-SHORTEST_TIMEOUT = 2.0  # seconds, of the deployments of a model that hangs
+SHORTEST_TIMEOUT = 5.0  # seconds, of the deployments of a model that hangs
 DOOMED = 30  # requests of a model whose account is at fault
 
 
@@ -79,7 +78,13 @@ FAILING = [name for name, case in CASES.items() if case.kind in ("answer", "requ
 ACCOUNT = [name for name, case in CASES.items() if case.kind == "account"]
 
 Concurrency = Literal["fixed", "auto"]
-Way: TypeAlias = "tuple[str, dict[tuple[str, int], Cell]]"
+Send: TypeAlias = "Callable[[list[Cell], Path, ForkedProcesses], None]"
+
+CELLS: list[tuple[Concurrency, int]] = [
+    (concurrency, deployments) for concurrency in ("fixed", "auto") for deployments in (1, 2, 3)
+]
+# A call through litellm costs 15 ms of CPU, whatever becomes of it.
+DAILY: list[tuple[Concurrency, int]] = [("fixed", 1), ("auto", 2), ("fixed", 3)]
 
 
 @dataclass
@@ -137,10 +142,7 @@ def concurrency_of(cell: Cell) -> int | Literal["auto"]:
     return IN_FLIGHT["fixed"] if cell.concurrency == "fixed" else "auto"
 
 
-# --- the ways ---
-
-
-def by_library(host: Host, cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
+def send_by_library(host: Host, cells: list[Cell]) -> None:
     async def send(cell: Cell) -> None:
         from litellm import Router
 
@@ -163,7 +165,9 @@ def by_library(host: Host, cells: list[Cell], folder: Path, commands: ForkedProc
     run_with_routers(host, main)
 
 
-def by_command(cells: list[Cell], folder: Path, commands: ForkedProcesses, *options: str) -> None:
+def send_by_command(
+    cells: list[Cell], folder: Path, commands: ForkedProcesses, *options: str
+) -> None:
     started = [start_run(commands, cell, folder / str(n), options) for n, cell in enumerate(cells)]
     for number, (cell, run) in enumerate(zip(cells, started, strict=True)):
         cell.exit_code = run.wait()
@@ -195,29 +199,10 @@ def start_run(commands: ForkedProcesses, cell: Cell, folder: Path, options: tupl
     )
 
 
-def by_workers(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
-    pytest.importorskip("ray")
-    from helpers.ray_runtime import running_ray
-
-    with running_ray(cpus=len(cells)) as ray:
-        address = ray.get_runtime_context().gcs_address
-        by_command(cells, folder, commands, "--workers=1", f"--ray-address={address}")
-
-
-WAYS: dict[str, Callable[[list[Cell], Path, ForkedProcesses], None]] = {
-    "asyncio": partial(by_library, ASYNCIO_HOSTS[0]),
-    "trio": partial(by_library, Host("trio", "trio")),
-    "run": by_command,
-    "workers": by_workers,
-}
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def way(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    commands: ForkedProcesses,
-) -> Iterator[Way]:
+@contextlib.contextmanager
+def ran(
+    send: Send, which: list[tuple[Concurrency, int]], folder: Path, commands: ForkedProcesses
+) -> Iterator[dict[tuple[Concurrency, int], Cell]]:
     with contextlib.ExitStack() as stack:
         cells = [
             Cell(
@@ -225,11 +210,10 @@ def way(
                 deployments,
                 {name: stack.enter_context(server) for name, server in servers()},
             )
-            for concurrency in ("fixed", "auto")
-            for deployments in (1, 2, 3)
+            for concurrency, deployments in which
         ]
-        WAYS[request.param](cells, tmp_path_factory.mktemp(request.param), commands)
-        yield request.param, {(cell.concurrency, cell.deployments): cell for cell in cells}
+        send(cells, folder, commands)
+        yield {(cell.concurrency, cell.deployments): cell for cell in cells}
 
 
 def servers() -> Iterator[tuple[str, DemoServerThread]]:
@@ -249,64 +233,91 @@ def servers() -> Iterator[tuple[str, DemoServerThread]]:
         yield name, DemoServerThread(settings)
 
 
-@pytest.fixture(params=["fixed", "auto"])
-def concurrency(request: pytest.FixtureRequest) -> Any:
-    return request.param
+class FailuresOfAWay:
+    """What becomes of each model. A subclass says how the requests are sent.
+
+    Attributes:
+        ahead: how many times what is in flight may be on its way.
+    """
+
+    ahead: ClassVar = 1
+
+    @staticmethod
+    def send(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def daily_cells(
+        cls, tmp_path_factory: pytest.TempPathFactory, commands: ForkedProcesses
+    ) -> Iterator[Any]:
+        with ran(cls.send, DAILY, tmp_path_factory.mktemp("daily"), commands) as cells:
+            yield cells
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def other_cells(
+        cls, tmp_path_factory: pytest.TempPathFactory, commands: ForkedProcesses
+    ) -> Iterator[Any]:
+        others = [cell for cell in CELLS if cell not in DAILY]
+        with ran(cls.send, others, tmp_path_factory.mktemp("other"), commands) as cells:
+            yield cells
+
+    @pytest.fixture(
+        params=[
+            pytest.param(
+                cell,
+                marks=[] if cell in DAILY else pytest.mark.thorough,
+                id="-".join(map(str, cell)),
+            )
+            for cell in CELLS
+        ]
+    )
+    def cell(self, request: pytest.FixtureRequest) -> Any:
+        daily = request.param in DAILY
+        return request.getfixturevalue("daily_cells" if daily else "other_cells")[request.param]
+
+    @pytest.mark.parametrize("model", PASSING)
+    def test_what_passes_is_answered(self, model: str, cell: Cell) -> None:
+        if model not in cell.cases:
+            pytest.skip("of no interest with one deployment")
+        case = CASES[model]
+        assert cell.kinds[model] == [None] * case.requests
+        attempts = cell.attempts()[model]
+        if model in ("away", "one_key"):  # what was in flight
+            assert case.requests <= attempts <= 2 * case.requests
+        else:
+            assert attempts == case.requests + case.resent
+
+    @pytest.mark.parametrize("model", FAILING)
+    def test_a_fault_of_one_request_is_its_failure_at_once(self, model: str, cell: Cell) -> None:
+        case = CASES[model]
+        kind = "failure" if cell.exit_code is not None else case.kind
+        expected = {None: case.requests - case.failures, kind: case.failures}
+        assert Counter(cell.kinds[model]) == expected
+        assert cell.attempts()[model] == case.requests
+
+    @pytest.mark.parametrize("model", ACCOUNT)
+    def test_a_fault_of_the_account_stops_its_model(self, model: str, cell: Cell) -> None:
+        attempts = cell.attempts()[model]
+        # Each that is in flight, and three in a row, may try every deployment.
+        in_flight = IN_FLIGHT[cell.concurrency] * self.ahead
+        assert 3 <= attempts <= (in_flight + 3) * cell.deployments
+        if cell.exit_code is None:
+            assert cell.kinds[model] == ["account"] * DOOMED
+            assert cell.not_sent[model] >= DOOMED - in_flight - 3
+        else:
+            assert cell.written[model] == 0
 
 
-@pytest.fixture(params=[1, 2, 3])
-def deployments(request: pytest.FixtureRequest) -> Any:
-    return request.param
+class FailuresOfARun(FailuresOfAWay):
+    """What becomes of each model in a run, and what the run says of it."""
 
-
-@pytest.fixture
-def cell(way: Way, concurrency: Concurrency, deployments: int) -> Cell:
-    return way[1][concurrency, deployments]
-
-
-@pytest.mark.parametrize("model", PASSING)
-def test_what_passes_is_answered(model: str, cell: Cell) -> None:
-    if model not in cell.cases:
-        pytest.skip("of no interest with one deployment")
-    case = CASES[model]
-    assert cell.kinds[model] == [None] * case.requests
-    attempts = cell.attempts()[model]
-    if model in ("away", "one_key"):  # what was in flight
-        assert case.requests <= attempts <= 2 * case.requests
-    else:
-        assert attempts == case.requests + case.resent
-
-
-@pytest.mark.parametrize("model", FAILING)
-def test_a_fault_of_one_request_is_its_failure_at_once(model: str, cell: Cell) -> None:
-    case = CASES[model]
-    kind = "failure" if cell.exit_code is not None else case.kind
-    expected = {None: case.requests - case.failures, kind: case.failures}
-    assert Counter(cell.kinds[model]) == expected
-    assert cell.attempts()[model] == case.requests
-
-
-@pytest.mark.parametrize("model", ACCOUNT)
-def test_a_fault_of_the_account_stops_its_model(model: str, cell: Cell, way: Way) -> None:
-    attempts = cell.attempts()[model]
-    # Each that is in flight, and three in a row, may try every deployment. As many again are at the
-    # workers before it is their turn.
-    in_flight = IN_FLIGHT[cell.concurrency] * (2 if way[0] == "workers" else 1)
-    assert 3 <= attempts <= (in_flight + 3) * cell.deployments
-    if cell.exit_code is None:
-        assert cell.kinds[model] == ["account"] * DOOMED
-        assert cell.not_sent[model] >= DOOMED - in_flight - 3
-    else:
-        assert cell.written[model] == 0
-
-
-def test_a_run_says_what_has_stopped_it(cell: Cell) -> None:
-    if cell.exit_code is None:
-        pytest.skip("of a run")
-    assert cell.exit_code == 1
-    left = len(ACCOUNT) * DOOMED
-    assert f"{left:,}" in cell.said
-    for model in ACCOUNT:
-        assert model in cell.said
-    if cell.deployments > 1:
-        assert "passed over   the key of deployment openai/one_key" in cell.said
+    def test_a_run_says_what_has_stopped_it(self, cell: Cell) -> None:
+        assert cell.exit_code == 1
+        left = len(ACCOUNT) * DOOMED
+        assert f"{left:,}" in cell.said
+        for model in ACCOUNT:
+            assert model in cell.said
+        if cell.deployments > 1:
+            assert "passed over   the key of deployment openai/one_key" in cell.said

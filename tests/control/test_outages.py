@@ -1,0 +1,153 @@
+"""An outage: what a batch holds back until the server is there again."""
+
+from collections import Counter
+from typing import Any
+
+import anyio
+import trio
+
+import parallel_core
+from helpers.fake_router import FakeRouter, StatusError, requests
+from helpers.hosts import in_virtual_time
+from helpers.retries import run
+from parallel_core import NotSentError, Retry
+
+
+def test_an_outage_costs_nothing() -> None:
+    """The server is away for five minutes: few calls find out, and every request is answered."""
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if trio.current_time() < began + 300 else None
+
+    began = 0.0
+
+    router = FakeRouter(answer)
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(500)), concurrency=16, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    probes = len(router.sent) - 500
+    assert probes < 16 + 16 + 12  # those in flight, those after the first second, one at a time
+    assert router.most_in_flight <= 16
+
+
+def test_other_models_go_on_during_an_outage() -> None:
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if model == "dead" and trio.current_time() < end else None
+
+    end = 0.0
+    router = FakeRouter(answer)
+    done = dict[int, float]()
+
+    async def main() -> None:
+        nonlocal end
+        end = trio.current_time() + 200
+        batch = parallel_core.iter_parallel_acompletions(
+            router.acompletion, requests(200, "dead", "fine"), concurrency=8, retry=Retry()
+        )
+        async with batch:
+            async for result in batch:
+                assert result.ok
+                done[result.index] = trio.current_time()
+
+    in_virtual_time(main)
+    assert len(done) == 200
+    assert max(at for index, at in done.items() if index % 2) < end - 100
+
+
+def test_nothing_gets_through_for_too_long() -> None:
+    router, results, took = run(
+        lambda *_: ConnectionRefusedError(), 300, retry=Retry(max_wait=60), concurrency=4
+    )
+    kinds = Counter(type(result.exception) for result in results)
+    assert kinds[NotSentError] > 280
+    assert isinstance(
+        next(r.exception for r in results if isinstance(r.exception, NotSentError)).__cause__,
+        ConnectionRefusedError,
+    )
+    assert len(router.sent) < 60
+    assert took < 200
+
+
+def test_a_few_rejections_do_not_close_the_gate() -> None:
+    """One in five calls is rejected: the others go on at full speed."""
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(429) if calls["all"] % 5 == 0 else None
+
+    _, results, took = run(answer, 400, concurrency=8)
+    assert all(result.ok for result in results)
+    assert took < 400 / 8 * 1.1 + 10
+
+
+def test_more_slots_than_the_provider_takes() -> None:
+    """It takes 10 calls at a time, and the batch has 32 slots: all is answered."""
+    router = FakeRouter(lambda *_: None)
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        return StatusError(429) if router.in_flight > 10 else None
+
+    router.answer = answer
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(300)), concurrency=32, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+        assert trio.current_time() - began < 2 * 300 / 10
+
+    in_virtual_time(main)
+
+
+def test_a_gate_opens_although_the_last_call_in_flight_says_nothing() -> None:
+    """The server is away; the only call that was under way ends in an error of its own."""
+
+    class Odd(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 0":
+                await anyio.sleep(30)
+                raise RuntimeError("a bug")
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def main() -> None:
+        end = trio.current_time() + 40
+        router = Odd(lambda *_: ConnectionRefusedError() if trio.current_time() < end else None)
+        with trio.fail_after(1000):
+            results = await parallel_core.parallel_acompletions(
+                router.acompletion, list(requests(30)), concurrency=9, retry=Retry()
+            )
+        assert sum(result.ok for result in results) == 29
+
+    in_virtual_time(main)
+
+
+def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
+    def answer(model: str, attempt: int) -> Exception | None:
+        return ConnectionRefusedError() if trio.current_time() < end else None
+
+    router = FakeRouter(answer)
+    end = 0.0
+
+    async def main() -> None:
+        nonlocal end
+        end = trio.current_time() + 200
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion,
+            list(requests(100)),
+            concurrency=8,
+            retry=Retry(),
+            fair_by=lambda request: request["messages"][0]["content"][-1],
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    assert len(router.sent) < 100 + 60

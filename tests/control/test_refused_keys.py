@@ -1,0 +1,89 @@
+"""A failure of the account stops what it dooms, and nothing else."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+
+import parallel_core
+from helpers.fake_router import CoolingDownError, FakeRouter, StatusError, requests
+from helpers.hosts import in_virtual_time
+from helpers.retries import fails_first, run
+from parallel_core import NotSentError, Retry, classify_failure
+
+
+def test_a_wrong_key_stops_what_it_dooms() -> None:
+    router, results, took = run(lambda *_: StatusError(401), 1000, concurrency=8)
+    real = [result.exception for result in results if isinstance(result.exception, StatusError)]
+    not_sent = [r.exception for r in results if isinstance(r.exception, NotSentError)]
+    assert len(real) + len(not_sent) == 1000
+    assert len(router.sent) == len(real) <= 8 + 3
+    assert isinstance(not_sent[0].__cause__, StatusError)
+    assert "the provider refused the key (401)" in str(not_sent[0])
+    assert took < 1
+
+
+def test_a_cooldown_that_the_account_caused_is_the_accounts_failure() -> None:
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(401) if calls["all"] == 1 else CoolingDownError()
+
+    _, results, took = run(answer, 100, concurrency=4)
+    assert {type(result.exception) for result in results} == {StatusError, NotSentError}
+    assert all(
+        isinstance(result.exception.__cause__, StatusError)
+        for result in results
+        if isinstance(result.exception, NotSentError)
+    )
+    assert took < 60  # one cooldown at most, if the first to fail does not know why yet
+
+
+def test_other_models_do_not_suffer() -> None:
+    _, results, _ = run(
+        lambda model, _: StatusError(401) if model == "wrong" else None, 100, "wrong", "right"
+    )
+    assert [result.ok for result in results] == [False, True] * 50
+
+
+def test_a_key_that_works_for_others_dooms_nothing() -> None:
+    """Every third call says 404, of whatever; the others succeed."""
+    calls = Counter[str]()
+
+    def answer(model: str, attempt: int) -> Exception | None:
+        calls["all"] += 1
+        return StatusError(404) if calls["all"] % 3 == 0 else None
+
+    _, results, _ = run(answer, 60, concurrency=1)
+    assert sum(result.ok for result in results) == 40
+    assert not any(isinstance(result.exception, NotSentError) for result in results)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": "auto"}, {"fair_by": "model"}])
+def test_with_other_controls(options: dict[str, Any]) -> None:
+    router, results, _ = run(lambda *_: StatusError(401), 200, **options)
+    assert sum(isinstance(result.exception, NotSentError) for result in results) > 150
+    router, results, _ = run(fails_first(StatusError(429)), 50, **options)
+    assert all(result.ok for result in results)
+    assert all(count == 2 for count in router.of_text.values())
+
+
+def test_what_waits_long_ends_when_its_model_is_stopped() -> None:
+    def answer(model: str, attempt: int) -> Exception:
+        return StatusError(401) if len(router.sent) > 1 else StatusError(429, retry_after="300")
+
+    router = FakeRouter(answer)
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(10)), concurrency=1, retry=Retry()
+        )
+        assert [classify_failure(r.exception).kind for r in results if r.exception] == [
+            "account"
+        ] * 10
+        assert trio.current_time() - began < 10
+
+    in_virtual_time(main)
