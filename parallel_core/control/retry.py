@@ -401,7 +401,7 @@ class Retrying:
                 if self._failover is not None:
                     self._failover.got_through(model, value, passed_over, began, now)
             except Exception as error:
-                then = self._after(index, item, gate, error, began)
+                then = self._after(index, item, gate, error, began, passed_over)
                 if then is error:
                     raise
                 raise then from then.__cause__
@@ -425,7 +425,13 @@ class Retrying:
         self._engine.bring_forward(waiting)
 
     def _after(
-        self, index: int, item: Any, gate: _Gate, error: Exception, began: float
+        self,
+        index: int,
+        item: Any,
+        gate: _Gate,
+        error: Exception,
+        began: float,
+        passed_over: Set[str],
     ) -> Exception:
         """Return what a failed attempt raises: its error, or the order to try again later."""
         now = self._engine.current_time()
@@ -433,7 +439,13 @@ class Retrying:
         attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
         attempts.sent += 1
         attempts.timeouts += failure.kind == "timeout"
+        was_sent = failure.kind != "cooling_down"
         elsewhere = self._goes_elsewhere(item, failure, error, attempts, now)
+        if not was_sent and passed_over and self._failover is not None:
+            # The Router says how long the others pause. Those that it was not to ask may be back
+            # before that: what counts is why they were passed over.
+            attempts.tried.clear()
+            failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
         if elsewhere and failure.kind == "account":
             self._attempts[index] = attempts  # it is the deployment's, and none of the model
             return TryAgainLater(error, 0.0)
@@ -464,7 +476,7 @@ class Retrying:
         why = failure if failure.kind != "cooling_down" else classify(gate.cause or error)
         attempts.reason, attempts.due = why.reason, now + wait
         self._attempts[index] = attempts
-        return TryAgainLater(error, wait, counts=failure.kind != "cooling_down")
+        return TryAgainLater(error, wait, counts=was_sent)
 
     def _passed_over(self, index: int, model: str | None, now: float) -> Set[str]:
         if self._failover is None:

@@ -117,6 +117,23 @@ def test_a_batch_waits_for_a_pause_that_calls_of_the_user_have_caused(
     run(main)
 
 
+def test_a_pause_of_one_deployment_does_not_hold_what_another_refuses_for_a_moment(
+    server: DemoServerThread,
+) -> None:
+    async def main() -> None:
+        router = router_of(server)
+        assert await own_call(router, cooldown_time=LONG) == "RateLimitError"
+        # The other one refuses the first request for a tenth of a second. To wait for the pause
+        # would take longer than max_wait.
+        results = await parallel_acompletions(
+            router, REQUESTS, retry=Retry(max_wait=60), concurrency=1
+        )
+        assert [result.exception for result in results] == [None] * 10
+        assert server.stats().accepted == 1 + 1 + 10
+
+    run(main)
+
+
 @pytest.mark.parametrize(("whose", "kind"), [("user", "cooling_down"), ("router", "overloaded")])
 def test_a_pause_beyond_max_wait_is_not_waited_for(
     server: DemoServerThread, whose: str, kind: str
