@@ -62,24 +62,21 @@ def open_files() -> int:
 _warm: set[str] = set()  # filled by the first call of a Router in this process
 
 
-def run(
-    name: Any,
-    server: DemoServerThread | None,
-    function: Callable[[], Awaitable[None]],
-) -> None:
-    """Run in trio, and fail when the run leaves connections, threads, files or warnings behind."""
-
-    def run_here(function: Callable[[], Awaitable[None]]) -> None:
-        async def main() -> None:
-            if name == "trio-asyncio":
-                async with parallel_core.open_trio_asyncio():
-                    await function()
-            else:
+def _run_here(name: Any, function: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        if name == "trio-asyncio":
+            async with parallel_core.open_trio_asyncio():
                 await function()
+        else:
+            await function()
 
-        trio.run(main)
+    trio.run(main)
 
-    async def warm_up() -> None:  # what is opened once in the life of a process
+
+def warm_up(name: Any, server: DemoServerThread | None) -> None:
+    """Open what is opened once in the life of a process; with a server, also by litellm."""
+
+    async def main() -> None:
         async with parallel_core.open_router_host(StandIn(), name) as host:
             await host.run(asyncio.sleep, 0)
         if server is not None and not _warm:
@@ -89,12 +86,21 @@ def run(
             await seen_by(server)
             server.reset_stats()
 
-    run_here(warm_up)
+    _run_here(name, main)
+
+
+def run(
+    name: Any,
+    server: DemoServerThread | None,
+    function: Callable[[], Awaitable[None]],
+) -> None:
+    """Run in trio, and fail when the run leaves connections, threads, files or warnings behind."""
+    warm_up(name, server)
     gc.collect()
     threads, files = thread_names(), open_files()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        run_here(function)
+        _run_here(name, function)
         gc.collect()
     deadline = time.monotonic() + SERVER_TIMEOUT
     while server is not None and server.stats().open_connections:

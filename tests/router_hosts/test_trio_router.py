@@ -23,6 +23,7 @@ from helpers.trio_routers import (
     open_files,
     run,
     seen_by,
+    warm_up,
 )
 from parallel_core import ParallelRouter, RouterParallelRequest, router_api
 from parallel_core._router_members import deployments
@@ -238,7 +239,9 @@ def test_callbacks_of_litellm_run_before_the_run_ends(
 
 # --- many calls ---
 @pytest.mark.parametrize("calls", [300, pytest.param(1_000, marks=pytest.mark.thorough)])
-def test_many_calls_leave_tasks_threads_and_files_flat(calls: int) -> None:
+def test_many_calls_leave_tasks_threads_and_files_flat(
+    calls: int, server: DemoServerThread
+) -> None:
     name: Any = names()[0]
     counts: list[tuple[int, int, int, int]] = []
 
@@ -265,10 +268,11 @@ def test_many_calls_leave_tasks_threads_and_files_flat(calls: int) -> None:
                         )
                     )
 
+    warm_up(name, server)
     # In another process: its connections are not to be counted here.
-    with demo_server_process(DemoServerSettings(latency_median=0.0)) as server:
-        run(name, None, functools.partial(main, make_router(server)))
-        stats = server.stats()
+    with demo_server_process(DemoServerSettings(latency_median=0.0)) as elsewhere:
+        run(name, None, functools.partial(main, make_router(elsewhere)))
+        stats = elsewhere.stats()
         assert (stats.finished, stats.in_flight) == (calls, 0)
     assert len(counts) == 10
     # The first tenth is where it settles. From then on there may be a task for each slot, one on
