@@ -27,7 +27,7 @@ pytest.importorskip("ray")
 
 from helpers.forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
 from helpers.process_trees import descendants, still_running, workers_of
-from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
+from helpers.ray_runtime import IGNORED_WARNINGS, ray_home
 from helpers.run_bench import FAILS, HANGS, Bench, Done, in_this_process
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
@@ -125,11 +125,10 @@ def rows_of(done: Done) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture
-def cluster(bench: RayBench) -> Iterator[str]:
+def cluster(bench: RayBench, ray: Any) -> str:
     """The address of a Ray that is there before the command, and after it."""
-    with running_ray(cpus=4) as ray:
-        bench.home = Path.home()  # where Ray has its token
-        yield ray.get_runtime_context().gcs_address
+    bench.home = ray_home()
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["started", "there"])

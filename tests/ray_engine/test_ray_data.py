@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
+from helpers.ray_runtime import IGNORED_WARNINGS
 from helpers.routers import make_router
 from parallel_core import Budget
 from parallel_core._ray_data import ParallelCompletions
@@ -499,22 +499,21 @@ def test_keys_and_contents_are_nowhere(
 # --- ray.data ---
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    with running_ray() as module:
-        import ray.data as ray_data
+@pytest.fixture
+def data(ray: Any) -> Any:
+    import ray.data as ray_data
 
-        context = ray_data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        yield module
+    context = ray_data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray_data
 
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
 
 @pytest.mark.parametrize("batch_format", ["numpy", "pyarrow", "pandas"])
-def test_map_batches(ray: Any, server: DemoServerThread, batch_format: str) -> None:
+def test_map_batches(data: Any, server: DemoServerThread, batch_format: str) -> None:
     server.reset_stats()
     url = server.url
 
@@ -528,7 +527,7 @@ def test_map_batches(ray: Any, server: DemoServerThread, batch_format: str) -> N
 
     rows = [{"id": n, "messages": [user(f"row {n}")]} for n in range(12)]
     rows[5]["messages"] = []
-    dataset = ray.data.from_items(rows, override_num_blocks=2).map_batches(
+    dataset = data.from_items(rows, override_num_blocks=2).map_batches(
         ParallelCompletions,
         fn_constructor_kwargs={"router": make_it, "concurrency": 4, "model": "fast"},
         batch_size=4,

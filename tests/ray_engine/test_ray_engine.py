@@ -22,7 +22,7 @@ import parallel_core
 from helpers.answering_server import answering_server
 from helpers.hosts import HOSTS, Host
 from helpers.ray_routers import HttpRouter, bare_callable, broken, deadly, exits_elsewhere, scripted
-from helpers.ray_runtime import IGNORED_WARNINGS, ray_environment, running_ray
+from helpers.ray_runtime import IGNORED_WARNINGS, ray_environment
 from parallel_core import (
     AdaptiveConcurrency,
     Budget,
@@ -54,13 +54,10 @@ from parallel_core.ray_engine import (
 
 PATIENCE = 60.0  # seconds for what must come
 
-pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[Any]:
-    with running_ray(cpus=8) as module:
-        yield module
+pytestmark = [
+    pytest.mark.usefixtures("ray"),
+    *(pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS),
+]
 
 
 @pytest.fixture(scope="module")
