@@ -169,11 +169,12 @@ def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
     assert bench.accepted == 5
 
 
-def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> None:
+def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench, cluster: str) -> None:
+    others = set(workers_of(os.getpid()))
     bench.write(*([{"latency": 1.5}] * 6), *([PLAIN] * 6))
-    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json", *WORKERS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json", *WORKERS, "--ray-address", cluster)
     wait_for_calls(bench, 6)  # as many as are in flight at once
-    worker, _ = workers_of(run.pid)
+    worker, _ = set(workers_of(os.getpid())) - others
     os.kill(worker, signal.SIGKILL)
     assert run.wait() == 0
     assert run.stderr == ""
@@ -189,14 +190,15 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> No
     assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(12))
 
 
-def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench) -> None:
+@pytest.mark.thorough
+def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench, cluster: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     bench.write(*([PLAIN] * 20))
     config = bench.path("config.yaml")
     config.write_text(config.read_text().replace(bench.server.url, f"http://127.0.0.1:{port}/v1"))
-    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS, "--ray-address", cluster)
     try:
         run.wait_for(f"waiting for http://127.0.0.1:{port}: no connection to the server, since ")
         settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
@@ -230,6 +232,7 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> None:
     bench.write(PLAIN, PLAIN, *([HANGS] * 20))
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
@@ -248,6 +251,7 @@ def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> N
     assert sorted(bench.ids()) == ["id-0", "id-1"]
 
 
+@pytest.mark.thorough
 def test_a_signal_lets_calls_end(bench: RayBench) -> None:
     bench.write(*({"latency": 1.0} for _ in range(30)))
     run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
@@ -264,6 +268,7 @@ def test_a_signal_lets_calls_end(bench: RayBench) -> None:
     assert "SIGHUP: no new calls, those in flight have 10 s\n" in run.stderr
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:
     bench.write(PLAIN, PLAIN)
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
@@ -276,22 +281,11 @@ def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:
 
 # --- without Ray, and wrong options ---
 
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from parallel_core.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert "litellm" not in sys.modules
-    sys.exit(end.code)
-"""
-
 
 def test_without_ray_it_tells_how_to_install_it_before_anything_else(tmp_path: Path) -> None:
     words = ["run", "nothing.jsonl", "-o", "out.jsonl", *WORKERS, "--demo"]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, *words],
+        [sys.executable, Path(__file__).with_name("scripts") / "run_without_ray.py", *words],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -329,6 +323,7 @@ def test_workers_that_cannot_be_started_are_told_and_nothing_is_sent(
     assert bench.accepted == 0
 
 
+@pytest.mark.thorough
 def test_runs_and_workers_that_are_killed_end_with_each_answer_once(tmp_path: Path) -> None:
     measured = torture.workers(
         Torture(tmp_path, light=True, requests=600, kills=1, seed=5, concurrency=4)
