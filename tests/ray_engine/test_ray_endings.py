@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 import parallel_core
-from helpers.hosts import Host
+from helpers.hosts import HOSTS, Host
 from helpers.ray_requests import PATIENCE, fast, is_there, request, until
 from helpers.ray_routers import HttpRouter, deadly, scripted
 from helpers.ray_runtime import IGNORED_WARNINGS, ray_environment
