@@ -69,6 +69,15 @@ def commands() -> Iterator[ForkedProcesses]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """Ray, started once: its workers are forks, and begin with litellm imported."""
+    from helpers.ray_runtime import started_ray
+
+    with started_ray() as module:
+        yield module
+
+
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> hosts.Host:
     """Each world in which a batch can run, one after the other."""

@@ -26,7 +26,7 @@ pytest.importorskip("ray")
 
 from helpers.forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
 from helpers.process_trees import descendants, still_running, workers_of
-from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
+from helpers.ray_runtime import IGNORED_WARNINGS, ray_home
 from helpers.run_bench import FAILS, HANGS, Bench, Done, in_this_process
 from helpers.torture_bench import Torture
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
@@ -125,11 +125,10 @@ def rows_of(done: Done) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture
-def cluster(bench: RayBench) -> Iterator[str]:
+def cluster(bench: RayBench, ray: Any) -> str:
     """The address of a Ray that is there before the command, and after it."""
-    with running_ray(cpus=4) as ray:
-        bench.home = Path.home()  # where Ray has its token
-        yield ray.get_runtime_context().gcs_address
+    bench.home = ray_home()
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["started", "there"])
@@ -141,8 +140,11 @@ def test_workers_answer_each_request_as_one_process_does(
     local = bench.run("in.jsonl", "-o", "local.jsonl")
     assert not bench.has_started_ray
     bench.server.reset_stats()
-    where = ["--ray-address", request.getfixturevalue("cluster")] if is_there else []
-    done = bench.run("in.jsonl", "-o", "out.jsonl", *WORKERS, *where)
+    if is_there:
+        where = [*WORKERS, "--ray-address", request.getfixturevalue("cluster")]
+    else:  # a worker that is no fork imports litellm for seconds: one is enough
+        where = ["--workers=1", "--concurrency=6"]
+    done = bench.run("in.jsonl", "-o", "out.jsonl", *where)
     assert bench.has_started_ray is not is_there
     if is_there:
         assert not still_running(workers_of(os.getpid()), within=PATIENCE)
@@ -170,11 +172,12 @@ def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
     assert bench.accepted == 5
 
 
-def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> None:
+def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench, cluster: str) -> None:
+    others = set(workers_of(os.getpid()))
     bench.write(*([{"latency": 1.5}] * 6), *([PLAIN] * 6))
-    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json", *WORKERS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", "--json", *WORKERS, "--ray-address", cluster)
     wait_for_calls(bench, 6)  # as many as are in flight at once
-    worker, _ = workers_of(run.pid)
+    worker, _ = set(workers_of(os.getpid())) - others
     os.kill(worker, signal.SIGKILL)
     assert run.wait() == 0
     assert run.stderr == ""
@@ -190,14 +193,15 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench) -> No
     assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(12))
 
 
-def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench) -> None:
+@pytest.mark.thorough
+def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench, cluster: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     bench.write(*([PLAIN] * 20))
     config = bench.path("config.yaml")
     config.write_text(config.read_text().replace(bench.server.url, f"http://127.0.0.1:{port}/v1"))
-    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
+    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS, "--ray-address", cluster)
     try:
         run.wait_for(f"waiting for http://127.0.0.1:{port}: no connection to the server, since ")
         settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
@@ -231,6 +235,7 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> None:
     bench.write(PLAIN, PLAIN, *([HANGS] * 20))
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
@@ -249,6 +254,7 @@ def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> N
     assert sorted(bench.ids()) == ["id-0", "id-1"]
 
 
+@pytest.mark.thorough
 def test_a_signal_lets_calls_end(bench: RayBench) -> None:
     bench.write(*({"latency": 1.0} for _ in range(30)))
     run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS)
@@ -265,6 +271,7 @@ def test_a_signal_lets_calls_end(bench: RayBench) -> None:
     assert "SIGHUP: no new calls, those in flight have 10 s\n" in run.stderr
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:
     bench.write(PLAIN, PLAIN)
     with on_terminal(bench, "in.jsonl", "-o", "out.jsonl", *WORKERS) as (run, keyboard):
@@ -277,22 +284,11 @@ def test_ctrl_c_while_workers_start_sends_nothing(bench: RayBench) -> None:
 
 # --- without Ray, and wrong options ---
 
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from parallel_core.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert "litellm" not in sys.modules
-    sys.exit(end.code)
-"""
-
 
 def test_without_ray_it_tells_how_to_install_it_before_anything_else(tmp_path: Path) -> None:
     words = ["run", "nothing.jsonl", "-o", "out.jsonl", *WORKERS, "--demo"]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, *words],
+        [sys.executable, Path(__file__).with_name("scripts") / "run_without_ray.py", *words],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -330,6 +326,7 @@ def test_workers_that_cannot_be_started_are_told_and_nothing_is_sent(
     assert bench.accepted == 0
 
 
+@pytest.mark.thorough
 def test_runs_and_workers_that_are_killed_end_with_each_answer_once(tmp_path: Path) -> None:
     measured = torture.workers(
         Torture(tmp_path, light=True, requests=600, kills=1, seed=5, concurrency=4)

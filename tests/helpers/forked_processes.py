@@ -222,7 +222,7 @@ def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
     for name in modules or ["parallel_core.cli"]:
         importlib.import_module(name)
     if not modules:
-        _import_what_a_call_needs()
+        import_what_a_call_needs()
     gc.freeze()  # a fork would copy what a collection touches
     running: set[int] = set()
     for message, fds in _received(requests):
@@ -243,11 +243,12 @@ def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _import_what_a_call_needs() -> None:
+def import_what_a_call_needs() -> None:
     """A first call imports for most of a second. One in another process tells what.
 
     So a call leaves nothing else here: no client, no task, no thread.
     """
+    importlib.import_module("litellm.router")  # once, and not in both
     before = set(sys.modules)
     names_read, names_written = os.pipe()
     pid = os.fork()

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import logging
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -13,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from helpers.ray_worker_forks import forking_process, workers_are_forked
+
 OBJECT_STORE = 80 * 2**20  # bytes
+CPUS = 32  # a worker says that it needs one: this lets many be there at once
 IGNORED_WARNINGS = (
     # Of Ray itself, while it starts and ends.
     "ignore::ResourceWarning:ray",
@@ -45,20 +50,51 @@ def ray_environment() -> Generator[str]:
 
 
 @contextlib.contextmanager
-def running_ray(cpus: int = 2) -> Generator[Any]:
-    """Ray on this machine, for as long as a block lasts."""
+def running_ray(cpus: int = CPUS) -> Generator[Any]:
+    """Ray, and the variables with which commands find it, for as long as a block lasts.
+
+    It is the one of the session, where that has been started.
+    """
+    with ray_environment(), started_ray(cpus) as ray:
+        yield ray
+
+
+@contextlib.contextmanager
+def started_ray(cpus: int = CPUS) -> Generator[Any]:
+    """Ray on this machine, for as long as a block lasts; the one that is there already, if so.
+
+    Its start takes 3 s and more: use the fixture ``ray``, which is of the whole session.
+    """
     ray: Any = pytest.importorskip("ray")
-    with ray_environment() as folder:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    if ray.is_initialized():
+        yield ray
+        return
+    with contextlib.ExitStack() as stack:
+        forks = None
+        if hasattr(os, "pidfd_open"):
+            forks = stack.enter_context(forking_process(_folder().name))
+        with ray_environment() as folder, contextlib.ExitStack() as starting:
+            if forks is not None:
+                starting.enter_context(workers_are_forked(forks))
+            hook, handler = sys.excepthook, signal.getsignal(signal.SIGTERM)
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+                # One for each CPU, which nobody may need.
+                _system_config={"prestart_worker_first_driver": False},
+            )
+            # Its own are not for a process that runs other tests.
+            sys.excepthook = hook
+            signal.signal(signal.SIGTERM, handler)
+        stack.callback(ray.shutdown)
+        yield ray
+
+
+def ray_home() -> Path:
+    """Where a Ray that was started here has its token."""
+    return Path(_folder().name)

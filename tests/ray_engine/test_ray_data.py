@@ -1,99 +1,39 @@
-"""ParallelCompletions: tables in, tables out. Most of it needs no Ray; two tests run ray.data."""
+"""ParallelCompletions: tables in, tables out, without Ray."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
 import logging
-import pickle
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
-from helpers.routers import make_router
-from parallel_core import Budget
+from helpers.ray_runtime import IGNORED_WARNINGS
+from helpers.ray_tables import (
+    KEY,
+    TYPES,
+    Values,
+    as_arrow,
+    as_numpy,
+    as_pandas,
+    listed,
+    replying,
+    user,
+)
 from parallel_core._ray_data import ParallelCompletions
 from parallel_core._ray_data_tables import COLUMNS
 from parallel_core._router_members import deployments
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.errors import BatchDeadlineError
+from parallel_core.demo_server import DemoServerThread
 
 numpy = pytest.importorskip("numpy")
+
+
 pandas = pytest.importorskip("pandas")
+
+
 pyarrow = pytest.importorskip("pyarrow")
-
-Values = dict[str, list[Any]]
-KEY = "sk-secret-key"
-ARROW = {"text": "string", "count": "int64", "number": "double"}
-TYPES = {name: ARROW[kind] for name, kind in COLUMNS.items()}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[DemoServerThread]:
-    settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0, "slow": 1.0})
-    with DemoServerThread(settings) as started:
-        yield started
-
-
-@pytest.fixture
-def make(server: DemoServerThread) -> Callable[[], Any]:
-    server.reset_stats()
-    address: Any = SimpleNamespace(url=server.url)  # a server could not be sent
-    return lambda: make_router(address)
-
-
-def as_numpy(values: Values) -> Any:
-    columns = {}
-    for name, given in values.items():
-        columns[name] = numpy.empty(len(given), dtype=object)
-        columns[name][:] = given
-    return columns
-
-
-def as_pandas(values: Values) -> Any:
-    return pandas.DataFrame(
-        {name: pandas.Series(given, dtype=object) for name, given in values.items()}
-    )
-
-
-def as_arrow(values: Values) -> Any:
-    return pyarrow.table(values)
-
-
-def listed(table: Any) -> Values:
-    """The columns with None for whatever stands for nothing."""
-    if isinstance(table, pyarrow.Table):
-        return dict(table.to_pydict())
-    return {
-        name: [None if _is_nothing(value) else value for value in table[name]] for name in table
-    }
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or value is pandas.NA or value != value
-
-
-@pytest.fixture(params=[as_numpy, as_pandas, as_arrow])
-def table(request: pytest.FixtureRequest) -> Callable[[Values], Any]:
-    return request.param  # type: ignore[no-any-return]
-
-
-def user(text: str, **more: Any) -> dict[str, Any]:
-    return {"role": "user", "content": text, **more}
-
-
-def replying(reply: str, **more: Any) -> str:
-    return json.dumps({"extra_body": {"demo": {"reply": reply, **more}}})
-
-
-# --- rows ---
 
 
 def test_a_table_gets_columns_in_the_order_of_its_rows(
@@ -206,9 +146,6 @@ def test_columns_have_the_same_types_whatever_is_in_them(
             assert kinds == TYPES
 
 
-# --- what is wrong with all rows ---
-
-
 def test_missing_columns_and_taken_names_raise(make: Callable[[], Any]) -> None:
     complete = ParallelCompletions(make, model="fast")
     with pytest.raises(
@@ -262,125 +199,6 @@ def test_what_the_factory_raises_is_raised() -> None:
             complete(as_numpy({"prompt": ["a"]}))
 
 
-# --- from batch to batch ---
-
-
-def test_connections_go_on_and_close_ends_them(
-    make: Callable[[], Any], server: DemoServerThread
-) -> None:
-    threads = set(threading.enumerate())
-    complete = ParallelCompletions(make, model="fast", concurrency=1)
-    before = server.stats().open_connections
-    for _ in range(3):
-        complete(as_numpy({"prompt": ["a", "b"]}))
-    assert server.stats().open_connections == before + 1
-    complete.close()
-    complete.close()
-    left = {thread for thread in threading.enumerate() if "standing" in thread.name} - threads
-    assert left == set()
-    # And it may be used again.
-    with complete:
-        assert listed(complete(as_numpy({"prompt": ["c"]})))["error"] == [None]
-
-
-def test_a_budget_is_one_for_all_batches() -> None:
-    calls: list[str] = []
-
-    async def completion(**arguments: Any) -> Any:
-        calls.append(arguments["model"])
-        return {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 9}}
-
-    class Meter:
-        def worst_case(self, _: Any) -> Any:
-            from parallel_core import Usage
-
-            return Usage(prompt_tokens=1, completion_tokens=9)
-
-        def usage(self, _: Any) -> Any:
-            return self.worst_case(None)
-
-    budget = Budget(max_tokens=30)
-    with ParallelCompletions(
-        lambda: completion, model="m", budget=budget, meter=Meter()
-    ) as complete:
-        first = listed(complete(as_numpy({"prompt": ["a", "b"]})))
-        second = listed(complete(as_numpy({"prompt": ["c", "d"]})))
-    assert first["error_type"] == [None, None]
-    assert sorted(map(str, second["error_type"])) == ["BudgetExceededError", "None"]
-    assert len(calls) == 3
-
-
-def test_a_deadline_is_of_each_batch(server: DemoServerThread, make: Callable[[], Any]) -> None:
-    with ParallelCompletions(make, model="fast", concurrency=2, deadline=3.0) as complete:
-        assert listed(complete(as_numpy({"prompt": ["a"]})))["error"] == [None]
-        hanging = [replying("", fault="hang")] * 3
-        late = listed(complete(as_numpy({"prompt": ["a"] * 3, "kwargs": hanging})))
-        assert late["error_type"] == [BatchDeadlineError.__name__] * 3
-        assert listed(complete(as_numpy({"prompt": ["b"]})))["error"] == [None]
-    assert server.stats().in_flight == 0
-    assert server.stats().accepted == 4  # the third of them was not sent
-
-
-def test_several_threads_share_the_slots() -> None:
-    both = threading.Barrier(2, timeout=30.0)
-    most: list[int] = []
-    running = 0
-
-    async def completion(**arguments: Any) -> Any:
-        nonlocal running
-        running += 1
-        most.append(running)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        running -= 1
-        text = arguments["messages"][0]["content"]
-        return {"choices": [{"message": {"content": text}}]}
-
-    with ParallelCompletions(lambda: completion, model="m", concurrency=2) as complete:
-        answers: dict[str, list[Any]] = {}
-
-        def ask(name: str) -> None:
-            both.wait()
-            prompts = [f"{name}{n}" for n in range(20)]
-            answers[name] = listed(complete(as_numpy({"prompt": prompts})))["text"]
-
-        threads = [threading.Thread(target=ask, args=(name,)) for name in "xy"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert answers == {name: [f"{name}{n}" for n in range(20)] for name in "xy"}
-    assert max(most) == 2
-
-
-_begun, _cancelled = threading.Event(), threading.Event()
-
-
-def _router_that_hangs() -> Any:
-    async def completion(**_: Any) -> Any:
-        _begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            _cancelled.set()
-
-    return completion
-
-
-def test_closing_ends_a_batch_in_another_thread() -> None:
-    complete = ParallelCompletions(_router_that_hangs, model="m", concurrency=1)
-    answers: list[Values] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(listed(complete(as_numpy({"prompt": ["a", "b"]}))))
-    )
-    thread.start()
-    assert _begun.wait(30.0)
-    complete.close()
-    thread.join()
-    assert _cancelled.is_set()
-    assert answers[0]["error_type"] == ["StoppedError"] * 2
-
-
 def test_an_exit_of_a_call_is_an_error_of_its_row() -> None:
     async def completion(**_: Any) -> Any:
         raise SystemExit(3)
@@ -388,9 +206,6 @@ def test_an_exit_of_a_call_is_an_error_of_its_row() -> None:
     with ParallelCompletions(lambda: completion, model="m") as complete:
         columns = listed(complete(as_numpy({"prompt": ["a"]})))
     assert columns["error"] == ["the call has raised SystemExit"]
-
-
-# --- pickling, dropping, secrets ---
 
 
 class Wordless(Exception):
@@ -430,52 +245,6 @@ def test_a_value_of_arrow_that_python_has_no_type_for_is_an_error_of_its_row(
     assert ["datetime" in errors[0], "ValueOutOfRange" in errors[1]] == [True, True]
 
 
-def test_pickled_it_is_unopened(make: Callable[[], Any]) -> None:
-    pytest.importorskip("ray")
-    with ParallelCompletions(
-        make, model="fast", budget=Budget(max_tokens=1000, assume_output_tokens=100)
-    ) as complete:
-        complete(as_numpy({"prompt": ["a"]}))
-        assert (budget := complete._controls["budget"]) is not None
-        assert budget.spent_tokens > 0
-        with pickle.loads(pickle.dumps(complete)) as copy:
-            assert copy._opened is None
-            assert (budget := copy._controls["budget"]) is not None
-            assert budget.spent_tokens == 0
-            assert listed(copy(as_numpy({"prompt": ["b"]})))["error"] == [None]
-
-
-def test_dropped_it_ends(make: Callable[[], Any]) -> None:
-    complete = ParallelCompletions(make, model="fast")
-    complete(as_numpy({"prompt": ["a"]}))
-    assert complete._opened is not None
-    thread = complete._opened[0]._thread
-    del complete
-    gc.collect()
-    thread.join(30.0)
-    assert not thread.is_alive()
-
-
-def test_the_interpreter_exits_in_silence(server: DemoServerThread) -> None:
-    script = f"""
-import numpy
-from parallel_core import ParallelRouter
-from parallel_core._router_members import deployments
-from parallel_core._ray_data import ParallelCompletions
-make = lambda: ParallelRouter(model_list=[{{"model_name": "fast", "litellm_params": {{
-    "model": "openai/fast", "api_base": {server.url!r}, "api_key": {KEY!r}}}}}])
-complete = ParallelCompletions(make, model="fast")
-print(complete({{"prompt": numpy.array(["a"])}})["error"][0])
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "default::ResourceWarning", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=100.0,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
-
-
 def test_keys_and_contents_are_nowhere(
     make: Callable[[], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,50 +265,4 @@ def test_keys_and_contents_are_nowhere(
     assert "secret" not in "".join(record.getMessage() for record in records)
 
 
-# --- ray.data ---
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    with running_ray() as module:
-        import ray.data as ray_data
-
-        context = ray_data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        yield module
-
-
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
-
-
-@pytest.mark.parametrize("batch_format", ["numpy", "pyarrow", "pandas"])
-def test_map_batches(ray: Any, server: DemoServerThread, batch_format: str) -> None:
-    server.reset_stats()
-    url = server.url
-
-    def make_it() -> Any:
-        from parallel_core import ParallelRouter
-
-        parameters = {"model": "openai/fast", "api_base": url, "api_key": KEY}
-        return ParallelRouter(
-            model_list=[{"model_name": "fast", "litellm_params": parameters}], num_retries=0
-        )
-
-    rows = [{"id": n, "messages": [user(f"row {n}")]} for n in range(12)]
-    rows[5]["messages"] = []
-    dataset = ray.data.from_items(rows, override_num_blocks=2).map_batches(
-        ParallelCompletions,
-        fn_constructor_kwargs={"router": make_it, "concurrency": 4, "model": "fast"},
-        batch_size=4,
-        batch_format=batch_format,
-        concurrency=1,
-    )
-    blocks = list(dataset.iter_batches(batch_size=1, batch_format="pyarrow"))
-    for block in blocks:  # also where there is nothing in some columns
-        assert {name: str(block.schema.field(name).type) for name in COLUMNS} == TYPES
-    answered = {row["id"]: row for block in blocks for row in block.to_pylist()}
-    assert sorted(answered) == list(range(12))
-    assert answered[5]["error_type"] == "InvalidRequestError"
-    assert all(answered[n]["text"].startswith("[synthetic]") for n in answered if n != 5)
-    assert server.stats().accepted == 11

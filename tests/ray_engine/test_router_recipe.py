@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import json
 import os
 import pickle
-import subprocess
-import sys
-import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +16,11 @@ from typing import Any
 import pytest
 
 import parallel_core
+from helpers.forked_processes import ForkedProcesses
+from helpers.router_recipes import KEY, Answers, answer, arguments_of, sent
 from parallel_core._router_members import deployments
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core._router_recipe import Recipe, checked_recipe
+from parallel_core.demo_server import DemoServerThread
 from parallel_core.run_router import (
     RouterConfigError,
     RunRouter,
@@ -32,61 +31,13 @@ from parallel_core.run_router import (
 
 pytest.importorskip("ray")
 
-from parallel_core._router_recipe import Recipe, checked_recipe
-
-KEY = "sk-of-the-recipe-0123456789"
-MODELS = {"fast": 1.0, "smart": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[DemoServerThread]:
-    with DemoServerThread(DemoServerSettings(latency_median=0.0, models=MODELS)) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().endswith(("_KEY", "_TOKEN", "_PROXY", "_API_BASE", "_BASE_URL")):
-            monkeypatch.delenv(name)
-
-
-def sent(recipe: Recipe) -> Recipe:
-    """The recipe as it comes out in another process."""
-    copy: Recipe = pickle.loads(pickle.dumps(recipe))
-    return copy
+pytestmark = pytest.mark.usefixtures("no_keys_of_this_machine")
 
 
 def ask(router: Any, *models: str) -> list[Any]:
     messages = [{"role": "user", "content": "?"}]
     requests = [{"model": model, "messages": messages} for model in models]
     return asyncio.run(parallel_core.parallel_acompletions(router, requests))
-
-
-def arguments_of(server: DemoServerThread, **parameters: object) -> dict[str, Any]:
-    shared = {"model": "openai/fast", "api_base": server.url, "api_key": KEY, **parameters}
-    return {"model_list": [{"model_name": "gpt", "litellm_params": shared}], "num_retries": 0}
-
-
-class Answers:
-    """Stands for a Router."""
-
-    def __init__(self, name: str = "of a class") -> None:
-        self.name = name
-        self.discarded = False
-
-    async def acompletion(self, **arguments: Any) -> str:
-        return f"{self.name}: {arguments['model']}"
-
-    def discard(self) -> None:
-        self.discarded = True
-
-
-async def answer(*, model: str, messages: Any) -> str:
-    return f"{len(messages)} for {model}"
-
-
-# --- what makes a Router ---
 
 
 def test_a_function_makes_the_router_in_each_process() -> None:
@@ -218,141 +169,6 @@ def test_a_router_is_forgotten_by_litellm_when_its_recipe_is_left(server: DemoSe
         assert known() == before
 
 
-# --- what is refused ---
-
-
-class _NeedsMore:
-    def __init__(self, name: str) -> None:
-        raise AssertionError(name)
-
-
-class _CalledAsync:
-    async def __call__(self) -> Any: ...
-
-
-async def _make_async() -> Any: ...
-
-
-async def _generate_async() -> AsyncGenerator[Any]:
-    yield
-
-
-def _needs_a_model(model: str) -> Any:
-    raise AssertionError(model)
-
-
-class _HoldsRouter:
-    def __init__(self) -> None:
-        self.router = Answers()
-
-
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        (Answers(), "a Router (Answers) cannot be sent to another process: give a function"),
-        (_HoldsRouter(), "a Router (_HoldsRouter) cannot be sent to another process"),
-        (answer, "must not be async; to call an async function instead of a Router, give"),
-        (_make_async, "must not be async"),
-        (functools.partial(_make_async), "must not be async"),
-        (_generate_async, "must not be async"),
-        (_CalledAsync(), "must not be async"),
-        (_NeedsMore, "is called without arguments: missing a required argument: 'name'"),
-        (_needs_a_model, "is called without arguments: missing a required argument: 'model'"),
-        (7, "or the path of a config file, got int"),
-        (None, "got NoneType"),
-        (["model_list"], "got list"),
-    ],
-)
-def test_what_makes_no_router_is_a_type_error(source: Any, says: str) -> None:
-    with pytest.raises(TypeError) as caught:
-        checked_recipe(source)
-    assert says in str(caught.value)
-
-
-@pytest.mark.parametrize("source", [{}, {"model_list": []}, {"num_retries": 3}, {"model_list": 7}])
-def test_a_mapping_needs_a_model_list(source: Mapping[str, Any]) -> None:
-    with pytest.raises(ValueError, match="the mapping has no model_list: it must have the argum"):
-        checked_recipe(source)
-
-
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RouterConfigError, match=r"nothing\.yaml cannot be read: No such file"):
-        checked_recipe(tmp_path / "nothing.yaml")
-    with pytest.raises(RouterConfigError, match="cannot be read: No such file"):
-        checked_recipe("gpt-4o")
-
-
-def test_what_cannot_be_sent_is_told_with_the_reason() -> None:
-    lock = threading.Lock()
-
-    def make() -> Any:
-        return lock
-
-    sources: list[Any] = [make, {"model_list": [{}], "redis": lock}]
-    for source in sources:
-        with pytest.raises(TypeError) as caught:
-            checked_recipe(source)
-        text = str(caught.value)
-        assert "cannot be sent to another process (TypeError: cannot pickle '_thread.lock'" in text
-        assert "has to be made inside of a function" in text
-
-
-@pytest.mark.parametrize(
-    ("made", "says"),
-    [
-        (lambda: None, "and gave NoneType"),
-        (lambda: Answers, "and gave type"),
-        (lambda: _make_async(), "gave a coroutine: it must not be async"),
-        (contextlib.asynccontextmanager(_generate_async), "gave an asynchronous context manager"),
-    ],
-)
-def test_what_a_function_gives_is_checked_when_it_is_opened(
-    made: Callable[[], Any], says: str
-) -> None:
-    with pytest.raises(TypeError, match=says), checked_recipe(made).open():
-        pass
-
-
-def test_a_function_that_raises_is_heard() -> None:
-    def make() -> Any:
-        raise LookupError("nothing is there")
-
-    with pytest.raises(LookupError, match="nothing is there"), sent(checked_recipe(make)).open():
-        pass
-
-
-def test_a_module_that_a_worker_has_not_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "module_of_the_driver.py").write_text("def make(): ...\n", "utf-8")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    module = importlib.import_module("module_of_the_driver")
-    recipe = sent(checked_recipe(module.make))
-    monkeypatch.delitem(sys.modules, "module_of_the_driver")
-    monkeypatch.setattr(sys, "path", [name for name in sys.path if name != str(tmp_path)])
-    with pytest.raises(ImportError) as caught, recipe.open():
-        pass
-    assert "cannot be loaded in this process: No module named 'module_of_the" in str(caught.value)
-    assert "must be installed wherever workers run" in str(caught.value)
-
-
-def test_a_wrong_argument_of_the_router_is_told_without_its_value(server: DemoServerThread) -> None:
-    recipe = checked_recipe({**arguments_of(server), "unknown_setting": 1})
-    with pytest.raises(RouterConfigError, match="unknown_setting"):
-        recipe.open().__enter__()
-    recipe = checked_recipe(arguments_of(server, model=[7]))
-    with pytest.raises(RouterConfigError) as caught:
-        recipe.open().__enter__()
-    assert KEY not in str(caught.value)
-
-
-def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError) as caught:
-        checked_recipe(Answers)
-    assert str(caught.value) == "workers need Ray: pip install 'parallel_core[ray]'"
-
-
 def test_a_recipe_shows_no_key(server: DemoServerThread, tmp_path: Path) -> None:
     path = config_of(tmp_path, server)
     path.write_text(path.read_text("utf-8").replace("os.environ/RECIPE_KEY", KEY), "utf-8")
@@ -369,49 +185,27 @@ def test_a_recipe_shows_no_key(server: DemoServerThread, tmp_path: Path) -> None
     assert repr(recipes[1]) == f"<Recipe of the config file {path}>"
 
 
-# --- the Routers of file runs, elsewhere ---
-
-ELSEWHERE = """
-import asyncio, json, os, pickle, sys
-
-import parallel_core
-from parallel_core._router_members import deployments
-
-opened = {}
-for name, packed in pickle.load(sys.stdin.buffer).items():
-    recipe = pickle.loads(packed)
-    with recipe.open() as router:
-        models = [deployment["model_name"] for deployment in deployments(router)]
-        request = {"model": models[0], "messages": [{"role": "user", "content": "?"}]}
-        (result,) = asyncio.run(parallel_core.parallel_acompletions(router, [request]))
-        opened[name] = {
-            "answered": result.ok,
-            "models": models,
-            "parameters": deployments(router)[0]["litellm_params"],
-            "retries": router.num_retries,
-            "variable": os.environ.get("RECIPE_SET"),
-        }
-print(json.dumps(opened, default=str))
-"""
-
-
-def opened_elsewhere(recipes: Mapping[str, Recipe], **environment: str) -> dict[str, Any]:
+def opened_elsewhere(
+    commands: ForkedProcesses, folder: Path, recipes: Mapping[str, Recipe], **environment: str
+) -> dict[str, Any]:
     """What another process, with another environment, makes of them."""
-    process = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE],
-        input=pickle.dumps({name: pickle.dumps(recipe) for name, recipe in recipes.items()}),
-        capture_output=True,
-        env={**os.environ, **environment},
-        timeout=60,
-        check=False,
+    process = commands.start(
+        [],
+        script=Path(__file__).with_name("scripts") / "open_recipes.py",
+        folder=folder,
+        standard_input=pickle.dumps({name: pickle.dumps(one) for name, one in recipes.items()}),
+        environment=environment,
     )
-    assert process.returncode == 0, process.stderr.decode()
-    answers: dict[str, Any] = json.loads(process.stdout.decode().splitlines()[-1])
+    assert process.wait() == 0, process.output
+    answers: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answers
 
 
 def test_another_process_opens_the_same_routers(
-    server: DemoServerThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: DemoServerThread,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commands: ForkedProcesses,
 ) -> None:
     monkeypatch.setenv("RECIPE_KEY", "sk-of-the-driver")
     with contextlib.ExitStack() as stack:
@@ -428,6 +222,8 @@ def test_another_process_opens_the_same_routers(
         demo = routers["demo"].server
         assert demo is not None
         opened = opened_elsewhere(
+            commands,
+            tmp_path,
             {name: checked_recipe(router.recipe) for name, router in routers.items()},
             RECIPE_KEY="sk-of-the-worker",
         )
