@@ -50,6 +50,8 @@ def bench(tmp_path: Path, server: DemoServerThread, commands: ForkedProcesses) -
     return Bench(tmp_path, server, commands)
 
 
+SCRIPTS = Path(__file__).parent / "scripts"
+
 BODY = '{"model": "fast", "messages": [{"role": "user", "content": "Hi."}]}'
 
 BATCH_LINE = (
@@ -820,18 +822,9 @@ def test_what_waits_for_its_pace_is_not_waited_for(bench: Bench) -> None:
     assert bench.accepted == len(bench.ids()) == 1
 
 
-# Who runs the tests in the background has some of these ignored, and so would the command.
-NOT_IGNORED = """
-import os, signal, sys
-for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    signal.signal(getattr(signal, name), signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
 def real_process(bench: Bench, *arguments: str, shell: str = "") -> subprocess.Popen[str]:
     """With all that a start of Python does."""
-    command = [sys.executable, "-I", "-c", NOT_IGNORED]
+    command = [sys.executable, str(SCRIPTS / "with_signals.py")]
     command += [sys.executable, "-m", "parallel_core.cli", "run", *arguments]
     return subprocess.Popen(
         [

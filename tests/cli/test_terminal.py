@@ -49,6 +49,7 @@ from parallel_core.errors import InputFileError
 from parallel_core.run_file import FailureGroup, RunSummary
 from parallel_core.run_statistics import RunPaths
 
+SCRIPTS = Path(__file__).parent / "scripts"
 PATIENCE = 30.0
 EVIL = "mo\x1b[31mdel\x9b2J\u202e[bold]é€"
 HARMLESS = r"mo\x1b[31mdel\x9b2J\u202e[bold]é€"
@@ -212,21 +213,9 @@ def test_the_command_that_resumes_starts_the_same_program(
 def test_a_signal_during_the_imports_ends_with_one_line(
     module: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    program = f"""
-import os, signal, sys
-import parallel_core_command
-
-class Interrupting:
-    def find_spec(self, name, *_):
-        if name == {module!r}:
-            os.kill(os.getpid(), {int(number)})
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off
-sys.meta_path.insert(0, Interrupting())
-parallel_core_command.main()
-"""
     write_requests(tmp_path / "in.jsonl", "m")
-    command = [sys.executable, "-c", program, "run", "in.jsonl", "-o", "out", "--model=openai/m"]
+    command = [sys.executable, str(SCRIPTS / "interrupted_import.py"), module, str(int(number))]
+    command += ["run", "in.jsonl", "-o", "out", "--model=openai/m"]
     text = "interrupted before anything was sent"
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     checked = "1 request (m 1)\n" if module == "litellm" else ""
@@ -507,14 +496,11 @@ def test_of_many_models_some_are_named(tmp_path: Path) -> None:
 
 
 def test_the_command_loads_no_client_before_it_needs_one() -> None:
-    code = (
-        "import sys, parallel_core.cli as cli\n"
-        "try: cli.app(['--version'])\n"
-        "except SystemExit as end: assert not end.code\n"
-        "print([name for name in ('aiohttp', 'litellm', 'openai', 'ray') if name in sys.modules])"
-    )
     ran = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, SCRIPTS / "what_the_command_imports.py"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.splitlines()
     assert ran[0].startswith("parallel-core ")
     assert ran[1:] == ["[]"]

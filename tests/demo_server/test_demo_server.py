@@ -56,6 +56,7 @@ from parallel_core.demo_server import (
     demo_server_process,
 )
 
+SCRIPTS = Path(__file__).parent / "scripts"
 REPOSITORY = Path(__file__).resolve().parents[2]
 AT_ONCE = 5.0  # seconds, on a machine that is busy; what is not ended takes an hour
 
@@ -968,15 +969,9 @@ def test_signal_stops_the_process_quietly(number: signal.Signals) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_process_ends_with_a_parent_that_is_killed() -> None:
-    parent = (
-        "from parallel_core.demo_server import demo_server_process\n"
-        "with demo_server_process() as server:\n"
-        "    print(server.url, flush=True)\n"
-        "    input()\n"
-    )
     # The server has the parent's standard error: its end is that of both.
     with subprocess.Popen(
-        [sys.executable, "-c", parent],
+        [sys.executable, SCRIPTS / "parent_of_a_server.py"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 PATIENCE = 60.0  # seconds for what must come
+# Less than pytest's faulthandler_timeout, which would end all tests.
+MOST = 90.0
 
 
 class ForkedProcess:
@@ -107,11 +110,12 @@ class ForkedProcess:
             self.wait()
             print(self.output)
 
-    def wait(self, timeout: float = 2 * PATIENCE) -> int:
+    def wait(self, timeout: float = MOST) -> int:
         """Its exit code, negative where a signal has ended it; all of its output is there then.
 
         Raises:
-            TimeoutError: it has not ended after this many seconds, and was killed.
+            TimeoutError: it has not ended after this many seconds, and was killed. The message has
+                the stacks of its threads.
         """
         with self._exit_code:
             self._ended = True
@@ -119,7 +123,11 @@ class ForkedProcess:
             try:
                 code = int(self._exit_code.recv(16))
             except TimeoutError:
-                self.send_signal(signal.SIGKILL)
+                self.send_signal(signal.SIGABRT)  # it tells its stacks and ends
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._open, 5.0)
+                with contextlib.suppress(ProcessLookupError):
+                    self.send_signal(signal.SIGKILL)
                 raise TimeoutError(f"the process hangs\n{self.output}") from None
             finally:
                 self._close_input()
@@ -193,6 +201,7 @@ class ForkedProcesses:
             "terminal": terminal is not None,
         }
         socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno(), *streams])
+        ours.settimeout(PATIENCE)
         pid = int(ours.recv(16))
         theirs.close()
         if terminal is None:
@@ -295,6 +304,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", buffering=1 if is_terminal else -1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    faulthandler.enable(2)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(str(request["folder"]))
@@ -326,6 +336,7 @@ def _run_command(arguments: list[str]) -> NoReturn:
 def _run_script(script: str, arguments: list[str]) -> NoReturn:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts that import helpers
     # To the end of the interpreter, where much of what was forgotten is seen.
     runpy.run_path(script, run_name="__main__")
     gc.collect()
