@@ -1,4 +1,4 @@
-"""Signals end ``parallel-core run`` in good order; readers of its output that go away end nothing."""
+"""Signals end ``parallel-core run`` in good order; readers of its output that leave end nothing."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from helpers.odd_texts import write_requests
-from helpers.wire_cases import MESSAGES
+from helpers.odd_texts import MESSAGES, write_requests
 from parallel_core import (
     cli,
 )
