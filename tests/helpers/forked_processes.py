@@ -8,6 +8,7 @@ loop, no call, no thread. What depends on the order of imports needs a process o
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import faulthandler
 import fcntl
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import termios
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -308,9 +310,18 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(str(request["folder"]))
+    _filter_warnings()
     if request["script"] is None:
         _run_command(request["arguments"])
     _run_script(request["script"], request["arguments"])
+
+
+def _filter_warnings() -> None:
+    """As the variable says, which Python reads when it starts: ``ACTION::CATEGORY,...``."""
+    for option in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
+        action, _, category = option.partition("::")
+        of_python: Any = getattr(builtins, category or "Warning")
+        warnings.simplefilter(action, of_python)  # type: ignore[arg-type]
 
 
 def _run_command(arguments: list[str]) -> NoReturn:
