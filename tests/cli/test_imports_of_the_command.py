@@ -16,8 +16,21 @@ from parallel_core._run_signals import STOP_SIGNALS
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
-@pytest.mark.parametrize("module", ["parallel_core", "parallel_core._run_command", "litellm"])
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        # litellm takes seconds, and each signal is met at the other imports.
+        pytest.param(
+            module,
+            number,
+            marks=[pytest.mark.thorough]
+            if module == "litellm" and number != signal.SIGTERM
+            else [],
+        )
+        for module in ("parallel_core", "parallel_core._run_command", "litellm")
+        for number in STOP_SIGNALS
+    ],
+)
 def test_a_signal_during_the_imports_ends_with_one_line(
     module: str, number: signal.Signals, tmp_path: Path
 ) -> None:

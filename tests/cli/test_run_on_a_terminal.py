@@ -39,12 +39,14 @@ def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Ter
     """Starts a command on a terminal of its own."""
     opened: list[int] = []
 
-    def start(*arguments: object, router: bool = True) -> tuple[ForkedProcess, Terminal]:
+    def start(
+        *arguments: object, router: bool = True, **variables: str
+    ) -> tuple[ForkedProcess, Terminal]:
         screen, process_end = pty.openpty()
         os.set_inheritable(process_end, True)
         opened.append(screen)
         terminal = Terminal(screen, process_end)
-        environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **variables}
         process = bench.start(
             *arguments, router=router, terminal=process_end, environment=environment
         )
@@ -76,6 +78,17 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     assert "5/5 100.0 %" in drawn
     assert drawn.rindex("answered") > drawn.rindex("━")
     assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again
+
+
+def test_a_terminal_in_ascii_shows_it_too(bench: Bench, on_terminal: StartOnTerminal) -> None:
+    bench.write({}, FAILS)
+    options = ["in.jsonl", "-o", "out-é€😀.jsonl"]
+    run, _ = on_terminal(*options, PYTHONIOENCODING="ascii")
+    assert run.wait() == 1, run.stderr
+    assert run.stderr.isascii()
+    assert "Traceback" not in run.stderr
+    assert "2/2 100.0 %" in run.stderr
+    assert r"out-\xe9\u20ac\U0001f600.jsonl" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,12 +164,12 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
 
 
 def test_ctrl_c_does_not_reach_the_demo_server(bench: Bench, on_terminal: StartOnTerminal) -> None:
-    bench.write(*[{"latency": 0.5}] * 200)
+    bench.write(*[{"latency": 0.5}] * 2000)  # more than can be answered before the signal
     options = ["--demo", "--concurrency=20", "--grace=1000"]
     run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options, router=False)
     run.wait_for("in flight 20/20")
     terminal.type("\x03")
     assert run.wait() == 130
-    assert 20 <= len(bench.results()) < 200
+    assert 20 <= len(bench.results()) < 2000
     assert [result["error"] for result in bench.results() if result["error"]] == []
     assert "cut off" not in run.stderr

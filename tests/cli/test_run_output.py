@@ -91,10 +91,12 @@ def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
     assert str(bench.path("out.jsonl.rescue.jsonl")) in run.stderr
     assert bench.ids("out.jsonl.rescue.jsonl") == ids(0)
     bench.path("moved.jsonl").rename(bench.path("out.jsonl"))
-    # Long enough for litellm's first call, which imports for a while.
-    again = bench.run("in.jsonl", "-o", "out.jsonl", "--timeout=5")
-    assert "put 1 results of the rescue file where they belong" in again.said
-    assert sorted(bench.ids()) == ids(0, 1)
+    again = bench.start("in.jsonl", "-o", "out.jsonl", "--grace=0")
+    bench.server.wait_in_flight(1, PATIENCE)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait() == 130
+    assert "put 1 results of the rescue file where they belong" in " ".join(again.output.split())
+    assert bench.ids() == ids(0)
     assert bench.accepted == 3
 
 

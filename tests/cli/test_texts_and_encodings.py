@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from helpers.odd_texts import EVIL, HARMLESS, write_requests
+from helpers.run_bench import FAILS, Bench, Done, the_end_of
 from helpers.run_values import summary_of
 from parallel_core import (
     _doctor_command,
@@ -92,6 +93,33 @@ def test_no_encoding_of_standard_output_is_too_small(
     assert "does not exist" in run("report", str(tmp_path / "é€😀.jsonl"))
     assert run("doctor", "--config", str(tmp_path / "é€😀.yaml"))
     assert "Usage" in run("run", "--help")
+
+
+def test_a_run_its_report_and_doctor_in_ascii(bench: Bench) -> None:
+    text = "é€😀"
+    escaped = r"\xe9\u20ac\U0001f600"
+
+    def run(*words: str) -> Done:
+        environment = {"PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+        done = the_end_of(bench.commands.start(words, folder=bench.folder, environment=environment))
+        assert (done.stdout + done.stderr).isascii()
+        assert "Traceback" not in done.said
+        return done
+
+    config = bench.path("config.yaml").rename(bench.path(f"{text}.yaml"))
+    bench.write({"reply": text}, FAILS, name=f"{text}.jsonl")
+    output = f"out-{text}.jsonl"
+    done = run("run", f"{text}.jsonl", "-o", output, f"--config={config.name}")
+    assert done.code == 1
+    assert f"out-{escaped}.jsonl" in done.stdout
+    responses = [line["response"] for line in bench.results(output)]
+    (answer,) = [one["body"] for one in responses if one["status_code"] == 200]
+    assert answer["choices"][0]["message"]["content"] == text
+    report = run("report", output)
+    assert report.code == 0, report.said
+    assert f"out-{escaped}.jsonl" in report.stdout
+    doctor = run("doctor", f"--config={config.name}")
+    assert "parallel_core" in doctor.stdout
 
 
 def test_json_has_names_that_are_no_utf_8() -> None:

@@ -31,6 +31,7 @@ from typing import Any, NoReturn, Self
 PATIENCE = 60.0  # seconds for what must come
 # Less than pytest's faulthandler_timeout, which would end all tests.
 MOST = 90.0
+START = 110.0  # the first process waits for the imports, too
 
 
 class ForkedProcess:
@@ -170,6 +171,7 @@ class ForkedProcesses:
         standard_input: bytes | None = b"",
         environment: Mapping[str, str] | None = None,
         terminal: int | None = None,
+        output: int | None = None,
     ) -> ForkedProcess:
         """Run ``parallel-core``, or a Python script, with these arguments.
 
@@ -180,6 +182,7 @@ class ForkedProcesses:
             standard_input: what it reads; None leaves it open for ``write``.
             environment: variables beside those of this process.
             terminal: a file descriptor of a terminal, for all three streams.
+            output: a file descriptor for what it writes, which then is not collected.
         """
         reads: list[int] = []
         feed: int | None = None
@@ -189,9 +192,12 @@ class ForkedProcesses:
                 os.write(feed, standard_input)  # it fits into the pipe
                 os.close(feed)
                 feed = None
-            pipes = [os.pipe(), os.pipe()]
-            reads = [read for read, _ in pipes]
-            streams = [given, *(write for _, write in pipes)]
+            if output is None:
+                pipes = [os.pipe(), os.pipe()]
+                reads = [read for read, _ in pipes]
+                streams = [given, *(write for _, write in pipes)]
+            else:
+                streams = [given, os.dup(output), os.dup(output)]
         else:
             streams = [terminal]
         ours, theirs = socket.socketpair()
@@ -203,7 +209,7 @@ class ForkedProcesses:
             "terminal": terminal is not None,
         }
         socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno(), *streams])
-        ours.settimeout(PATIENCE)
+        ours.settimeout(START)
         pid = int(ours.recv(16))
         theirs.close()
         if terminal is None:
@@ -304,8 +310,13 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     is_terminal = bool(request["terminal"])
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout = os.fdopen(1, "w", buffering=1 if is_terminal else -1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    # As Python does it when it starts.
+    encoding = request["environment"].get("PYTHONIOENCODING")
+    buffering = 1 if is_terminal else -1
+    sys.stdout = os.fdopen(1, "w", buffering=buffering, encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(
+        2, "w", buffering=1, encoding=encoding, closefd=False, errors="backslashreplace"
+    )
     faulthandler.enable(2)
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -339,7 +350,8 @@ def _run_command(arguments: list[str]) -> NoReturn:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
         # Without what happens at the end of an interpreter: that takes as long as a run.
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 

@@ -127,9 +127,12 @@ def _no_signals_in_loops() -> None:
     import asyncio
 
     class ProactorEventLoop(asyncio.SelectorEventLoop):
-        def add_signal_handler(self, *_: Any) -> None:
-            raise NotImplementedError
+        pass
 
+    def add_signal_handler(*_: object) -> None:
+        raise NotImplementedError
+
+    setattr(ProactorEventLoop, "add_signal_handler", add_signal_handler)  # noqa: B010
     with_these(asyncio, ProactorEventLoop=ProactorEventLoop)
 
 

@@ -39,7 +39,7 @@ class Runs:
 
         async def main() -> Any:
             return await parallel_core.run_file(
-                self._provider,  # type: ignore[arg-type]
+                self._provider,
                 self._source,
                 self.output,
                 **options,
