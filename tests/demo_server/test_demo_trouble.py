@@ -1,11 +1,9 @@
-"""Trouble of the demo server: what a client sees of each kind, whom it meets and when."""
+"""Trouble of the demo server: what it looks like, whom it meets, and what is refused."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,14 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner
 
-from helpers.demo_clients import IMMEDIATE, body_for, command_app, port_of, post, post_stream, run
+from helpers.demo_clients import (
+    body_for,
+    command_app,
+    post,
+    post_stream,
+    run,
+    status_of,
+)
 from parallel_core import _demo_server_command
 from parallel_core._demo_stats import Ledger
 from parallel_core._demo_trouble import TroubleSchedule
@@ -25,25 +30,8 @@ from parallel_core.demo_server import (
     DemoServerStats,
     DemoServerThread,
     Trouble,
-    demo_server_process,
 )
 from parallel_core.failures import FailureKind, classify
-
-TIMEOUT = 60.0
-
-
-async def ask(
-    server: DemoServer, client: aiohttp.ClientSession, key: str = "", model: str = "fast"
-) -> int:
-    """The status of one answer."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    url = f"{server.url}/chat/completions"
-    async with client.post(url, json=body_for(model), headers=headers) as response:
-        await response.read()
-        return response.status
-
-
-# --- what it looks like ---
 
 # The failure that litellm's client makes of it, the status of the answer, the seconds to wait.
 FAILURES: dict[str, tuple[FailureKind, int | None, float | None]] = {
@@ -67,6 +55,8 @@ FAILURES: dict[str, tuple[FailureKind, int | None, float | None]] = {
     "hang": ("timeout", None, None),
     "away": ("unreachable", None, None),
 }
+
+
 ANSWERS = {"empty", "no_text", "cut", "filtered"}
 
 
@@ -169,9 +159,6 @@ def test_a_wait_is_said_only_where_it_is_asked_for() -> None:
     run(test)
 
 
-# --- whom it meets, and when ---
-
-
 def statuses(trouble: Sequence[Trouble], requests: Sequence[tuple[str, str]], **of: Any) -> str:
     """One letter for each request of (model, key): . is an answer, else the kind's first."""
     now = 0.0
@@ -233,9 +220,9 @@ def test_trouble_by_key_and_by_model_and_its_counts() -> None:
     )
 
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
-        assert await ask(server, client, "sk-a") == 401
-        assert [await ask(server, client, "sk-b", "slow") for _ in range(2)] == [529, 200]
-        assert await ask(server, client) == 200
+        assert await status_of(server, client, "sk-a") == 401
+        assert [await status_of(server, client, "sk-b", "slow") for _ in range(2)] == [529, 200]
+        assert await status_of(server, client) == 200
         # What a request asks for takes precedence.
         assert (await post(server, client, "slow", demo={"fault": "forbidden"}))[0] == 403
         url = server.url.replace("/v1", "/stats")
@@ -252,7 +239,7 @@ def test_trouble_by_key_and_by_model_and_its_counts() -> None:
             assert len(stats.keys) == 2
         server.reset_stats()
         assert server.stats.keys == {}
-        assert await ask(server, client, "sk-b", "slow") == 529  # counted from nothing again
+        assert await status_of(server, client, "sk-b", "slow") == 529  # counted from nothing again
 
     stats = run(test, settings)
     assert stats.of_key("sk-b").accepted == 1
@@ -292,7 +279,7 @@ def test_trouble_can_be_changed_over_http() -> None:
                 return response.status, await response.text()
 
         assert (await change({"trouble": [{"kind": "quota", "count": 1}]}))[0] == 200
-        assert [await ask(server, client) for _ in range(2)] == [429, 200]
+        assert [await status_of(server, client) for _ in range(2)] == [429, 200]
         assert (await change({"trouble": [{"kind": "bad_key"}]}))[0] == 200
         wrong: list[tuple[Any, str]] = [
             ([], "the body must be"),
@@ -306,116 +293,11 @@ def test_trouble_can_be_changed_over_http() -> None:
         for body, words in wrong:
             status, text = await change(body)
             assert (status, words in text) == (400, True), text
-        assert await ask(server, client) == 401
+        assert await status_of(server, client) == 401
         assert (await change({"trouble": []}))[0] == 200
-        assert await ask(server, client) == 200
+        assert await status_of(server, client) == 200
 
     run(test)
-
-
-# --- going away ---
-
-
-def is_refused(url: str) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(TIMEOUT)
-        return probe.connect_ex(("127.0.0.1", port_of(url))) != 0
-
-
-def wait_until_back(url: str) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while is_refused(url):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_the_server_goes_away_and_comes_back() -> None:
-    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
-        hanging = asyncio.create_task(post(server, client, "slow", demo={"fault": "hang"}))
-        await server.wait_in_flight(1)
-        url = server.url
-        await server.go_away()
-        with pytest.raises((aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)):
-            await hanging
-        assert is_refused(url)
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await post(server, client)
-        await server.go_away(0.001)  # it is away, and stays away
-        assert is_refused(url)
-        await server.come_back()
-        await server.come_back()
-        assert server.url == url
-        assert await ask(server, client) == 200
-        await server.go_away(0.001)  # so short that nobody may see it
-        await asyncio.to_thread(wait_until_back, url)
-        assert await ask(server, client) == 200
-
-    stats = run(test)
-    assert stats.faults == {"hang": 1, "away": 1}
-    assert (stats.accepted, stats.finished, stats.disconnected) == (3, 3, 0)
-
-
-def test_a_server_that_is_away_can_be_stopped() -> None:
-    async def test(server: DemoServer, _: aiohttp.ClientSession) -> None:
-        await server.go_away()
-
-    run(test)
-
-
-def test_it_goes_away_when_it_is_due() -> None:
-    trouble = [Trouble("away", after=2, seconds=3600.0)]
-
-    async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
-        assert [await ask(server, client) for _ in range(2)] == [200, 200]
-        with pytest.raises((aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)):
-            await ask(server, client)
-        assert is_refused(server.url)
-        await server.come_back()
-        assert [await ask(server, client) for _ in range(3)] == [200] * 3
-
-    stats = run(test, DemoServerSettings(latency_median=0.0, trouble=trouble))
-    assert stats.faults == {"away": 1}
-
-
-def test_a_server_in_a_thread_goes_away() -> None:
-    with DemoServerThread(IMMEDIATE) as server:
-        server.set_trouble([Trouble("quota")])
-        server.go_away()
-        assert is_refused(server.url)
-        server.come_back()
-        assert not is_refused(server.url)
-        with pytest.raises(ValueError, match="seconds must be a finite number above 0, not 0"):
-            server.go_away(0)
-
-
-def test_a_server_in_a_process_makes_trouble_and_goes_away() -> None:
-    async def status(url: str, key: str) -> int:
-        async with aiohttp.ClientSession() as client:
-            headers = {"Authorization": f"Bearer {key}"}
-            url = f"{url}/chat/completions"
-            async with client.post(url, json=body_for(), headers=headers) as response:
-                return response.status
-
-    settings = DemoServerSettings(latency_median=0.0, trouble=[Trouble("bad_key", key="sk-a")])
-    with demo_server_process(settings) as server:
-        assert asyncio.run(status(server.url, "sk-a")) == 401
-        server.set_trouble([Trouble("unavailable")])
-        assert asyncio.run(status(server.url, "sk-b")) == 503
-        server.set_trouble(())
-        assert asyncio.run(status(server.url, "sk-a")) == 200
-        assert server.stats().of_key("sk-a").accepted == 2
-        with pytest.raises(OSError, match="400"):
-            server.set_trouble([Trouble("quota", model="none")])
-        with pytest.raises(ValueError, match="seconds"):
-            server.go_away(-1)
-        with socket.create_connection(("127.0.0.1", port_of(server.url)), TIMEOUT) as connection:
-            server.go_away(0.02)
-            assert connection.recv(1) == b""
-        wait_until_back(server.url)
-        assert server.stats().accepted == 3
-
-
-# --- what is refused ---
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -125,3 +126,21 @@ def command_app() -> typer.Typer:
     app.command("demo-server")(_demo_server_command.command)
     app.command("other")(lambda: None)
     return app
+
+
+def assert_port_is_free(url: str) -> None:
+    with socket.socket() as probe:
+        # As servers do; connections that linger are none of this test's business.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port_of(url)))
+
+
+async def status_of(
+    server: DemoServer, client: aiohttp.ClientSession, key: str = "", model: str = "fast"
+) -> int:
+    """The status of one answer."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url = f"{server.url}/chat/completions"
+    async with client.post(url, json=body_for(model), headers=headers) as response:
+        await response.read()
+        return response.status

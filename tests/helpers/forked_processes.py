@@ -8,7 +8,9 @@ loop, no call, no thread. What depends on the order of imports needs a process o
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -29,6 +31,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 PATIENCE = 60.0  # seconds for what must come
+# Less than pytest's faulthandler_timeout, which would end all tests.
+MOST = 90.0
+START = 110.0  # the first process waits for the imports, too
 
 
 class ForkedProcess:
@@ -114,11 +119,12 @@ class ForkedProcess:
             self.wait()
             print(self.output)
 
-    def wait(self, timeout: float = 2 * PATIENCE) -> int:
+    def wait(self, timeout: float = MOST) -> int:
         """Its exit code, negative where a signal has ended it; all of its output is there then.
 
         Raises:
-            TimeoutError: it has not ended after this many seconds, and was killed.
+            TimeoutError: it has not ended after this many seconds, and was killed. The message has
+                the stacks of its threads.
         """
         with self._exit_code:
             self._ended = True
@@ -126,7 +132,11 @@ class ForkedProcess:
             try:
                 code = int(self._exit_code.recv(16))
             except TimeoutError:
-                self.send_signal(signal.SIGKILL)
+                self.send_signal(signal.SIGABRT)  # it tells its stacks and ends
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._open, 5.0)
+                with contextlib.suppress(ProcessLookupError):
+                    self.send_signal(signal.SIGKILL)
                 raise TimeoutError(f"the process hangs\n{self.output}") from None
             finally:
                 self._close_input()
@@ -173,6 +183,7 @@ class ForkedProcesses:
         standard_input: bytes | None = b"",
         environment: Mapping[str, str] | None = None,
         terminal: int | None = None,
+        output: int | None = None,
     ) -> ForkedProcess:
         """Run ``parallel-core``, or a Python script, with these arguments.
 
@@ -183,6 +194,7 @@ class ForkedProcesses:
             standard_input: what it reads; None leaves it open for ``write``.
             environment: variables beside those of this process.
             terminal: a file descriptor of a terminal, for all three streams.
+            output: a file descriptor for what it writes, which then is not collected.
         """
         reads: list[int] = []
         feed: int | None = None
@@ -192,9 +204,12 @@ class ForkedProcesses:
                 os.write(feed, standard_input)  # it fits into the pipe
                 os.close(feed)
                 feed = None
-            pipes = [os.pipe(), os.pipe()]
-            reads = [read for read, _ in pipes]
-            streams = [given, *(write for _, write in pipes)]
+            if output is None:
+                pipes = [os.pipe(), os.pipe()]
+                reads = [read for read, _ in pipes]
+                streams = [given, *(write for _, write in pipes)]
+            else:
+                streams = [given, os.dup(output), os.dup(output)]
         else:
             streams = [terminal]
         ours, theirs = socket.socketpair()
@@ -206,6 +221,7 @@ class ForkedProcesses:
             "terminal": terminal is not None,
         }
         socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno(), *streams])
+        ours.settimeout(START)
         pid = int(ours.recv(16))
         theirs.close()
         if terminal is None:
@@ -311,15 +327,30 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     is_terminal = bool(request["terminal"])
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout = os.fdopen(1, "w", buffering=1 if is_terminal else -1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    # As Python does it when it starts.
+    encoding = request["environment"].get("PYTHONIOENCODING")
+    buffering = 1 if is_terminal else -1
+    sys.stdout = os.fdopen(1, "w", buffering=buffering, encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(
+        2, "w", buffering=1, encoding=encoding, closefd=False, errors="backslashreplace"
+    )
+    faulthandler.enable(2)
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # it is found by the variables of this process
     os.chdir(str(request["folder"]))
+    _filter_warnings()
     if request["script"] is None:
         _run_command(request["arguments"])
     _run_script(request["script"], request["arguments"])
+
+
+def _filter_warnings() -> None:
+    """As the variable says, which Python reads when it starts: ``ACTION::CATEGORY,...``."""
+    for option in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
+        action, _, category = option.partition("::")
+        of_python: Any = getattr(builtins, category or "Warning")
+        warnings.simplefilter(action, of_python)  # type: ignore[arg-type]
 
 
 def _run_command(arguments: list[str]) -> NoReturn:
@@ -337,7 +368,8 @@ def _run_command(arguments: list[str]) -> NoReturn:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
         # Without what happens at the end of an interpreter: that takes as long as a run.
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
@@ -345,6 +377,7 @@ def _run_command(arguments: list[str]) -> NoReturn:
 def _run_script(script: str, arguments: list[str]) -> NoReturn:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts that import helpers
     # To the end of the interpreter, where much of what was forgotten is seen.
     runpy.run_path(script, run_name="__main__")
     gc.collect()

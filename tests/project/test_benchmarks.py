@@ -127,13 +127,12 @@ def test_a_cell_begins_at_the_depth_it_is_told() -> None:
 
 @in_a_checkout
 def test_a_cell_that_fails_or_hangs_is_told_from_one_that_measures() -> None:
-    overhead = question(timeout=1)
     good = {"call": "no-op", "results": "as a list", "concurrency": 2, "calls": 10}
     endless = {**good, "calls": 10**9}
     cells = [Cell(PEERS["pool"], parameters) for parameters in ({}, endless, good)]
     with CellProcesses.started(with_router=False) as processes:
-        for cell in cells:
-            processes.measure(overhead, cell, 0)
+        for cell, seconds in zip(cells, (60, 1, 60), strict=True):
+            processes.measure(question(timeout=seconds), cell, 0)
     failed, hung, fine = cells
     assert failed.problem == "failed: KeyError: 'calls'"
     assert hung.problem == "more than 1 s"
@@ -141,12 +140,54 @@ def test_a_cell_that_fails_or_hangs_is_told_from_one_that_measures() -> None:
     assert set(fine.rounds[0]) == {"cpu", "wall"}
 
 
+PROMISES = {"cancel_latency", "break_latency"}
+
+
+def check_promises(answer: Answer) -> None:
+    """What is promised, as the benchmarks see it."""
+    for group in answer.groups:
+        for key in ("ours-asyncio", "ours-trio"):
+            ours = group.of(key)
+            assert ours is not None
+            assert ours.values("left_running") == [0]
+            assert ours.values("begun_late") == [0]
+    if answer.question.name == "cancel_latency":
+        gather = answer.groups[0].of("gather")
+        assert gather is not None
+        assert gather.values("left_running") == [8]  # a benchmark that finds no leak would be blind
+
+
 @in_a_checkout
-def test_questions_are_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_what_is_promised_is_measured(name: str) -> None:
+    """Over calls of plain functions: a Router takes seconds to import."""
+    whole = QUESTIONS[name]
+
+    def cells(size: Any) -> Any:
+        return (each for each in whole.cells(size) if not whole.uses_router(each))
+
+    asked = dataclasses.replace(whole, cells=cells)
+    peers = [PEERS[key] for key in ("gather", "ours-asyncio", "ours-trio")]
+    answer = run_question(asked, "smoke", 1, peers, lambda text: None)
+    assert answer.groups
+    check_promises(answer)
+
+
+# Without the one that takes as long as all the others. "make bench-smoke" has it too.
+MOST_QUESTIONS = [name for name in QUESTIONS if name != "router_throughput"]
+
+
+@in_a_checkout
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["overhead"], id="one"),
+        pytest.param(MOST_QUESTIONS, id="most", marks=pytest.mark.thorough),
+    ],
+)
+def test_questions_are_answered(names: list[str], tmp_path: Path) -> None:
     written = tmp_path / "answers.json"
     peers = ("gather", "pool", "ours-asyncio", "ours-trio")
-    # Without the one that takes as long as all the others. "make bench-smoke" has it too.
-    names = [name for name in QUESTIONS if name != "router_throughput"]
     done = run_benchmarks(*names, "--smoke", "--json", str(written), "--peers", *peers)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(written.read_text())
@@ -159,17 +200,8 @@ def test_questions_are_answered(tmp_path: Path) -> None:
                 assert (cell.problem, len(cell.rounds)) == (None, 1)
                 unknown = cell.rounds[0].keys() - _keys(answer.question.quantities)
                 assert not unknown
-    # What is promised, as the benchmarks see it.
-    for name in ("cancel_latency", "break_latency"):
-        for group in answers[name].groups:
-            for key in ("ours-asyncio", "ours-trio"):
-                ours = group.of(key)
-                assert ours is not None
-                assert ours.values("left_running") == [0]
-                assert ours.values("begun_late") == [0]
-    gather = answers["cancel_latency"].groups[0].of("gather")
-    assert gather is not None
-    assert gather.values("left_running") == [8]  # a benchmark that finds no leak would be blind
+    for name in PROMISES & answers.keys():
+        check_promises(answers[name])
     # Reading gives what was written, and shows the same.
     assert to_json(document["machine"], 1, list(answers.values())) == document
     shown = run_benchmarks("--read", str(written), "overhead")
@@ -183,6 +215,7 @@ def _keys(quantities: tuple[Quantity, ...]) -> set[str]:
 
 
 @in_a_checkout
+@pytest.mark.thorough
 def test_the_profile_of_the_end_tells_every_moment() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.end_of_a_batch"],

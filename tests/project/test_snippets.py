@@ -1,0 +1,75 @@
+"""Every snippet of the README and the docs runs as it stands.
+
+Most run in forked processes, which do not import litellm again. The first one of the README runs as
+a reader would run it, too.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.snippets import REPOSITORY, Run, needs_ray, snippets, written
+
+# They take seconds, and tests of what they show are quicker.
+SLOW_IN_PYTHON = {"failures.md-2", "streaming.md-1"}
+SLOW_IN_CONSOLE = {"cli.md-1", "failures.md-1"}
+
+
+def params(language: str, slow: set[str]) -> list[Any]:
+    found = snippets(language)
+    assert slow <= found.keys()
+    return [
+        pytest.param(text, id=name, marks=[pytest.mark.thorough] if name in slow else [])
+        for name, text in found.items()
+        if not needs_ray(text)
+    ]
+
+
+def check_python(snippet: str, run: Run, base_url: str, folder: Path, *, afresh: bool) -> None:
+    done = run(["python", str(written(snippet, folder, base_url))], afresh=afresh)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stdout
+    assert "parallel_core" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("snippet", params("python", SLOW_IN_PYTHON))
+def test_a_python_snippet(
+    snippet: str, run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    check_python(snippet, run, environment["OPENAI_BASE_URL"], tmp_path, afresh=False)
+
+
+# `make test` has fresh processes of the command, and of tests of a Router's first call.
+@pytest.mark.thorough
+def test_the_first_python_snippet_afresh(
+    run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    snippet = snippets("python")["README.md-1"]
+    check_python(snippet, run, environment["OPENAI_BASE_URL"], tmp_path, afresh=True)
+
+
+@pytest.mark.parametrize("snippet", params("console", SLOW_IN_CONSOLE))
+def test_a_console_snippet(
+    snippet: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    # The first command of the README runs as a reader would run it.
+    afresh = request.node.callspec.id == "README.md-2"
+    for line in snippet.splitlines():
+        assert line.startswith("$ ")
+        command = shlex.split(line.removeprefix("$ "), comments=True)
+        if command[0] == "make":  # what these do is run by CI itself
+            makefile = (REPOSITORY / "Makefile").read_text()
+            assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE)
+            assert not afresh
+            continue
+        done = run(command, tmp_path, afresh=afresh)
+        afresh = False
+        assert done.returncode == 0, done.stderr
+        if command[1] == "run":
+            assert re.search(r"^failed +0$", done.stdout, re.MULTILINE) or "--json" in command
