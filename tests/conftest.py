@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # litellm would otherwise fetch its price map over the network at import.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -28,6 +29,20 @@ def pytest_configure() -> None:
         package = Path(parallel_core.__file__).resolve().parent
         if package == repository / "parallel_core":
             raise pytest.UsageError(f"parallel_core is imported from the sources: {package}")
+
+
+class OneRayScheduling(LoadFileScheduling):
+    """A file is for one process, and all that need Ray are for the same one, which starts it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        name = Path(file).stem
+        return "ray" if "ray" in name or "workers" in name else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayScheduling:
+    return OneRayScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

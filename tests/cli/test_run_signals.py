@@ -211,6 +211,7 @@ def test_a_reader_that_has_gone_does_not_change_the_exit_code(
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
 
 
+@pytest.mark.thorough  # enough to fill a pipe
 def test_a_reader_that_reads_no_more_holds_up_neither_calls_nor_signals(bench: Bench) -> None:
     bench.write(*[{"latency": 0.05}] * 60, HANGS)
     reads, writes = os.pipe()

@@ -131,7 +131,13 @@ def cluster(bench: RayBench, ray: Any) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-@pytest.mark.parametrize("is_there", [False, True], ids=["started", "there"])
+@pytest.mark.parametrize(
+    "is_there",
+    [
+        pytest.param(False, id="started", marks=pytest.mark.thorough),
+        pytest.param(True, id="there"),
+    ],
+)
 def test_workers_answer_each_request_as_one_process_does(
     is_there: bool, bench: RayBench, request: pytest.FixtureRequest
 ) -> None:

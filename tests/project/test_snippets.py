@@ -44,7 +44,6 @@ def test_a_python_snippet(
     check_python(snippet, run, environment["OPENAI_BASE_URL"], tmp_path, afresh=False)
 
 
-# `make test` has fresh processes of the command, and of tests of a Router's first call.
 @pytest.mark.thorough
 def test_the_first_python_snippet_afresh(
     run: Run, environment: dict[str, str], tmp_path: Path
@@ -54,12 +53,17 @@ def test_the_first_python_snippet_afresh(
 
 
 @pytest.mark.parametrize("snippet", params("console", SLOW_IN_CONSOLE))
-def test_a_console_snippet(
-    snippet: str, run: Run, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
-    # The first command of the README runs as a reader would run it.
-    afresh = request.node.callspec.id == "README.md-2"
+def test_a_console_snippet(snippet: str, run: Run, tmp_path: Path) -> None:
+    check_console(snippet, run, tmp_path, afresh=False)
+
+
+@pytest.mark.thorough
+def test_the_first_command_afresh(run: Run, tmp_path: Path) -> None:
+    check_console(snippets("console")["README.md-2"], run, tmp_path, afresh=True)
+
+
+def check_console(snippet: str, run: Run, folder: Path, *, afresh: bool) -> None:
+    (folder / "examples").symlink_to(REPOSITORY / "examples")
     for line in snippet.splitlines():
         assert line.startswith("$ ")
         command = shlex.split(line.removeprefix("$ "), comments=True)
@@ -68,7 +72,7 @@ def test_a_console_snippet(
             assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE)
             assert not afresh
             continue
-        done = run(command, tmp_path, afresh=afresh)
+        done = run(command, folder, afresh=afresh)
         afresh = False
         assert done.returncode == 0, done.stderr
         if command[1] == "run":

@@ -247,7 +247,7 @@ def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(signal.SIGINT, id="SIGINT"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.thorough),
         pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.thorough),
         pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.thorough),
     ],

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "scripts" / "first_batch.py"
 
 
+@pytest.mark.thorough  # a fresh process, with all that litellm imports
 def test_the_first_batch_of_a_process_has_time_for_its_calls() -> None:
     """And preparing it sends nothing, logs nothing and runs no callback."""
     done = subprocess.run(

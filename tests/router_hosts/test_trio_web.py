@@ -44,6 +44,9 @@ def server(provider: DemoServerThread) -> DemoServerThread:
     return provider
 
 
+pytestmark = pytest.mark.thorough  # two fresh processes
+
+
 @contextlib.contextmanager
 def service(provider: DemoServerThread) -> Iterator[tuple[str, int]]:
     """The address of the service, started with the command that the example names."""
