@@ -31,7 +31,7 @@ def pytest_configure() -> None:
             raise pytest.UsageError(f"parallel_core is imported from the sources: {package}")
 
 
-class OneRayScheduling(LoadFileScheduling):
+class OneRayScheduling(LoadFileScheduling):  # type: ignore[misc]
     """A file is for one process, and all that need Ray are for the same one, which starts it."""
 
     def _split_scope(self, nodeid: str) -> str:
