@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -121,3 +122,8 @@ def thread_names() -> list[str]:
     """Without those that trio keeps for later runs, and ends when nobody wants them: no leak."""
     names = sorted(thread.name for thread in threading.enumerate())
     return [name for name in names if not name.startswith("Trio thread")]
+
+
+def threads_besides(before: list[str]) -> list[str]:
+    """The names of threads that have come since; those of others may have ended meanwhile."""
+    return list((Counter(thread_names()) - Counter(before)).elements())

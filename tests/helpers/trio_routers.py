@@ -21,7 +21,7 @@ import trio
 import trio.testing
 
 import parallel_core
-from helpers.hosts import thread_names
+from helpers.hosts import thread_names, threads_besides
 from helpers.routers import make_router
 from parallel_core import RouterParallelRequest
 from parallel_core.demo_server import DemoServerThread
@@ -106,8 +106,8 @@ def run(
     while server is not None and server.stats().open_connections:
         # It may need a moment to notice that they are closed.
         assert time.monotonic() < deadline, server.stats()
-    while thread_names() != threads:  # anyio's workers are told to end, and need a moment
-        assert time.monotonic() < deadline, thread_names()
+    while threads_besides(threads):  # anyio's workers are told to end, and need a moment
+        assert time.monotonic() < deadline, threads_besides(threads)
         time.sleep(0)
     assert open_files() <= files
     assert [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)] == []
