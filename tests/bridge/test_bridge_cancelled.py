@@ -61,7 +61,7 @@ def test_cancelled_after_any_number_of_passes(
             outcomes.add(task.cancelled())
             assert_nothing_left()
         assert True in outcomes
-        assert open_files() == files
+        assert open_files() <= files
 
     asyncio_host.run(main)
 

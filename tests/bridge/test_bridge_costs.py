@@ -47,7 +47,7 @@ def test_tasks_threads_and_files_stay_bounded(asyncio_host: Host) -> None:
         assert most_threads <= all_threads + 1
         assert len(threads()) == before
         assert_nothing_left()
-        assert open_files() == files
+        assert open_files() <= files
 
     asyncio_host.run(main)
 

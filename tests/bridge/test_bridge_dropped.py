@@ -36,7 +36,7 @@ def test_break_out_of_a_plain_loop_cancels_the_batch_without_help(asyncio_host: 
         await guest_gone()
         assert not calls.running
         assert sorted(calls.cancelled) == sorted(set(calls.started) - {0})
-        assert open_files() == files
+        assert open_files() <= files
 
     asyncio_host.run(main)
 
@@ -69,7 +69,7 @@ def test_a_hundred_breaks_in_a_row_leave_nothing(asyncio_host: Host) -> None:
             await passes(count % 7)
         await guest_gone()
         assert not calls.running
-        assert open_files() == files
+        assert open_files() <= files
 
     asyncio_host.run(main)
 

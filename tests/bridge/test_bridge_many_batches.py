@@ -31,7 +31,7 @@ def test_many_batches_at_once_on_one_loop(asyncio_host: Host) -> None:
 
         await asyncio.gather(*(one(number) for number in range(50)))
         assert_nothing_left()
-        assert open_files() == files
+        assert open_files() <= files
         assert most <= files + 8  # one guest run, not fifty
 
     asyncio_host.run(main)
@@ -193,7 +193,7 @@ def test_batches_right_after_each_other_hundreds_of_times(asyncio_host: Host) ->
             (result,) = await parallel_map(twice, [21])
             assert result.value == 42
             assert_nothing_left()
-        assert open_files() == files
+        assert open_files() <= files
 
     asyncio_host.run(main)
 

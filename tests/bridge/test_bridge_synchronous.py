@@ -47,7 +47,7 @@ def test_parallel_completions_from_plain_code() -> None:
     files, before = open_files(), threading.active_count()
     for _ in range(20):
         check_sync()
-    assert open_files() == files
+    assert open_files() <= files
     # The guest run's idle thread may be kept by trio; the portal's thread is gone.
     assert threading.active_count() <= before + 2
 

@@ -54,7 +54,7 @@ def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
                 assert result.ok
                 seen += 1
                 if seen % 100 == 0:
-                    assert open_files() == files
+                    assert open_files() <= files
         assert seen == 10_000
         # The slots, the batch itself, and the task that watches for stubborn calls.
         assert most <= before + 32 + 2
