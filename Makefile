@@ -7,13 +7,15 @@ BENCH := .venv-bench/bin
 # PYTHONDONTWRITEBYTECODE is set, and with --compile also where PIP_NO_COMPILE is.
 PIP_OPTIONS := --quiet --disable-pip-version-check --compile
 
-.PHONY: help test test-thorough test-all torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-thorough test-all mutants torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
 	@echo "make test         the tests that one runs before each commit: every promise (four minutes)"
 	@echo "make test-all     all tests"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses and sets pytest's options"
+	@echo "make mutants      plant thousands of small faults: do the tests find them? (hours)"
+	@echo "                  MUTANTS_OPTIONS='--group budget --every 7' chooses: see tests/mutants.py --help"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -45,6 +47,17 @@ test-thorough: .venv/installed
 
 test-all: .venv/installed
 	$(PYTEST) $(TEST_OPTIONS)
+
+# In an environment of its own: nothing else needs mutmut, and its results depend on its version.
+.venv-mutants/installed: pyproject.toml constraints.txt
+	rm -rf .venv-mutants
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[mutants]'
+	touch $@
+
+MUTANTS_OPTIONS ?=
+mutants: .venv-mutants/installed
+	nice -n 19 .venv-mutants/bin/python tests/mutants.py $(MUTANTS_OPTIONS)
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed
@@ -102,4 +115,4 @@ constraints:
 	rm -rf build/constraints
 
 clean:
-	rm -rf .venv .venv-bench .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-mutants mutants .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
