@@ -26,8 +26,16 @@ from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import get_mutant_name
 
 GROUPS = {
-    "engine": ("nursery_engine.py", "_batch.py", "_feed.py", "_call_loop.py", "_agenda*.py")
-    + ("_handle.py", "_waiting.py", "_timers.py"),
+    "engine": (
+        "nursery_engine.py",
+        "_batch.py",
+        "_feed.py",
+        "_call_loop.py",
+        "_agenda*.py",
+        "_handle.py",
+        "_waiting.py",
+        "_timers.py",
+    ),
     "bridge": ("bridge.py", "_guest.py", "_slot_host.py", "_uninterrupted.py"),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
