@@ -18,12 +18,11 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+from mutmut.__main__ import create_mutants
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
-from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.stats import status_by_exit_code
-from mutmut.utils.file_utils import walk_mutatable_files
-from mutmut.utils.format_utils import get_mutant_name
+from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, walk_mutatable_files
 
 GROUPS = {
     "engine": (
@@ -42,6 +41,9 @@ GROUPS = {
     "journal": ("_journal_writer.py",),
 }
 
+FILES: dict[str, Path] = {}
+"""The file of each mutant."""
+
 # One that hangs is killed by the test that hangs: pytest's faulthandler ends the process.
 KILLED = ("killed", "timeout", "segfault")
 
@@ -49,15 +51,21 @@ KILLED = ("killed", "timeout", "segfault")
 BYTES_OF_MEMORY = 12 * 2**30
 
 
-def mutants_of(group: str, every: int) -> dict[str, Path]:
-    """Return the file of each mutant of a group, or of every n-th in the order of the source."""
-    names: dict[str, Path] = {}
+def mutants_of(group: str, every: int) -> dict[str, str]:
+    """Return what is known of each mutant of a group, or of every n-th in the order of the source.
+
+    The mutants must have been made.
+    """
+    known: dict[str, str] = {}
     for path in sorted(walk_mutatable_files()):
         inside = path.relative_to("parallel_core").as_posix()
         if any(fnmatch(inside, pattern) for pattern in GROUPS[group]):
-            mutated = mutate_file_contents(str(path), path.read_text())
-            names.update((get_mutant_name(path, name), path) for name in mutated.mutant_names)
-    return dict(list(names.items())[::every])
+            data = SourceFileMutationData(path=path)
+            data.load()
+            for name, exit_code in data.exit_code_by_key.items():
+                known[name] = status_by_exit_code[exit_code]
+                FILES[name] = path
+    return dict(list(known.items())[::every])
 
 
 def run(names: list[str], processes: int) -> None:
@@ -73,39 +81,41 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th mutant")
     parser.add_argument("--minimum", type=float, default=85, help="percent that must be killed")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--survivors", action="store_true", help="only those not killed before")
     parser.add_argument("--report", action="store_true", help="run nothing: read the last results")
     arguments = parser.parse_args()
     groups = arguments.group or list(GROUPS)
+    copy_src_dir()
+    copy_also_copy_files()
+    create_mutants(arguments.processes)
     mutants = {group: mutants_of(group, arguments.every) for group in groups}
     if not arguments.report:
-        run([name for names in mutants.values() for name in names], arguments.processes)
+        run(
+            [
+                name
+                for known in mutants.values()
+                for name, status in known.items()
+                if not (arguments.survivors and status in KILLED)
+            ],
+            arguments.processes,
+        )
+        mutants = {group: mutants_of(group, arguments.every) for group in groups}
 
-    data: dict[Path, SourceFileMutationData] = {}
-    for names in mutants.values():
-        for path in names.values():
-            if path not in data:
-                data[path] = SourceFileMutationData(path=path)
-                data[path].load()
     below = False
     survivors: list[tuple[str, str]] = []
     print(f"{'group':10}{'mutants':>9}{'killed':>9}{'missed':>9}{'percent':>9}")
-    for group, names in mutants.items():
-        status = {
-            name: status_by_exit_code[data[path].exit_code_by_key[name]]
-            for name, path in names.items()
-        }
-        missed = [name for name in names if status[name] not in KILLED]
-        survivors += [(name, status[name]) for name in missed]
-        killed = len(names) - len(missed)
-        percent = 100 * killed / len(names)
+    for group, known in mutants.items():
+        missed = [(name, status) for name, status in known.items() if status not in KILLED]
+        survivors += missed
+        killed = len(known) - len(missed)
+        percent = 100 * killed / len(known)
         below |= percent < arguments.minimum
-        print(f"{group:10}{len(names):>9}{killed:>9}{len(missed):>9}{percent:>9.1f}")
+        print(f"{group:10}{len(known):>9}{killed:>9}{len(missed):>9}{percent:>9.1f}")
     report = Path("build/mutants.txt")
     report.parent.mkdir(exist_ok=True)
-    paths = {name: path for names in mutants.values() for name, path in names.items()}
     report.write_text(
         "\n".join(
-            f"# {name}: {status}\n{get_diff_for_mutant(name, path=paths[name])}"
+            f"# {name}: {status}\n{get_diff_for_mutant(name, path=FILES[name])}"
             for name, status in survivors
         )
     )
