@@ -11,12 +11,16 @@ those that survive do.
 from __future__ import annotations
 
 import argparse
+import bisect
+import itertools
+import json
 import os
 import resource
 import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mutmut.__main__ import create_mutants
 from mutmut.mutation.data import SourceFileMutationData
@@ -44,6 +48,11 @@ GROUPS = {
 FILES: dict[str, Path] = {}
 """The file of each mutant."""
 
+STATISTICS = Path("mutants/mutmut-stats.json")
+"""What mutmut knows of the tests: how long they take, and which functions they reach."""
+
+ALL_TESTS = Path("mutants/all-tests.json")
+
 # One that hangs is killed by the test that hangs: pytest's faulthandler ends the process.
 KILLED = ("killed", "timeout", "segfault")
 
@@ -68,10 +77,36 @@ def mutants_of(group: str, every: int) -> dict[str, str]:
     return dict(list(known.items())[::every])
 
 
-def run(names: list[str], processes: int) -> None:
+def keep_quick_tests(seconds: float) -> None:
+    """Leave each function the quickest of its tests that take so many seconds in all.
+
+    A mutant that survives has run them all. What mutmut has found out is kept beside its own file,
+    so that other seconds can be chosen later.
+    """
+    found: dict[str, Any] = json.loads(STATISTICS.read_text())
+    duration: dict[str, float] = found["duration_by_test"]
+    known: dict[str, list[str]] = json.loads(ALL_TESTS.read_text()) if ALL_TESTS.exists() else {}
+    tests_of: dict[str, list[str]] = found["tests_by_mangled_function_name"]
+    for function, tests in tests_of.items():
+        known[function] = sorted(
+            {test for test in (*tests, *known.get(function, ())) if test in duration},
+            key=lambda test: (duration[test], test),
+        )
+    ALL_TESTS.write_text(json.dumps(known))
+    for function, tests in known.items():
+        taken = list(itertools.accumulate(duration[test] for test in tests))
+        tests_of[function] = tests[: max(20, bisect.bisect(taken, seconds))]
+    STATISTICS.write_text(json.dumps(found))
+
+
+def run(names: list[str], processes: int, seconds: float) -> None:
+    """Run mutants, and before that, where it has not been found out, each test once."""
     environment = {"PARALLEL_CORE_HOSTS": "usual", "HYPOTHESIS_PROFILE": "few"} | os.environ
     mutmut = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes)]
     resource.setrlimit(resource.RLIMIT_AS, (BYTES_OF_MEMORY, BYTES_OF_MEMORY))
+    if not STATISTICS.exists():
+        subprocess.run([*mutmut, names[0]], env=environment, check=True)
+    keep_quick_tests(seconds)
     subprocess.run([*mutmut, *names], env=environment, check=True)
 
 
@@ -79,6 +114,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--group", choices=GROUPS, action="append", help="only these")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th mutant")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="of a function's tests, the quickest"
+    )
     parser.add_argument("--minimum", type=float, default=85, help="percent that must be killed")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--survivors", action="store_true", help="only those not killed before")
@@ -98,6 +136,7 @@ def main() -> int:
                 if not (arguments.survivors and status in KILLED)
             ],
             arguments.processes,
+            arguments.seconds,
         )
         mutants = {group: mutants_of(group, arguments.every) for group in groups}
 
