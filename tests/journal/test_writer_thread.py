@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from parallel_core._journal_files import Disk
+from parallel_core._journal_files import Disk, LockedFile
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.run_statistics import RunPaths
@@ -282,6 +282,21 @@ def test_a_loss_after_some_were_rescued(
         "; 2 results of calls that were made could be written nowhere and are lost, but for those "
         f"in {paths.rescue}"
     )
+
+
+def test_a_torn_line_that_cannot_be_cut_is_named(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(LockedFile, "drop_uncommitted", full)
+    disk = RecordingDisk()
+    failed(paths, disk, lambda: setattr(disk, "broken", ("out.jsonl",)), entry(0))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{paths.output} could not be cut to its last whole line"
+    ]
+    assert ids_in(paths.rescue) == ["0"]
 
 
 def test_a_failure_that_cost_no_result(paths: RunPaths) -> None:
