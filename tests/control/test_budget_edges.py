@@ -197,7 +197,7 @@ def test_values_are_kept() -> None:
         (r"Budget.prices\['m'\]\[1\] must", {"max_cost": 1, "prices": {"m": (1, "1")}}),
     ):
         with pytest.raises(TypeError, match=f"^{message}"):
-            Budget(**options)  # type: ignore[arg-type]
+            Budget(**options)
     with pytest.raises(
         ValueError,
         match=r"^Budget.prices\['m'\] must be \(USD per prompt token, USD per answer token\)$",

@@ -69,7 +69,7 @@ class RecordingDisk(Disk):
 
 def entry(custom_id: object, *, ok: bool = True, statistics: bytes | None = None) -> JournalEntry:
     name = str(custom_id)
-    response = {"status_code": 200 if ok else 500, "request_id": "r", "body": {}}
+    response: dict[str, Any] = {"status_code": 200 if ok else 500, "request_id": "r", "body": {}}
     line = {"id": f"r-{name}", "custom_id": name, "response": response, "error": None}
     return JournalEntry(name, json.dumps(line).encode(), ok, statistics)
 
@@ -290,9 +290,13 @@ def test_a_torn_line_that_cannot_be_cut_is_named(
     def full(*_: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(LockedFile, "drop_uncommitted", full)
     disk = RecordingDisk()
-    failed(paths, disk, lambda: setattr(disk, "broken", ("out.jsonl",)), entry(0))
+
+    def break_it() -> None:
+        disk.broken = ("out.jsonl",)
+        monkeypatch.setattr(LockedFile, "drop_uncommitted", full)
+
+    failed(paths, disk, break_it, entry(0))
     assert [record.getMessage() for record in caplog.records] == [
         f"{paths.output} could not be cut to its last whole line"
     ]
