@@ -77,8 +77,8 @@ def test_says_looks_at_words_and_codes() -> None:
 
 
 def test_all_and_any() -> None:
-    yes, no = (lambda _: True), (lambda _: False)
     found = evidence(ValueError())
+    yes, no = (lambda it: it is found), (lambda it: it is not found)
     assert table._all(yes, yes)(found)
     assert not table._all(yes, no)(found)
     assert table._any(no, yes)(found)
