@@ -142,14 +142,16 @@ def main() -> int:
 
     below = False
     survivors: list[tuple[str, str]] = []
-    print(f"{'group':10}{'mutants':>9}{'killed':>9}{'missed':>9}{'percent':>9}")
+    print(f"{'group':10}{'mutants':>9}{'run':>9}{'killed':>9}{'missed':>9}{'percent':>9}")
     for group, known in mutants.items():
-        missed = [(name, status) for name, status in known.items() if status not in KILLED]
+        ran = {name: status for name, status in known.items() if status != "not checked"}
+        missed = [(name, status) for name, status in ran.items() if status not in KILLED]
         survivors += missed
-        killed = len(known) - len(missed)
-        percent = 100 * killed / len(known)
+        killed = len(ran) - len(missed)
+        percent = 100 * killed / len(ran) if ran else 0.0
         below |= percent < arguments.minimum
-        print(f"{group:10}{len(known):>9}{killed:>9}{len(missed):>9}{percent:>9.1f}")
+        counts = f"{len(known):>9}{len(ran):>9}{killed:>9}{len(missed):>9}"
+        print(f"{group:10}{counts}{percent:>9.1f}")
     report = Path("build/mutants.txt")
     report.parent.mkdir(exist_ok=True)
     report.write_text(
