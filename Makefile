@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: help test test-thorough test-all test-soak torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-all     all tests"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses and sets pytest's options"
 	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"
+	@echo "make mutants      plant thousands of small faults: do the tests find them? (hours)"
+	@echo "                  MUTANTS_OPTIONS='--group budget --every 7' chooses: see tests/mutants.py --help"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -59,6 +61,18 @@ test-soak: .venv/installed
 	for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; $(MAKE) --no-print-directory test || exit 1; \
 	done
+
+# In an environment of its own: nothing else needs mutmut, and its results depend on its version.
+.venv-mutants/installed: pyproject.toml constraints.txt
+	rm -rf .venv-mutants
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[mutants]'
+	.venv-mutants/bin/python $(COMPILE) .venv-mutants/lib
+	touch $@
+
+MUTANTS_OPTIONS ?=
+mutants: .venv-mutants/installed
+	nice -n 19 .venv-mutants/bin/python tests/mutants.py $(MUTANTS_OPTIONS)
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed
@@ -117,4 +131,4 @@ constraints:
 	rm -rf build/constraints
 
 clean:
-	rm -rf .venv .venv-bench .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-mutants mutants .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,308 @@
+"""The bridge's small parts: a scope around a part of a task, the tasks of slots, interrupts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Any
+
+import pytest
+import trio
+
+from helpers.hosts import Host
+from parallel_core import BatchAbortedError, CallCancelledError, bridge
+from parallel_core._guest import TrioRun, raise_
+from parallel_core.bridge import AsyncioSlotHost, TaskScope
+
+
+def scope_of(*, shutting_down: bool = False) -> TaskScope:
+    return TaskScope(lambda: shutting_down)
+
+
+async def in_scope(scope: TaskScope, entered: asyncio.Event) -> str:
+    with scope:
+        entered.set()
+        await asyncio.sleep(60)
+    await asyncio.sleep(0)  # a request that was left over would be raised here
+    return "went on"
+
+
+def test_a_scope_ends_a_part_of_a_task(asyncio_host: Host) -> None:
+    async def main() -> None:
+        scope, entered = scope_of(), asyncio.Event()
+        task = asyncio.ensure_future(in_scope(scope, entered))
+        await entered.wait()
+        scope.cancel()
+        scope.cancel()
+        assert await task == "went on"
+        assert task.cancelling() == 0
+
+    asyncio_host.run(main)
+
+
+def test_a_scope_that_is_cancelled_before_it_is_entered(asyncio_host: Host) -> None:
+    async def main() -> None:
+        scope = scope_of()
+        scope.cancel()
+        assert scope.cancelled
+        assert await in_scope(scope, asyncio.Event()) == "went on"
+
+    asyncio_host.run(main)
+
+
+def test_another_cancellation_is_not_the_scopes(asyncio_host: Host) -> None:
+    async def main() -> None:
+        scope, entered = scope_of(), asyncio.Event()
+        task = asyncio.ensure_future(in_scope(scope, entered))
+        await entered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        scope.cancel()  # it is empty: nothing happens
+        with pytest.raises(KeyError), scope_of() as scope:
+            scope.cancel()
+            raise KeyError
+
+    asyncio_host.run(main)
+
+
+def test_a_task_that_cancels_the_scope_it_is_in_is_not_cancelled_behind_it(
+    asyncio_host: Host,
+) -> None:
+    async def main() -> None:
+        with scope_of() as scope:
+            scope.cancel()
+        await asyncio.sleep(0)
+
+    asyncio_host.run(main)
+
+
+@pytest.mark.parametrize("shutting_down", [True, False])
+def test_a_task_is_not_cancelled_again_by_a_shutdown(
+    asyncio_host: Host, shutting_down: bool
+) -> None:
+    async def main() -> None:
+        cleaning_up, cleaned_up = asyncio.Event(), False
+
+        async def call() -> None:
+            nonlocal cleaned_up
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cleaning_up.set()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                cleaned_up = True
+
+        task = asyncio.ensure_future(call())
+        await asyncio.sleep(0)
+        bridge._cancel(task, shutting_down)  # the first is delivered in any case
+        await cleaning_up.wait()
+        bridge._cancel(task, shutting_down)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cleaned_up is shutting_down
+
+    asyncio_host.run(main)
+
+
+def test_where_there_is_no_task() -> None:
+    assert bridge._current_task() is None
+
+
+# --- the host of slots ---
+
+
+class Loop:
+    """Takes what is to be called soon."""
+
+    def __init__(self) -> None:
+        self.soon: list[tuple[Any, ...]] = []
+
+    def call_soon(self, *arguments: Any) -> None:
+        self.soon.append(arguments)
+
+    def time(self) -> float:
+        return 3.5
+
+    def is_closed(self) -> bool:
+        return True
+
+
+def test_an_interrupt_of_trio_is_raised_in_the_loop() -> None:
+    host = AsyncioSlotHost()
+    loop: Any = Loop()
+    host.loop = loop
+    interrupt = KeyboardInterrupt()
+    host.interrupted(interrupt)
+    assert loop.soon == [(raise_, interrupt)]
+    with pytest.raises(KeyboardInterrupt) as raised:
+        raise_(interrupt)
+    assert raised.value is interrupt
+    assert host.current_time() == 3.5
+
+
+def test_a_loop_that_is_closed_has_no_timers() -> None:
+    host = AsyncioSlotHost()
+    loop: Any = Loop()
+    host.loop = loop
+    nursery: Any = None
+    host.call_later(nursery, 1.0, lambda: None)()
+    assert loop.soon == []
+
+
+def test_which_errors_are_a_calls_own() -> None:
+    host = AsyncioSlotHost()
+    error, cancelled = KeyError("x"), asyncio.CancelledError()
+    assert host.error_of(error, "the call", True) is error
+    assert host.error_of(KeyboardInterrupt(), "the call", False) is None
+    assert host.error_of(cancelled, "the call", True) is None
+    own = host.error_of(cancelled, "the source", False)
+    assert isinstance(own, CallCancelledError)
+    assert "the source" in str(own)
+    host.shutting_down = lambda: True
+    assert host.error_of(cancelled, "the call", False) is None
+    host.shutting_down = lambda: False
+    host.cancelled = True
+    assert host.error_of(cancelled, "the call", False) is None
+
+
+def test_slots_are_named_tasks_in_a_copy_of_the_context(asyncio_host: Host) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+
+    async def main() -> None:
+        seen: list[tuple[str, str]] = []
+
+        async def call(item: str) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            seen.append((task.get_name(), variable.get()))
+            variable.set(item)
+            await asyncio.sleep(0)
+
+        variable.set("of the caller")
+        async for _ in bridge.iter_parallel_map(call, ["a", "b"], concurrency=2):
+            names = {task.get_name() for task in asyncio.all_tasks()}
+            assert "parallel_core keeper" in names
+        assert seen == [("parallel_core slot", "of the caller")] * 2
+        assert variable.get() == "of the caller"
+
+    asyncio_host.run(main)
+
+
+# --- the batch ---
+
+
+async def call(item: int) -> int:
+    await asyncio.sleep(0)
+    return item
+
+
+def test_a_batch_is_entered_once_and_closed_before_its_start(asyncio_host: Host) -> None:
+    async def main() -> None:
+        batch = bridge.iter_parallel_map(call, [1])
+        async with batch:
+            with pytest.raises(RuntimeError, match=r"^a batch can be entered only once$"):
+                await batch.__aenter__()
+            assert [result.item async for result in batch] == [1]
+        closed = bridge.iter_parallel_map(call, [1])
+        await closed.aclose()
+        await closed.aclose()
+        assert [result async for result in closed] == []
+        with pytest.raises(RuntimeError, match=r"^a batch can be entered only once$"):
+            await closed.__aenter__()
+
+    asyncio_host.run(main)
+
+
+def test_a_batch_stays_on_its_loop() -> None:
+    async def forever(item: int) -> None:
+        await asyncio.sleep(60)
+
+    batch = bridge.iter_parallel_map(forever, [1])
+
+    async def begin() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await anext(batch)
+
+    async def use() -> None:
+        with pytest.raises(RuntimeError, match=r"started on another event loop: use it there$"):
+            await anext(batch)
+
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        first.run_until_complete(begin())
+        second.run_until_complete(use())
+        first.run_until_complete(batch.aclose())
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
+    """Its consumer is told why, and its calls are cancelled."""
+
+    async def main() -> None:
+        cancelled = asyncio.Event()
+
+        async def forever(item: int) -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+
+        batch = bridge.iter_parallel_map(forever, [1, 2])
+        waiting = asyncio.ensure_future(anext(batch))
+        while not batch.in_flight:
+            await asyncio.sleep(0)
+        batch._tenant.abort("a reason")
+        with pytest.raises(BatchAbortedError, match=r"^the batch was cancelled: a reason$"):
+            await waiting
+        assert cancelled.is_set()
+        await batch.aclose()
+
+    asyncio_host.run(main)
+
+
+def test_an_interrupt_that_broke_the_run_is_handed_to_the_loop(asyncio_host: Host) -> None:
+    complaints: list[BaseException] = []
+
+    class Tenant:
+        async def run(self) -> None:
+            raise AssertionError
+
+        def abort(self, reason: str) -> None:
+            raise AssertionError
+
+        def abandon(self, error: BaseException) -> None:
+            complaints.append(error)
+
+    async def main() -> None:
+        run = TrioRun(ours=True)
+        tenants = {Tenant(): trio.CancelScope()}
+        let_go: list[Any] = []
+
+        class FakeHost:
+            def __init__(self) -> None:
+                self.tenants = tenants
+
+            def let_go(self, tenant: Any) -> None:
+                let_go.append(tenant)
+
+        hosts: Any = {None: FakeHost()}
+        run.hosts = hosts
+        error = trio.TrioInternalError()
+        error.__cause__ = interrupt = KeyboardInterrupt()
+        handed: list[BaseException] = []
+        run._hand_to_host = handed.append  # type: ignore[method-assign,assignment]
+        run._broke(error)
+        assert complaints == [error]
+        assert let_go == list(tenants)
+        assert handed == [interrupt]
+        run._broke(interrupt)
+        assert handed == [interrupt, interrupt]
+        run._broke(trio.TrioInternalError())
+        assert len(handed) == 2
+
+    asyncio_host.run(main)
