@@ -55,9 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _quick_collections() -> Iterator[None]:
     """What a test collects is what it has made, and not all of litellm each time."""
-    is_forked = (
-        gc.get_freeze_count() > 0
-    )  # from a process that froze what it had: see tests/mutants.py
+    is_forked = gc.get_freeze_count() > 0  # from one that froze what it had: tests/mutants.py
     gc.freeze()
     yield
     if not is_forked:
