@@ -80,12 +80,13 @@ def test_settings_hold_while_the_router_is_open_and_no_longer(
     monkeypatch.setenv("RUN_ROUTER_OLD", "before")
     monkeypatch.setenv("RUN_ROUTER_EMPTY", "")
     monkeypatch.setenv("RUN_ROUTER_RETRIES", "5")
+    monkeypatch.setenv("RUN_ROUTER_DROP", " True")  # as litellm's proxy server reads it
     text = (
         one_deployment(api_key="os.environ/RUN_ROUTER_NEW")
         + """
 environment_variables: {RUN_ROUTER_NEW: sk-new-123, RUN_ROUTER_OLD: 7, PATH: /nowhere,
   RUN_ROUTER_EMPTY: os.environ/RUN_ROUTER_UNKNOWN}
-litellm_settings: {drop_params: true, request_timeout: 33,
+litellm_settings: {drop_params: os.environ/RUN_ROUTER_DROP, request_timeout: 33,
   num_retries: os.environ/RUN_ROUTER_RETRIES,
   fallbacks: [{gpt: [gpt]}], openai_key: os.environ/RUN_ROUTER_NEW}
 """
@@ -97,6 +98,7 @@ litellm_settings: {drop_params: true, request_timeout: 33,
         assert os.environ["RUN_ROUTER_OLD"] == "7"
         assert os.environ["PATH"] == path_before
         assert (litellm.drop_params, litellm.request_timeout) == (True, 33)
+        assert litellm.drop_params is True
         assert litellm.openai_key == "sk-new-123"
         assert run_router.router.num_retries == 5
         assert run_router.router.timeout == 33

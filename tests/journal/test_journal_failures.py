@@ -20,6 +20,7 @@ from helpers.disks import FaultyDisk, UnsyncedDisk
 from helpers.hosts import Host
 from helpers.journal_values import MANIFEST, SECRET, append, entry, ids_in, line_of, run_of
 from parallel_core._journal_files import Disk
+from parallel_core._journal_rescue import Rescue
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal
 from parallel_core.run_statistics import RunPaths
@@ -91,6 +92,27 @@ def test_the_temporary_folder_takes_what_the_folder_of_the_output_does_not(
         assert journal.opening.rescued == 4
     assert ids_in(paths.output) == [str(number) for number in range(6)]
     assert not rescue.exists()
+
+
+@pytest.mark.parametrize("at", ["write", "sync"])
+def test_a_place_that_fails_in_the_middle_keeps_nothing_of_it(
+    paths: RunPaths, temporary_folder: Path, at: str
+) -> None:
+    """Else what is also in the next place would be taken up twice, or be a torn line."""
+    earlier = line_of("earlier") + b"\n"
+    paths.rescue.write_bytes(earlier)
+    paths.rescue.chmod(0o600)
+    disk = FaultyDisk()
+    disk.at = at
+    disk.files = ("out.jsonl.rescue.jsonl",)
+    disk.fault = errno.ENOSPC
+    disk.room = 5  # bytes of a line
+    rescue = Rescue(paths.rescue, paths.output, [b"run"], disk)
+    rescue.write([line_of("a") + b"\n"])
+    assert paths.rescue.read_bytes() == earlier
+    (other,) = temporary_folder.iterdir()
+    assert rescue.used == [str(other)]
+    assert ids_in(other) == ["a"]
 
 
 def test_a_new_run_takes_nothing_up_from_the_temporary_folder(
