@@ -77,6 +77,14 @@ def _routers_are_forgotten() -> Iterator[None]:
             ]
 
 
+@pytest.fixture
+def no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove keys, addresses and proxies from the environment."""
+    for name in list(os.environ):
+        if name.upper().endswith(("_KEY", "_TOKEN", "_PROXY", "_API_BASE", "_BASE_URL")):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def commands() -> Iterator[ForkedProcesses]:
     """The process that forks for each command: it imports litellm once."""

@@ -108,7 +108,7 @@ def servers(two_servers: tuple[Recorder, Recorder]) -> tuple[Recorder, Recorder]
 
 
 @pytest.fixture(autouse=True)
-def _only_these_keys(_no_keys_of_this_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _only_these_keys(no_keys_of_this_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", OPENAI_KEY)
     monkeypatch.setenv("ANTHROPIC_API_KEY", ANTHROPIC_KEY)
     monkeypatch.setenv("GROQ_API_KEY", GROQ_KEY)
