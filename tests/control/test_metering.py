@@ -58,7 +58,7 @@ tools = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=max(200, settings().max_examples))
 @given(st.lists(texts | parts, min_size=1, max_size=4), st.text(max_size=20), tools)
 def test_a_prompt_has_fewer_tokens_than_its_worst_case(
     contents: list[Any], name: str, given_tools: list[Any]
