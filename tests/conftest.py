@@ -20,6 +20,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import parallel_core
 from helpers import hosts
 from helpers.forked_processes import ForkedProcesses
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+SERVER_TIMEOUT = 60.0  # seconds
 
 
 def pytest_configure() -> None:
@@ -32,12 +35,16 @@ def pytest_configure() -> None:
 
 
 class OneRayScheduling(LoadFileScheduling):  # type: ignore[misc]
-    """A file is for one process, and all that need Ray are for the same one, which starts it."""
+    """Give each file to one process, and all tests that need Ray to the same one.
+
+    The name of the file or of the case says which do.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
         name = Path(file).stem
-        return "ray" if "ray" in name or "workers" in name else file
+        needs_ray = "ray" in name or "workers" in name or nodeid.endswith("[ray]")
+        return "ray" if needs_ray else file
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,6 +84,29 @@ def _routers_are_forgotten() -> Iterator[None]:
                 for callback in callbacks
                 if not hasattr(getattr(callback, "__self__", None), "acompletion")
             ]
+
+
+@pytest.fixture
+def no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove keys, addresses and proxies from the environment."""
+    for name in list(os.environ):
+        if name.upper().endswith(("_KEY", "_TOKEN", "_PROXY", "_API_BASE", "_BASE_URL")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[DemoServerThread]:
+    """The server behind ``server``. A file that needs other settings defines its own."""
+    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: DemoServerThread) -> DemoServerThread:
+    """A demo server that is idle and has counted nothing."""
+    running_server.wait_idle(SERVER_TIMEOUT)
+    running_server.reset_stats()
+    return running_server
 
 
 @pytest.fixture(scope="session")

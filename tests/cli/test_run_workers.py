@@ -9,7 +9,6 @@ import pty
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torture
 pytest.importorskip("ray")
 
 from helpers.forked_processes import PATIENCE, ForkedProcess, ForkedProcesses
+from helpers.ports import held_port
 from helpers.process_trees import descendants, still_running, workers_of
 from helpers.ray_runtime import IGNORED_WARNINGS, ray_home
 from helpers.run_bench import FAILS, HANGS, Bench, Done, in_this_process
@@ -201,21 +201,20 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench, clust
 
 @pytest.mark.thorough
 def test_a_server_that_is_not_up_yet_is_waited_for(bench: RayBench, cluster: str) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     bench.write(*([PLAIN] * 20))
     config = bench.path("config.yaml")
-    config.write_text(config.read_text().replace(bench.server.url, f"http://127.0.0.1:{port}/v1"))
-    run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS, "--ray-address", cluster)
-    try:
-        run.wait_for(f"waiting for http://127.0.0.1:{port}: no connection to the server, since ")
-        settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
-        with DemoServerThread(settings, port=port) as server:
-            assert run.wait() == 0, run.output
-            assert server.stats().accepted == 20
-    finally:
-        run.kill()
+    with held_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        config.write_text(config.read_text().replace(bench.server.url, f"{address}/v1"))
+        run = bench.start("in.jsonl", "-o", "out.jsonl", *WORKERS, "--ray-address", cluster)
+        try:
+            run.wait_for(f"waiting for {address}: no connection to the server, since ")
+            settings = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
+            with DemoServerThread(settings, port=port) as server:
+                assert run.wait() == 0, run.output
+                assert server.stats().accepted == 20
+        finally:
+            run.kill()
     assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(20))
 
 

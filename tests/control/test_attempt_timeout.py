@@ -33,13 +33,6 @@ def running_server() -> Iterator[DemoServerThread]:
         yield server
 
 
-@pytest.fixture
-def server(running_server: DemoServerThread) -> DemoServerThread:
-    running_server.wait_idle(30)
-    running_server.reset_stats()
-    return running_server
-
-
 def ask(arguments: Mapping[str, Any] | None = None, **orders: Any) -> RouterParallelRequest:
     kwargs = {"extra_body": {"demo": orders}, **(arguments or {})}
     return RouterParallelRequest("fast", [{"role": "user", "content": "hello"}], kwargs)

@@ -43,13 +43,6 @@ def running_server() -> Iterator[DemoServerThread]:
         yield server
 
 
-@pytest.fixture
-def server(running_server: DemoServerThread) -> DemoServerThread:
-    running_server.wait_idle(SERVER_TIMEOUT)
-    running_server.reset_stats()
-    return running_server
-
-
 def ask(model: str = "fast", *, timeout: float | None = None, **orders: Any) -> Any:
     messages = [{"role": "user", "content": "hello"}]
     kwargs = {"extra_body": {"demo": orders}, "max_tokens": 40}

@@ -43,7 +43,8 @@ def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
             nonlocal most
             await anyio.lowlevel.checkpoint()
             most = max(most, trio.lowlevel.current_statistics().tasks_living)
-            assert threading.active_count() == threads
+            # A thread of another test may end meanwhile.
+            assert threading.active_count() <= threads
             return item
 
         seen = 0

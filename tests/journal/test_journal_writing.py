@@ -31,7 +31,7 @@ from parallel_core.journal import Journal, JournalEntry
 from parallel_core.run_statistics import RunPaths
 
 
-@settings(max_examples=25)
+@settings(max_examples=max(25, settings().max_examples // 4))
 @given(
     outcomes=st.lists(st.booleans(), max_size=70),
     tasks=st.integers(1, 9),

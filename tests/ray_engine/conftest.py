@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -47,10 +46,3 @@ def table(request: pytest.FixtureRequest) -> Any:
     from helpers import ray_tables  # where its libraries are missing, tests of tables are skipped
 
     return getattr(ray_tables, request.param)
-
-
-@pytest.fixture
-def no_keys_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.upper().endswith(("_KEY", "_TOKEN", "_PROXY", "_API_BASE", "_BASE_URL")):
-            monkeypatch.delenv(name)

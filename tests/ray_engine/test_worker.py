@@ -173,7 +173,7 @@ def test_messages_may_overtake_each_other() -> None:
     run(main)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=max(60, settings().max_examples))
 @given(
     concurrency=st.integers(1, 4),
     every=st.sampled_from([0.0, 0.001]),

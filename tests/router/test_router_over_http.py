@@ -6,7 +6,7 @@ import asyncio
 import copy
 import gc
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,22 +17,9 @@ from helpers.hosts import ASYNCIO_HOSTS, Host, thread_names, threads_besides
 from helpers.routers import make_router, run_with_routers
 from parallel_core import ParallelRouter, RouterParallelRequest, _litellm_loop
 from parallel_core._router_members import deployments
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.demo_server import DemoServerThread
 
 SERVER_TIMEOUT = 60.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[DemoServerThread]:
-    with DemoServerThread(DemoServerSettings(latency_median=0.0)) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: DemoServerThread) -> DemoServerThread:
-    running_server.wait_idle(SERVER_TIMEOUT)
-    running_server.reset_stats()
-    return running_server
 
 
 def ask(index: int = 0, **orders: Any) -> RouterParallelRequest:

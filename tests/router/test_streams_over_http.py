@@ -41,13 +41,6 @@ def running_server() -> Iterator[DemoServerThread]:
         yield server
 
 
-@pytest.fixture
-def server(running_server: DemoServerThread) -> DemoServerThread:
-    running_server.wait_idle(SERVER_TIMEOUT)
-    running_server.reset_stats()
-    return running_server
-
-
 def asked(index: int, **orders: Any) -> RouterParallelRequest:
     messages = [{"role": "user", "content": f"What is {index}?"}]
     return RouterParallelRequest("fast", messages, {"extra_body": {"demo": orders}})

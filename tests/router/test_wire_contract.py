@@ -7,7 +7,6 @@ take. What litellm changes on the way is listed in docs/file-formats.md; the lis
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -24,10 +23,8 @@ from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
 from helpers.routers import run_with_routers
 from helpers.wire_cases import cases, name_of
 from parallel_core import cli, parallel_acompletions, ray_engine
-from parallel_core._router_members import deployments
 from parallel_core.batch_output import Redactor, parse_output_line, result_line
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, RecordedRequest
-from parallel_core.router_call import send_metadata_to_store
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
@@ -135,7 +132,9 @@ def by_command(server: DemoServerThread, folder: Path) -> dict[str, bytes]:
     )
     assert (folder / "out.jsonl").exists(), done.output
     lines_written = (folder / "out.jsonl").read_bytes().split(b"\n")[:-1]
-    return {json.loads(line)["custom_id"]: line for line in lines_written}
+    written = {json.loads(line)["custom_id"]: line for line in lines_written}
+    assert len(written) == len(lines_written) == 2 * len(CASES.keys() - NOT_EVERYWHERE)
+    return written
 
 
 WAYS: dict[str, Send] = {
@@ -294,8 +293,6 @@ def expected_of(body: Mapping[str, Any]) -> tuple[dict[str, Any], set[Change]]:
 def test_every_request_arrives_as_it_was_written(outcomes: dict[str, Outcome]) -> None:
     wrong: dict[str, Any] = {}
     for full_name, outcome in outcomes.items():
-        if lacks_mcp(outcome):
-            continue
         name, _, stream = full_name.partition("/")
         expected, made = expected_of(CASES[name])
         if any(change.becomes == "refused" for change in made):
@@ -333,66 +330,6 @@ def test_each_change_that_is_listed_happens() -> None:
     for body in CASES.values():
         made |= expected_of(body)[1]
     assert made == set(CHANGES)
-
-
-@pytest.mark.parametrize(
-    ("models", "arguments", "extra_body"),
-    [
-        (["openai/a"], {"store": True}, {"metadata": {"a": "b"}}),
-        (["a"], {"store": True, "custom_llm_provider": "openai"}, {"metadata": {"a": "b"}}),
-        (["openai/a"], {"store": True, "extra_body": {"c": 1}}, {"metadata": {"a": "b"}, "c": 1}),
-        (["openai/a"], {"store": True, "extra_body": {"metadata": {}}}, {"metadata": {}}),
-        (["openai/a"], {"store": False}, None),
-        (["openai/a"], {}, None),
-        (["anthropic/claude-3-haiku"], {"store": True}, None),
-        (["openai/a", "anthropic/claude-3-haiku"], {"store": True}, None),
-        ([], {"store": True}, None),
-    ],
-)
-def test_metadata_is_sent_only_where_it_is_stored(
-    models: list[str], arguments: dict[str, Any], extra_body: Any
-) -> None:
-    from litellm.router import Router
-
-    provider = {"custom_llm_provider": arguments.pop("custom_llm_provider", None)}
-    parameters: list[Any] = [{"model": model, "api_key": "k", **provider} for model in models]
-    router = Router(
-        model_list=[{"model_name": "m", "litellm_params": of} for of in parameters],
-        model_group_alias={"alias": "m"},
-    )
-    batch = {"parallel_batch_id": "1", "parallel_index": 0}
-    ids = [of["model_info"]["id"] for of in deployments(router)] if len(models) == 1 else []
-    for name in ("m", "alias", *ids):
-        sent = copy.deepcopy({"metadata": {"a": "b", **batch}, **arguments})
-        send_metadata_to_store(router, name, sent)
-        assert sent.pop("extra_body", None) == extra_body
-        assert sent["metadata"] == {"a": "b", **batch}  # it is litellm's as before
-
-
-@pytest.mark.parametrize("others", [[], [None]])
-def test_metadata_is_sent_where_every_deployment_stores(others: list[bool | None]) -> None:
-    from litellm.router import Router
-
-    router = Router(
-        model_list=[
-            {
-                "model_name": "m",
-                "litellm_params": {"model": "openai/a", "api_key": f"k{number}", "store": store},
-            }
-            for number, store in enumerate([True, *others])
-        ]
-    )
-    sent: dict[str, Any] = {"metadata": {"a": "b"}}
-    send_metadata_to_store(router, "m", sent)
-    assert sent.get("extra_body") == (None if others else {"metadata": {"a": "b"}})
-
-
-def lacks_mcp(outcome: Outcome) -> bool:
-    """Whether litellm cannot send tools here: up to 1.106 it needs a package for it."""
-    if outcome.code != "missing_dependency":
-        return False
-    assert importlib.util.find_spec("mcp") is None
-    return True
 
 
 def differences(expected: Any, found: Any, path: str = "") -> dict[str, Any]:

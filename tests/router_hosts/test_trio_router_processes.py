@@ -19,7 +19,6 @@ from parallel_core.demo_server import DemoServerThread
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "scripts"
-FOR_EACH_HOST = [HERE / "test_trio_router.py", HERE / "test_trio_router_streams.py"]
 TIMEOUT = 100.0  # seconds; importing litellm takes some of them, and many on a busy machine
 SERVER_TIMEOUT = 60.0
 
@@ -105,13 +104,20 @@ def scripts(
 
 @needs_trio_asyncio
 @pytest.mark.parametrize(
-    "chosen", ["not thorough", pytest.param("thorough", marks=pytest.mark.thorough)]
+    ("name", "chosen"),
+    [
+        ("test_trio_router", ["-m", "not thorough", "-k", "not many_calls"]),
+        ("test_trio_router_streams", []),
+        pytest.param("test_trio_router", ["-m", "thorough"], marks=pytest.mark.thorough),
+    ],
+    ids=["calls", "streams", "thorough"],
 )
-def test_everything_works_on_a_loop_of_trio_asyncio(chosen: str, scripts: Scripts) -> None:
-    """The whole of what stands beside this and is for each host, with the other host."""
-    options = ["-m", chosen] if chosen == "thorough" else ["-m", chosen, "-k", "not many_calls"]
-    process = scripts.start("pytest_on_trio_asyncio", *options, *map(str, FOR_EACH_HOST))
-    code = process.wait(600)
+def test_everything_works_on_a_loop_of_trio_asyncio(
+    name: str, chosen: list[str], scripts: Scripts
+) -> None:
+    """The tests that stand beside this for the other hosts, on the host "trio-asyncio"."""
+    process = scripts.start("pytest_on_trio_asyncio", *chosen, str(HERE / f"{name}.py"))
+    code = process.wait(TIMEOUT)
     assert code == 0, process.output
     assert " passed" in process.stdout
     assert "skipped" not in process.stdout

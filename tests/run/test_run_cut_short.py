@@ -29,7 +29,7 @@ Cut = st.tuples(
     split=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=12)
+@settings(max_examples=max(12, settings().max_examples // 8))
 def test_runs_that_are_cut_short_end_with_each_request_once(
     tmp_path_factory: pytest.TempPathFactory,
     world: Host,

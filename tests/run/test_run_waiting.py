@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.forked_processes import ForkedProcesses
+from helpers.ports import held_port
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 SETTINGS = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
@@ -16,12 +17,10 @@ REFUSED = "no connection to the server"
 
 
 @pytest.fixture
-def port() -> int:
+def port() -> Iterator[int]:
     """A port of this machine on which nothing listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        number: int = found.getsockname()[1]
-        return number
+    with held_port() as number:
+        yield number
 
 
 def write(folder: Path, port: int, number: int) -> None:
