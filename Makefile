@@ -55,7 +55,7 @@ test-all: .venv/installed
 SOAK_ROUNDS ?= 10
 test-soak: .venv/installed
 	@(while :; do :; done) & one=$$!; (while :; do :; done) & other=$$!; \
-	trap "kill $$one $$other" EXIT; trap "exit 130" INT TERM; \
+	trap "kill $$one $$other" EXIT; trap "exit 130" HUP INT PIPE TERM; \
 	for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; $(MAKE) --no-print-directory test || exit 1; \
 	done
