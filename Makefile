@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BENCH := .venv-bench/bin
-# Without bytecode every process compiles what it imports anew: litellm, the package, its tests.
+# Without bytecode every process compiles again what it imports: litellm, the package, its tests.
 export PYTHONDONTWRITEBYTECODE :=
-# What is installed is compiled at once, on every core.
+# All installed modules are compiled in one step, on every core.
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
@@ -13,9 +13,9 @@ COMPILE := -m compileall -qq -j 0
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
-	@echo "make test         the tests that one runs before each commit: every promise (four minutes)"
-	@echo "make test-all     all tests"
-	@echo "                  TEST_OPTIONS='tests/engine -x' chooses and sets pytest's options"
+	@echo "make test         the tests to run before each commit: every promise (four minutes on two cores)"
+	@echo "make test-all     all tests; make test-thorough: those that make test leaves out"
+	@echo "                  TEST_OPTIONS='tests/engine -x' chooses tests and sets options of pytest"
 	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"
 	@echo "make mutants      plant thousands of small faults: do the tests find them? (hours)"
 	@echo "                  MUTANTS_OPTIONS='--group budget --every 7' chooses: see tests/mutants.py --help"
@@ -25,7 +25,7 @@ help:
 	@echo "                  BENCH_OPTIONS='overhead memory --quick' chooses: see python -m benchmarks --help"
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
 	@echo "make lint         ruff, mypy and pyright"
-	@echo "make format       let ruff format and mend"
+	@echo "make format       format the code, and fix what ruff can fix"
 	@echo "make wheel        build dist/*.whl"
 	@echo "make constraints  pin the newest versions that install"
 	@echo "make clean        remove what the other targets made"
@@ -40,24 +40,24 @@ help:
 	$(BIN)/python $(COMPILE) .venv/lib
 	touch $@
 
-# A process for each core; a file is for one of them.
+# A process for each core; all tests of a file run in the same one.
 TEST_OPTIONS ?=
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 test: .venv/installed
 	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not thorough" $(TEST_OPTIONS)
 
-# Those that CI has left after make test.
+# What make test leaves out.
 test-thorough: .venv/installed
 	$(PYTEST) -m thorough $(TEST_OPTIONS)
 
 test-all: .venv/installed
 	$(PYTEST) $(TEST_OPTIONS)
 
-# What depends on time fails beside two busy loops.
+# Tests that depend on time fail beside two busy loops.
 SOAK_ROUNDS ?= 10
 test-soak: .venv/installed
 	@(while :; do :; done) & one=$$!; (while :; do :; done) & other=$$!; \
-	trap "kill $$one $$other" EXIT; \
+	trap "kill $$one $$other" EXIT; trap "exit 130" HUP INT PIPE TERM; \
 	for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; $(MAKE) --no-print-directory test || exit 1; \
 	done
@@ -81,7 +81,7 @@ torture: .venv/installed
 demo: .venv/installed
 	$(BIN)/parallel-core demo
 
-# In an environment of their own: the peers would change what is tested and linted.
+# The benchmarks have their own environment: their peers would change what is tested and linted.
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }

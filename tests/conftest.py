@@ -11,10 +11,11 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
-# litellm would otherwise fetch its price map over the network at import.
+# Otherwise litellm fetches its price map over the network when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
-# The benchmarks lie beside the tests. At the end, for the package is imported as it is installed.
+# Tests import the benchmarks from the repository. It comes last in the path, so that the package is
+# imported as it is installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import parallel_core
@@ -26,7 +27,7 @@ SERVER_TIMEOUT = 60.0  # seconds
 
 
 def pytest_configure() -> None:
-    """CI runs the suite against the built wheel, and must not pick up the sources instead."""
+    """Fail where CI tests the built wheel and Python has found the sources instead."""
     if os.environ.get("PARALLEL_CORE_EXPECT_INSTALLED"):
         repository = Path(__file__).resolve().parent.parent
         package = Path(parallel_core.__file__).resolve().parent
@@ -53,15 +54,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRaySchedu
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the tests have cost, which a busy machine changes less than their time."""
+    """Print the CPU time of the tests. It depends less on a busy machine than their duration."""
     times = os.times()
     own, children = times.user + times.system, times.children_user + times.children_system
-    terminalreporter.write_line(f"{own + children:.0f} s of CPU, but for processes that Ray owns")
+    terminalreporter.write_line(f"{own + children:.0f} s of CPU, without processes of Ray")
 
 
 @pytest.fixture(autouse=True)
 def _quick_collections() -> Iterator[None]:
-    """What a test collects is what it has made, and not all of litellm each time."""
+    """Let a test collect what it has made itself, and not all of litellm each time."""
     is_forked = gc.get_freeze_count() > 0  # from one that froze what it had: tests/mutants.py
     gc.freeze()
     yield
@@ -71,7 +72,7 @@ def _quick_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _routers_are_forgotten() -> Iterator[None]:
-    """litellm knows each Router by its callbacks, and takes no more than a hundred in a process."""
+    """Remove the callbacks of Routers: litellm accepts a hundred in a process."""
     yield
     litellm: Any = sys.modules.get("litellm")
     if litellm is None:
@@ -111,14 +112,14 @@ def server(running_server: DemoServerThread) -> DemoServerThread:
 
 @pytest.fixture(scope="session")
 def commands() -> Iterator[ForkedProcesses]:
-    """The process that forks for each command: it imports litellm once."""
+    """A process that has imported litellm, and forks for each command."""
     with ForkedProcesses() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
-    """Ray, started once: its workers are forks, and begin with litellm imported."""
+    """Ray, started once. Its workers are forks of a process that has imported litellm."""
     from helpers.ray_runtime import started_ray
 
     with started_ray() as module:
@@ -127,7 +128,7 @@ def ray() -> Iterator[Any]:
 
 @pytest.fixture(params=hosts.HOSTS, ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> hosts.Host:
-    """Each world in which a batch can run, one after the other."""
+    """Each host in turn: trio, and every kind of asyncio loop."""
     value: hosts.Host = request.param
     return value
 
@@ -148,7 +149,7 @@ def asyncio_host(request: pytest.FixtureRequest) -> hosts.Host:
 
 # The same examples on every run. HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=100)
-# HYPOTHESIS_PROFILE=few is for one more Python.
+# `make test` and CI on further Pythons use HYPOTHESIS_PROFILE=few.
 settings.register_profile("few", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

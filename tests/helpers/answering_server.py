@@ -1,4 +1,4 @@
-"""A server whose answers are not what was asked for: empty, cut, filtered, without text."""
+"""A server of odd answers: empty, cut off, filtered, without text."""
 
 from __future__ import annotations
 

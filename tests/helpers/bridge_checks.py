@@ -1,4 +1,4 @@
-"""What every test of the asyncio bridge looks at afterwards, and how it moves in loop passes."""
+"""Checks after each test of the asyncio bridge, and waiting in passes of the loop."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def after(count: int, function: Callable[[], object]) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop go round until something is so. Nobody is helped but by being let run."""
+    """Let the loop go round until a condition holds."""
     deadline = time.monotonic() + HANG_AFTER
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "the condition never held"
         await asyncio.sleep(0)
 
 
@@ -64,20 +64,20 @@ def open_files() -> int:
 
 
 def threads() -> set[threading.Thread]:
-    """The threads. Trio keeps idle threads for its next use; those are nobody's leak."""
+    """All threads but the idle ones that trio keeps for later, which are no leak."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
 
 
 def assert_no_new_threads(before: set[threading.Thread]) -> None:
     for thread in threads() - before:
-        # It may have been told to end, and need a moment (anyio's workers).
+        # A worker of anyio that was told to end needs a moment.
         thread.join(HANG_AFTER / 2)
         assert not thread.is_alive(), thread
 
 
 @functools.cache
 def warm_up() -> None:
-    """Open what a loop opens once in the life of a process."""
+    """Run each kind of loop once, so that what a process opens only once is open."""
     for host in ASYNCIO_HOSTS:
         host.run(lambda: asyncio.sleep(0))
 
@@ -86,7 +86,7 @@ def warm_up() -> None:
 def leaving_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Iterator[None]:
-    """Fail on open files, threads, trio runs and complaints of any kind; and instead of hanging."""
+    """Fail if a test hangs, or leaves files, threads, trio runs or warnings behind."""
     unraisable: list[str] = []
 
     def hang(number: int, frame: object) -> None:
@@ -113,7 +113,7 @@ def leaving_nothing(
     complaints = [
         record.getMessage()
         for record in caplog.get_records("call")
-        # Debug mode says so when a machine is slow.
+        # Debug mode reports slow callbacks, which a busy machine has.
         if record.name == "asyncio" and not record.getMessage().startswith("Executing")
         if record.levelname in ("WARNING", "ERROR", "CRITICAL")
     ]
@@ -124,7 +124,7 @@ def leaving_nothing(
 
 
 def run_and_shut_down(host: Host, function: Callable[[], Awaitable[T]]) -> T:
-    """As ``host.run``, for code that leaves batches to the shutdown of the loop."""
+    """Do as ``host.run`` does, for code that leaves batches to the shutdown of the loop."""
     complaints: list[dict[str, Any]] = []
 
     async def main() -> T:
@@ -175,7 +175,7 @@ def set_factory(host: Host, loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Calls:
-    """Calls, each of a different stubbornness, and a count of what became of them."""
+    """Calls that end at once, late or only when they are cancelled, and lists of what they did."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -202,7 +202,7 @@ class Calls:
         return item
 
     async def only_first(self, item: int) -> int:
-        """The first one returns, the others never do."""
+        """Return from the first call; the others wait until they are cancelled."""
         with self._seen(item):
             await asyncio.sleep(0)
             if item:
@@ -215,7 +215,7 @@ class Calls:
         return item
 
     async def slow_to_end(self, item: int) -> int:
-        """Takes its time to clean up, and must be given it."""
+        """Need some passes of the loop to clean up after a cancellation."""
         with self._seen(item):
             try:
                 await asyncio.Event().wait()

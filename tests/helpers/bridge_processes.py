@@ -1,4 +1,4 @@
-"""Starts the scripts of the bridge's tests, and looks at what they say in the end."""
+"""Starts the scripts of the bridge's tests, and checks what they print."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scripts:
         )
 
     def check(self, name: str, case: str, loop: str = "asyncio") -> None:
-        """Run a script that checks what it does itself."""
+        """Run a script that checks itself: it must end with "fine" and print no error."""
         process = self.start(name, case, loop)
         code, out, err = finish(process)
         assert code == 0, err
@@ -47,7 +47,7 @@ class Scripts:
 
 
 def finish(process: ForkedProcess, noise: tuple[str, ...] = NOISE) -> tuple[int, str, str]:
-    """Wait for its end: its exit code, and what it said."""
+    """Wait for the end of a process; return its exit code, standard output and standard error."""
     code = process.wait()
     for word in noise:
         assert word not in process.stderr, process.stderr

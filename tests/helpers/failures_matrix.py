@@ -1,8 +1,8 @@
 """Each kind of failure on each way to send, through a Router as it comes, over HTTP.
 
-A cell of the matrix is a way, a concurrency and a number of deployments. The trouble of a cell
-happens to all of its models at once, and those of one way run at the same time: the tests look at
-what has become of each model. A way has a file of its own, so that ways can run beside each other.
+A cell of the matrix is a way, a concurrency and a number of deployments. All models of a cell have
+their trouble at once, and all cells of a way run at the same time; the tests check each model
+afterwards. A way has a file of its own, so that ways can run in parallel.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Cell:
 
     @property
     def cases(self) -> dict[str, Case]:
-        """Those that this cell has: the key of one deployment is of no interest without others."""
+        """Cases of this cell: a bad key of one deployment needs a second deployment."""
         return {
             name: case for name, case in CASES.items() if name != "one_key" or self.deployments > 1
         }
@@ -133,7 +133,7 @@ class Cell:
                 yield {"model": model, "messages": [message]}
 
     def attempts(self) -> Counter[str]:
-        """What has come to the servers, by model."""
+        """Requests that the servers got, by model."""
         kept = (one for server in self.servers.values() for one in server.requests())
         return Counter(one.body["model"] for one in kept)
 
@@ -217,7 +217,7 @@ def ran(
 
 
 def servers() -> Iterator[tuple[str, DemoServerThread]]:
-    """The server of a cell, and the one that goes away: that is of no model alone."""
+    """Make the server of a cell, and a second one, since a server goes away with all its models."""
     for name, models in (("all", [name for name in CASES if name != "away"]), ("away", ["away"])):
         trouble = [
             Trouble(**{**trouble.to_json(), "model": model})
@@ -234,10 +234,10 @@ def servers() -> Iterator[tuple[str, DemoServerThread]]:
 
 
 class FailuresOfAWay:
-    """What becomes of each model. A subclass says how the requests are sent.
+    """Checks of each model. A subclass says how the requests are sent.
 
     Attributes:
-        ahead: how many times what is in flight may be on its way.
+        ahead: factor by which requests on their way may exceed those in flight.
     """
 
     ahead: ClassVar = 1
@@ -284,7 +284,7 @@ class FailuresOfAWay:
         case = CASES[model]
         assert cell.kinds[model] == [None] * case.requests
         attempts = cell.attempts()[model]
-        if model in ("away", "one_key"):  # what was in flight
+        if model in ("away", "one_key"):  # what was in flight is sent again
             assert case.requests <= attempts <= 2 * case.requests
         else:
             assert attempts == case.requests + case.resent
@@ -311,7 +311,7 @@ class FailuresOfAWay:
 
 
 class FailuresOfARun(FailuresOfAWay):
-    """What becomes of each model in a run, and what the run says of it."""
+    """The same checks for a run of a file, and for what it prints."""
 
     def test_a_run_says_what_has_stopped_it(self, cell: Cell) -> None:
         assert cell.exit_code == 1

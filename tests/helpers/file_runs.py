@@ -1,4 +1,4 @@
-"""Files of requests, and providers without a server that answer them."""
+"""Files of requests, and providers that answer them without a server."""
 
 from __future__ import annotations
 

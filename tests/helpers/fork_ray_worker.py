@@ -1,6 +1,6 @@
-"""What Ray starts in place of a worker: it has one forked, and stays for as long as that runs.
+"""Ask for a forked worker, and stay for as long as it runs. Ray starts this in place of a worker.
 
-A script of its own, with few imports, for it is a whole Python each time.
+It is a script with few imports, since Ray starts a new Python for each worker.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Processes of the command ``parallel-core`` and of Python scripts, many a second.
+"""Fast processes for the command ``parallel-core`` and for Python scripts.
 
-Importing litellm takes seconds. So one process does it, and forks for each command or script. What
-such a process begins with is what a fresh one has once it has imported these modules: no event
-loop, no call, no thread. What depends on the order of imports needs a process of its own.
+Importing litellm takes seconds. So one process imports it, and forks for each command or script. A
+fork begins like a fresh process that has imported these modules: it has no event loop, no call and
+no thread. A test of the order of imports needs a process of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ForkedProcess:
             self.collect(name, fd)
 
     def collect(self, name: str, fd: int) -> None:
-        """Read its output from here, and close this at the end."""
+        """Read the output from this file descriptor, and close it at the end."""
         self._open += 1
         threading.Thread(target=self._collect, args=(name, fd), daemon=True).start()
 
@@ -88,14 +88,14 @@ class ForkedProcess:
         return self.stdout + self.stderr
 
     def wait_for(self, text: str) -> None:
-        """Wait until it has said this."""
+        """Wait until the process has printed a text."""
         with self._changed:
             if not self._changed.wait_for(lambda: text in self.output or not self._open, PATIENCE):
                 raise TimeoutError(f"{text!r} is not in {self.output}")
         assert text in self.output
 
     def write(self, text: str) -> None:
-        """The last it will read from its standard input, which was left open for this."""
+        """Write to the standard input, which was left open for this, and close it."""
         assert self._standard_input is not None
         os.write(self._standard_input, text.encode())
         self._close_input()
@@ -109,22 +109,22 @@ class ForkedProcess:
         os.kill(self.pid, number)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it ends in this time. What it said comes with ``wait``."""
+        """Return whether the process ends in time. ``wait`` must still be called."""
         return bool(select.select([self._exit_code], [], [], seconds)[0])
 
     def kill(self) -> None:
-        """End it, if nobody has waited for it: a test has failed. What it said is printed."""
+        """Kill the process and print its output, unless ``wait`` was called."""
         if not self._ended:
             self.send_signal(signal.SIGKILL)
             self.wait()
             print(self.output)
 
     def wait(self, timeout: float = MOST) -> int:
-        """Its exit code, negative where a signal has ended it; all of its output is there then.
+        """Wait for the end and all output; return the exit code, negative after a signal.
 
         Raises:
-            TimeoutError: it has not ended after this many seconds, and was killed. The message has
-                the stacks of its threads.
+            TimeoutError: the process did not end in time and was killed. The message has the
+                stacks of its threads.
         """
         with self._exit_code:
             self._ended = True
@@ -132,7 +132,7 @@ class ForkedProcess:
             try:
                 code = int(self._exit_code.recv(16))
             except TimeoutError:
-                self.send_signal(signal.SIGABRT)  # it tells its stacks and ends
+                self.send_signal(signal.SIGABRT)  # it prints its stacks and ends
                 with self._changed:
                     self._changed.wait_for(lambda: not self._open, 5.0)
                 with contextlib.suppress(ProcessLookupError):
@@ -149,9 +149,9 @@ class ForkedProcesses:
     """Starts commands and scripts. A context manager.
 
     Args:
-        warnings: filters as of ``python -W``, for all that it starts.
-        dev_mode: Python's development mode, as of ``python -X dev``.
-        modules: what it imports for its scripts, instead of the command and litellm.
+        warnings: filters as for ``python -W``.
+        dev_mode: whether to use development mode, as ``python -X dev`` does.
+        modules: what to import before the forks, instead of the command and litellm.
     """
 
     def __init__(
@@ -260,9 +260,9 @@ def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
 
 
 def import_what_a_call_needs() -> None:
-    """A first call imports for most of a second. One in another process tells what.
+    """Import what a first call imports, which takes most of a second.
 
-    So a call leaves nothing else here: no client, no task, no thread.
+    The call is made in another process: here it would leave a client, a task and a thread.
     """
     importlib.import_module("litellm.router")  # once, and not in both
     before = set(sys.modules)
@@ -313,7 +313,7 @@ def _tell_end(pid: int, exit_code: socket.socket, running: set[int]) -> None:
 
 
 def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
-    """The command or the script, in a process of its own."""
+    """Run the command or the script in the forked process."""
     os.setsid()
     for number in range(3):
         os.dup2(streams[number % len(streams)], number)
@@ -321,7 +321,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for fd in streams:
         os.close(fd)
-    # Who runs the tests in the background, or with nohup, has some of these ignored.
+    # A shell's `&` and nohup start the tests with some of these ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -346,7 +346,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
 
 
 def _filter_warnings() -> None:
-    """As the variable says, which Python reads when it starts: ``ACTION::CATEGORY,...``."""
+    """Apply ``PYTHONWARNINGS`` (``ACTION::CATEGORY,...``): a fork does not read it by itself."""
     for option in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
         action, _, category = option.partition("::")
         of_python: Any = getattr(builtins, category or "Warning")
@@ -370,7 +370,7 @@ def _run_command(arguments: list[str]) -> NoReturn:
     finally:
         with contextlib.suppress(OSError):  # nobody reads any more
             sys.stdout.flush()
-        # Without what happens at the end of an interpreter: that takes as long as a run.
+        # The end of an interpreter would take as long as the whole run: it is skipped.
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
@@ -378,7 +378,7 @@ def _run_script(script: str, arguments: list[str]) -> NoReturn:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
     sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts that import helpers
-    # To the end of the interpreter, where much of what was forgotten is seen.
+    # The interpreter ends as usual: that is where forgotten objects are reported.
     runpy.run_path(script, run_name="__main__")
     gc.collect()
     sys.exit()

@@ -22,7 +22,7 @@ class AttemptFailed(Exception):
 
 
 class Ticket:
-    """What a second attempt is granted, and what was told of it."""
+    """A permission for a second attempt, and what was reported to it."""
 
     def __init__(self, admit: Callable[[], Awaitable[None]] | None = None) -> None:
         self.settled: list[BaseException | None] = []
@@ -39,7 +39,7 @@ class Ticket:
 
 
 class Attempts:
-    """A call whose attempts end when, and as, the test says."""
+    """A call; the test decides when and how its attempts end."""
 
     def __init__(self, *, stubborn: bool = False) -> None:
         self.began = 0
@@ -110,7 +110,7 @@ async def both_run(attempts: Attempts) -> None:
 
 @contextmanager
 def counted_group() -> Iterator[list[int]]:
-    """How many task groups are opened."""
+    """Count the task groups that are opened."""
     opened: list[int] = []
     original = anyio.create_task_group
 

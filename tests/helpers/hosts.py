@@ -1,4 +1,4 @@
-"""The worlds in which the suite runs its batches, and what must be left over in each: nothing."""
+"""The libraries and loops on which the suite runs its batches. Nothing may be left over there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Host:
 
         with asyncio.Runner(loop_factory=self.loop_factory, debug=self.debug) as runner:
             result = runner.run(main())
-            gc.collect()  # what is only noticed when it is dropped is noticed here
+            gc.collect()  # asyncio reports some errors when it drops an object
             assert not complaints, complaints
             assert not trio.lowlevel.in_trio_run(), "the guest run is still there"
             return result
@@ -61,10 +61,10 @@ def assert_nothing_left_in_asyncio() -> None:
 
 
 async def settle() -> None:
-    """Let everything that can happen without outside help happen.
+    """Wait until nothing happens any more without an event from outside.
 
-    In asyncio some passes of the loop do, and, where a guest run of trio may be waiting in its
-    thread for a wake-up that is under way, a round through that thread's own queue.
+    In asyncio this takes some passes of the loop. A guest run of trio may wait in its thread for a
+    wake-up that is under way, so a callback goes through the queue of that thread as well.
     """
     if trio.lowlevel.in_trio_task():
         await trio.testing.wait_all_tasks_blocked()
@@ -88,7 +88,7 @@ async def _round_trip_through_trio() -> None:
 
 
 def in_virtual_time(function: Callable[[], Awaitable[T]]) -> T:
-    """Run in trio, on a clock that jumps to the next deadline when nobody has anything to do."""
+    """Run in trio, on a clock that jumps to the next deadline when all tasks wait."""
     return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
@@ -101,7 +101,7 @@ def _uvloop() -> list[Host]:
 
 
 def _debug() -> list[Host]:
-    # What it finds, it finds on every Python: one is enough for all of them.
+    # Debug mode finds the same on every Python, so CI has it on one of them.
     if os.environ.get("PARALLEL_CORE_HOSTS") == "usual":
         return []
     return [Host("asyncio-debug", "asyncio", debug=True)]
@@ -119,11 +119,11 @@ EACH_LIBRARY = [TRIO, ASYNCIO_HOSTS[0]]
 
 
 def thread_names() -> list[str]:
-    """Without those that trio keeps for later runs, and ends when nobody wants them: no leak."""
+    """Names of all threads but the idle ones that trio keeps for later, which are no leak."""
     names = sorted(thread.name for thread in threading.enumerate())
     return [name for name in names if not name.startswith("Trio thread")]
 
 
 def threads_besides(before: list[str]) -> list[str]:
-    """The names of threads that have come since; those of others may have ended meanwhile."""
+    """Names of the threads that were started since. Threads of other tests may have ended."""
     return list((Counter(thread_names()) - Counter(before)).elements())

@@ -28,14 +28,14 @@ def entry(custom_id: object, *, ok: bool = True) -> JournalEntry:
 
 
 def ids_in(path: Path) -> list[str]:
-    """The ids of a file, every line of which is whole."""
+    """Return the ids of a file. Every line must be whole."""
     content = path.read_bytes()
     assert not content or content.endswith(b"\n")
     return [json.loads(line)["custom_id"] for line in content.splitlines()]
 
 
 def outcomes_in(*files: Path) -> dict[str, bool]:
-    """Whether each request has an answer; every one of them has one line."""
+    """Return by id whether a request succeeded. Each must have exactly one line."""
     lines = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
     found = {line["custom_id"]: line["response"]["status_code"] == 200 for line in lines}
     assert len(found) == len(lines)
@@ -51,12 +51,12 @@ def append(journal: Journal, *entries: JournalEntry) -> None:
 
 
 def run_of(paths: RunPaths, *entries: JournalEntry, **options: Any) -> None:
-    """A whole run that ends well."""
+    """Write entries in a run that ends well."""
     with Journal.open(paths, MANIFEST, **options) as journal:
         append(journal, *entries)
 
 
 def begun(paths: RunPaths, content: bytes, **options: Any) -> None:
-    """A run whose output has come to this content."""
+    """Start a run whose output has this content."""
     run_of(paths, **options)
     paths.output.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Clocks that a test moves on, where real answers come beside what is to last a minute."""
+"""Clocks that a test can move on, for real answers beside waits of a minute."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
 
 
 class JumpingClock:
-    """The clock of a run. It goes as the real one does, and jumps when it is told to.
+    """A clock of an event loop that follows the real one, and jumps ahead on demand.
 
     Attributes:
-        host: where a run has this clock.
+        host: a host whose runs use this clock.
     """
 
     def __init__(self, library: Literal["trio", "asyncio"]) -> None:
@@ -29,7 +29,7 @@ class JumpingClock:
         self.host = Host(library, library, loop_factory=_JumpingLoop, clock=self._of_trio)
 
     def jump(self, seconds: float) -> None:
-        """Call it in the run."""
+        """Move the clock on. To be called in the run."""
         if self.host.library == "trio":
             self._of_trio.jump(seconds)
             return

@@ -21,7 +21,7 @@ AT_ONCE = Pace(every=0.0, many=1)
 
 
 class Panic(BaseException):
-    """As those of Rust are."""
+    """Looks like an exception of a Rust extension."""
 
 
 class Router:
@@ -65,7 +65,7 @@ def request(name: object, model: str = "m", **arguments: Any) -> bytes:
 
 
 def recipe(make: Callable[[], Any]) -> Recipe:
-    """One that never leaves this process."""
+    """Make a recipe that never leaves this process."""
     return Recipe("a test", b"", make)
 
 
@@ -81,7 +81,7 @@ def run(function: Callable[[], Awaitable[None]]) -> None:
 
 @dataclass
 class Told:
-    """What a worker has told, by the number of the call."""
+    """Messages of a worker."""
 
     blocks: list[list[Message]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,7 +122,7 @@ def new_worker(router: Any, concurrency: int = 4, pace: Pace = AT_ONCE) -> Worke
 
 
 class Killed(Exception):
-    """What the driver sees of a worker whose process has gone."""
+    """The error that the driver gets of a worker whose process has ended."""
 
 
 class LocalWorker:
@@ -182,7 +182,7 @@ class LocalWorker:
 
 
 class LocalWorkers:
-    """Where they come from."""
+    """Starts local workers, as Ray starts its own."""
 
     def __init__(self, make: Callable[[], Any] = Router) -> None:
         self.make = make

@@ -1,7 +1,7 @@
-"""Windows and macOS, as far as a process on Linux can play them.
+"""Windows and macOS, as far as a process on Linux can simulate them.
 
-A process of its own loses the names that the other system lacks, and imports the package anew. None
-of this may be used in a process of tests.
+The process loses the names that the other system lacks, and imports the package again. It must not
+be the process of the tests.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def with_these(module: types.ModuleType, **names: Any) -> None:
 
 
 def import_the_package() -> None:
-    """Every module can be imported, also where it was imported on this system before."""
+    """Import every module of the package again."""
     import pkgutil
 
     for name in list(sys.modules):
@@ -68,7 +68,7 @@ def import_the_package() -> None:
 
 
 def import_libraries() -> None:
-    """Libraries look at the system when they are imported: they stay what they are."""
+    """Import libraries before the package: they must see the real system."""
     for name in (
         *("anyio", "anyio.from_thread", "anyio._backends._asyncio", "anyio._backends._trio"),
         *("aiohttp.web", "msgspec", "rich.progress", "rich.live", "trio", "typer"),
@@ -89,7 +89,7 @@ class _System(types.ModuleType):
 
 
 def import_the_package_on(platform: str) -> None:
-    """Trio, too, looks at the system while it runs: only the package sees another one then."""
+    """Import the package with another ``sys.platform``; trio keeps the real one."""
     real = sys.platform
     with_these(sys, platform=platform)
     import_the_package()
@@ -199,7 +199,7 @@ class _Locks:
 
 
 class Macos:
-    """What the package has asked of the system.
+    """Calls that the package has made to the system.
 
     Attributes:
         full_syncs: how often a file went to the disk itself.

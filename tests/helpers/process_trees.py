@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes that it has started, and those that these have; with their commands."""
+    """Return the commands of all processes that a process has started, directly or not, by id."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -34,7 +34,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def still_running(pids: Iterable[int], *, within: float) -> list[int]:
-    """Those that have not ended after so many seconds."""
+    """Return the processes that have not ended after so many seconds."""
     until = time.monotonic() + within
     left: list[int] = []
     for pid in pids:

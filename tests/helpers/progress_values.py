@@ -53,7 +53,7 @@ def snapshot(**changes: Any) -> Progress:
 
 
 class Terminal(io.StringIO):
-    """Something that says it is a terminal, and may break."""
+    """A stream that claims to be a terminal, and may break."""
 
     broken = False
 
@@ -84,6 +84,6 @@ def console_on(terminal: io.StringIO, width: int = 140) -> Console:
 
 
 def rows(text: str) -> list[str]:
-    """What has been drawn, row by row: each drawing of a row is one."""
+    """Return every drawn row, also those that were drawn over later."""
     plain = REWRITE.sub("\n", COLOUR.sub("", text)).replace("\r", "\n")
     return [" ".join(line.split()) for line in plain.split("\n") if line.strip()]

@@ -29,19 +29,19 @@ IGNORED_WARNINGS = (
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """One for the process: in another home Ray would not find the token that it has read."""
+    """Make one folder per process: in another home Ray does not find the token that it has read."""
     return tempfile.TemporaryDirectory(prefix="pc", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
 def ray_environment() -> Generator[str]:
-    """The variables that keep Ray in a folder. Gives the folder."""
+    """Set the variables that keep Ray in a folder. Gives the folder."""
     folder = _folder().name
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HOME", "RAY_TMPDIR"):
             patch.setenv(name, folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # As the package does it where it starts Ray: on a busy machine they would hardly run.
+        # As in the package: with Ray's default, workers hardly run on a busy machine.
         patch.setenv("RAY_worker_niceness", "0")
         # Workers import what tests import.
         tests = str(Path(__file__).parents[1])
@@ -51,9 +51,9 @@ def ray_environment() -> Generator[str]:
 
 @contextlib.contextmanager
 def running_ray(cpus: int = CPUS) -> Generator[Any]:
-    """Ray, and the variables with which commands find it, for as long as a block lasts.
+    """Run Ray, with the variables with which commands find it, for as long as a block lasts.
 
-    It is the one of the session, where that has been started.
+    A Ray of the session that has been started is used.
     """
     with ray_environment(), started_ray(cpus) as ray:
         yield ray
@@ -61,9 +61,9 @@ def running_ray(cpus: int = CPUS) -> Generator[Any]:
 
 @contextlib.contextmanager
 def started_ray(cpus: int = CPUS) -> Generator[Any]:
-    """Ray on this machine, for as long as a block lasts; the one that is there already, if so.
+    """Run Ray on this machine for as long as a block lasts, or use the one that runs already.
 
-    Its start takes 3 s and more: use the fixture ``ray``, which is of the whole session.
+    Its start takes 3 s or more: tests use the fixture ``ray``, which lasts for the session.
     """
     ray: Any = pytest.importorskip("ray")
     if ray.is_initialized():
@@ -85,10 +85,10 @@ def started_ray(cpus: int = CPUS) -> Generator[Any]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
-                # One for each CPU, which nobody may need.
+                # Otherwise Ray starts a worker for each CPU at once.
                 _system_config={"prestart_worker_first_driver": False},
             )
-            # Its own are not for a process that runs other tests.
+            # Ray's own handlers must not stay in a process that runs other tests.
             sys.excepthook = hook
             signal.signal(signal.SIGTERM, handler)
         stack.callback(ray.shutdown)

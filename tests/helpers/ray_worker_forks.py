@@ -1,4 +1,4 @@
-"""Workers of Ray in a few hundredths of a second: forks of a process that has imported litellm.
+"""Fast workers for Ray: forks of a process that has imported litellm.
 
 A worker is a fresh Python that imports litellm with what a first call needs
 (2 to 4 s). Tests start some two hundred. A fork begins with these modules, and with nothing else of
@@ -59,7 +59,7 @@ def forking_process(folder: str) -> Generator[Path]:
 
 @contextlib.contextmanager
 def workers_are_forked(forks: Path) -> Generator[None]:
-    """A Ray that is started in this block asks for forks there, for as long as it is."""
+    """Let a Ray that is started in this block get forks as its workers."""
     from ray._private import parameter
 
     real: Any = parameter.RayParams
@@ -74,7 +74,7 @@ def workers_are_forked(forks: Path) -> Generator[None]:
 
 
 def _serve(listening: socket.socket) -> None:
-    # Not Ray itself: its library takes a worker's job out of the environment while it is imported.
+    # Ray itself is not imported: its library reads a worker's job from the environment then.
     import numpy as np  # noqa: F401
 
     import_what_a_call_needs()
@@ -132,7 +132,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> NoReturn:
     os.environ.update(request["environment"])
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
-    # These are for what sets up a worker's environment, which is as it has to be.
+    # These options set up a worker's environment, which a fork has already.
     for_setup = ("--language=", "--serialized-runtime-env-context=")
     sys.argv = [one for one in request["arguments"] if not one.startswith(for_setup)]
     sys.path[0] = str(Path(sys.argv[0]).parent)

@@ -33,7 +33,7 @@ def raised(exception: Exception) -> Exception:
 
 
 def comparable(value: Any) -> Any:
-    """A value with what httpx has no equality for, by its contents."""
+    """Replace httpx objects, which have no equality, by their contents."""
     if isinstance(value, httpx.Response):
         return value.status_code, dict(value.headers), value.content, comparable(value._request)
     if isinstance(value, httpx.Request):
@@ -85,7 +85,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def made(kind: type[Exception]) -> Exception:
-    """One of this class, with all that its constructor takes."""
+    """Make an exception of this class with every argument that its constructor takes."""
     try:
         parameters = inspect.signature(kind).parameters.values()
     except ValueError:  # it has the constructor of Exception

@@ -1,4 +1,4 @@
-"""What is compared of values that have been brought to another process."""
+"""Values that go to another process, and what is compared of them there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes the place of a Router on a host."""
+"""Stand-ins for a Router on a host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content"
 
 
 class Stand:
-    """In the place of a Router: calls that wait, end and count as a test wants them to."""
+    """Stands in for a Router: a test decides how its calls wait and end."""
 
     def __init__(self, call: Callable[[int], Awaitable[Any]]) -> None:
         self._call = call

@@ -36,15 +36,15 @@ def make_router(
 
 
 def collect_all() -> None:
-    """Collect until nothing is found: what a finalizer uses once more is freed by a later pass."""
+    """Collect until nothing is found: what a finalizer has used is freed by a later collection."""
     while gc.collect():
         pass
 
 
 def forget_clients_of_others() -> None:
-    """Empty litellm's cache of clients, so that what others have left behind is not counted.
+    """Empty litellm's cache of clients, so that clients of earlier tests are not counted.
 
-    It holds clients of loops that are closed, and drops the oldest when there are 200.
+    The cache holds clients of closed loops, and drops the oldest when there are 200.
     """
     litellm = sys.modules.get("litellm")
     if litellm is not None:
@@ -53,9 +53,9 @@ def forget_clients_of_others() -> None:
 
 
 def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> None:
-    """Run where the host runs, and close what litellm has opened there.
+    """Run on a host, and close what litellm has opened there.
 
-    Fails where anything is left behind: tasks, connections, files.
+    Fails if tasks, connections or files are left behind.
     """
 
     async def main() -> None:

@@ -26,7 +26,7 @@ class Done:
 
     @property
     def said(self) -> str:
-        """All of it in one line."""
+        """The whole output in one line."""
         return " ".join(f"{self.stdout} {self.stderr}".split())
 
 
@@ -35,7 +35,7 @@ def the_end_of(process: ForkedProcess) -> Done:
 
 
 def in_this_process(arguments: Sequence[str], **options: Any) -> Done:
-    """For what ends before litellm is needed."""
+    """Run the command in this process. Only for runs that end before litellm is needed."""
     result = CliRunner().invoke(cli.app, ["run", *map(str, arguments)], **options)
     boxed = result.stderr.translate({ord(c): " " for c in "│╭╮╰╯─"})
     return Done(result.exit_code, result.stdout, boxed)
@@ -66,7 +66,7 @@ class Bench:
         return self.folder / name
 
     def write(self, *demos: dict[str, Any], name: str = "in.jsonl", model: str = "fast") -> None:
-        """A request for each of these: what the server is to do with it."""
+        """Write a request for each of these orders to the server."""
         with self.path(name).open("w") as lines:
             for number, demo in enumerate(demos):
                 body = {

@@ -1,4 +1,4 @@
-"""The files, the server and the processes of a run that is tortured; the check of its output."""
+"""Files, server and processes of a run that is killed or starved, and the check of its output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Sabotage: TypeAlias = Literal["", "forgets", "rescues-nothing", "writes-torn"]
 
 @dataclass(frozen=True)
 class Torture:
-    """One run of a file, and what is done to it.
+    """One run of a file, and the trouble that it gets.
 
     Attributes:
         folder: for all its files.
@@ -52,7 +52,7 @@ class Torture:
         latency: of the server, in seconds.
         workers: processes that make the calls, on Ray; 0: the one of the run.
         sabotage: what is broken on purpose (light runs only), to see that it is noticed.
-        commands: what forks the runs; None: each is a Python of its own.
+        commands: forks the runs; with None each run is a new Python.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class Torture:
 
 @dataclass(frozen=True)
 class Measured:
-    """What has come of it.
+    """The outcome of a scenario.
 
     Attributes:
         kills: that hit a running process; or restarts, or full disks.
@@ -94,12 +94,12 @@ class Measured:
 
     @property
     def kept(self) -> bool:
-        """Whether all was as promised."""
+        """Return True if every promise was kept."""
         return not self.problems and 0 <= self.paid_twice <= self.allowed
 
 
 class RunProcess(Protocol):
-    """What is done to the process of a run, as a ``subprocess.Popen`` has it."""
+    """The process of a run, with the methods of ``subprocess.Popen`` that are needed."""
 
     @property
     def pid(self) -> int: ...
@@ -112,7 +112,7 @@ class RunProcess(Protocol):
 
 
 class _Forked:
-    """The same of a process that another one has forked."""
+    """The same for a forked process."""
 
     def __init__(self, process: ForkedProcess) -> None:
         self.pid = process.pid
@@ -293,11 +293,11 @@ class TortureBench:
         return process
 
     def said(self) -> str:
-        """What the last process has said."""
+        """Output of the last process."""
         return self._said()
 
     def signal_at_a_moment(self, process: RunProcess, number: int) -> bool:
-        """Send a signal when some more requests have been made; whether there was still a run."""
+        """Send a signal after some more requests; return whether the run still ran."""
         self._wait_for_a_moment(process)
         hit = process.poll() is None
         process.send_signal(number)
@@ -305,7 +305,7 @@ class TortureBench:
         return hit
 
     def kill_a_worker_at_a_moment(self, process: RunProcess) -> bool:
-        """The same with a worker of the run; whether there was one."""
+        """Kill a worker after some more requests; return whether there was one."""
         self._wait_for_a_moment(process)
         workers = workers_of(process.pid)
         if not workers or process.poll() is not None:

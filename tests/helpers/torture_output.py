@@ -1,4 +1,4 @@
-"""Requests whose answers say to which they belong, and what an output of them must be."""
+"""Requests whose answers name them, and checks of an output file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def custom_id_of(number: int) -> str:
 
 
 def write_requests(path: Path, count: int) -> None:
-    """Requests whose answers tell to which request they belong."""
+    """Write requests whose answers name their request."""
     with path.open("w") as lines:
         for number in range(count):
             body = {
@@ -25,7 +25,7 @@ def write_requests(path: Path, count: int) -> None:
 
 
 def examine(output: Path, requests: int) -> list[str]:
-    """What is wrong with the output of a run that is over."""
+    """Return the problems of the output of a complete run."""
     problems: list[str] = []
     seen: Counter[str] = Counter()
     for number, line in enumerate(output.read_bytes().splitlines(keepends=True), start=1):
@@ -58,7 +58,7 @@ def reply_of(result: dict[str, Any]) -> object:
 
 
 def ids_in(path: Path) -> list[str]:
-    """Of the whole lines of a file that may end in a torn one, or not be there."""
+    """Return the ids of all whole lines. The file may be missing or end in a torn line."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)

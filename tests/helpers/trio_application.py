@@ -1,4 +1,4 @@
-"""What scripts share that are trio applications with a Router, each in a process of its own."""
+"""Shared parts of the scripts that are trio applications with a Router."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from litellm.router import Router
 
 from parallel_core import parallel_acompletions
 
-# What is left open is said on the standard error, where the tests look.
+# Python reports what is left open on the standard error, which the tests check.
 warnings.simplefilter("default", ResourceWarning)
 
 
@@ -28,7 +28,7 @@ def ask(**orders: Any) -> dict[str, Any]:
 
 
 async def check_batch(router: Any, **options: Any) -> None:
-    """Ten requests, all of which must be answered."""
+    """Send ten requests; all of them must be answered."""
     results = await parallel_acompletions(router, [ask()] * 10, concurrency=4, **options)
     assert [result.exception for result in results] == [None] * 10, results[0].exception
 

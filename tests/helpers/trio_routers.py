@@ -74,7 +74,7 @@ def _run_here(name: Any, function: Callable[[], Awaitable[None]]) -> None:
 
 
 def warm_up(name: Any, server: DemoServerThread | None) -> None:
-    """Open what is opened once in the life of a process; with a server, also by litellm."""
+    """Open what a process opens only once; with a server, also what litellm opens so."""
 
     async def main() -> None:
         async with parallel_core.open_router_host(StandIn(), name) as host:
@@ -104,9 +104,9 @@ def run(
         gc.collect()
     deadline = time.monotonic() + SERVER_TIMEOUT
     while server is not None and server.stats().open_connections:
-        # It may need a moment to notice that they are closed.
+        # The server needs a moment to notice that connections are closed.
         assert time.monotonic() < deadline, server.stats()
-    while threads_besides(threads):  # anyio's workers are told to end, and need a moment
+    while threads_besides(threads):  # workers of anyio need a moment to end
         assert time.monotonic() < deadline, threads_besides(threads)
         time.sleep(0)
     assert open_files() <= files
@@ -121,6 +121,6 @@ class StandIn:
 
 
 async def seen_by(server: DemoServerThread) -> Any:
-    """What the server has counted, now that nothing is in flight there any more."""
+    """Return the counts of the server when nothing is in flight there any more."""
     await trio.to_thread.run_sync(server.wait_idle, SERVER_TIMEOUT)
     return server.stats()

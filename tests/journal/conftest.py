@@ -1,4 +1,4 @@
-"""What each test of the journal has: paths, a temporary folder, and that nothing is left open."""
+"""Fixtures of the journal: paths, a temporary folder, and a check that nothing is left open."""
 
 from __future__ import annotations
 

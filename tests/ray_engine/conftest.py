@@ -22,7 +22,7 @@ def server() -> Iterator[DemoServerThread]:
 
 @pytest.fixture(params=[host for host in HOSTS if not host.debug], ids=lambda host: host.name)
 def host(request: pytest.FixtureRequest) -> Host:
-    """Each world; asyncio's debug mode adds nothing here, and each start of workers takes time."""
+    """Each host but asyncio's debug mode, which adds nothing here; starts of workers take time."""
     value: Host = request.param
     return value
 

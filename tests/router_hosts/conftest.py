@@ -11,5 +11,5 @@ from helpers.trio_routers import names
 
 @pytest.fixture(params=names())
 def name(request: pytest.FixtureRequest) -> Any:
-    """Of a host of a Router."""
+    """The name of a host of a Router, as ``router_host=`` takes it."""
     return request.param
