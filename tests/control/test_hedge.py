@@ -190,14 +190,16 @@ def test_no_reference_cycle_is_left(host: Host) -> None:
         async with race(attempts) as outcome:
             await both_run(attempts)
             gc.collect()
-            gc.disable()  # a cycle would stay
             attempts.let(2, AttemptFailed())
             await settle()
             attempts.let(1, "answer")
-        gc.enable()
         assert outcome.value == "answer"
         attempts.outcomes.clear()  # it is in the frames of the error's traceback
         left = [one for one in gc.get_objects() if isinstance(one, hedge_module._Race)]
         assert not left, [gc.get_referrers(one) for one in left]
 
-    host.run(main)
+    gc.disable()  # a cycle would stay
+    try:
+        host.run(main)
+    finally:
+        gc.enable()

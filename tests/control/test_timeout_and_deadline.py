@@ -18,6 +18,13 @@ from helpers.hosts import Host, in_virtual_time, settle
 from parallel_core import BatchDeadlineError, RequestTimeoutError
 
 
+class RejectedError(Exception):
+    """A 429 that asks for a wait of five minutes."""
+
+    status_code = 429
+    litellm_response_headers: ClassVar = {"retry-after": "300"}
+
+
 def test_a_timeout_ends_one_call_and_no_other() -> None:
     async def main() -> None:
         results = await parallel_core.parallel_map(sleep, [1, 9, 2], timeout=5)
@@ -209,10 +216,6 @@ def test_the_consumer_sets_the_pace_after_the_deadline_too(host: Host) -> None:
 def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
     """All calls are held, for an hour, and those that were rejected wait for their Retry-After."""
 
-    class RejectedError(Exception):
-        status_code = 429
-        litellm_response_headers: ClassVar = {"retry-after": "300"}
-
     async def call(item: int) -> None:
         with contextlib.suppress(trio.Cancelled):  # it is rejected as it is cancelled
             await trio.sleep(0.1 * item)
@@ -246,10 +249,6 @@ def test_a_source_that_is_longer_than_it_says_ends_at_the_deadline() -> None:
 
 
 def test_a_deadline_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them() -> None:
-    class RejectedError(Exception):
-        status_code = 429
-        litellm_response_headers: ClassVar = {"retry-after": "300"}
-
     async def call(item: int) -> None:
         if item:  # the first is rejected before, so that what the others say goes on
             with contextlib.suppress(trio.Cancelled):

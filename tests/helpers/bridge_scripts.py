@@ -25,7 +25,7 @@ logging.getLogger("asyncio").addFilter(lambda record: "Executing" not in record.
 
 ended: list[Any] = []
 begun: list[int] = []
-# The names of a script are gone before its process ends; what is here is not.
+# Kept here, since the names of a script are gone while its process ends.
 kept: list[Any] = []
 
 REQUESTS = [
@@ -43,7 +43,7 @@ async def until(condition: Callable[[], object]) -> None:
         if condition():
             return
         await asyncio.sleep(0)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never held")
 
 
 async def forever(item: object) -> None:

@@ -38,6 +38,7 @@ class ScriptedRouter:
             asyncio.get_running_loop().call_soon(sys.exit, 3)
             await asyncio.Event().wait()
         if model == "block":
+            (Path(arguments["folder"]) / text).touch()
             time.sleep(1000)  # noqa: ASYNC251 - it is what a call must not do
         raise AssertionError(model)
 

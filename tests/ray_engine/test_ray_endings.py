@@ -227,16 +227,17 @@ def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is(asyncio_on
 
 @pytest.mark.thorough
 def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
-    asyncio_only: Host, monkeypatch: pytest.MonkeyPatch
+    asyncio_only: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parallel_core._fleet._PATIENCE_WITH_A_CANCELLATION", 0.5)
+    blocks = request(1, "block", folder=str(tmp_path))
 
     async def main() -> None:
         async with open_ray_router(scripted, workers=1, concurrency=1) as router:
-            (blocked,) = await parallel_core.parallel_acompletions(
-                router, [request(1, "block")], deadline=0.5
-            )
-            assert isinstance(blocked.exception, BatchDeadlineError)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(parallel_core.parallel_acompletions, router, [blocks])
+                await until(lambda: any(tmp_path.iterdir()))
+                tasks.cancel_scope.cancel()
             (after,) = await parallel_core.parallel_acompletions(router, [request(2)])
             assert after.unwrap()[1] == "2"
             assert router.lost_workers == 1
