@@ -22,10 +22,10 @@ import parallel_core
 from helpers.forked_processes import ForkedProcesses
 from helpers.hosts import Host
 from helpers.routers import run_with_routers
-from parallel_core import classify_failure
+from parallel_core import AdaptiveConcurrency, classify_failure
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
 
-IN_FLIGHT = {"fixed": 8, "auto": 20}  # calls, at most; of auto what it has in these few seconds
+IN_FLIGHT = {"fixed": 8, "auto": 20}  # calls, at most
 SHORTEST_TIMEOUT = 5.0  # seconds, of the deployments of a model that hangs
 DOOMED = 30  # requests of a model whose account is at fault
 
@@ -138,8 +138,9 @@ class Cell:
         return Counter(one.body["model"] for one in kept)
 
 
-def concurrency_of(cell: Cell) -> int | Literal["auto"]:
-    return IN_FLIGHT["fixed"] if cell.concurrency == "fixed" else "auto"
+def concurrency_of(cell: Cell) -> int | AdaptiveConcurrency:
+    at_most = IN_FLIGHT[cell.concurrency]
+    return at_most if cell.concurrency == "fixed" else AdaptiveConcurrency(maximum=at_most)
 
 
 def send_by_library(host: Host, cells: list[Cell]) -> None:
@@ -192,7 +193,7 @@ def start_run(commands: ForkedProcesses, cell: Cell, folder: Path, options: tupl
     return commands.start(
         [
             *("run", "in.jsonl", "-o", "out.jsonl", "--config=config.yaml"),
-            f"--concurrency={concurrency_of(cell)}",
+            f"--concurrency={IN_FLIGHT['fixed'] if cell.concurrency == 'fixed' else 'auto'}",
             *options,
         ],
         folder=folder,
@@ -302,6 +303,8 @@ class FailuresOfAWay:
         attempts = cell.attempts()[model]
         # Each that is in flight, and three in a row, may try every deployment.
         in_flight = IN_FLIGHT[cell.concurrency] * self.ahead
+        if cell.exit_code is not None and cell.concurrency == "auto":
+            in_flight = DOOMED  # the command has no maximum to set
         assert 3 <= attempts <= (in_flight + 3) * cell.deployments
         if cell.exit_code is None:
             assert cell.kinds[model] == ["account"] * DOOMED
