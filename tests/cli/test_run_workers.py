@@ -117,10 +117,14 @@ def without_what_differs(results: list[dict[str, Any]]) -> list[Any]:
 
 
 def rows_of(done: Done) -> list[tuple[str, ...]]:
-    """The summary, without times and paths."""
-    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    """The words of each row of the summary, without times and paths.
+
+    Sorted, since the requests that a row of failures names are in completion order.
+    """
+    rows = [re.findall(r"[^\s,()]+", line) for line in done.stdout.splitlines()]
     return [
-        (name, *(rest if name not in ("time", "output", "to") else [])) for name, *rest in lines
+        (name, *(sorted(words) if name not in ("time", "output", "to") else []))
+        for name, *words in rows
     ]
 
 
