@@ -13,7 +13,7 @@ COMPILE := -m compileall -qq -j 0
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
-	@echo "make test         the tests to run before each commit: every promise (four minutes on two cores)"
+	@echo "make test         the tests to run before each commit: every promise (about four minutes on two cores)"
 	@echo "make test-all     all tests; make test-thorough: those that make test leaves out"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses tests and sets options of pytest"
 	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"
