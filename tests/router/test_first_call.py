@@ -53,16 +53,20 @@ def test_a_batch_prepares_litellm_once_before_its_calls(
     assert threading.main_thread() not in prepared_in
 
 
-def test_preparing_litellm_runs_no_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_litellm_runs_no_callback_and_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     fired: list[object] = []
     for kind in ("input", "success", "failure"):
         monkeypatch.setattr(
             litellm, f"{kind}_callback", [lambda *given, **_: fired.append(given)], raising=False
         )
     monkeypatch.setattr(_first_call, "_is_done", False)
-    _first_call.import_for_calls()
+    with caplog.at_level("DEBUG", logger="parallel_core"):
+        _first_call.import_for_calls()
     assert vars(_first_call)["_is_done"]
     assert not fired
+    assert not caplog.records  # a call that was sent has failed: there is no such host
 
 
 @pytest.mark.thorough  # a fresh process, with all that litellm imports
