@@ -139,7 +139,7 @@ def cluster(bench: RayBench, ray: Any) -> str:
     "is_there",
     [
         pytest.param(False, id="started", marks=pytest.mark.thorough),
-        pytest.param(True, id="there"),
+        pytest.param(True, id="there", marks=pytest.mark.thorough),  # starts a second Ray
     ],
 )
 def test_workers_answer_each_request_as_one_process_does(
