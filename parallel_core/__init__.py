@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._handle import ParallelBatch
-from .batch_input import InputFile
-from .control.adaptive import AdaptiveConcurrency, LimitChange
-from .control.budget import Budget
-from .control.hedge import Hedge
-from .control.options import Concurrency, Controls
-from .control.rate_limit import RateLimit
-from .control.retry import Retry
-from .dispatch import (
+from .api import (
     iter_parallel_acompletions,
     iter_parallel_map,
     iter_parallel_streams,
@@ -20,6 +12,14 @@ from .dispatch import (
     parallel_completions,
     parallel_map,
 )
+from .batch_input import InputFile
+from .control.adaptive import AdaptiveConcurrency, LimitChange
+from .control.budget import Budget
+from .control.hedge import Hedge
+from .control.options import Concurrency, Controls
+from .control.rate_limit import RateLimit
+from .control.retry import Retry
+from .engine.handle import ParallelBatch
 from .errors import (
     BatchAbortedError,
     BatchDeadlineError,

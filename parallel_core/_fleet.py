@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeAlias
 
 from ._remote_values import unpack_outcome
-from ._uninterrupted import to_the_end
 from ._worker import BETWEEN_BEATS, Given, Kind, Message, Pace
+from .engine.uninterrupted import to_the_end
 from .errors import WorkerDiedError, WorkersLostError
 
 logger = logging.getLogger("parallel_core")

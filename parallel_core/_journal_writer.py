@@ -19,8 +19,8 @@ import trio
 from ._journal_files import Disk, FileChangedError, LockedFile, open_at_a_new_line
 from ._journal_opening import OpenedJournal
 from ._journal_scan import drop_superseded
-from ._slot_host import HostEvent
 from ._system_errors import reason
+from .engine.backend import Event as EngineEvent
 from .errors import JournalError
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class JournalWriter:
         self._entries: list[JournalEntry] = []
         self._records: list[bytes] = []
         self._unwritten = 0
-        self._waiting: list[tuple[object, Wake, HostEvent]] = []
+        self._waiting: list[tuple[object, Wake, EngineEvent]] = []
         self._closing = False
         self._hurried = False  # somebody waits for what is there: it is not waited for more
         self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
@@ -134,10 +134,10 @@ class JournalWriter:
                 await event.wait()
         self._thread.join()  # it has nothing left to do
 
-    def _register(self, is_needed: Callable[[], bool]) -> HostEvent | None:
+    def _register(self, is_needed: Callable[[], bool]) -> EngineEvent | None:
         """An event of the loop of the current task, which is set after the next group."""
         loop: trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
-        event: HostEvent
+        event: EngineEvent
         if sniffio.current_async_library() == "trio":
             loop = token = trio.lowlevel.current_trio_token()
             wake: Wake = token.run_sync_soon
@@ -247,7 +247,7 @@ class JournalWriter:
     def _wake_all(self) -> None:
         with self._changed:
             waiting, self._waiting = self._waiting, []
-        by_loop: dict[object, tuple[Wake, list[HostEvent]]] = {}
+        by_loop: dict[object, tuple[Wake, list[EngineEvent]]] = {}
         for loop, wake, event in waiting:
             by_loop.setdefault(loop, (wake, []))[1].append(event)
         for wake, events in by_loop.values():
@@ -367,7 +367,7 @@ class JournalWriter:
 class _Setting:
     """Sets events, in their own loop."""
 
-    def __init__(self, events: list[HostEvent]) -> None:
+    def __init__(self, events: list[EngineEvent]) -> None:
         self._events = events
 
     def __call__(self) -> None:

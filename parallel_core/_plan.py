@@ -9,26 +9,23 @@ from collections.abc import (
     Callable,
     Iterable,
     Mapping,
-    Sequence,
     Sized,
 )
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
-from ._agenda import Order
 from ._answers import require_choices
 from ._first_call import preparation
 from ._local_limits import most_calls, warn_of_connections
 from .control._call import Call
 from .control._checks import checked_callback
-from .control._engine import Attachment
 from .control._metering import ItemMeter, RouterMeter
-from .control.adaptive import AdaptiveConcurrency, LimitChange
+from .control.adaptive import AdaptiveConcurrency
 from .control.compose import BatchMeter, compose, needs_tokens
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
 from .control.retry import NO_ROUTER, RouterTraits
 from .control.stopping import Stopping
-from .control.watching import UsageTally
+from .engine.backlog import InputOrder
+from .engine.plan import BatchPlan, ResultT
 from .router_call import (
     LeftToWorkers,
     as_request,
@@ -51,39 +48,11 @@ from .types import (
     StreamChunk,
     StreamEnd,
     SupportsAcompletion,
-    Usage,
     ValueT,
 )
 
-ResultT = TypeVar("ResultT", covariant=True)
 Source: TypeAlias = Iterable[ItemT] | AsyncIterable[ItemT]
 Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlan(Generic[ResultT]):
-    """What a batch is to do, in either world.
-
-    ``concurrency`` is the most that the limit can become, and ``limit`` what it is at first.
-    """
-
-    call: Call
-    source: Iterable[Any] | AsyncIterable[Any]
-    result_type: Callable[..., ResultT]
-    prepare: Callable[[int, Any], Any] | None
-    concurrency: int
-    limit: int
-    return_exceptions: bool
-    preserve_order: bool
-    order: Order | None
-    attachments: Sequence[Attachment]
-    tally: UsageTally | None
-    usage: Callable[[], Usage]
-    limit_changes: Callable[[], list[LimitChange]]
-    pieces: int = 0  # of results, that may wait for the consumer
-    window: int | None = None  # calls begun minus results handed out; None: as the order needs it
-    failed_deployments: Callable[[], dict[str, str]] = dict
-    before: Callable[[], None] | None = None  # blocks; runs in a thread before the first call
 
 
 def map_plan(
@@ -291,19 +260,19 @@ def _plan(
         router=router,
     )
     return BatchPlan(
-        composed.call,
-        source,
-        result_type,
-        prepare,
-        composed.concurrency,
-        composed.initial_limit,
-        return_exceptions,
-        preserve_order,
-        composed.order,
-        composed.attachments,
-        composed.tally,
-        composed.usage,
-        composed.limit_changes,
+        call=composed.call,
+        source=source,
+        result_type=result_type,
+        concurrency=composed.concurrency,
+        limit=composed.initial_limit,
+        return_exceptions=return_exceptions,
+        preserve_order=preserve_order,
+        prepare=prepare,
+        order=InputOrder() if composed.order is None else composed.order,
+        attachments=composed.attachments,
+        tally=composed.tally,
+        usage=composed.usage,
+        limit_changes=composed.limit_changes,
         failed_deployments=composed.failed_deployments,
     )
 

@@ -19,8 +19,8 @@ from typing import Any, cast
 from ._fleet import WorkerHandle
 from ._router_recipe import Recipe
 from ._system import process_is_alive
-from ._uninterrupted import to_the_end
 from ._worker import Driver, Given, Kind, Message, Pace, Worker
+from .engine.uninterrupted import to_the_end
 
 # Answers are small, and are taken at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes

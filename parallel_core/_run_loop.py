@@ -17,7 +17,6 @@ import msgspec
 from ._answers import add_finish
 from ._failure_groups import FailureGroups, blocked_message
 from ._failures import LineFailure
-from ._handle import ParallelBatch
 from ._run_records import Ending, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (
@@ -32,6 +31,7 @@ from .control._metering import RouterMeter
 from .control.adaptive import LimitChange
 from .control.options import Controls
 from .control.stopping import Stopping
+from .engine.handle import ParallelBatch
 from .errors import (
     BatchDeadlineError,
     BudgetExceededError,

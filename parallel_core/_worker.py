@@ -267,7 +267,7 @@ class Worker:
             self._tell(Kind.READY, os.getpid(), platform.node().encode())
             try:
                 batch = bridge.AsyncioParallelBatch(plan)
-                core = batch._core  # pyright: ignore[reportPrivateUsage]
+                core = batch._engine  # pyright: ignore[reportPrivateUsage]
                 self._is_ending = lambda: core.stopping
                 enter_loop(asyncio.get_running_loop())
                 async with batch:
@@ -282,7 +282,7 @@ class Worker:
                 # The oldest: one that another worker has given back is older than the others.
                 assignment = self._waiting.pop(min(self._waiting))
                 # As a batch cancels its calls: once, so that what they do last is not cut short.
-                self._running[assignment.number] = bridge.TaskScope(lambda: False)
+                self._running[assignment.number] = bridge.TaskScope()
                 yield assignment
             self._arrived.clear()
             if not self._stopped:

@@ -1,7 +1,7 @@
-"""The engine for asyncio: the same API, on the caller's own loop.
+"""The engine on an asyncio loop: its backend, and the door to the trio guest that carries it.
 
-A batch is the same trio nursery of slots (:mod:`parallel_core._batch`), in a trio guest run on the
-caller's loop. A slot is a plain ``asyncio.Task`` that a trio task of the nursery supervises, so
+A batch is the same trio nursery (:mod:`parallel_core.nursery_engine`), in a trio guest run on the
+caller's loop. A call is a plain ``asyncio.Task`` that a trio task of the nursery supervises, so
 calls are ordinary asyncio code, and trio wakes only for what it is good at: start, first error,
 end. ``trio.lowlevel.start_guest_run`` documents that synchronous trio functions may be called from
 the host; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
@@ -11,57 +11,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import functools
+import importlib
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Generic, Self, TypeVar, cast
 
 import anyio
 import trio
 
-from ._agenda_batch import new_core
-from ._batch import BatchCore
-from ._guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
-from ._handle import ParallelBatch, collect, raise_crash
-from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan, stream_plan
-from ._slot_host import Ended, HostEvent, HostScope
 from ._trio_asyncio import prepare_trio_asyncio_loop
-from .control.options import Concurrency, Controls
+from .engine.backend import Event, Group, Scope, TaskEnded, Tasks
+from .engine.guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
+from .engine.handle import ParallelBatch, raise_crash
+from .engine.plan import BatchPlan, ResultT
 from .errors import BatchAbortedError, cancelled_unasked
-from .types import (
-    ItemT,
-    ParallelResult,
-    RouterParallelResult,
-    StreamChunk,
-    StreamEnd,
-    SupportsAcompletion,
-    ValueT,
-)
+from .nursery_engine import BatchEngine
 
-__all__ = [
-    "AsyncioParallelBatch",
-    "iter_parallel_acompletions",
-    "iter_parallel_map",
-    "iter_parallel_streams",
-    "parallel_acompletions",
-    "parallel_map",
-]
+T = TypeVar("T")
 
 
 class TaskScope:
-    """The part of an asyncio task that can be cancelled without ending the task."""
+    """A cancel scope around a part of an asyncio task: it cancels the task once, like a timeout.
 
-    def __init__(self, shutting_down: Callable[[], bool]) -> None:
+    The algorithm is that of ``asyncio.timeout``: a cancellation that somebody else has asked for
+    as well is not absorbed.
+    """
+
+    def __init__(
+        self, seconds: float | None = None, shutting_down: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._seconds = seconds
         self._shutting_down = shutting_down
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[Any] | None = None  # while it is inside
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked_before = 0  # cancellations of the task, when it entered
+        self._asked = False  # one, by this scope
         self.cancelled = False
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        if self.cancelled and self._task is not None:
-            self._task.cancel()
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._asked_before = task.cancelling()
+        if self.cancelled:
+            self._ask()
+        elif self._seconds is not None:
+            self._timer = task.get_loop().call_later(self._seconds, self.cancel)
         return self
 
     def __exit__(
@@ -71,27 +67,44 @@ class TaskScope:
         traceback: TracebackType | None,
     ) -> bool:
         task, self._task = self._task, None
-        if self.cancelled and task is not None and isinstance(exc, asyncio.CancelledError):
-            task.uncancel()
-            return True
-        return False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if task is None or not self._asked:
+            return False
+        asked_by_others = task.uncancel() > self._asked_before
+        return isinstance(exc, asyncio.CancelledError) and not asked_by_others
 
     def cancel(self) -> None:
         if self.cancelled:
             return
         self.cancelled = True
         task = self._task
-        # A task that cancels itself is on its way out of the scope; the request would reach the
-        # first await behind it.
-        if task is not None and not task.get_loop().is_closed() and task is not _current_task():
-            _cancel(task, self._shutting_down())
+        if task is None or task.get_loop().is_closed():
+            return
+        if task is _current_task():
+            # Not at once: the request would reach the first await behind the scope, if the task is
+            # just about to leave it.
+            task.get_loop().call_soon(self._ask)
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
+        task = self._task
+        if task is not None:
+            self._asked = _cancel(task, self._shutting_down())
 
 
-def _cancel(task: asyncio.Task[Any], shutting_down: bool) -> None:
-    # Whoever shuts the loop down has cancelled the task already. A second cancellation would cut
-    # short what it cleans up.
-    if not (shutting_down and task.cancelling()):
-        task.cancel()
+def _cancel(task: asyncio.Task[Any], shutting_down: bool) -> bool:
+    """Cancel a task, and return True.
+
+    Not if its loop is being shut down: whoever does that has cancelled the task already, and a
+    second cancellation would cut short what it cleans up.
+    """
+    if shutting_down and task.cancelling():
+        return False
+    task.cancel()
+    return True
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -101,36 +114,158 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-class _Crew:
-    """The asyncio tasks that belong to one nursery, and the one trio task that waits for them."""
+class _AsyncioGroup:
+    """A task group of asyncio."""
 
     def __init__(self) -> None:
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.cancelled = False
-        self.wake: Callable[[], None] | None = None  # set while the trio task waits
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._group.__aexit__(exc_type, exc, traceback)
+
+    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._group.create_task(function())
 
 
-class AsyncioSlotHost:
-    """Slots are asyncio tasks; one trio task in the nursery stands for all of them."""
+class _AsyncioTasks(Generic[T]):
+    """Asyncio tasks, and the one trio task in the nursery that stands for all of them."""
+
+    def __init__(
+        self,
+        backend: AsyncioBackend,
+        nursery: trio.Nursery,
+        context: Context,
+        function: Callable[[T], Coroutine[Any, Any, None]],
+        ended: TaskEnded[T],
+    ) -> None:
+        self._backend = backend
+        self._context = context
+        self._function = function
+        self._ended = ended
+        self._task_done = self._forget  # one bound method for all tasks
+        self.arguments: dict[asyncio.Task[None], T] = {}
+        self._released = False
+        self._cancelled = False
+        self._wake: Callable[[], None] | None = None  # set while the trio task waits
+        nursery.start_soon(self._supervise, name="parallel_core batch")
+
+    def start(self, argument: T, name: str) -> None:
+        # Not loop.create_task: an eager task would start inside a step of trio. The context is
+        # the caller's, not that of the task which may be running here.
+        task = asyncio.Task(
+            self._function(argument),
+            loop=self._backend.loop,
+            name=name,
+            context=self._context.copy(),
+        )
+        self.arguments[task] = argument
+        task.add_done_callback(self._task_done)
+        if self._cancelled:
+            task.cancel()
+
+    def release(self) -> None:
+        self._released = True
+        self._wake_if_empty()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        argument = self.arguments.pop(task)
+        backend = self._backend
+        exception = None if task.cancelled() else task.exception()
+        if exception is not None:
+            exception = _without_cancelled(exception)
+        if backend.abandoned:
+            return
+        if backend.shutting_down():
+            backend.abort("its event loop is being shut down")
+        try:
+            self._ended(argument, exception, cancelled=backend.cancelled)
+        finally:
+            self._wake_if_empty()
+
+    def _wake_if_empty(self) -> None:
+        if self._released and not self.arguments and self._wake is not None:
+            self._wake()
+
+    async def _supervise(self) -> None:
+        """Wait in trio until every task is done; cancelled, cancel them and wait all the same.
+
+        It never raises: what a task raised is reported to the batch.
+        """
+        supervisor = trio.lowlevel.current_task()
+
+        def wake() -> None:
+            self._wake = None
+            trio.lowlevel.reschedule(supervisor)
+
+        while self.arguments or not self._released:
+            try:
+                self._wake = wake
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+            except KeyboardInterrupt as interrupt:
+                self._backend.interrupted(interrupt)
+            finally:
+                self._wake = None
+
+    def _abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        backend = self._backend
+        self._released = self._cancelled = backend.cancelled = True
+        tasks = list(self.arguments)
+        if backend.loop.is_closed():
+            # They will never be stepped again. Their `finally` blocks run now, or never.
+            for task in tasks:
+                self._close(task)
+            tasks = []
+        if not tasks:
+            self._wake = None
+            return trio.lowlevel.Abort.SUCCEEDED
+        shutting_down = backend.shutting_down()
+        for task in tasks:
+            _cancel(task, shutting_down)
+        return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
+
+    def _close(self, task: asyncio.Task[None]) -> None:
+        del self.arguments[task]
+        state: Any = task
+        state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
+        coroutine = task.get_coro()
+        if isinstance(coroutine, Coroutine):
+            with contextlib.suppress(Exception):  # nobody is left to be told
+                coroutine.close()
+
+
+class AsyncioBackend:
+    """Calls are asyncio tasks on the caller's loop."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
-        self.context: contextvars.Context
+        self.context: Context
         self.shutting_down: Callable[[], bool] = lambda: False
         self.abort: Callable[[str], None]
-        self._crews: dict[trio.Nursery, _Crew] = {}
+        self._tasks: list[_AsyncioTasks[Any]] = []
         self.cancelled = False  # by trio, from inside or from outside of the batch
         self.abandoned = False
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [task for crew in self._crews.values() for task in crew.tasks]
+        return [task for tasks in self._tasks for task in tasks.arguments]
 
-    def new_event(self) -> HostEvent:
+    def new_event(self) -> Event:
         return asyncio.Event()
 
-    def new_scope(self) -> HostScope:
-        return TaskScope(lambda: self.shutting_down())
+    def new_scope(self, seconds: float | None = None) -> Scope:
+        return TaskScope(seconds, lambda: self.shutting_down())
+
+    def new_group(self) -> Group:
+        return _AsyncioGroup()
 
     def current_time(self) -> float:
         return self.loop.time()
@@ -154,59 +289,17 @@ class AsyncioSlotHost:
         with trio.CancelScope(shield=True):
             await called.wait()
 
-    def start(
+    def new_tasks(
         self,
         nursery: trio.Nursery,
-        function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Ended,
-    ) -> None:
-        crew = self._crews.get(nursery)
-        if crew is None:
-            crew = self._crews[nursery] = _Crew()
-            nursery.start_soon(self._supervise, crew)
-        # Not loop.create_task: an eager task would start inside a step of trio. The context is
-        # the caller's, not that of the trio task which may be running here.
-        task = asyncio.Task(
-            function(), loop=self.loop, name="parallel_core slot", context=self.context.copy()
-        )
-        crew.tasks.add(task)
-        task.add_done_callback(functools.partial(self._task_done, crew, ended))
-        if crew.cancelled:
-            task.cancel()
-
-    async def _supervise(self, crew: _Crew) -> None:
-        """Wait in trio until every task is done; cancelled, cancel them and wait all the same.
-
-        It never raises: what a task raised is reported to the batch.
-        """
-        supervisor = trio.lowlevel.current_task()
-
-        def wake() -> None:
-            crew.wake = None
-            trio.lowlevel.reschedule(supervisor)
-
-        def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            crew.cancelled = self.cancelled = True
-            tasks = list(crew.tasks)
-            if self.loop.is_closed():
-                # They will never be stepped again. Their `finally` blocks run now, or never.
-                crew.wake = None
-                for task in tasks:
-                    self._close_task(crew, task)
-                return trio.lowlevel.Abort.SUCCEEDED
-            shutting_down = self.shutting_down()
-            for task in tasks:
-                _cancel(task, shutting_down)
-            return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
-
-        while crew.tasks:
-            try:
-                crew.wake = wake
-                await trio.lowlevel.wait_task_rescheduled(abort)
-            except KeyboardInterrupt as interrupt:
-                self.interrupted(interrupt)
-            finally:
-                crew.wake = None
+        context: Context,
+        function: Callable[[T], Awaitable[None]],
+        ended: TaskEnded[T],
+    ) -> Tasks[T]:
+        coroutine_function = cast("Callable[[T], Coroutine[Any, Any, None]]", function)
+        tasks = _AsyncioTasks(self, nursery, context, coroutine_function, ended)
+        self._tasks.append(tasks)
+        return tasks
 
     def call_later(
         self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
@@ -221,81 +314,57 @@ class AsyncioSlotHost:
         # it now as if it had come a moment later.
         self.loop.call_soon(raise_, interrupt)
 
-    def _task_done(self, crew: _Crew, ended: Ended, task: asyncio.Task[None]) -> None:
-        crew.tasks.discard(task)
-        exception = None if task.cancelled() else task.exception()
-        if self.abandoned:
-            return
-        if self.shutting_down():
-            self.abort("its event loop is being shut down")
-        try:
-            ended(exception, cancelled=self.cancelled)
-        finally:
-            if not crew.tasks and crew.wake is not None:
-                crew.wake()
-
-    def _close_task(self, crew: _Crew, task: asyncio.Task[None]) -> None:
-        crew.tasks.discard(task)
-        state: Any = task
-        state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
-        coroutine = task.get_coro()
-        if isinstance(coroutine, Coroutine):
-            with contextlib.suppress(Exception):  # nobody is left to be told
-                coroutine.close()
-
-    def tampering(self) -> Callable[[], object] | None:
-        task = asyncio.current_task()
-        assert task is not None
-        if sys.version_info >= (3, 13):
-            return task.cancelling
-        # Before, a request that was taken back (`uncancel`) was delivered all the same.
-        task_state: Any = task
-        return lambda: task.cancelling() or task_state._must_cancel
-
     def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
-        if isinstance(exception, Exception):
-            return exception
-        if isinstance(exception, asyncio.CancelledError) and not (
-            stopping or self.cancelled or self.shutting_down()
-        ):
+        # A call that fails while it is cancelled raises both in a group.
+        error = _without_cancelled(exception)
+        if error is None and not (stopping or self.cancelled or self.shutting_down()):
             return cancelled_unasked(what, exception)
+        return error if isinstance(error, Exception) else None
+
+
+def _without_cancelled(exception: BaseException) -> BaseException | None:
+    if isinstance(exception, asyncio.CancelledError):
         return None
+    if isinstance(exception, BaseExceptionGroup) and not isinstance(exception, Exception):
+        group = cast("BaseExceptionGroup[BaseException]", exception)
+        return group.split(asyncio.CancelledError)[1]
+    return exception
 
 
 class _Tenant:
     """The batch as the guest run carries it. It knows nothing of the iterator that the user holds,
     so that dropping the iterator is noticed."""
 
-    def __init__(self, core: BatchCore[Any], host: AsyncioSlotHost) -> None:
-        self._core = core
-        self._host = host
+    def __init__(self, engine: BatchEngine[Any], backend: AsyncioBackend) -> None:
+        self._engine = engine
+        self._backend = backend
         self.ended = False
 
     async def run(self) -> None:
-        core = self._core
+        engine = self._engine
         try:
-            await core.run()
+            await engine.run()
         except RuntimeError:
-            if not self._host.loop.is_closed():  # then nobody is left to be woken
+            if not self._backend.loop.is_closed():  # then nobody is left to be woken
                 raise
         finally:
-            if core.cancelled_from_outside:
-                core.crash(_aborted("the trio run that carried it ended"))
+            if engine.cancelled_from_outside:
+                engine.crash(_aborted("the trio run that carried it ended"))
             self.ended = True
 
     def stop(self) -> None:
         if not self.ended:
-            self._core.stop()
+            self._engine.stop()
 
     def abort(self, reason: str) -> None:
-        if not self.ended and not self._core.stopping:
-            self._core.crash(_aborted(reason))
+        if not self.ended and not self._engine.stopping:
+            self._engine.crash(_aborted(reason))
 
     def abandon(self, error: BaseException) -> None:
-        self.ended = self._host.abandoned = True
-        for task in self._host.tasks:
+        self.ended = self._backend.abandoned = True
+        for task in self._backend.tasks:
             task.cancel()
-        self._core.give_up(error)
+        self._engine.give_up(error)
 
 
 def _aborted(reason: str) -> BatchAbortedError:
@@ -321,28 +390,30 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
     cancelled on the next passes of the loop, when the iterator is dropped.
     """
 
+    _engine: BatchEngine[ResultT]
+
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
-        self._slot_host = AsyncioSlotHost()
-        self._core = new_core(plan, self._slot_host)
-        self._tenant = _Tenant(self._core, self._slot_host)
-        self._slot_host.abort = self._tenant.abort
+        self._backend = AsyncioBackend()
+        self._engine = BatchEngine(plan, self._backend)
+        self._tenant = _Tenant(self._engine, self._backend)
+        self._backend.abort = self._tenant.abort
         self._host: LoopHost | None = None
 
     async def _begin(self) -> None:
         if self._begun:
             return
         self._begun = True
-        slot_host = self._slot_host
-        slot_host.loop = loop = asyncio.get_running_loop()
+        backend = self._backend
+        backend.loop = loop = asyncio.get_running_loop()
         prepare_trio_asyncio_loop(loop)  # where a Router's calls would fail
-        slot_host.context = self._core.enter()
+        backend.context = self._engine.enter()
         try:
             self._host = await join_trio_run(self._tenant)
         except BaseException:
             self._closed = self._tenant.ended = True
             raise
         host = self._host
-        slot_host.shutting_down = lambda: host.shutting_down
+        backend.shutting_down = lambda: host.shutting_down
 
     async def __aenter__(self) -> Self:
         if self._begun:
@@ -360,18 +431,18 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         # asyncio has raised an interrupt out of the loop already, and the shutdown which that has
         # begun is what cancels us. A second time it would end the shutdown in the middle.
         if self.interrupt is None or not isinstance(exc, asyncio.CancelledError):
-            raise_crash(self._core, exc)
+            raise_crash(self._engine, exc)
 
     @property
     def interrupt(self) -> BaseException | None:
         """The KeyboardInterrupt or SystemExit of a call, of which the consumer was not told."""
-        crash = self._core.crash_error
+        crash = self._engine.crash_error
         return crash if isinstance(crash, KeyboardInterrupt | SystemExit) else None
 
     async def aclose(self) -> None:
-        self._core.check_not_inside()
+        self._engine.check_not_inside()
         await self._close()
-        raise_crash(self._core, None)
+        raise_crash(self._engine, None)
 
     async def _close(self) -> None:
         self._begun = True  # a batch that was closed before its start never starts
@@ -386,7 +457,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
             raise _aborted("its event loop was closed")
 
     def _lost_its_loop(self) -> bool:
-        home = self._slot_host.loop
+        home = self._backend.loop
         if home is asyncio.get_running_loop():
             return False
         if not home.is_closed():
@@ -424,150 +495,17 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         if tenant is None or tenant.ended or self._host is None:
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
-            self._slot_host.loop.call_soon_threadsafe(tenant.stop)
+            self._backend.loop.call_soon_threadsafe(tenant.stop)
 
 
-def iter_parallel_map(
-    function: Callable[[ItemT], Awaitable[ValueT]],
-    items: Source[ItemT],
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> AsyncioParallelBatch[ParallelResult[ItemT, ValueT]]:
-    """Await ``function(item)`` for every item, at most ``concurrency`` at a time (asyncio).
-
-    ::
-
-        async for result in iter_parallel_map(fetch, urls, concurrency=64):
-            print(result.index, result.unwrap())
-
-    Arguments, results and errors are those of
-    :func:`parallel_core.nursery_engine.iter_parallel_map`; ``function`` is an asyncio-flavoured
-    async callable. Each call runs on the running loop, in its
-    own copy of the caller's context. A call that ends in a ``CancelledError`` which the batch did
-    not ask for has failed with :class:`CallCancelledError`.
-
-    Returns:
-        The batch: an async iterator of results, and an async context manager giving itself.
-    """
-    return AsyncioParallelBatch(
-        map_plan(
-            function,
-            items,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
-        )
-    )
+_OF_THE_API = (
+    *("iter_parallel_acompletions", "iter_parallel_map", "iter_parallel_streams"),
+    *("parallel_acompletions", "parallel_map"),
+)
 
 
-async def parallel_map(
-    function: Callable[[ItemT], Awaitable[ValueT]],
-    items: Source[ItemT],
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> list[ParallelResult[ItemT, ValueT]]:
-    """The results of :func:`iter_parallel_map` as a list (asyncio).
-
-    The arguments and errors are the same; a fail-fast batch raises its first error.
-    """
-    plan = map_plan(
-        function,
-        items,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-    )
-    return await collect(AsyncioParallelBatch(plan), preserve_order)
-
-
-def iter_parallel_acompletions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> AsyncioParallelBatch[RouterParallelResult]:
-    """Send every request through a Router, at most ``concurrency`` at a time (asyncio).
-
-    Args:
-        router: a ``litellm.Router`` (anything with an ``acompletion`` coroutine method), or an
-            asyncio-flavoured async callable ``(model=, messages=, **kwargs)``.
-        requests: :class:`RouterParallelRequest` or mappings, from any iterable or async iterable.
-        concurrency, return_exceptions, preserve_order: as in
-            :func:`parallel_core.nursery_engine.iter_parallel_map`.
-
-    Raises:
-        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
-            item of a lazy source becomes the result of its index, or the first error when
-            fail-fast.
-        TypeError, ValueError: as in :func:`parallel_core.nursery_engine.iter_parallel_map`.
-    """
-    return AsyncioParallelBatch(
-        completion_plan(
-            router,
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
-        )
-    )
-
-
-def iter_parallel_streams(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    **controls: Unpack[Controls],
-) -> AsyncioParallelBatch[StreamChunk | StreamEnd]:
-    """Send every request as a stream, and merge the streams into one (asyncio).
-
-    Arguments, events and errors are those of
-    :func:`parallel_core.nursery_engine.iter_parallel_streams`, without ``router_host``. A bare
-    callable is asyncio-flavoured and returns an async iterator of chunks.
-    """
-    return AsyncioParallelBatch(
-        stream_plan(
-            router,
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            controls=controls,
-        )
-    )
-
-
-async def parallel_acompletions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> list[RouterParallelResult]:
-    """The results of :func:`iter_parallel_acompletions` as a list (asyncio).
-
-    The arguments and errors are the same; a fail-fast batch raises its first error.
-    """
-    plan = completion_plan(
-        router,
-        requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-    )
-    return await collect(AsyncioParallelBatch(plan), preserve_order)
+def __getattr__(name: str) -> Any:
+    """Return a function of :mod:`parallel_core.api`, which stands above this module."""
+    if name in _OF_THE_API:
+        return getattr(importlib.import_module("parallel_core.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,136 +1,633 @@
-"""The engine in trio: a batch is a nursery of slots and a memory channel of results.
+"""The engine: a batch is a nursery of calls and a memory channel of results.
 
-The rules of a batch are in :mod:`parallel_core._batch`, shared with the asyncio side
-(:mod:`parallel_core.bridge`). Here a slot is a trio task of the batch's nursery.
+One task draws the source. Each call is a task of its own. When a call ends, its result is delivered
+and the next item is drawn and started. Numbered comments tell the algorithm in order.
+
+What differs between trio and asyncio is a :class:`~parallel_core.engine.backend.Backend`: there is
+:mod:`parallel_core.engine.trio_backend`, and :mod:`parallel_core.bridge` for asyncio.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Coroutine
+import contextvars
+import functools
+import importlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Final, Generic, Self, cast
 
 import trio
 
-from ._agenda_batch import new_core
-from ._handle import ParallelBatch, collect, raise_crash
-from ._plan import BatchPlan, Requests, ResultT, Source, completion_plan, map_plan, stream_plan
-from ._slot_host import Ended, HostEvent, HostScope
-from .control.options import Concurrency, Controls
-from .errors import cancelled_unasked
-from .trio_router import RouterHost, RouterHostName, in_trio
-from .types import (
-    ItemT,
-    ParallelResult,
-    RouterParallelResult,
-    StreamChunk,
-    StreamEnd,
-    SupportsAcompletion,
-    ValueT,
+from .control._call import TryAgainLater
+from .control.adaptive import LimitChange
+from .engine.backend import Backend, Group, Scope, Tasks
+from .engine.backlog import Backlog, Entry
+from .engine.failure import as_the_calls_own, describe
+from .engine.handle import ParallelBatch, raise_crash
+from .engine.plan import BatchPlan, ResultT
+from .engine.source import NOTHING, Source
+from .engine.timers import Timers
+from .engine.trio_backend import TrioBackend, only_member, without_cancelled
+from .engine.waiting import Places, Waiters
+from .errors import (
+    BatchAbortedError,
+    BudgetExceededError,
+    InvalidRequestError,
+    NotSentError,
+    add_note,
+    cancelled_unasked,
+)
+from .types import StreamChunk, Usage
+
+logger = logging.getLogger("parallel_core")
+
+# Results that may wait for the consumer, calls in flight included, as multiples of `concurrency`.
+# Input order needs more room, or one slow call would idle the other slots.
+COMPLETION_ORDER_WINDOW: Final = 2
+INPUT_ORDER_WINDOW: Final = 8
+
+# Seconds after which the source and the calls that it starts give everybody else a turn.
+LONGEST_TURN: Final = 0.001
+
+# Seconds after which a call that ignores its cancellation is named in the log, and again.
+STUBBORN_CALL_FIRST_WARNING: Final = 5.0
+STUBBORN_CALL_NEXT_WARNING: Final = 30.0
+
+# Raised in place of an attempt.
+_REFUSED = (BudgetExceededError, InvalidRequestError, NotSentError)
+
+# The batches in whose calls or sources the running code is.
+_inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
+    "parallel_core_inside", default=()
 )
 
-__all__ = [
-    "ParallelBatch",
-    "iter_parallel_acompletions",
-    "iter_parallel_map",
-    "iter_parallel_streams",
-    "parallel_acompletions",
-    "parallel_map",
-]
 
+class BatchEngine(Generic[ResultT]):
+    """One batch: its calls, its counts, its results and its first error.
 
-class TrioSlotHost:
-    """Slots are trio tasks."""
+    :meth:`run` is the batch itself and runs in trio. Everything else may be called where the calls
+    run, in the same thread.
+    """
 
-    def new_event(self) -> HostEvent:
-        return trio.Event()
+    def __init__(self, plan: BatchPlan[ResultT], backend: Backend) -> None:
+        self._plan = plan
+        self._backend = backend
+        self._context = contextvars.Context()
+        self._token = object()
+        self._thread: int | None = None  # in which it runs
 
-    def new_scope(self) -> HostScope:
-        return trio.CancelScope()
+        # In input order, what has been drawn must be able to begin, or the request whose result is
+        # next might not: there the room is counted in draws.
+        self._counts_draws = plan.preserve_order
+        window = plan.window or plan.concurrency * (
+            INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
+        )
+        self._window = window + (plan.order.look_ahead if self._counts_draws else 0)
+        self._limit = plan.limit
+
+        self._source = Source(plan.source)
+        self._exhausted = False
+        self._drawn = 0
+        self._drawing: Scope = backend.new_scope()
+        self._room = Waiters(backend.new_event)
+        self._backlog = Backlog(plan.order)
+        self._hurrying = False
+
+        self._helpers: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None
+        self._tasks: Tasks[Entry] | None = None
+        self._running = 0  # tasks of calls
+        self._occupied = 0  # calls in flight, and results that there are or were
+        self._timers = Timers(backend, self.fail)
+        self.calls: dict[int, Any] = {}  # in flight, by index
+        self.succeeded = 0
+        self.failed = 0
+
+        # The window bounds what can be in the channel, so that a result never waits to be sent.
+        self._pieces = Places(plan.pieces, backend.new_event)
+        self._send_channel: trio.MemorySendChannel[ResultT]
+        self.results: trio.MemoryReceiveChannel[ResultT]
+        self._send_channel, self.results = trio.open_memory_channel(self._window + plan.pieces)
+        self._kept: list[ResultT] | None = None
+        self.arrivals = Waiters(backend.new_event)
+        self._early: dict[int, ResultT] = {}  # in input order: done before their turn
+        self._next_index = 0
+        self.delivered = 0
+
+        self.stopping = False
+        self.cancelled_from_outside = False  # by a scope around the batch
+        self._watching = trio.CancelScope()
+        self._error: Exception | None = None
+        self._crash: BaseException | None = None
+        self.on_crash: Callable[[], None] = lambda: None
+
+    # --- 1. The batch: a nursery that holds the source and the calls ---
+
+    def enter(self) -> contextvars.Context:
+        """Take the context of the caller, of which each call gets a copy."""
+        self._thread = threading.get_ident()
+        self._context = contextvars.copy_context()
+        self._context.run(_inside.set, (*_inside.get(), self._token))
+        return self._context
+
+    async def run(self) -> None:
+        """Run the batch until the source is exhausted or the batch is stopped.
+
+        Returns or raises ``trio.Cancelled`` when no call is in flight any more; all else that goes
+        wrong is kept for the consumer (:meth:`take_error`).
+        """
+        try:
+            async with trio.open_nursery() as self._helpers:
+                self._helpers.start_soon(self._notice_cancellation)
+                if self._plan.before is not None:  # and before any clock starts
+                    await trio.to_thread.run_sync(self._plan.before)
+                if self._plan.attachments:
+                    await self._backend.call(self._attach)
+                try:
+                    await self._run_calls(self._helpers)
+                finally:
+                    self._drawing.cancel()
+                    self._watching.cancel()
+                    self._timers.take_back_all()
+        finally:
+            if self._plan.attachments:
+                await self._backend.call(self._detach)
+            self.stopping = True
+            for index in sorted(self._early):  # stopped with gaps: what is done is handed out
+                self._hand_over(self._early.pop(index))
+            self._kept = None  # the list is its owner's; what is left here may be in a cycle
+            self._send_channel.close()
+            self.arrivals.wake_all()
+
+    async def _run_calls(self, helpers: trio.Nursery) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._tasks = self._backend.new_tasks(
+                self._nursery, self._context, self._make_call, self._call_ended
+            )
+            # Beside the nursery of the calls: a source may await while it is closed.
+            drawing = self._backend.new_tasks(
+                helpers, self._context, self._draw_all, self._drawing_ended
+            )
+            drawing.start(None, "parallel_core source")
+            drawing.release()
+            if self.stopping:
+                self._nursery.cancel_scope.cancel()
+
+    def _attach(self) -> None:
+        for attachment in self._plan.attachments:
+            try:
+                attachment.begin(self)
+            except BaseException as exception:  # noqa: BLE001 - reported to the consumer
+                self.fail(exception)
+
+    def _detach(self) -> None:
+        for attachment in self._plan.attachments:
+            try:
+                attachment.end()
+            except BaseException as exception:  # noqa: BLE001 - reported to the consumer
+                self.fail(exception)
+
+    async def _notice_cancellation(self) -> None:
+        with self._watching:
+            while True:
+                try:
+                    await trio.sleep_forever()
+                except trio.Cancelled:
+                    if not self._watching.cancel_called:  # then all calls have ended
+                        self.cancelled_from_outside = True
+                        self.stop()
+                    raise
+                except KeyboardInterrupt as interrupt:
+                    self._backend.interrupted(interrupt)
+
+    # --- 2. Draw an item when there is room for its call, or the backlog wants to look ahead ---
+
+    async def _draw_all(self, _: None) -> None:
+        turn_began = time.perf_counter()
+        try:
+            with self._drawing:
+                while not (self._exhausted or self.stopping):
+                    try:
+                        item = await self._next_item()
+                    except BaseException as exception:
+                        is_ending = self._exhausted or self.stopping
+                        error = self._backend.error_of(exception, "the source", is_ending)
+                        if error is None:
+                            raise
+                        (self.crash if is_ending else self._source_failed)(error)
+                        break
+                    if item is NOTHING:
+                        break
+                    self._add(item)
+                    self._start_calls()
+                    if time.perf_counter() - turn_began > LONGEST_TURN:
+                        await self._backend.pause()
+                        turn_began = time.perf_counter()
+        finally:
+            self._exhaust()
+            try:  # outside of the scope: a generator may await while it cleans up
+                await self._source.close()
+            except Exception as exception:  # noqa: BLE001 - reported to the consumer
+                self.crash(exception)
+
+    async def _next_item(self) -> Any:
+        while not self._wants_item:
+            try:
+                await self._room.wait()
+            except BaseException as exception:
+                if self._exhausted or self.stopping:
+                    raise
+                cancellation = exception
+            else:
+                continue
+            return await self._source.throw(cancellation)
+        return self._source.draw_now() if self._source.draws_now else await self._source.draw()
+
+    @property
+    def _wants_item(self) -> bool:
+        if self._counts_draws and self._drawn - self.delivered >= self._window:
+            return False
+        order = self._backlog.order
+        return len(order) < order.look_ahead + self._has_slot
+
+    @property
+    def _has_slot(self) -> bool:
+        """Return True if a call could begin that has never been made."""
+        return self._running < self._limit and not self._backlog.held and self._has_room_for_new
+
+    @property
+    def _has_room(self) -> bool:
+        return self._counts_draws or self._occupied - self.delivered < self._window
+
+    @property
+    def _has_room_for_new(self) -> bool:
+        # What is to be sent again has no place in the window, or rejected keys would fill it and
+        # idle the others. Beyond the order's bound it keeps out new requests all the same.
+        crowd = max(0, self._backlog.again - self._backlog.order.apart)
+        return self._counts_draws or self._occupied + crowd - self.delivered < self._window
+
+    def _add(self, item: Any) -> None:
+        index = self._drawn
+        self._drawn += 1
+        try:
+            self._backlog.add(index, item)
+        except Exception as exception:  # noqa: BLE001 - the user's key function
+            add_note(exception, f"raised by fair_by for {describe(index, item)}")
+            self.fail(exception)
+
+    def _exhaust(self) -> None:
+        if not self._exhausted:
+            self._exhausted = True
+            self._backlog.order.source_ended()
+        self._advance()
+
+    def _drawing_ended(self, _: None, exception: BaseException | None, *, cancelled: bool) -> None:
+        if exception is not None:
+            self.crash(exception)
+        elif not (self._exhausted or self.stopping or cancelled):
+            # Somebody else has cancelled its task before the first step.
+            self._source_failed(cancelled_unasked("the source"))
+        self._exhaust()
+
+    # --- 3. Start calls while there are slots: what is to be sent again, then what is new ---
+
+    def _start_calls(self) -> None:
+        tasks, backlog = self._tasks, self._backlog
+        if tasks is None:
+            return
+        try:
+            while self._running < self._limit and not (self.stopping or backlog.held):
+                entry = backlog.next_again(self._limit) if self._has_room else None
+                if entry is None and self._has_room_for_new:
+                    entry = backlog.next_new(self._limit)
+                if entry is None:
+                    return
+                self._running += 1
+                self._occupied += 1
+                self.calls[entry.index] = entry.item
+                tasks.start(entry, describe(entry.index, entry.item))
+        except BaseException as exception:  # noqa: BLE001 - of the user's keys; reported
+            self.fail(exception)
+
+    def _advance(self) -> None:
+        """Something has changed: start what may start, draw, or end."""
+        if self.stopping or self._tasks is None:
+            return
+        if not self._backlog.empty:
+            self._start_calls()
+        if not self._exhausted:
+            if self._room.events and self._wants_item:
+                self._room.wake_one()
+        elif not self._running and self._backlog.empty:
+            self._watching.cancel()
+            self._tasks.release()
+
+    # --- 4. A call: prepare the item, await the call, deliver what came of it ---
+
+    async def _make_call(self, entry: Entry) -> None:
+        if self.stopping:
+            return
+        plan, index, item = self._plan, entry.index, entry.item
+        value: Any = None
+        failure: Exception | None = None
+        if entry.began is None:
+            entry.started_at = time.time()
+            entry.began = time.perf_counter()
+        try:
+            if plan.prepare is not None:
+                self.calls[index] = item = plan.prepare(index, item)
+            value = await _awaitable(plan.call(index, item))
+        except BaseException as exception:
+            failure = self._backend.error_of(exception, "the call", self.stopping)
+            if failure is None:
+                raise
+        self._complete(entry, item, value, failure)
+
+    def _call_ended(
+        self, entry: Entry, exception: BaseException | None, *, cancelled: bool
+    ) -> None:
+        """The task of a call has ended: its slot is free."""
+        self._running -= 1
+        if entry.index in self.calls:  # it has no result
+            if exception is None and not (cancelled or self.stopping):
+                # Somebody else has cancelled its task before the first step.
+                self._complete(entry, entry.item, None, cancelled_unasked("the call"))
+            else:
+                del self.calls[entry.index]
+        if exception is not None:
+            self.crash(exception)
+        self._advance()
+
+    def _complete(self, entry: Entry, item: Any, value: Any, failure: Exception | None) -> None:
+        index = entry.index
+        del self.calls[index]
+        try:
+            self._backlog.order.ended(entry)
+        except Exception as exception:  # noqa: BLE001 - of a key; what the call gave is delivered
+            add_note(exception, f"found when {describe(index, item)} had ended")
+            self.fail(exception)
+        if isinstance(failure, TryAgainLater):
+            entry.attempts += failure.counts
+            if not self.stopping:
+                self._postpone(entry, failure.delay)
+                return
+            failure = failure.error
+        elif not isinstance(failure, _REFUSED):
+            entry.attempts += 1
+        plan, tally = self._plan, self._plan.tally
+        duration = 0.0 if entry.began is None else time.perf_counter() - entry.began
+        if failure is None:
+            self.succeeded += 1
+        else:
+            self.failed += 1
+            failure = as_the_calls_own(failure)
+            if tally is not None:
+                tally.add_failed(failure)
+            if not plan.return_exceptions:
+                self._fail(failure, describe(index, item))
+                return
+        self._deliver(
+            index,
+            plan.result_type(
+                index, item, value, failure, entry.started_at, duration, entry.attempts
+            ),
+        )
+        if failure is None and tally is not None:
+            try:
+                tally.add(item, value)
+            except Exception as exception:  # noqa: BLE001 - of a meter; the result is delivered
+                self.fail(exception)
+
+    def _postpone(self, entry: Entry, delay: float) -> None:
+        self._occupied -= 1  # until it is sent again
+        delay = 0.0 if self._hurrying else delay
+        self._backlog.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
+
+    def _due(self, entry: Entry) -> None:
+        self._backlog.due(entry)
+        self._advance()
+
+    # --- 5. Deliver in completion order, or hold a result back until its turn in input order ---
+
+    def collect_into(self, results: list[ResultT]) -> None:
+        """Before the start: put every result there, in completion order.
+
+        A consumer that wants them all need not be woken for each, and sets no pace. It waits for
+        the end of :attr:`results`, which stays empty.
+        """
+        self._window = sys.maxsize
+        self._kept = results
+
+    def _deliver(self, index: int, result: Any) -> None:
+        if self._error is not None and not self._plan.return_exceptions:
+            return  # the batch ended in an error before this call did
+        if not self._plan.preserve_order:
+            self._hand_over(result)
+            return
+        self._early[index] = result
+        while self._next_index in self._early:
+            self._hand_over(self._early.pop(self._next_index))
+            self._next_index += 1
+
+    def _hand_over(self, result: Any) -> None:
+        if self._kept is not None:
+            self._kept.append(result)
+            return
+        self._send_channel.send_nowait(result)
+        self.arrivals.wake_one()
+
+    async def emit(self, piece: object) -> None:
+        await self._pieces.take()
+        self._send_channel.send_nowait(cast("ResultT", piece))
+        self.arrivals.wake_one()
+
+    def handed_out(self, result: object) -> None:
+        """The consumer has taken this from ``results``: there is room for one more."""
+        if type(result) is StreamChunk:
+            self._pieces.give()
+            return
+        self.delivered += 1
+        self._advance()
+
+    # --- 6. The first error stops a fail-fast batch; what other calls raise on their way out is not it
+
+    def stop(self) -> None:
+        """Cancel every call and start no more. :meth:`run` ends when the last call has ended."""
+        if self.stopping:
+            return
+        self.stopping = True
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+            if self._running:
+                self.call_later(STUBBORN_CALL_FIRST_WARNING, self._name_stubborn_calls)
+        self._drawing.cancel()
+
+    def _fail(self, error: Exception, origin: str) -> None:
+        if self.stopping:
+            return
+        add_note(error, f"raised by {origin}")
+        self._error = error
+        self.stop()
+
+    def _source_failed(self, exception: Exception) -> None:
+        self._exhaust()
+        if self._plan.return_exceptions:
+            self._error = exception  # the calls in flight may end
+        else:
+            self._fail(exception, f"the source, drawing request {self._drawn}")
+
+    def crash(self, exception: BaseException) -> None:
+        """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
+        an error of a source while it is closed, a broken backend."""
+        interrupt = not isinstance(exception, Exception)
+        if self._error is not None and not interrupt:
+            # The first error stays the one that comes out.
+            if not isinstance(exception, BatchAbortedError):
+                add_note(self._error, f"then its batch failed to end: {exception!r}")
+        elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
+            self._crash = exception
+        self.stop()
+        if interrupt:
+            self.on_crash()
+
+    def give_up(self, error: BaseException) -> None:
+        """End without :meth:`run`, whose world is gone; the consumer is told why."""
+        self.stopping = True
+        if self._crash is None:
+            self._crash = error
+        self._timers.take_back_all()
+        self._send_channel.close()
+        self.arrivals.wake_all()
+
+    @property
+    def crash_error(self) -> BaseException | None:
+        """What no result can carry, until somebody has been told."""
+        return self._crash
+
+    def take_error(self) -> BaseException | None:
+        """What the consumer must be told, once, when the last result has been handed out."""
+        error = self._error if self._crash is None else self._crash
+        self._crash = self._error = None
+        return error
+
+    def _name_stubborn_calls(self) -> None:
+        for index, item in self.calls.items():
+            logger.warning(
+                "%s was cancelled and still runs; its batch waits for it", describe(index, item)
+            )
+        self.call_later(STUBBORN_CALL_NEXT_WARNING, self._name_stubborn_calls)
+
+    # --- what the handle asks (engine.handle.RunningBatch) ---
+
+    @property
+    def started(self) -> int:
+        return self._backlog.begun
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.calls)
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @property
+    def usage(self) -> Usage:
+        return self._plan.usage()
+
+    @property
+    def limit_changes(self) -> list[LimitChange]:
+        return self._plan.limit_changes()
+
+    @property
+    def failed_deployments(self) -> dict[str, str]:
+        return self._plan.failed_deployments()
+
+    def check_not_inside(self) -> None:
+        """Refuse to let a call of this batch, or its source, wait for the end of the batch."""
+        if self._token in _inside.get():
+            raise RuntimeError(
+                "a call or a source, or a task that it has started, cannot wait for the end of "
+                "its own batch: use batch.cancel()"
+            )
+
+    def check_thread(self) -> None:
+        """Refuse to be used in another thread than the one in which the batch runs."""
+        if self._thread not in (None, threading.get_ident()):
+            raise RuntimeError(
+                "this batch runs in another thread: use it there (to cancel it from here, call "
+                "loop.call_soon_threadsafe(batch.cancel), or run_sync_soon of its TrioToken)"
+            )
+
+    # --- what controls may ask (control._engine.Engine) ---
 
     def current_time(self) -> float:
-        return trio.current_time()
+        return self._backend.current_time()
 
-    async def pause(self) -> None:
-        await trio.lowlevel.checkpoint()
+    def new_scope(self, seconds: float | None = None) -> Scope:
+        return self._backend.new_scope(seconds)
 
-    async def call(self, function: Callable[[], None]) -> None:
-        function()
+    def new_group(self) -> Group:
+        return self._backend.new_group()
 
-    def start(
-        self,
-        nursery: trio.Nursery,
-        function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Ended,
-    ) -> None:
-        nursery.start_soon(self._run, function, ended)
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        assert self._helpers is not None
+        return self._timers.call_later(self._helpers, self._context, seconds, function)
 
-    async def _run(
-        self,
-        function: Callable[[], Coroutine[Any, Any, None]],
-        ended: Ended,
-    ) -> None:
-        try:
-            await function()
-        except BaseException as exception:
-            cancelled = isinstance(exception, trio.Cancelled)
-            ended(_without_cancelled(exception), cancelled=cancelled)
-            if cancelled:
-                raise
+    def fail(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            self.crash(error)
+            return
+        known = self._crash if self._error is None else self._error
+        if known is not None:
+            add_note(known, f"then a control failed: {error!r}")
+        elif self.stopping:  # the consumer is on its way out, and is told there
+            self._crash = error
         else:
-            ended(None, cancelled=False)
+            self._error = error
+        self.stop()
 
-    def call_later(
-        self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
-    ) -> Callable[[], None]:
-        scope = trio.CancelScope(shield=True)
+    def draw_no_more(self) -> None:
+        self._exhaust()
+        self._drawing.cancel()
 
-        async def wait() -> None:
-            with scope:
-                await trio.sleep(seconds)
-                function()
+    def set_limit(self, limit: int) -> None:
+        """Let more or fewer calls be in flight. Those that are too many are not cancelled."""
+        self._limit = limit
+        self._advance()
 
-        nursery.start_soon(wait)
-        return scope.cancel
+    def hold(self) -> None:
+        self._backlog.held = not self._hurrying
 
-    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        raise interrupt
+    def go_on(self) -> None:
+        self._backlog.held = False
+        self._advance()
 
-    def tampering(self) -> None:
-        return None  # a cancel scope belongs to the call that opened it; nothing is left behind
+    def look_again(self) -> None:
+        self._advance()
 
-    def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
-        # A call that fails while it is cancelled raises both in a group. The cancellation may be
-        # dropped here: trio raises it again at the next checkpoint.
-        error = _without_cancelled(exception)
-        if error is None and trio.current_effective_deadline() > -math.inf:
-            # Nobody has cancelled us: a Cancelled that was kept from somewhere else.
-            return cancelled_unasked(what, exception)
-        return error if isinstance(error, Exception) else None
+    def bring_forward(self, indexes: Collection[int]) -> None:
+        self._backlog.bring_forward(indexes)
+        self._advance()
 
-
-def _without_cancelled(exception: BaseException) -> BaseException | None:
-    if isinstance(exception, trio.Cancelled):
-        return None
-    if isinstance(exception, BaseExceptionGroup) and not isinstance(exception, Exception):
-        group = cast("BaseExceptionGroup[BaseException]", exception)
-        return group.split(trio.Cancelled)[1]
-    return exception
-
-
-def _only_member(exception: BaseException) -> BaseException:
-    """An interrupt out of the groups that nurseries have put around it."""
-    members: tuple[BaseException, ...] = getattr(exception, "exceptions", ())
-    return _only_member(members[0]) if len(members) == 1 else exception
+    def hurry(self) -> None:
+        self._hurrying = True  # from now on: a call that is just ending may be postponed still
+        self._backlog.hurry()
+        self._advance()
 
 
 class TrioParallelBatch(ParallelBatch[ResultT]):
     """A batch in trio: ``async with`` it, then iterate."""
 
+    _engine: BatchEngine[ResultT]
+
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
-        self._core = new_core(plan, TrioSlotHost())
+        self._engine = BatchEngine(plan, TrioBackend())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery
         self._finished = trio.Event()
@@ -142,20 +639,20 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         self._nursery_manager = trio.open_nursery()
         self._nursery = nursery = await self._nursery_manager.__aenter__()
         # Something like KeyboardInterrupt in a call ends the caller's block too.
-        self._core.on_crash = nursery.cancel_scope.cancel
-        self._core.enter()
+        self._engine.on_crash = nursery.cancel_scope.cancel
+        self._engine.enter()
         nursery.start_soon(self._run)
         return self
 
     async def _run(self) -> None:
         try:
-            await self._core.run()
+            await self._engine.run()
         finally:
             self._finished.set()
 
     async def aclose(self) -> None:
-        self._core.check_not_inside()
-        self._core.stop()
+        self._engine.check_not_inside()
+        self._engine.stop()
         if self._nursery_manager is not None:
             await self._finished.wait()
         self._begun = self._closed = True
@@ -167,15 +664,15 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         traceback: TracebackType | None,
     ) -> bool | None:
         assert self._nursery_manager is not None
-        core = self._core
-        core.stop()
+        engine = self._engine
+        engine.stop()
         # The nursery is told what the body was left by only where that is a cancellation which may
         # be its own: anything else would come out of it in a group.
         body = (exc_type, exc, traceback)
         cancelled_by_us = (
             self._nursery.cancel_scope.cancel_called
             and exc is not None
-            and _without_cancelled(exc) is None
+            and without_cancelled(exc) is None
         )
         absorbed: bool | None = False
         leaving: BaseException | None = None
@@ -188,10 +685,10 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         finally:
             self._closed = True
         try:
-            interrupt = None if leaving is None else _without_cancelled(leaving)
+            interrupt = None if leaving is None else without_cancelled(leaving)
             if interrupt is not None:
-                raise _only_member(interrupt)
-            raise_crash(core, exc or leaving)
+                raise only_member(interrupt)
+            raise_crash(engine, leaving if exc is None else exc)
             # Cancelled while waiting. What the body raised goes first; trio raises the cancellation
             # again at the next checkpoint.
             if leaving is not None and exc is None:
@@ -200,8 +697,9 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             del leaving, body
         return cancelled_by_us and absorbed
 
-    def _before_waiting(self) -> None:
-        self._core.check_thread()
+    async def _before_result(self) -> None:
+        self._engine.check_thread()
+        await trio.lowlevel.checkpoint()
 
     async def _begin(self) -> None:
         raise RuntimeError(
@@ -210,193 +708,24 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         )
 
 
-def iter_parallel_map(
-    function: Callable[[ItemT], Awaitable[ValueT]],
-    items: Source[ItemT],
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
-    """Await ``function(item)`` for every item, at most ``concurrency`` at a time (trio).
-
-    ::
-
-        async with iter_parallel_map(fetch, urls, concurrency=64) as batch:
-            async for result in batch:
-                print(result.index, result.unwrap())
-
-    Args:
-        function: a trio-flavoured async callable of one item.
-        items: any iterable or async iterable, also an endless one. Items are drawn one at a time,
-            when a slot is free. A generator is closed when the batch ends.
-        concurrency: calls in flight at most.
-        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
-            first error cancels all other calls at once and is raised by the iterator, after the
-            results that were there before it.
-        preserve_order: hand out results in input order instead of completion order.
-
-    Returns:
-        The batch: an async context manager giving an async iterator of results. While the consumer
-        does not read, calls started minus results handed out never exceeds twice ``concurrency``
-        (eight times in input order).
-
-    Raises:
-        TypeError: ``concurrency`` is no integer, ``items`` no iterable, ``function`` no callable.
-        ValueError: ``concurrency`` is below 1.
-    """
-    return TrioParallelBatch(
-        map_plan(
-            function,
-            items,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
+def _awaitable(returned: Any) -> Awaitable[Any]:
+    if not hasattr(returned, "__await__"):
+        raise TypeError(
+            f"the call returned {type(returned).__qualname__}, which cannot be awaited: "
+            "pass an async function"
         )
-    )
+    awaitable: Awaitable[Any] = returned
+    return awaitable
 
 
-async def parallel_map(
-    function: Callable[[ItemT], Awaitable[ValueT]],
-    items: Source[ItemT],
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    **controls: Unpack[Controls],
-) -> list[ParallelResult[ItemT, ValueT]]:
-    """The results of :func:`iter_parallel_map` as a list (trio).
-
-    The arguments and errors are the same; a fail-fast batch raises its first error.
-    """
-    plan = map_plan(
-        function,
-        items,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-    )
-    return await collect(TrioParallelBatch(plan), preserve_order)
+_OF_THE_API = (
+    *("iter_parallel_acompletions", "iter_parallel_map", "iter_parallel_streams"),
+    *("parallel_acompletions", "parallel_map"),
+)
 
 
-def iter_parallel_acompletions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    router_host: RouterHost | RouterHostName | None = None,
-    **controls: Unpack[Controls],
-) -> ParallelBatch[RouterParallelResult]:
-    """Send every request through a Router, at most ``concurrency`` at a time (trio).
-
-    Args:
-        router: a ``litellm.Router`` (anything with an asyncio-flavoured ``acompletion`` method), or
-            a trio-flavoured async callable ``(model=, messages=, **kwargs)``.
-        requests: :class:`RouterParallelRequest` or mappings, from any iterable or async iterable.
-        concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
-        router_host: where a Router's asyncio code runs. ``"thread"``: on a plain asyncio loop in a
-            helper thread that is kept for this trio run; ``"thread-uvloop"``: the same with uvloop;
-            ``"trio-asyncio"``: on the loop of trio-asyncio that is open in this task; or what
-            :func:`parallel_core.open_router_host` has given. None: the host that was opened for
-            this Router, else the loop of trio-asyncio if one is open, else ``"thread"``.
-
-    Raises:
-        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
-            item of a lazy source becomes the result of its index, or the first error when
-            fail-fast.
-        TypeError: as in :func:`iter_parallel_map`; ``router`` is an asyncio function of litellm.
-        ValueError: as in :func:`iter_parallel_map`; there is no such ``router_host``.
-        RuntimeError: the host cannot be had here.
-    """
-    return TrioParallelBatch(
-        completion_plan(
-            in_trio(router, router_host),
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
-        )
-    )
-
-
-def iter_parallel_streams(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    router_host: RouterHost | RouterHostName | None = None,
-    **controls: Unpack[Controls],
-) -> ParallelBatch[StreamChunk | StreamEnd]:
-    """Send every request as a stream, and merge the streams into one, at most ``concurrency`` at a
-    time (trio).
-
-    ::
-
-        async with iter_parallel_streams(router, requests) as batch:
-            async for event in batch:
-                if isinstance(event, StreamChunk):
-                    print(event.index, event.text)
-                else:
-                    print(event.result.response, event.result.usage)
-
-    Args:
-        router, requests, concurrency, router_host: as in :func:`iter_parallel_acompletions`.
-            ``stream=True`` is added, and ``stream_options={"include_usage": True}``, unless the
-            request has that option.
-        return_exceptions: True: a stream that fails ends in a :class:`StreamEnd` with the
-            exception. False (fail-fast): the first error closes all other streams and is raised.
-        controls: as everywhere; those that are made for streams are ``on_chunk`` and
-            ``stall_timeout``.
-
-    Returns:
-        The batch: an iterator of :class:`StreamChunk`, as soon as any stream has one, each stream's
-        in its order, and of one :class:`StreamEnd` for each request. While the consumer does not
-        read, twice ``concurrency`` chunks wait for it, and the streams wait: each in its turn, so
-        that one with much to say holds up no other. That time counts for a request's ``timeout``,
-        and not for ``stall_timeout``.
-
-    Raises:
-        TypeError, ValueError, InvalidRequestError: as in :func:`iter_parallel_acompletions`; also
-            ``hedge``, whose two attempts would both give chunks.
-    """
-    return TrioParallelBatch(
-        stream_plan(
-            in_trio(router, router_host),
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            controls=controls,
-        )
-    )
-
-
-async def parallel_acompletions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    router_host: RouterHost | RouterHostName | None = None,
-    **controls: Unpack[Controls],
-) -> list[RouterParallelResult]:
-    """The results of :func:`iter_parallel_acompletions` as a list (trio).
-
-    The arguments and errors are the same; a fail-fast batch raises its first error.
-    """
-    plan = completion_plan(
-        in_trio(router, router_host),
-        requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-    )
-    return await collect(TrioParallelBatch(plan), preserve_order)
+def __getattr__(name: str) -> Any:
+    """Return a function of :mod:`parallel_core.api`, which stands above this module."""
+    if name in _OF_THE_API:
+        return getattr(importlib.import_module("parallel_core.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from litellm.router import Router
 
-from . import dispatch
-from ._handle import ParallelBatch
+from . import api
 from ._plan import Requests
 from .control.options import Concurrency, Controls
+from .engine.handle import ParallelBatch
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult, StreamChunk, StreamEnd
 
@@ -171,7 +171,7 @@ class ParallelRouter(_RouterMembers):
         **controls: Unpack[Controls],
     ) -> list[RouterParallelResult]:
         """:func:`parallel_core.parallel_acompletions` with this Router."""
-        return await dispatch.parallel_acompletions(
+        return await api.parallel_acompletions(
             self,
             requests,
             concurrency=concurrency,
@@ -192,7 +192,7 @@ class ParallelRouter(_RouterMembers):
         **controls: Unpack[Controls],
     ) -> ParallelBatch[RouterParallelResult]:
         """:func:`parallel_core.iter_parallel_acompletions` with this Router."""
-        return dispatch.iter_parallel_acompletions(
+        return api.iter_parallel_acompletions(
             self,
             requests,
             concurrency=concurrency,
@@ -212,7 +212,7 @@ class ParallelRouter(_RouterMembers):
         **controls: Unpack[Controls],
     ) -> ParallelBatch[StreamChunk | StreamEnd]:
         """:func:`parallel_core.iter_parallel_streams` with this Router."""
-        return dispatch.iter_parallel_streams(
+        return api.iter_parallel_streams(
             self,
             requests,
             concurrency=concurrency,

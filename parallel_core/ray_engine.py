@@ -27,9 +27,8 @@ from typing import Any, Literal, Self, Unpack
 import sniffio
 import trio
 
-from . import dispatch, trio_router
+from . import api, trio_router
 from ._fleet import Fleet, largest_block
-from ._handle import ParallelBatch, collect
 from ._plan import Requests
 from ._ray_cluster import (
     Entered,
@@ -42,11 +41,12 @@ from ._ray_data import ParallelCompletions
 from ._ray_installed import MOST_WORKERS, require_ray
 from ._remote_values import pack_request
 from ._router_recipe import RouterSource, checked_recipe
-from ._uninterrupted import to_the_end
 from .control._checks import checked_count
 from .control.adaptive import AdaptiveConcurrency
 from .control.budget import held_reservation
 from .control.options import Concurrency, Controls, checked_concurrency
+from .engine.handle import ParallelBatch, collect
+from .engine.uninterrupted import to_the_end
 from .router_call import INDEX
 from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult, StreamedResponse
@@ -348,7 +348,7 @@ def iter_parallel_acompletions(
     in_trio = sniffio.current_async_library() == "trio"
     host = trio_router.in_trio(router, router_host) if in_trio else router
     try:
-        batch = dispatch.iter_parallel_acompletions(
+        batch = api.iter_parallel_acompletions(
             host,
             requests,
             concurrency=concurrency if adaptive else slots,
@@ -405,7 +405,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
     ) -> None:
         self.router = router
         self._batch = batch
-        self._core = batch._core  # pyright: ignore[reportPrivateUsage]  # of the same family
+        self._core = batch._engine  # pyright: ignore[reportPrivateUsage]  # of the same family
         self._host = host
 
     @property

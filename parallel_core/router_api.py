@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Unpack, cast
 
-from . import dispatch
-from ._handle import ParallelBatch
+from . import api
 from ._plan import Requests
 from .control.options import Concurrency, Controls
+from .engine.handle import ParallelBatch
 from .litellm_patch.import_finder import ImportFinder
 from .types import RouterParallelResult, StreamChunk, StreamEnd
 
@@ -45,7 +45,7 @@ def _parallel_acompletions(
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
     """
     _require_flag()
-    return dispatch.parallel_acompletions(
+    return api.parallel_acompletions(
         self,
         requests,
         concurrency=concurrency,
@@ -70,7 +70,7 @@ def _iter_parallel_acompletions(
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
     """
     _require_flag()
-    return dispatch.iter_parallel_acompletions(
+    return api.iter_parallel_acompletions(
         self,
         requests,
         concurrency=concurrency,
@@ -94,7 +94,7 @@ def _iter_parallel_streams(
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
     """
     _require_flag()
-    return dispatch.iter_parallel_streams(
+    return api.iter_parallel_streams(
         self, requests, concurrency=concurrency, return_exceptions=return_exceptions, **controls
     )
 

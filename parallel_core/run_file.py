@@ -31,6 +31,7 @@ from ._run_records import (
     RunStraggler,
     RunSummary,
 )
+from .api import stoppable_completions
 from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
@@ -38,7 +39,6 @@ from .control._metering import RouterMeter
 from .control.options import Concurrency, Controls, check_controls, checked_concurrency
 from .control.retry import Retry
 from .control.stopping import Stopping
-from .dispatch import stoppable_completions
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
 from .failures import FailureKind, checked_kinds
 from .journal import Journal, JournalOpening

@@ -109,8 +109,6 @@ def compose(
             dooms=of_requests,
             router=router,
         )
-    elif settings is not None and queue is None:
-        composition.order = FirstInFirstOut()
     bar, callback = controls.get("progress", False), controls.get("on_progress")
     progress = None
     if bar or callback is not None:

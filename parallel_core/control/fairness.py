@@ -74,7 +74,7 @@ class FirstInFirstOut:
 
     @property
     def look_ahead(self) -> int:
-        return 1 + min(self._held_count, self._most_held)
+        return min(self._held_count, self._most_held)
 
     def __len__(self) -> int:
         return len(self._waiting) + self._held_count

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Unpack
 
-from parallel_core import ParallelBatch, dispatch
+from parallel_core import ParallelBatch, api
 from parallel_core._plan import Requests
 from parallel_core.control.options import Concurrency, Controls
 from parallel_core.trio_router import RouterHost, RouterHostName
@@ -33,7 +33,7 @@ async def gather_parallel_acompletions(
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """:func:`parallel_core.parallel_acompletions` with the defaults of the proposal."""
-    return await dispatch.parallel_acompletions(
+    return await api.parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,
@@ -55,7 +55,7 @@ def iter_parallel_acompletions(
     **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
     """:func:`parallel_core.iter_parallel_acompletions` with the defaults of the proposal."""
-    return dispatch.iter_parallel_acompletions(
+    return api.iter_parallel_acompletions(
         router,
         requests,
         concurrency=concurrency,

@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 import trio
 
-from ._slot_host import SlotHost
+from .backend import Backend
 
 
 class Timers:
     """The timers of one batch.
 
     Args:
-        host: on whose clock they run.
+        backend: on whose clock they run.
         failed: told what a function has raised.
     """
 
-    def __init__(self, host: SlotHost, failed: Callable[[BaseException], None]) -> None:
-        self._host = host
+    def __init__(self, backend: Backend, failed: Callable[[BaseException], None]) -> None:
+        self._backend = backend
         self._failed = failed
         self._waiting: set[_Timer] = set()
 
@@ -34,7 +34,7 @@ class Timers:
         this back."""
         timer = _Timer(self, context.copy(), function)
         self._waiting.add(timer)
-        timer.cancel = self._host.call_later(nursery, seconds, timer.fire)
+        timer.cancel = self._backend.call_later(nursery, seconds, timer.fire)
         return timer.take_back
 
     def take_back_all(self) -> None:

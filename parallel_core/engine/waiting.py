@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ._slot_host import HostEvent
+from .backend import Event
 
 
 class Places:
@@ -13,10 +13,10 @@ class Places:
 
     __slots__ = ("_free", "_new_event", "_queue")
 
-    def __init__(self, number: int, new_event: Callable[[], HostEvent]) -> None:
+    def __init__(self, number: int, new_event: Callable[[], Event]) -> None:
         self._free = number
         self._new_event = new_event
-        self._queue: deque[HostEvent] = deque()
+        self._queue: deque[Event] = deque()
 
     async def take(self) -> None:
         """Take a place, or wait for one."""
@@ -47,10 +47,10 @@ class Waiters:
 
     __slots__ = ("_new_event", "events")
 
-    def __init__(self, new_event: Callable[[], HostEvent]) -> None:
+    def __init__(self, new_event: Callable[[], Event]) -> None:
         self._new_event = new_event
         # Open to be looked at: on the path of every result, an empty deque saves a call.
-        self.events: deque[HostEvent] = deque()
+        self.events: deque[Event] = deque()
 
     async def wait(self) -> None:
         event = self._new_event()

@@ -19,7 +19,7 @@ from typing import Protocol
 import outcome
 import trio
 
-from ._waiting import Waiters
+from .waiting import Waiters
 
 
 class Tenant(Protocol):

@@ -1,4 +1,4 @@
-"""The top-level functions: one name for trio, asyncio and synchronous code."""
+"""The functions that users call, defined once for trio, asyncio and synchronous code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any, Unpack
 import sniffio
 from anyio.from_thread import start_blocking_portal
 
-from . import bridge, nursery_engine, trio_router
 from ._call_loop import plain_loop_factory
-from ._handle import ParallelBatch, collect
 from ._litellm_loop import enter_loop, leave_this_loop
-from ._plan import Requests, Source, completion_plan
+from ._plan import Requests, Source, completion_plan, map_plan, stream_plan
+from .bridge import AsyncioParallelBatch
 from .control.options import Concurrency, Controls
 from .control.stopping import Stopping
-from .trio_router import RouterHost, RouterHostName
+from .engine.handle import ParallelBatch, collect
+from .engine.plan import BatchPlan, ResultT
+from .nursery_engine import TrioParallelBatch
+from .trio_router import RouterHost, RouterHostName, in_trio
 from .types import (
     ItemT,
     ParallelResult,
@@ -53,15 +55,16 @@ def iter_parallel_map(
     Raises:
         RuntimeError: called where neither asyncio nor trio is running.
     """
-    batch: ParallelBatch[ParallelResult[ItemT, ValueT]] = _world().iter_parallel_map(
-        function,
-        items,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        **controls,
+    return _batch_of(
+        map_plan(
+            function,
+            items,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+            controls=controls,
+        )
     )
-    return batch
 
 
 async def parallel_map(
@@ -74,15 +77,15 @@ async def parallel_map(
     **controls: Unpack[Controls],
 ) -> list[ParallelResult[ItemT, ValueT]]:
     """The results of :func:`iter_parallel_map` as a list, in asyncio and in trio."""
-    results: list[ParallelResult[ItemT, ValueT]] = await _world().parallel_map(
+    plan = map_plan(
         function,
         items,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        **controls,
+        preserve_order=False,
+        controls=controls,
     )
-    return results
+    return await collect(_batch_of(plan), preserve_order)
 
 
 def iter_parallel_acompletions(
@@ -111,17 +114,16 @@ def iter_parallel_acompletions(
         RuntimeError: called where neither asyncio nor trio is running.
         TypeError, ValueError: called in asyncio with a host for a Router.
     """
-    world = _world()
-    batch: ParallelBatch[RouterParallelResult] = world.iter_parallel_acompletions(
-        router,
-        requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        **_host_option(world, router, router_host),
-        **controls,
+    return _batch_of(
+        completion_plan(
+            _router_here(router, router_host),
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            preserve_order=preserve_order,
+            controls=controls,
+        )
     )
-    return batch
 
 
 def iter_parallel_streams(
@@ -149,16 +151,15 @@ def iter_parallel_streams(
         RuntimeError: called where neither asyncio nor trio is running.
         TypeError, ValueError: called in asyncio with a host for a Router.
     """
-    world = _world()
-    batch: ParallelBatch[StreamChunk | StreamEnd] = world.iter_parallel_streams(
-        router,
-        requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        **_host_option(world, router, router_host),
-        **controls,
+    return _batch_of(
+        stream_plan(
+            _router_here(router, router_host),
+            requests,
+            concurrency=concurrency,
+            return_exceptions=return_exceptions,
+            controls=controls,
+        )
     )
-    return batch
 
 
 async def parallel_acompletions(
@@ -172,17 +173,15 @@ async def parallel_acompletions(
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
     """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
-    world = _world()
-    results: list[RouterParallelResult] = await world.parallel_acompletions(
-        router,
+    plan = completion_plan(
+        _router_here(router, router_host),
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        **_host_option(world, router, router_host),
-        **controls,
+        preserve_order=False,
+        controls=controls,
     )
-    return results
+    return await collect(_batch_of(plan), preserve_order)
 
 
 def stoppable_completions(
@@ -199,11 +198,8 @@ def stoppable_completions(
     What is in flight and what has not been handed out are together no more than the concurrency:
     that much a crash may lose.
     """
-    world = _world()
-    _host_option(world, router, router_host)
-    in_trio = world is nursery_engine
     plan = completion_plan(
-        trio_router.in_trio(router, router_host) if in_trio else router,
+        _router_here(router, router_host),
         requests,
         concurrency=concurrency,
         return_exceptions=True,
@@ -211,8 +207,7 @@ def stoppable_completions(
         controls=controls,
         stopping=stopping,
     )
-    plan = dataclasses.replace(plan, window=plan.concurrency)
-    return nursery_engine.TrioParallelBatch(plan) if in_trio else bridge.AsyncioParallelBatch(plan)
+    return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
 
 
 def parallel_completions(
@@ -236,9 +231,8 @@ def parallel_completions(
     Arguments, results and errors are those of
     :func:`parallel_core.bridge.parallel_acompletions`.
     """
-    _host_option(bridge, router, None)  # none is taken
     plan = completion_plan(
-        router,
+        _router_in_asyncio(router, None),
         requests,
         concurrency=concurrency,
         return_exceptions=return_exceptions,
@@ -246,7 +240,7 @@ def parallel_completions(
         controls=controls,
     )
 
-    batch = bridge.AsyncioParallelBatch(plan)
+    batch = AsyncioParallelBatch(plan)
 
     async def run() -> list[RouterParallelResult]:
         enter_loop(asyncio.get_running_loop())
@@ -268,8 +262,8 @@ def parallel_completions(
     raise interrupt
 
 
-def _world() -> Any:
-    """The module that implements the API for the library that is running."""
+def _library() -> str:
+    """Return the name of the library that is running here: asyncio or trio."""
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
@@ -277,16 +271,28 @@ def _world() -> Any:
             "neither asyncio nor trio is running here; in synchronous code use "
             "parallel_core.parallel_completions"
         ) from None
-    if library == "asyncio":
-        return bridge
-    if library != "trio":
+    if library not in ("asyncio", "trio"):
         raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
-    return nursery_engine
+    return library
 
 
-def _host_option(world: object, router: object, router_host: object) -> dict[str, object]:
-    if world is nursery_engine:
-        return {"router_host": router_host}
+def _batch_of(plan: BatchPlan[ResultT]) -> ParallelBatch[ResultT]:
+    return TrioParallelBatch(plan) if _library() == "trio" else AsyncioParallelBatch(plan)
+
+
+def _router_here(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    router_host: RouterHost | RouterHostName | None,
+) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
+    """Return what makes the calls in the library that is running here."""
+    here = in_trio if _library() == "trio" else _router_in_asyncio
+    return here(router, router_host)
+
+
+def _router_in_asyncio(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    router_host: RouterHost | RouterHostName | None,
+) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
     if router_host is not None:
         raise ValueError(
             "router_host is for trio: in asyncio a Router's calls run on your own loop; leave it "
@@ -294,4 +300,4 @@ def _host_option(world: object, router: object, router_host: object) -> dict[str
         )
     if isinstance(router, RouterHost):
         raise TypeError("a RouterHost is for trio: in asyncio pass the Router itself")
-    return {}
+    return router

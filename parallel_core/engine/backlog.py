@@ -1,7 +1,6 @@
-"""Requests that wait for a slot: drawn ahead, or to be sent again after a time.
+"""The backlog of a batch: requests that are drawn and not in flight.
 
-Only a batch with a control that needs it has an agenda (adaptive concurrency, fairness); the slots
-of every other batch draw from the source themselves.
+They have been read ahead for fairness, or wait to be sent again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Entry:
-    """A request on its way through a batch with an agenda."""
+    """A request on its way through a batch."""
 
     __slots__ = ("attempts", "began", "index", "item", "key", "started_at")
 
@@ -20,7 +19,7 @@ class Entry:
         self.index = index
         self.item = item
         self.key: Hashable = None
-        # Of its first call, however often it is made.
+        # Of the first attempt: the time of day, and the seconds of a clock that only goes forward.
         self.started_at = 0.0
         self.began: float | None = None
         self.attempts = 0
@@ -31,7 +30,7 @@ class Order(Protocol):
 
     @property
     def look_ahead(self) -> int:
-        """Requests that may wait here at most."""
+        """Requests that may wait here, besides one that begins at once."""
         ...
 
     @property
@@ -66,7 +65,36 @@ class Order(Protocol):
     def __len__(self) -> int: ...
 
 
-class Agenda:
+class InputOrder:
+    """Requests begin as they are drawn."""
+
+    look_ahead = 0
+    apart = 0
+
+    def __init__(self) -> None:
+        self._waiting: deque[Any] = deque()
+        self.push = self._waiting.append
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def pop(self, limit: int) -> Any:
+        return self._waiting.popleft() if self._waiting else None
+
+    def resume(self, entry: Any, limit: int) -> bool:
+        return True
+
+    def ended(self, entry: Any) -> None:
+        pass
+
+    def source_ended(self) -> None:
+        pass
+
+    def hurry(self) -> None:
+        pass
+
+
+class Backlog:
     """What waits for a slot, and when it may begin."""
 
     def __init__(self, order: Order) -> None:
@@ -81,10 +109,6 @@ class Agenda:
         return not (self.order or self.again)
 
     @property
-    def wants_more(self) -> bool:
-        return len(self.order) < self.order.look_ahead
-
-    @property
     def again(self) -> int:
         """Requests that are to be sent again, now or later."""
         return len(self._due) + len(self._postponed)
@@ -93,7 +117,7 @@ class Agenda:
         self.order.push(Entry(index, item))
 
     def next_again(self, limit: int) -> Entry | None:
-        """A request whose time to be sent again has come."""
+        """Return a request whose time to be sent again has come."""
         for position, entry in enumerate(self._due):
             if self.order.resume(entry, limit):
                 del self._due[position]

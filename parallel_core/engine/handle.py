@@ -10,13 +10,47 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import trio
 
-from ._batch import BatchCore
-from ._plan import ResultT
-from .control.adaptive import LimitChange
-from .errors import BatchAbortedError, add_note
-from .types import Usage
+from parallel_core.control.adaptive import LimitChange
+from parallel_core.errors import BatchAbortedError, add_note
+from parallel_core.types import Usage
+
+from .plan import ResultT
+from .waiting import Waiters
 
 logger = logging.getLogger("parallel_core")
+
+
+RunningT = TypeVar("RunningT")
+
+
+class RunningBatch(Protocol[RunningT]):
+    """The engine, as its handle sees it (:class:`parallel_core.nursery_engine.BatchEngine`)."""
+
+    results: trio.MemoryReceiveChannel[RunningT]
+    arrivals: Waiters
+    delivered: int
+    succeeded: int
+    failed: int
+
+    @property
+    def started(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def limit_changes(self) -> list[LimitChange]: ...
+    @property
+    def failed_deployments(self) -> dict[str, str]: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def crash_error(self) -> BaseException | None: ...
+    def stop(self) -> None: ...
+    def check_thread(self) -> None: ...
+    def collect_into(self, results: list[RunningT], /) -> None: ...
+    def handed_out(self, result: object, /) -> None: ...
+    def take_error(self) -> BaseException | None: ...
 
 
 class ParallelBatch(ABC, Generic[ResultT]):
@@ -26,55 +60,55 @@ class ParallelBatch(ABC, Generic[ResultT]):
     ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
     """
 
-    _core: BatchCore[ResultT]
+    _engine: RunningBatch[ResultT]
     _begun: bool = False
     _closed: bool = False
 
     @property
     def started(self) -> int:
         """Requests taken from the source so far; one that is refused as invalid counts too."""
-        return self._core.started
+        return self._engine.started
 
     @property
     def succeeded(self) -> int:
         """Calls that returned."""
-        return self._core.succeeded
+        return self._engine.succeeded
 
     @property
     def failed(self) -> int:
         """Calls that raised, and requests that were refused."""
-        return self._core.failed
+        return self._engine.failed
 
     @property
     def in_flight(self) -> int:
         """Calls that are running now."""
-        return self._core.in_flight
+        return self._engine.in_flight
 
     @property
     def delivered(self) -> int:
         """Results handed out to the consumer."""
-        return self._core.delivered
+        return self._engine.delivered
 
     @property
     def limit(self) -> int:
         """Calls that may be in flight now: ``concurrency``, unless that is adaptive."""
-        return self._core.limit
+        return self._engine.limit
 
     @property
     def limit_changes(self) -> list[LimitChange]:
         """How an adaptive limit went, from the beginning of the batch; empty for a fixed one."""
-        return self._core.limit_changes
+        return self._engine.limit_changes
 
     @property
     def failed_deployments(self) -> dict[str, str]:
         """Why requests were sent past a deployment, by its id: its key was refused, its credit is
         used up, it has no such model. Others of its model got them."""
-        return self._core.failed_deployments
+        return self._engine.failed_deployments
 
     @property
     def usage(self) -> Usage:
         """Tokens and cost of the calls that returned, as the provider tells them."""
-        return self._core.usage
+        return self._engine.usage
 
     def cancel(self) -> None:
         """Cancel every call in flight and start no more.
@@ -85,8 +119,8 @@ class ParallelBatch(ABC, Generic[ResultT]):
         Raises:
             RuntimeError: the batch runs in another thread.
         """
-        self._core.check_thread()
-        self._core.stop()
+        self._engine.check_thread()
+        self._engine.stop()
 
     @abstractmethod
     async def __aenter__(self) -> Self: ...
@@ -120,23 +154,24 @@ class ParallelBatch(ABC, Generic[ResultT]):
         """
         if not self._begun:
             await self._begin()
-        core = self._core
+        await self._before_result()
+        engine = self._engine
         while True:
             if self._closed:
                 raise StopAsyncIteration
             try:
-                result = core.results.receive_nowait()
+                result = engine.results.receive_nowait()
             except trio.WouldBlock:
                 pass
             except trio.EndOfChannel:
                 break
             else:
-                core.handed_out(result)
+                engine.handed_out(result)
                 return result
             self._before_waiting()
-            await core.arrivals.wait()
+            await engine.arrivals.wait()
         await self._ended()
-        error = core.take_error()
+        error = engine.take_error()
         if isinstance(error, StopAsyncIteration | StopIteration):
             # As PEP 479 does: raised here as it is, it would look like the end of the batch.
             wrapped = RuntimeError(f"the batch raised {type(error).__name__}")
@@ -146,12 +181,15 @@ class ParallelBatch(ABC, Generic[ResultT]):
             try:
                 raise error
             finally:
-                del error, core  # no reference cycle through the traceback
+                del error, engine  # no reference cycle through the traceback
         raise StopAsyncIteration
 
     @abstractmethod
     async def _begin(self) -> None:
         """Called at the first result of a batch that has not been entered: start it, or refuse."""
+
+    async def _before_result(self) -> None:
+        """Called before each result: let others run, where the library's users expect it."""
 
     def _before_waiting(self) -> None:
         """Called when there is no result yet: refuse to wait where none can arrive."""
@@ -160,17 +198,17 @@ class ParallelBatch(ABC, Generic[ResultT]):
         """Called when the last result has been handed out: wait until nothing is left."""
 
 
-def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> None:
+def raise_crash(engine: RunningBatch[Any], body_exception: BaseException | None) -> None:
     """On leaving a batch: raise what nobody has been told yet.
 
     What the caller's own body is left by, a cancellation included, goes before an error of a source
     that could not be closed or of a control that failed at the end, and before the news that the
     batch was aborted. KeyboardInterrupt and SystemExit go before everything.
     """
-    crash = core.crash_error
+    crash = engine.crash_error
     if crash is None:
         return
-    core.take_error()
+    engine.take_error()
     if isinstance(crash, Exception) and body_exception is not None:
         if not isinstance(crash, BatchAbortedError):
             # The text of an exception may quote what the source holds: it goes to the caller, with
@@ -182,7 +220,10 @@ def raise_crash(core: BatchCore[Any], body_exception: BaseException | None) -> N
                 type(crash).__qualname__,
             )
         return
-    raise crash
+    try:
+        raise crash
+    finally:
+        del crash, body_exception  # no reference cycle through the traceback
 
 
 class _Indexed(Protocol):
@@ -200,7 +241,7 @@ async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[
     needs no reorder window, which could hold calls back.
     """
     results: list[IndexedT] = []
-    batch._core.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
+    batch._engine.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
     async with batch:
         async for _ in batch:
             raise AssertionError("a result has not gone into the list")

@@ -1,0 +1,45 @@
+"""What the user sees of a call that failed."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from parallel_core.types import RouterParallelRequest
+
+_PACKAGE = __name__.partition(".")[0]
+_ENGINE_MODULES = tuple(
+    f"{_PACKAGE}.{name}"
+    for name in ("nursery_engine", "_answers", "_call_loop", "control.", "trio_router")
+)
+
+
+def as_the_calls_own(exception: Exception) -> Exception:
+    """Strip the engine's frames from an exception raised by a call.
+
+    Its traceback then begins in the user's function, and an exception that the user keeps does not
+    keep the engine alive, with the item and the result it was working on.
+
+    A StopIteration, which only a plain function can raise, becomes a RuntimeError, as it would in
+    a coroutine (PEP 479): raised as it is, it would silently end a generator of the user.
+    """
+    traceback = exception.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(
+        _ENGINE_MODULES
+    ):
+        traceback = traceback.tb_next
+    exception = exception.with_traceback(traceback)
+    if not isinstance(exception, StopIteration):
+        return exception
+    error = RuntimeError("the call raised StopIteration")
+    error.__cause__ = exception
+    return error
+
+
+def describe(index: int, item: object) -> str:
+    """Name a call in a log or a note: its index and model, never what it says."""
+    model: object = None
+    if isinstance(item, RouterParallelRequest):
+        model = item.model
+    elif isinstance(item, dict):  # of anything else, looking might run code of the user
+        model = cast("dict[object, object]", item).get("model")
+    return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")

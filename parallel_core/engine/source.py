@@ -1,0 +1,67 @@
+"""The source of a batch: one task draws it, from its first item to its end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterator
+from typing import Any, Final, cast
+
+NOTHING: Final = object()
+"""Returned by a source that has no more items."""
+
+
+class Source:
+    """Draws items from an iterable or an async iterable.
+
+    All of it belongs to one task, in one context: a source may hold a cancel scope, a timeout or
+    the token of a context variable between two items.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+        # An object that is both is made for async code: its sync form would block.
+        self._is_async = isinstance(items, AsyncIterable)
+        self._iterator: Any = None
+
+    async def draw(self) -> Any:
+        """Return the next item, or ``NOTHING``."""
+        if not self._is_async:
+            return self.draw_now()
+        if self._iterator is None:
+            self._iterator = aiter(self._items)
+        try:
+            return await anext(self._iterator)
+        except StopAsyncIteration:
+            return NOTHING
+
+    @property
+    def draws_now(self) -> bool:
+        """Return True if an item needs no waiting: :meth:`draw_now` returns it."""
+        return not self._is_async
+
+    def draw_now(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._items)
+        return next(cast("Iterator[Any]", self._iterator), NOTHING)
+
+    async def throw(self, cancellation: BaseException) -> Any:
+        """Hand a cancellation that hit the task between two items to the generator; return an item.
+
+        A scope or a timeout inside an async generator, which waits at its ``yield`` meanwhile, has
+        raised it there.
+        """
+        iterator = self._iterator
+        if not isinstance(iterator, AsyncGenerator):
+            raise cancellation
+        try:
+            return await cast("AsyncGenerator[Any, None]", iterator).athrow(cancellation)
+        except StopAsyncIteration:
+            return NOTHING
+
+    async def close(self) -> None:
+        """Close a generator."""
+        # If `__aiter__` is a generator function, the generator that it returned.
+        iterator = self._items if self._iterator is None else self._iterator
+        if isinstance(iterator, AsyncGenerator):
+            await cast("AsyncGenerator[Any, None]", iterator).aclose()
+        elif isinstance(iterator, Generator):
+            cast("Generator[Any, None, None]", iterator).close()

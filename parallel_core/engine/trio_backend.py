@@ -1,0 +1,150 @@
+"""Trio under the engine: calls are trio tasks of the batch's nursery."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+import trio
+
+from parallel_core.errors import cancelled_unasked
+
+from .backend import Event, Group, Scope, TaskEnded, Tasks
+
+T = TypeVar("T")
+
+
+class TrioBackend:
+    """Calls are trio tasks."""
+
+    def new_event(self) -> Event:
+        return trio.Event()
+
+    def new_scope(self, seconds: float | None = None) -> Scope:
+        return trio.CancelScope() if seconds is None else trio.move_on_after(seconds)
+
+    def new_group(self) -> Group:
+        return _TrioGroup()
+
+    def current_time(self) -> float:
+        return trio.current_time()
+
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def call(self, function: Callable[[], None]) -> None:
+        function()
+
+    def new_tasks(
+        self,
+        nursery: trio.Nursery,
+        context: Context,
+        function: Callable[[T], Awaitable[None]],
+        ended: TaskEnded[T],
+    ) -> Tasks[T]:
+        return _TrioTasks(nursery, context, function, ended)
+
+    def call_later(
+        self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
+    ) -> Callable[[], None]:
+        scope = trio.CancelScope(shield=True)
+
+        async def wait() -> None:
+            with scope:
+                await trio.sleep(seconds)
+                function()
+
+        nursery.start_soon(wait)
+        return scope.cancel
+
+    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        raise interrupt
+
+    def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
+        # A call that fails while it is cancelled raises both in a group. The cancellation may be
+        # dropped here: trio raises it again at the next checkpoint.
+        error = without_cancelled(exception)
+        if error is None and trio.current_effective_deadline() > -math.inf:
+            # Nobody has cancelled us: a Cancelled that was kept from somewhere else.
+            return cancelled_unasked(what, exception)
+        return error if isinstance(error, Exception) else None
+
+
+class _TrioGroup:
+    """A nursery that is opened when it is entered."""
+
+    def __init__(self) -> None:
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._manager.__aexit__(exc_type, exc, traceback)
+
+    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._nursery.start_soon(function)
+
+
+class _TrioTasks(Generic[T]):
+    """The tasks of one kind in a nursery, and one that keeps it open for them."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        context: Context,
+        function: Callable[[T], Awaitable[None]],
+        ended: TaskEnded[T],
+    ) -> None:
+        self._nursery = nursery
+        self._context = context
+        self._function = function
+        self._ended = ended
+        self._released = trio.Event()
+        nursery.start_soon(self._released.wait, name="parallel_core batch")
+
+    def start(self, argument: T, name: str) -> None:
+        # A task copies the context that is current when it is started, which may be the source's.
+        self._context.run(
+            functools.partial(self._nursery.start_soon, self._run, argument, name=name)
+        )
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def _run(self, argument: T) -> None:
+        try:
+            await self._function(argument)
+        except BaseException as exception:
+            cancelled = isinstance(exception, trio.Cancelled)
+            self._ended(argument, without_cancelled(exception), cancelled=cancelled)
+            if cancelled:
+                raise
+        else:
+            self._ended(argument, None, cancelled=False)
+
+
+def without_cancelled(exception: BaseException) -> BaseException | None:
+    if isinstance(exception, trio.Cancelled):
+        return None
+    if isinstance(exception, BaseExceptionGroup) and not isinstance(exception, Exception):
+        group = cast("BaseExceptionGroup[BaseException]", exception)
+        return group.split(trio.Cancelled)[1]
+    return exception
+
+
+def only_member(exception: BaseException) -> BaseException:
+    """An interrupt out of the groups that nurseries have put around it."""
+    members: tuple[BaseException, ...] = getattr(exception, "exceptions", ())
+    return only_member(members[0]) if len(members) == 1 else exception
