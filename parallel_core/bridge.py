@@ -13,10 +13,11 @@ import asyncio
 import contextlib
 import importlib
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import anyio
 import trio
@@ -136,6 +137,11 @@ class _AsyncioGroup:
         self._group.create_task(function())
 
 
+@types.coroutine
+def _wait_for_first_step() -> Generator[None, None, None]:
+    yield
+
+
 class _AsyncioTasks(Generic[T]):
     """Asyncio tasks, and the one trio task in the nursery that stands for all of them."""
 
@@ -144,31 +150,28 @@ class _AsyncioTasks(Generic[T]):
         backend: AsyncioBackend,
         nursery: trio.Nursery,
         context: Context,
-        function: Callable[[T], Coroutine[Any, Any, None]],
+        function: Callable[[T], Awaitable[None]],
         ended: TaskEnded[T],
     ) -> None:
         self._backend = backend
         self._context = context
         self._function = function
         self._ended = ended
-        self._task_done = self._forget  # one bound method for all tasks
-        self.arguments: dict[asyncio.Task[None], T] = {}
+        self.tasks: dict[T, asyncio.Task[None]] = {}
         self._released = False
         self._cancelled = False
         self._wake: Callable[[], None] | None = None  # set while the trio task waits
         nursery.start_soon(self._supervise, name="parallel_core batch")
 
     def start(self, argument: T, name: str) -> None:
+        coroutine = self._run(argument)
+        # Into its `try`: a task that is cancelled before its first step would never get there.
+        coroutine.send(None)
         # Not loop.create_task: an eager task would start inside a step of trio. The context is
         # the caller's, not that of the task which may be running here.
-        task = asyncio.Task(
-            self._function(argument),
-            loop=self._backend.loop,
-            name=name,
-            context=self._context.copy(),
+        self.tasks[argument] = task = asyncio.Task(
+            coroutine, loop=self._backend.loop, name=name, context=self._context.copy()
         )
-        self.arguments[task] = argument
-        task.add_done_callback(self._task_done)
         if self._cancelled:
             task.cancel()
 
@@ -176,23 +179,27 @@ class _AsyncioTasks(Generic[T]):
         self._released = True
         self._wake_if_empty()
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        argument = self.arguments.pop(task)
-        backend = self._backend
-        exception = None if task.cancelled() else task.exception()
-        if exception is not None:
-            exception = _without_cancelled(exception)
-        if backend.abandoned:
-            return
-        if backend.shutting_down():
-            backend.abort("its event loop is being shut down")
+    async def _run(self, argument: T) -> None:
+        backend, error = self._backend, None
         try:
-            self._ended(argument, exception, cancelled=backend.cancelled)
+            await _wait_for_first_step()
+            await self._function(argument)
+        except BaseException as exception:
+            error = _without_cancelled(exception)
+            if backend.shutting_down():
+                backend.abort("its event loop is being shut down")
+            if not isinstance(exception, Exception):
+                raise
         finally:
-            self._wake_if_empty()
+            self.tasks.pop(argument, None)
+            if not backend.abandoned:
+                self._ended(argument, error, cancelled=backend.cancelled)
+                if self._released:
+                    self._wake_if_empty()
+            error = None
 
     def _wake_if_empty(self) -> None:
-        if self._released and not self.arguments and self._wake is not None:
+        if not self.tasks and self._wake is not None:
             self._wake()
 
     async def _supervise(self) -> None:
@@ -206,7 +213,7 @@ class _AsyncioTasks(Generic[T]):
             self._wake = None
             trio.lowlevel.reschedule(supervisor)
 
-        while self.arguments or not self._released:
+        while self.tasks or not self._released:
             try:
                 self._wake = wake
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
@@ -218,11 +225,12 @@ class _AsyncioTasks(Generic[T]):
     def _abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         backend = self._backend
         self._released = self._cancelled = backend.cancelled = True
-        tasks = list(self.arguments)
+        tasks = list(self.tasks.values())
         if backend.loop.is_closed():
             # They will never be stepped again. Their `finally` blocks run now, or never.
+            self.tasks.clear()
             for task in tasks:
-                self._close(task)
+                _close(task)
             tasks = []
         if not tasks:
             self._wake = None
@@ -232,14 +240,14 @@ class _AsyncioTasks(Generic[T]):
             _cancel(task, shutting_down)
         return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
 
-    def _close(self, task: asyncio.Task[None]) -> None:
-        del self.arguments[task]
-        state: Any = task
-        state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
-        coroutine = task.get_coro()
-        if isinstance(coroutine, Coroutine):
-            with contextlib.suppress(Exception):  # nobody is left to be told
-                coroutine.close()
+
+def _close(task: asyncio.Task[None]) -> None:
+    state: Any = task
+    state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
+    coroutine = task.get_coro()
+    if isinstance(coroutine, Coroutine):
+        with contextlib.suppress(Exception):  # nobody is left to be told
+            coroutine.close()
 
 
 class AsyncioBackend:
@@ -256,7 +264,7 @@ class AsyncioBackend:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [task for tasks in self._tasks for task in tasks.arguments]
+        return [task for tasks in self._tasks for task in tasks.tasks.values()]
 
     def new_event(self) -> Event:
         return asyncio.Event()
@@ -296,8 +304,7 @@ class AsyncioBackend:
         function: Callable[[T], Awaitable[None]],
         ended: TaskEnded[T],
     ) -> Tasks[T]:
-        coroutine_function = cast("Callable[[T], Coroutine[Any, Any, None]]", function)
-        tasks = _AsyncioTasks(self, nursery, context, coroutine_function, ended)
+        tasks = _AsyncioTasks(self, nursery, context, function, ended)
         self._tasks.append(tasks)
         return tasks
 
@@ -498,14 +505,27 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
             self._backend.loop.call_soon_threadsafe(tenant.stop)
 
 
-_OF_THE_API = (
-    *("iter_parallel_acompletions", "iter_parallel_map", "iter_parallel_streams"),
-    *("parallel_acompletions", "parallel_map"),
-)
+if TYPE_CHECKING:
+    from .api import (
+        iter_parallel_acompletions,
+        iter_parallel_map,
+        iter_parallel_streams,
+        parallel_acompletions,
+        parallel_map,
+    )
+
+__all__ = [
+    "AsyncioParallelBatch",
+    "iter_parallel_acompletions",
+    "iter_parallel_map",
+    "iter_parallel_streams",
+    "parallel_acompletions",
+    "parallel_map",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Return a function of :mod:`parallel_core.api`, which stands above this module."""
-    if name in _OF_THE_API:
+    if name in __all__:
         return getattr(importlib.import_module("parallel_core.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

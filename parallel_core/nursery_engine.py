@@ -16,10 +16,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection
+import types
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 
 import trio
 
@@ -95,16 +96,15 @@ class BatchEngine(Generic[ResultT]):
         self._drawn = 0
         self._drawing: Scope = backend.new_scope()
         self._room = Waiters(backend.new_event)
+        self._order = plan.order
         self._backlog = Backlog(plan.order)
         self._hurrying = False
 
         self._helpers: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
         self._tasks: Tasks[Entry] | None = None
-        self._running = 0  # tasks of calls
-        self._occupied = 0  # calls in flight, and results that there are or were
         self._timers = Timers(backend, self.fail)
-        self.calls: dict[int, Any] = {}  # in flight, by index
+        self.calls: dict[int, Any] = {}  # in flight, by index: their items
         self.succeeded = 0
         self.failed = 0
 
@@ -117,6 +117,7 @@ class BatchEngine(Generic[ResultT]):
         self.arrivals = Waiters(backend.new_event)
         self._early: dict[int, ResultT] = {}  # in input order: done before their turn
         self._next_index = 0
+        self._undelivered = 0  # results that wait for the consumer, or for their turn
         self.delivered = 0
 
         self.stopping = False
@@ -205,29 +206,19 @@ class BatchEngine(Generic[ResultT]):
                 except KeyboardInterrupt as interrupt:
                     self._backend.interrupted(interrupt)
 
-    # --- 2. Draw an item when there is room for its call, or the backlog wants to look ahead ---
+    # --- 2. Draw an item when a slot is free for it, or the backlog wants to look ahead ---
 
     async def _draw_all(self, _: None) -> None:
-        turn_began = time.perf_counter()
         try:
             with self._drawing:
-                while not (self._exhausted or self.stopping):
-                    try:
-                        item = await self._next_item()
-                    except BaseException as exception:
-                        is_ending = self._exhausted or self.stopping
-                        error = self._backend.error_of(exception, "the source", is_ending)
-                        if error is None:
-                            raise
-                        (self.crash if is_ending else self._source_failed)(error)
-                        break
-                    if item is NOTHING:
-                        break
-                    self._add(item)
-                    self._start_calls()
-                    if time.perf_counter() - turn_began > LONGEST_TURN:
-                        await self._backend.pause()
-                        turn_began = time.perf_counter()
+                try:
+                    await self._draw_items()
+                except BaseException as exception:
+                    is_ending = self._exhausted or self.stopping
+                    error = self._backend.error_of(exception, "the source", is_ending)
+                    if error is None:
+                        raise
+                    (self.crash if is_ending else self._source_failed)(error)
         finally:
             self._exhaust()
             try:  # outside of the scope: a generator may await while it cleans up
@@ -235,47 +226,77 @@ class BatchEngine(Generic[ResultT]):
             except Exception as exception:  # noqa: BLE001 - reported to the consumer
                 self.crash(exception)
 
-    async def _next_item(self) -> Any:
-        while not self._wants_item:
-            try:
-                await self._room.wait()
-            except BaseException as exception:
-                if self._exhausted or self.stopping:
-                    raise
-                cancellation = exception
-            else:
+    async def _draw_items(self) -> None:
+        source = self._source
+        turn_began = time.perf_counter()
+        while not (self._exhausted or self.stopping):
+            wanted = self._wanted_items()
+            if not wanted:
+                if await self._wait_for_room():
+                    return
+                turn_began = time.perf_counter()
                 continue
-            return await self._source.throw(cancellation)
-        return self._source.draw_now() if self._source.draws_now else await self._source.draw()
+            if source.is_async:
+                item = await source.draw()
+                if item is NOTHING:
+                    return
+                self._add(item)
+            else:
+                for _ in range(wanted):
+                    item = source.draw_now()
+                    if item is NOTHING:
+                        return
+                    self._add(item)
+                    if self.stopping or time.perf_counter() - turn_began > LONGEST_TURN:
+                        break
+            self._start_calls()
+            if time.perf_counter() - turn_began > LONGEST_TURN:
+                await self._backend.pause()
+                turn_began = time.perf_counter()
 
-    @property
-    def _wants_item(self) -> bool:
-        if self._counts_draws and self._drawn - self.delivered >= self._window:
+    async def _wait_for_room(self) -> bool:
+        """Wait until something has changed. Return True if the source has no more items."""
+        try:
+            await self._room.wait()
+        except BaseException as exception:
+            if self._exhausted or self.stopping:
+                raise
+            cancellation = exception
+        else:
             return False
-        order = self._backlog.order
-        return len(order) < order.look_ahead + self._has_slot
+        item = await self._source.throw(cancellation)
+        if item is NOTHING:
+            return True
+        self._add(item)
+        self._start_calls()
+        return False
 
-    @property
-    def _has_slot(self) -> bool:
-        """Return True if a call could begin that has never been made."""
-        return self._running < self._limit and not self._backlog.held and self._has_room_for_new
+    def _wanted_items(self) -> int:
+        """Return how many items are to be drawn: one for each slot, and those to look ahead."""
+        wanted = self._order.look_ahead - len(self._order) + self._free_slots()
+        if self._counts_draws:
+            wanted = min(wanted, self._window - self._drawn + self.delivered)
+        return max(wanted, 0)
 
-    @property
-    def _has_room(self) -> bool:
-        return self._counts_draws or self._occupied - self.delivered < self._window
-
-    @property
-    def _has_room_for_new(self) -> bool:
-        # What is to be sent again has no place in the window, or rejected keys would fill it and
-        # idle the others. Beyond the order's bound it keeps out new requests all the same.
-        crowd = max(0, self._backlog.again - self._backlog.order.apart)
-        return self._counts_draws or self._occupied + crowd - self.delivered < self._window
+    def _free_slots(self) -> int:
+        """Return how many calls may begin that have never been made."""
+        if self._backlog.held:
+            return 0
+        in_flight = len(self.calls)
+        free = self._limit - in_flight
+        if not self._counts_draws:
+            free = min(free, self._window - in_flight - self._undelivered)
+            if self._backlog.again:
+                # What is to be sent again has no place in the window, or rejected keys would fill
+                # it and idle the others. Beyond the order's bound it keeps out new requests.
+                free -= max(0, self._backlog.again - self._order.apart)
+        return max(free, 0)
 
     def _add(self, item: Any) -> None:
         index = self._drawn
         self._drawn += 1
         try:
-            self._backlog.add(index, item)
+            self._order.push(Entry(index, item))
         except Exception as exception:  # noqa: BLE001 - the user's key function
             add_note(exception, f"raised by fair_by for {describe(index, item)}")
             self.fail(exception)
@@ -283,7 +304,7 @@ class BatchEngine(Generic[ResultT]):
     def _exhaust(self) -> None:
         if not self._exhausted:
             self._exhausted = True
-            self._backlog.order.source_ended()
+            self._order.source_ended()
         self._advance()
 
     def _drawing_ended(self, _: None, exception: BaseException | None, *, cancelled: bool) -> None:
@@ -297,33 +318,41 @@ class BatchEngine(Generic[ResultT]):
     # --- 3. Start calls while there are slots: what is to be sent again, then what is new ---
 
     def _start_calls(self) -> None:
-        tasks, backlog = self._tasks, self._backlog
-        if tasks is None:
-            return
+        backlog, order = self._backlog, self._order
         try:
-            while self._running < self._limit and not (self.stopping or backlog.held):
-                entry = backlog.next_again(self._limit) if self._has_room else None
-                if entry is None and self._has_room_for_new:
-                    entry = backlog.next_new(self._limit)
+            while backlog.due and self._may_resume() and not self.stopping:
+                entry = backlog.next_due(self._limit)
                 if entry is None:
+                    break
+                self._start(entry)
+            for _ in range(min(self._free_slots(), len(order))):
+                entry = order.pop(self._limit)
+                if entry is None or self.stopping:
                     return
-                self._running += 1
-                self._occupied += 1
-                self.calls[entry.index] = entry.item
-                tasks.start(entry, describe(entry.index, entry.item))
+                self._start(entry)
         except BaseException as exception:  # noqa: BLE001 - of the user's keys; reported
             self.fail(exception)
+
+    def _may_resume(self) -> bool:
+        in_flight = len(self.calls)
+        has_room = self._counts_draws or in_flight + self._undelivered < self._window
+        return has_room and in_flight < self._limit and not self._backlog.held
+
+    def _start(self, entry: Entry) -> None:
+        assert self._tasks is not None
+        self.calls[entry.index] = entry.item
+        self._tasks.start(entry, describe(entry.index, entry.item))
 
     def _advance(self) -> None:
         """Something has changed: start what may start, draw, or end."""
         if self.stopping or self._tasks is None:
             return
-        if not self._backlog.empty:
+        if self._order or self._backlog.due:
             self._start_calls()
         if not self._exhausted:
-            if self._room.events and self._wants_item:
+            if self._room.events and self._wanted_items():
                 self._room.wake_one()
-        elif not self._running and self._backlog.empty:
+        elif not (self.calls or self._order or self._backlog.again):
             self._watching.cancel()
             self._tasks.release()
 
@@ -332,16 +361,19 @@ class BatchEngine(Generic[ResultT]):
     async def _make_call(self, entry: Entry) -> None:
         if self.stopping:
             return
-        plan, index, item = self._plan, entry.index, entry.item
+        index, item = entry.index, entry.item
         value: Any = None
         failure: Exception | None = None
         if entry.began is None:
             entry.started_at = time.time()
             entry.began = time.perf_counter()
         try:
-            if plan.prepare is not None:
-                self.calls[index] = item = plan.prepare(index, item)
-            value = await _awaitable(plan.call(index, item))
+            if self._plan.prepare is not None:
+                self.calls[index] = item = self._plan.prepare(index, item)
+            returned = self._plan.call(index, item)
+            if type(returned) is not types.CoroutineType and not hasattr(returned, "__await__"):
+                raise _cannot_be_awaited(returned)
+            value = await returned
         except BaseException as exception:
             failure = self._backend.error_of(exception, "the call", self.stopping)
             if failure is None:
@@ -352,7 +384,6 @@ class BatchEngine(Generic[ResultT]):
         self, entry: Entry, exception: BaseException | None, *, cancelled: bool
     ) -> None:
         """The task of a call has ended: its slot is free."""
-        self._running -= 1
         if entry.index in self.calls:  # it has no result
             if exception is None and not (cancelled or self.stopping):
                 # Somebody else has cancelled its task before the first step.
@@ -364,26 +395,25 @@ class BatchEngine(Generic[ResultT]):
         self._advance()
 
     def _complete(self, entry: Entry, item: Any, value: Any, failure: Exception | None) -> None:
-        index = entry.index
+        index, plan, tally = entry.index, self._plan, self._plan.tally
         del self.calls[index]
         try:
-            self._backlog.order.ended(entry)
+            self._order.ended(entry)
         except Exception as exception:  # noqa: BLE001 - of a key; what the call gave is delivered
             add_note(exception, f"found when {describe(index, item)} had ended")
             self.fail(exception)
-        if isinstance(failure, TryAgainLater):
-            entry.attempts += failure.counts
-            if not self.stopping:
-                self._postpone(entry, failure.delay)
-                return
-            failure = failure.error
-        elif not isinstance(failure, _REFUSED):
-            entry.attempts += 1
-        plan, tally = self._plan, self._plan.tally
-        duration = 0.0 if entry.began is None else time.perf_counter() - entry.began
         if failure is None:
             self.succeeded += 1
+            entry.attempts += 1
         else:
+            if isinstance(failure, TryAgainLater):
+                entry.attempts += failure.counts
+                if not self.stopping:
+                    self._postpone(entry, failure.delay)
+                    return
+                failure = failure.error
+            elif not isinstance(failure, _REFUSED):
+                entry.attempts += 1
             self.failed += 1
             failure = as_the_calls_own(failure)
             if tally is not None:
@@ -391,11 +421,10 @@ class BatchEngine(Generic[ResultT]):
             if not plan.return_exceptions:
                 self._fail(failure, describe(index, item))
                 return
+        duration = 0.0 if entry.began is None else time.perf_counter() - entry.began
+        started_at, attempts = entry.started_at, entry.attempts
         self._deliver(
-            index,
-            plan.result_type(
-                index, item, value, failure, entry.started_at, duration, entry.attempts
-            ),
+            index, plan.result_type(index, item, value, failure, started_at, duration, attempts)
         )
         if failure is None and tally is not None:
             try:
@@ -404,12 +433,11 @@ class BatchEngine(Generic[ResultT]):
                 self.fail(exception)
 
     def _postpone(self, entry: Entry, delay: float) -> None:
-        self._occupied -= 1  # until it is sent again
         delay = 0.0 if self._hurrying else delay
         self._backlog.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
 
     def _due(self, entry: Entry) -> None:
-        self._backlog.due(entry)
+        self._backlog.make_due(entry)
         self._advance()
 
     # --- 5. Deliver in completion order, or hold a result back until its turn in input order ---
@@ -426,6 +454,7 @@ class BatchEngine(Generic[ResultT]):
     def _deliver(self, index: int, result: Any) -> None:
         if self._error is not None and not self._plan.return_exceptions:
             return  # the batch ended in an error before this call did
+        self._undelivered += self._kept is None
         if not self._plan.preserve_order:
             self._hand_over(result)
             return
@@ -439,7 +468,8 @@ class BatchEngine(Generic[ResultT]):
             self._kept.append(result)
             return
         self._send_channel.send_nowait(result)
-        self.arrivals.wake_one()
+        if self.arrivals.events:
+            self.arrivals.wake_one()
 
     async def emit(self, piece: object) -> None:
         await self._pieces.take()
@@ -452,9 +482,10 @@ class BatchEngine(Generic[ResultT]):
             self._pieces.give()
             return
         self.delivered += 1
+        self._undelivered -= 1
         self._advance()
 
-    # --- 6. The first error stops a fail-fast batch; what other calls raise on their way out is not it
+    # --- 6. The first error stops a fail-fast batch; not what calls raise on their way out
 
     def stop(self) -> None:
         """Cancel every call and start no more. :meth:`run` ends when the last call has ended."""
@@ -463,7 +494,7 @@ class BatchEngine(Generic[ResultT]):
         self.stopping = True
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-            if self._running:
+            if self.calls:
                 self.call_later(STUBBORN_CALL_FIRST_WARNING, self._name_stubborn_calls)
         self._drawing.cancel()
 
@@ -526,7 +557,7 @@ class BatchEngine(Generic[ResultT]):
 
     @property
     def started(self) -> int:
-        return self._backlog.begun
+        return self._drawn - len(self._order)
 
     @property
     def in_flight(self) -> int:
@@ -708,24 +739,36 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         )
 
 
-def _awaitable(returned: Any) -> Awaitable[Any]:
-    if not hasattr(returned, "__await__"):
-        raise TypeError(
-            f"the call returned {type(returned).__qualname__}, which cannot be awaited: "
-            "pass an async function"
-        )
-    awaitable: Awaitable[Any] = returned
-    return awaitable
+def _cannot_be_awaited(returned: object) -> TypeError:
+    return TypeError(
+        f"the call returned {type(returned).__qualname__}, which cannot be awaited: "
+        "pass an async function"
+    )
 
 
-_OF_THE_API = (
-    *("iter_parallel_acompletions", "iter_parallel_map", "iter_parallel_streams"),
-    *("parallel_acompletions", "parallel_map"),
-)
+if TYPE_CHECKING:
+    from .api import (
+        iter_parallel_acompletions,
+        iter_parallel_map,
+        iter_parallel_streams,
+        parallel_acompletions,
+        parallel_map,
+    )
+
+__all__ = [
+    "BatchEngine",
+    "ParallelBatch",
+    "TrioParallelBatch",
+    "iter_parallel_acompletions",
+    "iter_parallel_map",
+    "iter_parallel_streams",
+    "parallel_acompletions",
+    "parallel_map",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Return a function of :mod:`parallel_core.api`, which stands above this module."""
-    if name in _OF_THE_API:
+    if name in __all__:
         return getattr(importlib.import_module("parallel_core.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

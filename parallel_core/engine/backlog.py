@@ -6,23 +6,28 @@ They have been read ahead for fairness, or wait to be sent again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+import msgspec
 
-class Entry:
-    """A request on its way through a batch."""
 
-    __slots__ = ("attempts", "began", "index", "item", "key", "started_at")
+class Entry(msgspec.Struct, eq=False):
+    """A request on its way through a batch.
 
-    def __init__(self, index: int, item: Any) -> None:
-        self.index = index
-        self.item = item
-        self.key: Hashable = None
-        # Of the first attempt: the time of day, and the seconds of a clock that only goes forward.
-        self.started_at = 0.0
-        self.began: float | None = None
-        self.attempts = 0
+    Attributes:
+        key: given by the order.
+        started_at: time of day of the first attempt.
+        began: the same, on a clock that only goes forward; None before.
+        attempts: how often it has been sent.
+    """
+
+    index: int
+    item: Any
+    key: Any = None
+    started_at: float = 0.0
+    began: float | None = None
+    attempts: int = 0
 
 
 class Order(Protocol):
@@ -95,58 +100,44 @@ class InputOrder:
 
 
 class Backlog:
-    """What waits for a slot, and when it may begin."""
+    """What waits for a slot besides new requests: those that are to be sent again."""
 
     def __init__(self, order: Order) -> None:
-        self.order = order
-        self.begun = 0
+        self._order = order
         self.held = False  # no call may begin
-        self._due: deque[Entry] = deque()
+        self.due: deque[Entry] = deque()
         self._postponed: dict[Entry, Callable[[], None]] = {}
-
-    @property
-    def empty(self) -> bool:
-        return not (self.order or self.again)
 
     @property
     def again(self) -> int:
         """Requests that are to be sent again, now or later."""
-        return len(self._due) + len(self._postponed)
+        return len(self.due) + len(self._postponed)
 
-    def add(self, index: int, item: Any) -> None:
-        self.order.push(Entry(index, item))
-
-    def next_again(self, limit: int) -> Entry | None:
+    def next_due(self, limit: int) -> Entry | None:
         """Return a request whose time to be sent again has come."""
-        for position, entry in enumerate(self._due):
-            if self.order.resume(entry, limit):
-                del self._due[position]
+        for position, entry in enumerate(self.due):
+            if self._order.resume(entry, limit):
+                del self.due[position]
                 return entry
         return None
 
-    def next_new(self, limit: int) -> Entry | None:
-        entry: Entry | None = self.order.pop(limit)
-        if entry is not None:
-            self.begun += 1
-        return entry
-
     def postpone(self, entry: Entry, take_back: Callable[[], None]) -> None:
-        """Keep a request until :meth:`due`; ``take_back`` stops the timer that will say so."""
+        """Keep a request until :meth:`make_due`; ``take_back`` stops the timer that calls it."""
         self._postponed[entry] = take_back
 
-    def due(self, entry: Entry) -> None:
+    def make_due(self, entry: Entry) -> None:
         self._postponed.pop(entry, None)
-        self._due.append(entry)
+        self.due.append(entry)
 
     def hurry(self) -> None:
-        """Nothing waits for its time any more."""
+        """Let no request wait for its time any more."""
         self.held = False
-        self.order.hurry()
+        self._order.hurry()
         self.bring_forward({entry.index for entry in self._postponed})
 
     def bring_forward(self, indexes: Collection[int]) -> None:
-        """The time of these requests has come."""
+        """Make these requests due."""
         for entry, take_back in list(self._postponed.items()):
             if entry.index in indexes:
                 take_back()
-                self.due(entry)
+                self.make_due(entry)

@@ -42,4 +42,4 @@ def describe(index: int, item: object) -> str:
         model = item.model
     elif isinstance(item, dict):  # of anything else, looking might run code of the user
         model = cast("dict[object, object]", item).get("model")
-    return f"request {index}" + (f" (model {model!r})" if isinstance(model, str) else "")
+    return f"request {index} (model {model!r})" if isinstance(model, str) else f"request {index}"

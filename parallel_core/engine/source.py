@@ -19,13 +19,11 @@ class Source:
     def __init__(self, items: Any) -> None:
         self._items = items
         # An object that is both is made for async code: its sync form would block.
-        self._is_async = isinstance(items, AsyncIterable)
+        self.is_async = isinstance(items, AsyncIterable)
         self._iterator: Any = None
 
     async def draw(self) -> Any:
-        """Return the next item, or ``NOTHING``."""
-        if not self._is_async:
-            return self.draw_now()
+        """Return the next item of an async source, or ``NOTHING``."""
         if self._iterator is None:
             self._iterator = aiter(self._items)
         try:
@@ -33,12 +31,8 @@ class Source:
         except StopAsyncIteration:
             return NOTHING
 
-    @property
-    def draws_now(self) -> bool:
-        """Return True if an item needs no waiting: :meth:`draw_now` returns it."""
-        return not self._is_async
-
     def draw_now(self) -> Any:
+        """Return the next item of a sync source, or ``NOTHING``."""
         if self._iterator is None:
             self._iterator = iter(self._items)
         return next(cast("Iterator[Any]", self._iterator), NOTHING)
