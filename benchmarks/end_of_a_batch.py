@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core import parallel_map
-from parallel_core._batch import BatchCore
-from parallel_core._guest import TrioRun
-from parallel_core.bridge import AsyncioSlotHost
+from parallel_core.nursery_engine import BatchEngine
+from parallel_core.engine.guest import TrioRun
+from parallel_core.bridge import AsyncioBackend
 
 IN_FLIGHT = 64
 BATCHES = 30
@@ -87,9 +87,9 @@ async def fail(moments: Moments) -> None:
 
 def main() -> None:
     moments = Moments()
-    moments.after(BatchCore, "stop", "every call has been cancelled")
-    moments.after(AsyncioSlotHost, "_supervise", "trio has been told of the last")
-    moments.after(BatchCore, "run", "the nursery of the batch has been left")
+    moments.after(BatchEngine, "stop", "every call has been cancelled")
+    moments.after(AsyncioBackend, "_supervise", "trio has been told of the last")
+    moments.after(BatchEngine, "run", "the nursery of the batch has been left")
     moments.after(TrioRun, "_main", "the main task of the guest run has ended")
     moments.after(TrioRun, "_done", "the guest run has ended")
     for _ in range(BATCHES):

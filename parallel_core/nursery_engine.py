@@ -52,7 +52,8 @@ logger = logging.getLogger("parallel_core")
 COMPLETION_ORDER_WINDOW: Final = 2
 INPUT_ORDER_WINDOW: Final = 8
 
-# Seconds after which the source and the calls that it starts give everybody else a turn.
+# Others get a turn after so many items have been drawn, or so many seconds.
+DRAWS_IN_A_TURN: Final = 100
 LONGEST_TURN: Final = 0.001
 
 # Seconds after which a call that ignores its cancellation is named in the log, and again.
@@ -228,31 +229,26 @@ class BatchEngine(Generic[ResultT]):
 
     async def _draw_items(self) -> None:
         source = self._source
-        turn_began = time.perf_counter()
+        draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
         while not (self._exhausted or self.stopping):
             wanted = self._wanted_items()
             if not wanted:
                 if await self._wait_for_room():
                     return
-                turn_began = time.perf_counter()
+                draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
                 continue
-            if source.is_async:
-                item = await source.draw()
+            for _ in range(1 if source.is_async else wanted):
+                item = await source.draw() if source.is_async else source.draw_now()
                 if item is NOTHING:
                     return
                 self._add(item)
-            else:
-                for _ in range(wanted):
-                    item = source.draw_now()
-                    if item is NOTHING:
-                        return
-                    self._add(item)
-                    if self.stopping or time.perf_counter() - turn_began > LONGEST_TURN:
-                        break
+                draws += 1
+                if self.stopping or draws == DRAWS_IN_A_TURN or time.perf_counter() > turn_ends:
+                    break
             self._start_calls()
-            if time.perf_counter() - turn_began > LONGEST_TURN:
+            if draws == DRAWS_IN_A_TURN or time.perf_counter() > turn_ends:
                 await self._backend.pause()
-                turn_began = time.perf_counter()
+                draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
 
     async def _wait_for_room(self) -> bool:
         """Wait until something has changed. Return True if the source has no more items."""
@@ -454,7 +450,12 @@ class BatchEngine(Generic[ResultT]):
     def _deliver(self, index: int, result: Any) -> None:
         if self._error is not None and not self._plan.return_exceptions:
             return  # the batch ended in an error before this call did
-        self._undelivered += self._kept is None
+        kept = self._kept
+        if kept is None:
+            self._undelivered += 1
+        elif not self._plan.preserve_order:
+            kept.append(result)
+            return
         if not self._plan.preserve_order:
             self._hand_over(result)
             return

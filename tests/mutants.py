@@ -39,7 +39,7 @@ GROUPS = {
         "_waiting.py",
         "_timers.py",
     ),
-    "bridge": ("bridge.py", "_guest.py", "_slot_host.py", "_uninterrupted.py"),
+    "bridge": ("bridge.py", "_guest.py", "_backend.py", "_uninterrupted.py"),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
     "journal": ("_journal_writer.py",),

@@ -11,8 +11,8 @@ import trio
 
 from helpers.hosts import Host
 from parallel_core import BatchAbortedError, CallCancelledError, bridge
-from parallel_core._guest import TrioRun, raise_
-from parallel_core.bridge import AsyncioSlotHost, TaskScope
+from parallel_core.engine.guest import TrioRun, raise_
+from parallel_core.bridge import AsyncioBackend, TaskScope
 
 
 def scope_of(*, shutting_down: bool = False) -> TaskScope:
@@ -130,7 +130,7 @@ class Loop:
 
 
 def test_an_interrupt_of_trio_is_raised_in_the_loop() -> None:
-    host = AsyncioSlotHost()
+    host = AsyncioBackend()
     loop: Any = Loop()
     host.loop = loop
     interrupt = KeyboardInterrupt()
@@ -143,7 +143,7 @@ def test_an_interrupt_of_trio_is_raised_in_the_loop() -> None:
 
 
 def test_a_loop_that_is_closed_has_no_timers() -> None:
-    host = AsyncioSlotHost()
+    host = AsyncioBackend()
     loop: Any = Loop()
     host.loop = loop
     nursery: Any = None
@@ -152,7 +152,7 @@ def test_a_loop_that_is_closed_has_no_timers() -> None:
 
 
 def test_which_errors_are_a_calls_own() -> None:
-    host = AsyncioSlotHost()
+    host = AsyncioBackend()
     error, cancelled = KeyError("x"), asyncio.CancelledError()
     assert host.error_of(error, "the call", True) is error
     assert host.error_of(KeyboardInterrupt(), "the call", False) is None

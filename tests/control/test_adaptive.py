@@ -225,10 +225,10 @@ def test_a_limit_that_shrinks_by_one_ends_one_slot() -> None:
             call, range(100), concurrency=4, fair_by=str, concurrency_per_key=4
         ) as batch:
             await trio.sleep(0.5)
-            batch._core.set_limit(3)  # pyright: ignore[reportPrivateUsage]
+            batch._engine.set_limit(3)  # pyright: ignore[reportPrivateUsage]
             await trio.sleep(1)
             assert batch.in_flight == 3
-            assert batch._core._open_slots == 3  # pyright: ignore[reportPrivateUsage]
+            assert batch._engine._open_slots == 3  # pyright: ignore[reportPrivateUsage]
             assert len(started) == 7
 
     in_virtual_time(main)

@@ -59,6 +59,6 @@ def test_a_changing_limit_is_kept_and_nothing_is_lost(
     async def change() -> None:
         for limit in itertools.cycle(limits):
             await trio.sleep(0.7)
-            batch._core.set_limit(limit)  # pyright: ignore[reportPrivateUsage]
+            batch._engine.set_limit(limit)  # pyright: ignore[reportPrivateUsage]
 
     in_virtual_time(main)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.calls import first_letter
-from parallel_core._agenda import Entry
+from parallel_core.engine.backlog import Entry
 from parallel_core.control.fairness import FairQueue, FirstInFirstOut
 
 

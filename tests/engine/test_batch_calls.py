@@ -16,7 +16,7 @@ import trio.testing
 
 import parallel_core
 from helpers.hosts import Host, settle
-from parallel_core._batch import CALLS_BETWEEN_PAUSES
+from parallel_core.nursery_engine import DRAWS_IN_A_TURN
 
 # --- context ---
 
@@ -71,8 +71,7 @@ def test_libraries_see_the_host_inside_calls_and_sources(host: Host) -> None:
 
 
 def test_calls_that_do_not_wait_leave_a_turn_to_others(host: Host) -> None:
-    """All slots together make some hundred calls between two turns of others, in the list form too,
-    also when all slots are open."""
+    """Some hundred calls are made between two turns of others, in the list form too."""
     concurrency = 64
     made = 0
 
@@ -99,7 +98,7 @@ def test_calls_that_do_not_wait_leave_a_turn_to_others(host: Host) -> None:
             await parallel_core.parallel_map(call, range(5_000), concurrency=concurrency)
             ended = True
         assert made == 5_000
-        assert most <= 4 * (CALLS_BETWEEN_PAUSES + concurrency)
+        assert most <= 4 * (DRAWS_IN_A_TURN + concurrency)
 
     host.run(main)
 

@@ -291,7 +291,7 @@ def _hosts() -> list[Host]:
 def test_a_call_that_ignores_its_cancellation_is_awaited_and_named(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("parallel_core._batch.STUBBORN_CALL_FIRST_WARNING", 0.0)
+    monkeypatch.setattr("parallel_core.nursery_engine.STUBBORN_CALL_FIRST_WARNING", 0.0)
     release: list[Any] = []
 
     class Release(logging.Handler):

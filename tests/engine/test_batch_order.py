@@ -57,8 +57,9 @@ def test_ten_thousand_requests_need_no_more_tasks_than_slots_in_trio() -> None:
                 if seen % 100 == 0:
                     assert open_files() <= files
         assert seen == 10_000
-        # The slots, the batch itself, and the task that watches for stubborn calls.
-        assert most <= before + 32 + 2
+        # The calls, the batch itself, the source, and one task each that notices a cancellation
+        # and that keeps the nurseries of the calls and of the source open.
+        assert most <= before + 32 + 5
         assert trio.lowlevel.current_statistics().tasks_living == before
 
     trio.run(main)
@@ -89,24 +90,6 @@ def test_concurrency_is_full_and_never_exceeded(host: Host) -> None:
                 await gate.let_go(max(gate.waiting))
                 await anext(batch)
                 await settle()
-
-    host.run(main)
-
-
-def test_few_items_start_few_slots(host: Host) -> None:
-    """A short lazy source with a huge concurrency does not start a huge number of tasks."""
-
-    async def main() -> None:
-        gate = Gate()
-        started = 0
-
-        async with parallel_core.iter_parallel_map(
-            gate.call, iter(range(3)), concurrency=100_000
-        ) as batch:
-            await settle()
-            started = batch._core._open_slots
-            assert len(gate.waiting) == 3
-        assert started <= 7
 
     host.run(main)
 

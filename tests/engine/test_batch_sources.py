@@ -220,7 +220,7 @@ def test_the_task_of_an_async_source_is_cancelled_before_its_first_step(
         while not tasks:
             await asyncio.sleep(0)
             tasks = {
-                task for task in asyncio.all_tasks() if task.get_name() == "parallel_core slot"
+                task for task in asyncio.all_tasks() if task.get_name() == "parallel_core source"
             }
         for task in tasks:
             task.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from parallel_core._timers import Timers
+from parallel_core.engine.timers import Timers
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
 

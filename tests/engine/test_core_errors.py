@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import trio
 
-from parallel_core import BatchAbortedError, nursery_engine
-from parallel_core._batch import BatchCore
-from parallel_core._handle import raise_crash
+from parallel_core import BatchAbortedError
 from parallel_core._plan import map_plan
-from parallel_core.nursery_engine import TrioSlotHost, iter_parallel_map
+from parallel_core.engine.handle import raise_crash
+from parallel_core.engine.trio_backend import TrioBackend, only_member
+from parallel_core.nursery_engine import BatchEngine, iter_parallel_map
 
 
 async def call(item: int) -> int:
@@ -29,7 +29,7 @@ def core_of(*, concurrency: int = 4, preserve_order: bool = False, **options: An
         preserve_order=preserve_order,
         controls=options,  # type: ignore[arg-type]
     )
-    return BatchCore(plan, TrioSlotHost())
+    return BatchEngine(plan, TrioBackend())
 
 
 def notes_of(error: BaseException) -> list[str]:
@@ -226,11 +226,11 @@ def test_a_call_does_not_wait_for_its_own_batch() -> None:
 def test_an_interrupt_is_taken_out_of_its_groups() -> None:
     interrupt = KeyboardInterrupt()
     group = BaseExceptionGroup("a", [BaseExceptionGroup("b", [interrupt])])
-    assert nursery_engine._only_member(group) is interrupt
-    assert nursery_engine._only_member(interrupt) is interrupt
+    assert only_member(group) is interrupt
+    assert only_member(interrupt) is interrupt
     both = BaseExceptionGroup("a", [interrupt, SystemExit()])
-    assert nursery_engine._only_member(both) is both
-    assert nursery_engine._only_member(BaseExceptionGroup("c", [both])) is both
+    assert only_member(both) is both
+    assert only_member(BaseExceptionGroup("c", [both])) is both
 
 
 def test_a_batch_in_trio_is_entered_before_it_is_iterated_and_once() -> None:
@@ -247,7 +247,7 @@ def test_a_batch_in_trio_is_entered_before_it_is_iterated_and_once() -> None:
 
 
 def test_what_is_no_error_of_a_call() -> None:
-    host = TrioSlotHost()
+    host = TrioBackend()
 
     async def main() -> None:
         error = KeyError("x")

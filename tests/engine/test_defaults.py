@@ -11,7 +11,7 @@ import pytest
 
 from helpers.hosts import Host, settle
 from parallel_core import RouterParallelRequest, StreamEnd, bridge, nursery_engine
-from parallel_core._batch import describe
+from parallel_core.engine.failure import describe
 
 
 def world_of(host: Host) -> ModuleType:
@@ -28,21 +28,21 @@ def piece(text: str | None, finish: str | None = None) -> dict[str, Any]:
 
 
 class Calls:
-    """Calls of each kind. They wait for ``go_on``, in which the last to come goes first; what
+    """Calls of each kind. They wait for ``go_on``, in which the last index goes first; what
     ``errors`` has for one is raised."""
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.most = 0
         self.errors: dict[int, Exception] = {}
-        self.waiting: list[anyio.Event] = []
+        self.waiting: dict[int, anyio.Event] = {}
         self.done = False
 
     async def of_item(self, index: int) -> int:
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         event = anyio.Event()
-        self.waiting.append(event)
+        self.waiting[index] = event
         try:
             await event.wait()
         finally:
@@ -63,12 +63,15 @@ class Calls:
         yield piece(str(index))
         yield piece(None, "stop")
 
+    def let_go(self, index: int) -> None:
+        self.waiting.pop(index).set()
+
     async def go_on(self) -> None:
         """Let one call after the other go on, until the batch has ended."""
         while not self.done:
             await settle()
             if self.waiting:
-                self.waiting.pop().set()
+                self.let_go(max(self.waiting))
             await anyio.lowlevel.checkpoint()  # a thread may be checking the requests
 
 
@@ -234,8 +237,8 @@ def test_a_batch_counts_what_it_does(either_library: Host, start: Any) -> None:
             assert (batch.succeeded, batch.failed, batch.limit) == (0, 0, 8)
             assert batch.limit_changes == []
             assert batch.failed_deployments == {}
-            calls.waiting.pop().set()
-            calls.waiting.pop(0).set()
+            calls.let_go(7)
+            calls.let_go(0)
             await settle()
             assert (batch.started, batch.in_flight, batch.delivered) == (10, 8, 0)
             assert (batch.succeeded, batch.failed) == (1, 1)

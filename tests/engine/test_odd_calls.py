@@ -161,6 +161,7 @@ def test_the_first_error_stays_the_one_when_the_source_fails_to_close(host: Host
 
 
 def test_a_body_that_survives_an_interrupt_in_trio() -> None:
+    """The block raises it: the iterator is a checkpoint, and its scope has been cancelled."""
     after: list[str] = []
 
     async def call(item: int) -> None:
@@ -168,18 +169,16 @@ def test_a_body_that_survives_an_interrupt_in_trio() -> None:
         raise SystemExit
 
     async def main() -> None:
-        async with parallel_core.iter_parallel_map(call, [1]) as batch:
-            with pytest.raises(SystemExit):
-                while True:
-                    try:
-                        await anext(batch)
-                    except trio.Cancelled:
-                        continue
-            await trio.lowlevel.checkpoint()
+        with pytest.raises(SystemExit):
+            async with parallel_core.iter_parallel_map(call, [1]) as batch:
+                with pytest.raises(trio.Cancelled):
+                    await anext(batch)
+                after.append("the body")
+        await trio.lowlevel.checkpoint()
         after.append("the block")
 
     trio.run(main)
-    assert after == ["the block"]
+    assert after == ["the body", "the block"]
 
 
 def test_an_interrupt_goes_before_what_the_body_raises_in_trio() -> None:

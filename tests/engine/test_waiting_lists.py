@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from helpers.hosts import Host, settle
-from parallel_core._waiting import Places, Waiters
+from parallel_core.engine.waiting import Places, Waiters
 
 
 def new_event() -> anyio.Event:

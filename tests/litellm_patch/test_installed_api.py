@@ -18,7 +18,7 @@ import pytest
 
 import parallel_core
 from helpers.mocked_routers import make_mocked_router
-from parallel_core import dispatch, router_api
+from parallel_core import api, router_api
 
 PROPOSED_MODULES = ("litellm.router_utils.parallel_acompletion", "litellm.experimental_flags")
 

@@ -22,7 +22,7 @@ from helpers.local_workers import (
 )
 from parallel_core import _fleet, _ray_cluster
 from parallel_core._fleet import Fleet
-from parallel_core._uninterrupted import to_the_end
+from parallel_core.engine.uninterrupted import to_the_end
 from parallel_core._worker import Given, Pace
 
 

@@ -1,11 +1,11 @@
-"""What waits on an agenda: new requests, and those that are to be sent again."""
+"""The backlog: requests that are to be sent again, and the order of the source."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 
-from parallel_core._agenda import Agenda, Entry
+from parallel_core.engine.backlog import Backlog, Entry, InputOrder
 
 
 class Order:
@@ -50,27 +50,22 @@ def test_an_entry_begins_with_nothing_done() -> None:
     assert (entry.started_at, entry.began, entry.attempts) == (0.0, None, 0)
 
 
-def test_new_requests() -> None:
-    order = Order()
-    agenda = Agenda(order)
-    assert agenda.empty
-    assert agenda.wants_more
-    agenda.add(0, "a")
-    assert not agenda.empty
-    assert agenda.wants_more
-    agenda.add(1, "b")
-    assert not agenda.wants_more
-    first, second = agenda.next_new(7), agenda.next_new(7)
-    assert first is not None
-    assert second is not None
-    assert [(e.index, e.item) for e in (first, second)] == [(0, "a"), (1, "b")]
-    assert agenda.next_new(7) is None
-    assert agenda.begun == 2
-    assert order.limits == [7, 7, 7]
-    assert agenda.empty
+def test_new_requests_begin_in_the_order_of_the_source() -> None:
+    order = InputOrder()
+    assert order.pop(1) is None
+    first, second = Entry(0, "a"), Entry(1, "b")
+    order.push(first)
+    order.push(second)
+    assert len(order) == 2
+    assert [order.pop(1), order.pop(1), order.pop(1)] == [first, second, None]
+    order.ended(first)
+    assert order.resume(first, 1)
+    order.hurry()
+    order.source_ended()
+    assert (len(order), order.look_ahead, order.apart) == (0, 0, 0)
 
 
-def postponed(agenda: Agenda, *indexes: int) -> tuple[list[Entry], list[int]]:
+def postponed(backlog: Backlog, *indexes: int) -> tuple[list[Entry], list[int]]:
     """Entries that wait for their time, and the indexes of those whose timers were taken back."""
     taken_back: list[int] = []
 
@@ -79,52 +74,50 @@ def postponed(agenda: Agenda, *indexes: int) -> tuple[list[Entry], list[int]]:
 
     entries = [Entry(index, None) for index in indexes]
     for entry in entries:
-        agenda.postpone(entry, take_back(entry.index))
+        backlog.postpone(entry, take_back(entry.index))
     return entries, taken_back
 
 
 def test_requests_that_are_to_be_sent_again() -> None:
     order = Order()
-    agenda = Agenda(order)
-    entries, taken_back = postponed(agenda, 0, 1, 2)
-    assert agenda.again == 3
-    assert not agenda.empty
-    assert agenda.next_again(5) is None  # the time of none has come
-    agenda.due(entries[1])
-    agenda.due(entries[0])
-    assert agenda.again == 3
+    backlog = Backlog(order)
+    entries, taken_back = postponed(backlog, 0, 1, 2)
+    assert backlog.again == 3
+    assert backlog.next_due(5) is None  # the time of none has come
+    backlog.make_due(entries[1])
+    backlog.make_due(entries[0])
+    assert backlog.again == 3
     order.kept_back = {1}
-    assert agenda.next_again(5) is entries[0]
-    assert agenda.next_again(5) is None
+    assert backlog.next_due(5) is entries[0]
+    assert backlog.next_due(5) is None
     order.kept_back = set()
-    assert agenda.next_again(5) is entries[1]
-    assert agenda.again == 1
+    assert backlog.next_due(5) is entries[1]
+    assert backlog.again == 1
     assert taken_back == []
     assert set(order.limits) == {5}
-    assert agenda.begun == 0  # they had begun before
 
 
 def test_some_are_brought_forward() -> None:
-    agenda = Agenda(Order())
-    entries, taken_back = postponed(agenda, 0, 1, 2)
-    agenda.bring_forward([0, 2])
+    backlog = Backlog(Order())
+    entries, taken_back = postponed(backlog, 0, 1, 2)
+    backlog.bring_forward([0, 2])
     assert taken_back == [0, 2]
-    assert agenda.again == 3
-    assert agenda.next_again(5) is entries[0]
-    assert agenda.next_again(5) is entries[2]
-    assert agenda.next_again(5) is None
-    assert agenda.again == 1
+    assert backlog.again == 3
+    assert backlog.next_due(5) is entries[0]
+    assert backlog.next_due(5) is entries[2]
+    assert backlog.next_due(5) is None
+    assert backlog.again == 1
 
 
 def test_nothing_waits_any_more() -> None:
     order = Order()
-    agenda = Agenda(order)
-    assert agenda.held is False
-    agenda.held = True
-    entries, taken_back = postponed(agenda, 0, 1)
-    agenda.hurry()
-    assert agenda.held is False
+    backlog = Backlog(order)
+    assert backlog.held is False
+    backlog.held = True
+    entries, taken_back = postponed(backlog, 0, 1)
+    backlog.hurry()
+    assert backlog.held is False
     assert order.hurried
     assert taken_back == [0, 1]
-    assert agenda.next_again(5) is entries[0]
-    assert agenda.next_again(5) is entries[1]
+    assert backlog.next_due(5) is entries[0]
+    assert backlog.next_due(5) is entries[1]
