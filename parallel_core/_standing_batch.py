@@ -14,13 +14,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import anyio
-
 from . import bridge
 from ._call_loop import plain_loop_factory
 from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import completion_plan
 from .control._call import Call
+from .control._engine import Engine, Scope
 from .control.options import Concurrency, Controls
 from .errors import BatchDeadlineError, StoppedError
 from .types import RouterParallelRequest, RouterParallelResult
@@ -34,7 +33,7 @@ class _Job:
         self.deadline = deadline
         self.results: list[RouterParallelResult | None] = [None] * len(requests)
         self.left = len(requests)
-        self.scopes: dict[int, anyio.CancelScope] = {}  # of the calls in flight
+        self.scopes: dict[int, Scope] = {}  # of the calls in flight
         self.expired: bool | None = None  # None: it goes on; else, whether by its deadline
         self.take_back: Callable[[], None] | None = None
         self.done: concurrent.futures.Future[list[RouterParallelResult]] = (
@@ -201,7 +200,9 @@ class StandingBatch:
                 preserve_order=False,
                 controls=self._controls,
             )
-            plan = dataclasses.replace(plan, call=self._stoppable(plan.call))
+            plan = dataclasses.replace(
+                plan, call=self._stoppable(plan.call), attachments=[*plan.attachments, self]
+            )
             self._opened.set_result(router)
             enter_loop(asyncio.get_running_loop())
             try:
@@ -259,11 +260,19 @@ class StandingBatch:
             if not self._stopped:
                 await self._news.wait()
 
+    def begin(self, engine: Engine) -> None:
+        """Take the engine of the batch, as its controls do."""
+        self._engine = engine
+
+    def end(self) -> None:
+        pass
+
     def _stoppable(self, call: Call) -> Call:
         async def stoppable(index: int, item: Any) -> Any:
             job, place = self._places[index]
             if job.expired is None:
-                with anyio.CancelScope() as scope:
+                scope = self._engine.new_scope()
+                with scope:
                     job.scopes[place] = scope
                     try:
                         return await call(index, item)

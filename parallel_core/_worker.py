@@ -28,7 +28,7 @@ from ._router_recipe import Recipe
 from ._system import process_is_alive
 from .control._engine import Engine
 from .control._metering import RouterMeter
-from .control.timeout import with_timeout
+from .control.timeout import Timeouts
 from .errors import RemoteCallError, cancelled_unasked
 from .router_call import (
     BATCH_METADATA,
@@ -362,11 +362,13 @@ class _Calls:
         self._router = router
         self._left_to_batch: LeftToBatch | None = None
         self._meter = RouterMeter(behind(router))
-        self._timed = with_timeout(self._send, None)
+        self._timeouts = Timeouts(None)
+        self._timed = self._timeouts.wrap(self._send)
         self._engine: Engine
 
     def begin(self, engine: Engine) -> None:
         self._engine = engine
+        self._timeouts.begin(engine)
 
     def end(self) -> None:
         pass
@@ -396,7 +398,7 @@ class _Calls:
         # One for each call: those of two batches may have the same index.
         reader = Streams(self._meter, stall_timeout=stall_timeout)
         reader.begin(self._engine)
-        return reader.wrap_controls(with_timeout(reader.wrap(self._send), None))(index, request)
+        return reader.wrap_controls(self._timeouts.wrap(reader.wrap(self._send)))(index, request)
 
     def _send(self, _: int, request: RouterParallelRequest) -> Awaitable[Any]:
         return self._acompletion(

@@ -12,21 +12,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import sys
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-import anyio
 import trio
 
 from ._trio_asyncio import prepare_trio_asyncio_loop
-from .engine.backend import Event, Group, Scope, TaskEnded, Tasks
+from .control._engine import Group, Scope
+from .engine.backend import Event, TaskEnded, Tasks
 from .engine.guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from .engine.handle import ParallelBatch, raise_crash
 from .engine.plan import BatchPlan, ResultT
+from .engine.uninterrupted import shield_from_anyio
 from .errors import BatchAbortedError, cancelled_unasked
 from .nursery_engine import BatchEngine
 
@@ -37,23 +37,26 @@ class TaskScope:
     """A cancel scope around a part of an asyncio task: it cancels the task once, like a timeout.
 
     The algorithm is that of ``asyncio.timeout``: a cancellation that somebody else has asked for
-    as well is not absorbed.
+    as well is not absorbed. A task that a scope has cancelled already is not cancelled again by an
+    outer scope, or by the end of the batch, which would cut short what it cleans up; the
+    cancellation goes on to there instead.
     """
 
-    def __init__(
-        self, seconds: float | None = None, shutting_down: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, seconds: float | None = None, scopes: _Scopes | None = None) -> None:
         self._seconds = seconds
-        self._shutting_down = shutting_down
+        self._scopes = _Scopes() if scopes is None else scopes
         self._task: asyncio.Task[Any] | None = None  # while it is inside
         self._timer: asyncio.TimerHandle | None = None
         self._asked_before = 0  # cancellations of the task, when it entered
-        self._asked = False  # one, by this scope
+        self.outer: TaskScope | None = None
+        self.asked = False  # this scope has cancelled the task
         self.cancelled = False
 
     def __enter__(self) -> Self:
         self._task = task = asyncio.current_task()
         assert task is not None
+        self.outer = self._scopes.innermost.get(task)
+        self._scopes.innermost[task] = self
         self._asked_before = task.cancelling()
         if self.cancelled:
             self._ask()
@@ -68,13 +71,23 @@ class TaskScope:
         traceback: TracebackType | None,
     ) -> bool:
         task, self._task = self._task, None
+        assert task is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if task is None or not self._asked:
+        outer, self.outer = self.outer, None
+        if outer is None:
+            del self._scopes.innermost[task]
+        else:
+            self._scopes.innermost[task] = outer
+        asked = task.uncancel() if self.asked else task.cancelling()
+        if not self.cancelled or not isinstance(exc, asyncio.CancelledError):
             return False
-        asked_by_others = task.uncancel() > self._asked_before
-        return isinstance(exc, asyncio.CancelledError) and not asked_by_others
+        while outer is not None:
+            if outer.cancelled:
+                return False
+            outer = outer.outer
+        return asked <= self._asked_before and not self._scopes.all_cancelled
 
     def cancel(self) -> None:
         if self.cancelled:
@@ -93,19 +106,37 @@ class TaskScope:
     def _ask(self) -> None:
         task = self._task
         if task is not None:
-            self._asked = _cancel(task, self._shutting_down())
+            self.asked = self._scopes.cancel(task)
 
 
-def _cancel(task: asyncio.Task[Any], shutting_down: bool) -> bool:
-    """Cancel a task, and return True.
+class _Scopes:
+    """The scopes of one batch.
 
-    Not if its loop is being shut down: whoever does that has cancelled the task already, and a
-    second cancellation would cut short what it cleans up.
+    Attributes:
+        innermost: the scope in which a task is.
+        all_cancelled: the batch has cancelled all of its tasks.
+        shutting_down: returns True while somebody cancels all tasks of the loop.
     """
-    if shutting_down and task.cancelling():
-        return False
-    task.cancel()
-    return True
+
+    def __init__(self) -> None:
+        self.innermost: dict[asyncio.Task[Any], TaskScope] = {}
+        self.all_cancelled = False
+        self.shutting_down: Callable[[], bool] = lambda: False
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancel a task, once. Return True if this was the first time.
+
+        Whoever shuts the loop down has cancelled the task already.
+        """
+        scope = self.innermost.get(task)
+        while scope is not None:
+            if scope.asked:
+                return False
+            scope = scope.outer
+        if task.cancelling() and self.shutting_down():
+            return False
+        task.cancel()
+        return True
 
 
 def _current_task() -> asyncio.Task[Any] | None:
@@ -116,13 +147,13 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 class _AsyncioGroup:
-    """A task group of asyncio."""
+    """Tasks beside the one that opens the group. They are cancelled once, and waited for."""
 
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
+    def __init__(self, scopes: _Scopes) -> None:
+        self._scopes = scopes
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
         return self
 
     async def __aexit__(
@@ -131,10 +162,35 @@ class _AsyncioGroup:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._group.__aexit__(exc_type, exc, traceback)
+        if exc is not None:
+            self._cancel()
+        cancellation: asyncio.CancelledError | None = None
+        waiting = {task for task in self._tasks if not task.done()}
+        with shield_from_anyio():
+            while waiting:
+                try:
+                    _, waiting = await asyncio.wait(waiting)
+                except asyncio.CancelledError as exception:
+                    self._cancel()
+                    cancellation = exception
+                    waiting = {task for task in waiting if not task.done()}
+        errors = [error for task in self._tasks if (error := _error_of_task(task)) is not None]
+        self._tasks.clear()
+        if exc is None and errors:
+            raise BaseExceptionGroup("errors of a group", errors)
+        if exc is None and cancellation is not None:
+            raise cancellation
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._group.create_task(function())
+        self._tasks.add(asyncio.Task(function(), loop=asyncio.get_running_loop()))
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            self._scopes.cancel(task)
+
+
+def _error_of_task(task: asyncio.Task[None]) -> BaseException | None:
+    return None if task.cancelled() else task.exception()
 
 
 @types.coroutine
@@ -186,14 +242,14 @@ class _AsyncioTasks(Generic[T]):
             await self._function(argument)
         except BaseException as exception:
             error = _without_cancelled(exception)
-            if backend.shutting_down():
+            if backend.scopes.shutting_down():
                 backend.abort("its event loop is being shut down")
             if not isinstance(exception, Exception):
                 raise
         finally:
             self.tasks.pop(argument, None)
             if not backend.abandoned:
-                self._ended(argument, error, cancelled=backend.cancelled)
+                self._ended(argument, error, cancelled=backend.scopes.all_cancelled)
                 if self._released:
                     self._wake_if_empty()
             error = None
@@ -224,7 +280,7 @@ class _AsyncioTasks(Generic[T]):
 
     def _abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         backend = self._backend
-        self._released = self._cancelled = backend.cancelled = True
+        self._released = self._cancelled = backend.scopes.all_cancelled = True
         tasks = list(self.tasks.values())
         if backend.loop.is_closed():
             # They will never be stepped again. Their `finally` blocks run now, or never.
@@ -235,9 +291,8 @@ class _AsyncioTasks(Generic[T]):
         if not tasks:
             self._wake = None
             return trio.lowlevel.Abort.SUCCEEDED
-        shutting_down = backend.shutting_down()
         for task in tasks:
-            _cancel(task, shutting_down)
+            backend.scopes.cancel(task)
         return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
 
 
@@ -256,10 +311,9 @@ class AsyncioBackend:
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.context: Context
-        self.shutting_down: Callable[[], bool] = lambda: False
         self.abort: Callable[[str], None]
+        self.scopes = _Scopes()
         self._tasks: list[_AsyncioTasks[Any]] = []
-        self.cancelled = False  # by trio, from inside or from outside of the batch
         self.abandoned = False
 
     @property
@@ -270,10 +324,10 @@ class AsyncioBackend:
         return asyncio.Event()
 
     def new_scope(self, seconds: float | None = None) -> Scope:
-        return TaskScope(seconds, lambda: self.shutting_down())
+        return TaskScope(seconds, self.scopes)
 
     def new_group(self) -> Group:
-        return _AsyncioGroup()
+        return _AsyncioGroup(self.scopes)
 
     def current_time(self) -> float:
         return self.loop.time()
@@ -324,7 +378,9 @@ class AsyncioBackend:
     def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
         # A call that fails while it is cancelled raises both in a group.
         error = _without_cancelled(exception)
-        if error is None and not (stopping or self.cancelled or self.shutting_down()):
+        if error is None and not (
+            stopping or self.scopes.all_cancelled or self.scopes.shutting_down()
+        ):
             return cancelled_unasked(what, exception)
         return error if isinstance(error, Exception) else None
 
@@ -378,17 +434,6 @@ def _aborted(reason: str) -> BatchAbortedError:
     return BatchAbortedError(f"the batch was cancelled: {reason}")
 
 
-def _shield_from_anyio() -> contextlib.AbstractContextManager[object]:
-    """Anyio's scopes repeat a cancellation on every pass.
-
-    Where none can have been opened, the first use of a scope would import that part of anyio: ten
-    milliseconds and more between the first failure of a process and its exception.
-    """
-    if "anyio._backends._asyncio" in sys.modules:
-        return anyio.CancelScope(shield=True)
-    return contextlib.nullcontext()
-
-
 class AsyncioParallelBatch(ParallelBatch[ResultT]):
     """A batch in asyncio: usable with plain ``async for``, and as ``async with``.
 
@@ -420,7 +465,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
             self._closed = self._tenant.ended = True
             raise
         host = self._host
-        backend.shutting_down = lambda: host.shutting_down
+        backend.scopes.shutting_down = lambda: host.shutting_down
 
     async def __aenter__(self) -> Self:
         if self._begun:
@@ -483,7 +528,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         if host is None or self._lost_its_loop():
             return
         cancellation: asyncio.CancelledError | None = None
-        with _shield_from_anyio():
+        with shield_from_anyio():
             while not (self._tenant.ended and host.settled):
                 try:
                     await host.changed.wait()

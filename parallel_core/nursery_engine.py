@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 import trio
 
 from .control._call import TryAgainLater
+from .control._engine import Group, Scope
 from .control.adaptive import LimitChange
-from .engine.backend import Backend, Group, Scope, Tasks
+from .engine.backend import Backend, Tasks
 from .engine.backlog import Backlog, Entry
 from .engine.failure import as_the_calls_own, describe
 from .engine.handle import ParallelBatch, raise_crash

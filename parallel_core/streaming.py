@@ -172,7 +172,8 @@ class Streams:
         limit = self._stall_timeout
         if limit is None:
             return await self._read(call, reading, None)
-        with anyio.CancelScope() as scope:
+        scope = self._engine.new_scope()
+        with scope:
             watch = _StallWatch(self._engine, limit, scope.cancel)
             try:
                 return await self._read(call, reading, watch)

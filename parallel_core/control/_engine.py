@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable, Collection, Coroutine
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from parallel_core.progress import SupportsCounts
+
+
+class Scope(Protocol):
+    """A cancel scope around a part of one task.
+
+    In asyncio its cancellation is edge-triggered: the task gets one ``CancelledError``, and may
+    await while it cleans up. In trio it is level-triggered, as everywhere.
+    """
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+    def cancel(self) -> None: ...
+
+
+class Group(Protocol):
+    """Runs functions beside the task that opens it. Leaving it waits for them."""
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
+    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
 
 
 class Engine(SupportsCounts, Protocol):
@@ -14,6 +47,12 @@ class Engine(SupportsCounts, Protocol):
     def current_time(self) -> float:
         """Seconds on the clock of the event loop, or of the trio run."""
         ...
+
+    def new_scope(self, seconds: float | None = None) -> Scope:
+        """Return a scope that is cancelled when so many seconds have passed since its entry."""
+        ...
+
+    def new_group(self) -> Group: ...
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
         """Call ``function`` after a time, in the world of the batch; what it raises fails the

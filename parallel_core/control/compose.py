@@ -22,7 +22,7 @@ from .options import Controls
 from .rate_limit import RateLimit
 from .retry import Retry, Retrying, RouterTraits
 from .stopping import Stopping
-from .timeout import Deadline, with_timeout
+from .timeout import Deadline, Timeouts
 from .watching import ProgressWatch, UsageTally
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
@@ -184,9 +184,13 @@ def _put_around_what_is_sent(
         admission = Admission(budget=budget, rate_limit=rate_limit, meter=meter, model_of=_model_of)
     hedge = controls.get("hedge")
     if hedge is not None:
-        call = Hedging(hedge, None if admission is None else admission.try_extra).wrap(call)
+        hedging = Hedging(hedge, None if admission is None else admission.try_extra)
+        composition.attachments.append(hedging)
+        call = hedging.wrap(call)
     if has_timeouts:
-        call = with_timeout(call, controls.get("timeout"))
+        timeouts = Timeouts(controls.get("timeout"))
+        composition.attachments.append(timeouts)
+        call = timeouts.wrap(call)
     composition.call = call if admission is None else admission.wrap(call)
 
 

@@ -16,6 +16,7 @@ import anyio
 
 from ._call import Call
 from ._checks import checked_number
+from ._engine import Engine
 
 # Durations of which a percentile is taken, and how many there must be.
 _KEPT = 1000
@@ -124,17 +125,24 @@ class Hedging:
         self._calls = 0
         self._waiting: deque[anyio.Event] = deque()  # stragglers, while all shares are used up
         self.extra_calls = 0
+        self._engine: Engine
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        pass
 
     def wrap(self, call: Call) -> Call:
         async def hedged(index: int, item: Any) -> Any:
             self._count()
             delay = self._delay()
-            began = anyio.current_time()
+            began = self._engine.current_time()
             if delay is None:
                 value = await call(index, item)
             else:
-                value = await _Race(self, call, index, item).run(delay)
-            self._durations.add(anyio.current_time() - began)
+                value = await _Race(self, self._engine, call, index, item).run(delay)
+            self._durations.add(self._engine.current_time() - began)
             return value
 
         return hedged
@@ -182,12 +190,14 @@ class _Race:
     the call, while in its own it would end a loop of asyncio.
     """
 
-    def __init__(self, hedging: Hedging, call: Call, index: int, item: Any) -> None:
+    def __init__(self, hedging: Hedging, engine: Engine, call: Call, index: int, item: Any) -> None:
         self._hedging = hedging
+        self._engine = engine
         self._call = call
         self._index = index
         self._item = item
-        self._first = anyio.CancelScope()
+        self._first = engine.new_scope()
+        self._second = engine.new_scope()
         self._first_error: BaseException | None = None
         self._second_error: BaseException | None = None
         self._second_runs = False
@@ -212,10 +222,9 @@ class _Race:
 
     async def _run_both(self, delay: float) -> None:
         try:
-            async with anyio.create_task_group() as attempts:
-                everybody = attempts.cancel_scope
-                attempts.start_soon(self._run_second, delay, everybody)
-                await self._run_first(everybody)
+            async with self._engine.new_group() as attempts:
+                attempts.start_soon(functools.partial(self._run_second, delay))
+                await self._run_first()
         except BaseExceptionGroup as group:  # of trio, where Ctrl-C comes while it waits
             self._interrupt = _interrupt_in(group)
         finally:
@@ -230,7 +239,7 @@ class _Race:
             return self._first_error
         return self._second_error
 
-    async def _run_first(self, everybody: anyio.CancelScope) -> None:
+    async def _run_first(self) -> None:
         may_wait = False
         try:
             # The scope is left before the handler: what a cancelled call raises may be a group of
@@ -247,31 +256,31 @@ class _Race:
                 # The second one may still have an answer.
                 may_wait = self._second_runs and not _cancelled_from_outside()
         if not may_wait:
-            everybody.cancel()
+            self._second.cancel()
 
-    async def _run_second(self, delay: float, everybody: anyio.CancelScope) -> None:
+    async def _run_second(self, delay: float) -> None:
         try:
-            await anyio.sleep(delay)
-            await self._hedging.wait_for_room()
-            granted, self._ticket = self._hedging.grant(self._index, self._item)
-            if not granted:
-                return
-            self._second_runs = True
-            if self._ticket is not None:
-                await self._ticket.admit()
-            self._win(await self._call(self._index, self._item))
+            with self._second:
+                await anyio.sleep(delay)
+                await self._hedging.wait_for_room()
+                granted, self._ticket = self._hedging.grant(self._index, self._item)
+                if not granted:
+                    return
+                self._second_runs = True
+                if self._ticket is not None:
+                    await self._ticket.admit()
+                self._win(await self._call(self._index, self._item))
+                self._first.cancel()
         except GeneratorExit:
             raise
         except BaseException as error:
             if _is_interrupt(error):
                 self._interrupt = self._interrupt or error
-                everybody.cancel()
-            elif _is_cancellation(error) and anyio.current_effective_deadline() == -math.inf:
-                raise  # trio has told only this task
+                self._first.cancel()
+            elif _is_cancellation(error) and _cancelled_from_outside():
+                raise
             else:
                 self._second_error = error
-        else:
-            self._first.cancel()
 
     def _win(self, value: Any) -> None:
         if not self._answer:

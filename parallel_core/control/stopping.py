@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from parallel_core.errors import StoppedError
 
 from ._call import Call
-from ._engine import Engine
+from ._engine import Engine, Scope
 
 
 class Stopping:
@@ -26,7 +24,7 @@ class Stopping:
     def __init__(self) -> None:
         self.stopped = False
         self.cut_off = 0  # calls that were on their way
-        self._calls: dict[int, anyio.CancelScope] = {}  # by the index of their requests
+        self._calls: dict[int, Scope] = {}  # by the index of their requests
         self._sent: set[int] = set()
         self._engine: Engine | None = None
         self._take_back: Callable[[], None] | None = None
@@ -51,7 +49,9 @@ class Stopping:
 
         async def stoppable(index: int, item: Any) -> Any:
             if not self.stopped:
-                with anyio.CancelScope() as scope:
+                assert self._engine is not None
+                scope = self._engine.new_scope()
+                with scope:
                     self._calls[index] = scope
                     try:
                         result = await call(index, item)

@@ -5,41 +5,50 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-import anyio
-
 from parallel_core.errors import BatchDeadlineError, RequestTimeoutError
 from parallel_core.types import RouterParallelRequest
 
 from ._call import Call
-from ._engine import Engine
+from ._engine import Engine, Scope
 
 
-def with_timeout(call: Call, seconds: float | None) -> Call:
-    """Cancel a call that takes longer than ``seconds``, or than its request's own ``timeout``.
+class Timeouts:
+    """Cancels a call that takes longer than ``seconds``, or than its request's own ``timeout``.
 
     The limit is ours and not the provider's: some ignore the one that they are given. The call has
     ended when its error is raised. A call that returns all the same has succeeded.
     """
 
-    async def in_time(index: int, item: Any, limit: float) -> Any:
-        with anyio.move_on_after(limit):
-            return await call(index, item)
-        model = item.model if isinstance(item, RouterParallelRequest) else None
-        raise RequestTimeoutError(index, model, limit)
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._engine: Engine
 
-    def limited(index: int, item: Any) -> Awaitable[Any]:
-        own = item.timeout if isinstance(item, RouterParallelRequest) else None
-        limit = seconds if own is None else own
-        return call(index, item) if limit is None else in_time(index, item, limit)
+    def wrap(self, call: Call) -> Call:
+        async def in_time(index: int, item: Any, limit: float) -> Any:
+            with self._engine.new_scope(limit):
+                return await call(index, item)
+            model = item.model if isinstance(item, RouterParallelRequest) else None
+            raise RequestTimeoutError(index, model, limit)
 
-    return limited
+        def limited(index: int, item: Any) -> Awaitable[Any]:
+            own = item.timeout if isinstance(item, RouterParallelRequest) else None
+            limit = self._seconds if own is None else own
+            return call(index, item) if limit is None else in_time(index, item, limit)
+
+        return limited
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        pass
 
 
 class Deadline:
     """The deadline of one batch.
 
-    At its expiry the calls in flight are cancelled, each for itself. The slots stay, and refuse
-    what is still to be drawn, so that there is a result for each request, the order and the pace
+    At its expiry the calls in flight are cancelled, each for itself. What is still to be drawn is
+    refused, so that there is a result for each request, the order and the pace
     are kept, and nothing is made up in memory for a million requests at once.
     """
 
@@ -48,13 +57,14 @@ class Deadline:
         self._fail_fast = fail_fast
         self._total = total  # requests; None: nobody knows how many would come
         self._expired = False
-        self._calls: set[anyio.CancelScope] = set()
+        self._calls: set[Scope] = set()
         self._engine: Engine
 
     def wrap(self, call: Call) -> Call:
         async def limited(index: int, item: Any) -> Any:
             if not self._expired:
-                with anyio.CancelScope() as scope:
+                scope = self._engine.new_scope()
+                with scope:
                     self._calls.add(scope)
                     try:
                         return await call(index, item)

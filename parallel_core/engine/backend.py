@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextvars import Context
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
+
+from parallel_core.control._engine import Group, Scope
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -17,38 +18,6 @@ class Event(Protocol):
 
     def set(self) -> None: ...
     async def wait(self) -> object: ...
-
-
-class Scope(Protocol):
-    """A cancel scope around a part of one task.
-
-    In asyncio its cancellation is edge-triggered: the task gets one ``CancelledError``, and may
-    await while it cleans up. In trio it is level-triggered, as everywhere.
-    """
-
-    def __enter__(self) -> object: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> bool | None: ...
-    def cancel(self) -> None: ...
-
-
-class Group(Protocol):
-    """Runs functions beside the task that opens it. Leaving it waits for them."""
-
-    async def __aenter__(self) -> Self: ...
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-        /,
-    ) -> bool | None: ...
-    def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
 
 
 class TaskEnded(Protocol[T_contra]):

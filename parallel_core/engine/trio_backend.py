@@ -11,9 +11,10 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 import trio
 
+from parallel_core.control._engine import Group, Scope
 from parallel_core.errors import cancelled_unasked
 
-from .backend import Event, Group, Scope, TaskEnded, Tasks
+from .backend import Event, TaskEnded, Tasks
 
 T = TypeVar("T")
 
@@ -91,7 +92,13 @@ class _TrioGroup:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._manager.__aexit__(exc_type, exc, traceback)
+        try:
+            return await self._manager.__aexit__(exc_type, exc, traceback)
+        except BaseExceptionGroup as group:
+            if without_cancelled(group) is not None:
+                raise
+            cancelled = only_member(group.exceptions[0])
+        raise cancelled  # one cancellation of several tasks
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._nursery.start_soon(function)
@@ -145,6 +152,6 @@ def without_cancelled(exception: BaseException) -> BaseException | None:
 
 
 def only_member(exception: BaseException) -> BaseException:
-    """An interrupt out of the groups that nurseries have put around it."""
+    """Return an exception without the groups that nurseries have put around it."""
     members: tuple[BaseException, ...] = getattr(exception, "exceptions", ())
     return only_member(members[0]) if len(members) == 1 else exception

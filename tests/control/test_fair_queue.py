@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.calls import first_letter
-from parallel_core.engine.backlog import Entry
 from parallel_core.control.fairness import FairQueue, FirstInFirstOut
+from parallel_core.engine.backlog import Entry
 
 
 def queue_of(items: Iterable[str] = (), per_key: int | None = None) -> FairQueue:

@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from helpers.engines import begun
 from helpers.hedging import SOON, AttemptFailed, Attempts, Ticket, both_run, counted_group, race
 from helpers.hosts import Host, settle
 from parallel_core import Hedge
@@ -99,7 +100,7 @@ def test_a_failure_before_the_delay_is_raised_as_it_is(host: Host) -> None:
         raise error
 
     async def main() -> None:
-        hedging = Hedging(Hedge(60, 1.0), lambda *_: pytest.fail("granted"))
+        hedging = begun(Hedging(Hedge(60, 1.0), lambda *_: pytest.fail("granted")))
         with pytest.raises(AttemptFailed) as caught:
             await hedging.wrap(call)(0, None)
         assert caught.value is error
@@ -140,7 +141,7 @@ def test_a_grant_that_raises_leaves_the_first_attempt_alone(host: Host) -> None:
         async def one_call(hedging: Hedging) -> None:
             assert await hedging.wrap(attempts)(0, None) == "answer"
 
-        hedging = Hedging(Hedge(SOON, 1.0), grant)
+        hedging = begun(Hedging(Hedge(SOON, 1.0), grant))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one_call, hedging)
             await asked.wait()
@@ -158,7 +159,7 @@ def test_too_few_durations_open_no_task_group(host: Host, known: int) -> None:
         await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
-        hedged = Hedging(Hedge("p95", 1.0)).wrap(call)
+        hedged = begun(Hedging(Hedge("p95", 1.0))).wrap(call)
         for index in range(known):
             await hedged(index, None)
         with counted_group() as opened:
@@ -178,7 +179,7 @@ def test_the_first_attempt_runs_in_the_context_of_the_call(host: Host) -> None:
 
     async def main() -> None:
         variable.set("outside")
-        await Hedging(Hedge(60, 1.0)).wrap(call)(0, None)
+        await begun(Hedging(Hedge(60, 1.0))).wrap(call)(0, None)
         assert (seen, variable.get()) == (["outside"], "set by the first")
 
     host.run(main)

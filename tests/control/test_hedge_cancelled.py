@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import parallel_core
+from helpers.engines import begun
 from helpers.hedging import SOON, AttemptFailed, Attempts, Ticket, both_run, race
 from helpers.hosts import Host, settle
 from parallel_core import CallCancelledError, Hedge
@@ -30,7 +31,7 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
     error = AttemptFailed()
 
     async def run() -> None:
-        hedged = Hedging(Hedge(delay, 1.0), lambda *_: ticket).wrap(attempts)
+        hedged = begun(Hedging(Hedge(delay, 1.0), lambda *_: ticket)).wrap(attempts)
         with scope:
             try:
                 returned.append(await hedged(0, None))

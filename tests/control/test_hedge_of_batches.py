@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import parallel_core
+from helpers.engines import begun
 from helpers.hedging import AttemptFailed
 from helpers.hosts import Host, in_virtual_time
 from parallel_core import Hedge
@@ -30,6 +31,7 @@ def test_extra_calls_are_capped(slow: list[bool], max_extra: float) -> None:
 
     async def main() -> None:
         nonlocal calls
+        begun(hedging)
         async with trio.open_nursery() as nursery:
             for index, item in enumerate(slow):
                 calls += 1
@@ -138,7 +140,7 @@ def test_a_straggler_waits_for_its_share_of_second_attempts() -> None:
         return item
 
     async def main() -> None:
-        hedging = Hedging(Hedge(1.0, max_extra=0.25))
+        hedging = begun(Hedging(Hedge(1.0, max_extra=0.25)))
         hedged = hedging.wrap(call)
         async with trio.open_nursery() as nursery:
             began = trio.current_time()

@@ -11,8 +11,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from helpers.engines import begun
 from parallel_core import Hedge
+from parallel_core.bridge import AsyncioBackend
 from parallel_core.control.hedge import Hedging, SecondAttempt
+from parallel_core.engine.trio_backend import TrioBackend
 
 SOON = 1e-6  # seconds: the delay of a hedge that nobody waits for
 
@@ -86,7 +89,7 @@ async def race(
     call: Callable[[int, Any], Awaitable[Any]], ticket: SecondAttempt | None = None
 ) -> AsyncIterator[Outcome]:
     """A hedged call beside the test, whose second attempt begins at once."""
-    hedging = Hedging(Hedge(SOON, 1.0), None if ticket is None else lambda *_: ticket)
+    hedging = begun(Hedging(Hedge(SOON, 1.0), None if ticket is None else lambda *_: ticket))
     hedged = hedging.wrap(call)
     outcome = Outcome()
 
@@ -112,12 +115,12 @@ async def both_run(attempts: Attempts) -> None:
 def counted_group() -> Iterator[list[int]]:
     """Count the task groups that are opened."""
     opened: list[int] = []
-    original = anyio.create_task_group
-
-    def counted() -> Any:
-        opened.append(1)
-        return original()
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anyio, "create_task_group", counted)
+        for backend in (AsyncioBackend, TrioBackend):
+
+            def counted(self: Any, original: Any = backend.new_group) -> Any:
+                opened.append(1)
+                return original(self)
+
+            patch.setattr(backend, "new_group", counted)
         yield opened
