@@ -1,4 +1,4 @@
-"""The bridge's small parts: a scope around a part of a task, the tasks of slots, interrupts."""
+"""The asyncio backend: scopes around a part of a task, the tasks of calls, interrupts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import trio
 
 from helpers.hosts import Host
 from parallel_core import BatchAbortedError, CallCancelledError, bridge
+from parallel_core.bridge import AsyncioBackend, TaskScope, _Scopes
 from parallel_core.engine.guest import TrioRun, raise_
-from parallel_core.bridge import AsyncioBackend, TaskScope
-
-
-def scope_of(*, shutting_down: bool = False) -> TaskScope:
-    return TaskScope(lambda: shutting_down)
 
 
 async def in_scope(scope: TaskScope, entered: asyncio.Event) -> str:
@@ -29,7 +25,7 @@ async def in_scope(scope: TaskScope, entered: asyncio.Event) -> str:
 
 def test_a_scope_ends_a_part_of_a_task(asyncio_host: Host) -> None:
     async def main() -> None:
-        scope, entered = scope_of(), asyncio.Event()
+        scope, entered = TaskScope(), asyncio.Event()
         task = asyncio.ensure_future(in_scope(scope, entered))
         await entered.wait()
         scope.cancel()
@@ -42,7 +38,7 @@ def test_a_scope_ends_a_part_of_a_task(asyncio_host: Host) -> None:
 
 def test_a_scope_that_is_cancelled_before_it_is_entered(asyncio_host: Host) -> None:
     async def main() -> None:
-        scope = scope_of()
+        scope = TaskScope()
         scope.cancel()
         assert scope.cancelled
         assert await in_scope(scope, asyncio.Event()) == "went on"
@@ -52,14 +48,14 @@ def test_a_scope_that_is_cancelled_before_it_is_entered(asyncio_host: Host) -> N
 
 def test_another_cancellation_is_not_the_scopes(asyncio_host: Host) -> None:
     async def main() -> None:
-        scope, entered = scope_of(), asyncio.Event()
+        scope, entered = TaskScope(), asyncio.Event()
         task = asyncio.ensure_future(in_scope(scope, entered))
         await entered.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         scope.cancel()  # it is empty: nothing happens
-        with pytest.raises(KeyError), scope_of() as scope:
+        with pytest.raises(KeyError), TaskScope() as scope:
             scope.cancel()
             raise KeyError
 
@@ -70,7 +66,7 @@ def test_a_task_that_cancels_the_scope_it_is_in_is_not_cancelled_behind_it(
     asyncio_host: Host,
 ) -> None:
     async def main() -> None:
-        with scope_of() as scope:
+        with TaskScope() as scope:
             scope.cancel()
         await asyncio.sleep(0)
 
@@ -96,12 +92,71 @@ def test_a_task_is_not_cancelled_again_by_a_shutdown(
 
         task = asyncio.ensure_future(call())
         await asyncio.sleep(0)
-        bridge._cancel(task, shutting_down)  # the first is delivered in any case
+        scopes = _Scopes()
+        scopes.shutting_down = lambda: shutting_down
+        assert scopes.cancel(task)  # the first is delivered in any case
         await cleaning_up.wait()
-        bridge._cancel(task, shutting_down)
+        assert scopes.cancel(task) is not shutting_down
         with pytest.raises(asyncio.CancelledError):
             await task
         assert cleaned_up is shutting_down
+
+    asyncio_host.run(main)
+
+
+def test_a_scope_has_a_time(asyncio_host: Host) -> None:
+    async def main() -> None:
+        began = asyncio.get_running_loop().time()
+        with TaskScope(0.01) as scope:
+            await asyncio.sleep(60)
+        assert scope.cancelled
+        assert asyncio.get_running_loop().time() - began >= 0.01
+        with TaskScope(60) as scope:
+            await asyncio.sleep(0)
+        assert not scope.cancelled
+
+    asyncio_host.run(main)
+
+
+@pytest.mark.parametrize("last", ["inner", "outer", "batch", "somebody else"])
+def test_a_task_is_cancelled_once_by_scopes_and_by_its_batch(asyncio_host: Host, last: str) -> None:
+    """Clean-up may await; the cancellation goes on to whoever was the last to ask for it."""
+
+    async def main() -> None:
+        scopes = _Scopes()
+        inner, outer = TaskScope(None, scopes), TaskScope(None, scopes)
+        cleaning_up, log = asyncio.Event(), list[str]()
+
+        async def run() -> None:
+            with outer:
+                with inner:
+                    try:
+                        await asyncio.sleep(60)
+                    finally:
+                        cleaning_up.set()
+                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)
+                        log.append("cleaned up")
+                log.append("behind the inner one")
+            log.append("behind the outer one")
+
+        task = asyncio.ensure_future(run())
+        await asyncio.sleep(0)
+        inner.cancel()
+        await cleaning_up.wait()
+        if last == "outer":
+            outer.cancel()
+        elif last == "batch":
+            scopes.all_cancelled = True
+            assert not scopes.cancel(task)
+        elif last == "somebody else":
+            task.cancel()
+        await asyncio.wait([task])
+        behind = {"inner": 2, "outer": 1}.get(last, 0)
+        said = ["behind the inner one", "behind the outer one"][2 - behind :]
+        assert log == ([] if last == "somebody else" else ["cleaned up"]) + said
+        assert task.cancelled() is (behind == 0)
+        assert not scopes.innermost
 
     asyncio_host.run(main)
 
@@ -110,7 +165,7 @@ def test_where_there_is_no_task() -> None:
     assert bridge._current_task() is None
 
 
-# --- the host of slots ---
+# --- the backend ---
 
 
 class Loop:
@@ -130,44 +185,57 @@ class Loop:
 
 
 def test_an_interrupt_of_trio_is_raised_in_the_loop() -> None:
-    host = AsyncioBackend()
+    backend = AsyncioBackend()
     loop: Any = Loop()
-    host.loop = loop
+    backend.loop = loop
     interrupt = KeyboardInterrupt()
-    host.interrupted(interrupt)
+    backend.interrupted(interrupt)
     assert loop.soon == [(raise_, interrupt)]
     with pytest.raises(KeyboardInterrupt) as raised:
         raise_(interrupt)
     assert raised.value is interrupt
-    assert host.current_time() == 3.5
+    assert backend.current_time() == 3.5
 
 
 def test_a_loop_that_is_closed_has_no_timers() -> None:
-    host = AsyncioBackend()
+    backend = AsyncioBackend()
     loop: Any = Loop()
-    host.loop = loop
+    backend.loop = loop
     nursery: Any = None
-    host.call_later(nursery, 1.0, lambda: None)()
+    backend.call_later(nursery, 1.0, lambda: None)()
     assert loop.soon == []
 
 
 def test_which_errors_are_a_calls_own() -> None:
-    host = AsyncioBackend()
+    backend = AsyncioBackend()
     error, cancelled = KeyError("x"), asyncio.CancelledError()
-    assert host.error_of(error, "the call", True) is error
-    assert host.error_of(KeyboardInterrupt(), "the call", False) is None
-    assert host.error_of(cancelled, "the call", True) is None
-    own = host.error_of(cancelled, "the source", False)
+    assert backend.error_of(error, "the call", True) is error
+    assert backend.error_of(KeyboardInterrupt(), "the call", False) is None
+    assert backend.error_of(cancelled, "the call", True) is None
+    own = backend.error_of(cancelled, "the source", False)
     assert isinstance(own, CallCancelledError)
     assert "the source" in str(own)
-    host.shutting_down = lambda: True
-    assert host.error_of(cancelled, "the call", False) is None
-    host.shutting_down = lambda: False
-    host.cancelled = True
-    assert host.error_of(cancelled, "the call", False) is None
+    backend.scopes.shutting_down = lambda: True
+    assert backend.error_of(cancelled, "the call", False) is None
+    backend.scopes.shutting_down = lambda: False
+    backend.scopes.all_cancelled = True
+    assert backend.error_of(cancelled, "the call", False) is None
 
 
-def test_slots_are_named_tasks_in_a_copy_of_the_context(asyncio_host: Host) -> None:
+def test_a_cancellation_and_an_error_in_a_group_are_the_calls_error() -> None:
+    backend = AsyncioBackend()
+    error, cancelled = KeyError("x"), asyncio.CancelledError()
+    found = backend.error_of(BaseExceptionGroup("g", [cancelled, error]), "the call", False)
+    assert isinstance(found, ExceptionGroup)
+    assert found.exceptions == (error,)
+    interrupt = BaseExceptionGroup("g", [cancelled, KeyboardInterrupt()])
+    assert backend.error_of(interrupt, "the call", False) is None
+    alone = backend.error_of(BaseExceptionGroup("g", [cancelled]), "the call", False)
+    assert isinstance(alone, CallCancelledError)
+    assert backend.error_of(BaseExceptionGroup("g", [cancelled]), "the call", True) is None
+
+
+def test_calls_are_named_tasks_in_a_copy_of_the_context(asyncio_host: Host) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
 
     async def main() -> None:
@@ -184,7 +252,7 @@ def test_slots_are_named_tasks_in_a_copy_of_the_context(asyncio_host: Host) -> N
         async for _ in bridge.iter_parallel_map(call, ["a", "b"], concurrency=2):
             names = {task.get_name() for task in asyncio.all_tasks()}
             assert "parallel_core keeper" in names
-        assert seen == [("parallel_core slot", "of the caller")] * 2
+        assert seen == [("request 0", "of the caller"), ("request 1", "of the caller")]
         assert variable.get() == "of the caller"
 
     asyncio_host.run(main)
@@ -219,22 +287,23 @@ def test_a_batch_stays_on_its_loop() -> None:
     async def forever(item: int) -> None:
         await asyncio.sleep(60)
 
-    batch = bridge.iter_parallel_map(forever, [1])
+    batches: list[Any] = []
 
     async def begin() -> None:
+        batches.append(batch := bridge.iter_parallel_map(forever, [1]))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await anext(batch)
 
     async def use() -> None:
         with pytest.raises(RuntimeError, match=r"started on another event loop: use it there$"):
-            await anext(batch)
+            await anext(batches[0])
 
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
         first.run_until_complete(begin())
         second.run_until_complete(use())
-        first.run_until_complete(batch.aclose())
+        first.run_until_complete(batches[0].aclose())
     finally:
         first.close()
         second.close()
@@ -244,9 +313,10 @@ def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
     """Its consumer is told why, and its calls are cancelled."""
 
     async def main() -> None:
-        cancelled = asyncio.Event()
+        begun, cancelled = asyncio.Event(), asyncio.Event()
 
         async def forever(item: int) -> None:
+            begun.set()
             try:
                 await asyncio.sleep(60)
             finally:
@@ -254,8 +324,7 @@ def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
 
         batch = bridge.iter_parallel_map(forever, [1, 2])
         waiting = asyncio.ensure_future(anext(batch))
-        while not batch.in_flight:
-            await asyncio.sleep(0)
+        await begun.wait()
         batch._tenant.abort("a reason")
         with pytest.raises(BatchAbortedError, match=r"^the batch was cancelled: a reason$"):
             await waiting
