@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -236,23 +237,40 @@ class _AsyncioTasks(Generic[T]):
         self._wake_if_empty()
 
     async def _run(self, argument: T) -> None:
-        backend, error = self._backend, None
         try:
             await _wait_for_first_step()
             await self._function(argument)
-        except BaseException as exception:
-            error = _without_cancelled(exception)
-            if backend.scopes.shutting_down():
-                backend.abort("its event loop is being shut down")
-            if not isinstance(exception, Exception):
-                raise
-        finally:
-            self.tasks.pop(argument, None)
-            if not backend.abandoned:
-                self._ended(argument, error, cancelled=backend.scopes.all_cancelled)
-                if self._released:
-                    self._wake_if_empty()
-            error = None
+        except asyncio.CancelledError:
+            self._notice_shutdown()
+            self._end(argument, None)
+            raise
+        except BaseException:
+            # When the loop knows: it is about to be shut down by an interrupt.
+            if argument in self.tasks:
+                self.tasks[argument].add_done_callback(
+                    functools.partial(self._end_with_error, argument)
+                )
+            raise
+        self._end(argument, None)
+
+    def _end_with_error(self, argument: T, task: asyncio.Task[None]) -> None:
+        self._notice_shutdown()
+        error = None if task.cancelled() else task.exception()
+        self._end(argument, None if error is None else _without_cancelled(error))
+
+    def _end(self, argument: T, error: BaseException | None) -> None:
+        backend = self._backend
+        self.tasks.pop(argument, None)
+        if backend.abandoned:
+            return
+        self._ended(argument, error, cancelled=backend.scopes.all_cancelled)
+        if self._released:
+            self._wake_if_empty()
+
+    def _notice_shutdown(self) -> None:
+        backend = self._backend
+        if not backend.abandoned and backend.scopes.shutting_down():
+            backend.abort("its event loop is being shut down")
 
     def _wake_if_empty(self) -> None:
         if not self.tasks and self._wake is not None:
@@ -284,6 +302,7 @@ class _AsyncioTasks(Generic[T]):
         tasks = list(self.tasks.values())
         if backend.loop.is_closed():
             # They will never be stepped again. Their `finally` blocks run now, or never.
+            self._wake = None
             self.tasks.clear()
             for task in tasks:
                 _close(task)

@@ -165,7 +165,7 @@ def test_a_batch_dropped_while_another_runs_ends_alone(asyncio_host: Host, after
             assert dropped.cancelled
             go_on.set()
             assert len([result async for result in batch if result.ok]) == 20
-        assert_nothing_left()
+        await guest_gone()
 
     asyncio_host.run(main)
 

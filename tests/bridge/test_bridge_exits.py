@@ -97,7 +97,9 @@ def test_an_exit_raised_in_a_call_leaves_the_loop_and_the_process(
 @pytest.mark.parametrize("where", ["of_a_sync_source", "of_an_async_source"])
 def test_an_exit_raised_by_a_source(scripts: Scripts, loop: str, where: str) -> None:
     code, out, err = finish(scripts.start("exits", where, loop, "SystemExit"))
-    assert out.strip() == "SystemExit [0, 1, 2] False", err
+    # The calls of items that a sync source gave just before may not have begun.
+    begun = ["[0, 1, 2]"] if where == "of_an_async_source" else ["[0, 1, 2]", "[]"]
+    assert out.strip() in [f"SystemExit {calls} False" for calls in begun], err
     assert code == 7
 
 

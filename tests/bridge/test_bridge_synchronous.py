@@ -11,12 +11,11 @@ import pytest
 import trio
 
 from helpers.bridge_checks import Calls, assert_nothing_left, open_files, until
-from helpers.bridge_scenarios import check_a_batch, twice
+from helpers.bridge_scenarios import check_a_batch
 from helpers.hosts import Host
 from parallel_core import (
     InvalidRequestError,
     RouterParallelRequest,
-    bridge,
     iter_parallel_map,
     parallel_completions,
     parallel_map,
@@ -151,13 +150,3 @@ def test_parallel_completions_runs_on_a_loop_of_its_own_in_another_thread() -> N
     ((thread, loop),) = seen
     assert thread != threading.get_ident()
     assert "Trio" not in loop
-
-
-def test_an_iterator_made_outside_of_a_loop() -> None:
-    """The bridge's own may be made anywhere, and begins on the loop that takes its first step."""
-    batch = bridge.iter_parallel_map(twice, range(3))
-
-    async def main() -> list[int]:
-        return sorted([result.index async for result in batch])
-
-    assert asyncio.run(main()) == [0, 1, 2]

@@ -48,7 +48,7 @@ def test_cancellations_are_raised_after_its_end(asyncio_host: Host) -> None:
     asyncio_host.run(main)
 
 
-def test_an_error_of_the_coroutine_takes_precedence_over_a_cancellation(asyncio_host: Host) -> None:
+def test_an_error_of_the_coroutine_does_not_hide_a_cancellation(asyncio_host: Host) -> None:
     async def main() -> None:
         go_on = asyncio.Event()
 
@@ -61,7 +61,8 @@ def test_an_error_of_the_coroutine_takes_precedence_over_a_cancellation(asyncio_
         task.cancel()
         await asyncio.sleep(0)
         go_on.set()
-        with pytest.raises(KeyError):
+        with pytest.raises(asyncio.CancelledError) as raised:
             await task
+        assert isinstance(raised.value.__context__, KeyError)
 
     asyncio_host.run(main)
