@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core import parallel_map
-from parallel_core.nursery_engine import BatchEngine
-from parallel_core.engine.guest import TrioRun
 from parallel_core.bridge import AsyncioBackend
+from parallel_core.engine.guest import TrioRun
+from parallel_core.nursery_engine import BatchEngine
 
 IN_FLIGHT = 64
 BATCHES = 30

@@ -167,7 +167,7 @@ def test_the_defaults_of_the_proposal_are_passed_on_whatever_those_of_the_packag
         return asyncio.sleep(0)
 
     for name in ("parallel_acompletions", "iter_parallel_acompletions", "iter_parallel_streams"):
-        monkeypatch.setattr(dispatch, name, record)
+        monkeypatch.setattr(api, name, record)
     helpers = importlib.import_module(PROPOSED_MODULES[0])
     router = make_mocked_router()
 

@@ -22,8 +22,8 @@ from helpers.local_workers import (
 )
 from parallel_core import _fleet, _ray_cluster
 from parallel_core._fleet import Fleet
-from parallel_core.engine.uninterrupted import to_the_end
 from parallel_core._worker import Given, Pace
+from parallel_core.engine.uninterrupted import to_the_end
 
 
 def test_calls_are_shared_by_all_workers_and_bounded_in_each() -> None:
