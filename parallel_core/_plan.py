@@ -16,14 +16,11 @@ from typing import Any, TypeAlias, cast
 from ._answers import require_choices
 from ._first_call import preparation
 from ._local_limits import most_calls, warn_of_connections
-from .control._call import Call
 from .control._checks import checked_callback
 from .control._metering import ItemMeter, RouterMeter
 from .control.adaptive import AdaptiveConcurrency
-from .control.compose import BatchMeter, compose, needs_tokens
-from .control.options import Concurrency, Controls, check_controls, checked_concurrency
-from .control.retry import NO_ROUTER, RouterTraits
-from .control.stopping import Stopping
+from .control.compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
+from .control.options import BatchOptions, Controls, check_controls, checked_concurrency
 from .engine.backlog import InputOrder
 from .engine.plan import BatchPlan, ResultT
 from .router_call import (
@@ -56,101 +53,55 @@ Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
 
 
 def map_plan(
-    function: Callable[[ItemT], Awaitable[ValueT]],
-    items: Source[ItemT],
-    *,
-    concurrency: Concurrency,
-    return_exceptions: bool,
-    preserve_order: bool,
-    controls: Controls,
+    function: Callable[[ItemT], Awaitable[ValueT]], items: Source[ItemT], options: BatchOptions
 ) -> BatchPlan[ParallelResult[ItemT, ValueT]]:
     """Check the arguments of a ``parallel_map`` and make a plan of them."""
     if not callable(function):
         raise TypeError(f"expected an async callable, not {type(function).__qualname__}")
-    limit = checked_concurrency(concurrency)
-    check_controls(controls)
+    limit = checked_concurrency(options.concurrency)
+    check_controls(options.controls)
     source = _checked_source(items, "items")
-    _check_for_items(controls)
+    _check_for_items(options.controls)
 
     def call(index: int, item: ItemT) -> Awaitable[ValueT]:
         return function(item)
 
-    meter = controls.get("meter")
+    meter = options.controls.get("meter")
+    traits = CallTraits(total=_length(source), meter=None if meter is None else ItemMeter(meter))
     result_type: Callable[..., ParallelResult[ItemT, ValueT]] = ParallelResult
-    return _plan(
-        call,
-        source,
-        result_type,
-        None,
-        limit,
-        return_exceptions,
-        preserve_order,
-        controls,
-        None if meter is None else ItemMeter(meter),
-        {},
-        router=NO_ROUTER,
-    )
+    return _plan(compose(call, limit, options, traits), source, result_type, options)
 
 
 def completion_plan(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
-    *,
-    concurrency: Concurrency,
-    return_exceptions: bool,
-    preserve_order: bool,
-    controls: Controls,
-    stopping: Stopping | None = None,
+    options: BatchOptions,
 ) -> BatchPlan[RouterParallelResult]:
     """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
-    return _router_plan(
-        router,
-        requests,
-        completion_result,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        controls=controls,
-        stopping=stopping,
-    )
+    return _router_plan(router, requests, completion_result, options)
 
 
 def stream_plan(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
-    *,
-    concurrency: Concurrency,
-    return_exceptions: bool,
-    controls: Controls,
+    options: BatchOptions,
 ) -> BatchPlan[StreamChunk | StreamEnd]:
     """Check the arguments of an ``iter_parallel_streams`` and make a plan of them."""
-    if controls.get("hedge") is not None:
+    if options.controls.get("hedge") is not None:
         raise ValueError("hedge: streams go without it, since two attempts would both give chunks")
-    return _router_plan(
-        router,
-        requests,
-        stream_end,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-        streaming=True,
-    )
+    return _router_plan(router, requests, stream_end, options, streaming=True)
 
 
 def _router_plan(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     result_type: Callable[..., ResultT],
+    options: BatchOptions,
     *,
-    concurrency: Concurrency,
-    return_exceptions: bool,
-    preserve_order: bool,
-    controls: Controls,
     streaming: bool = False,
-    stopping: Stopping | None = None,
 ) -> BatchPlan[ResultT]:
-    limit = checked_concurrency(concurrency)
+    controls = options.controls
+    limit = checked_concurrency(options.concurrency)
     may_reject: Mapping[str, int] = {}
     check_controls(controls)
     stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
@@ -206,24 +157,19 @@ def _router_plan(
     answered = streams.wrap(call)
     if hasattr(behind(router), "acompletion"):  # workers may call a function
         answered = require_choices(answered, meter)
-    plan = _plan(
-        answered,
-        source,
-        result_type,
-        as_request,
-        limit,
-        return_exceptions,
-        preserve_order,
-        controls,
-        meter,
-        may_reject,
-        stopping,
+    traits = CallTraits(
+        total=_length(source),
+        meter=meter,
+        of_requests=True,
         timed_elsewhere=timed_elsewhere,
+        may_reject=may_reject,
         router=router_traits(router),
     )
+    plan = _plan(compose(answered, limit, options, traits), source, result_type, options)
     return dataclasses.replace(
         plan,
         call=streams.wrap_controls(plan.call),
+        prepare=as_request,
         attachments=[*plan.attachments, streams],
         pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if elsewhere else preparation(router),
@@ -231,43 +177,19 @@ def _router_plan(
 
 
 def _plan(
-    call: Call,
+    composed: Composition,
     source: Source[Any],
     result_type: Callable[..., ResultT],
-    prepare: Callable[[int, Any], Any] | None,
-    concurrency: int | AdaptiveConcurrency,
-    return_exceptions: bool,
-    preserve_order: bool,
-    controls: Controls,
-    meter: BatchMeter | None,
-    may_reject: Mapping[str, int],
-    stopping: Stopping | None = None,
-    *,
-    timed_elsewhere: bool = False,
-    router: RouterTraits,
+    options: BatchOptions,
 ) -> BatchPlan[ResultT]:
-    composed = compose(
-        call,
-        concurrency=concurrency,
-        fail_fast=not return_exceptions,
-        total=_length(source),
-        controls=controls,
-        meter=meter,
-        of_requests=prepare is not None,
-        timed_elsewhere=timed_elsewhere,
-        may_reject=may_reject,
-        stopping=stopping,
-        router=router,
-    )
     return BatchPlan(
         call=composed.call,
         source=source,
         result_type=result_type,
         concurrency=composed.concurrency,
         limit=composed.initial_limit,
-        return_exceptions=return_exceptions,
-        preserve_order=preserve_order,
-        prepare=prepare,
+        return_exceptions=options.return_exceptions,
+        preserve_order=options.preserve_order,
         order=InputOrder() if composed.order is None else composed.order,
         attachments=composed.attachments,
         tally=composed.tally,

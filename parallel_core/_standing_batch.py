@@ -20,7 +20,7 @@ from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import completion_plan
 from .control._call import Call
 from .control._engine import Engine, Scope
-from .control.options import Concurrency, Controls
+from .control.options import BatchOptions, Concurrency, Controls
 from .errors import BatchDeadlineError, StoppedError
 from .types import RouterParallelRequest, RouterParallelResult
 
@@ -192,14 +192,8 @@ class StandingBatch:
         self._news = asyncio.Event()
         with contextlib.ExitStack() as opened:
             router = opened.enter_context(self._open_router())
-            plan = completion_plan(
-                router,
-                self._requests(),
-                concurrency=self._concurrency,
-                return_exceptions=True,
-                preserve_order=False,
-                controls=self._controls,
-            )
+            options = BatchOptions(concurrency=self._concurrency, controls=self._controls)
+            plan = completion_plan(router, self._requests(), options)
             plan = dataclasses.replace(
                 plan, call=self._stoppable(plan.call), attachments=[*plan.attachments, self]
             )

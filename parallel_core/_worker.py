@@ -28,6 +28,7 @@ from ._router_recipe import Recipe
 from ._system import process_is_alive
 from .control._engine import Engine
 from .control._metering import RouterMeter
+from .control.options import BatchOptions
 from .control.timeout import Timeouts
 from .errors import RemoteCallError, cancelled_unasked
 from .router_call import (
@@ -249,14 +250,8 @@ class Worker:
             except (SystemExit, KeyboardInterrupt) as error:  # of the recipe: it would end silently
                 self._tell(Kind.REFUSED, 0, pack_exception(RemoteCallError.standing_for(error)))
                 return
-            plan = map_plan(
-                self._call,
-                self._assignments(),
-                concurrency=self._concurrency,
-                return_exceptions=True,
-                preserve_order=False,
-                controls={},
-            )
+            options = BatchOptions(concurrency=self._concurrency)
+            plan = map_plan(self._call, self._assignments(), options)
             calls = _Calls(router)
             self._answer = calls.answer
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])

@@ -1,12 +1,18 @@
-"""The functions that users call, defined once for trio, asyncio and synchronous code."""
+"""The functions that users call, defined once for trio, asyncio and synchronous code.
+
+A function finds out which library is running: in asyncio it makes a batch of
+:mod:`parallel_core.bridge`, in trio one of :mod:`parallel_core.nursery_engine`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
+import textwrap
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import sniffio
 from anyio.from_thread import start_blocking_portal
@@ -15,8 +21,7 @@ from ._call_loop import plain_loop_factory
 from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import Requests, Source, completion_plan, map_plan, stream_plan
 from .bridge import AsyncioParallelBatch
-from .control.options import Concurrency, Controls
-from .control.stopping import Stopping
+from .control.options import BatchOptions, Concurrency, Controls
 from .engine.handle import ParallelBatch, collect
 from .engine.plan import BatchPlan, ResultT
 from .nursery_engine import TrioParallelBatch
@@ -32,6 +37,51 @@ from .types import (
 )
 
 
+class StreamArguments(Controls, total=False):
+    """The options of :func:`iter_parallel_streams`."""
+
+    concurrency: Concurrency
+    return_exceptions: bool
+    router_host: RouterHost | RouterHostName | None
+
+
+class BatchArguments(StreamArguments, total=False):
+    """The options of :func:`parallel_acompletions` and :func:`iter_parallel_acompletions`."""
+
+    preserve_order: bool
+
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def _with_controls(function: FunctionT) -> FunctionT:
+    """Write the controls, which all functions take, into the signature and the docstring of one."""
+    signature = inspect.signature(function)
+    parameters = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    for name, annotation in Controls.__annotations__.items():
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if name == "progress" else None,
+                annotation=getattr(annotation, "__forward_arg__", annotation),
+            )
+        )
+    attributes = vars(function)
+    attributes["__signature__"] = signature.replace(parameters=parameters)
+    if function.__doc__ and Controls.__doc__:
+        texts = textwrap.dedent(Controls.__doc__.partition("Attributes:\n")[2]).strip()
+        function.__doc__ = function.__doc__.replace(
+            "        {controls}\n", textwrap.indent(texts, " " * 8) + "\n"
+        )
+    return function
+
+
+@_with_controls
 def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
@@ -41,10 +91,7 @@ def iter_parallel_map(
     preserve_order: bool = False,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[ParallelResult[ItemT, ValueT]]:
-    """Await ``function(item)`` for every item, at most ``concurrency`` at a time.
-
-    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_map`, called in trio
-    :func:`parallel_core.nursery_engine.iter_parallel_map`; the arguments are described there.
+    """Await ``function(item)`` for every item, and hand out each result as soon as it is there.
 
     ::
 
@@ -52,42 +99,97 @@ def iter_parallel_map(
             async for result in batch:
                 print(result.index, result.unwrap())
 
+    In asyncio, ``async for result in iter_parallel_map(…)`` works without the block; leaving that
+    loop early cancels the calls on the next passes of the event loop.
+
+    Args:
+        function: an async callable of one item, of the library that is running. Each call is a task
+            of its own, in a copy of the caller's context.
+        items: any iterable or async iterable, also an endless one. An item is drawn when a slot is
+            free for it. A generator is closed when the batch ends.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many are best.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once and is raised by the iterator, after the
+            results that were there before it.
+        preserve_order: hand out results in input order instead of completion order.
+        {controls}
+
+    Returns:
+        The batch: an async context manager and an async iterator of :class:`ParallelResult`. While
+        the consumer does not read, calls begun minus results handed out never exceed twice
+        ``concurrency`` (eight times in input order). Nothing begins before it is entered.
+
     Raises:
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running.
     """
     return _batch_of(
         map_plan(
             function,
             items,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
+            BatchOptions(
+                concurrency=concurrency,
+                return_exceptions=return_exceptions,
+                preserve_order=preserve_order,
+                controls=controls,
+            ),
         )
     )
 
 
+@_with_controls
 async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
     *,
     concurrency: Concurrency = 8,
     return_exceptions: bool = True,
-    preserve_order: bool = False,
+    preserve_order: bool = True,
     **controls: Unpack[Controls],
 ) -> list[ParallelResult[ItemT, ValueT]]:
-    """The results of :func:`iter_parallel_map` as a list, in asyncio and in trio."""
+    """Await ``function(item)`` for every item, and return all results, in the order of the items.
+
+    ::
+
+        for url, result in zip(urls, await parallel_map(fetch, urls, concurrency=64)):
+            print(url, result.unwrap())
+
+    Args:
+        function: an async callable of one item, of the library that is running. Each call is a task
+            of its own, in a copy of the caller's context.
+        items: any iterable or async iterable. An item is drawn when a slot is free for it. A
+            generator is closed when the batch ends.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many are best.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once, and is raised.
+        preserve_order: False: results in the order in which the calls ended.
+        {controls}
+
+    Returns:
+        A :class:`ParallelResult` for each item.
+
+    Raises:
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other.
+        RuntimeError: called where neither asyncio nor trio is running.
+        Exception: what ends the batch: the first error of a fail-fast batch, or what the source
+            raised. Its attribute ``results`` is a list of the results that are there, and so it is
+            for a cancellation. (An error that has such an attribute keeps its own.)
+    """
     plan = map_plan(
         function,
         items,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
+        BatchOptions(
+            concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
+        ),
     )
     return await collect(_batch_of(plan), preserve_order)
 
 
+@_with_controls
 def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -98,11 +200,7 @@ def iter_parallel_acompletions(
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
-    """Send every request, at most ``concurrency`` at a time; results come as they finish.
-
-    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_acompletions`, called in trio
-    :func:`parallel_core.nursery_engine.iter_parallel_acompletions`; the arguments are described
-    there. ``router_host`` is for trio; in asyncio a Router's calls run on the caller's own loop.
+    """Send every request through a Router, and hand out each result as soon as it is there.
 
     ::
 
@@ -110,22 +208,113 @@ def iter_parallel_acompletions(
             async for result in batch:
                 print(result.index, result.ok)
 
+    In asyncio, ``async for result in iter_parallel_acompletions(…)`` works without the block;
+    leaving that loop early cancels the calls on the next passes of the event loop.
+
+    Args:
+        router: a ``litellm.Router`` (anything with an asyncio ``acompletion`` method), or an async
+            callable ``(model=, messages=, **kwargs)`` of the library that is running.
+        requests: :class:`RouterParallelRequest` or mappings ``{"model", "messages", …}``, from any
+            iterable or async iterable, also an endless one.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many the provider takes.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once and is raised by the iterator, after the
+            results that were there before it.
+        preserve_order: hand out results in input order instead of completion order.
+        router_host: trio only: where a Router's asyncio code runs. ``"thread"``: on a plain asyncio
+            loop in a helper thread that is kept for this trio run; ``"thread-uvloop"``: the same
+            with uvloop; ``"trio-asyncio"``: on the loop of trio-asyncio that is open in this task;
+            or what :func:`open_router_host` has returned. None: the host that was opened for this
+            Router, else the loop of trio-asyncio if one is open, else ``"thread"``.
+        {controls}
+
+    Returns:
+        The batch: an async context manager and an async iterator of :class:`RouterParallelResult`.
+        While the consumer does not read, calls begun minus results handed out never exceed twice
+        ``concurrency`` (eight times in input order). Nothing begins before it is entered.
+
     Raises:
-        RuntimeError: called where neither asyncio nor trio is running.
-        TypeError, ValueError: called in asyncio with a host for a Router.
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
+            item of a lazy source becomes the result of its index, or the first error if fail-fast.
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other.
+        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
     """
     return _batch_of(
         completion_plan(
             _router_here(router, router_host),
             requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            controls=controls,
+            BatchOptions(
+                concurrency=concurrency,
+                return_exceptions=return_exceptions,
+                preserve_order=preserve_order,
+                controls=controls,
+            ),
         )
     )
 
 
+@_with_controls
+async def parallel_acompletions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    *,
+    concurrency: Concurrency = 8,
+    return_exceptions: bool = True,
+    preserve_order: bool = True,
+    router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> list[RouterParallelResult]:
+    """Send every request through a Router, and return all results, in the order of the requests.
+
+    ::
+
+        results = await parallel_acompletions(router, requests, concurrency=64)
+        for request, result in zip(requests, results):
+            print(request, result.response if result.ok else result.exception)
+
+    Args:
+        router: a ``litellm.Router`` (anything with an asyncio ``acompletion`` method), or an async
+            callable ``(model=, messages=, **kwargs)`` of the library that is running.
+        requests: :class:`RouterParallelRequest` or mappings ``{"model", "messages", …}``, from any
+            iterable or async iterable.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many the provider takes.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once, and is raised.
+        preserve_order: False: results in the order in which the calls ended.
+        router_host: trio only: where a Router's asyncio code runs. ``"thread"``: on a plain asyncio
+            loop in a helper thread that is kept for this trio run; ``"thread-uvloop"``: the same
+            with uvloop; ``"trio-asyncio"``: on the loop of trio-asyncio that is open in this task;
+            or what :func:`open_router_host` has returned. None: the host that was opened for this
+            Router, else the loop of trio-asyncio if one is open, else ``"thread"``.
+        {controls}
+
+    Returns:
+        A :class:`RouterParallelResult` for each request.
+
+    Raises:
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
+            item of a lazy source becomes the result of its index, or the first error if fail-fast.
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other.
+        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
+        Exception: what ends the batch: the first error of a fail-fast batch, or what the source
+            raised. Its attribute ``results`` is a list of the results that are there, and so it is
+            for a cancellation. (An error that has such an attribute keeps its own.)
+    """
+    plan = completion_plan(
+        _router_here(router, router_host),
+        requests,
+        BatchOptions(
+            concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
+        ),
+    )
+    return await collect(_batch_of(plan), preserve_order)
+
+
+@_with_controls
 def iter_parallel_streams(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -135,10 +324,7 @@ def iter_parallel_streams(
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[StreamChunk | StreamEnd]:
-    """Send every request as a stream, at most ``concurrency`` at a time, and merge the streams.
-
-    Called in asyncio it is :func:`parallel_core.bridge.iter_parallel_streams`, called in trio
-    :func:`parallel_core.nursery_engine.iter_parallel_streams`; the arguments are described there.
+    """Send every request as a stream, and merge the streams into one.
 
     ::
 
@@ -146,98 +332,102 @@ def iter_parallel_streams(
             async for event in batch:
                 if isinstance(event, StreamChunk):
                     print(event.index, event.text)
+                else:
+                    print(event.result.response, event.result.usage)
+
+    Args:
+        router: a ``litellm.Router`` (anything with an asyncio ``acompletion`` method), or an async
+            callable ``(model=, messages=, **kwargs)`` of the library that is running, which returns
+            an async iterator of chunks.
+        requests: :class:`RouterParallelRequest` or mappings ``{"model", "messages", …}``, from any
+            iterable or async iterable, also an endless one. ``stream=True`` is added, and
+            ``stream_options={"include_usage": True}``, unless the request has that option.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many the provider takes.
+        return_exceptions: True: a stream that fails ends in a :class:`StreamEnd` with the
+            exception. False (fail-fast): the first error closes all other streams and is raised.
+        router_host: trio only: where a Router's asyncio code runs. ``"thread"``: on a plain asyncio
+            loop in a helper thread that is kept for this trio run; ``"thread-uvloop"``: the same
+            with uvloop; ``"trio-asyncio"``: on the loop of trio-asyncio that is open in this task;
+            or what :func:`open_router_host` has returned. None: the host that was opened for this
+            Router, else the loop of trio-asyncio if one is open, else ``"thread"``.
+        {controls}
+
+    Returns:
+        The batch: an async context manager and an async iterator of :class:`StreamChunk`, as soon
+        as any stream has one, each stream's in its order, and of one :class:`StreamEnd` for each
+        request. While the consumer does not read, twice ``concurrency`` chunks wait for it, and the
+        streams wait: each in its turn, so that one with much to say holds up no other. That time
+        counts for a request's ``timeout``, and not for ``stall_timeout``.
 
     Raises:
-        RuntimeError: called where neither asyncio nor trio is running.
-        TypeError, ValueError: called in asyncio with a host for a Router.
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent.
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other; ``hedge`` is
+            given, whose two attempts would both give chunks.
+        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
     """
     return _batch_of(
         stream_plan(
             _router_here(router, router_host),
             requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            controls=controls,
+            BatchOptions(
+                concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
+            ),
         )
     )
 
 
-async def parallel_acompletions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency = 8,
-    return_exceptions: bool = True,
-    preserve_order: bool = False,
-    router_host: RouterHost | RouterHostName | None = None,
-    **controls: Unpack[Controls],
-) -> list[RouterParallelResult]:
-    """The results of :func:`iter_parallel_acompletions` as a list, in asyncio and in trio."""
-    plan = completion_plan(
-        _router_here(router, router_host),
-        requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
-    )
-    return await collect(_batch_of(plan), preserve_order)
-
-
-def stoppable_completions(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    requests: Requests,
-    *,
-    concurrency: Concurrency,
-    router_host: RouterHost | RouterHostName | None,
-    controls: Controls,
-    stopping: Stopping,
-) -> ParallelBatch[RouterParallelResult]:
-    """:func:`iter_parallel_acompletions` that can be ended before its time, for runs of files.
-
-    What is in flight and what has not been handed out are together no more than the concurrency:
-    that much a crash may lose.
-    """
-    plan = completion_plan(
-        _router_here(router, router_host),
-        requests,
-        concurrency=concurrency,
-        return_exceptions=True,
-        preserve_order=False,
-        controls=controls,
-        stopping=stopping,
-    )
-    return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
-
-
+@_with_controls
 def parallel_completions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     *,
     concurrency: Concurrency = 8,
     return_exceptions: bool = True,
-    preserve_order: bool = False,
+    preserve_order: bool = True,
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
-    """The synchronous form of :func:`parallel_acompletions`.
+    """Send every request through a Router, and return all results: the synchronous form.
+
+    ::
+
+        results = parallel_completions(router, requests, concurrency=64)
 
     Usable from plain code, and from a thread with a running loop (a notebook): the batch runs on an
     asyncio loop of its own in a helper thread, and the calling thread waits for it. Ctrl-C in the
-    calling thread cancels every call and waits for it. A bare callable is asyncio-flavoured.
+    calling thread cancels every call and waits for it.
 
-    A lazy source is drawn in the helper thread: one that is bound to its thread (a cursor of
-    sqlite3, say) has to be made a list first.
+    Args:
+        router: a ``litellm.Router`` (anything with an asyncio ``acompletion`` method), or an
+            asyncio callable ``(model=, messages=, **kwargs)``.
+        requests: :class:`RouterParallelRequest` or mappings ``{"model", "messages", …}``, from any
+            iterable or async iterable. A lazy source is drawn in the helper thread: one that is
+            bound to its thread (a cursor of sqlite3, say) has to be made a list first.
+        concurrency: calls in flight at most (an integer from 1), ``"auto"``, or an
+            :class:`AdaptiveConcurrency`, which find out how many the provider takes.
+        return_exceptions: True: an exception of a call becomes its result. False (fail-fast): the
+            first error cancels all other calls at once, and is raised.
+        preserve_order: False: results in the order in which the calls ended.
+        {controls}
 
-    Arguments, results and errors are those of
-    :func:`parallel_core.bridge.parallel_acompletions`.
+    Returns:
+        A :class:`RouterParallelResult` for each request.
+
+    Raises:
+        InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
+            item of a lazy source becomes the result of its index, or the first error if fail-fast.
+        TypeError: an argument is of another type, or there is no such option.
+        ValueError: a value is out of its range, or two options contradict each other.
+        Exception: what ends the batch: the first error of a fail-fast batch, or what the source
+            raised. Its attribute ``results`` is a list of the results that are there.
     """
     plan = completion_plan(
         _router_in_asyncio(router, None),
         requests,
-        concurrency=concurrency,
-        return_exceptions=return_exceptions,
-        preserve_order=False,
-        controls=controls,
+        BatchOptions(
+            concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
+        ),
     )
 
     batch = AsyncioParallelBatch(plan)
@@ -260,6 +450,21 @@ def parallel_completions(
             raise
     # A call has raised it, in the helper thread, where it has ended the loop.
     raise interrupt
+
+
+def stoppable_completions(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    options: BatchOptions,
+    router_host: RouterHost | RouterHostName | None,
+) -> ParallelBatch[RouterParallelResult]:
+    """Return a batch for a run of a file.
+
+    What is in flight and what has not been handed out are together no more than the concurrency:
+    that much a crash may lose.
+    """
+    plan = completion_plan(_router_here(router, router_host), requests, options)
+    return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
 
 
 def _library() -> str:

@@ -12,9 +12,8 @@ from litellm.router import Router
 
 from . import api
 from ._plan import Requests
-from .control.options import Concurrency, Controls
+from .api import BatchArguments, StreamArguments
 from .engine.handle import ParallelBatch
-from .trio_router import RouterHost, RouterHostName
 from .types import RouterParallelResult, StreamChunk, StreamEnd
 
 MYPY = False  # mypy takes it for True
@@ -161,65 +160,22 @@ class ParallelRouter(_RouterMembers):
     """
 
     async def parallel_acompletions(
-        self,
-        requests: Requests,
-        *,
-        concurrency: Concurrency = 8,
-        return_exceptions: bool = True,
-        preserve_order: bool = False,
-        router_host: RouterHost | RouterHostName | None = None,
-        **controls: Unpack[Controls],
+        self, requests: Requests, **options: Unpack[BatchArguments]
     ) -> list[RouterParallelResult]:
         """:func:`parallel_core.parallel_acompletions` with this Router."""
-        return await api.parallel_acompletions(
-            self,
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            router_host=router_host,
-            **controls,
-        )
+        return await api.parallel_acompletions(self, requests, **options)
 
     def iter_parallel_acompletions(
-        self,
-        requests: Requests,
-        *,
-        concurrency: Concurrency = 8,
-        return_exceptions: bool = True,
-        preserve_order: bool = False,
-        router_host: RouterHost | RouterHostName | None = None,
-        **controls: Unpack[Controls],
+        self, requests: Requests, **options: Unpack[BatchArguments]
     ) -> ParallelBatch[RouterParallelResult]:
         """:func:`parallel_core.iter_parallel_acompletions` with this Router."""
-        return api.iter_parallel_acompletions(
-            self,
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            preserve_order=preserve_order,
-            router_host=router_host,
-            **controls,
-        )
+        return api.iter_parallel_acompletions(self, requests, **options)
 
     def iter_parallel_streams(
-        self,
-        requests: Requests,
-        *,
-        concurrency: Concurrency = 8,
-        return_exceptions: bool = True,
-        router_host: RouterHost | RouterHostName | None = None,
-        **controls: Unpack[Controls],
+        self, requests: Requests, **options: Unpack[StreamArguments]
     ) -> ParallelBatch[StreamChunk | StreamEnd]:
         """:func:`parallel_core.iter_parallel_streams` with this Router."""
-        return api.iter_parallel_streams(
-            self,
-            requests,
-            concurrency=concurrency,
-            return_exceptions=return_exceptions,
-            router_host=router_host,
-            **controls,
-        )
+        return api.iter_parallel_streams(self, requests, **options)
 
 
 def _with_members(cls: type[ParallelRouter], members: dict[str, Any]) -> ParallelRouter:

@@ -369,13 +369,16 @@ async def parallel_acompletions(
     workers: int,
     concurrency: Concurrency = 8,
     return_exceptions: bool = True,
-    preserve_order: bool = False,
+    preserve_order: bool = True,
     address: str | None = None,
     actor_options: Mapping[str, Any] | None = None,
     router_host: RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
-    """The results of :func:`iter_parallel_acompletions` as a list."""
+    """The results of :func:`iter_parallel_acompletions` as a list, in the order of the requests.
+
+    ``preserve_order=False``: in the order in which the calls ended.
+    """
     batch = iter_parallel_acompletions(
         source,
         requests,

@@ -467,7 +467,12 @@ def as_request(index: int, item: object) -> RouterParallelRequest:
     if isinstance(item, RouterParallelRequest):
         return item
     kwargs = dict(cast("Mapping[str, Any]", item))
-    return RouterParallelRequest(kwargs.pop("model"), kwargs.pop("messages"), kwargs or None)
+    model, messages, timeout = (
+        kwargs.pop("model"),
+        kwargs.pop("messages"),
+        kwargs.pop("timeout", None),
+    )
+    return RouterParallelRequest(model, messages, kwargs or None, timeout)
 
 
 def _problem(item: object) -> str | None:
@@ -481,13 +486,16 @@ def _problem(item: object) -> str | None:
         missing = [name for name in ("model", "messages") if name not in mapping]
         if missing:
             return f"{' and '.join(missing)} missing: a request is {{'model', 'messages', …}}"
-        kwargs = {name: mapping[name] for name in mapping if name not in ("model", "messages")}
+        apart = ("model", "messages", "timeout")
+        kwargs = {name: mapping[name] for name in mapping if name not in apart}
         if "kwargs" in kwargs:
             return (
                 "a mapping takes the extra arguments of acompletion at its top level, "
                 "not under 'kwargs' (RouterParallelRequest has that field)"
             )
-        return _problem_of_parts(mapping["model"], mapping["messages"], kwargs)
+        return _problem_of_parts(
+            mapping["model"], mapping["messages"], kwargs
+        ) or _problem_of_timeout(mapping.get("timeout"))
     return (
         "a request is a RouterParallelRequest or a mapping {'model', 'messages', …}, "
         f"not {type(item).__qualname__}"

@@ -36,7 +36,13 @@ from .batch_input import InputFile, InputSummary
 from .batch_output import Redactor
 from .control._checks import checked_callback, checked_count, checked_number
 from .control._metering import RouterMeter
-from .control.options import Concurrency, Controls, check_controls, checked_concurrency
+from .control.options import (
+    BatchOptions,
+    Concurrency,
+    Controls,
+    check_controls,
+    checked_concurrency,
+)
 from .control.retry import Retry
 from .control.stopping import Stopping
 from .errors import NAMED_BY_LINE, DifferentRunError, InputFileError, JournalError, OrderError
@@ -243,10 +249,12 @@ async def run_file(
                 batch = stoppable_completions(
                     sender,
                     run.requests(),
-                    concurrency=concurrency,
-                    router_host=router_host,
-                    controls=run.watched(controls),
-                    stopping=run.stopping,
+                    BatchOptions(
+                        concurrency=concurrency,
+                        controls=run.watched(controls),
+                        stopping=run.stopping,
+                    ),
+                    router_host,
                 )
                 await run.to_the_end(batch, stop)
                 now_lost, now_resent = _losses(sender)

@@ -86,7 +86,7 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
     """What one call is made of.
 
     Wherever a request is accepted, a plain mapping ``{"model": …, "messages": …, **kwargs}`` is
-    accepted too.
+    accepted too; its ``timeout`` means the same as here.
 
     Attributes:
         model: the name of a model (group) that the Router knows.
@@ -147,7 +147,10 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
     def unwrap(self) -> ValueT:
         """Return the value, or raise the exception of the call."""
         if self.exception is not None:
-            raise self.exception
+            try:
+                raise self.exception
+            finally:
+                del self  # no reference cycle through the traceback
         return cast("ValueT", self.value)
 
     def __repr__(self) -> str:
@@ -201,7 +204,10 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
     def unwrap(self) -> Any:
         """Return the response, or raise the exception of the call."""
         if self.exception is not None:
-            raise self.exception
+            try:
+                raise self.exception
+            finally:
+                del self  # no reference cycle through the traceback
         return self.response
 
     def __repr__(self) -> str:

@@ -18,10 +18,9 @@ from .adaptive import Adaptation, AdaptiveConcurrency, LimitChange
 from .admission import Admission
 from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
-from .options import Controls
+from .options import BatchOptions, Controls
 from .rate_limit import RateLimit
-from .retry import Retry, Retrying, RouterTraits
-from .stopping import Stopping
+from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
 from .timeout import Deadline, Timeouts
 from .watching import ProgressWatch, UsageTally
 
@@ -49,34 +48,37 @@ class Composition:
     failed_deployments: Callable[[], dict[str, str]] = dict
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTraits:
+    """What is known of the calls of a batch, besides its options.
+
+    Attributes:
+        total: how many there are; None where nobody knows.
+        meter: tells what they use; None where nothing can.
+        of_requests: the items are requests, with a model and maybe a timeout.
+        timed_elsewhere: who makes the calls sees to their timeouts.
+        may_reject: calls in flight, by model, above which the Router itself rejects.
+        router: of what makes the calls.
+    """
+
+    total: int | None = None
+    meter: BatchMeter | None = None
+    of_requests: bool = False
+    timed_elsewhere: bool = False
+    may_reject: Mapping[str, int] = field(default_factory=dict[str, int])
+    router: RouterTraits = NO_ROUTER
+
+
 def compose(
-    call: Call,
-    *,
-    concurrency: int | AdaptiveConcurrency,
-    fail_fast: bool,
-    total: int | None,
-    controls: Controls,
-    meter: BatchMeter | None,
-    of_requests: bool,
-    timed_elsewhere: bool,
-    may_reject: Mapping[str, int],
-    stopping: Stopping | None,
-    router: RouterTraits,
+    call: Call, concurrency: int | AdaptiveConcurrency, options: BatchOptions, traits: CallTraits
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
     From the outside: the deadline; the attempts; budget and rate limit, for which a call waits;
     then, around what is really sent, the timeout, the hedge, what adaptive concurrency watches, and
     the places of a deployment that rejects instead of waiting.
-
-    Args:
-        of_requests: the items are requests, with a model and maybe a timeout.
-        timed_elsewhere: who makes the calls sees to their timeouts.
-        may_reject: calls in flight, by model, above which the Router itself rejects.
-        meter: None where nothing can tell what calls use.
-        stopping: ends the batch before its time; None where nobody will.
-        router: of what makes the calls.
     """
+    controls, stopping, meter = options.controls, options.stopping, traits.meter
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
     most = settings.maximum if settings is not None else concurrency
     assert isinstance(most, int)
@@ -93,7 +95,8 @@ def compose(
         composition.order = queue
 
     adaptation = None
-    retry = controls.get("retry", Retry() if router.is_router or settings is not None else None)
+    is_retried = traits.router.is_router or settings is not None
+    retry = controls.get("retry", Retry() if is_retried else None)
     retrying = None
     if retry is not None:
         keyed: FairQueue | FirstInFirstOut | None = queue if fair_by == "model" else None
@@ -106,8 +109,8 @@ def compose(
             timeout_of=_timeout_of(controls.get("timeout")),
             order=None if settings is not None else keyed,
             adaptive=settings is not None,
-            dooms=of_requests,
-            router=router,
+            dooms=traits.of_requests,
+            router=traits.router,
         )
     bar, callback = controls.get("progress", False), controls.get("on_progress")
     progress = None
@@ -115,14 +118,14 @@ def compose(
         progress = ProgressWatch(
             bar=bar,
             callback=callback,
-            total=total,
+            total=traits.total,
             waiting=_none_waits if retrying is None else retrying.waiting,
         )
         composition.call = progress.watch(composition.call)
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
-    if may_reject:
-        composition.call = _with_places(composition.call, may_reject)
+    if traits.may_reject:
+        composition.call = _with_places(composition.call, traits.may_reject)
     if settings is not None:
         failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
@@ -133,8 +136,7 @@ def compose(
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
-    has_timeouts = of_requests or controls.get("timeout") is not None
-    _put_around_what_is_sent(composition, controls, meter, has_timeouts and not timed_elsewhere)
+    _put_around_what_is_sent(composition, controls, traits)
     if adaptation is not None:
         composition.call = adaptation.watch_timeouts(composition.call)
     if retrying is not None:
@@ -143,7 +145,7 @@ def compose(
         composition.failed_deployments = retrying.failed_deployments
     deadline = controls.get("deadline")
     if deadline is not None:
-        control = Deadline(deadline, fail_fast=fail_fast, total=total)
+        control = Deadline(deadline, fail_fast=not options.return_exceptions, total=traits.total)
         composition.call = control.wrap(composition.call)
         composition.attachments.append(control)
     if stopping is not None:
@@ -174,10 +176,9 @@ def _adaptation(
 def _put_around_what_is_sent(
     composition: Composition,
     controls: Controls,
-    meter: BatchMeter | None,
-    has_timeouts: bool,
+    traits: CallTraits,
 ) -> None:
-    call = composition.call
+    call, meter = composition.call, traits.meter
     budget, rate_limit = controls.get("budget"), controls.get("rate_limit")
     admission = None
     if budget is not None or rate_limit is not None:
@@ -187,7 +188,8 @@ def _put_around_what_is_sent(
         hedging = Hedging(hedge, None if admission is None else admission.try_extra)
         composition.attachments.append(hedging)
         call = hedging.wrap(call)
-    if has_timeouts:
+    has_timeouts = traits.of_requests or controls.get("timeout") is not None
+    if has_timeouts and not traits.timed_elsewhere:
         timeouts = Timeouts(controls.get("timeout"))
         composition.attachments.append(timeouts)
         call = timeouts.wrap(call)

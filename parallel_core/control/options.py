@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 from parallel_core.progress import Progress, checked_progress
@@ -15,6 +16,7 @@ from .fairness import fair_key
 from .hedge import Hedge
 from .rate_limit import RateLimit, checked_rate_limit
 from .retry import Retry
+from .stopping import Stopping
 
 Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 
@@ -66,6 +68,23 @@ class Controls(TypedDict, total=False):
     on_chunk: Callable[[StreamChunk], object] | None
     stall_timeout: float | None
     retry: Retry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """How a batch is to be run.
+
+    Attributes:
+        concurrency, return_exceptions, preserve_order: as in :class:`ListOptions`.
+        controls: what is put around its calls.
+        stopping: ends the batch before its time; None where nobody will.
+    """
+
+    concurrency: Concurrency = 8
+    return_exceptions: bool = True
+    preserve_order: bool = False
+    controls: Controls = field(default_factory=Controls)
+    stopping: Stopping | None = None
 
 
 _NAMES = frozenset(get_type_hints(Controls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -239,12 +240,36 @@ async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[
 
     In input order the list is sorted at the end: nobody waits for the next result, so the batch
     needs no reorder window, which could hold calls back.
+
+    Raises:
+        BaseException: what ends the batch. Its attribute ``results`` has those that are there.
     """
     results: list[IndexedT] = []
     batch._engine.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
-    async with batch:
-        async for _ in batch:
-            raise AssertionError("a result has not gone into the list")
+    try:
+        async with batch:
+            async for _ in batch:
+                raise AssertionError("a result has not gone into the list")
+    except BaseException as error:
+        if preserve_order:
+            results.sort(key=_index)
+        _attach(results, error)
+        raise
     if preserve_order:
-        results.sort(key=lambda result: result.index)
+        results.sort(key=_index)
     return results
+
+
+def _index(result: _Indexed) -> int:
+    return result.index
+
+
+def _attach(results: list[Any], error: BaseException) -> None:
+    """Put results on an exception, unless it has an attribute of that name, or takes none."""
+    if not results or hasattr(error, "results"):
+        return
+    with contextlib.suppress(AttributeError, TypeError):
+        vars(error)["results"] = results
+        number = f"{len(results)} result" + ("s" if len(results) > 1 else "")
+        verb = "was" if len(results) == 1 else "were"
+        add_note(error, f"{number} {verb} there; see the attribute `results` of this exception")

@@ -11,6 +11,7 @@ import trio
 
 from parallel_core import BatchAbortedError
 from parallel_core._plan import map_plan
+from parallel_core.control.options import BatchOptions
 from parallel_core.engine.handle import raise_crash
 from parallel_core.engine.trio_backend import TrioBackend, only_member
 from parallel_core.nursery_engine import BatchEngine, iter_parallel_map
@@ -24,10 +25,7 @@ def core_of(*, concurrency: int = 4, preserve_order: bool = False, **options: An
     plan = map_plan(
         call,
         [1, 2, 3],
-        concurrency=concurrency,
-        return_exceptions=options.pop("return_exceptions", True),
-        preserve_order=preserve_order,
-        controls=options,  # type: ignore[arg-type]
+        BatchOptions(concurrency=concurrency, preserve_order=preserve_order, **options),
     )
     return BatchEngine(plan, TrioBackend())
 
