@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
@@ -118,19 +118,21 @@ class _TrioTasks(Generic[T]):
         self._context = context
         self._function = function
         self._ended = ended
+        self._arguments: deque[tuple[T, str]] = deque()
         self._released = trio.Event()
         nursery.start_soon(self._released.wait, name="parallel_core batch")
 
     def start(self, argument: T, name: str) -> None:
+        self._arguments.append((argument, name))
         # A task copies the context that is current when it is started, which may be the source's.
-        self._context.run(
-            functools.partial(self._nursery.start_soon, self._run, argument, name=name)
-        )
+        self._context.run(self._nursery.start_soon, self._run)
 
     def release(self) -> None:
         self._released.set()
 
-    async def _run(self, argument: T) -> None:
+    async def _run(self) -> None:
+        # Taken now: trio runs new tasks in a random order, and calls begin in that of the source.
+        argument, trio.lowlevel.current_task().name = self._arguments.popleft()
         try:
             await self._function(argument)
         except BaseException as exception:

@@ -50,7 +50,7 @@ def test_first_in_first_out() -> None:
     assert [order.pop(1) for _ in range(4)] == [*entries, None]
     assert order.resume(entries[0], 1)
     order.ended(entries[0])
-    assert (len(order), order.look_ahead) == (0, 1)
+    assert (len(order), order.look_ahead) == (0, 0)
 
 
 def test_keys_take_turns() -> None:

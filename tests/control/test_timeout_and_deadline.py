@@ -28,8 +28,8 @@ class RejectedError(Exception):
 def test_a_timeout_ends_one_call_and_no_other() -> None:
     async def main() -> None:
         results = await parallel_core.parallel_map(sleep, [1, 9, 2], timeout=5)
-        assert [result.value for result in results] == [1, 2, None]
-        error = results[2].exception
+        assert [result.value for result in results] == [1, None, 2]
+        error = results[1].exception
         assert isinstance(error, RequestTimeoutError)
         assert (error.index, error.model, error.limit) == (1, None, 5)
         assert str(error) == "request 1 took longer than its timeout of 5 s"

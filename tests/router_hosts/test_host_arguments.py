@@ -16,7 +16,7 @@ import trio.testing
 import parallel_core
 from helpers.hosts import thread_names, threads_besides
 from helpers.router_stands import REQUEST, Stand, at_once, run
-from parallel_core import nursery_engine, open_router_host, parallel_acompletions
+from parallel_core import open_router_host, parallel_acompletions
 from parallel_core._router_members import deployments
 
 
@@ -119,8 +119,6 @@ def test_hosts_are_for_trio_and_for_the_run_that_has_opened_them() -> None:
             with pytest.raises(RuntimeError, match="for trio, and asyncio is running here"):
                 async with parallel_core.open_trio_asyncio():
                     pass
-            with pytest.raises(RuntimeError, match="for trio, and asyncio is running here"):
-                nursery_engine.iter_parallel_acompletions(stand, [REQUEST])
 
         await refused(0)
         (result,) = await parallel_core.parallel_map(refused, [0])
