@@ -120,6 +120,7 @@ def that_ends() -> None:
         batch = iter_parallel_map(forever, range(9), concurrency=4)
         async with batch:
             await until(lambda: batch.in_flight == 4)
+            await passes(1)  # their tasks have begun
             await foreign.close()
             assert sorted(ended) == [0, 1, 2, 3], ended
             await check_aborted(batch)
@@ -134,6 +135,7 @@ def that_fails() -> None:
         foreign = Failing()
         async with iter_parallel_map(forever, range(9), concurrency=4) as batch:
             await until(lambda: batch.in_flight == 4)
+            await passes(1)  # their tasks have begun
             foreign.go.set()
             await foreign.done.wait()
             try:
