@@ -221,8 +221,8 @@ class BatchEngine(Generic[ResultT]):
                     if error is None:
                         raise
                     (self.crash if is_ending else self._source_failed)(error)
+            self._exhaust()  # not if the task was cancelled: then the batch is about to be stopped
         finally:
-            self._exhaust()
             try:  # outside of the scope: a generator may await while it cleans up
                 await self._source.close()
             except Exception as exception:  # noqa: BLE001 - reported to the consumer
@@ -310,7 +310,6 @@ class BatchEngine(Generic[ResultT]):
         elif not (self._exhausted or self.stopping or cancelled):
             # Somebody else has cancelled its task before the first step.
             self._source_failed(cancelled_unasked("the source"))
-        self._exhaust()
 
     # --- 3. Start calls while there are slots: what is to be sent again, then what is new ---
 
