@@ -23,6 +23,7 @@ import trio
 from anyio.from_thread import start_blocking_portal
 
 from ._litellm_loop import enter_loop, leave_this_loop
+from .engine.uninterrupted import wait_until
 from .errors import RouterHostClosedError, cancelled_unasked
 
 A = TypeVar("A")
@@ -312,9 +313,7 @@ async def _all_done(tasks: set[asyncio.Task[Any]]) -> None:
 
     A loop that is shut down cancels everybody, and waits for this task as it does for those.
     """
-    while tasks:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(list(tasks))
+    await wait_until(lambda: not tasks, lambda: asyncio.wait(list(tasks)))
 
 
 async def shielded(function: Callable[[], Awaitable[object]]) -> None:

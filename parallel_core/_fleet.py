@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ._remote_values import unpack_outcome
 from ._worker import BETWEEN_BEATS, Given, Kind, Message, Pace
-from .engine.uninterrupted import to_the_end
+from .engine.uninterrupted import wait_until
 from .errors import WorkerDiedError, WorkersLostError
 
 logger = logging.getLogger("parallel_core")
@@ -486,7 +486,7 @@ class Fleet:
         killing = loop.call_later(_PATIENCE_WITH_A_CANCELLATION, kill)
         try:
             with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
-                await to_the_end(assignment.ended.wait())
+                await wait_until(assignment.ended.is_set, assignment.ended.wait)
         finally:
             killing.cancel()
 

@@ -32,6 +32,7 @@ from .control.adaptive import LimitChange
 from .control.options import Controls
 from .control.stopping import Stopping
 from .engine.handle import ParallelBatch
+from .engine.uninterrupted import wait_until
 from .errors import (
     BatchDeadlineError,
     BudgetExceededError,
@@ -254,8 +255,7 @@ class Run:
                     await self._ended.wait()
                 except BaseException:
                     self.stopping.cancel()
-                    with anyio.CancelScope(shield=True):
-                        await self._ended.wait()
+                    await wait_until(self._ended.is_set, self._ended.wait)
                     raise
         finally:
             if stop is not None:
@@ -286,7 +286,8 @@ class Run:
                 }
                 await in_thread(self._journal.flush)
         except BaseException as error:  # noqa: BLE001 - raised by to_the_end, outside of the group
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure = error
         finally:
             self._ended.set()
 
@@ -294,7 +295,8 @@ class Run:
         custom_id, returned = self._drawn.pop(result.index)
         error = result.exception
         if isinstance(error, WorkersLostError):  # no failure of this request, nor of any other
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure = error
             self.stopping.cancel()
         elif not await self._came_to_no_end(custom_id, result, returned):
             await self._write(custom_id, result, returned)

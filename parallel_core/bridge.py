@@ -27,7 +27,7 @@ from .engine.backend import Event, TaskEnded, Tasks
 from .engine.guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
 from .engine.handle import ParallelBatch, raise_crash
 from .engine.plan import BatchPlan, ResultT
-from .engine.uninterrupted import shield_from_anyio
+from .engine.uninterrupted import wait_until
 from .errors import BatchAbortedError, cancelled_unasked
 from .nursery_engine import BatchEngine
 
@@ -166,15 +166,14 @@ class _AsyncioGroup:
         if exc is not None:
             self._cancel()
         cancellation: asyncio.CancelledError | None = None
-        waiting = {task for task in self._tasks if not task.done()}
-        with shield_from_anyio():
-            while waiting:
-                try:
-                    _, waiting = await asyncio.wait(waiting)
-                except asyncio.CancelledError as exception:
-                    self._cancel()
-                    cancellation = exception
-                    waiting = {task for task in waiting if not task.done()}
+        try:
+            await wait_until(
+                lambda: all(task.done() for task in self._tasks),
+                lambda: asyncio.wait(self._tasks),
+                self._cancel,
+            )
+        except asyncio.CancelledError as exception:
+            cancellation = exception
         errors = [error for task in self._tasks if (error := _error_of_task(task)) is not None]
         self._tasks.clear()
         if exc is None and errors:
@@ -546,19 +545,9 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         host = self._host
         if host is None or self._lost_its_loop():
             return
-        cancellation: asyncio.CancelledError | None = None
-        with shield_from_anyio():
-            while not (self._tenant.ended and host.settled):
-                try:
-                    await host.changed.wait()
-                except asyncio.CancelledError as exception:
-                    self._tenant.stop()
-                    cancellation = exception
-        if cancellation is not None:
-            try:
-                raise cancellation
-            finally:
-                del cancellation
+        await wait_until(
+            lambda: self._tenant.ended and host.settled, host.changed.wait, self._tenant.stop
+        )
 
     def __del__(self) -> None:
         # May run in any thread. The batch goes on without its iterator until the loop tells it.

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-
-import anyio
 
 from ._journal_files import Disk, LockedFile
 from ._journal_manifest import ManifestFields
@@ -20,6 +17,7 @@ from ._journal_scan import id_digest
 from ._journal_writer import JournalEntry, JournalWriter
 from ._result_lines import read_result_lines
 from ._system_errors import reason
+from .engine.uninterrupted import wait_until
 from .errors import JournalError, OrderError
 from .failures import FailureKind, checked_kinds
 from .run_statistics import RunPaths
@@ -216,16 +214,10 @@ class Journal:
         """
         writer = self._writer
         writer.close_soon()
-        cancellation: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not writer.finished:
-                try:
-                    await writer.wait_until_finished()
-                except asyncio.CancelledError as error:  # of the task, past the scope
-                    cancellation = error
-        self._finalizer.detach()
-        if cancellation is not None:
-            raise cancellation
+        try:
+            await wait_until(lambda: writer.finished, writer.wait_until_finished)
+        finally:
+            self._finalizer.detach()
         self._tell_failure()
 
     def close(self) -> None:

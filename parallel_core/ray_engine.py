@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 import sniffio
-import trio
 
 from . import api, trio_router
 from ._fleet import Fleet, largest_block
@@ -294,8 +293,7 @@ async def _opened(
         try:
             yield router
         finally:
-            with trio.CancelScope(shield=True):
-                await host.run(router.aclose)
+            await to_the_end(host.run(router.aclose))
 
 
 def iter_parallel_acompletions(
@@ -476,5 +474,4 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
         if self._host is None:
             await self.router.aclose()
         else:
-            with trio.CancelScope(shield=True):
-                await self._host.run(self.router.aclose)
+            await to_the_end(self._host.run(self.router.aclose))

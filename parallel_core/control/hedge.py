@@ -251,7 +251,7 @@ class _Race:
         except BaseException as error:  # noqa: BLE001 - raised in `run`
             self._first_error = error
             if _is_interrupt(error):
-                self._interrupt = self._interrupt or error
+                self._keep_interrupt(error)
             else:
                 # The second one may still have an answer.
                 may_wait = self._second_runs and not _cancelled_from_outside()
@@ -275,12 +275,16 @@ class _Race:
             raise
         except BaseException as error:
             if _is_interrupt(error):
-                self._interrupt = self._interrupt or error
+                self._keep_interrupt(error)
                 self._first.cancel()
             elif _is_cancellation(error) and _cancelled_from_outside():
                 raise
             else:
                 self._second_error = error
+
+    def _keep_interrupt(self, error: BaseException) -> None:
+        if self._interrupt is None:
+            self._interrupt = error
 
     def _win(self, value: Any) -> None:
         if not self._answer:

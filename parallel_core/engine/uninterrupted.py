@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -13,6 +13,37 @@ import sniffio
 import trio
 
 T = TypeVar("T")
+
+
+async def wait_until(
+    condition: Callable[[], bool],
+    wait: Callable[[], Awaitable[object]],
+    cancelled: Callable[[], object] | None = None,
+) -> None:
+    """Await ``wait()`` again and again until ``condition()`` is true.
+
+    A cancellation that comes meanwhile is raised after that. In asyncio ``cancelled`` is called
+    when one has come.
+    """
+    if sniffio.current_async_library() == "trio":
+        with trio.CancelScope(shield=True):
+            while not condition():
+                await wait()
+        return
+    cancellation: asyncio.CancelledError | None = None
+    with _shield_from_anyio():
+        while not condition():
+            try:
+                await wait()
+            except asyncio.CancelledError as exception:
+                cancellation = exception
+                if cancelled is not None:
+                    cancelled()
+    if cancellation is not None:
+        try:
+            raise cancellation
+        finally:
+            del cancellation  # no reference cycle through the traceback
 
 
 async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -25,23 +56,15 @@ async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
         with trio.CancelScope(shield=True):
             return await coroutine
     task = asyncio.ensure_future(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    with shield_from_anyio():
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError as error:
-                cancelled = error
     try:
-        if cancelled is not None:
-            cancelled.__context__ = None if task.cancelled() else task.exception()
-            raise cancelled
-        return task.result()
-    finally:
-        del cancelled, task  # no reference cycle through the traceback
+        await wait_until(task.done, lambda: asyncio.wait({task}))
+    except asyncio.CancelledError as cancellation:
+        cancellation.__context__ = None if task.cancelled() else task.exception()
+        raise
+    return task.result()
 
 
-def shield_from_anyio() -> contextlib.AbstractContextManager[object]:
+def _shield_from_anyio() -> contextlib.AbstractContextManager[object]:
     """Return a shield from anyio's scopes, which repeat a cancellation on every pass of asyncio.
 
     Where none can have been opened, the first use of a scope would import that part of anyio: ten

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 import parallel_core
-from helpers.engines import begun
+from helpers.engines import engine_here
 from helpers.hedging import SOON, AttemptFailed, Attempts, Ticket, both_run, race
 from helpers.hosts import Host, settle
 from parallel_core import CallCancelledError, Hedge
@@ -27,11 +27,14 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
     delay = 3600.0 if where == "delay" else SOON
     came: list[BaseException] = []
     returned: list[Any] = []
-    scope: anyio.CancelScope
+    engine: Any
+    scope: Any
     error = AttemptFailed()
 
     async def run() -> None:
-        hedged = begun(Hedging(Hedge(delay, 1.0), lambda *_: ticket)).wrap(attempts)
+        hedging = Hedging(Hedge(delay, 1.0), lambda *_: ticket)
+        hedging.begin(engine)
+        hedged = hedging.wrap(attempts)
         with scope:
             try:
                 returned.append(await hedged(0, None))
@@ -62,11 +65,12 @@ def test_a_cancellation_ends_both(host: Host, where: str, how: str) -> None:
             event.set()
 
     async def main() -> None:
-        nonlocal attempts, scope
+        nonlocal attempts, engine, scope
+        engine = engine_here()
         # task.cancel() reaches the attempt that runs in the task; the other is cancelled when that
         # has ended.
         stubborn = where != "first failed" and (where, how) != ("both", "task")
-        attempts, scope = Attempts(stubborn=stubborn), anyio.CancelScope()
+        attempts, scope = Attempts(stubborn=stubborn), engine.new_scope()
         if how == "task":
             task = asyncio.create_task(run())
             await prepare()
