@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core import parallel_map
-from parallel_core.bridge import AsyncioBackend
+from parallel_core.bridge import AsyncioTasks
 from parallel_core.engine.guest import TrioRun
 from parallel_core.nursery_engine import BatchEngine
 
@@ -88,7 +88,7 @@ async def fail(moments: Moments) -> None:
 def main() -> None:
     moments = Moments()
     moments.after(BatchEngine, "stop", "every call has been cancelled")
-    moments.after(AsyncioBackend, "_supervise", "trio has been told of the last")
+    moments.after(AsyncioTasks, "_supervise", "trio has been told of the last")
     moments.after(BatchEngine, "run", "the nursery of the batch has been left")
     moments.after(TrioRun, "_main", "the main task of the guest run has ended")
     moments.after(TrioRun, "_done", "the guest run has ended")

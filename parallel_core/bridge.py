@@ -198,7 +198,7 @@ def _wait_for_first_step() -> Generator[None, None, None]:
     yield
 
 
-class _AsyncioTasks(Generic[T]):
+class AsyncioTasks(Generic[T]):
     """Asyncio tasks, and the one trio task in the nursery that stands for all of them."""
 
     def __init__(
@@ -331,7 +331,7 @@ class AsyncioBackend:
         self.context: Context
         self.abort: Callable[[str], None]
         self.scopes = _Scopes()
-        self._tasks: list[_AsyncioTasks[Any]] = []
+        self._tasks: list[AsyncioTasks[Any]] = []
         self.abandoned = False
 
     @property
@@ -376,7 +376,7 @@ class AsyncioBackend:
         function: Callable[[T], Awaitable[None]],
         ended: TaskEnded[T],
     ) -> Tasks[T]:
-        tasks = _AsyncioTasks(self, nursery, context, function, ended)
+        tasks = AsyncioTasks(self, nursery, context, function, ended)
         self._tasks.append(tasks)
         return tasks
 
