@@ -16,10 +16,11 @@ from parallel_core.batch_input import InputFile
 def test_a_timeout_may_be_a_number(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", {**BODY, "timeout": 2.5}, {**BODY, "timeout": None})
     with InputFile(path) as file:
-        assert [request.request.kwargs for request in file.requests()] == [
-            {"timeout": 2.5},
-            {"timeout": None},
-        ]
+        requests = [one.request for one in file.requests()]
+    assert [(request.timeout, request.kwargs) for request in requests] == [
+        (2.5, None),
+        (None, None),
+    ]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -111,7 +112,8 @@ def test_parameters_of_openai_and_of_vendors_are_sent(tmp_path: Path) -> None:
         first, second = file.requests()
     expected = {name: value for name, value in body.items() if name not in BODY}
     assert first.request.kwargs == expected
-    assert second.request.kwargs == {**{n: None for n in openai if n not in BODY}, "timeout": 9}
+    assert second.request.kwargs == {n: None for n in openai if n not in BODY}
+    assert second.request.timeout == 9
     body = {**BODY, "extra_body": {**VENDOR_PARAMETERS, "priority": 1, "id": "x", "ttl": 5}}
     with InputFile(write(tmp_path / "in.jsonl", body)) as file:
         (request,) = file.requests()

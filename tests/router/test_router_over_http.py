@@ -312,7 +312,7 @@ def test_neither_keys_nor_prompts_are_logged(
     server: DemoServerThread, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one thing that is logged on our own account is a call that ignores its cancellation."""
-    monkeypatch.setattr("parallel_core._batch.STUBBORN_CALL_FIRST_WARNING", 0.0)
+    monkeypatch.setattr("parallel_core.nursery_engine.STUBBORN_CALL_FIRST_WARNING", 0.0)
     router = make_router(server)
 
     async def stubborn(**arguments: Any) -> None:
