@@ -460,11 +460,9 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
     cancelled on the next passes of the loop, when the iterator is dropped.
     """
 
-    _engine: BatchEngine[ResultT]
-
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._backend = AsyncioBackend()
-        self._engine = BatchEngine(plan, self._backend)
+        self._running = self._engine = BatchEngine(plan, self._backend)
         self._tenant = _Tenant(self._engine, self._backend)
         self._backend.abort = self._tenant.abort
         self._host: LoopHost | None = None

@@ -16,7 +16,6 @@ import logging
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -367,7 +366,7 @@ class BatchEngine(Generic[ResultT]):
             if self._plan.prepare is not None:
                 self.calls[index] = item = self._plan.prepare(index, item)
             returned = self._plan.call(index, item)
-            if type(returned) is not types.CoroutineType and not hasattr(returned, "__await__"):
+            if not hasattr(returned, "__await__"):
                 raise _cannot_be_awaited(returned)
             value = await returned
         except BaseException as exception:
@@ -656,10 +655,8 @@ class BatchEngine(Generic[ResultT]):
 class TrioParallelBatch(ParallelBatch[ResultT]):
     """A batch in trio: ``async with`` it, then iterate."""
 
-    _engine: BatchEngine[ResultT]
-
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
-        self._engine = BatchEngine(plan, TrioBackend())
+        self._running = self._engine = BatchEngine(plan, TrioBackend())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery
         self._finished = trio.Event()

@@ -406,7 +406,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
     ) -> None:
         self.router = router
         self._batch = batch
-        self._engine = batch._engine  # pyright: ignore[reportPrivateUsage]  # of the same family
+        self._running = batch._running  # pyright: ignore[reportPrivateUsage]  # of the same family
         self._host = host
 
     @property

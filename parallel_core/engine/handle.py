@@ -61,55 +61,55 @@ class ParallelBatch(ABC, Generic[ResultT]):
     ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
     """
 
-    _engine: RunningBatch[ResultT]
+    _running: RunningBatch[ResultT]
     _begun: bool = False
     _closed: bool = False
 
     @property
     def started(self) -> int:
         """Requests taken from the source so far; one that is refused as invalid counts too."""
-        return self._engine.started
+        return self._running.started
 
     @property
     def succeeded(self) -> int:
         """Calls that returned."""
-        return self._engine.succeeded
+        return self._running.succeeded
 
     @property
     def failed(self) -> int:
         """Calls that raised, and requests that were refused."""
-        return self._engine.failed
+        return self._running.failed
 
     @property
     def in_flight(self) -> int:
         """Calls that are running now."""
-        return self._engine.in_flight
+        return self._running.in_flight
 
     @property
     def delivered(self) -> int:
         """Results handed out to the consumer."""
-        return self._engine.delivered
+        return self._running.delivered
 
     @property
     def limit(self) -> int:
         """Calls that may be in flight now: ``concurrency``, unless that is adaptive."""
-        return self._engine.limit
+        return self._running.limit
 
     @property
     def limit_changes(self) -> list[LimitChange]:
         """How an adaptive limit went, from the beginning of the batch; empty for a fixed one."""
-        return self._engine.limit_changes
+        return self._running.limit_changes
 
     @property
     def failed_deployments(self) -> dict[str, str]:
         """Why requests were sent past a deployment, by its id: its key was refused, its credit is
         used up, it has no such model. Others of its model got them."""
-        return self._engine.failed_deployments
+        return self._running.failed_deployments
 
     @property
     def usage(self) -> Usage:
         """Tokens and cost of the calls that returned, as the provider tells them."""
-        return self._engine.usage
+        return self._running.usage
 
     def cancel(self) -> None:
         """Cancel every call in flight and start no more.
@@ -120,8 +120,8 @@ class ParallelBatch(ABC, Generic[ResultT]):
         Raises:
             RuntimeError: the batch runs in another thread.
         """
-        self._engine.check_thread()
-        self._engine.stop()
+        self._running.check_thread()
+        self._running.stop()
 
     @abstractmethod
     async def __aenter__(self) -> Self: ...
@@ -156,7 +156,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
         if not self._begun:
             await self._begin()
         await self._before_result()
-        engine = self._engine
+        engine = self._running
         while True:
             if self._closed:
                 raise StopAsyncIteration
@@ -245,7 +245,7 @@ async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[
         BaseException: what ends the batch. Its attribute ``results`` has those that are there.
     """
     results: list[IndexedT] = []
-    batch._engine.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
+    batch._running.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
     try:
         async with batch:
             async for _ in batch:

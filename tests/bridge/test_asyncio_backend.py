@@ -322,7 +322,7 @@ def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
             finally:
                 cancelled.set()
 
-        batch = bridge.iter_parallel_map(forever, [1, 2])
+        batch: Any = bridge.iter_parallel_map(forever, [1, 2])
         waiting = asyncio.ensure_future(anext(batch))
         await begun.wait()
         batch._tenant.abort("a reason")

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 import parallel_core
+from helpers.engines import engine_of
 from helpers.hosts import Host, in_virtual_time
 from helpers.providers import OverloadedError, Provider, endless
 from parallel_core import AdaptiveConcurrency, RequestTimeoutError, Retry
@@ -227,7 +228,7 @@ def test_a_limit_that_shrinks_by_one_starts_one_call_less() -> None:
             call, range(100), concurrency=4, fair_by=str, concurrency_per_key=4
         ) as batch:
             await trio.sleep(0.5)
-            batch._engine.set_limit(3)  # pyright: ignore[reportPrivateUsage]
+            engine_of(batch).set_limit(3)
             await trio.sleep(1)
             assert batch.in_flight == 3
             assert len(started) == 7

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import parallel_core
 from helpers.calls import numbers
+from helpers.engines import engine_of
 from helpers.hosts import in_virtual_time
 from parallel_core import AdaptiveConcurrency
 
@@ -59,6 +60,6 @@ def test_a_changing_limit_is_kept_and_nothing_is_lost(
     async def change() -> None:
         for limit in itertools.cycle(limits):
             await trio.sleep(0.7)
-            batch._engine.set_limit(limit)  # pyright: ignore[reportPrivateUsage]
+            engine_of(batch).set_limit(limit)  # pyright: ignore[reportPrivateUsage]
 
     in_virtual_time(main)

@@ -108,7 +108,7 @@ def test_a_stuck_call_is_found_by_its_name_and_its_await_chain(host: Host) -> No
 
 def await_chain(task: Any) -> list[str]:
     """Names of the coroutines in which a task waits, the outermost first."""
-    coroutine = task.get_coro() if isinstance(task, asyncio.Task) else task.coro
+    coroutine: Any = task.get_coro() if isinstance(task, asyncio.Task) else task.coro
     names: list[str] = []
     while coroutine is not None and hasattr(coroutine, "cr_code"):
         names.append(coroutine.cr_code.co_name)

@@ -121,7 +121,7 @@ def test_a_cancellation_carries_the_results(host: Host) -> None:
             try:
                 await parallel_core.parallel_map(call, range(3))
             except BaseException as error:
-                carried.extend(error.results)
+                carried.extend(vars(error)["results"])
                 raise
 
         async with anyio.create_task_group() as group:

@@ -24,3 +24,8 @@ def begun(control: Any) -> Any:
     """A control whose batch has begun."""
     control.begin(engine_here())
     return control
+
+
+def engine_of(batch: Any) -> Any:
+    """The engine of a batch that is running."""
+    return batch._engine
