@@ -655,6 +655,8 @@ class BatchEngine(Generic[ResultT]):
 class TrioParallelBatch(ParallelBatch[ResultT]):
     """A batch in trio: ``async with`` it, then iterate."""
 
+    _is_checkpoint = True
+
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._running = self._engine = BatchEngine(plan, TrioBackend())
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
@@ -726,9 +728,8 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             del leaving, body
         return cancelled_by_us and absorbed
 
-    async def _before_result(self) -> None:
+    def _before_waiting(self) -> None:
         self._engine.check_thread()
-        await trio.lowlevel.checkpoint()
 
     async def _begin(self) -> None:
         raise RuntimeError(

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import trio
 
@@ -64,6 +64,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
     _running: RunningBatch[ResultT]
     _begun: bool = False
     _closed: bool = False
+    _is_checkpoint: ClassVar[bool] = False  # also where a result is there, as in all of trio
 
     @property
     def started(self) -> int:
@@ -155,7 +156,8 @@ class ParallelBatch(ABC, Generic[ResultT]):
         """
         if not self._begun:
             await self._begin()
-        await self._before_result()
+        if self._is_checkpoint:
+            await trio.lowlevel.checkpoint()
         engine = self._running
         while True:
             if self._closed:
@@ -188,9 +190,6 @@ class ParallelBatch(ABC, Generic[ResultT]):
     @abstractmethod
     async def _begin(self) -> None:
         """Called at the first result of a batch that has not been entered: start it, or refuse."""
-
-    async def _before_result(self) -> None:
-        """Called before each result: let others run, where the library's users expect it."""
 
     def _before_waiting(self) -> None:
         """Called when there is no result yet: refuse to wait where none can arrive."""
