@@ -373,7 +373,10 @@ class BatchEngine(Generic[ResultT]):
             failure = self._backend.error_of(exception, "the call", self.stopping)
             if failure is None:
                 raise
-        self._complete(entry, item, value, failure)
+        try:
+            self._complete(entry, item, value, failure)
+        finally:
+            del value, failure  # no reference cycle through the traceback
 
     def _call_ended(
         self, entry: Entry, exception: BaseException | None, *, cancelled: bool

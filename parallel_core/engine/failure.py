@@ -40,6 +40,6 @@ def describe(index: int, item: object) -> str:
     model: object = None
     if isinstance(item, RouterParallelRequest):
         model = item.model
-    elif isinstance(item, dict):  # of anything else, looking might run code of the user
-        model = cast("dict[object, object]", item).get("model")
+    elif isinstance(item, dict):  # anything else might run code of the user
+        model = dict.get(cast("dict[object, object]", item), "model")
     return f"request {index} (model {model!r})" if isinstance(model, str) else f"request {index}"
