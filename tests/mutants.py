@@ -31,15 +31,10 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, walk_mut
 GROUPS = {
     "engine": (
         "nursery_engine.py",
-        "_batch.py",
-        "_feed.py",
+        "engine/[!gu]*.py",
         "_call_loop.py",
-        "_agenda*.py",
-        "_handle.py",
-        "_waiting.py",
-        "_timers.py",
     ),
-    "bridge": ("bridge.py", "_guest.py", "_backend.py", "_uninterrupted.py"),
+    "bridge": ("bridge.py", "engine/guest.py", "engine/uninterrupted.py"),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
     "journal": ("_journal_writer.py",),
