@@ -22,7 +22,7 @@ from .control.retry import Retry
 from .engine.handle import ParallelBatch
 from .errors import (
     BatchAbortedError,
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     CallCancelledError,
     DifferentRunError,
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptiveConcurrency",
     "BatchAbortedError",
-    "BatchDeadlineError",
+    "BatchTimeoutError",
     "Budget",
     "BudgetExceededError",
     "CallCancelledError",

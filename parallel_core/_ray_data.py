@@ -70,8 +70,8 @@ class ParallelCompletions:
             In columns of Arrow a struct has the members of all rows: members that are null are not
             sent.
         column_prefix: before the names of the new columns.
-        controls: as :class:`Controls` describes them, but ``deadline`` is of each batch of rows,
-            and ``progress``, ``on_progress`` and ``on_chunk`` are refused.
+        controls: as :class:`Controls` describes them, but ``total_timeout`` is of each batch of
+            rows, and ``progress``, ``on_progress`` and ``on_chunk`` are refused.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or cannot be sent to other processes.

@@ -325,7 +325,7 @@ def command(
             rich_help_panel=_CONTROLS,
         ),
     ] = ATTEMPT_TIMEOUT,
-    deadline: Annotated[
+    total_timeout: Annotated[
         float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
     ] = None,
     max_outage: Annotated[
@@ -427,7 +427,7 @@ def command(
                     assume_output_tokens=assume_output_tokens,
                     timeout=timeout,
                     attempt_timeout=attempt_timeout,
-                    deadline=deadline,
+                    total_timeout=total_timeout,
                     max_outage=max_outage,
                     hedge=_hedge(hedge),
                     fair_by=fair_by,
@@ -498,7 +498,7 @@ def _controls(
     assume_output_tokens: int | None,
     timeout: float | None,
     attempt_timeout: float,
-    deadline: float | None,
+    total_timeout: float | None,
     max_outage: float,
     hedge: Hedge | None,
     fair_by: str | None,
@@ -517,7 +517,7 @@ def _controls(
         controls: Controls = {
             "timeout": timeout,
             "attempt_timeout": attempt_timeout or None,
-            "deadline": deadline,
+            "total_timeout": total_timeout,
             "hedge": hedge,
             "retry": Retry(max_wait=max_outage) if max_outage else None,
         }
@@ -532,7 +532,7 @@ def _controls(
             "--attempt-timeout must be a finite number of seconds from 0 on (0: litellm's "
             f"default), not {attempt_timeout:g}"
         )
-    for name, value in (("--timeout", timeout), ("--deadline", deadline)):
+    for name, value in (("--timeout", timeout), ("--total-timeout", total_timeout)):
         if value is not None and not 0 < value < math.inf:
             raise typer.BadParameter(
                 f"{name} must be a finite number of seconds above 0, not {value:g}"

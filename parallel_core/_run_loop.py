@@ -34,7 +34,7 @@ from .control.stopping import Stopping
 from .engine.handle import ParallelBatch
 from .engine.uninterrupted import wait_until
 from .errors import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     InputFileError,
     JournalError,
@@ -51,7 +51,7 @@ from .types import RouterParallelRequest, RouterParallelResult, Usage
 T = TypeVar("T")
 
 # Failures of ours, not of a provider: nothing came of these requests, and the next run sends them.
-_UNFINISHED = (StoppedError, BatchDeadlineError, BudgetExceededError)
+_UNFINISHED = (StoppedError, BatchTimeoutError, BudgetExceededError)
 # Nothing was paid for, and the same request may succeed in the next run.
 _MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
 _FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
@@ -525,8 +525,8 @@ class Run:
             return "failure"
         if self.input_error is not None:
             return "input"
-        if self._seen[BatchDeadlineError]:
-            return "deadline"
+        if self._seen[BatchTimeoutError]:
+            return "total_timeout"
         if self._seen[BudgetExceededError]:
             return "budget"
         return "blocked" if self._blocked and not self.stopping.stopped else "stopped"

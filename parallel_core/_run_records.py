@@ -13,7 +13,7 @@ from .progress import Waiting
 from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
-Ending = Literal["complete", "stopped", "deadline", "budget", "failure", "input", "blocked"]
+Ending = Literal["complete", "stopped", "total_timeout", "budget", "failure", "input", "blocked"]
 
 
 class FailureGroup(msgspec.Struct, frozen=True):
@@ -123,9 +123,9 @@ class RunSummary(msgspec.Struct, frozen=True):
 
     Attributes:
         ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
-            it. ``"deadline"``, ``"budget"``: that was used up. ``"failure"``: the first one, where
-            that ends the run. ``"input"``: it could not be read to its end. ``"blocked"``: requests
-            of a model cannot get through.
+            it. ``"total_timeout"``, ``"budget"``: that was used up. ``"failure"``: the first one,
+            where that ends the run. ``"input"``: it could not be read to its end. ``"blocked"``:
+            requests of a model cannot get through.
         total: requests of the file, as far as ``limit`` let them.
         earlier_succeeded, earlier_failed: what earlier runs had finished.
         succeeded, failed: of this run; all of them are on disk.

@@ -553,7 +553,7 @@ def describe_end(summary: RunSummary, resume: str | None) -> list[str]:
 _ENDINGS = {
     "complete": "complete",
     "stopped": "the run was stopped",
-    "deadline": "the deadline has passed",
+    "total_timeout": "the total timeout has passed",
     "budget": "the budget is used up",
     "failure": "a call has failed",
     "blocked": "for the reason below",

@@ -21,20 +21,22 @@ from ._plan import completion_plan
 from .control._call import Call
 from .control._engine import Engine, Scope
 from .control.options import BatchOptions, Concurrency, Controls
-from .errors import BatchDeadlineError, StoppedError
+from .errors import BatchTimeoutError, StoppedError
 from .types import RouterParallelRequest, RouterParallelResult
 
 
 class _Job:
     """Requests that were given together. It belongs to the loop, but for ``done``."""
 
-    def __init__(self, requests: Sequence[RouterParallelRequest], deadline: float | None) -> None:
+    def __init__(
+        self, requests: Sequence[RouterParallelRequest], total_timeout: float | None
+    ) -> None:
         self.requests = requests
-        self.deadline = deadline
+        self.total_timeout = total_timeout
         self.results: list[RouterParallelResult | None] = [None] * len(requests)
         self.left = len(requests)
         self.scopes: dict[int, Scope] = {}  # of the calls in flight
-        self.expired: bool | None = None  # None: it goes on; else, whether by its deadline
+        self.expired: bool | None = None  # None: it goes on; else, whether by its timeout
         self.take_back: Callable[[], None] | None = None
         self.done: concurrent.futures.Future[list[RouterParallelResult]] = (
             concurrent.futures.Future()
@@ -43,8 +45,8 @@ class _Job:
     def error(self, place: int) -> Exception:
         """Why a request has not come to its end."""
         if self.expired:
-            assert self.deadline is not None
-            return BatchDeadlineError(place, self.deadline)
+            assert self.total_timeout is not None
+            return BatchTimeoutError(place, self.total_timeout)
         return StoppedError(place)
 
     def settle(self, place: int, result: RouterParallelResult) -> None:
@@ -80,7 +82,7 @@ class StandingBatch:
     Args:
         open_router: gives the Router, on the loop.
         concurrency: calls in flight at most.
-        controls: of the batch; ``deadline`` is one of each :meth:`results`.
+        controls: of the batch; ``total_timeout`` is one of each :meth:`results`.
 
     Raises:
         Exception: what ``open_router`` raises.
@@ -94,9 +96,9 @@ class StandingBatch:
     ) -> None:
         self._open_router = open_router
         self._concurrency: Concurrency = concurrency
-        self._deadline = controls.get("deadline")
+        self._total_timeout = controls.get("total_timeout")
         self._controls = controls.copy()
-        self._controls.pop("deadline", None)
+        self._controls.pop("total_timeout", None)
         self._waiting: deque[tuple[_Job, int]] = deque()
         self._places: dict[int, tuple[_Job, int]] = {}  # by the index in the batch
         self._jobs: set[_Job] = set()
@@ -135,7 +137,7 @@ class StandingBatch:
         """
         if not requests:
             return []
-        job = _Job(requests, self._deadline)
+        job = _Job(requests, self._total_timeout)
         with self._jobs_lock:
             if self._ended:
                 raise _closed()
@@ -215,8 +217,8 @@ class StandingBatch:
             self._forget(job)
             return
         self._waiting.extend((job, place) for place in range(len(job.requests)))
-        if job.deadline is not None:
-            timer = self._loop.call_later(job.deadline, self._expire, job)
+        if job.total_timeout is not None:
+            timer = self._loop.call_later(job.total_timeout, self._expire, job)
             job.take_back = timer.cancel
         self._news.set()
 

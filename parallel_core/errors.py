@@ -101,8 +101,8 @@ class RequestTimeoutError(TimeoutError):
         return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
-class BatchDeadlineError(TimeoutError):
-    """The ``deadline`` of the batch has passed.
+class BatchTimeoutError(TimeoutError):
+    """The ``total_timeout`` of the batch has passed.
 
     The exception of every request that was not finished: one in flight was cancelled, of the others
     none was sent. Of a source whose length is unknown, those that had not been drawn get no result.
@@ -110,7 +110,7 @@ class BatchDeadlineError(TimeoutError):
 
     Attributes:
         index: of the request; ``None`` where the batch raises it.
-        limit: the deadline, in seconds from the start of the batch.
+        limit: the total timeout, in seconds from the start of the batch.
         text: of a streamed answer, what had arrived.
         usage: tokens and cost of that; ``None`` where nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
@@ -125,15 +125,15 @@ class BatchDeadlineError(TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        who = "the batch" if index is None else f"request {index}"
-        super().__init__(f"{who} was not finished at the batch's deadline of {limit:g} s")
+        who, whose = ("the batch", "its") if index is None else (f"request {index}", "the batch's")
+        super().__init__(f"{who} was not finished within {whose} total timeout of {limit:g} s")
         self.index = index
         self.limit = limit
         self.text = text
         self.usage = usage
         self.time_to_first_chunk = time_to_first_chunk
 
-    def __reduce__(self) -> tuple[type[BatchDeadlineError], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[BatchTimeoutError], tuple[Any, ...]]:
         fields = (self.index, self.limit, self.text)
         return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
@@ -345,7 +345,7 @@ WITH_USAGE = (
     StreamInterruptedError,
     StreamStalledError,
     RequestTimeoutError,
-    BatchDeadlineError,
+    BatchTimeoutError,
 )
 
 

@@ -1,8 +1,8 @@
 """More cores and more machines: the calls of a batch are made by workers on Ray.
 
 The batch itself runs here, in the driver: a local batch with all of its controls, so a rate limit,
-a budget, an adaptive limit and a deadline are of all workers together. Each worker is an actor of
-Ray with a process, a Router and an engine of its own.
+a budget, an adaptive limit and a total timeout are of all workers together. Each worker is an
+actor of Ray with a process, a Router and an engine of its own.
 
 ::
 

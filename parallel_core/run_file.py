@@ -137,7 +137,7 @@ async def run_file(
         on_run_progress: called with a :class:`RunProgress` at most ten times a second, and at the
             end. What it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
-        controls: ``timeout``, ``deadline``, ``rate_limit``, ``budget``, ``hedge``, …: those of
+        controls: ``timeout``, ``total_timeout``, ``rate_limit``, ``budget``, ``hedge``, …: those of
             every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
             given.
 

@@ -17,7 +17,7 @@ from ._stream_source import recording, watch_litellm
 from .control._call import Call
 from .control._engine import Engine
 from .control._metering import ItemMeter, RouterMeter
-from .errors import WITH_USAGE, BatchDeadlineError, RequestTimeoutError, StreamStalledError
+from .errors import WITH_USAGE, BatchTimeoutError, RequestTimeoutError, StreamStalledError
 from .types import (
     RouterParallelRequest,
     RouterParallelResult,
@@ -126,7 +126,7 @@ class Streams:
         async def cut_off(index: int, request: Any) -> Any:
             try:
                 return await call(index, request)
-            except (RequestTimeoutError, BatchDeadlineError) as error:
+            except (RequestTimeoutError, BatchTimeoutError) as error:
                 reading = self._cut_off.get(index)
                 if reading is not None:
                     error.text = reading.text

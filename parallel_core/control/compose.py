@@ -21,7 +21,7 @@ from .hedge import Hedging
 from .options import BatchOptions, Controls
 from .rate_limit import RateLimit
 from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
-from .timeout import Deadline, Timeouts
+from .timeout import Timeouts, TotalTimeout
 from .watching import ProgressWatch, UsageTally
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
@@ -74,9 +74,9 @@ def compose(
 ) -> Composition:
     """Put the controls around a call, in the order in which they must be.
 
-    From the outside: the deadline; the attempts; budget and rate limit, for which a call waits;
-    then, around what is really sent, the timeout, the hedge, what adaptive concurrency watches, and
-    the places of a deployment that rejects instead of waiting.
+    From the outside: the total timeout; the attempts; budget and rate limit, for which a call
+    waits; then, around what is really sent, the timeout, the hedge, what adaptive concurrency
+    watches, and the places of a deployment that rejects instead of waiting.
     """
     controls, stopping, meter = options.controls, options.stopping, traits.meter
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
@@ -143,9 +143,11 @@ def compose(
         composition.call = retrying.wrap(composition.call)
         composition.attachments.append(retrying)
         composition.failed_deployments = retrying.failed_deployments
-    deadline = controls.get("deadline")
-    if deadline is not None:
-        control = Deadline(deadline, fail_fast=not options.return_exceptions, total=traits.total)
+    total_timeout = controls.get("total_timeout")
+    if total_timeout is not None:
+        control = TotalTimeout(
+            total_timeout, fail_fast=not options.return_exceptions, total=traits.total
+        )
         composition.call = control.wrap(composition.call)
         composition.attachments.append(control)
     if stopping is not None:

@@ -33,8 +33,8 @@ class Controls(TypedDict, total=False):
         attempt_timeout: seconds that litellm gives to each attempt of a call, if nobody has set a
             ``timeout`` on the Router, one of its deployments, or in the request's ``kwargs``. Not
             for callables. Such a failure has the kind ``timeout``.
-        deadline: seconds that the batch may take. Then no call begins, and those in flight are
-            cancelled; what is unfinished has failed with :class:`BatchDeadlineError`. A fail-fast
+        total_timeout: seconds that the batch may take. Then no call begins, and those in flight are
+            cancelled; what is unfinished has failed with :class:`BatchTimeoutError`. A fail-fast
             batch raises it.
         progress: draw a bar on stderr, if that is a terminal (or in Jupyter).
         on_progress: called with a :class:`Progress` at most ten times a second, and at the end.
@@ -56,7 +56,7 @@ class Controls(TypedDict, total=False):
 
     timeout: float | None
     attempt_timeout: float | None
-    deadline: float | None
+    total_timeout: float | None
     progress: bool
     on_progress: Callable[[Progress], object] | None
     rate_limit: RateLimit | Mapping[str, RateLimit] | None
@@ -98,12 +98,17 @@ def check_controls(controls: Controls) -> None:
         ValueError: a value is out of range, or goes with another option only.
     """
     for name in controls:
+        if name == "deadline":
+            raise TypeError(
+                "unexpected keyword argument 'deadline': the seconds that a batch may take are "
+                "called total_timeout now"
+            )
         if name not in _NAMES:
             raise TypeError(
                 f"unexpected keyword argument {name!r}: the controls of a batch are "
                 f"{', '.join(sorted(_NAMES))}"
             )
-    for name in ("timeout", "attempt_timeout", "deadline", "stall_timeout"):
+    for name in ("timeout", "attempt_timeout", "total_timeout", "stall_timeout"):
         if controls.get(name) is not None:
             checked_number(name, controls.get(name))
     checked_progress(controls.get("progress", False))

@@ -59,7 +59,7 @@ class Stopping:
                         return result
                     finally:
                         del self._calls[index]
-                        # By us, or by the deadline.
+                        # By us, or by the total timeout.
                         self.cut_off += index in self._sent
                         self._sent.discard(index)
             raise StoppedError(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from parallel_core.errors import BatchDeadlineError, RequestTimeoutError
+from parallel_core.errors import BatchTimeoutError, RequestTimeoutError
 from parallel_core.types import RouterParallelRequest
 
 from ._call import Call
@@ -44,8 +44,8 @@ class Timeouts:
         pass
 
 
-class Deadline:
-    """The deadline of one batch.
+class TotalTimeout:
+    """The total timeout of one batch.
 
     At its expiry the calls in flight are cancelled, each for itself. What is still to be drawn is
     refused, so that there is a result for each request, the order and the pace
@@ -72,7 +72,7 @@ class Deadline:
                         self._calls.discard(scope)
             if self._total is not None and index >= self._total - 1:
                 self._engine.draw_no_more()  # the length of a source may be wrong
-            raise BatchDeadlineError(index, self._seconds)
+            raise BatchTimeoutError(index, self._seconds)
 
         return limited
 
@@ -83,7 +83,7 @@ class Deadline:
     def _expire(self) -> None:
         self._expired = True
         if self._fail_fast:
-            self._engine.fail(BatchDeadlineError(None, self._seconds))
+            self._engine.fail(BatchTimeoutError(None, self._seconds))
             return
         for scope in list(self._calls):
             scope.cancel()

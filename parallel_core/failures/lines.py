@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from parallel_core.errors import (
     BatchAbortedError,
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     CallCancelledError,
     EmptyResponseError,
@@ -30,7 +30,7 @@ from .table import CLASS_NAMES, Failure, classify
 
 CODES: tuple[tuple[type[Exception], str], ...] = (
     # As OpenAI names them.
-    (BatchDeadlineError, "batch_expired"),
+    (BatchTimeoutError, "batch_expired"),
     (RequestTimeoutError, "request_timeout"),
     (CallCancelledError, "batch_cancelled"),
     (BatchAbortedError, "batch_cancelled"),

@@ -17,7 +17,7 @@ import msgspec
 
 from parallel_core.errors import (
     BatchAbortedError,
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     CallCancelledError,
     EmptyResponseError,
@@ -313,7 +313,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row("request", False, "the request is invalid", _is(InvalidRequestError)),
     _Row("unknown", False, "the request was not sent", _is(NotSentError)),
     _Row("unknown", None, "the budget is used up", _is(BudgetExceededError)),
-    _Row("unknown", None, "the batch ended first", _is(BatchDeadlineError, StoppedError)),
+    _Row("unknown", None, "the batch ended first", _is(BatchTimeoutError, StoppedError)),
     _Row("unknown", None, "the batch was shut down", _is(BatchAbortedError)),
     _Row("unknown", None, "the call was cancelled by its own code", _is(CallCancelledError)),
     _Row("timeout", True, "the request took longer than its timeout", _is(RequestTimeoutError)),

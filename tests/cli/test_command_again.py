@@ -28,9 +28,27 @@ from parallel_core.run_file import FailureGroup, RunSummary
     ("given", "summary", "expected"),
     [
         (
-            ["run", "in.jsonl", "-o", "out.jsonl", "--max-cost", "5", "--deadline=3600", "--yes"],
+            [
+                "run",
+                "in.jsonl",
+                "-o",
+                "out.jsonl",
+                "--max-cost",
+                "5",
+                "--total-timeout=3600",
+                "--yes",
+            ],
             summary_of(),
-            ["run", "in.jsonl", "-o", "out.jsonl", "--max-cost", "5", "--deadline=3600", "--yes"],
+            [
+                "run",
+                "in.jsonl",
+                "-o",
+                "out.jsonl",
+                "--max-cost",
+                "5",
+                "--total-timeout=3600",
+                "--yes",
+            ],
         ),
         (["run", "i", "-o", "o", "--force-new"], summary_of(), ["run", "i", "-o", "o"]),
         (  # what has not been tried again yet is left
@@ -119,7 +137,9 @@ def test_the_command_that_resumes_repeats_every_option(
 @pytest.mark.parametrize("width", ["20", "80"])
 def test_the_command_that_resumes_is_one_line(monkeypatch: pytest.MonkeyPatch, width: str) -> None:
     monkeypatch.setenv("COLUMNS", width)
-    command = "parallel-core run 'a file.jsonl' -o out.jsonl --max-cost 5 " + "--deadline 3600 " * 9
+    command = (
+        "parallel-core run 'a file.jsonl' -o out.jsonl --max-cost 5 " + "--total-timeout 3600 " * 9
+    )
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, markup=False)
     TextView(error=console, output=console).summary(summary_of(), command)

@@ -46,7 +46,10 @@ BAD_LINES = f"""\
         (["--demo", "--hedge=nan"], "a percentile above p0 and below p100, such as p95; not 'nan'"),
         (["--demo", "--hedge=soon"], "--hedge must be a finite number of seconds above 0"),
         (["--demo", "--timeout=0"], "--timeout must be a finite number of seconds above 0"),
-        (["--demo", "--deadline=-1"], "--deadline must be a finite number of seconds above 0"),
+        (
+            ["--demo", "--total-timeout=-1"],
+            "--total-timeout must be a finite number of seconds above 0",
+        ),
         (
             ["--demo", "--rpm=0"],
             "--rpm cannot be '0': --rpm takes a finite number above 0 or 'off'",

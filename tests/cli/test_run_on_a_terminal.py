@@ -146,7 +146,7 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
 ) -> None:
     bench.server.hold()
     bench.write(*[HELD] * 2, *[{}] * 3)
-    options = ["--concurrency=2", "--deadline=3600", "--timeout=1800", "--grace=1000"]
+    options = ["--concurrency=2", "--total-timeout=3600", "--timeout=1800", "--grace=1000"]
     run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", *options)
     bench.server.wait_in_flight(2, PATIENCE)
     terminal.type("\x03")

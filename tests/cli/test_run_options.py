@@ -64,7 +64,13 @@ def test_a_model_of_no_known_provider_is_told(bench: Bench) -> None:
 
 def test_controls_are_options(bench: Bench) -> None:
     bench.write(*[{}] * 4)
-    options = ["--concurrency=auto", "--rpm=6000", "--tpm=1000000", "--timeout=30", "--deadline=60"]
+    options = [
+        "--concurrency=auto",
+        "--rpm=6000",
+        "--tpm=1000000",
+        "--timeout=30",
+        "--total-timeout=60",
+    ]
     options += ["--hedge=p95", "--fair-by=model", "--grace=1", "--yes"]
     done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
     assert done.code == 0, done.said
@@ -101,16 +107,16 @@ def test_hedged_calls_are_sent_twice(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "left"), [(["--timeout=0.2"], 0), (["--deadline=0.5", "--concurrency=1"], 2)]
+    ("options", "left"), [(["--timeout=0.2"], 0), (["--total-timeout=0.5", "--concurrency=1"], 2)]
 )
-def test_a_timeout_fails_a_request_and_a_deadline_ends_the_run(
+def test_a_timeout_fails_a_request_and_a_total_timeout_ends_the_run(
     bench: Bench, options: list[str], left: int
 ) -> None:
     bench.write(HANGS, {})
     done = bench.run("in.jsonl", "-o", "out.jsonl", *options)
     assert done.code == 1
     if left:
-        assert "(the deadline has passed)" in done.stdout
+        assert "(the total timeout has passed)" in done.stdout
         assert bench.results() == []
         assert "--retry-failed" not in done.stdout
     else:

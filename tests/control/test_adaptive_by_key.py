@@ -16,7 +16,7 @@ import trio.testing
 import parallel_core
 from helpers.hosts import in_virtual_time
 from helpers.providers import Limited, OverloadedError, Provider, answered_within
-from parallel_core import AdaptiveConcurrency, BatchDeadlineError, Retry, RouterParallelRequest
+from parallel_core import AdaptiveConcurrency, BatchTimeoutError, Retry, RouterParallelRequest
 from parallel_core.control.adaptive import Adaptation
 
 
@@ -292,7 +292,7 @@ def test_the_limit_for_all_goes_down_only_for_several_keys_that_do_get_through()
     in_virtual_time(main)
 
 
-def test_the_deadline_ends_requests_whose_key_waits() -> None:
+def test_the_total_timeout_ends_requests_whose_key_waits() -> None:
     async def call(item: int) -> int:
         await anyio.sleep(0.05)
         raise OverloadedError(retry_after=300)
@@ -303,11 +303,11 @@ def test_the_deadline_ends_requests_whose_key_waits() -> None:
             call,
             range(40),
             concurrency="auto",
-            deadline=5,
+            total_timeout=5,
             fair_by=lambda number: number % 2,
         )
         assert anyio.current_time() - began == pytest.approx(5)
-        assert [type(result.exception) for result in results] == [BatchDeadlineError] * 40
+        assert [type(result.exception) for result in results] == [BatchTimeoutError] * 40
 
     in_virtual_time(main)
 

@@ -80,7 +80,7 @@ def test_what_somebody_has_set_takes_precedence(
 ) -> None:
     router = make_router(server, parameters=parameters, **AS_IT_COMES, **settings)
     (result,) = parallel_core.parallel_completions(
-        router, [ask(arguments, fault="hang")], attempt_timeout=500.0, deadline=20
+        router, [ask(arguments, fault="hang")], attempt_timeout=500.0, total_timeout=20
     )
     assert result.exception is not None
     assert classify_failure(result.exception).kind == "timeout"

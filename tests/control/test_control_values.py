@@ -13,7 +13,7 @@ from helpers.calls import request, sleep
 from helpers.hosts import Host
 from parallel_core import (
     AdaptiveConcurrency,
-    BatchDeadlineError,
+    BatchTimeoutError,
     Budget,
     Hedge,
     RateLimit,
@@ -30,8 +30,9 @@ from parallel_core.router_call import check_models
         ({"timeout": "1"}, TypeError, "timeout must be a number, not str"),
         ({"timeout": 10**400}, ValueError, "timeout is too large a number"),
         ({"timeout": True}, TypeError, "timeout must be a number, not bool"),
-        ({"deadline": -1}, ValueError, "deadline must be a finite number above 0"),
-        ({"deadline": float("nan")}, ValueError, "deadline"),
+        ({"total_timeout": -1}, ValueError, "total_timeout must be a finite number above 0"),
+        ({"total_timeout": float("nan")}, ValueError, "total_timeout"),
+        ({"deadline": 3}, TypeError, "'deadline': .* called total_timeout now"),
         ({"progress": 1}, TypeError, "progress must be True or False"),
         ({"on_progress": 1}, TypeError, "on_progress"),
         ({"on_progress": sleep}, TypeError, "on_progress must be a plain function"),
@@ -143,7 +144,7 @@ def test_a_bad_timeout_of_a_request_names_its_index(host: Host) -> None:
     "error",
     [
         RequestTimeoutError(3, "gpt", 2.0),
-        BatchDeadlineError(None, 2.0),
+        BatchTimeoutError(None, 2.0),
         parallel_core.BudgetExceededError(1, "max_tokens of 3", 5, 2),
         parallel_core.RouterHostClosedError(),
     ],

@@ -19,7 +19,7 @@ from helpers.hosts import EACH_LIBRARY, HOSTS, Host
 from helpers.routers import make_router, run_with_routers
 from parallel_core import (
     AdaptiveConcurrency,
-    BatchDeadlineError,
+    BatchTimeoutError,
     Budget,
     BudgetExceededError,
     Hedge,
@@ -72,19 +72,23 @@ def test_a_timeout_closes_the_connection(host: Host, server: DemoServerThread) -
     assert server.stats().disconnected == server.stats().accepted - 1 <= 2
 
 
-def test_a_deadline_closes_the_connections(host: Host, server: DemoServerThread) -> None:
-    async def main(deadline: float) -> None:
+def test_a_total_timeout_closes_the_connections(host: Host, server: DemoServerThread) -> None:
+    async def main(total_timeout: float) -> None:
         requests = [ask(), *(ask(fault="hang") for _ in range(30))]
         results = await parallel_core.parallel_acompletions(
-            make_router(server), requests, deadline=deadline, concurrency=8, preserve_order=True
+            make_router(server),
+            requests,
+            total_timeout=total_timeout,
+            concurrency=8,
+            preserve_order=True,
         )
-        assert results[0].ok or isinstance(results[0].exception, BatchDeadlineError)
+        assert results[0].ok or isinstance(results[0].exception, BatchTimeoutError)
         assert len(results) == 31
-        assert all(isinstance(r.exception, BatchDeadlineError) for r in results[1:])
+        assert all(isinstance(r.exception, BatchTimeoutError) for r in results[1:])
 
-    for deadline in (0.5, 4.0, 16.0):  # a busy machine may need longer to send nine requests
+    for total_timeout in (0.5, 4.0, 16.0):  # a busy machine may need longer to send nine requests
         server.reset_stats()
-        run_with_routers(host, functools.partial(main, deadline))
+        run_with_routers(host, functools.partial(main, total_timeout))
         nothing_is_left(server)
         if server.stats().accepted == 9:
             break
@@ -314,7 +318,7 @@ def test_all_controls_at_once(host: Host, preserve_order: bool) -> None:
                 concurrency=AdaptiveConcurrency(initial=4, maximum=16),
                 preserve_order=preserve_order,
                 timeout=1.5,
-                deadline=60,
+                total_timeout=60,
                 on_progress=snapshots.append,
                 progress=True,
                 rate_limit=RateLimit(requests_per_minute=60_000, tokens_per_minute=6_000_000),

@@ -52,7 +52,7 @@ class Case:
     preserve_order: bool
     fail_fast: bool
     timeout: bool
-    deadline: bool
+    total_timeout: bool
     rate_limit: bool
     budget: float | None
     fair: bool
@@ -75,7 +75,7 @@ cases = st.builds(
     preserve_order=st.booleans(),
     fail_fast=st.booleans(),
     timeout=st.booleans(),
-    deadline=st.booleans(),
+    total_timeout=st.booleans(),
     rate_limit=st.booleans(),
     budget=st.none() | st.floats(0.05, 2.0),
     fair=st.booleans(),
@@ -139,8 +139,8 @@ class Run:
             options["retry"] = Retry(max_attempts=4 if case.unit == 1 else 2)
         if case.timeout:
             options["timeout"] = 8 * case.unit
-        if case.deadline:
-            options["deadline"] = 30 * case.unit
+        if case.total_timeout:
+            options["total_timeout"] = 30 * case.unit
         if case.rate_limit:
             options["rate_limit"] = RateLimit(requests_per_minute=300 / case.unit, burst=3)
         if self.budget is not None:
@@ -206,7 +206,7 @@ class Run:
         assert len(set(indexes)) == len(indexes)
         if case.preserve_order:
             assert indexes == sorted(indexes)
-        if not self.left and not (case.deadline and case.source != "list"):
+        if not self.left and not (case.total_timeout and case.source != "list"):
             assert sorted(indexes) == list(range(case.items))
         assert all(result.value == result.item for result in results if result.ok)
         if self.budget is not None:

@@ -191,13 +191,13 @@ def test_a_timeout_is_sent_once_more_while_others_get_through() -> None:
     assert results
 
 
-def test_timeout_and_deadline_cut_a_wait_short() -> None:
+def test_timeout_and_total_timeout_cut_a_wait_short() -> None:
     error = StatusError(429, retry_after="60")
     _, results, took = run(lambda *_: error, timeout=20)
     assert results[0].exception is error
     assert took < 1
-    _, results, took = run(lambda *_: error, deadline=20)
-    assert isinstance(results[0].exception, parallel_core.BatchDeadlineError)
+    _, results, took = run(lambda *_: error, total_timeout=20)
+    assert isinstance(results[0].exception, parallel_core.BatchTimeoutError)
     assert took == pytest.approx(20)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.batch_files import FromProvider, a_line, likely_lines, read, result_of
 from parallel_core import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     CallCancelledError,
     InvalidRequestError,
@@ -50,7 +50,7 @@ def caused_by(exception: Exception, cause: Exception) -> Exception:
 
 
 FAILURES: list[tuple[Exception, str]] = [
-    (BatchDeadlineError(0, 1.0), "batch_expired"),
+    (BatchTimeoutError(0, 1.0), "batch_expired"),
     (RequestTimeoutError(0, "gpt", 1.0), "request_timeout"),
     (TimeoutError("too late"), "request_timeout"),
     (CallCancelledError("cancelled"), "batch_cancelled"),
@@ -335,7 +335,7 @@ def test_statistics_say_what_has_been_used() -> None:
 def test_what_was_not_sent_has_no_attempts() -> None:
     over_budget = result_of(BudgetExceededError(0, "x", 2.0, 1.0), attempts=0)
     assert call_statistics("a", over_budget, None).attempts == 0
-    not_begun = result_of(BatchDeadlineError(0, 1.0), attempts=0)
+    not_begun = result_of(BatchTimeoutError(0, 1.0), attempts=0)
     assert call_statistics("a", not_begun, None).attempts == 0
-    begun = result_of(BatchDeadlineError(0, 1.0), duration=0.5)
+    begun = result_of(BatchTimeoutError(0, 1.0), duration=0.5)
     assert call_statistics("a", begun, None).attempts == 1

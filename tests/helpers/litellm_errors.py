@@ -44,7 +44,7 @@ NAMED: list[tuple[Exception, FailureKind]] = [
     (errors.EmptyResponseError(0, "m"), "answer"),
     (errors.NoCompletionError(), "answer"),
     (errors.BudgetExceededError(0, "max_cost", 1.0, 0.5), "unknown"),
-    (errors.BatchDeadlineError(0, 1.0), "unknown"),
+    (errors.BatchTimeoutError(0, 1.0), "unknown"),
     (errors.StoppedError(0), "unknown"),
     (errors.BatchAbortedError(), "unknown"),
     (errors.CallCancelledError(), "unknown"),

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from parallel_core import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     BudgetExceededError,
     CallCancelledError,
     InvalidRequestError,
@@ -170,7 +170,7 @@ OTHERS: list[Exception] = [
     InvalidRequestError({3: "bad"}),
     CallCancelledError("a call ended"),
     RequestTimeoutError(1, "m", 2.0, "part", Usage(1, 2), 0.5),
-    BatchDeadlineError(None, 2.0),
+    BatchTimeoutError(None, 2.0),
     BudgetExceededError(1, "max_cost of 2 USD", 3.0, 1.0),
     StreamInterruptedError(1, "m", "what came", Usage(1, 2, cost=0.5), 0.5),
     RemoteCallError("a problem", "a.Type", "its text"),

@@ -108,7 +108,7 @@ async def controls(router: Router, own: ParallelRouter) -> None:
         [request],
         concurrency="auto",
         timeout=3,
-        deadline=60.0,
+        total_timeout=60.0,
         progress=True,
         on_progress=show,
         rate_limit=RateLimit.from_router(router),
@@ -175,7 +175,7 @@ async def workers(request: RouterParallelRequest) -> None:
             router, [request], concurrency=router.slots
         )
         assert_type(results, list[RouterParallelResult])
-    ray_engine.ParallelCompletions("config.yaml", concurrency="auto", deadline=60.0)
+    ray_engine.ParallelCompletions("config.yaml", concurrency="auto", total_timeout=60.0)
     await ray_engine.parallel_acompletions(make_router, [request])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

@@ -27,7 +27,7 @@ from parallel_core import Budget
 from parallel_core._ray_data import ParallelCompletions
 from parallel_core._ray_data_tables import COLUMNS
 from parallel_core.demo_server import DemoServerThread
-from parallel_core.errors import BatchDeadlineError
+from parallel_core.errors import BatchTimeoutError
 
 numpy = pytest.importorskip("numpy")
 
@@ -83,7 +83,7 @@ def test_a_budget_is_one_for_all_batches() -> None:
     assert len(calls) == 3
 
 
-def test_a_deadline_is_of_each_batch() -> None:
+def test_a_total_timeout_is_of_each_batch() -> None:
     asked: list[str] = []
 
     async def completion(*, messages: Any, **_: Any) -> Any:
@@ -93,11 +93,11 @@ def test_a_deadline_is_of_each_batch() -> None:
         return {"choices": [{"message": {"content": "x"}}]}
 
     with ParallelCompletions(
-        lambda: completion, model="m", concurrency=2, deadline=2.0
+        lambda: completion, model="m", concurrency=2, total_timeout=2.0
     ) as complete:
         assert listed(complete(as_numpy({"prompt": ["a"]})))["error"] == [None]
         late = listed(complete(as_numpy({"prompt": ["hang"] * 3})))
-        assert late["error_type"] == [BatchDeadlineError.__name__] * 3
+        assert late["error_type"] == [BatchTimeoutError.__name__] * 3
         assert listed(complete(as_numpy({"prompt": ["b"]})))["error"] == [None]
     assert asked == ["a", "hang", "hang", "b"]  # the third of them was not sent
 

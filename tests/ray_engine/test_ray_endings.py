@@ -23,7 +23,7 @@ from helpers.ray_routers import HttpRouter, deadly, scripted
 from helpers.ray_runtime import IGNORED_WARNINGS, ray_environment
 from parallel_core.demo_server import DemoServerThread
 from parallel_core.errors import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     WorkerDiedError,
     WorkersLostError,
 )
@@ -59,7 +59,7 @@ WAYS_TO_LEAVE = [
     )
     for host in HOSTS
     if not host.debug
-    for way in ("fail-fast", "break", "deadline", "cancel", "aclose")
+    for way in ("fail-fast", "break", "total_timeout", "cancel", "aclose")
 ]
 
 
@@ -84,7 +84,7 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
             workers=2,
             concurrency=6,
             return_exceptions=way != "fail-fast",
-            deadline=2.5 if way == "deadline" else None,
+            total_timeout=2.5 if way == "total_timeout" else None,
         )
         processes: set[int] = set()
         errors: list[BaseException | None] = []
@@ -107,9 +107,9 @@ def test_every_way_to_leave_ends_all_calls_and_workers(
         assert (str(errors[-1]) == "last") == (way == "fail-fast")
         assert waiting() == []
         assert not any(map(is_there, processes))
-        if way == "deadline":
-            assert BatchDeadlineError in {type(error) for error in errors}
-            assert {type(error) for error in errors} <= {type(None), BatchDeadlineError}
+        if way == "total_timeout":
+            assert BatchTimeoutError in {type(error) for error in errors}
+            assert {type(error) for error in errors} <= {type(None), BatchTimeoutError}
         if way in ("break", "cancel", "aclose"):
             assert len(processes) == 2
 

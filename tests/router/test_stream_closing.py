@@ -24,7 +24,7 @@ from helpers.streams import (
     words_then_hang,
 )
 from parallel_core import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     RequestTimeoutError,
     StreamChunk,
     StreamInterruptedError,
@@ -80,7 +80,7 @@ def test_every_stream_is_closed_in_whatever_way_a_batch_is_left(host: Host, way:
     host.run(main)
 
 
-def test_timeout_and_deadline_close_streams(host: Host) -> None:
+def test_timeout_and_total_timeout_close_streams(host: Host) -> None:
     provider = Provider(words_then_hang)
 
     async def main() -> None:
@@ -95,9 +95,9 @@ def test_timeout_and_deadline_close_streams(host: Host) -> None:
         assert isinstance(ends[1].exception, RequestTimeoutError)
         assert provider.open == 0
         _, ends = await events_of(
-            parallel_core.iter_parallel_streams(provider.answer, requests, deadline=0.05)
+            parallel_core.iter_parallel_streams(provider.answer, requests, total_timeout=0.05)
         )
-        assert isinstance(ends[2].exception, BatchDeadlineError)
+        assert isinstance(ends[2].exception, BatchTimeoutError)
         assert provider.open == 0
 
     host.run(main)

@@ -30,7 +30,7 @@ from helpers.streams import (
     told,
 )
 from parallel_core import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     RequestTimeoutError,
     StreamChunk,
     StreamEnd,
@@ -229,7 +229,7 @@ def test_errors_survive_pickling(error: Any) -> None:
     assert "some" not in str(error) + repr(error)
 
 
-def test_a_timeout_and_a_deadline_tell_what_had_come(host: Host) -> None:
+def test_a_timeout_and_a_total_timeout_tell_what_had_come(host: Host) -> None:
     async def main() -> None:
         came = anyio.Event()
 
@@ -240,7 +240,10 @@ def test_a_timeout_and_a_deadline_tell_what_had_come(host: Host) -> None:
             await anyio.sleep_forever()
 
         provider = Provider(lambda number: endless(number))
-        for control, kind in (("timeout", RequestTimeoutError), ("deadline", BatchDeadlineError)):
+        for control, kind in (
+            ("timeout", RequestTimeoutError),
+            ("total_timeout", BatchTimeoutError),
+        ):
             for seconds in (0.05, 0.5, 5.0):  # a busy machine may need longer for what comes
                 controls: dict[str, Any] = {control: seconds}
                 came = anyio.Event()
@@ -254,7 +257,7 @@ def test_a_timeout_and_a_deadline_tell_what_had_come(host: Host) -> None:
             (result,) = results
             error = result.exception
             assert isinstance(error, kind)
-            assert isinstance(error, RequestTimeoutError | BatchDeadlineError)
+            assert isinstance(error, RequestTimeoutError | BatchTimeoutError)
             assert error.text == "some words"
             assert error.usage is not None
             assert error.usage.completion_tokens == 2

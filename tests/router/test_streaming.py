@@ -179,7 +179,7 @@ def test_all_controls_go_with_streams(host: Host) -> None:
             requests,
             concurrency="auto",
             timeout=60,
-            deadline=120,
+            total_timeout=120,
             stall_timeout=30,
             rate_limit=RateLimit(requests_per_minute=600_000, tokens_per_minute=60_000_000),
             budget=budget,

@@ -17,7 +17,7 @@ from helpers.hosts import EACH_LIBRARY, Host
 from parallel_core.run_file import RunStop, run_file
 
 Cut = st.tuples(
-    st.sampled_from(["stop", "stop twice", "cancel", "deadline", "none"]), st.integers(0, 12)
+    st.sampled_from(["stop", "stop twice", "cancel", "total_timeout", "none"]), st.integers(0, 12)
 )
 
 
@@ -81,7 +81,7 @@ def test_runs_that_are_cut_short_end_with_each_request_once(
                 error_file=errors,
                 concurrency=concurrency,
                 stop=stop,
-                deadline=0.001 * after + 0.0001 if cut == "deadline" else None,
+                total_timeout=0.001 * after + 0.0001 if cut == "total_timeout" else None,
             )
             cut_off += summary.cut_off
             assert provider.in_flight == 0

@@ -1,4 +1,4 @@
-"""What ends a run early: a stop, a cancellation, a deadline, a budget, a failure, the view."""
+"""What ends a run early: a stop, a cancellation, a total timeout, a budget, a failure, the view."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_what_was_there_before_a_cancellation_is_written(host: Host, tmp_path: P
     host.run(main)
 
 
-def test_a_deadline_leaves_requests_for_the_next_run(host: Host, tmp_path: Path) -> None:
+def test_a_total_timeout_leaves_requests_for_the_next_run(host: Host, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(50)])
     output = tmp_path / "out.jsonl"
 
@@ -200,16 +200,16 @@ def test_a_deadline_leaves_requests_for_the_next_run(host: Host, tmp_path: Path)
         gate = Gate(8)
         gate.free = 3
         provider = Provider(gate.pass_through)
-        summary = await run_file(provider, source, output, concurrency=8, deadline=0.05)
+        summary = await run_file(provider, source, output, concurrency=8, total_timeout=0.05)
         sent = sum(provider.calls.values())  # on a busy machine, it comes before all are
-        assert (summary.ending, summary.failed) == ("deadline", 0)
+        assert (summary.ending, summary.failed) == ("total_timeout", 0)
         assert (summary.unfinished, summary.cut_off) == (
             50 - summary.succeeded,
             sent - summary.succeeded,
         )
         assert provider.in_flight == 0
         gate.open()
-        again = await run_file(provider, source, output, concurrency=8, deadline=1000)
+        again = await run_file(provider, source, output, concurrency=8, total_timeout=1000)
         assert again.ok
         assert sorted(ids_of(output)) == sorted(f"id-{number}" for number in range(50))
 

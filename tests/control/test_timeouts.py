@@ -1,4 +1,4 @@
-"""The timeout of a call and the deadline of a batch."""
+"""The timeout of a call and the total timeout of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio.testing
 import parallel_core
 from helpers.calls import hang, numbers, request, sleep
 from helpers.hosts import Host, in_virtual_time, settle
-from parallel_core import BatchDeadlineError, RequestTimeoutError
+from parallel_core import BatchTimeoutError, RequestTimeoutError
 
 
 class RejectedError(Exception):
@@ -113,7 +113,7 @@ def test_a_timeout_error_of_the_call_itself_stays_what_it_is(host: Host) -> None
 
 
 @pytest.mark.parametrize("preserve_order", [False, True])
-def test_at_the_deadline_each_request_of_a_list_has_a_result(preserve_order: bool) -> None:
+def test_at_the_total_timeout_each_request_of_a_list_has_a_result(preserve_order: bool) -> None:
     started: list[float] = []
 
     async def call(seconds: float) -> float:
@@ -122,7 +122,7 @@ def test_at_the_deadline_each_request_of_a_list_has_a_result(preserve_order: boo
 
     async def main() -> None:
         results = await parallel_core.parallel_map(
-            call, [1, 99, 2, 98, *range(50, 90)], concurrency=2, deadline=10
+            call, [1, 99, 2, 98, *range(50, 90)], concurrency=2, total_timeout=10
         )
         assert trio.current_time() - began == 10
         assert len(results) == 44
@@ -132,7 +132,7 @@ def test_at_the_deadline_each_request_of_a_list_has_a_result(preserve_order: boo
             if result.index in (0, 2):
                 assert result.ok
             else:
-                assert isinstance(result.exception, BatchDeadlineError)
+                assert isinstance(result.exception, BatchTimeoutError)
                 assert (result.exception.index, result.exception.limit) == (result.index, 10)
 
     began = 0.0
@@ -146,49 +146,49 @@ def test_at_the_deadline_each_request_of_a_list_has_a_result(preserve_order: boo
 
 
 @pytest.mark.parametrize("source", ["generator", "async generator"])
-def test_at_the_deadline_an_endless_source_just_ends(source: str) -> None:
+def test_at_the_total_timeout_an_endless_source_just_ends(source: str) -> None:
     async def main() -> None:
         endless = itertools.count()
         items = iter(endless) if source == "generator" else numbers(endless)
         results = await parallel_core.parallel_map(
-            lambda _: sleep(4), items, concurrency=2, deadline=10, preserve_order=True
+            lambda _: sleep(4), items, concurrency=2, total_timeout=10, preserve_order=True
         )
         assert [result.ok for result in results] == [True] * 4 + [False] * 2
-        assert all(isinstance(r.exception, BatchDeadlineError) for r in results[4:])
+        assert all(isinstance(r.exception, BatchTimeoutError) for r in results[4:])
 
     in_virtual_time(main)
 
 
-def test_a_deadline_ends_a_source_that_never_gives_anything(host: Host) -> None:
+def test_a_total_timeout_ends_a_source_that_never_gives_anything(host: Host) -> None:
     async def silent() -> AsyncIterator[int]:
         await anyio.sleep_forever()
         yield 0
 
     async def main() -> None:
-        assert await parallel_core.parallel_map(hang, silent(), deadline=0.01) == []
+        assert await parallel_core.parallel_map(hang, silent(), total_timeout=0.01) == []
 
     host.run(main)
 
 
-def test_a_fail_fast_batch_raises_its_deadline(host: Host) -> None:
+def test_a_fail_fast_batch_raises_its_total_timeout(host: Host) -> None:
     async def main() -> None:
-        with pytest.raises(BatchDeadlineError, match=r"the batch was not finished .* 0\.01 s"):
+        with pytest.raises(BatchTimeoutError, match=r"the batch was not finished .* 0\.01 s"):
             await parallel_core.parallel_map(
-                hang, itertools.count(), deadline=0.01, return_exceptions=False
+                hang, itertools.count(), total_timeout=0.01, return_exceptions=False
             )
 
     host.run(main)
 
 
-def test_a_deadline_that_is_never_reached_does_nothing(host: Host) -> None:
+def test_a_total_timeout_that_is_never_reached_does_nothing(host: Host) -> None:
     async def main() -> None:
-        results = await parallel_core.parallel_map(sleep, [0, 0], deadline=1000)
+        results = await parallel_core.parallel_map(sleep, [0, 0], total_timeout=1000)
         assert all(result.ok for result in results)
 
     host.run(main)
 
 
-def test_the_consumer_sets_the_pace_after_the_deadline_too(host: Host) -> None:
+def test_the_consumer_sets_the_pace_after_the_total_timeout_too(host: Host) -> None:
     drawn = 0
 
     class Many:
@@ -203,17 +203,17 @@ def test_the_consumer_sets_the_pace_after_the_deadline_too(host: Host) -> None:
 
     async def main() -> None:
         async with parallel_core.iter_parallel_map(
-            hang, Many(), concurrency=4, deadline=0.001
+            hang, Many(), concurrency=4, total_timeout=0.001
         ) as batch:
             result = await anext(batch)
-            assert isinstance(result.exception, BatchDeadlineError)
+            assert isinstance(result.exception, BatchTimeoutError)
             await settle()
             assert drawn <= 10
 
     host.run(main)
 
 
-def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
+def test_a_total_timeout_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
     """All calls are held, for an hour, and those that were rejected wait for their Retry-After."""
 
     async def call(item: int) -> None:
@@ -224,16 +224,16 @@ def test_a_deadline_does_not_wait_for_calls_that_are_to_be_sent_again() -> None:
     async def main() -> None:
         began = trio.current_time()
         results = await parallel_core.parallel_map(
-            call, range(100), concurrency="auto", deadline=10
+            call, range(100), concurrency="auto", total_timeout=10
         )
         assert trio.current_time() - began == 10
         assert len(results) == 100
-        assert all(isinstance(result.exception, BatchDeadlineError) for result in results)
+        assert all(isinstance(result.exception, BatchTimeoutError) for result in results)
 
     in_virtual_time(main)
 
 
-def test_a_source_that_is_longer_than_it_says_ends_at_the_deadline() -> None:
+def test_a_source_that_is_longer_than_it_says_ends_at_the_total_timeout() -> None:
     class Endless:
         def __len__(self) -> int:
             return 10
@@ -242,13 +242,13 @@ def test_a_source_that_is_longer_than_it_says_ends_at_the_deadline() -> None:
             return itertools.count()
 
     async def main() -> None:
-        results = await parallel_core.parallel_map(hang, Endless(), concurrency=2, deadline=5)
+        results = await parallel_core.parallel_map(hang, Endless(), concurrency=2, total_timeout=5)
         assert sorted(result.index for result in results) == list(range(10))
 
     in_virtual_time(main)
 
 
-def test_a_deadline_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them() -> None:
+def test_a_total_timeout_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them() -> None:
     async def call(item: int) -> None:
         if item:  # the first is rejected before, so that what the others say goes on
             with contextlib.suppress(trio.Cancelled):
@@ -257,8 +257,10 @@ def test_a_deadline_does_not_wait_for_calls_that_are_rejected_as_it_cancels_them
 
     async def main() -> None:
         began = trio.current_time()
-        results = await parallel_core.parallel_map(call, range(50), concurrency="auto", deadline=10)
+        results = await parallel_core.parallel_map(
+            call, range(50), concurrency="auto", total_timeout=10
+        )
         assert trio.current_time() - began == 10
-        assert [type(result.exception) for result in results] == [BatchDeadlineError] * 50
+        assert [type(result.exception) for result in results] == [BatchTimeoutError] * 50
 
     in_virtual_time(main)
