@@ -134,6 +134,10 @@ def test_at_the_total_timeout_each_request_of_a_list_has_a_result(preserve_order
             else:
                 assert isinstance(result.exception, BatchTimeoutError)
                 assert (result.exception.index, result.exception.limit) == (result.index, 10)
+                assert str(result.exception) == (
+                    f"request {result.index} was not finished within the batch's total timeout of "
+                    "10 s"
+                )
 
     began = 0.0
 
@@ -172,7 +176,10 @@ def test_a_total_timeout_ends_a_source_that_never_gives_anything(host: Host) -> 
 
 def test_a_fail_fast_batch_raises_its_total_timeout(host: Host) -> None:
     async def main() -> None:
-        with pytest.raises(BatchTimeoutError, match=r"the batch was not finished .* 0\.01 s"):
+        with pytest.raises(
+            BatchTimeoutError,
+            match=r"the batch was not finished within its total timeout of 0\.01 s",
+        ):
             await parallel_core.parallel_map(
                 hang, itertools.count(), total_timeout=0.01, return_exceptions=False
             )
