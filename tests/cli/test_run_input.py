@@ -88,6 +88,7 @@ BAD_LINES = f"""\
         (["--demo", "--retry-failed=timeout,"], "cooling_down, account, request, unreachable"),
         (["--retry-failed", "timeout", "--demo"], "write --retry-failed=timeout, with '='"),
         (["--demo", "--no-such-option"], "--no-such-option"),
+        (["--demo", "--deadline=60"], "No such option: --deadline"),
     ],
 )
 def test_bad_options_are_told_and_nothing_is_made(
