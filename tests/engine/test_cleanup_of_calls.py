@@ -12,7 +12,7 @@ import pytest
 import parallel_core
 from helpers.hosts import Host, settle
 from parallel_core import (
-    BatchDeadlineError,
+    BatchTimeoutError,
     Hedge,
     RequestTimeoutError,
     RouterParallelRequest,
@@ -63,17 +63,17 @@ def test_of_a_timeout(asyncio_host: Host) -> None:
 
 
 @pytest.mark.parametrize("return_exceptions", [True, False])
-def test_of_the_deadline_of_the_batch(asyncio_host: Host, return_exceptions: bool) -> None:
+def test_of_the_total_timeout_of_the_batch(asyncio_host: Host, return_exceptions: bool) -> None:
     async def main() -> None:
         call = Cleaning()
         try:
             (result,) = await parallel_core.parallel_map(
-                call, [1], deadline=0.01, return_exceptions=return_exceptions
+                call, [1], total_timeout=0.01, return_exceptions=return_exceptions
             )
             error: Any = result.exception
-        except BatchDeadlineError as raised:
+        except BatchTimeoutError as raised:
             error = raised
-        assert isinstance(error, BatchDeadlineError)
+        assert isinstance(error, BatchTimeoutError)
         assert (call.cancellations, call.cleaned_up) == (1, 1)
 
     asyncio_host.run(main)
