@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -24,6 +24,7 @@ from ._local_limits import allow_connections, fit_open_files, most_calls, raise_
 from ._quiet import only_our_words
 from ._ray_installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
 from ._run_rates import RunRates
+from ._run_records import RunOptions
 from ._run_signals import StopSignals, interruptible
 from ._run_view import JsonView, Painter, RunView, TextView
 from ._run_workers import (
@@ -389,10 +390,30 @@ def command(
     state = RunState()
     with contextlib.closing(view), interruptible(), only_our_words():
         try:
-            code = _run(
-                view,
-                state,
-                functools.partial(
+            options: RunOptions = {
+                "concurrency": _concurrency(concurrency),
+                "error_file": error_file,
+                "retry_failed": _kinds(retry_failed),
+                "force_new": force_new,
+                "allow_changed": allow_changed,
+                "skip_invalid": skip_invalid,
+                "limit": limit,
+                "fail_fast": fail_fast,
+                "order": _one_of("--order", order, ("completion", "input")),
+                "grace": _grace(grace),
+                **_controls(
+                    max_cost=max_cost,
+                    assume_output_tokens=assume_output_tokens,
+                    timeout=timeout,
+                    attempt_timeout=attempt_timeout,
+                    total_timeout=total_timeout,
+                    max_outage=max_outage,
+                    hedge=_hedge(hedge),
+                    fair_by=fair_by,
+                ),
+            }
+            job = _Job(
+                open_input=functools.partial(
                     InputFile,
                     source,
                     format=_one_of("--format", format, ("auto", "jsonl", "csv", "text")),
@@ -403,10 +424,8 @@ def command(
                     send_columns=send_columns,
                     trust_input=trust_input,
                 ),
-                output,
+                output=output,
                 validate=validate,
-                skip_invalid=skip_invalid,
-                limit=limit,
                 router_of=_router_choice(
                     config,
                     model,
@@ -415,28 +434,12 @@ def command(
                     validate=validate,
                     attempt_timeout=attempt_timeout or None,
                 ),
-                error_file=error_file,
-                order=_one_of("--order", order, ("completion", "input")),
-                retry_failed=_kinds(retry_failed),
-                force_new=force_new,
-                allow_changed=allow_changed,
-                concurrency=_concurrency(concurrency),
                 workers=_workers(workers, ray_address),
-                controls=_controls(
-                    max_cost=max_cost,
-                    assume_output_tokens=assume_output_tokens,
-                    timeout=timeout,
-                    attempt_timeout=attempt_timeout,
-                    total_timeout=total_timeout,
-                    max_outage=max_outage,
-                    hedge=_hedge(hedge),
-                    fair_by=fair_by,
-                ),
                 rates=RunRates(rpm, tpm),
-                fail_fast=fail_fast,
-                grace=_grace(grace),
                 confirm_above=None if yes else confirm_above,
+                options=options,
             )
+            code = _run(view, state, job)
         except KeyboardInterrupt:
             view.error(
                 "interrupted; the same command goes on"
@@ -585,65 +588,71 @@ class RunState:
     stuck: bool = False
 
 
-def _run(
-    view: RunView,
-    state: RunState,
-    open_input: Callable[[], InputFile],
-    output: Path | None,
-    *,
-    validate: bool,
-    skip_invalid: bool,
-    limit: int | None,
-    router_of: RouterOf | None,
-    error_file: Path | None,
-    order: Literal["completion", "input"],
-    retry_failed: frozenset[FailureKind],
-    force_new: bool,
-    allow_changed: bool,
-    concurrency: Concurrency,
-    workers: Workers | None,
-    controls: Controls,
-    rates: RunRates,
-    fail_fast: bool,
-    grace: float,
-    confirm_above: float | None,
-) -> int:
-    if output is None and not validate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What is to be done, as the options of the command say.
+
+    Attributes:
+        open_input: opens the file of requests.
+        output: where the answers go.
+        validate: check the input, and send nothing.
+        router_of: makes the Router, of the models that the input names; None: none is needed.
+        workers: make the calls; None: this process does.
+        rates: limits of requests and tokens.
+        confirm_above: USD above which a run asks first; None: it never asks.
+        options: of the run.
+    """
+
+    open_input: Callable[[], InputFile]
+    output: Path | None
+    validate: bool
+    router_of: RouterOf | None
+    workers: Workers | None
+    rates: RunRates
+    confirm_above: float | None
+    options: RunOptions
+
+
+def _run(view: RunView, state: RunState, job: _Job) -> int:
+    output, workers, options = job.output, job.workers, job.options
+    if output is None and not job.validate:
         raise typer.BadParameter("give --output FILE (-o): where the answers go")
     with contextlib.ExitStack() as stack:
         try:
-            requests = stack.enter_context(open_input())
+            requests = stack.enter_context(job.open_input())
             with view.waiting("checking the input"):
                 checked = requests.check()
             for problem in checked.problems:
                 view.problem(problem)
             view.checked(checked)
-            if checked.bad_lines and not skip_invalid:
+            if checked.bad_lines and not options.get("skip_invalid"):
                 view.error("nothing was sent: correct these lines, or give --skip-invalid")
                 return BAD_INPUT
             if checked.columns:
                 view.error(f"nothing was sent: {describe_columns(checked.columns)}")
                 return BAD_INPUT
-            if router_of is None:
+            if job.router_of is None:
                 return ALL_OK
-            per_call = 2 if controls.get("hedge") else 1
+            per_call = 2 if options.get("hedge") else 1
             if workers is None or workers.address is None:  # else it is other machines' business
                 raise_open_files()
-                concurrency, note = fit_open_files(concurrency, per_call, to_be_opened=_FILES)
+                options["concurrency"], note = fit_open_files(
+                    options["concurrency"], per_call, to_be_opened=_FILES
+                )
                 if note is not None:
                     view.note(note)
-            allow_connections(per_call * most_calls(concurrency))
+            allow_connections(per_call * most_calls(options["concurrency"]))
             with view.waiting("importing litellm"):
-                router = stack.enter_context(router_of(list(checked.models)))
+                router = stack.enter_context(job.router_of(list(checked.models)))
             for warning in router.warnings:
                 view.note(warning)
             if missing := router.missing_keys(checked.models):
                 raise RouterConfigError(missing)
             for warning in router.key_warnings:
                 view.note(warning)
-            held = rates.held(router.router, checked.models, router.models)
-            controls["rate_limit"] = held.limit
-            check_requests(router.router, requests, checked, controls, limit)
+            held = job.rates.held(router.router, checked.models, router.models)
+            options["rate_limit"] = held.limit
+            check_requests(router.router, requests, checked, options, options["limit"])
         except UnpricedError as error:
             view.error(
                 f"nothing was sent: --max-cost cannot hold, for the price of {error.what} is "
@@ -654,11 +663,11 @@ def _run(
         except (InputFileError, ValueError, TypeError, OSError) as error:
             view.error(f"nothing was sent: {error}")
             return BAD_INPUT
-        if validate:
+        if job.validate:
             return ALL_OK
         assert output is not None
         signals = StopSignals()
-        ask = Question(view, state, signals, router, confirm_above, held.notes)
+        ask = Question(view, state, signals, router, job.confirm_above, held.notes)
         stop = RunStop()
         painter = Painter(view)
         redactor = Redactor(router.secrets)
@@ -668,41 +677,33 @@ def _run(
                 run_file,
                 source=requests,
                 output=output,
-                error_file=error_file,
-                retry_failed=retry_failed,
-                force_new=force_new,
-                allow_changed=allow_changed,
-                skip_invalid=skip_invalid,
-                limit=limit,
-                fail_fast=fail_fast,
-                order=order,
-                grace=grace,
                 stop=stop,
                 redactor=redactor,
                 description=router.describe(checked.models),
                 may_send=ask.may_send,
                 on_open=ask.opened,
-                **controls,
             )
             if workers is None:
-                return await run(
-                    router.router, concurrency=concurrency, on_run_progress=painter.progress
-                )
+                return await run(router.router, on_run_progress=painter.progress, **options)
             elsewhere = RunWorkers(
-                router, workers, concurrency, stop=stop, painter=painter, redactor=redactor
+                router,
+                workers,
+                options["concurrency"],
+                stop=stop,
+                painter=painter,
+                redactor=redactor,
             )
+            options["concurrency"] = elsewhere.concurrency
             with contextlib.closing(elsewhere):
-                return await run(
-                    elsewhere,
-                    concurrency=elsewhere.concurrency,
-                    on_run_progress=elsewhere.progress,
-                )
+                return await run(elsewhere, on_run_progress=elsewhere.progress, **options)
 
         try:
             if workers is not None:
                 stack.enter_context(quiet_ray())
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
-                summary = runner.run(_in_good_order(start, stop, signals, painter, grace))
+                summary = runner.run(
+                    _in_good_order(start, stop, signals, painter, options["grace"])
+                )
         except JournalError as error:
             view.error(str(error))
             return NOT_WRITTEN if state.begun else BAD_INPUT

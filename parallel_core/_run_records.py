@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
+from .control.options import Concurrency, Controls
 from .failures import FailureKind
 from .journal import JournalOpening
 from .progress import Waiting
@@ -14,6 +16,21 @@ from .run_statistics import RunPaths
 from .types import RouterParallelRequest, Usage
 
 Ending = Literal["complete", "stopped", "total_timeout", "budget", "failure", "input", "blocked"]
+
+
+class RunOptions(Controls, total=False):
+    """The options of :func:`run_file`, which describes them, and of the command ``run``."""
+
+    concurrency: Concurrency
+    error_file: Path | str | None
+    retry_failed: bool | Collection[FailureKind]
+    force_new: bool
+    allow_changed: bool
+    skip_invalid: bool
+    limit: int | None
+    fail_fast: bool
+    order: Literal["completion", "input"]
+    grace: float
 
 
 class FailureGroup(msgspec.Struct, frozen=True):
