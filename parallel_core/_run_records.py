@@ -18,7 +18,7 @@ from .types import RouterParallelRequest, Usage
 Ending = Literal["complete", "stopped", "total_timeout", "budget", "failure", "input", "blocked"]
 
 
-class RunOptions(Controls, total=False):
+class RunOptions(Controls):
     """The options of :func:`run_file`, which describes them, and of the command ``run``."""
 
     concurrency: Concurrency

@@ -122,6 +122,7 @@ class FirstInFirstOut:
         running = self._running.pop(entry.key) - 1
         if running:
             self._running[entry.key] = running
+        self.make_room(entry.key)
 
     def make_room(self, key: Hashable) -> bool:
         """Let requests of this model begin that were passed over. Return True if there are some."""

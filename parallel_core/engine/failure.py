@@ -41,5 +41,5 @@ def describe(index: int, item: object) -> str:
     if isinstance(item, RouterParallelRequest):
         model = item.model
     elif isinstance(item, dict):  # anything else might run code of the user
-        model = dict.get(cast("dict[object, object]", item), "model")
+        model = dict[object, object].get(cast("dict[object, object]", item), "model")
     return f"request {index} (model {model!r})" if isinstance(model, str) else f"request {index}"

@@ -53,6 +53,21 @@ def test_first_in_first_out() -> None:
     assert (len(order), order.look_ahead) == (0, 0)
 
 
+def test_a_request_that_was_passed_over_begins_when_a_call_of_its_model_has_ended() -> None:
+    """Also if it was looked at just before, when the call was still counted."""
+    order = FirstInFirstOut(4)
+    first, held = (Entry(index, {"model": "m"}) for index in range(2))
+    order.allowed = lambda model: 1
+    order.push(first)
+    order.push(held)
+    assert order.pop(8) is first
+    assert order.pop(8) is None
+    assert order.make_room("m")
+    assert order.pop(8) is None  # the first one is still running
+    order.ended(first)
+    assert order.pop(8) is held
+
+
 def test_keys_take_turns() -> None:
     queue = queue_of(["a1", "a2", "a3", "b1", "c1", "c2"], 9)
     entries = popped(queue, 9)
