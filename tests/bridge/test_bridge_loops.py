@@ -196,3 +196,34 @@ def test_a_loop_closed_some_passes_after_a_batch_was_dropped(
         assert not complaints
 
     in_a_thread_of_its_own(test)
+
+
+def test_trio_in_the_thread_of_a_loop_that_was_closed_under_a_batch(asyncio_host: Host) -> None:
+    """trio.run is refused until a batch on another loop has ended the run (docs/guide.md)."""
+
+    def test() -> None:
+        complaints: list[Any] = []
+        calls = Calls()
+
+        async def drop() -> None:
+            async for _ in iter_parallel_map(calls.only_first, range(9), concurrency=3):
+                break
+
+        async def one() -> int:
+            return 1
+
+        loop = new_loop(asyncio_host, complaints)
+        loop.run_until_complete(drop())
+        loop.close()
+        gc.collect()
+        with pytest.raises(RuntimeError, match="run"):
+            trio.run(one)
+        loop = new_loop(asyncio_host, complaints)
+        loop.run_until_complete(check_a_batch())
+        loop.run_until_complete(guest_gone())
+        loop.close()
+        assert trio.run(one) == 1
+        assert not calls.running
+        assert not complaints
+
+    in_a_thread_of_its_own(test)
