@@ -24,7 +24,7 @@ import trio
 from ._trio_asyncio import prepare_trio_asyncio_loop
 from .control._engine import Group, Scope
 from .engine.backend import Event, TaskEnded, Tasks
-from .engine.guest import LoopHost, join_trio_run, outlive_closed_loops, raise_
+from .engine.guest import LoopHost, close_task, join_trio_run, outlive_closed_loops, raise_
 from .engine.handle import ParallelBatch, raise_crash
 from .engine.plan import BatchPlan, ResultT
 from .engine.uninterrupted import wait_until
@@ -275,6 +275,22 @@ class AsyncioTasks(Generic[T]):
         if not self.tasks and self._wake is not None:
             self._wake()
 
+    def lose_loop(self) -> None:
+        """Take note that the loop has been closed: no task will be stepped again."""
+        wake = self._wake
+        self._released = True
+        self._close_all()
+        if wake is not None:
+            wake()
+
+    def _close_all(self) -> None:
+        # Their `finally` blocks run now, or never.
+        self._wake = None
+        tasks = list(self.tasks.values())
+        self.tasks.clear()
+        for task in tasks:
+            close_task(task)
+
     async def _supervise(self) -> None:
         """Wait in trio until every task is done; cancelled, cancel them and wait all the same.
 
@@ -298,29 +314,14 @@ class AsyncioTasks(Generic[T]):
     def _abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         backend = self._backend
         self._released = self._cancelled = backend.scopes.all_cancelled = True
-        tasks = list(self.tasks.values())
         if backend.loop.is_closed():
-            # They will never be stepped again. Their `finally` blocks run now, or never.
-            self._wake = None
-            self.tasks.clear()
-            for task in tasks:
-                _close(task)
-            tasks = []
-        if not tasks:
+            self._close_all()
+        if not self.tasks:
             self._wake = None
             return trio.lowlevel.Abort.SUCCEEDED
-        for task in tasks:
+        for task in list(self.tasks.values()):
             backend.scopes.cancel(task)
         return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
-
-
-def _close(task: asyncio.Task[None]) -> None:
-    state: Any = task
-    state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
-    coroutine = task.get_coro()
-    if isinstance(coroutine, Coroutine):
-        with contextlib.suppress(Exception):  # nobody is left to be told
-            coroutine.close()
 
 
 class AsyncioBackend:
@@ -337,6 +338,10 @@ class AsyncioBackend:
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         return [task for tasks in self._tasks for task in tasks.tasks.values()]
+
+    def lose_loop(self) -> None:
+        for tasks in self._tasks:
+            tasks.lose_loop()
 
     def new_event(self) -> Event:
         return asyncio.Event()
@@ -440,6 +445,10 @@ class _Tenant:
     def abort(self, reason: str) -> None:
         if not self.ended and not self._engine.stopping:
             self._engine.crash(_aborted(reason))
+
+    def lose_loop(self) -> None:
+        self.abort("its event loop was closed")
+        self._backend.lose_loop()
 
     def abandon(self, error: BaseException) -> None:
         self.ended = self._backend.abandoned = True

@@ -13,8 +13,8 @@ import contextvars
 import signal
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 import outcome
 import trio
@@ -31,6 +31,10 @@ class Tenant(Protocol):
 
     def abort(self, reason: str) -> None:
         """Cancel the batch: what carries it is being shut down."""
+        ...
+
+    def lose_loop(self) -> None:
+        """End the batch: its event loop was closed, and steps no task any more."""
         ...
 
     def abandon(self, error: BaseException) -> None:
@@ -184,8 +188,9 @@ class TrioRun:
             if other.is_closed():
                 del self.hosts[other]
                 for tenant, scope in list(host.tenants.items()):
-                    tenant.abort("its event loop was closed")
+                    tenant.lose_loop()
                     scope.cancel()
+                close_task(host.keeper)
 
 
 class LoopHost:
@@ -204,18 +209,18 @@ class LoopHost:
         self._woken = False
         keeping = self._keep()
         keeping.send(None)  # a task that is cancelled before its first step would never run it
-        self._keeper = asyncio.Task(keeping, loop=loop, name="parallel_core keeper")
-        self._keeper.add_done_callback(lambda _: self._retire())
+        self.keeper = asyncio.Task(keeping, loop=loop, name="parallel_core keeper")
+        self.keeper.add_done_callback(lambda _: self._retire())
 
     @property
     def shutting_down(self) -> bool:
         """Whether somebody is cancelling the tasks of the loop."""
-        return self._keeper.cancelling() > 0 or self._keeper.cancelled()
+        return self.keeper.cancelling() > 0 or self.keeper.cancelled()
 
     @property
     def settled(self) -> bool:
         """Whether nothing has to be waited for: others go on here, or all has ended."""
-        return bool(self.tenants) or self._keeper.done()
+        return bool(self.tenants) or self.keeper.done()
 
     def wake(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """Have the loop run the callbacks of trio on its next pass; from any thread."""
@@ -298,3 +303,13 @@ def _leaving_sigint_alone(start: Callable[[], None]) -> None:
 
 def raise_(exception: BaseException) -> None:
     raise exception
+
+
+def close_task(task: asyncio.Task[None]) -> None:
+    """Close the coroutine of a task whose loop is closed: its `finally` blocks run now, or never."""
+    state: Any = task
+    state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
+    coroutine = task.get_coro()
+    if isinstance(coroutine, Coroutine):
+        with contextlib.suppress(Exception):  # nobody is left to be told
+            coroutine.close()
