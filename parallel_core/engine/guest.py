@@ -306,7 +306,7 @@ def raise_(exception: BaseException) -> None:
 
 
 def close_task(task: asyncio.Task[None]) -> None:
-    """Close the coroutine of a task whose loop is closed: its `finally` blocks run now, or never."""
+    """Close the coroutine of a task whose loop is closed: its clean-up runs now, or never."""
     state: Any = task
     state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
     coroutine = task.get_coro()

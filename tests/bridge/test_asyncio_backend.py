@@ -106,11 +106,9 @@ def test_a_task_is_not_cancelled_again_by_a_shutdown(
 
 def test_a_scope_has_a_time(asyncio_host: Host) -> None:
     async def main() -> None:
-        began = asyncio.get_running_loop().time()
         with TaskScope(0.01) as scope:
             await asyncio.sleep(60)
         assert scope.cancelled
-        assert asyncio.get_running_loop().time() - began >= 0.01
         with TaskScope(60) as scope:
             await asyncio.sleep(0)
         assert not scope.cancelled
