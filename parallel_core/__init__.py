@@ -19,7 +19,7 @@ from .control.hedge import Hedge
 from .control.options import Concurrency, Controls
 from .control.rate_limit import RateLimit
 from .control.retry import Retry
-from .engine.handle import ParallelBatch
+from .engine.handle import ParallelBatch, results_of
 from .errors import (
     BatchAbortedError,
     BatchTimeoutError,
@@ -138,6 +138,7 @@ __all__ = [
     "parallel_acompletions",
     "parallel_completions",
     "parallel_map",
+    "results_of",
     "run_file",
     "uninstall",
 ]

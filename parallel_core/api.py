@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import sniffio
 from anyio.from_thread import start_blocking_portal
@@ -21,8 +22,9 @@ from ._call_loop import plain_loop_factory
 from ._litellm_loop import enter_loop, leave_this_loop
 from ._plan import Requests, Source, completion_plan, map_plan, stream_plan
 from .bridge import AsyncioParallelBatch
+from .control._checks import checked_flag
 from .control.options import BatchOptions, Concurrency, Controls
-from .engine.handle import ParallelBatch, collect
+from .engine.handle import ParallelBatch, attach_results, collect
 from .engine.plan import BatchPlan, ResultT
 from .nursery_engine import TrioParallelBatch
 from .trio_router import RouterHost, RouterHostName, in_trio
@@ -53,35 +55,51 @@ class BatchArguments(StreamArguments, total=False):
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+_ONLY_FOR_REQUESTS = ("attempt_timeout", "on_chunk", "stall_timeout")
 
-def _with_controls(function: FunctionT) -> FunctionT:
-    """Write the controls, which all functions take, into the signature and the docstring of one."""
-    signature = inspect.signature(function)
-    parameters = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    for name, annotation in Controls.__annotations__.items():
-        parameters.append(
+
+def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
+    """Write the controls, which all functions take, into the signature and the docstring of one.
+
+    Args:
+        without: controls that the function refuses.
+    """
+
+    def decorate(function: FunctionT) -> FunctionT:
+        signature = inspect.signature(function)
+        own = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        controls = [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name == "progress" else None,
+                default=_DEFAULTS.get(name),
                 annotation=getattr(annotation, "__forward_arg__", annotation),
             )
-        )
-    attributes = vars(function)
-    attributes["__signature__"] = signature.replace(parameters=parameters)
-    if function.__doc__ and Controls.__doc__:
-        texts = textwrap.dedent(Controls.__doc__.partition("Attributes:\n")[2]).strip()
-        function.__doc__ = function.__doc__.replace(
-            "        {controls}\n", textwrap.indent(texts, " " * 8) + "\n"
-        )
-    return function
+            for name, annotation in Controls.__annotations__.items()
+            if name not in without
+        ]
+        vars(function)["__signature__"] = signature.replace(parameters=[*own, *controls])
+        if function.__doc__ and Controls.__doc__:
+            texts = textwrap.dedent(Controls.__doc__.partition("Attributes:\n")[2]).strip()
+            entries = re.split(r"\n(?=\w+: )", texts)
+            kept = [entry for entry in entries if entry.partition(":")[0] not in without]
+            function.__doc__ = function.__doc__.replace(
+                "        {controls}\n", textwrap.indent("\n".join(kept), " " * 8) + "\n"
+            )
+        return function
+
+    return decorate
 
 
-@_with_controls
+# Those that are not None. Whether a batch retries depends on what it calls.
+_DEFAULTS: Final[dict[str, object]] = {"progress": False, "retry": ...}
+
+
+@_with_controls(*_ONLY_FOR_REQUESTS)
 def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
@@ -139,7 +157,7 @@ def iter_parallel_map(
     )
 
 
-@_with_controls
+@_with_controls(*_ONLY_FOR_REQUESTS)
 async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
@@ -176,8 +194,8 @@ async def parallel_map(
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
-            raised. Its attribute ``results`` is a list of the results that are there, and so it is
-            for a cancellation. (An error that has such an attribute keeps its own.)
+            raised. The exception, also a cancellation, has the finished results in its attribute
+            ``results``, unless its class defines that name: see :func:`results_of`.
     """
     plan = map_plan(
         function,
@@ -186,10 +204,10 @@ async def parallel_map(
             concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
         ),
     )
-    return await collect(_batch_of(plan), preserve_order)
+    return await collect(_batch_of(plan), checked_flag("preserve_order", preserve_order))
 
 
-@_with_controls
+@_with_controls()
 def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -239,11 +257,11 @@ def iter_parallel_acompletions(
             item of a lazy source becomes the result of its index, or the first error if fail-fast.
         TypeError: an argument is of another type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
-        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
+        RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
     return _batch_of(
         completion_plan(
-            _router_here(router, router_host),
+            _call_for_this_library(router, router_host),
             requests,
             BatchOptions(
                 concurrency=concurrency,
@@ -255,7 +273,7 @@ def iter_parallel_acompletions(
     )
 
 
-@_with_controls
+@_with_controls()
 async def parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -299,22 +317,22 @@ async def parallel_acompletions(
             item of a lazy source becomes the result of its index, or the first error if fail-fast.
         TypeError: an argument is of another type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
-        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
+        RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
-            raised. Its attribute ``results`` is a list of the results that are there, and so it is
-            for a cancellation. (An error that has such an attribute keeps its own.)
+            raised. The exception, also a cancellation, has the finished results in its attribute
+            ``results``, unless its class defines that name: see :func:`results_of`.
     """
     plan = completion_plan(
-        _router_here(router, router_host),
+        _call_for_this_library(router, router_host),
         requests,
         BatchOptions(
             concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
         ),
     )
-    return await collect(_batch_of(plan), preserve_order)
+    return await collect(_batch_of(plan), checked_flag("preserve_order", preserve_order))
 
 
-@_with_controls
+@_with_controls("hedge")
 def iter_parallel_streams(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -357,7 +375,7 @@ def iter_parallel_streams(
         The batch: an async context manager and an async iterator of :class:`StreamChunk`, as soon
         as any stream has one, each stream's in its order, and of one :class:`StreamEnd` for each
         request. While the consumer does not read, twice ``concurrency`` chunks wait for it, and the
-        streams wait: each in its turn, so that one with much to say holds up no other. That time
+        streams wait: each in its turn, so that a long one does not delay the others. That time
         counts for a request's ``timeout``, and not for ``stall_timeout``.
 
     Raises:
@@ -365,11 +383,11 @@ def iter_parallel_streams(
         TypeError: an argument is of another type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other; ``hedge`` is
             given, whose two attempts would both give chunks.
-        RuntimeError: called where neither asyncio nor trio is running, or the host cannot be had.
+        RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
     return _batch_of(
         stream_plan(
-            _router_here(router, router_host),
+            _call_for_this_library(router, router_host),
             requests,
             BatchOptions(
                 concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
@@ -378,7 +396,7 @@ def iter_parallel_streams(
     )
 
 
-@_with_controls
+@_with_controls()
 def parallel_completions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -420,7 +438,8 @@ def parallel_completions(
         TypeError: an argument is of another type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
-            raised. Its attribute ``results`` is a list of the results that are there.
+            raised. The exception, also a KeyboardInterrupt, has the finished results in its
+            attribute ``results``, unless its class defines that name: see :func:`results_of`.
     """
     plan = completion_plan(
         _router_in_asyncio(router, None),
@@ -431,11 +450,13 @@ def parallel_completions(
     )
 
     batch = AsyncioParallelBatch(plan)
+    in_order = checked_flag("preserve_order", preserve_order)
+    results: list[RouterParallelResult] = []
 
     async def run() -> list[RouterParallelResult]:
         enter_loop(asyncio.get_running_loop())
         try:
-            return await collect(batch, preserve_order)
+            return await collect(batch, in_order, results)
         finally:
             await leave_this_loop()
 
@@ -448,7 +469,11 @@ def parallel_completions(
         interrupt = batch.interrupt
         if interrupt is None:
             raise
+    except KeyboardInterrupt as exception:  # Ctrl-C while this thread waited
+        attach_results(exception, results, preserve_order)
+        raise
     # A call has raised it, in the helper thread, where it has ended the loop.
+    attach_results(interrupt, results, preserve_order)
     raise interrupt
 
 
@@ -463,18 +488,18 @@ def stoppable_completions(
     What is in flight and what has not been handed out are together no more than the concurrency:
     that much a crash may lose.
     """
-    plan = completion_plan(_router_here(router, router_host), requests, options)
+    plan = completion_plan(_call_for_this_library(router, router_host), requests, options)
     return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
 
 
-def _library() -> str:
+def _running_library() -> str:
     """Return the name of the library that is running here: asyncio or trio."""
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
         raise RuntimeError(
-            "neither asyncio nor trio is running here; in synchronous code use "
-            "parallel_core.parallel_completions"
+            "neither asyncio nor trio is running here: use asyncio.run or trio.run, or, for a "
+            "Router in synchronous code, parallel_core.parallel_completions"
         ) from None
     if library not in ("asyncio", "trio"):
         raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
@@ -482,15 +507,15 @@ def _library() -> str:
 
 
 def _batch_of(plan: BatchPlan[ResultT]) -> ParallelBatch[ResultT]:
-    return TrioParallelBatch(plan) if _library() == "trio" else AsyncioParallelBatch(plan)
+    return TrioParallelBatch(plan) if _running_library() == "trio" else AsyncioParallelBatch(plan)
 
 
-def _router_here(
+def _call_for_this_library(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     router_host: RouterHost | RouterHostName | None,
 ) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
     """Return what makes the calls in the library that is running here."""
-    here = in_trio if _library() == "trio" else _router_in_asyncio
+    here = in_trio if _running_library() == "trio" else _router_in_asyncio
     return here(router, router_host)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib
 import types
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from types import TracebackType
@@ -23,7 +24,7 @@ import trio
 
 from ._trio_asyncio import prepare_trio_asyncio_loop
 from .control._engine import Group, Scope
-from .engine.backend import Event, TaskEnded, Tasks
+from .engine.backend import Event, Shield, TaskEnded, Tasks
 from .engine.guest import LoopHost, close_task, join_trio_run, outlive_closed_loops, raise_
 from .engine.handle import ParallelBatch, raise_crash
 from .engine.plan import BatchPlan, ResultT
@@ -37,10 +38,10 @@ T = TypeVar("T")
 class TaskScope:
     """A cancel scope around a part of an asyncio task: it cancels the task once, like a timeout.
 
-    The algorithm is that of ``asyncio.timeout``: a cancellation that somebody else has asked for
-    as well is not absorbed. A task that a scope has cancelled already is not cancelled again by an
-    outer scope, or by the end of the batch, which would cut short what it cleans up; the
-    cancellation goes on to there instead.
+    The algorithm is that of ``asyncio.timeout``: a cancellation that somebody else has requested
+    as well is not absorbed. A task that is on its way out already, for another scope or the end of
+    its batch, is not cancelled again, which would cut short what it cleans up; an inner scope then
+    lets the cancellation through to the outer one.
     """
 
     def __init__(self, seconds: float | None = None, scopes: _Scopes | None = None) -> None:
@@ -48,9 +49,9 @@ class TaskScope:
         self._scopes = _Scopes() if scopes is None else scopes
         self._task: asyncio.Task[Any] | None = None  # while it is inside
         self._timer: asyncio.TimerHandle | None = None
-        self._asked_before = 0  # cancellations of the task, when it entered
+        self._requests_before = 0  # cancellations of the task, when it entered
+        self._requested = False  # by this scope
         self.outer: TaskScope | None = None
-        self.asked = False  # this scope has cancelled the task
         self.cancelled = False
 
     def __enter__(self) -> Self:
@@ -58,9 +59,9 @@ class TaskScope:
         assert task is not None
         self.outer = self._scopes.innermost.get(task)
         self._scopes.innermost[task] = self
-        self._asked_before = task.cancelling()
+        self._requests_before = task.cancelling()
         if self.cancelled:
-            self._ask()
+            task.get_loop().call_soon(self.request)
         elif self._seconds is not None:
             self._timer = task.get_loop().call_later(self._seconds, self.cancel)
         return self
@@ -81,14 +82,21 @@ class TaskScope:
             del self._scopes.innermost[task]
         else:
             self._scopes.innermost[task] = outer
-        asked = task.uncancel() if self.asked else task.cancelling()
-        if not self.cancelled or not isinstance(exc, asyncio.CancelledError):
-            return False
-        while outer is not None:
-            if outer.cancelled:
-                return False
+        requests = task.cancelling()
+        if self._requested:
+            requests = task.uncancel()
+            self._scopes.leaving.discard(task)
+        while outer is not None and not outer.cancelled:
             outer = outer.outer
-        return asked <= self._asked_before and not self._scopes.all_cancelled
+        is_next = outer is not None or self._scopes.all_cancelled
+        if self.cancelled and isinstance(exc, asyncio.CancelledError):
+            return requests <= self._requests_before and not is_next
+        if self._requested and is_next:  # the body has absorbed the cancellation: there is another
+            if outer is None:
+                self._scopes.cancel(task)
+            else:
+                outer.request()
+        return False
 
     def cancel(self) -> None:
         if self.cancelled:
@@ -100,42 +108,48 @@ class TaskScope:
         if task is _current_task():
             # Not at once: the request would reach the first await behind the scope, if the task is
             # just about to leave it.
-            task.get_loop().call_soon(self._ask)
+            task.get_loop().call_soon(self.request)
         else:
-            self._ask()
+            self.request()
 
-    def _ask(self) -> None:
-        task = self._task
-        if task is not None:
-            self.asked = self._scopes.cancel(task)
+    def request(self) -> None:
+        """Cancel the task, if it is still inside."""
+        if self._task is not None:
+            self._requested = self._scopes.cancel(self._task, self)
 
 
 class _Scopes:
-    """The scopes of one batch.
+    """The scopes and groups of one batch.
 
     Attributes:
         innermost: the scope in which a task is.
+        groups: those that a task has opened.
+        leaving: tasks that have been cancelled, on their way out of a scope or to their end.
         all_cancelled: the batch has cancelled all of its tasks.
         shutting_down: returns True while somebody cancels all tasks of the loop.
     """
 
     def __init__(self) -> None:
         self.innermost: dict[asyncio.Task[Any], TaskScope] = {}
+        self.groups: dict[asyncio.Task[Any], list[_AsyncioGroup]] = {}
+        self.leaving: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.all_cancelled = False
         self.shutting_down: Callable[[], bool] = lambda: False
 
-    def cancel(self, task: asyncio.Task[Any]) -> bool:
-        """Cancel a task, once. Return True if this was the first time.
+    def cancel(self, task: asyncio.Task[Any], scope: TaskScope | None = None) -> bool:
+        """Cancel a task that is not on its way out, and its groups. Return True if it was not.
 
-        Whoever shuts the loop down has cancelled the task already.
+        Args:
+            task: what to cancel.
+            scope: of the task, in which the groups are; None: all of them.
         """
-        scope = self.innermost.get(task)
-        while scope is not None:
-            if scope.asked:
-                return False
-            scope = scope.outer
-        if task.cancelling() and self.shutting_down():
+        for group in self.groups.get(task, ()):
+            if scope is None or group.is_inside(scope):
+                group.cancel()
+        # Whoever shuts the loop down has cancelled the task already.
+        if task in self.leaving or (task.cancelling() and self.shutting_down()):
             return False
+        self.leaving.add(task)
         task.cancel()
         return True
 
@@ -152,9 +166,16 @@ class _AsyncioGroup:
 
     def __init__(self, scopes: _Scopes) -> None:
         self._scopes = scopes
+        self._scope: TaskScope | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opener: asyncio.Task[Any]
 
     async def __aenter__(self) -> Self:
+        opener = asyncio.current_task()
+        assert opener is not None
+        self._opener = opener
+        self._scope = self._scopes.innermost.get(opener)
+        self._scopes.groups.setdefault(opener, []).append(self)
         return self
 
     async def __aexit__(
@@ -164,16 +185,20 @@ class _AsyncioGroup:
         traceback: TracebackType | None,
     ) -> None:
         if exc is not None:
-            self._cancel()
+            self.cancel()
         cancellation: asyncio.CancelledError | None = None
         try:
             await wait_until(
                 lambda: all(task.done() for task in self._tasks),
                 lambda: asyncio.wait(self._tasks),
-                self._cancel,
+                self.cancel,
             )
         except asyncio.CancelledError as exception:
             cancellation = exception
+        groups = self._scopes.groups[self._opener]
+        groups.remove(self)
+        if not groups:
+            del self._scopes.groups[self._opener]
         errors = [error for task in self._tasks if (error := _error_of_task(task)) is not None]
         self._tasks.clear()
         if exc is None and errors:
@@ -182,11 +207,22 @@ class _AsyncioGroup:
             raise cancellation
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._tasks.add(asyncio.Task(function(), loop=asyncio.get_running_loop()))
+        name = f"{self._opener.get_name()}, second attempt"
+        task = asyncio.Task(function(), loop=asyncio.get_running_loop(), name=name)
+        self._tasks.add(task)
 
-    def _cancel(self) -> None:
+    def is_inside(self, scope: TaskScope) -> bool:
+        """Return True if the group was opened in this scope."""
+        around = self._scope
+        while around is not None and around is not scope:
+            around = around.outer
+        return around is scope
+
+    def cancel(self) -> None:
+        """Cancel the tasks of the group."""
         for task in self._tasks:
-            self._scopes.cancel(task)
+            if not task.done():
+                self._scopes.cancel(task)
 
 
 def _error_of_task(task: asyncio.Task[None]) -> BaseException | None:
@@ -214,12 +250,15 @@ class AsyncioTasks(Generic[T]):
         self._function = function
         self._ended = ended
         self.tasks: dict[T, asyncio.Task[None]] = {}
-        self._released = False
+        self._released = backend.loop.is_closed()
         self._cancelled = False
         self._wake: Callable[[], None] | None = None  # set while the trio task waits
         nursery.start_soon(self._supervise, name="parallel_core batch")
 
     def start(self, argument: T, name: str) -> None:
+        if self._backend.loop.is_closed():
+            self.release()  # nothing runs there any more
+            return
         coroutine = self._run(argument)
         # Into its `try`: a task that is cancelled before its first step would never get there.
         coroutine.send(None)
@@ -324,6 +363,12 @@ class AsyncioTasks(Generic[T]):
         return trio.lowlevel.Abort.FAILED  # trio waits until the calls have really ended
 
 
+class _NoShield(contextlib.nullcontext[None]):
+    """A task that is being cancelled may await in asyncio."""
+
+    shield = False
+
+
 class AsyncioBackend:
     """Calls are asyncio tasks on the caller's loop."""
 
@@ -333,6 +378,7 @@ class AsyncioBackend:
         self.abort: Callable[[str], None]
         self.scopes = _Scopes()
         self._tasks: list[AsyncioTasks[Any]] = []
+        self._called: set[trio.Event] = set()
         self.abandoned = False
 
     @property
@@ -340,6 +386,8 @@ class AsyncioBackend:
         return [task for tasks in self._tasks for task in tasks.tasks.values()]
 
     def lose_loop(self) -> None:
+        for called in self._called:
+            called.set()
         for tasks in self._tasks:
             tasks.lose_loop()
 
@@ -348,6 +396,9 @@ class AsyncioBackend:
 
     def new_scope(self, seconds: float | None = None) -> Scope:
         return TaskScope(seconds, self.scopes)
+
+    def new_shield(self) -> Shield:
+        return _NoShield()
 
     def new_group(self) -> Group:
         return _AsyncioGroup(self.scopes)
@@ -371,8 +422,10 @@ class AsyncioBackend:
 
         # On the loop, and not in this step of trio: a task that it made could start in here.
         self.loop.call_soon(call, context=self.context.copy())
+        self._called.add(called)  # unless the loop is closed meanwhile
         with trio.CancelScope(shield=True):
             await called.wait()
+        self._called.discard(called)
 
     def new_tasks(
         self,
@@ -528,6 +581,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
             await self._ended()
         finally:
             self._closed = True
+            self._engine.drop_results()
 
     def _before_waiting(self) -> None:
         if self._lost_its_loop():

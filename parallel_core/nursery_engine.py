@@ -9,6 +9,7 @@ What differs between trio and asyncio is a :class:`~parallel_core.engine.backend
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import importlib
@@ -16,7 +17,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
@@ -96,6 +97,7 @@ class BatchEngine(Generic[ResultT]):
         self._exhausted = False
         self._drawn = 0
         self._drawing: Scope = backend.new_scope()
+        self._closing = backend.new_shield()
         self._room = Waiters(backend.new_event)
         self._order = plan.order
         self._backlog = Backlog(plan.order)
@@ -202,6 +204,7 @@ class BatchEngine(Generic[ResultT]):
                 except trio.Cancelled:
                     if not self._watching.cancel_called:  # then all calls have ended
                         self.cancelled_from_outside = True
+                        self._closing.shield = False
                         self.stop()
                     raise
                 except KeyboardInterrupt as interrupt:
@@ -210,30 +213,43 @@ class BatchEngine(Generic[ResultT]):
     # --- 2. Draw an item when a slot is free for it, or the backlog wants to look ahead ---
 
     async def _draw_all(self, _: None) -> None:
-        try:
-            with self._drawing:
+        with self._drawing, self._closing:
+            try:
                 try:
                     await self._draw_items()
                 except BaseException as exception:
                     is_ending = self._exhausted or self.stopping
                     error = self._backend.error_of(exception, "the source", is_ending)
-                    if error is None:
+                    if error is None:  # cancelled: then the batch is about to be stopped
                         raise
                     (self.crash if is_ending else self._source_failed)(error)
-            self._exhaust()  # not if the task was cancelled: then the batch is about to be stopped
-        finally:
-            try:  # outside of the scope: a generator may await while it cleans up
-                await self._source.close()
-            except Exception as exception:  # noqa: BLE001 - reported to the consumer
-                self.crash(exception)
+                    del error  # no reference cycle through the traceback
+                self._exhaust()
+            finally:
+                # Inside of both scopes: the source may hold one of its own. It may await while it
+                # is closed, unless somebody has cancelled the whole batch.
+                self._closing.shield = not self.cancelled_from_outside
+                await self._close_source()
+
+    async def _close_source(self) -> None:
+        try:
+            await self._source.close()
+        except Exception as exception:  # noqa: BLE001 - reported to the consumer
+            self.crash(exception)
+        except BaseExceptionGroup as group:  # a task group that is left by GeneratorExit
+            rest = group.split(GeneratorExit)[1]
+            if rest is not None:
+                self.crash(rest)
 
     async def _draw_items(self) -> None:
         source = self._source
         draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
         while not (self._exhausted or self.stopping):
             wanted = self._wanted_items()
-            if not wanted:
-                if await self._wait_for_room():
+            is_over = draws >= DRAWS_IN_A_TURN or time.perf_counter() > turn_ends
+            if is_over or not wanted:
+                # 2a. Let others run, or wait until something has changed.
+                if await self._wait(self._room.wait if not wanted else self._backend.pause):
                     return
                 draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
                 continue
@@ -246,21 +262,24 @@ class BatchEngine(Generic[ResultT]):
                 if self.stopping or draws == DRAWS_IN_A_TURN or time.perf_counter() > turn_ends:
                     break
             self._start_calls()
-            if draws == DRAWS_IN_A_TURN or time.perf_counter() > turn_ends:
-                await self._backend.pause()
-                draws, turn_ends = 0, time.perf_counter() + LONGEST_TURN
 
-    async def _wait_for_room(self) -> bool:
-        """Wait until something has changed. Return True if the source has no more items."""
+    async def _wait(self, wait: Callable[[], Awaitable[object]]) -> bool:
+        """Await something between two items. Return True if the source has ended meanwhile.
+
+        A cancellation that is not of the engine comes from a scope that the source holds.
+        """
         try:
-            await self._room.wait()
+            await wait()
         except BaseException as exception:
             if self._exhausted or self.stopping:
                 raise
             cancellation = exception
         else:
             return False
-        item = await self._source.throw(cancellation)
+        try:
+            item = await self._source.throw(cancellation)
+        finally:
+            del cancellation
         if item is NOTHING:
             return True
         self._add(item)
@@ -495,6 +514,7 @@ class BatchEngine(Generic[ResultT]):
         if self.stopping:
             return
         self.stopping = True
+        self._timers.take_back_all()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             if self.calls:
@@ -609,6 +629,12 @@ class BatchEngine(Generic[ResultT]):
     def new_group(self) -> Group:
         return self._backend.new_group()
 
+    def drop_results(self) -> None:
+        """The consumer will not take what is left."""
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                self.results.receive_nowait()
+
     def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
         assert self._helpers is not None
         return self._timers.call_later(self._helpers, self._context, seconds, function)
@@ -718,6 +744,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             leaving = exception
         finally:
             self._closed = True
+            engine.drop_results()
         try:
             interrupt = None if leaving is None else without_cancelled(leaving)
             if interrupt is not None:
@@ -730,9 +757,6 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         finally:
             del leaving, body
         return cancelled_by_us and absorbed
-
-    def _before_waiting(self) -> None:
-        self._engine.check_thread()
 
     async def _begin(self) -> None:
         raise RuntimeError(

@@ -92,8 +92,8 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
         model: the name of a model (group) that the Router knows.
         messages: the conversation, as ``acompletion`` takes it.
         kwargs: extra arguments of ``acompletion``, for instance ``{"temperature": 0.2}``.
-        timeout: seconds that the whole call may take, with the Router's retries; goes before the
-            ``timeout`` of the batch. (``kwargs["timeout"]`` is litellm's own, for each attempt.)
+        timeout: seconds that the whole call may take, with the Router's retries; takes precedence
+            over that of the batch. (``kwargs["timeout"]`` is litellm's own, for each attempt.)
     """
 
     model: str

@@ -74,3 +74,14 @@ def checked_callback(name: str, value: object) -> Callable[[Any], object]:
 
 def _is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """Return a value that must be True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__qualname__}")
+    return value

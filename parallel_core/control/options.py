@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 from parallel_core.progress import Progress, checked_progress
 from parallel_core.types import Meter, StreamChunk
 
-from ._checks import checked_callback, checked_count, checked_number
+from ._checks import checked_callback, checked_count, checked_flag, checked_number
 from .adaptive import AdaptiveConcurrency
 from .budget import Budget
 from .fairness import fair_key
@@ -22,14 +23,14 @@ Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 
 
 class Controls(TypedDict, total=False):
-    """The controls that every function of a batch takes; None (of progress: False) is without.
+    """The controls of a batch. None (for ``progress``: False) turns one off.
 
     ``docs/controls.md`` tells what each promises and what it costs.
 
     Attributes:
-        timeout: seconds that a call may take, with the Router's retries; then it is cancelled and
-            has failed with :class:`RequestTimeoutError`. ``RouterParallelRequest.timeout`` goes
-            before it. Waiting for ``rate_limit`` and ``budget`` does not count.
+        timeout: seconds that a call may take, with the Router's retries; then it is cancelled, and
+            fails with :class:`RequestTimeoutError`. The ``timeout`` of a request takes precedence.
+            Waiting for ``rate_limit`` and ``budget`` does not count.
         attempt_timeout: seconds that litellm gives to each attempt of a call, if nobody has set a
             ``timeout`` on the Router, one of its deployments, or in the request's ``kwargs``. Not
             for callables. Such a failure has the kind ``timeout``.
@@ -39,19 +40,19 @@ class Controls(TypedDict, total=False):
         progress: draw a bar on stderr, if that is a terminal (or in Jupyter).
         on_progress: called with a :class:`Progress` at most ten times a second, and at the end.
             What it raises ends the batch.
-        rate_limit: requests and tokens for each minute; of a Router, also a mapping from model to
+        rate_limit: requests and tokens per minute. With a Router, also a mapping from model to
             limit. Calls wait for their turn.
-        budget: what the batch may cost at most.
+        budget: a hard cap on cost or tokens.
         fair_by: ``"model"``, or a function of the item (of a Router: of the request) that gives its
             key. Keys take turns.
         concurrency_per_key: calls in flight for one key of ``fair_by``.
         hedge: send a second attempt of a call that takes long.
         on_chunk: called with each piece of a streamed answer. What it raises ends the batch.
-        retry: when a request is sent again; ``None``: never. Without it, batches of a Router and of
-            an adaptive concurrency have the defaults of :class:`Retry`.
+        retry: when a request is sent again. Default: ``Retry()`` for a Router and for an adaptive
+            concurrency, else never. None: never.
         stall_timeout: seconds that a stream may take to its first chunk, and from one to the next;
-            then it is cancelled and has failed with :class:`StreamStalledError`.
-        meter: what calls use, for ``budget`` and ``rate_limit``. Requests to a Router have one.
+            then it is cancelled, and fails with :class:`StreamStalledError`.
+        meter: reports what a call uses, for ``budget`` and ``rate_limit``. Requests have one.
     """
 
     timeout: float | None
@@ -75,7 +76,7 @@ class BatchOptions:
     """How a batch is to be run.
 
     Attributes:
-        concurrency, return_exceptions, preserve_order: as in :class:`ListOptions`.
+        concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
         controls: what is put around its calls.
         stopping: ends the batch before its time; None where nobody will.
     """
@@ -86,8 +87,13 @@ class BatchOptions:
     controls: Controls = field(default_factory=Controls)
     stopping: Stopping | None = None
 
+    def __post_init__(self) -> None:
+        checked_flag("return_exceptions", self.return_exceptions)
+        checked_flag("preserve_order", self.preserve_order)
+
 
 _NAMES = frozenset(get_type_hints(Controls))
+_OPTIONS = ("concurrency", "return_exceptions", "preserve_order", "router_host")
 
 
 def check_controls(controls: Controls) -> None:
@@ -104,8 +110,10 @@ def check_controls(controls: Controls) -> None:
                 "called total_timeout now"
             )
         if name not in _NAMES:
+            near = difflib.get_close_matches(name, (*_NAMES, *_OPTIONS), 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(
-                f"unexpected keyword argument {name!r}: the controls of a batch are "
+                f"unexpected keyword argument {name!r}{meant}: the controls of a batch are "
                 f"{', '.join(sorted(_NAMES))}"
             )
     for name in ("timeout", "attempt_timeout", "total_timeout", "stall_timeout"):

@@ -140,6 +140,11 @@ class _Gate:
         return is_held or 0 < self._row_needed <= self._row
 
     @property
+    def is_first_failure(self) -> bool:
+        """Whether one call has failed since the last success."""
+        return self._row == 1
+
+    @property
     def draining(self) -> bool:
         """Whether no call may begin until one in flight gets through or all have ended."""
         return self.holding_until == math.inf
@@ -530,8 +535,10 @@ class Retrying:
             most = min(most, self._server_errors)
         if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
-        is_spent = attempts.timeouts >= _TIMEOUTS or gate.last_success < began
-        if failure.kind == "timeout" and is_spent:
+        # A server that hangs for all is not paid for twice. One call alone, as under an adaptive
+        # limit that has fallen, says nothing of the others.
+        hangs_for_all = gate.last_success < began and not gate.is_first_failure
+        if failure.kind == "timeout" and (attempts.timeouts >= _TIMEOUTS or hangs_for_all):
             return None
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:

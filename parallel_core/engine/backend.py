@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import Context
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 import trio
@@ -18,6 +19,21 @@ class Event(Protocol):
 
     def set(self) -> None: ...
     async def wait(self) -> object: ...
+
+
+class Shield(Protocol):
+    """A part of a task that cancellations do not reach, while ``shield`` is true."""
+
+    shield: bool
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool | None: ...
 
 
 class TaskEnded(Protocol[T_contra]):
@@ -51,6 +67,10 @@ class Backend(Protocol):
 
     def new_scope(self, seconds: float | None = None) -> Scope:
         """Return a scope that is cancelled when so many seconds have passed since its entry."""
+        ...
+
+    def new_shield(self) -> Shield:
+        """Return what lets code await in spite of the scopes around it, if ``shield`` is set."""
         ...
 
     def new_group(self) -> Group: ...

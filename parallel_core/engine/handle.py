@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -156,6 +156,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
         """
         if not self._begun:
             await self._begin()
+        self._running.check_thread()
         if self._is_checkpoint:
             await trio.lowlevel.checkpoint()
         engine = self._running
@@ -234,25 +235,30 @@ class _Indexed(Protocol):
 IndexedT = TypeVar("IndexedT", bound=_Indexed)
 
 
-async def collect(batch: ParallelBatch[IndexedT], preserve_order: bool) -> list[IndexedT]:
+async def collect(
+    batch: ParallelBatch[IndexedT], preserve_order: bool, results: list[IndexedT] | None = None
+) -> list[IndexedT]:
     """Run a batch to its end and return its results as a list.
 
     In input order the list is sorted at the end: nobody waits for the next result, so the batch
     needs no reorder window, which could hold calls back.
 
+    Args:
+        batch: what to run.
+        preserve_order: sort the results.
+        results: they are put there, also if the batch ends in an error.
+
     Raises:
-        BaseException: what ends the batch. Its attribute ``results`` has those that are there.
+        BaseException: what ends the batch. Its attribute ``results`` has those that had finished.
     """
-    results: list[IndexedT] = []
+    results = [] if results is None else results
     batch._running.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
     try:
         async with batch:
             async for _ in batch:
                 raise AssertionError("a result has not gone into the list")
     except BaseException as error:
-        if preserve_order:
-            results.sort(key=_index)
-        _attach(results, error)
+        attach_results(error, results, preserve_order)
         raise
     if preserve_order:
         results.sort(key=_index)
@@ -263,12 +269,40 @@ def _index(result: _Indexed) -> int:
     return result.index
 
 
-def _attach(results: list[Any], error: BaseException) -> None:
-    """Put results on an exception, unless it has an attribute of that name, or takes none."""
-    if not results or hasattr(error, "results"):
+class FinishedResults(list[Any]):
+    """The results of a batch that ended in an error. They do not go to other processes with it."""
+
+    def __reduce__(self) -> tuple[type[FinishedResults], tuple[()]]:
+        return type(self), ()
+
+
+def attach_results(error: BaseException, results: Iterable[_Indexed], preserve_order: bool) -> None:
+    """Put results on an exception, unless its class says what its attribute ``results`` is."""
+    known = inspect.getattr_static(error, "results", None)
+    if known is not None and type(known) is not FinishedResults:
         return
-    with contextlib.suppress(AttributeError, TypeError):
-        vars(error)["results"] = results
-        number = f"{len(results)} result" + ("s" if len(results) > 1 else "")
-        verb = "was" if len(results) == 1 else "were"
-        add_note(error, f"{number} {verb} there; see the attribute `results` of this exception")
+    finished = FinishedResults(sorted(results, key=_index) if preserve_order else results)
+    try:
+        vars(error)["results"] = finished
+    except TypeError:  # it takes no attributes
+        return
+    if finished:
+        number = "1 result" if len(finished) == 1 else f"{len(finished)} results"
+        add_note(error, f"{number} had finished: see `results` of this exception")
+
+
+def results_of(error: BaseException) -> list[Any]:
+    """Return the results that had finished when a list function raised; empty if there are none.
+
+    Looks at the exception and then at what it was raised from: ``asyncio.timeout`` turns the
+    cancellation that has them into a ``TimeoutError``.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        found = inspect.getattr_static(current, "results", None)
+        if type(found) is FinishedResults:
+            return found
+        current = current.__context__ if current.__cause__ is None else current.__cause__
+    return []

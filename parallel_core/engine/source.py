@@ -38,18 +38,19 @@ class Source:
         return next(cast("Iterator[Any]", self._iterator), NOTHING)
 
     async def throw(self, cancellation: BaseException) -> Any:
-        """Hand a cancellation that hit the task between two items to the generator; return an item.
+        """Raise a cancellation in the generator, at its ``yield``; return the next item.
 
-        A scope or a timeout inside an async generator, which waits at its ``yield`` meanwhile, has
-        raised it there.
+        Between two items it hits the task that draws, though a scope of the generator asked for it.
         """
         iterator = self._iterator
-        if not isinstance(iterator, AsyncGenerator):
-            raise cancellation
         try:
-            return await cast("AsyncGenerator[Any, None]", iterator).athrow(cancellation)
-        except StopAsyncIteration:
+            if isinstance(iterator, AsyncGenerator):
+                return await cast("AsyncGenerator[Any, None]", iterator).athrow(cancellation)
+            if isinstance(iterator, Generator):
+                return cast("Generator[Any, None, None]", iterator).throw(cancellation)
+        except (StopAsyncIteration, StopIteration):
             return NOTHING
+        raise cancellation
 
     async def close(self) -> None:
         """Close a generator."""

@@ -14,7 +14,7 @@ import trio
 from parallel_core.control._engine import Group, Scope
 from parallel_core.errors import cancelled_unasked
 
-from .backend import Event, TaskEnded, Tasks
+from .backend import Event, Shield, TaskEnded, Tasks
 
 T = TypeVar("T")
 
@@ -27,6 +27,9 @@ class TrioBackend:
 
     def new_scope(self, seconds: float | None = None) -> Scope:
         return trio.CancelScope() if seconds is None else trio.move_on_after(seconds)
+
+    def new_shield(self) -> Shield:
+        return trio.CancelScope()
 
     def new_group(self) -> Group:
         return _TrioGroup()
@@ -101,7 +104,8 @@ class _TrioGroup:
         raise cancelled  # one cancellation of several tasks
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._nursery.start_soon(function)
+        name = f"{trio.lowlevel.current_task().name}, second attempt"
+        self._nursery.start_soon(function, name=name)
 
 
 class _TrioTasks(Generic[T]):

@@ -94,7 +94,7 @@ def test_a_task_is_not_cancelled_again_by_a_shutdown(
         await asyncio.sleep(0)
         scopes = _Scopes()
         scopes.shutting_down = lambda: shutting_down
-        assert scopes.cancel(task)  # the first is delivered in any case
+        task.cancel()  # by whoever shuts the loop down, or somebody else
         await cleaning_up.wait()
         assert scopes.cancel(task) is not shutting_down
         with pytest.raises(asyncio.CancelledError):
@@ -155,6 +155,53 @@ def test_a_task_is_cancelled_once_by_scopes_and_by_its_batch(asyncio_host: Host,
         assert log == ([] if last == "somebody else" else ["cleaned up"]) + said
         assert task.cancelled() is (behind == 0)
         assert not scopes.innermost
+
+    asyncio_host.run(main)
+
+
+def test_a_scope_that_was_cancelled_before_its_entry_is_left_without_a_step(
+    asyncio_host: Host,
+) -> None:
+    async def main() -> None:
+        scope = TaskScope()
+        scope.cancel()
+        with scope:
+            pass
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio_host.run(main)
+
+
+@pytest.mark.parametrize("next_one", ["outer scope", "batch"])
+def test_a_body_that_absorbs_one_cancellation_gets_the_next(
+    asyncio_host: Host, next_one: str
+) -> None:
+    async def main() -> None:
+        scopes = _Scopes()
+        inner, outer = TaskScope(None, scopes), TaskScope(None, scopes)
+        absorbed = asyncio.Event()
+
+        async def run() -> None:
+            with outer:
+                with inner:
+                    try:
+                        await asyncio.sleep(60)
+                    except asyncio.CancelledError:
+                        absorbed.set()
+                        await asyncio.sleep(0)
+                await asyncio.sleep(60)
+
+        task = asyncio.ensure_future(run())
+        await asyncio.sleep(0)
+        inner.cancel()
+        await absorbed.wait()
+        if next_one == "batch":
+            scopes.all_cancelled = True
+        else:
+            outer.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() is (next_one == "batch")
 
     asyncio_host.run(main)
 

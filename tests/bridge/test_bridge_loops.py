@@ -198,6 +198,36 @@ def test_a_loop_closed_some_passes_after_a_batch_was_dropped(
     in_a_thread_of_its_own(test)
 
 
+@pytest.mark.parametrize("passes_before", [0, 1, 2, 3, 4, 6, 9, 14])
+def test_a_loop_closed_on_the_first_passes_of_a_batch_with_controls(
+    asyncio_host: Host, passes_before: int
+) -> None:
+    def test() -> None:
+        complaints: list[Any] = []
+        calls = Calls()
+        batches: list[Any] = []
+
+        async def begin() -> None:
+            batch = iter_parallel_map(calls.only_first, range(9), timeout=60, total_timeout=60)
+            batches.append(batch)
+            waiting = asyncio.ensure_future(anext(batch))
+            await passes(passes_before)
+            waiting.cancel()
+
+        loop = new_loop(asyncio_host, complaints)
+        loop.run_until_complete(begin())
+        loop.close()
+        batches.clear()
+        gc.collect()
+        loop = new_loop(asyncio_host, complaints)
+        loop.run_until_complete(check_a_batch())
+        loop.run_until_complete(guest_gone())
+        loop.close()
+        assert not calls.running
+
+    in_a_thread_of_its_own(test)
+
+
 def test_trio_in_the_thread_of_a_loop_that_was_closed_under_a_batch(asyncio_host: Host) -> None:
     """trio.run is refused until a batch on another loop has ended the run (docs/guide.md)."""
 

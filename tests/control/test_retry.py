@@ -162,14 +162,17 @@ def test_none_turns_it_off() -> None:
     assert len(router.sent) == 1
 
 
-def test_a_timeout_is_sent_once_more_while_others_get_through() -> None:
+def test_a_timeout_is_sent_once_more_unless_the_server_hangs_for_all() -> None:
     calls = Counter[str]()
 
     def answer(model: str, attempt: int) -> Exception | None:
         return TimeoutError() if model == "slow" else None
 
     router, results, _ = run(answer, 1, "slow")
-    assert len(router.sent) == 1  # nothing else got through
+    assert len(router.sent) == 2  # alone, it says nothing of others
+    router, results, _ = run(answer, 6, "slow")
+    assert not any(result.ok for result in results)
+    assert len(router.sent) == 6 + 1  # where others fail, too, none is sent again but the first
 
     class Slow(FakeRouter):
         async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:

@@ -186,6 +186,56 @@ def test_a_batch_that_is_stopped_while_a_timed_out_call_cleans_up(asyncio_host: 
     asyncio_host.run(main)
 
 
+@pytest.mark.parametrize("then", ["timeout", "total_timeout", "hedge"])
+def test_a_timeout_that_fires_while_a_call_of_an_ended_batch_cleans_up(
+    asyncio_host: Host, then: str
+) -> None:
+    async def main() -> None:
+        cleaning = Cleaning()
+        controls: Any = {then: Hedge(0.02, 1.0) if then == "hedge" else 0.02}
+        begun = 0
+
+        async def call(item: int) -> None:
+            nonlocal begun
+            begun += 1
+            try:
+                await cleaning()
+            finally:
+                try:
+                    await asyncio.sleep(0.05)
+                except asyncio.CancelledError:
+                    cleaning.cancellations += 1
+
+        async with parallel_core.iter_parallel_map(call, [1], **controls) as batch:
+            await cleaning.begun.wait()
+            batch.cancel()
+        assert (begun, cleaning.cancellations, cleaning.cleaned_up) == (1, 1, 1)
+
+    asyncio_host.run(main)
+
+
+def test_a_total_timeout_that_passes_while_the_batch_is_left_is_not_raised(host: Host) -> None:
+    async def main() -> None:
+        began = anyio.Event()
+
+        async def call(item: int) -> None:
+            began.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.05)
+
+        async with parallel_core.iter_parallel_map(
+            call, [1], total_timeout=0.02, return_exceptions=False
+        ) as batch:
+            await began.wait()
+            batch.cancel()
+            assert [result async for result in batch] == []
+
+    host.run(main)
+
+
 def test_a_cancellation_and_an_error_in_a_group_are_an_error_of_the_call(host: Host) -> None:
     async def main() -> None:
         async def call(item: int) -> None:

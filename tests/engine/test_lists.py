@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ import trio
 
 import parallel_core
 from helpers.hosts import Host, settle
-from parallel_core import bridge, nursery_engine
+from parallel_core import bridge, nursery_engine, results_of
 from parallel_core.control.options import Controls
+from parallel_core.engine.handle import attach_results
 
 FUNCTIONS = (
     *("iter_parallel_map", "parallel_map", "iter_parallel_acompletions", "parallel_acompletions"),
@@ -68,7 +70,7 @@ def test_an_error_of_the_source_carries_the_results(host: Host) -> None:
         results = vars(error)["results"]
         assert [result.value for result in results] == [0, 1, 2]
         assert error.__notes__ == [
-            "parallel_core: 3 results were there; see the attribute `results` of this exception"
+            "parallel_core: 3 results had finished: see `results` of this exception"
         ]
 
     host.run(main)
@@ -85,7 +87,7 @@ def test_the_first_error_carries_the_results_before_it(host: Host) -> None:
         with pytest.raises(LookupError) as raised:
             await parallel_core.parallel_map(call, range(2), return_exceptions=False)
         assert [result.value for result in vars(raised.value)["results"]] == [0]
-        assert "1 result was there" in raised.value.__notes__[-1]
+        assert "1 result had finished" in raised.value.__notes__[-1]
 
     host.run(main)
 
@@ -104,6 +106,122 @@ def test_an_error_with_results_of_its_own_keeps_them(host: Host) -> None:
         with pytest.raises(MyError) as raised:
             await parallel_core.parallel_map(call, range(2), return_exceptions=False)
         assert raised.value.results == "my own"
+
+    host.run(main)
+
+
+def test_a_property_of_that_name_is_left_alone(host: Host) -> None:
+    class MyError(Exception):
+        @property
+        def results(self) -> None:
+            raise AssertionError("it was asked")
+
+    async def main() -> None:
+        async def call(item: int) -> int:
+            if item == 1:
+                await settle()
+                raise MyError
+            return item
+
+        with pytest.raises(MyError) as raised:
+            await parallel_core.parallel_map(call, range(2), return_exceptions=False)
+        assert len(raised.value.__notes__) == 1
+        assert results_of(raised.value) == []
+
+    host.run(main)
+
+
+def test_the_list_function_that_it_came_out_of_last_has_its_results_on_an_error(host: Host) -> None:
+    async def main() -> None:
+        error = LookupError()
+
+        async def inner(item: int) -> str:
+            if item == 1:
+                await settle()
+                raise error
+            return "inner"
+
+        async def outer(item: int) -> str:
+            if item == 2:
+                await settle()
+                await parallel_core.parallel_map(inner, range(2), return_exceptions=False)
+            return "outer"
+
+        with pytest.raises(LookupError):
+            await parallel_core.parallel_map(outer, range(3), return_exceptions=False)
+        assert [result.value for result in results_of(error)] == ["outer", "outer"]
+
+        async def at_once(item: int) -> str:
+            raise error
+
+        with pytest.raises(LookupError):
+            await parallel_core.parallel_map(at_once, [1], return_exceptions=False)
+        assert vars(error)["results"] == []
+
+    host.run(main)
+
+
+def test_an_error_with_results_goes_to_other_processes_without_them() -> None:
+    error = LookupError("x")
+    result = parallel_core.ParallelResult(0, lambda: None)  # cannot be pickled
+    attach_results(error, [result], preserve_order=True)
+    assert results_of(error) == [result]
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.args, results_of(copied)) == (("x",), [])
+
+
+def test_results_are_found_behind_a_timeout_and_an_exception_group() -> None:
+    async def call(item: int) -> int:
+        if item:
+            await trio.sleep_forever()
+        return item
+
+    async def main() -> None:
+        with pytest.raises(trio.TooSlowError) as raised, trio.fail_after(0.01):
+            await parallel_core.parallel_map(call, range(3))
+        assert [result.value for result in results_of(raised.value)] == [0]
+        assert results_of(LookupError()) == []
+
+    trio.run(main)
+
+
+def test_ctrl_c_in_parallel_completions_carries_the_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def complete(*, model: str, messages: Any) -> dict[str, Any]:
+        if model == "last":
+            await asyncio.sleep(0)
+            raise KeyboardInterrupt
+        return {"choices": [{"message": {"content": model}}]}
+
+    messages = [{"role": "user", "content": "hi"}]
+    requests = [{"model": name, "messages": messages} for name in ("first", "last")]
+    with pytest.raises(KeyboardInterrupt) as raised:
+        parallel_core.parallel_completions(complete, requests, concurrency=1)
+    assert [result.request.model for result in results_of(raised.value)] == ["first"]
+
+
+@pytest.mark.parametrize("option", ["return_exceptions", "preserve_order"])
+@pytest.mark.parametrize("value", [None, "no", 1])
+def test_a_flag_is_true_or_false(host: Host, option: str, value: Any) -> None:
+    async def call(item: int) -> int:
+        raise AssertionError("it was called")
+
+    async def main() -> None:
+        options: Any = {option: value}
+        with pytest.raises(TypeError, match=f"^{option} must be True or False, not"):
+            await parallel_core.parallel_map(call, [1], **options)
+        with pytest.raises(TypeError, match=f"^{option} must be True or False, not"):
+            parallel_core.iter_parallel_map(call, [1], **options)
+
+    host.run(main)
+
+
+def test_a_mistyped_option_is_named_with_the_one_that_was_meant(host: Host) -> None:
+    async def main() -> None:
+        options: Any = {"concurency": 2}
+        with pytest.raises(TypeError, match=r"'concurency' \(did you mean concurrency\?\)"):
+            await parallel_core.parallel_map(anyio.sleep, [1], **options)
 
     host.run(main)
 
@@ -155,7 +273,10 @@ def test_help_names_each_argument(name: str) -> None:
     signature = inspect.signature(function)
     document = inspect.getdoc(function) or ""
     assert "{controls}" not in document
-    assert set(Controls.__annotations__) < set(signature.parameters)
+    refused = {"attempt_timeout", "on_chunk", "stall_timeout"} if name.endswith("map") else set()
+    refused |= {"hedge"} if name == "iter_parallel_streams" else set()
+    controls = set(Controls.__annotations__)
+    assert controls & set(signature.parameters) == controls - refused
     arguments = document.partition("Args:")[2].partition("Returns:")[0]
     for parameter in signature.parameters:
         assert f"    {parameter}: " in arguments, parameter
