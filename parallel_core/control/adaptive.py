@@ -50,7 +50,7 @@ class AdaptiveConcurrency:
     ceiling, and beyond it when nothing is rejected there.
 
     A rejected request waits as long as the provider asks and is sent again (:class:`Retry`); its
-    slot makes other calls meanwhile. While no call gets through any more (a rate limit and not a
+    slot is free for other calls meanwhile. While no call gets through any more (a rate limit and not a
     limit of concurrency), all calls wait together until the latest told wait is over.
 
     With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
