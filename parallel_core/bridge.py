@@ -92,10 +92,11 @@ class TaskScope:
         if self.cancelled and isinstance(exc, asyncio.CancelledError):
             return requests <= self._requests_before and not is_next
         if self._requested and is_next:  # the body has absorbed the cancellation: there is another
+            loop = task.get_loop()
             if outer is None:
-                self._scopes.cancel(task)
+                loop.call_soon(self._scopes.cancel, task)
             else:
-                outer.request()
+                loop.call_soon(outer.request)
         return False
 
     def cancel(self) -> None:

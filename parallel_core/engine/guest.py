@@ -197,8 +197,8 @@ class LoopHost:
     """What the batches on one loop share: a task that keeps the loop's shutdown waiting for them.
 
     ``asyncio.run`` ends by cancelling every task and waiting for all of them. The keeper is
-    cancelled like the calls are, which distinguishes that shutdown from the cancellation of one; and
-    by not ending before the batches and their trio run have, it lets them end in order.
+    cancelled like the calls, which distinguishes that shutdown from the cancellation of one; and by
+    not ending before the batches and their trio run have, it lets them end in order.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, run: TrioRun) -> None:
