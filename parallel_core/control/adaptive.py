@@ -50,8 +50,8 @@ class AdaptiveConcurrency:
     ceiling, and beyond it when nothing is rejected there.
 
     A rejected request waits as long as the provider asks and is sent again (:class:`Retry`); its
-    slot is free for other calls meanwhile. While no call gets through any more (a rate limit and not
-    a limit of concurrency), all calls wait together until the latest told wait is over.
+    slot is free for other calls meanwhile. While no call gets through any more (a rate limit and
+    not a limit of concurrency), all calls wait together until the latest told wait is over.
 
     With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
     for the keys of a function there is a limit for all of them, too, which goes down where calls of

@@ -24,8 +24,10 @@ class Event(Protocol):
 class Shield(Protocol):
     """A part of a task that cancellations do not reach, while ``shield`` is true."""
 
-    shield: bool
-
+    @property
+    def shield(self) -> bool: ...
+    @shield.setter
+    def shield(self, value: bool, /) -> None: ...
     def __enter__(self) -> object: ...
     def __exit__(
         self,

@@ -163,7 +163,7 @@ def test_the_list_function_that_it_came_out_of_last_has_its_results_on_an_error(
 
 def test_an_error_with_results_goes_to_other_processes_without_them() -> None:
     error = LookupError("x")
-    result = parallel_core.ParallelResult(0, lambda: None)  # cannot be pickled
+    result: Any = parallel_core.ParallelResult(0, lambda: None)  # cannot be pickled
     attach_results(error, [result], preserve_order=True)
     assert results_of(error) == [result]
     copied = pickle.loads(pickle.dumps(error))
