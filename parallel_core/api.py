@@ -84,11 +84,12 @@ def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
         ]
         vars(function)["__signature__"] = signature.replace(parameters=[*own, *controls])
         if function.__doc__ and Controls.__doc__:
-            texts = textwrap.dedent(Controls.__doc__.partition("Attributes:\n")[2]).strip()
-            entries = re.split(r"\n(?=\w+: )", texts)
+            # Clean: Python 3.13 takes the indentation out of docstrings, older ones do not.
+            texts = inspect.cleandoc(Controls.__doc__).partition("Attributes:\n")[2]
+            entries = re.split(r"\n(?=\w+: )", textwrap.dedent(texts))
             kept = [entry for entry in entries if entry.partition(":")[0] not in without]
-            function.__doc__ = function.__doc__.replace(
-                "        {controls}\n", textwrap.indent("\n".join(kept), " " * 8) + "\n"
+            function.__doc__ = inspect.cleandoc(function.__doc__).replace(
+                "    {controls}", textwrap.indent("\n".join(kept), "    ")
             )
         return function
 
