@@ -247,6 +247,7 @@ class AsyncioTasks(Generic[T]):
         ended: TaskEnded[T],
     ) -> None:
         self._backend = backend
+        self._loop = backend.loop
         self._context = context
         self._function = function
         self._ended = ended
@@ -257,7 +258,8 @@ class AsyncioTasks(Generic[T]):
         nursery.start_soon(self._supervise, name="parallel_core batch")
 
     def start(self, argument: T, name: str) -> None:
-        if self._backend.loop.is_closed():
+        loop = self._loop
+        if loop.is_closed():
             self.release()  # nothing runs there any more
             return
         coroutine = self._run(argument)
@@ -266,7 +268,7 @@ class AsyncioTasks(Generic[T]):
         # Not loop.create_task: an eager task would start inside a step of trio. The context is
         # the caller's, not that of the task which may be running here.
         self.tasks[argument] = task = asyncio.Task(
-            coroutine, loop=self._backend.loop, name=name, context=self._context.copy()
+            coroutine, loop=loop, name=name, context=self._context.copy()
         )
         if self._cancelled:
             task.cancel()
@@ -290,7 +292,12 @@ class AsyncioTasks(Generic[T]):
                     functools.partial(self._end_with_error, argument)
                 )
             raise
-        self._end(argument, None)
+        # As `_end` does, for the path of nearly every call.
+        del self.tasks[argument]
+        if not self._backend.abandoned:
+            self._ended(argument, None, cancelled=False)
+            if self._released:
+                self._wake_if_empty()
 
     def _end_with_error(self, argument: T, task: asyncio.Task[None]) -> None:
         self._notice_shutdown()
