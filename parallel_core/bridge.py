@@ -115,7 +115,7 @@ class TaskScope:
 
     def request(self) -> None:
         """Cancel the task, if it is still inside."""
-        if self._task is not None:
+        if self._task is not None and not self._requested:
             self._requested = self._scopes.cancel(self._task, self)
 
 
@@ -204,7 +204,7 @@ class _AsyncioGroup:
         self._tasks.clear()
         if exc is None and errors:
             raise BaseExceptionGroup("errors of a group", errors)
-        if exc is None and cancellation is not None:
+        if cancellation is not None and not isinstance(exc, asyncio.CancelledError):
             raise cancellation
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -126,6 +126,7 @@ class BatchEngine(Generic[ResultT]):
         self.stopping = False
         self.cancelled_from_outside = False  # by a scope around the batch
         self._watching = trio.CancelScope()
+        self._calls_have_ended = self._source_has_ended = False
         self._error: Exception | None = None
         self._crash: BaseException | None = None
         self.on_crash: Callable[[], None] = lambda: None
@@ -156,7 +157,8 @@ class BatchEngine(Generic[ResultT]):
                     await self._run_calls(self._helpers)
                 finally:
                     self._drawing.cancel()
-                    self._watching.cancel()
+                    self._calls_have_ended = True
+                    self._end_watching()
                     self._timers.take_back_all()
         finally:
             if self._plan.attachments:
@@ -196,13 +198,18 @@ class BatchEngine(Generic[ResultT]):
             except BaseException as exception:  # noqa: BLE001 - reported to the consumer
                 self.fail(exception)
 
+    def _end_watching(self) -> None:
+        # Not before the source has ended: a cancellation is to reach what it awaits in its end.
+        if self._calls_have_ended and self._source_has_ended:
+            self._watching.cancel()
+
     async def _notice_cancellation(self) -> None:
         with self._watching:
             while True:
                 try:
                     await trio.sleep_forever()
                 except trio.Cancelled:
-                    if not self._watching.cancel_called:  # then all calls have ended
+                    if not self._watching.cancel_called:  # then all has ended
                         self.cancelled_from_outside = True
                         self._closing.shield = False
                         self.stop()
@@ -323,6 +330,8 @@ class BatchEngine(Generic[ResultT]):
         self._advance()
 
     def _drawing_ended(self, _: None, exception: BaseException | None, *, cancelled: bool) -> None:
+        self._source_has_ended = True
+        self._end_watching()
         if exception is not None:
             self.crash(exception)
         elif not (self._exhausted or self.stopping or cancelled):
@@ -367,7 +376,8 @@ class BatchEngine(Generic[ResultT]):
             if self._room.events and self._wanted_items():
                 self._room.wake_one()
         elif not (self.calls or self._order or self._backlog.again):
-            self._watching.cancel()
+            self._calls_have_ended = True
+            self._end_watching()  # said here as well as at the end, it saves a step of trio
             self._tasks.release()
 
     # --- 4. A call: prepare the item, await the call, deliver what came of it ---

@@ -76,7 +76,12 @@ def test_a_scope_of_trio_that_a_source_holds_is_left_in_order(how: str, kind: st
     trio.run(main)
 
 
-def test_a_source_is_not_waited_for_when_a_scope_around_the_batch_is_cancelled() -> None:
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_source_is_not_waited_for_when_a_scope_around_the_batch_is_cancelled(
+    leaves: bool,
+) -> None:
+    """Also if the batch has been left before, and only the source has not ended yet."""
+
     async def source() -> AsyncIterator[int]:
         try:
             for number in range(20):
@@ -86,8 +91,11 @@ def test_a_source_is_not_waited_for_when_a_scope_around_the_batch_is_cancelled()
 
     async def main() -> None:
         with trio.move_on_after(0.01) as scope:
-            async with parallel_core.iter_parallel_map(call, source(), concurrency=2):
-                await trio.sleep_forever()
+            async with parallel_core.iter_parallel_map(call, source(), concurrency=2) as batch:
+                if leaves:
+                    await anext(batch)
+                else:
+                    await trio.sleep_forever()
         assert scope.cancelled_caught
 
     trio.run(main)
