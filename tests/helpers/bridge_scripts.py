@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -204,6 +205,16 @@ def new_loop() -> asyncio.AbstractEventLoop:
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main())
+
+
+def be_woken_by_signals() -> None:
+    """Have a signal wake the running loop, whenever it comes.
+
+    As in an application that handles any signal: only then does asyncio set a wakeup descriptor.
+    Without it, a signal that comes just before the loop waits is noticed when something else wakes
+    the loop, with or without a batch.
+    """
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: None)
 
 
 def print_at_rest(line: str) -> None:

@@ -17,6 +17,7 @@ import trio
 from helpers.bridge_scripts import (
     FORMS,
     REQUESTS,
+    be_woken_by_signals,
     check_a_batch,
     choose,
     ended,
@@ -32,8 +33,12 @@ from parallel_core.bridge import iter_parallel_map
 
 
 def run_until_interrupted(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def woken_main() -> None:
+        be_woken_by_signals()
+        await main()
+
     try:
-        run(main)
+        run(woken_main)
     except KeyboardInterrupt:
         print("interrupted", sorted(ended), trio.lowlevel.in_trio_run())
         raise
