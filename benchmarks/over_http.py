@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from parallel_core._demo_settings import RequestOverride, plan_request
 from parallel_core.demo_server import DemoServerSettings
+from parallel_core.demo_server.settings import RequestOverride, plan_request
 
 from .adapter import MODEL, Messages
 

@@ -12,14 +12,20 @@ from .api import (
     parallel_completions,
     parallel_map,
 )
-from .batch_input import InputFile
-from .control.adaptive import AdaptiveConcurrency, LimitChange
-from .control.budget import Budget
-from .control.hedge import Hedge
-from .control.options import Concurrency, Controls
-from .control.rate_limit import RateLimit
-from .control.retry import Retry
-from .engine.handle import ParallelBatch, results_of
+from .control import (
+    AdaptiveConcurrency,
+    Budget,
+    Concurrency,
+    Controls,
+    Hedge,
+    LimitChange,
+    Progress,
+    RateLimit,
+    Retry,
+    Straggler,
+    Waiting,
+)
+from .engine import ParallelBatch, results_of
 from .errors import (
     BatchAbortedError,
     BatchTimeoutError,
@@ -40,28 +46,17 @@ from .errors import (
 )
 from .failures import Failure, FailureKind
 from .failures import classify as classify_failure
+from .files import InputFile
 from .journal import Journal, JournalEntry
-from .progress import Progress, Straggler, Waiting
-from .router_api import (
-    install,
-    uninstall,
-)
-from .run_file import (
-    FailureGroup,
-    RunOpening,
-    RunProgress,
-    RunStop,
-    RunStraggler,
-    RunSummary,
-    run_file,
-)
-from .trio_router import (
+from .litellm_patch import install, uninstall
+from .router_hosts import (
     RouterHost,
     RouterHostName,
     RouterStream,
     open_router_host,
     open_trio_asyncio,
 )
+from .run import FailureGroup, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary, run_file
 from .types import (
     Meter,
     ParallelResult,
@@ -74,7 +69,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from .parallel_router import ParallelRouter as ParallelRouter
+    from .litellm_patch.parallel_router import ParallelRouter as ParallelRouter
 
 # Without ParallelRouter: `from parallel_core import *` is to stay light, too.
 __all__ = [
@@ -151,7 +146,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     if name == "ParallelRouter":  # a subclass of litellm.Router, whose import takes seconds
-        from .parallel_router import ParallelRouter
+        from .litellm_patch.parallel_router import ParallelRouter
 
         return ParallelRouter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,16 +18,19 @@ from typing import Any, Final, TypeVar, Unpack
 import sniffio
 from anyio.from_thread import start_blocking_portal
 
-from ._call_loop import plain_loop_factory
-from ._litellm_loop import enter_loop, leave_this_loop
-from ._plan import Requests, Source, completion_plan, map_plan, stream_plan
+from .batch_plans import Requests, Source, completion_plan, map_plan, stream_plan
 from .bridge import AsyncioParallelBatch
-from .control._checks import checked_flag
-from .control.options import BatchOptions, Concurrency, Controls
-from .engine.handle import ParallelBatch, attach_results, collect
-from .engine.plan import BatchPlan, ResultT
+from .control import BatchOptions, Concurrency, Controls, checked_flag
+from .engine import BatchPlan, ParallelBatch, ResultT, attach_results, collect
 from .nursery_engine import TrioParallelBatch
-from .trio_router import RouterHost, RouterHostName, in_trio
+from .router_hosts import (
+    RouterHost,
+    RouterHostName,
+    enter_loop,
+    in_trio,
+    leave_this_loop,
+    plain_loop_factory,
+)
 from .types import (
     ItemT,
     ParallelResult,

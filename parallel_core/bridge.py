@@ -22,15 +22,26 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import trio
 
-from ._trio_asyncio import prepare_trio_asyncio_loop
-from .control._engine import Group, Scope
-from .engine.backend import Event, Shield, TaskEnded, Tasks
-from .engine.guest import LoopHost, close_task, join_trio_run, outlive_closed_loops, raise_
-from .engine.handle import ParallelBatch, raise_crash
-from .engine.plan import BatchPlan, ResultT
-from .engine.uninterrupted import wait_until
+from .control import Group, Scope
+from .engine import (
+    BatchPlan,
+    Event,
+    LoopHost,
+    ParallelBatch,
+    ResultT,
+    Shield,
+    TaskEnded,
+    Tasks,
+    close_task,
+    join_trio_run,
+    outlive_closed_loops,
+    raise_,
+    raise_crash,
+)
 from .errors import BatchAbortedError, cancelled_unasked
 from .nursery_engine import BatchEngine
+from .router_hosts import prepare_trio_asyncio_loop
+from .uninterrupted import wait_until
 
 T = TypeVar("T")
 

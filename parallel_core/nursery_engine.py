@@ -24,18 +24,27 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 
 import trio
 
-from .control._call import TryAgainLater
-from .control._engine import Group, Scope
-from .control.adaptive import LimitChange
-from .engine.backend import Backend, Tasks
-from .engine.backlog import Backlog, Entry
-from .engine.failure import as_the_calls_own, describe
-from .engine.handle import ParallelBatch, raise_crash
-from .engine.plan import BatchPlan, ResultT
-from .engine.source import NOTHING, Source
-from .engine.timers import Timers
-from .engine.trio_backend import TrioBackend, only_member, without_cancelled
-from .engine.waiting import Places, Waiters
+from .control import Group, LimitChange, Scope, TryAgainLater
+from .engine import (
+    NOTHING,
+    Backend,
+    Backlog,
+    BatchPlan,
+    Entry,
+    ParallelBatch,
+    Places,
+    ResultT,
+    Source,
+    Tasks,
+    Timers,
+    TrioBackend,
+    Waiters,
+    as_the_calls_own,
+    describe,
+    only_member,
+    raise_crash,
+    without_cancelled,
+)
 from .errors import (
     BatchAbortedError,
     BudgetExceededError,

@@ -35,8 +35,8 @@ from helpers.torture_bench import (
     until,
 )
 from helpers.torture_output import custom_id_of, ids_in, reply_of
-from parallel_core._fleet import largest_block
 from parallel_core.demo_server import Trouble
+from parallel_core.ray_engine.fleet import largest_block
 
 
 def killed(torture: Torture) -> Measured:

@@ -1,6 +1,81 @@
 """What may be put around a call or a batch: one small module for each control.
 
-What wraps one call is a function from call to call, so that one version serves
-trio and asyncio. What orders requests hands them to the engine in another order. What watches a
-batch is told of it. None of them knows the engine; :mod:`parallel_core._plan` puts them together.
+A control that wraps a call is a function from call to call, so that one version serves trio and
+asyncio. One that orders requests hands them to the engine in another order. One that watches a
+batch is called with its results. None of them knows the engine; ``compose`` puts them together.
 """
+
+from .adaptive import AdaptiveConcurrency, LimitChange
+from .budget import Budget, UnpricedError, held_reservation
+from .call import Call, TryAgainLater
+from .checks import checked_callback, checked_count, checked_flag, checked_number
+from .compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
+from .engine import Attachment, Engine, Group, Scope
+from .failover import Failover
+from .hedge import Hedge
+from .local_limits import (
+    allow_connections,
+    fit_open_files,
+    most_calls,
+    raise_open_files,
+    warn_of_connections,
+)
+from .metering import ItemMeter, RouterMeter
+from .options import BatchOptions, Concurrency, Controls, check_controls, checked_concurrency
+from .progress import Progress, Straggler, Waiting
+from .rate_limit import RateLimit
+from .retry import Retry, RouterTraits
+from .router_rates import KINDS, ModelRates, RateKind, rates_of
+from .stopping import Stopping
+from .timeout import Timeouts
+from .watching import UsageTally
+
+__all__ = [
+    "KINDS",
+    "AdaptiveConcurrency",
+    "Attachment",
+    "BatchMeter",
+    "BatchOptions",
+    "Budget",
+    "Call",
+    "CallTraits",
+    "Composition",
+    "Concurrency",
+    "Controls",
+    "Engine",
+    "Failover",
+    "Group",
+    "Hedge",
+    "ItemMeter",
+    "LimitChange",
+    "ModelRates",
+    "Progress",
+    "RateKind",
+    "RateLimit",
+    "Retry",
+    "RouterMeter",
+    "RouterTraits",
+    "Scope",
+    "Stopping",
+    "Straggler",
+    "Timeouts",
+    "TryAgainLater",
+    "UnpricedError",
+    "UsageTally",
+    "Waiting",
+    "allow_connections",
+    "check_controls",
+    "checked_callback",
+    "checked_concurrency",
+    "checked_count",
+    "checked_flag",
+    "checked_number",
+    "compose",
+    "fit_open_files",
+    "held_reservation",
+    "most_calls",
+    "needs_tokens",
+    "raise_open_files",
+    "rates_of",
+    "warn_of_connections",
+]

@@ -15,9 +15,9 @@ import msgspec
 from parallel_core.errors import RequestTimeoutError, StreamStalledError
 from parallel_core.failures import Failure, classify
 
-from ._call import Call
-from ._checks import checked_count, checked_number
-from ._engine import Engine
+from .call import Call
+from .checks import checked_count, checked_number
+from .engine import Engine
 
 # The curve, in shares of the ceiling per cubed round trip, and for how many round trips it is
 # followed beyond the ceiling: it has been above by a call or more then.

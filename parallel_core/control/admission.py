@@ -9,9 +9,9 @@ from parallel_core.errors import EmptyResponseError
 from parallel_core.failures import classify
 from parallel_core.types import Usage
 
-from ._call import Call, TryAgainLater
-from ._metering import ItemMeter, RouterMeter
 from .budget import Budget, Reservation, mark_as_held
+from .call import Call, TryAgainLater
+from .metering import ItemMeter, RouterMeter
 from .rate_limit import RateLimit
 
 

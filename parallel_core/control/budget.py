@@ -13,9 +13,9 @@ from typing import Any, cast
 from parallel_core.errors import BudgetExceededError
 from parallel_core.types import RouterParallelRequest, Usage
 
-from ._checks import checked_count, checked_number
-from ._metering import ItemMeter, RouterMeter
-from ._turns import InOrder, Serial, Turn, World, current_world
+from .checks import checked_count, checked_number
+from .metering import ItemMeter, RouterMeter
+from .turns import InOrder, Serial, Turn, World, current_world
 
 # The reservations of the calls that the running code is inside of.
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(

@@ -8,17 +8,17 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from parallel_core.progress import Waiting
 from parallel_core.types import RouterParallelRequest, Usage
 
-from ._call import Call
-from ._engine import Attachment
-from ._metering import ItemMeter, RouterMeter
 from .adaptive import Adaptation, AdaptiveConcurrency, LimitChange
 from .admission import Admission
+from .call import Call
+from .engine import Attachment
 from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
+from .metering import ItemMeter, RouterMeter
 from .options import BatchOptions, Controls
+from .progress import Waiting
 from .rate_limit import RateLimit
 from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
 from .timeout import Timeouts, TotalTimeout

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import anyio
 
-from ._call import Call
-from ._checks import checked_number
-from ._engine import Engine
+from .call import Call
+from .checks import checked_number
+from .engine import Engine
 
 # Durations of which a percentile is taken, and how many there must be.
 _KEPT = 1000

@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 
-from parallel_core.progress import Progress, checked_progress
 from parallel_core.types import Meter, StreamChunk
 
-from ._checks import checked_callback, checked_count, checked_flag, checked_number
 from .adaptive import AdaptiveConcurrency
 from .budget import Budget
+from .checks import checked_callback, checked_count, checked_flag, checked_number
 from .fairness import fair_key
 from .hedge import Hedge
+from .progress import Progress, checked_progress
 from .rate_limit import RateLimit, checked_rate_limit
 from .retry import Retry
 from .stopping import Stopping

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import anyio
 
-from ._checks import checked_count, checked_number
-from ._router_rates import rates_of
-from ._turns import InOrder, Serial, Turn, World, current_world
+from .checks import checked_count, checked_number
+from .router_rates import rates_of
+from .turns import InOrder, Serial, Turn, World, current_world
 
 MINUTE = 60.0  # seconds
 # A turn that was given and not taken for so many seconds (its loop was blocked) is given anew, or

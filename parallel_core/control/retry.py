@@ -29,13 +29,13 @@ from parallel_core.errors import (
     add_note,
 )
 from parallel_core.failures import Failure, classify
-from parallel_core.progress import Waiting
 
-from ._call import Call, TryAgainLater
-from ._checks import checked_count, checked_number
-from ._engine import Engine
 from .adaptive import AdaptiveConcurrency, AdaptiveLimit
+from .call import Call, TryAgainLater
+from .checks import checked_count, checked_number
+from .engine import Engine
 from .failover import Failover
+from .progress import Waiting
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
 _JITTER = 0.25  # share of a wait that is added at random, so that not all come back at once

@@ -7,8 +7,8 @@ from typing import Any
 
 from parallel_core.errors import StoppedError
 
-from ._call import Call
-from ._engine import Engine, Scope
+from .call import Call
+from .engine import Engine, Scope
 
 
 class Stopping:

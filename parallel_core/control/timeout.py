@@ -8,8 +8,8 @@ from typing import Any
 from parallel_core.errors import BatchTimeoutError, RequestTimeoutError
 from parallel_core.types import RouterParallelRequest
 
-from ._call import Call
-from ._engine import Engine, Scope
+from .call import Call
+from .engine import Engine, Scope
 
 
 class Timeouts:

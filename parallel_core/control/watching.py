@@ -7,16 +7,16 @@ from typing import Any
 
 import anyio
 
-from parallel_core._progress_bar import ProgressBar
 from parallel_core.errors import WITH_USAGE, EmptyResponseError
-from parallel_core.progress import Progress, ProgressReporter, Straggler, Waiting
 from parallel_core.types import Usage
 
-from ._call import Call
-from ._checks import checked_callback
-from ._engine import Engine
-from ._metering import ItemMeter, RouterMeter
+from .call import Call
+from .checks import checked_callback
+from .engine import Engine
 from .hedge import Durations
+from .metering import ItemMeter, RouterMeter
+from .progress import Progress, ProgressReporter, Straggler, Waiting
+from .progress_bar import ProgressBar
 
 SNAPSHOT_INTERVAL = 0.1  # seconds
 # A call is a straggler if it takes so many times longer than the median call, and so many seconds.

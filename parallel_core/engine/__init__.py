@@ -2,3 +2,47 @@
 
 :mod:`parallel_core.nursery_engine` puts them together. Trio and asyncio differ in their backend.
 """
+
+from .backend import Backend, Event, Shield, TaskEnded, Tasks
+from .backlog import Backlog, Entry, InputOrder
+from .failure import as_the_calls_own, describe
+from .guest import LoopHost, close_task, join_trio_run, outlive_closed_loops, raise_
+from .handle import ParallelBatch, attach_results, collect, raise_crash, results_of
+from .plan import BatchPlan, ResultT
+from .source import NOTHING, Source
+from .timers import Timers
+from .trio_backend import TrioBackend, only_member, without_cancelled
+from .waiting import Places, Waiters
+
+__all__ = [
+    "NOTHING",
+    "Backend",
+    "Backlog",
+    "BatchPlan",
+    "Entry",
+    "Event",
+    "InputOrder",
+    "LoopHost",
+    "ParallelBatch",
+    "Places",
+    "ResultT",
+    "Shield",
+    "Source",
+    "TaskEnded",
+    "Tasks",
+    "Timers",
+    "TrioBackend",
+    "Waiters",
+    "as_the_calls_own",
+    "attach_results",
+    "close_task",
+    "collect",
+    "describe",
+    "join_trio_run",
+    "only_member",
+    "outlive_closed_loops",
+    "raise_",
+    "raise_crash",
+    "results_of",
+    "without_cancelled",
+]

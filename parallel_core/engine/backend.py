@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from parallel_core.control._engine import Group, Scope
+from parallel_core.control import Group, Scope
 
 T_contra = TypeVar("T_contra", contravariant=True)
 

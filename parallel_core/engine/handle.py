@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import trio
 
-from parallel_core.control.adaptive import LimitChange
+from parallel_core.control import LimitChange
 from parallel_core.errors import BatchAbortedError, add_note
 from parallel_core.types import Usage
 

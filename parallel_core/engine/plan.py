@@ -6,10 +6,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from parallel_core.control._call import Call
-from parallel_core.control._engine import Attachment
-from parallel_core.control.adaptive import LimitChange
-from parallel_core.control.watching import UsageTally
+from parallel_core.control import Attachment, Call, LimitChange, UsageTally
 from parallel_core.types import Usage
 
 from .backlog import InputOrder, Order

@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 import trio
 
-from parallel_core.control._engine import Group, Scope
+from parallel_core.control import Group, Scope
 from parallel_core.errors import cancelled_unasked
 
 from .backend import Event, Shield, TaskEnded, Tasks

@@ -1,6 +1,6 @@
 """What an exception means, and what is to be done about it: one table for the whole package."""
 
-from .evidence import Evidence, evidence_of
+from .evidence import WITHOUT_CHOICES, Evidence, evidence_of
 from .lines import CODES, classify_line, code_of_class
 from .missing_packages import MISSING_DEPENDENCY
 from .table import (
@@ -23,6 +23,7 @@ __all__ = [
     "MAY_PASS",
     "MISSING_DEPENDENCY",
     "NOT_FINAL",
+    "WITHOUT_CHOICES",
     "Evidence",
     "Failure",
     "FailureKind",

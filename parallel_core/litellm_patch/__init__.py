@@ -1,5 +1,10 @@
-"""What :func:`parallel_core.install` puts into litellm.
+"""The API of the original proposal on ``litellm.Router``.
 
-``experimental_flags`` and ``parallel_acompletion`` are loaded under litellm's names, by the finder
-in ``import_finder``. They are not imported as modules of this package.
+:func:`install` loads ``experimental_flags`` and ``parallel_acompletion`` under litellm's names, by
+the finder in ``import_finder``. They are not imported as modules of this package. The module
+``parallel_router`` imports litellm.
 """
+
+from .patch import install, uninstall
+
+__all__ = ["install", "uninstall"]

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Unpack
 
 from parallel_core import ParallelBatch, api
-from parallel_core._plan import Requests
-from parallel_core.control.options import Concurrency, Controls
-from parallel_core.trio_router import RouterHost, RouterHostName
+from parallel_core.batch_plans import Requests
+from parallel_core.control import Concurrency, Controls
+from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import RouterParallelRequest, RouterParallelResult, SupportsAcompletion
 
 __all__ = [

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from helpers.hosts import Host
-from parallel_core.engine.uninterrupted import to_the_end
+from parallel_core.uninterrupted import to_the_end
 
 
 def test_it_gives_what_the_coroutine_gives(asyncio_host: Host) -> None:

@@ -15,13 +15,11 @@ import pytest
 from rich.console import Console
 
 from helpers.run_values import summary_of
-from parallel_core._run_command import command_again
-from parallel_core._run_view import (
-    TextView,
-)
-from parallel_core._terminal import program, shell_line
-from parallel_core.batch_output import Redactor
-from parallel_core.run_file import FailureGroup, RunSummary
+from parallel_core.cli.run_command import command_again
+from parallel_core.cli.run_view import TextView
+from parallel_core.cli.terminal import program, shell_line
+from parallel_core.files.batch_output import Redactor
+from parallel_core.run.file_run import FailureGroup, RunSummary
 
 
 @pytest.mark.parametrize(

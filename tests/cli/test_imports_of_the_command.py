@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.odd_texts import write_requests
-from parallel_core._run_signals import STOP_SIGNALS
+from parallel_core.cli.run_signals import STOP_SIGNALS
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
             if module == "litellm" and number != signal.SIGTERM
             else [],
         )
-        for module in ("parallel_core", "parallel_core._run_command", "litellm")
+        for module in ("parallel_core", "parallel_core.cli.run_command", "litellm")
         for number in STOP_SIGNALS
     ],
 )

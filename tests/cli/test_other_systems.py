@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_processes import ForkedProcesses
-from parallel_core._terminal import program, shell_line
+from parallel_core.cli.terminal import program, shell_line
 
 SCRIPT = Path(__file__).parent / "scripts" / "run_on_another_system.py"
 

@@ -17,14 +17,10 @@ from typing import Any
 
 import pytest
 
-from parallel_core import (
-    _run_signals,
-)
-from parallel_core._run_command import Question, RunState
-from parallel_core._run_signals import StopSignals
-from parallel_core._run_view import (
-    JsonView,
-)
+from parallel_core.cli import run_signals
+from parallel_core.cli.run_command import Question, RunState
+from parallel_core.cli.run_signals import StopSignals
+from parallel_core.cli.run_view import JsonView
 
 PATIENCE = 30.0
 
@@ -39,7 +35,7 @@ class Moments:
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         code = frame.f_code
-        if code is not Question.ask.__code__ and code.co_filename != _run_signals.__file__:
+        if code is not Question.ask.__code__ and code.co_filename != run_signals.__file__:
             return None
         if event == "line":
             self.number += 1
@@ -88,7 +84,7 @@ def ask(
     with os.fdopen(terminal, "r", closefd=False) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         monkeypatch.setattr(sys, "stderr", io.StringIO())
-        monkeypatch.setattr(_run_signals, "select", SimpleNamespace(select=wait))
+        monkeypatch.setattr(run_signals, "select", SimpleNamespace(select=wait))
         # Where a signal is lost, this ends the wait, with another outcome.
         late = threading.Timer(PATIENCE, os.write, (keyboard, b"n\n"))
         late.start()

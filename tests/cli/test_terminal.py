@@ -17,20 +17,11 @@ from rich.console import Console
 
 from helpers.odd_texts import EVIL, HARMLESS
 from helpers.run_values import progress_of, summary_of
-from parallel_core import (
-    RunStraggler,
-    Usage,
-    Waiting,
-    _run_view,
-)
-from parallel_core._run_view import (
-    JsonView,
-    TextView,
-    describe_stragglers,
-    describe_waiting,
-)
-from parallel_core._terminal import is_live
-from parallel_core.cost_estimate import CostEstimate
+from parallel_core import RunStraggler, Usage, Waiting
+from parallel_core.cli import run_view
+from parallel_core.cli.run_view import JsonView, TextView, describe_stragglers, describe_waiting
+from parallel_core.cli.terminal import is_live
+from parallel_core.router.cost_estimate import CostEstimate
 
 
 def test_the_summary_says_which_answers_and_failures_are_unusual() -> None:
@@ -204,7 +195,7 @@ def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_that_a_run_waits_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(_run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
+    monkeypatch.setattr(run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
     plain = io.StringIO()
     view = TextView(error=Console(file=plain))
     waits = {"waiting": (waiting("m", None, 1, 1),)}

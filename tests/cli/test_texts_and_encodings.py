@@ -15,18 +15,13 @@ from typer.testing import CliRunner
 from helpers.odd_texts import EVIL, HARMLESS, write_requests
 from helpers.run_bench import FAILS, Bench, Done, the_end_of
 from helpers.run_values import summary_of
-from parallel_core import (
-    _doctor_command,
-    cli,
-)
-from parallel_core._run_view import (
-    JsonView,
-    TextView,
-)
-from parallel_core._terminal import printable, shell_line
-from parallel_core.batch_input import InputFile
+from parallel_core import cli
+from parallel_core.cli import doctor_command
+from parallel_core.cli.run_view import JsonView, TextView
+from parallel_core.cli.terminal import printable, shell_line
 from parallel_core.errors import InputFileError
-from parallel_core.run_statistics import RunPaths
+from parallel_core.files.batch_input import InputFile
+from parallel_core.journal.run_statistics import RunPaths
 
 
 def test_control_characters_of_an_input_never_reach_a_terminal(tmp_path: Path) -> None:
@@ -53,10 +48,10 @@ def test_what_is_printable_stays_and_the_rest_is_escaped() -> None:
 
 
 def test_doctor_and_report_show_names_as_they_are(tmp_path: Path) -> None:
-    finding = _doctor_command.EndpointFinding(EVIL, EVIL, EVIL, False, EVIL, (EVIL,), True)
-    findings = _doctor_command.Findings({}, EVIL, [finding], [EVIL], [EVIL], [EVIL], [EVIL])
+    finding = doctor_command.EndpointFinding(EVIL, EVIL, EVIL, False, EVIL, (EVIL,), True)
+    findings = doctor_command.Findings({}, EVIL, [finding], [EVIL], [EVIL], [EVIL], [EVIL])
     shown = io.StringIO()
-    _doctor_command.show_findings(Console(file=shown, width=500), findings)
+    doctor_command.show_findings(Console(file=shown, width=500), findings)
     assert shown.getvalue().count(HARMLESS) == 10
     output = tmp_path / "out\x1b[31m[b].jsonl"
     body = {"model": EVIL, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}

@@ -13,7 +13,7 @@ from helpers.odd_texts import MESSAGES, write_requests
 from parallel_core import (
     cli,
 )
-from parallel_core.batch_input import InputFile
+from parallel_core.files.batch_input import InputFile
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.run_configs import KEYS, Write, config_with_keys, one_deployment, problems_of
-from parallel_core._proxy_config import read_proxy_config
+from parallel_core.config.proxy_config import read_proxy_config
+from parallel_core.config.run_router import RouterConfigError, router_from_config
 from parallel_core.demo_server import DemoServerThread
-from parallel_core.run_router import RouterConfigError, router_from_config
 
 
 def test_every_variable_that_is_missing_is_named_with_its_place(write: Write) -> None:

@@ -8,10 +8,10 @@ import socket
 import pytest
 
 from helpers.run_configs import KEYS, Write, ask, config_with_keys, doctor, one_deployment
-from parallel_core import _doctor_command
-from parallel_core._proxy_config import read_proxy_config
+from parallel_core.cli import doctor_command
+from parallel_core.config.proxy_config import read_proxy_config
+from parallel_core.config.run_router import router_from_config
 from parallel_core.demo_server import DemoServerThread
-from parallel_core.run_router import router_from_config
 
 
 def test_keys_are_known_and_are_shown_nowhere(
@@ -94,7 +94,7 @@ def test_doctor_is_content_where_all_is_well(server: DemoServerThread, write: Wr
 
 
 def test_doctor_waits_a_limited_time(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
-    monkeypatch.setattr(_doctor_command, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(doctor_command, "CONNECT_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         path = write(one_deployment(api_base=f"http://127.0.0.1:{silent.getsockname()[1]}/v1"))
         assert "no answer within 0.05 s" in doctor("--config", str(path), exit_code=1)

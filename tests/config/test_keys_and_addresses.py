@@ -12,11 +12,8 @@ import pytest
 
 import parallel_core
 from helpers.key_recorders import ANTHROPIC_KEY, GROQ_KEY, OPENAI_KEY, Recorder
-from parallel_core._run_endpoints import (
-    _providers_by_host,  # pyright: ignore[reportPrivateUsage]
-    owner_of,
-)
-from parallel_core.run_router import (
+from parallel_core.config.endpoints import _providers_by_host, owner_of
+from parallel_core.config.run_router import (
     RouterConfigError,
     RunRouter,
     router_from_config,

@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 import parallel_core
-from parallel_core._demo_sentiment import sentiment_of
+from parallel_core.config.run_router import router_from_model
 from parallel_core.demo_server import DemoServerThread
-from parallel_core.run_router import router_from_model
+from parallel_core.demo_server.sentiment import sentiment_of
 
 
 @pytest.mark.parametrize(

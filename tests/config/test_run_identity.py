@@ -9,8 +9,8 @@ from typing import Any
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from helpers.run_configs import Write, one_deployment
-from parallel_core._run_identity import WITHOUT_INFLUENCE, describe_deployments
-from parallel_core.run_router import router_from_config
+from parallel_core.config.identity import WITHOUT_INFLUENCE, describe_deployments
+from parallel_core.config.run_router import router_from_config
 
 
 def test_the_description_follows_what_is_asked_and_not_where(write: Write) -> None:

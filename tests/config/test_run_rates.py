@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from litellm import Router
 
-from parallel_core._run_rates import RunRates
+from parallel_core.cli.run_rates import RunRates
 from parallel_core.control.rate_limit import RateLimit
 
 NAMES = ["fast", "slow", "free", "quick"]

@@ -13,15 +13,15 @@ import trio
 
 import parallel_core
 from helpers.run_configs import KEYS, Write, ask, one_deployment, problems_of
-from parallel_core._router_members import deployments, setting
-from parallel_core._run_endpoints import endpoint_of, quiet_litellm, secrets_sent, shown_url
-from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.run_router import (
+from parallel_core.config.endpoints import endpoint_of, quiet_litellm, secrets_sent, shown_url
+from parallel_core.config.router_members import deployments, setting
+from parallel_core.config.run_router import (
     RouterConfigError,
     demo_router,
     router_from_config,
     router_from_model,
 )
+from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 
 # --- a config ---

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.threads import Together
-from parallel_core import _progress_bar
+from parallel_core.control import progress_bar
 
 
 @pytest.fixture
@@ -23,5 +23,5 @@ def threads() -> Any:
 def nothing_stays_on_a_terminal() -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     yield
-    assert vars(_progress_bar)["_displays"] == {}
+    assert vars(progress_bar)["_displays"] == {}
     assert (sys.stdout, sys.stderr) == streams

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 
 from helpers.hosts import Host, settle
-from parallel_core.control._call import Call, TryAgainLater
-from parallel_core.control._metering import ItemMeter
 from parallel_core.control.admission import Admission, costs_nothing
 from parallel_core.control.budget import Budget
+from parallel_core.control.call import Call, TryAgainLater
+from parallel_core.control.metering import ItemMeter
 from parallel_core.control.rate_limit import RateLimit
 from parallel_core.errors import BudgetExceededError, CallCancelledError, RequestTimeoutError
 from parallel_core.types import Usage

@@ -20,8 +20,8 @@ from parallel_core import (
     classify_failure,
     parallel_map,
 )
+from parallel_core.config.run_router import router_from_config, router_from_model
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.run_router import router_from_config, router_from_model
 
 AS_IT_COMES: Mapping[str, Any] = {"num_retries": 2}
 

@@ -19,7 +19,7 @@ from parallel_core import (
     iter_parallel_acompletions,
     parallel_acompletions,
 )
-from parallel_core.control._metering import RouterMeter
+from parallel_core.control.metering import RouterMeter
 from parallel_core.types import Usage
 
 

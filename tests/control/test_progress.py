@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.progress_values import CallbackFailed, Counts, reporter_of
-from parallel_core.progress import Progress, ProgressReporter
+from parallel_core.control.progress import Progress, ProgressReporter
 from parallel_core.types import Usage
 
 

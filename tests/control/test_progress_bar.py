@@ -22,9 +22,9 @@ from helpers.progress_values import (
     rows,
     snapshot,
 )
-from parallel_core import _progress_bar
-from parallel_core._progress_bar import ProgressBar
-from parallel_core.progress import Progress
+from parallel_core.control import progress_bar
+from parallel_core.control.progress import Progress
+from parallel_core.control.progress_bar import ProgressBar
 from parallel_core.types import Usage
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_on_a_terminal")
@@ -232,7 +232,7 @@ def test_an_interrupt_while_drawing_closes_the_bar(monkeypatch: pytest.MonkeyPat
     def interrupted(_: Progress) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_progress_bar, "_figures", interrupted)
+    monkeypatch.setattr(progress_bar, "_figures", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bar(snapshot(succeeded=4))
     assert terminal.getvalue().endswith(SHOW_CURSOR)

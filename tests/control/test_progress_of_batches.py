@@ -20,8 +20,8 @@ from helpers.progress_values import (
     console_on,
     rows,
 )
-from parallel_core import _progress_bar
-from parallel_core.progress import Progress
+from parallel_core.control import progress_bar
+from parallel_core.control.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_on_a_terminal")
 
@@ -137,7 +137,7 @@ def test_the_bar_is_closed_in_every_way(
     if way == "interrupt" and host.library == "asyncio":
         pytest.skip("SystemExit of a task ends its loop")
     terminal = Terminal()
-    monkeypatch.setattr(_progress_bar, "_stderr_console", lambda: console_on(terminal))
+    monkeypatch.setattr(progress_bar, "_stderr_console", lambda: console_on(terminal))
     seen: list[Progress] = []
 
     async def call(item: int) -> int:
@@ -187,7 +187,7 @@ def test_several_batches_at_once_on_one_terminal(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(_progress_bar, "_stderr_console", lambda: console_on(terminal))
+    monkeypatch.setattr(progress_bar, "_stderr_console", lambda: console_on(terminal))
 
     async def batch_of(amount: int) -> None:
         await parallel_core.parallel_map(answer, range(amount), progress=True)

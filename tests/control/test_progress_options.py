@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from helpers.progress_values import Counts, reporter_of, snapshot
-from parallel_core.control._checks import checked_callback
-from parallel_core.progress import Progress, checked_progress
+from parallel_core.control.checks import checked_callback
+from parallel_core.control.progress import Progress, checked_progress
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -20,7 +20,7 @@ import trio.testing
 from helpers.hosts import Host, settle
 from helpers.threads import PATIENCE, Together, Waiting, outcome_of
 from parallel_core import Budget, BudgetExceededError, RateLimit
-from parallel_core.control._turns import Serial
+from parallel_core.control.turns import Serial
 from parallel_core.types import Usage
 
 LIBRARIES = ["trio", "asyncio"]

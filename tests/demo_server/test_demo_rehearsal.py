@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from parallel_core import cli
-from parallel_core._demo_rehearsal import rehearse
+from parallel_core.cli.rehearsal import rehearse
 from parallel_core.demo_server import DemoServerThread
 
 IDS = [str(number) for number in range(1, 6)]

@@ -10,11 +10,11 @@ import aiohttp
 import pytest
 
 from helpers.demo_clients import IMMEDIATE, SECRET, body_for, post, post_stream, run
-from parallel_core._demo_schema import SchemaError, instance_of
 from parallel_core.demo_server import (
     DemoServer,
     DemoServerSettings,
 )
+from parallel_core.demo_server.schema import SchemaError, instance_of
 
 jsonschema: Any = importlib.import_module("jsonschema")  # which has no annotations
 

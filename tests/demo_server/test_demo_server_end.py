@@ -29,10 +29,10 @@ from helpers.demo_clients import (
     raw_request,
     run,
 )
-from parallel_core import _demo_app
 from parallel_core.demo_server import (
     DemoServer,
     DemoServerThread,
+    app,
 )
 
 AT_ONCE = 30.0  # seconds, on a machine that is busy; what is not ended takes an hour
@@ -136,7 +136,7 @@ def test_write_that_fails_is_a_disconnect(monkeypatch: pytest.MonkeyPatch) -> No
         async with client.post(f"{server.url}/chat/completions", json=body_for()):
             pass
 
-    monkeypatch.setattr(_demo_app, "send_answer", fail)
+    monkeypatch.setattr(app, "send_answer", fail)
     stats = run(test)
     assert (stats.accepted, stats.finished, stats.disconnected) == (1, 0, 1)
 

@@ -62,7 +62,7 @@ def test_the_newest_requests_are_kept_with_their_answers() -> None:
 
 
 def test_memory_of_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel_core._demo_recording._MOST_BYTES", 3000)
+    monkeypatch.setattr("parallel_core.demo_server.recording._MOST_BYTES", 3000)
 
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
         for number in range(3):

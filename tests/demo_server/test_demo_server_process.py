@@ -28,13 +28,13 @@ from helpers.demo_clients import (
     port_of,
     raw_request,
 )
-from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import (
     DemoServerProcess,
     DemoServerSettings,
     DemoServerThread,
     demo_server_process,
 )
+from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

@@ -22,11 +22,11 @@ from helpers.demo_clients import (
     run,
     stats_url,
 )
-from parallel_core import _demo_app
 from parallel_core.demo_server import (
     DemoModelStats,
     DemoServer,
     DemoServerStats,
+    app,
 )
 
 
@@ -88,7 +88,7 @@ def test_body_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
         assert status == 413
         assert answer["error"]["type"] == "invalid_request_error"
 
-    monkeypatch.setattr(_demo_app, "_MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(app, "_MAX_BODY_BYTES", 1000)
     assert run(test).rejected == 1
 
 

@@ -17,11 +17,12 @@ from helpers.demo_clients import (
     post,
     run,
 )
-from parallel_core import _demo_server_command
 from parallel_core.demo_server import (
     DemoServer,
     DemoServerSettings,
+    command,
 )
+from parallel_core.demo_server.settings import RequestOverride, plan_request
 
 FAULTY = DemoServerSettings(
     latency_median=0.0,
@@ -91,10 +92,7 @@ def test_rate_of_faults_changes_nothing_else() -> None:
 
 
 def plan(settings: DemoServerSettings, model: str, number: int) -> Any:
-    from parallel_core import _demo_settings
-
-    override = _demo_settings.RequestOverride()
-    return _demo_settings.plan_request(settings, model, number, override)
+    return plan_request(settings, model, number, RequestOverride())
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(_demo_server_command, "_serve_until_told", serve)
+    monkeypatch.setattr(command, "_serve_until_told", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,

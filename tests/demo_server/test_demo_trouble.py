@@ -19,10 +19,6 @@ from helpers.demo_clients import (
     run,
     status_of,
 )
-from parallel_core import _demo_server_command
-from parallel_core._demo_stats import Ledger
-from parallel_core._demo_trouble import TroubleSchedule
-from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import (
     TROUBLE_KINDS,
     DemoServer,
@@ -30,8 +26,12 @@ from parallel_core.demo_server import (
     DemoServerStats,
     DemoServerThread,
     Trouble,
+    command,
 )
+from parallel_core.demo_server.stats import Ledger
+from parallel_core.demo_server.trouble import TroubleSchedule
 from parallel_core.failures import FailureKind, classify
+from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
 # The failure that litellm's client makes of it, the status of the answer, the seconds to wait.
 FAILURES: dict[str, tuple[FailureKind, int | None, float | None]] = {
@@ -339,7 +339,7 @@ def test_options_mean_the_same_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(settings: DemoServerSettings, *_: Any) -> None:
         served.append(settings)
 
-    monkeypatch.setattr(_demo_server_command, "_serve_until_told", serve)
+    monkeypatch.setattr(command, "_serve_until_told", serve)
     trouble = (
         Trouble("rate_limited", "fast", "sk=1", 3, 4, 1e-07, 0.1, 1 / 3),
         Trouble("away", seconds=2),

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from parallel_core import BatchAbortedError
-from parallel_core._plan import map_plan
+from parallel_core.batch_plans import map_plan
 from parallel_core.control.options import BatchOptions
 from parallel_core.engine.handle import raise_crash
 from parallel_core.engine.trio_backend import TrioBackend, only_member

@@ -19,9 +19,9 @@ import parallel_core
 from helpers.fake_router import FakeRouter, StatusError, requests
 from helpers.hosts import in_virtual_time
 from parallel_core import Progress, Retry, RunProgress
-from parallel_core._run_loop import is_near_the_end
 from parallel_core.control import watching
-from parallel_core.router_call import endpoint_of
+from parallel_core.router.call import endpoint_of
+from parallel_core.run.loop import is_near_the_end
 
 REFUSED = "no connection to the server"
 

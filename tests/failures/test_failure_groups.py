@@ -10,11 +10,11 @@ import pytest
 from helpers.failure_groups import GROUPS, KEY, PROMPT, HTTPStatusError, shown_by
 from helpers.run_values import progress_of, summary_of
 from parallel_core import RouterParallelRequest, RouterParallelResult
-from parallel_core._failure_groups import FailureGroups, safe_message
-from parallel_core._failures import LineFailure
-from parallel_core._run_view import JsonView, TextView, describe_end
-from parallel_core.batch_output import Redactor, failure_in
-from parallel_core.run_file import FailureGroup
+from parallel_core.cli.run_view import JsonView, TextView, describe_end
+from parallel_core.files.batch_output import Redactor, failure_in
+from parallel_core.files.line_failures import LineFailure
+from parallel_core.run.failure_groups import FailureGroups, safe_message
+from parallel_core.run.file_run import FailureGroup
 
 
 def request_of(prompt: str = PROMPT, **kwargs: Any) -> RouterParallelRequest:

@@ -16,12 +16,12 @@ from helpers.failure_groups import KEY, PROMPT, shown_by
 from helpers.hosts import ASYNCIO_HOSTS, in_virtual_time
 from helpers.routers import run_with_routers
 from parallel_core import Retry
-from parallel_core._router_members import retire
-from parallel_core._run_view import JsonView, TextView
-from parallel_core.batch_output import Redactor
+from parallel_core.cli.run_view import JsonView, TextView
+from parallel_core.config.router_members import retire
+from parallel_core.files.batch_output import Redactor
+from parallel_core.journal.run_statistics import CallStatistics, read_statistics
 from parallel_core.report import html_page, summarize
-from parallel_core.run_file import RunProgress, RunSummary, run_file
-from parallel_core.run_statistics import CallStatistics, read_statistics
+from parallel_core.run.file_run import RunProgress, RunSummary, run_file
 
 
 def write_requests(path: Path, count: int, model: str = "m") -> Path:

@@ -18,7 +18,7 @@ from helpers.batch_files import (
     with_messages,
     write,
 )
-from parallel_core.batch_input import InputFile
+from parallel_core.files.batch_input import InputFile
 
 
 def with_body(more: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from helpers.batch_files import BODY, a_line, problems_of, write
-from parallel_core.batch_input import InputFile
 from parallel_core.errors import InputFileError
+from parallel_core.files.batch_input import InputFile
 
 ROWS = [
     {**BODY, "id": f"row-{number}", "prompt_id": number, "source": {"page": [number, None]}}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from helpers.batch_files import BODY, MESSAGES, a_line, refused, requests_of, write
-from parallel_core.batch_input import InputFile
 from parallel_core.errors import InputFileError
+from parallel_core.files.batch_input import InputFile
 
 
 def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from helpers.batch_files import (
 from parallel_core import (
     RouterParallelRequest,
 )
-from parallel_core.batch_input import InputFile
+from parallel_core.files.batch_input import InputFile
 
 
 def test_the_formats_may_be_mixed_line_by_line(tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from helpers.batch_files import BODY, a_line, problems_of, with_messages, write
-from parallel_core import (
-    _input_members,
-)
-from parallel_core.batch_input import InputFile
+from parallel_core.files import input_members
+from parallel_core.files.batch_input import InputFile
 
 
 def test_a_timeout_may_be_a_number(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_litellm_is_not_asked_about_names_that_openai_has(
     def never(name: str) -> bool:
         raise AssertionError(name)
 
-    monkeypatch.setattr(_input_members, "is_litellm_setting", never)
+    monkeypatch.setattr(input_members, "is_litellm_setting", never)
     body = {**BODY, "temperature": 0.2, "seed": 1, "extra_body": {"top_k": 2}, "timeout": 1}
     path = write(tmp_path / "in.jsonl", {**body, "source": "web"}, a_line(body=body))
     with InputFile(path, drop_columns=True) as file:

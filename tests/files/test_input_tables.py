@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.batch_files import requests_of
-from parallel_core.batch_input import InputFile
+from parallel_core.files.batch_input import InputFile
 
 
 def test_a_table_becomes_prompts(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from parallel_core import (
     StreamStalledError,
     Usage,
 )
-from parallel_core.batch_input import InputProblem
-from parallel_core.batch_output import (
+from parallel_core.files.batch_input import InputProblem
+from parallel_core.files.batch_output import (
     Redactor,
     call_statistics,
     has_answer,
@@ -33,7 +33,7 @@ from parallel_core.batch_output import (
     problem_line,
     result_line,
 )
-from parallel_core.run_statistics import CallStatistics, read_statistics, statistics_line
+from parallel_core.journal.run_statistics import CallStatistics, read_statistics, statistics_line
 
 
 class APIConnectionError(Exception):

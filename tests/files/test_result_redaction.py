@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.batch_files import FromProvider, result_of
-from parallel_core.batch_output import (
-    Redactor,
-    result_line,
-)
+from parallel_core.files.batch_output import Redactor, result_line
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,9 @@ from parallel_core import (
     RouterParallelRequest,
     RouterParallelResult,
 )
-from parallel_core.batch_input import InputFile
-from parallel_core.batch_output import (
-    OutputLine,
-    parse_output_line,
-)
 from parallel_core.errors import InputFileError
+from parallel_core.files.batch_input import InputFile
+from parallel_core.files.batch_output import OutputLine, parse_output_line
 
 KEY = "sk-secret-key"  # of the routers
 

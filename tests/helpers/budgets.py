@@ -7,7 +7,7 @@ from typing import Any
 import anyio.lowlevel
 
 from parallel_core import Budget, RouterParallelRequest
-from parallel_core.control._metering import RouterMeter
+from parallel_core.control.metering import RouterMeter
 
 REQUEST = RouterParallelRequest("m", [{"role": "user", "content": "x"}], {"max_tokens": 20})
 WORST = RouterMeter(None).worst_case(REQUEST).total_tokens

@@ -13,8 +13,7 @@ import aiohttp
 import typer
 
 from helpers import hosts
-from parallel_core import _demo_server_command
-from parallel_core.demo_server import DemoServer, DemoServerSettings, DemoServerStats
+from parallel_core.demo_server import DemoServer, DemoServerSettings, DemoServerStats, command
 
 SECRET = "the secret of the prompt"
 
@@ -123,7 +122,7 @@ def raw_request(**fields: Any) -> bytes:
 
 def command_app() -> typer.Typer:
     app = typer.Typer()
-    app.command("demo-server")(_demo_server_command.command)
+    app.command("demo-server")(command.command)
     app.command("other")(lambda: None)
     return app
 

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from parallel_core._journal_files import Disk
+from parallel_core.journal.files import Disk
 
 
 def name_of(fd: int) -> str:

@@ -7,8 +7,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from parallel_core._run_view import TextView
-from parallel_core.run_file import FailureGroup
+from parallel_core.cli.run_view import TextView
+from parallel_core.run.file_run import FailureGroup
 
 KEY = "abcdefgh-0123456789-wxyz"
 PROMPT = "My neighbour Zebedee stole 4711 doughnuts."

@@ -284,7 +284,7 @@ def import_what_a_call_needs() -> None:
 async def _first_call() -> None:
     from litellm.router import Router
 
-    from parallel_core._router_members import retire
+    from parallel_core.config.router_members import retire
 
     deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "none"}}
     router: Any = Router(model_list=[deployment], num_retries=0)

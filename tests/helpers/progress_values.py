@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from parallel_core.progress import Progress, ProgressReporter
+from parallel_core.control.progress import Progress, ProgressReporter
 from parallel_core.types import Usage
 
 

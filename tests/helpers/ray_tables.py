@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parallel_core._ray_data_tables import COLUMNS
+from parallel_core.ray_engine.ray_data_tables import COLUMNS
 
 numpy = pytest.importorskip("numpy")
 

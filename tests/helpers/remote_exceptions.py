@@ -22,7 +22,7 @@ from parallel_core import (
     StreamInterruptedError,
     Usage,
 )
-from parallel_core._pickling import LeftOut
+from parallel_core.ray_engine.pickling import LeftOut
 
 
 def raised(exception: Exception) -> Exception:

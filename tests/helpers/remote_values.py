@@ -9,10 +9,7 @@ import litellm
 import litellm.exceptions
 import pytest
 
-from parallel_core._remote_values import (
-    pack_exception,
-    unpack_outcome,
-)
+from parallel_core.ray_engine.remote_values import pack_exception, unpack_outcome
 
 SECRET = "the text of a message"
 

@@ -13,16 +13,16 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from parallel_core import report
-from parallel_core._report_table import print_report
-from parallel_core.report import RunReport
-from parallel_core.run_statistics import (
+from parallel_core.cli import report_command
+from parallel_core.cli.report_table import print_report
+from parallel_core.journal.run_statistics import (
     CallStatistics,
     LimitStatistics,
     RunPaths,
     RunStatistics,
     statistics_line,
 )
+from parallel_core.report import RunReport
 
 BEGIN = 1_780_000_000.0  # seconds since the epoch
 
@@ -30,7 +30,7 @@ NASTY = "<script>document.title='owned'</script>\"'><img src=x onerror=\"documen
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-app.command()(report.command)
+app.command()(report_command.command)
 
 
 def call(custom_id: str, begin: float, duration: float = 1.0, **more: Any) -> CallStatistics:

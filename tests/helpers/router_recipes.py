@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from parallel_core._router_recipe import Recipe
 from parallel_core.demo_server import DemoServerThread
+from parallel_core.ray_engine.router_recipe import Recipe
 
 pytest.importorskip("ray")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from helpers.hosts import Host
 from parallel_core import ParallelRouter
-from parallel_core._litellm_loop import close_clients_of_this_loop
 from parallel_core.demo_server import DemoServerProcess, DemoServerThread
+from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
 
 def make_router(

@@ -13,8 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 import parallel_core
-from parallel_core import _doctor_command
-from parallel_core.run_router import RouterConfigError, RunRouter, router_from_config
+from parallel_core.cli import doctor_command
+from parallel_core.config.run_router import RouterConfigError, RunRouter, router_from_config
 
 KEYS = {
     "literal": "sk-literal-0123456789",
@@ -76,7 +76,7 @@ litellm_settings: {{cache: true, cache_params: {{password: {KEYS["of redis"]}}}}
 
 def doctor(*arguments: str, exit_code: int) -> str:
     app = typer.Typer()
-    app.command()(_doctor_command.command)
+    app.command()(doctor_command.command)
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == exit_code, result.output
     return result.output

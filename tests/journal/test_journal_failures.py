@@ -19,11 +19,11 @@ import pytest
 from helpers.disks import FaultyDisk, UnsyncedDisk
 from helpers.hosts import Host
 from helpers.journal_values import MANIFEST, SECRET, append, entry, ids_in, line_of, run_of
-from parallel_core._journal_files import Disk
-from parallel_core._journal_rescue import Rescue
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal
-from parallel_core.run_statistics import RunPaths
+from parallel_core.journal.files import Disk
+from parallel_core.journal.rescue import Rescue
+from parallel_core.journal.run_statistics import RunPaths
 
 
 def fail(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from helpers.disks import UnsyncedDisk
 from helpers.journal_values import MANIFEST, append, begun, entry, ids_in, line_of, run_of
-from parallel_core._journal_scan import id_digest
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal
-from parallel_core.run_statistics import RunPaths
+from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.scan import id_digest
 
 
 def test_a_run_begins_with_a_manifest_and_goes_on_where_it_stopped(paths: RunPaths) -> None:

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from helpers.disks import FaultyDisk, UnsyncedDisk
 from helpers.hosts import Host
 from helpers.journal_values import MANIFEST, SECRET, append, entry, ids_in, run_of
-from parallel_core._journal_files import Disk
 from parallel_core.errors import JournalError, OrderError
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.run_statistics import RunPaths
+from parallel_core.journal.files import Disk
+from parallel_core.journal.run_statistics import RunPaths
 
 
 @settings(max_examples=max(25, settings().max_examples // 4))

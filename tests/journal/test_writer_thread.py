@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import trio
 
-from parallel_core._journal_files import Disk, LockedFile
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.run_statistics import RunPaths
+from parallel_core.journal.files import Disk, LockedFile
+from parallel_core.journal.run_statistics import RunPaths
 
 MANIFEST = {"input": "abc"}
 FULL = "No space left on device (ENOSPC)"
@@ -357,7 +357,7 @@ def test_failures_that_stay_in_the_file_are_named(
     with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
         append(journal, entry(0))
         journal.flush()
-        monkeypatch.setattr("parallel_core._journal_writer.drop_superseded", full)
+        monkeypatch.setattr("parallel_core.journal.writer.drop_superseded", full)
     assert [record.getMessage() for record in caplog.records] == [
         (
             f"{paths.output} keeps failures of requests that were sent again and have a newer "
@@ -378,7 +378,7 @@ def test_a_thread_that_breaks_ends_the_journal(
     def breaks(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr("parallel_core._journal_writer.JournalWriter._commit", breaks)
+    monkeypatch.setattr("parallel_core.journal.writer.JournalWriter._commit", breaks)
     with pytest.raises(JournalError, match="the thread that writes the journal has ended"):
         append(journal, entry(0))
     with pytest.raises(JournalError, match="the thread that writes the journal has ended"):

@@ -18,16 +18,17 @@ import pytest
 
 import parallel_core
 from helpers.mocked_routers import make_mocked_router
-from parallel_core import api, router_api
+from parallel_core import api
+from parallel_core.litellm_patch import patch as our_patch
 
 PROPOSED_MODULES = ("litellm.router_utils.parallel_acompletion", "litellm.experimental_flags")
 
 
 def set_flag(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     if value is None:
-        monkeypatch.delenv(router_api.FLAG, raising=False)
+        monkeypatch.delenv(our_patch.FLAG, raising=False)
     else:
-        monkeypatch.setenv(router_api.FLAG, value)
+        monkeypatch.setenv(our_patch.FLAG, value)
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def test_patching_the_flag_in_litellms_router_switches_the_methods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     router = make_mocked_router()
-    monkeypatch.setenv(router_api.FLAG, "0")  # it is not read at a call
+    monkeypatch.setenv(our_patch.FLAG, "0")  # it is not read at a call
     assert_switched(router, True)
     with monkeypatch.context() as patch:
         patch.setattr("litellm.router.ENABLE_PARALLEL_ACOMPLETIONS", False)
@@ -308,14 +309,14 @@ def test_a_router_api_that_is_loaded_again_recognizes_what_it_has_installed(
     from litellm import Router
 
     if again == "reloaded":
-        api = importlib.reload(router_api)
+        api = importlib.reload(our_patch)
     else:
         for name in ("router_api", "litellm_patch", "litellm_patch.import_finder"):
             monkeypatch.delitem(sys.modules, f"parallel_core.{name}")
         monkeypatch.setattr(parallel_core, "router_api", None)
         monkeypatch.setattr(parallel_core, "litellm_patch", None)
-        api = importlib.import_module("parallel_core.router_api")
-        assert api is not router_api
+        api = importlib.import_module("parallel_core.litellm_patch.patch")
+        assert api is not our_patch
     api.install()
     assert_switched(make_mocked_router(), True)
     assert len([finder for finder in sys.meta_path if "ImportFinder" in repr(finder)]) == 1

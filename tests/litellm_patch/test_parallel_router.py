@@ -14,7 +14,7 @@ import pytest
 
 from helpers.mocked_routers import make_mocked_router
 from parallel_core import ParallelRouter
-from parallel_core._router_members import deployments
+from parallel_core.config.router_members import deployments
 
 
 def test_parallel_router_needs_no_flag() -> None:

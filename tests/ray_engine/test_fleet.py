@@ -20,10 +20,11 @@ from helpers.local_workers import (
     until,
     working,
 )
-from parallel_core import _fleet, _ray_cluster
-from parallel_core._fleet import Fleet
-from parallel_core._worker import Given, Pace
-from parallel_core.engine.uninterrupted import to_the_end
+from parallel_core.ray_engine import cluster
+from parallel_core.ray_engine import fleet as fleet_module
+from parallel_core.ray_engine.fleet import Fleet
+from parallel_core.ray_engine.worker import Given, Pace
+from parallel_core.uninterrupted import to_the_end
 
 
 def test_calls_are_shared_by_all_workers_and_bounded_in_each() -> None:
@@ -49,7 +50,7 @@ def test_as_many_calls_wait_in_a_worker_as_it_ends_between_two_messages(
     ended: int, seconds_ago: float, waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(_fleet, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def main() -> None:
         nonlocal now
@@ -96,20 +97,20 @@ def test_a_connection_that_is_given_up_is_undone_once(
     left: list[None] = []
     gate, has_left = threading.Event(), threading.Event()
 
-    def enter(address: str | None) -> _ray_cluster.Entered:
+    def enter(address: str | None) -> cluster.Entered:
         assert address == "the address"
         assert gate.wait(PATIENCE)
-        return _ray_cluster.Entered.CONNECTED
+        return cluster.Entered.CONNECTED
 
     def leave() -> None:
         left.append(None)
         has_left.set()
 
-    monkeypatch.setattr(_ray_cluster, "enter_ray", enter)
-    monkeypatch.setattr(_ray_cluster, "leave_ray", leave)
+    monkeypatch.setattr(cluster, "enter_ray", enter)
+    monkeypatch.setattr(cluster, "leave_ray", leave)
 
     async def main() -> None:
-        entering = asyncio.create_task(_ray_cluster.entered("the address"))
+        entering = asyncio.create_task(cluster.entered("the address"))
         await asyncio.sleep(0)
         if is_there_already:
             gate.set()

@@ -22,10 +22,10 @@ from helpers.local_workers import (
     run,
     until,
 )
-from parallel_core import _fleet
-from parallel_core._fleet import Fleet
-from parallel_core._worker import Given, Kind, Message, Pace
 from parallel_core.errors import WorkerDiedError
+from parallel_core.ray_engine import fleet as fleet_module
+from parallel_core.ray_engine.fleet import Fleet
+from parallel_core.ray_engine.worker import Given, Kind, Message, Pace
 
 
 def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:
@@ -160,7 +160,7 @@ class Scarce(LocalWorkers):
 
 
 def test_workers_that_cannot_be_replaced_at_once_are_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fleet, "_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(fleet_module, "_BETWEEN_TRIES", 0.0)
 
     async def main() -> None:
         source = Scarce()
@@ -226,7 +226,7 @@ def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is(workers: i
 def test_a_worker_that_does_not_end_a_cancelled_call_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_A_CANCELLATION", 0.01)
+    monkeypatch.setattr(fleet_module, "_PATIENCE_WITH_A_CANCELLATION", 0.01)
 
     async def main() -> None:
         source = LocalWorkers()

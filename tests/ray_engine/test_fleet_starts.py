@@ -19,10 +19,10 @@ from helpers.local_workers import (
     run,
     until,
 )
-from parallel_core import _fleet
-from parallel_core._fleet import Fleet
-from parallel_core._worker import Message, Pace, Worker
 from parallel_core.errors import WorkersLostError
+from parallel_core.ray_engine import fleet as fleet_module
+from parallel_core.ray_engine.fleet import Fleet
+from parallel_core.ray_engine.worker import Message, Pace, Worker
 
 
 def test_a_router_that_cannot_be_made_is_told_on_starting() -> None:
@@ -106,7 +106,7 @@ def test_calls_fail_when_there_is_nothing_to_start_workers_with() -> None:
 
 
 def test_a_worker_that_is_not_ready_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_AN_END", 10 * PATIENCE)
+    monkeypatch.setattr(fleet_module, "_PATIENCE_WITH_AN_END", 10 * PATIENCE)
 
     class Hanging(LocalWorkers):
         def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
@@ -129,7 +129,7 @@ def test_a_worker_that_is_not_ready_is_not_waited_for(monkeypatch: pytest.Monkey
 
 
 def test_a_start_that_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_A_START", 0.01)
+    monkeypatch.setattr(fleet_module, "_PATIENCE_WITH_A_START", 0.01)
 
     class Slow(LocalWorker):
         async def messages(self) -> AsyncGenerator[list[Message], None]:
@@ -140,7 +140,7 @@ def test_a_start_that_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) ->
         def spawn(self, concurrency: int, pace: Pace) -> LocalWorker:
             return Slow(self, Worker(recipe(Router), concurrency, pace), Router())
 
-    monkeypatch.setattr(_fleet, "_PATIENCE_WITH_AN_END", 0.01)
+    monkeypatch.setattr(fleet_module, "_PATIENCE_WITH_AN_END", 0.01)
 
     async def main() -> None:
         with pytest.raises(WorkersLostError, match=r"none of 2 .* within 0.01 s: nobody knows"):

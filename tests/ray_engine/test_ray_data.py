@@ -22,10 +22,10 @@ from helpers.ray_tables import (
     replying,
     user,
 )
-from parallel_core._ray_data import ParallelCompletions
-from parallel_core._ray_data_tables import COLUMNS
-from parallel_core._router_members import deployments
+from parallel_core.config.router_members import deployments
 from parallel_core.demo_server import DemoServerThread
+from parallel_core.ray_engine.ray_data import ParallelCompletions
+from parallel_core.ray_engine.ray_data_tables import COLUMNS
 
 numpy = pytest.importorskip("numpy")
 

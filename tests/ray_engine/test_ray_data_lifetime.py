@@ -24,10 +24,10 @@ from helpers.ray_tables import (
     user,
 )
 from parallel_core import Budget
-from parallel_core._ray_data import ParallelCompletions
-from parallel_core._ray_data_tables import COLUMNS
 from parallel_core.demo_server import DemoServerThread
 from parallel_core.errors import BatchTimeoutError
+from parallel_core.ray_engine.ray_data import ParallelCompletions
+from parallel_core.ray_engine.ray_data_tables import COLUMNS
 
 numpy = pytest.importorskip("numpy")
 

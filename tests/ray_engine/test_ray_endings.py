@@ -229,7 +229,7 @@ def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is(asyncio_on
 def test_a_worker_whose_call_blocks_is_killed_when_the_call_is_cancelled(
     asyncio_only: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parallel_core._fleet._PATIENCE_WITH_A_CANCELLATION", 0.5)
+    monkeypatch.setattr("parallel_core.ray_engine.fleet._PATIENCE_WITH_A_CANCELLATION", 0.5)
     blocks = request(1, "block", folder=str(tmp_path))
 
     async def main() -> None:

@@ -29,10 +29,7 @@ from parallel_core import (
     RemoteCallError,
     classify_failure,
 )
-from parallel_core._remote_values import (
-    pack_exception,
-    unpack_outcome,
-)
+from parallel_core.ray_engine.remote_values import pack_exception, unpack_outcome
 
 
 def validation_error() -> Exception:

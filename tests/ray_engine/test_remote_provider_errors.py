@@ -28,12 +28,8 @@ from helpers.remote_values import answer, brought, needs_cloudpickle
 from parallel_core import (
     classify_failure,
 )
-from parallel_core._failures import failure_of
-from parallel_core._remote_values import (
-    pack_exception,
-    pack_response,
-    unpack_outcome,
-)
+from parallel_core.files.line_failures import failure_of
+from parallel_core.ray_engine.remote_values import pack_exception, pack_response, unpack_outcome
 
 
 # Exceptions: every class of litellm and of openai
@@ -108,7 +104,7 @@ def refused(url: str, model: str) -> Exception:
     )
 
     async def main() -> Exception:
-        from parallel_core._litellm_loop import close_clients_of_this_loop
+        from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
         try:
             await router.acompletion(model="m", messages=[{"role": "user", "content": "hello"}])

@@ -21,8 +21,8 @@ from parallel_core import (
     RemoteCallError,
     Usage,
 )
-from parallel_core._pickling import LeftOut
-from parallel_core._remote_values import (
+from parallel_core.ray_engine.pickling import LeftOut
+from parallel_core.ray_engine.remote_values import (
     pack_request,
     pack_response,
     unpack_outcome,

@@ -18,16 +18,16 @@ import pytest
 import parallel_core
 from helpers.forked_processes import ForkedProcesses
 from helpers.router_recipes import KEY, Answers, answer, arguments_of, sent
-from parallel_core._router_members import deployments
-from parallel_core._router_recipe import Recipe, checked_recipe
-from parallel_core.demo_server import DemoServerThread
-from parallel_core.run_router import (
+from parallel_core.config.router_members import deployments
+from parallel_core.config.run_router import (
     RouterConfigError,
     RunRouter,
     demo_router,
     router_from_config,
     router_from_model,
 )
+from parallel_core.demo_server import DemoServerThread
+from parallel_core.ray_engine.router_recipe import Recipe, checked_recipe
 
 pytest.importorskip("ray")
 

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from helpers.router_recipes import KEY, Answers, answer, arguments_of, sent
-from parallel_core._router_recipe import checked_recipe
+from parallel_core.config.run_router import RouterConfigError
 from parallel_core.demo_server import DemoServerThread
-from parallel_core.run_router import (
-    RouterConfigError,
-)
+from parallel_core.ray_engine.router_recipe import checked_recipe
 
 pytest.importorskip("ray")
 

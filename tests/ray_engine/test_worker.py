@@ -23,10 +23,10 @@ from helpers.local_workers import (
     until,
     working,
 )
-from parallel_core._remote_values import unpack_outcome
-from parallel_core._worker import Given, Kind, Pace, Worker
 from parallel_core.errors import RequestTimeoutError
-from parallel_core.router_call import INDEX, TIMEOUT
+from parallel_core.ray_engine.remote_values import unpack_outcome
+from parallel_core.ray_engine.worker import Given, Kind, Pace, Worker
+from parallel_core.router.call import INDEX, TIMEOUT
 
 
 def test_a_worker_tells_each_outcome_once() -> None:
@@ -233,7 +233,7 @@ def test_every_call_is_told_once_whatever_is_cancelled(
 def test_a_worker_with_nothing_to_tell_says_that_it_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("parallel_core._worker.BETWEEN_BEATS", 0.001)
+    monkeypatch.setattr("parallel_core.ray_engine.worker.BETWEEN_BEATS", 0.001)
 
     async def main() -> None:
         router = Router()

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers.report_runs import answer, call, failure, invoke, printed, write_run
+from parallel_core.journal.run_statistics import RunPaths, statistics_line
 from parallel_core.report import html_page, summarize
-from parallel_core.run_statistics import (
-    RunPaths,
-    statistics_line,
-)
 
 
 def test_results_of_others_are_told_from_their_lines_alone(tmp_path: Path) -> None:

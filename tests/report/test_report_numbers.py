@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.report_runs import BEGIN, answer, call, failure, printed, write_run
-from parallel_core.report import html_page, summarize
-from parallel_core.run_statistics import (
+from parallel_core.journal.run_statistics import (
     CallStatistics,
     LimitStatistics,
     RunPaths,
     RunStatistics,
 )
+from parallel_core.report import html_page, summarize
 
 
 def test_what_calls_took_and_cost_is_added_up_for_each_model(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from helpers.html_pages import Page
 from helpers.report_runs import BEGIN, answer, call, printed, write_run
-from parallel_core.report import ReportError, RunReport, html_page, summarize
-from parallel_core.run_statistics import (
+from parallel_core.journal.run_statistics import (
     CallStatistics,
     LimitStatistics,
     RunPaths,
     RunStatistics,
 )
+from parallel_core.report import ReportError, RunReport, html_page, summarize
 
 
 def test_lines_that_are_no_statistics_are_passed_over(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 
 from helpers.html_pages import Page
 from helpers.report_runs import NASTY, app, call, example_run, invoke, nasty_run, printed, write_run
-from parallel_core import _report_png
-from parallel_core._report_svg import linear_axis, log_axis, time_axis
-from parallel_core.report import html_page, summarize, write_pictures
+from parallel_core.report import html_page, png, summarize, write_pictures
+from parallel_core.report.svg import linear_axis, log_axis, time_axis
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 
@@ -155,7 +154,7 @@ def test_the_names_of_colors_hide_no_bars(tmp_path: Path) -> None:
     assert summary.timeline is not None
     figure: Any = figures.Figure(figsize=(8, 4.2), layout="constrained")
     axes: Any = figure.add_subplot()
-    _report_png.draw_errors(summary.timeline, [axes])
+    png.draw_errors(summary.timeline, [axes])
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 6

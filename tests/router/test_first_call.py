@@ -15,7 +15,8 @@ import pytest
 from helpers.hosts import Host
 from helpers.mocked_routers import make_mocked_router
 from helpers.routers import run_with_routers
-from parallel_core import ParallelRouter, _first_call, parallel_acompletions
+from parallel_core import ParallelRouter, parallel_acompletions
+from parallel_core.router import first_call
 
 SCRIPT = Path(__file__).parent / "scripts" / "first_batch.py"
 REQUEST: dict[str, Any] = {
@@ -40,8 +41,8 @@ def test_a_batch_prepares_litellm_once_before_its_calls(
             happened.append("called")
             return await super().acompletion(*args, **kwargs)
 
-    monkeypatch.setattr(_first_call, "_is_done", is_done)
-    monkeypatch.setattr(_first_call, "import_for_calls", prepare)
+    monkeypatch.setattr(first_call, "_is_done", is_done)
+    monkeypatch.setattr(first_call, "import_for_calls", prepare)
     router = make_mocked_router(Spy)
 
     async def main() -> None:
@@ -61,10 +62,10 @@ def test_preparing_litellm_runs_no_callback_and_sends_nothing(
         monkeypatch.setattr(
             litellm, f"{kind}_callback", [lambda *given, **_: fired.append(given)], raising=False
         )
-    monkeypatch.setattr(_first_call, "_is_done", False)
+    monkeypatch.setattr(first_call, "_is_done", False)
     with caplog.at_level("DEBUG", logger="parallel_core"):
-        _first_call.import_for_calls()
-    assert vars(_first_call)["_is_done"]
+        first_call.import_for_calls()
+    assert vars(first_call)["_is_done"]
     assert not fired
     assert not caplog.records  # a call that was sent has failed: there is no such host
 

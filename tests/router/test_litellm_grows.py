@@ -17,8 +17,14 @@ import litellm
 import litellm.router
 import pytest
 
-from parallel_core import run_router as run_router_module
-from parallel_core._litellm_settings import (
+from parallel_core.config import run_router as run_router_module
+from parallel_core.config.endpoints import (
+    endpoint_of,
+    is_key_variable,
+    known_providers,
+    quiet_litellm,
+)
+from parallel_core.config.litellm_settings import (
     LOADS_CODE,
     OF_THE_PROXY,
     WRITES_LOGS,
@@ -26,15 +32,9 @@ from parallel_core._litellm_settings import (
     module_settings,
     router_settings,
 )
-from parallel_core._proxy_config import _BLOCKED_VARIABLES, _SECTIONS
-from parallel_core._proxy_values import is_secret_name, nearest
-from parallel_core._run_endpoints import (
-    endpoint_of,
-    is_key_variable,
-    known_providers,
-    quiet_litellm,
-)
-from parallel_core.run_router import router_from_config
+from parallel_core.config.proxy_config import _BLOCKED_VARIABLES, _SECTIONS
+from parallel_core.config.proxy_values import is_secret_name, nearest
+from parallel_core.config.run_router import router_from_config
 
 pytestmark = pytest.mark.usefixtures("no_keys_of_this_machine")
 

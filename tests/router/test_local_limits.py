@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from helpers.forked_processes import ForkedProcesses
-from parallel_core import AdaptiveConcurrency, _local_limits
-from parallel_core._local_limits import allow_connections, fit_open_files, warn_of_connections
+from parallel_core import AdaptiveConcurrency
+from parallel_core.control import local_limits
+from parallel_core.control.local_limits import (
+    allow_connections,
+    fit_open_files,
+    warn_of_connections,
+)
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 SCRIPT = Path(__file__).parent / "scripts" / "too_many_open_files.py"
@@ -42,7 +47,7 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> L
     limits = Limits(*request.param)
     monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
     monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
-    monkeypatch.setattr(_local_limits, "_open_files", lambda: 10)
+    monkeypatch.setattr(local_limits, "_open_files", lambda: 10)
     return limits
 
 
@@ -61,7 +66,7 @@ INFINITE = resource.RLIM_INFINITY
     indirect=["limits"],
 )
 def test_the_soft_limit_becomes_the_hard_one(limits: Limits, soft: int) -> None:
-    _local_limits.raise_open_files()
+    local_limits.raise_open_files()
     assert limits.now[0] == soft
 
 

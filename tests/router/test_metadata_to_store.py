@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from parallel_core._router_members import deployments
-from parallel_core.router_call import send_metadata_to_store
+from parallel_core.config.router_members import deployments
+from parallel_core.router.call import send_metadata_to_store
 
 
 @pytest.mark.parametrize(

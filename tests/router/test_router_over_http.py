@@ -15,9 +15,10 @@ import trio
 import parallel_core
 from helpers.hosts import ASYNCIO_HOSTS, Host, thread_names, threads_besides
 from helpers.routers import make_router, run_with_routers
-from parallel_core import ParallelRouter, RouterParallelRequest, _litellm_loop
-from parallel_core._router_members import deployments
+from parallel_core import ParallelRouter, RouterParallelRequest
+from parallel_core.config.router_members import deployments
 from parallel_core.demo_server import DemoServerThread
+from parallel_core.router_hosts import litellm_loop
 
 SERVER_TIMEOUT = 60.0  # seconds
 
@@ -255,7 +256,7 @@ def test_litellms_callbacks_stay_on_the_loops_of_their_calls(
     from litellm.integrations.custom_logger import CustomLogger
 
     seen: dict[str, list[object]] = {}
-    before = set(_litellm_loop._workers)  # of loops that other tests have broken
+    before = set(litellm_loop._workers)  # of loops that other tests have broken
 
     class Watch(CustomLogger):
         async def async_log_success_event(
@@ -301,7 +302,7 @@ def test_litellms_callbacks_stay_on_the_loops_of_their_calls(
                 callbacks.remove(watch)
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.levelno >= 30] == []
-    assert set(_litellm_loop._workers) <= before
+    assert set(litellm_loop._workers) <= before
 
 
 def vars_of(request: RouterParallelRequest) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import parallel_core
 from helpers.hosts import thread_names, threads_besides
 from helpers.router_stands import REQUEST, Stand, at_once, run
 from parallel_core import open_router_host, parallel_acompletions
-from parallel_core._router_members import deployments
+from parallel_core.config.router_members import deployments
 
 
 def test_bad_hosts_are_refused_before_any_call(monkeypatch: pytest.MonkeyPatch) -> None:

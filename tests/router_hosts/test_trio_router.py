@@ -25,9 +25,10 @@ from helpers.trio_routers import (
     seen_by,
     warm_up,
 )
-from parallel_core import ParallelRouter, RouterParallelRequest, router_api
-from parallel_core._router_members import deployments
+from parallel_core import ParallelRouter, RouterParallelRequest
+from parallel_core.config.router_members import deployments
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, demo_server_process
+from parallel_core.litellm_patch import patch
 
 
 def test_results(name: Any, server: DemoServerThread) -> None:
@@ -59,7 +60,7 @@ def test_the_methods_of_a_router(
     import litellm
 
     router = make_router(server)
-    monkeypatch.setenv(router_api.FLAG, "1")
+    monkeypatch.setenv(patch.FLAG, "1")
     parallel_core.install()
     plain: Any = litellm.Router(model_list=deployments(router), num_retries=0)
 

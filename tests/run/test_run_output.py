@@ -16,14 +16,10 @@ import pytest
 from helpers.file_runs import Gate, Provider, ids_of, is_file, line, write_lines
 from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core import JournalError
-from parallel_core._journal_files import Disk
 from parallel_core.errors import JournalInUseError
-from parallel_core.run_file import RunOpening, RunProgress, run_file
-from parallel_core.run_statistics import (
-    CallStatistics,
-    RunPaths,
-    read_statistics,
-)
+from parallel_core.journal.files import Disk
+from parallel_core.journal.run_statistics import CallStatistics, RunPaths, read_statistics
+from parallel_core.run.file_run import RunOpening, RunProgress, run_file
 
 
 def test_two_runs_on_one_output_are_refused(either_library: Host, tmp_path: Path) -> None:

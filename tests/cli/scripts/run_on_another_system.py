@@ -56,7 +56,7 @@ class Runs:
 def play(runs: Runs) -> None:
     """A run, its failure again, all of it anew; and one beside a second."""
     from parallel_core import JournalInUseError
-    from parallel_core._journal_files import Disk, LockedFile
+    from parallel_core.journal.files import Disk, LockedFile
 
     summary = runs.run()
     assert (summary.succeeded, summary.failed) == (19, 1), summary
@@ -86,8 +86,8 @@ def play(runs: Runs) -> None:
 
 def look_at_files(folder: Path) -> None:
     """New files are this user's, and nothing is left beside them."""
-    from parallel_core._journal_files import Disk, LockedFile, write_atomically
-    from parallel_core._system import is_ours
+    from parallel_core.journal.files import Disk, LockedFile, write_atomically
+    from parallel_core.journal.system import is_ours
 
     new = LockedFile(folder / "new.jsonl", Disk())
     new.undo()
@@ -106,20 +106,21 @@ def on_windows(folder: Path) -> None:
 
 def on_macos(folder: Path) -> None:
     macos = other_systems.become_macos()
-    from parallel_core import JournalInUseError, _local_limits
-    from parallel_core._journal_lock import _LockFile
+    from parallel_core import JournalInUseError
+    from parallel_core.control import local_limits
+    from parallel_core.journal.lock import _LockFile
 
     play(Runs(folder, asyncio.SelectorEventLoop))
     look_at_files(folder)
     assert macos.full_syncs > 0
 
     # The hard limit claims to be infinite; the system takes less.
-    _local_limits.raise_open_files()
-    assert macos.limits == [resource.RLIM_INFINITY, _local_limits._OF_MACOS]
-    _, note = _local_limits.fit_open_files(1000, 1)
+    local_limits.raise_open_files()
+    assert macos.limits == [resource.RLIM_INFINITY, local_limits._OF_MACOS]
+    _, note = local_limits.fit_open_files(1000, 1)
     assert note is not None
     assert "a process may open 256 files" in note
-    assert _local_limits._open_files() > 0
+    assert local_limits._open_files() > 0
 
     # A lock file does not say when its process began; another process's holds all the same.
     path = folder / "locked"

@@ -14,8 +14,8 @@ def main() -> None:
     package = types.ModuleType("parallel_core")
     package.__path__ = [sys.argv[1]]
     sys.modules["parallel_core"] = package
-    bar = importlib.import_module("parallel_core._progress_bar")
-    importlib.import_module("parallel_core.progress")
+    bar = importlib.import_module("parallel_core.control.progress_bar")
+    importlib.import_module("parallel_core.control.progress")
     assert not any(name.split(".")[0] == "rich" for name in sys.modules)
     bar.ProgressBar()
     assert "rich.console" in sys.modules

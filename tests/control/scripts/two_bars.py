@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from parallel_core._progress_bar import ProgressBar
-from parallel_core.progress import Progress
+from parallel_core.control.progress import Progress
+from parallel_core.control.progress_bar import ProgressBar
 from parallel_core.types import Usage
 
 

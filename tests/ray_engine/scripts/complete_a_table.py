@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from parallel_core import ParallelRouter
-from parallel_core._ray_data import ParallelCompletions
+from parallel_core.ray_engine.ray_data import ParallelCompletions
 
 warnings.simplefilter("default", ResourceWarning)
 url, key = sys.argv[1:]

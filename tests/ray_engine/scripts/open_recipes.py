@@ -7,7 +7,7 @@ import pickle
 import sys
 
 import parallel_core
-from parallel_core._router_members import deployments
+from parallel_core.config.router_members import deployments
 
 opened = {}
 for name, packed in pickle.load(sys.stdin.buffer).items():

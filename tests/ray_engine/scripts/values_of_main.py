@@ -2,7 +2,7 @@
 
 import sys
 
-from parallel_core._remote_values import pack_exception, pack_request, pack_response
+from parallel_core.ray_engine.remote_values import pack_exception, pack_request, pack_response
 
 
 class Mine(Exception):

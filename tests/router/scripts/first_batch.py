@@ -15,8 +15,9 @@ import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.router import Router
 
-from parallel_core import _first_call, parallel_acompletions
+from parallel_core import parallel_acompletions
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.router import first_call
 
 imported_in: dict[str, threading.Thread] = {}
 fired: list[str] = []
@@ -45,7 +46,7 @@ def main() -> None:
         finder: Any = Finder()
         sys.meta_path.insert(0, finder)
         request = {"model": "fast", "messages": [{"role": "user", "content": "?"}]}
-        prepare = _first_call.import_for_calls
+        prepare = first_call.import_for_calls
         prepared_at: list[float] = []
 
         def checked() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
             assert server.stats().accepted == 0
             prepared_at.append(time.perf_counter())
 
-        _first_call.import_for_calls = checked
+        first_call.import_for_calls = checked
         results = asyncio.run(parallel_acompletions(router, [request] * 4, retry=None))
         since = time.perf_counter() - prepared_at[0]
         assert all(result.ok for result in results), [result.exception for result in results]
@@ -63,7 +64,7 @@ def main() -> None:
         assert all(result.duration <= since for result in results), (since, results)
         assert server.stats().accepted == 4
         assert fired
-        assert _first_call.preparation(router) is None
+        assert first_call.preparation(router) is None
     heavy = imported_in["litellm.proxy._types"]  # 0.2 s of the 0.4
     assert heavy is not threading.main_thread(), heavy
     print("done")

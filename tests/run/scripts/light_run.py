@@ -16,10 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from parallel_core import _journal_files, _journal_rescue
 from parallel_core.errors import JournalError
-from parallel_core.journal import Journal
-from parallel_core.run_file import RunStop, run_file
+from parallel_core.journal import Journal, files, rescue
+from parallel_core.run.file_run import RunStop, run_file
 
 NOT_WRITTEN = 3  # exit code
 
@@ -92,10 +91,10 @@ def sabotage(how: str) -> None:
     if how == "forgets":
         Journal.is_finished = lambda self, custom_id: False  # type: ignore[method-assign]
     elif how == "rescues-nothing":
-        _journal_rescue.Rescue.write = lambda self, blocks: None  # type: ignore[method-assign]
+        rescue.Rescue.write = lambda self, blocks: None  # type: ignore[method-assign]
     elif how == "writes-torn":
-        write = _journal_files.LockedFile.write
-        _journal_files.LockedFile.write = (  # type: ignore[method-assign]
+        write = files.LockedFile.write
+        files.LockedFile.write = (  # type: ignore[method-assign]
             lambda self, data: write(self, data.replace(b'"custom_id"', b'"custom_id', 1))
         )
 
@@ -110,11 +109,11 @@ def stop_at(line: int) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
             yield each
 
-    replace = _journal_files.LockedFile.replace
-    _journal_files.LockedFile.replace = (  # type: ignore[method-assign]
+    replace = files.LockedFile.replace
+    files.LockedFile.replace = (  # type: ignore[method-assign]
         lambda self, blocks: replace(self, watched(blocks))
     )
-    _journal_files.BLOCK = 4096  # what comes before it is on disk
+    files.BLOCK = 4096  # what comes before it is on disk
 
 
 def main() -> int:

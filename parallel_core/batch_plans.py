@@ -1,0 +1,273 @@
+"""What a batch is asked to do: its arguments, checked once for both worlds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sized,
+)
+from typing import Any, TypeAlias, cast
+
+from .control import (
+    AdaptiveConcurrency,
+    BatchMeter,
+    BatchOptions,
+    CallTraits,
+    Composition,
+    Controls,
+    ItemMeter,
+    RouterMeter,
+    check_controls,
+    checked_callback,
+    checked_concurrency,
+    compose,
+    most_calls,
+    needs_tokens,
+    warn_of_connections,
+)
+from .engine import BatchPlan, InputOrder, ResultT
+from .router import (
+    PIECES_PER_SLOT,
+    LeftToWorkers,
+    Streams,
+    as_request,
+    behind,
+    check_all,
+    check_models,
+    completion_call,
+    completion_result,
+    is_checked_as_a_whole,
+    makes_calls_elsewhere,
+    model_groups,
+    places_of,
+    preparation,
+    require_choices,
+    router_traits,
+    stream_end,
+)
+from .types import (
+    ItemT,
+    ParallelResult,
+    RouterParallelRequest,
+    RouterParallelResult,
+    StreamChunk,
+    StreamEnd,
+    SupportsAcompletion,
+    ValueT,
+)
+
+Source: TypeAlias = Iterable[ItemT] | AsyncIterable[ItemT]
+Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
+
+
+def map_plan(
+    function: Callable[[ItemT], Awaitable[ValueT]], items: Source[ItemT], options: BatchOptions
+) -> BatchPlan[ParallelResult[ItemT, ValueT]]:
+    """Check the arguments of a ``parallel_map`` and make a plan of them."""
+    if not callable(function):
+        raise TypeError(f"expected an async callable, not {type(function).__qualname__}")
+    limit = checked_concurrency(options.concurrency)
+    check_controls(options.controls)
+    source = _checked_source(items, "items")
+    _check_for_items(options.controls)
+
+    def call(index: int, item: ItemT) -> Awaitable[ValueT]:
+        return function(item)
+
+    meter = options.controls.get("meter")
+    traits = CallTraits(total=_length(source), meter=None if meter is None else ItemMeter(meter))
+    result_type: Callable[..., ParallelResult[ItemT, ValueT]] = ParallelResult
+    return _plan(compose(call, limit, options, traits), source, result_type, options)
+
+
+def completion_plan(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    options: BatchOptions,
+) -> BatchPlan[RouterParallelResult]:
+    """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
+    return _router_plan(router, requests, completion_result, options)
+
+
+def stream_plan(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    options: BatchOptions,
+) -> BatchPlan[StreamChunk | StreamEnd]:
+    """Check the arguments of an ``iter_parallel_streams`` and make a plan of them."""
+    if options.controls.get("hedge") is not None:
+        raise ValueError("hedge: streams go without it, since two attempts would both give chunks")
+    return _router_plan(router, requests, stream_end, options, streaming=True)
+
+
+def _router_plan(
+    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    requests: Requests,
+    result_type: Callable[..., ResultT],
+    options: BatchOptions,
+    *,
+    streaming: bool = False,
+) -> BatchPlan[ResultT]:
+    controls = options.controls
+    limit = checked_concurrency(options.concurrency)
+    may_reject: Mapping[str, int] = {}
+    check_controls(controls)
+    stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
+    elsewhere = makes_calls_elsewhere(router)
+    if elsewhere and (streaming or on_chunk is not None):
+        raise ValueError(
+            f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
+            "their calls and send whole answers; take a Router of this process, or leave it out"
+        )
+    # The attempts of a hedged call have one timeout together, which none of them could know.
+    timed_elsewhere = elsewhere and controls.get("hedge") is None
+    is_router = hasattr(router, "acompletion")
+    is_adaptive = isinstance(limit, AdaptiveConcurrency)
+    retried_by_us = controls.get("retry", is_router or is_adaptive or None) is not None
+    call = completion_call(
+        router,
+        retried_by_us=retried_by_us,
+        attempt_timeout=controls.get("attempt_timeout"),
+        left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_elsewhere)
+        if elsewhere
+        else None,
+    )
+    check_all(requests)
+    source = _checked_source(requests, "requests")
+    check_models(controls.get("rate_limit"), router)
+    budget, own_meter = controls.get("budget"), controls.get("meter")
+    meter: BatchMeter = (
+        RouterMeter(
+            behind(router),
+            None if budget is None else budget.prices,
+            None if budget is None else budget.assume_output_tokens,
+        )
+        if own_meter is None
+        else ItemMeter(own_meter)
+    )
+    if budget is not None and is_checked_as_a_whole(requests):
+        given = cast("Iterable[object]", requests)
+        checked = [as_request(index, item) for index, item in enumerate(given)]
+        budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
+    if isinstance(limit, AdaptiveConcurrency):
+        may_reject = places_of(router)
+        limit = _within_places(limit, router, may_reject)
+    if not elsewhere:
+        warn_of_connections(most_calls(limit))
+    streams = Streams(
+        meter,
+        all_of_them=streaming,
+        emit=streaming,
+        on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
+        stall_timeout=None if elsewhere else stall_timeout,
+        read_elsewhere=elsewhere,
+    )
+    answered = streams.wrap(call)
+    if hasattr(behind(router), "acompletion"):  # workers may call a function
+        answered = require_choices(answered, meter)
+    traits = CallTraits(
+        total=_length(source),
+        meter=meter,
+        of_requests=True,
+        timed_elsewhere=timed_elsewhere,
+        may_reject=may_reject,
+        router=router_traits(router),
+    )
+    plan = _plan(compose(answered, limit, options, traits), source, result_type, options)
+    return dataclasses.replace(
+        plan,
+        call=streams.wrap_controls(plan.call),
+        prepare=as_request,
+        attachments=[*plan.attachments, streams],
+        pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+        before=None if elsewhere else preparation(router),
+    )
+
+
+def _plan(
+    composed: Composition,
+    source: Source[Any],
+    result_type: Callable[..., ResultT],
+    options: BatchOptions,
+) -> BatchPlan[ResultT]:
+    return BatchPlan(
+        call=composed.call,
+        source=source,
+        result_type=result_type,
+        concurrency=composed.concurrency,
+        limit=composed.initial_limit,
+        return_exceptions=options.return_exceptions,
+        preserve_order=options.preserve_order,
+        order=InputOrder() if composed.order is None else composed.order,
+        attachments=composed.attachments,
+        tally=composed.tally,
+        usage=composed.usage,
+        limit_changes=composed.limit_changes,
+        failed_deployments=composed.failed_deployments,
+    )
+
+
+def _length(source: object) -> int | None:
+    """How many there are, where that is known before they are drawn."""
+    if isinstance(source, AsyncIterable) or not isinstance(source, Sized):
+        return None
+    try:
+        return len(source)
+    except Exception:  # noqa: BLE001 - a progress bar around a generator has a length, or raises
+        return None
+
+
+def _check_for_items(controls: Controls) -> None:
+    """Refuse what only requests have."""
+    rate_limit = controls.get("rate_limit")
+    if isinstance(rate_limit, Mapping):
+        raise ValueError(  # noqa: TRY004 - elsewhere it is a value of the right type
+            "rate_limit by model is for requests; items of parallel_map take one RateLimit"
+        )
+    for name in ("on_chunk", "stall_timeout"):
+        if controls.get(name) is not None:
+            raise ValueError(f"{name} is for streamed answers: items of parallel_map have none")
+    if controls.get("attempt_timeout") is not None:
+        raise ValueError("attempt_timeout is for a Router; give parallel_map a timeout")
+    if controls.get("fair_by") == "model":
+        raise ValueError(
+            "fair_by='model' is for requests; give a function of the item that returns its key"
+        )
+    if controls.get("meter") is None and (
+        controls.get("budget") is not None or needs_tokens(rate_limit)
+    ):
+        raise ValueError(
+            "budget and tokens_per_minute need to know what calls use: requests tell, items of "
+            "parallel_map need meter="
+        )
+
+
+def _within_places(
+    settings: AdaptiveConcurrency, router: object, places: Mapping[str, int]
+) -> AdaptiveConcurrency:
+    """No limit above what all deployments of a Router take together."""
+    if not places or model_groups(router) - places.keys():
+        return settings
+    maximum = min(settings.maximum, sum(places.values()))
+    return dataclasses.replace(
+        settings,
+        maximum=maximum,
+        initial=min(settings.first_limit, maximum),
+        minimum=min(settings.minimum, maximum),
+    )
+
+
+def _checked_source(source: Source[ItemT], name: str) -> Source[ItemT]:
+    if not isinstance(cast("object", source), Iterable | AsyncIterable) and not hasattr(
+        source,
+        "__getitem__",  # enough for iter()
+    ):
+        raise TypeError(
+            f"{name} must be an iterable or an async iterable, not {type(source).__qualname__}"
+        )
+    return source

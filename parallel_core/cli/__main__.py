@@ -1,0 +1,5 @@
+"""``python -m parallel_core.cli``."""
+
+from .commands import main
+
+main()

@@ -1,0 +1,145 @@
+"""The command ``parallel-core``. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+import parallel_core
+from parallel_core.demo_server.command import command as demo_server
+
+from . import doctor_command, report_command, run_command
+from .rehearsal import rehearse
+from .run_command import INTERRUPTED
+from .run_signals import interrupt_on_signals
+from .terminal import json_line, printable, program, shell_line, survive_any_encoding
+
+# Of click, or of the copy that newer versions of typer bring.
+_ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parallel-core {parallel_core.__version__}")
+        raise typer.Exit
+
+
+class _Commands(TyperGroup):
+    """The commands: what is wrong with their options is said as they say everything else."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run the command that is called; the program ends with it."""
+        survive_any_encoding()
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **options)
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with self._told_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._told_errors():
+            return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _told_errors(self) -> Generator[None]:
+        try:
+            yield
+        except _ClickError as error:
+            if "--json" in self._words:
+                typer.echo(json_line(event="error", text=error.format_message()))
+                raise typer.Exit(error.exit_code) from None
+            if not all(map(str.isprintable, self._words)):  # which the text quotes
+                error.message = printable(error.message)
+            raise
+        except KeyboardInterrupt:  # a run that has begun handles it itself
+            text = "interrupted before anything was sent"
+            if "--json" in self._words:
+                typer.echo(json_line(event="error", text=text))
+            else:
+                typer.echo(text, err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="parallel-core",
+    help="Send many LLM requests at once through a litellm Router.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks print the values of variables: prompts, keys
+)
+app.command("run", cls=run_command.RunCommand)(run_command.command)
+app.command("report")(report_command.command)
+app.command("doctor")(doctor_command.command)
+app.command("demo-server")(demo_server)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Send many LLM requests at once through a litellm Router."""
+
+
+@app.command()
+def demo(
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at most.")] = 32,
+    trouble: Annotated[
+        bool,
+        typer.Option(
+            "--trouble",
+            help="Show what a run does when keys are refused, servers are overloaded or go away, "
+            "and answers are cut. It takes half a minute.",
+        ),
+    ] = False,
+) -> None:
+    """Run the example file against a local server: "run --demo", with nothing to set up.
+
+    Nothing leaves this machine and nothing is paid for: the server's answers are synthetic. The
+    exit code is that of the run; with --trouble it is 0 if all went as it should, although some
+    requests are meant to fail.
+    """
+    with resources.as_file(_example_requests()) as requests:
+        if trouble:
+            raise typer.Exit(rehearse(_run_here, requests, concurrency))
+        output = Path(tempfile.mkdtemp(prefix="parallel-core-demo-")) / "answers.jsonl"
+        arguments = ["run", str(requests), "-o", str(output), "--demo"]
+        arguments += ["--concurrency", str(concurrency)]
+        typer.echo(f"$ {shell_line([*program(), *arguments])}")
+        raise typer.Exit(_run_here(arguments))
+
+
+def _run_here(arguments: Sequence[str]) -> int:
+    """Run a command of this program, and return its exit code."""
+    # It says how to resume, by what it was called with.
+    sys.argv[1:] = arguments
+    return int(app(list(arguments), standalone_mode=False) or 0)
+
+
+def _example_requests() -> Traversable:
+    packed = resources.files("parallel_core") / "demo_requests.jsonl"
+    # In a checkout the examples are where they are written.
+    checkout = Path(__file__).resolve().parents[2] / "examples" / "requests.jsonl"
+    return packed if packed.is_file() else checkout
+
+
+def main() -> None:
+    """Run the command line, in a process of its own."""
+    try:
+        interrupt_on_signals()
+        app()
+    except KeyboardInterrupt:  # while it ends
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,31 @@
+"""A Router from a proxy's YAML, a model name or the demo, and what can be read from a Router."""
+
+from .endpoints import Endpoint, endpoint_of, is_key_variable, secrets_sent
+from .identity import RequestsDigest, read_older_fields
+from .proxy_values import RouterConfigError, is_set, nearest, secrets_in
+from .quiet import only_our_words
+from .redaction import REDACTED, Redactor
+from .router_members import LAYERS, aliases, behind, deployments, deployments_for, retire, setting
+
+__all__ = [
+    "LAYERS",
+    "REDACTED",
+    "Endpoint",
+    "Redactor",
+    "RequestsDigest",
+    "RouterConfigError",
+    "aliases",
+    "behind",
+    "deployments",
+    "deployments_for",
+    "endpoint_of",
+    "is_key_variable",
+    "is_set",
+    "nearest",
+    "only_our_words",
+    "read_older_fields",
+    "retire",
+    "secrets_in",
+    "secrets_sent",
+    "setting",
+]

@@ -1,0 +1,556 @@
+"""A file of requests: checked as a whole before the first call, then read one by one.
+
+It is read twice and never held in memory, so that its size does not matter. The formats are
+described in ``docs/file-formats.md``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import threading
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
+
+import msgspec
+
+from parallel_core.config import RequestsDigest
+from parallel_core.errors import InputFileError
+
+from .input_lines import JsonLines
+from .input_members import ColumnOptions, describe_columns
+from .input_prompts import CsvTable, TextLines
+from .input_records import (
+    InputColumn,
+    InputProblem,
+    InputRequest,
+    InputSummary,
+    RecordReader,
+    shown,
+)
+
+__all__ = [
+    "InputColumn",
+    "InputFile",
+    "InputFormat",
+    "InputProblem",
+    "InputRequest",
+    "InputSummary",
+]
+
+InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
+
+STANDARD_INPUT = "-"
+
+_BLOCK = 1 << 20  # bytes
+_BUFFER = 1 << 16  # bytes
+_PROBLEMS_KEPT = 20
+_DIGITS_OF_A_LINE = 18  # at most
+_FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
+_PACKED = {
+    b"\x1f\x8b": "gzip -dc",
+    b"\x28\xb5\x2f\xfd": "zstd -dc",
+    b"BZh": "bzip2 -dc",
+    b"\xfd7zXZ": "xz -dc",
+}
+_ARCHIVE = b"PK\x03\x04"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+OnBlock: TypeAlias = Callable[[int, memoryview], object]
+
+
+def never(custom_id: str) -> bool:
+    """No request is finished."""
+    return False
+
+
+class InputFile:
+    """A file of requests.
+
+    Args:
+        path: of the file; ``"-"`` is standard input, which is copied into a temporary file first.
+            So is a pipe.
+        format: ``"auto"`` goes by the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
+            lines for all others.
+        template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
+            one; text without one sends each line as it is.
+        model: of the lines that name none. CSV and text need it.
+        keep: columns, or members beside ``body``, that are copied to the output line as
+            ``columns``. They are not sent, unless OpenAI has a parameter of that name.
+        drop_columns: leave out all other members of plain lines that are no parameters.
+        send_columns: send them, as parameters of the provider.
+        trust_input: send what litellm takes as a setting of its own, too: keys, addresses,
+            retries, prices.
+        standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
+
+    Raises:
+        InputFileError: the options do not go together.
+        ValueError: there is no such format.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        format: InputFormat = "auto",
+        template: str | None = None,
+        model: str | None = None,
+        keep: Iterable[str] = (),
+        drop_columns: bool = False,
+        send_columns: bool = False,
+        trust_input: bool = False,
+        standard_input: BinaryIO | None = None,
+    ) -> None:
+        if isinstance(keep, str):
+            raise TypeError("keep must be names of columns, not one str")
+        columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
+        self._path = Path(path)
+        self._is_standard_input = str(path) == STANDARD_INPUT
+        # A name may have bytes that are no UTF-8, and line ends; messages are texts.
+        name = str(path).encode("utf-8", "replace").decode().replace("\n", "\\n")
+        self._name = "standard input" if self._is_standard_input else name
+        self._standard_input = standard_input
+        ending = self._path.suffix.lower()
+        if format == "auto":
+            format = _FORMATS_BY_ENDING.get(ending, "jsonl")
+        if drop_columns and send_columns:
+            raise InputFileError(
+                f"{self._name}: columns are dropped or sent, not both: give one of --drop-columns "
+                "and --send-columns"
+            )
+        self._reader = self._reader_of(format, template, model, ending, columns)
+        self._summary: InputSummary | None = None
+        self._blocks: list[bytes] = []  # digests of what has been checked
+        self._size = 0  # of it
+        self._bad_lines = array("Q")
+        self._endings = array("Q")  # of the name of each of them
+        self._repeated: set[int] = set()  # digests of ids that several lines have
+        self._copy: BinaryIO | None = None
+        self._copy_lock = threading.Lock()
+
+    def _reader_of(
+        self,
+        format: InputFormat,
+        template: str | None,
+        model: str | None,
+        ending: str,
+        columns: ColumnOptions,
+    ) -> RecordReader:
+        if format == "jsonl":
+            if template is not None:
+                raise InputFileError(
+                    f"{self._name}: a template is for CSV and text, and this is read as JSON "
+                    "lines: leave the template out, or say that the format is csv or text"
+                )
+            return JsonLines(model, columns)
+        if format not in ("csv", "text"):
+            raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
+        if not model:
+            raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+        if columns.send or columns.trust or (format == "text" and columns.keep):
+            raise InputFileError(
+                f"{self._name}: {format} has no parameters in it to send (--send-columns, "
+                "--trust-input), and text no columns to keep (--keep)"
+            )
+        try:
+            if format == "csv":
+                delimiter = "\t" if ending == ".tsv" else ","
+                return CsvTable(model, template, delimiter, columns.keep)
+            return TextLines(model, template)
+        except InputFileError as error:
+            raise self._named(error) from None
+
+    @property
+    def path(self) -> Path:
+        """The file; ``-`` is standard input."""
+        return self._path
+
+    @property
+    def format(self) -> str:
+        """``jsonl``, ``csv`` or ``text``."""
+        return self._reader.format
+
+    def check(self) -> InputSummary:
+        """Read the whole file, and tell what is in it.
+
+        Its memory is about 100 bytes for each named request, and 9 for each bad line. A second call
+        tells the same again.
+
+        Raises:
+            InputFileError: the file cannot be read, is empty, is compressed, has changed meanwhile,
+                or does not go with the template.
+        """
+        if self._summary is None:
+            self._summary = self._check()
+        return self._summary
+
+    def _check(self) -> InputSummary:
+        digest = RequestsDigest()
+        reader = self._reader
+        self._bad_lines, self._endings = array("Q"), array("Q")
+        self._repeated = set()
+        models: Counter[str] = Counter()
+        ids: set[int] = set()
+        blocks: list[bytes] = []
+
+        def note(file: int, number: int, block: memoryview) -> None:
+            if block:
+                blocks.append(_digest_of_block(block))
+
+        with self._opened(note) as (stream, file):
+            before = _state_of(file)
+            for line, row in reader.rows(stream):
+                found = reader.check(line, row)
+                if type(found) is InputRequest:
+                    if not reader.lines_are_ids:
+                        known = len(ids)
+                        digest_of_id = _digest(found.custom_id)
+                        ids.add(digest_of_id)
+                        if len(ids) == known:
+                            self._repeated.add(digest_of_id)
+                            self._bad_lines.append(line)
+                            continue
+                    models[found.request.model] += 1
+                    digest.add(found.custom_id, found.request)
+                else:
+                    self._bad_lines.append(line)
+            while not stream.closed and stream.read(_BLOCK):
+                pass  # a reader may have seen enough
+            if _state_of(file) != before:
+                raise self._changed()
+            if not self._bad_lines:  # a line with a problem may have the column that is to be kept
+                reader.refuse_missing()
+        requests = models.total()
+        if not requests and not self._bad_lines:
+            raise InputFileError(f"{self._name}: there is no request in it")
+        self._blocks, self._size = blocks, before[2]
+        undecided = reader.undecided()
+        first: list[InputProblem] = []
+        for problem in self._problems():
+            self._endings.append(self._endings_needed(problem, ids))
+            if len(first) < _PROBLEMS_KEPT:
+                first.append(_named(problem, self._endings[-1]))
+        return InputSummary(
+            requests,
+            first,
+            len(self._bad_lines),
+            dict(models),
+            digest.hexdigest(),
+            reader.format,
+            undecided,
+            reader.names_lines,
+        )
+
+    def fingerprint_of_format_1(self) -> str:
+        """The fingerprint that this file has in manifests of the first format: of its bytes.
+
+        Raises:
+            InputFileError: as ``check``.
+        """
+        self.check()
+        digest = hashlib.sha256()
+        with self._opened_again() as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+        meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
+        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
+
+    def problems(self) -> Iterator[InputProblem]:
+        """The bad lines of the file in its order, each read once more.
+
+        The file is checked first where that has not been done.
+
+        Raises:
+            InputFileError: as ``check``; or the file is not any more what has been checked.
+        """
+        self.check()
+        yield from map(_named, self._problems(), self._endings)
+
+    def _problems(self) -> Iterator[InputProblem]:
+        """Each bad line, with the name that the file gives it.
+
+        In another pass, and not kept: a file may have nothing but bad lines.
+        """
+        if not self._bad_lines:
+            return
+        first_lines: dict[int, int] = {}  # of the ids that several lines have
+        bad_lines = iter(self._bad_lines)
+        next_bad = next(bad_lines)
+        with self._opened_again() as stream:
+            for line, row in self._reader.rows(stream):
+                is_bad = line == next_bad
+                if is_bad or self._repeated:
+                    found = self._reader.check(line, row)
+                    if type(found) is not InputRequest:
+                        if is_bad:
+                            yield cast("InputProblem", found)
+                    elif is_bad:
+                        yield _duplicate(found, first_lines.get(_digest(found.custom_id)))
+                    elif (digest := _digest(found.custom_id)) in self._repeated:
+                        first_lines.setdefault(digest, line)
+                if is_bad and (next_bad := next(bad_lines, 0)) == 0:
+                    break
+
+    def _endings_needed(self, problem: InputProblem, ids: set[int]) -> int:
+        """How many endings a bad line's name needs, so that no other line of the output has it."""
+        endings = 0
+        while True:
+            name = str(_named(problem, endings).custom_id)
+            if name == str(problem.line):
+                if _digest(name) not in ids:
+                    return endings  # it need not be kept: see below
+            elif (digest := _digest(name)) not in ids and not self._is_bad_line(name):
+                ids.add(digest)
+                return endings
+            endings += 1
+
+    def _is_bad_line(self, name: str) -> bool:
+        """Whether it is the number of one, which may have no other name."""
+        if not name.isdecimal() or len(name) > _DIGITS_OF_A_LINE:
+            return False
+        number = int(name)
+        place = bisect_left(self._bad_lines, number)
+        return place < len(self._bad_lines) and self._bad_lines[place] == number
+
+    def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
+        """The requests of the file in its order, without those that are finished.
+
+        Lines with problems are passed over. The file is checked first where that has not been done.
+
+        Args:
+            finished: tells of a ``custom_id`` whether nothing is left to do for it.
+
+        Raises:
+            InputFileError: as ``check``; or the file is not any more what has been checked; or it
+                has columns on which nobody has decided.
+        """
+        columns = self.check().columns
+        if columns:
+            raise InputFileError(f"{self._name}: {describe_columns(columns)}")
+        for line, row in self._good_rows():
+            found = self._reader.request(line, row, finished)
+            if found is not None:
+                yield found
+
+    def names(self) -> Iterator[str]:
+        """The names of these requests, without making them.
+
+        Raises:
+            InputFileError: as ``requests``.
+        """
+        found: list[str] = []
+
+        def note(custom_id: str) -> bool:
+            found.append(custom_id)
+            return True
+
+        self.check()
+        for line, row in self._good_rows():
+            self._reader.request(line, row, note)
+            yield found.pop()
+
+    def _good_rows(self) -> Iterator[tuple[int, Any]]:
+        bad_lines = iter(self._bad_lines)
+        next_bad = next(bad_lines, 0)
+        with self._opened_again() as stream:
+            for line, row in self._reader.rows(stream):
+                if line == next_bad:
+                    next_bad = next(bad_lines, 0)
+                else:
+                    yield line, row
+
+    def close(self) -> None:
+        """Delete the copy of standard input, where there is one."""
+        if self._copy is not None:
+            self._copy.close()
+
+    def __enter__(self) -> InputFile:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _opened_again(self) -> Generator[BinaryIO]:
+        """The file from its beginning. No byte is given out that has not been checked."""
+
+        def compare(file: int, number: int, block: memoryview) -> None:
+            known = self._blocks[number] if number < len(self._blocks) else b""
+            found = _digest_of_block(block) if block else b""
+            if found != known or os.fstat(file).st_size != self._size:
+                raise self._changed()
+
+        with self._opened(compare) as (stream, _):
+            yield stream
+
+    @contextlib.contextmanager
+    def _opened(
+        self, on_block: Callable[[int, int, memoryview], object]
+    ) -> Generator[tuple[BinaryIO, int]]:
+        """The file from its beginning, and its descriptor, which the function gets, too."""
+        try:
+            raw, number = self._raw()
+        except OSError as error:
+            reason = error.strerror or type(error).__qualname__
+            raise InputFileError(f"{self._name}: cannot be read: {reason}") from None
+        blocks = _Blocks(raw, functools.partial(on_block, number))
+        with raw, io.BufferedReader(blocks, _BUFFER) as stream:
+            self._refuse_packed(stream.peek(8)[:8])
+            try:
+                yield stream, number
+            except InputFileError as error:
+                raise self._named(error) from None
+
+    def _raw(self) -> tuple[io.RawIOBase, int]:
+        if self._copy is None:
+            if self._is_standard_input:
+                self._copy = _copied(self._standard_input or _standard_input())
+            else:
+                raw = self._path.open("rb", buffering=0)
+                if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                    return raw, raw.fileno()
+                with raw:  # a pipe, which cannot be read twice
+                    self._copy = _copied(raw)
+        return _View(self._copy, self._copy_lock), self._copy.fileno()
+
+    def _refuse_packed(self, beginning: bytes) -> None:
+        for mark, command in _PACKED.items():
+            if beginning.startswith(mark):
+                raise InputFileError(
+                    f"{self._name}: is compressed: unpack it first, for instance with "
+                    f"{command} FILE | parallel-core run -"
+                )
+        if beginning.startswith(_ARCHIVE):
+            raise InputFileError(
+                f"{self._name}: is an archive or a spreadsheet: unpack it, or save it as CSV"
+            )
+        if beginning.startswith(_UTF16_MARKS):
+            raise InputFileError(
+                f"{self._name}: is UTF-16: make it UTF-8, for instance with "
+                "iconv -f UTF-16 -t UTF-8"
+            )
+
+    def _named(self, error: InputFileError) -> InputFileError:
+        text = str(error)
+        return error if text.startswith(self._name) else InputFileError(f"{self._name}: {text}")
+
+    def _changed(self) -> InputFileError:
+        return InputFileError(
+            f"{self._name}: has been changed since it was checked, and nothing more of it is sent: "
+            "leave it alone while it is run. With the contents that it had, the same command goes "
+            "on; with others it is a different run (see allow_changed, --allow-changed)"
+        )
+
+
+class _Blocks(io.RawIOBase):
+    """Reads a stream in blocks of one size, and shows each to a function before it gives it out.
+
+    The function gets the number of the block, and at the end of the stream an empty one.
+    """
+
+    def __init__(self, raw: io.RawIOBase, on_block: OnBlock) -> None:
+        self._raw = raw
+        self._on_block = on_block
+        self._number = 0
+        self._buffer = bytearray(_BLOCK)
+        self._left = memoryview(self._buffer)[:0]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = self._next_block()
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    def _next_block(self) -> memoryview:
+        whole = memoryview(self._buffer)
+        size = 0
+        while size < _BLOCK and (count := self._raw.readinto(whole[size:])):
+            size += count
+        self._on_block(self._number, whole[:size])
+        self._number += 1
+        return whole[:size]
+
+
+class _View(io.RawIOBase):
+    """Reads a file from its beginning, with a position of its own."""
+
+    def __init__(self, file: BinaryIO, lock: threading.Lock) -> None:
+        self._file = file
+        self._lock = lock
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._lock:
+            self._file.seek(self._position)
+            block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+
+def _standard_input() -> BinaryIO:
+    stdin: Any = sys.stdin
+    if stdin is None or stdin.closed:  # None where a process was started without one
+        raise InputFileError(f"{STANDARD_INPUT}: standard input is closed: name a file instead")
+    return cast("BinaryIO", stdin.buffer)
+
+
+def _copied(source: Any) -> BinaryIO:
+    """A copy that nobody else can open, and that is gone when it is closed."""
+    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - kept open
+    shutil.copyfileobj(source, copy, _BLOCK)
+    copy.flush()
+    return copy
+
+
+def _state_of(number: int) -> tuple[int, ...]:
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digest_of_block(block: memoryview) -> bytes:
+    return hashlib.blake2b(block, digest_size=16).digest()
+
+
+def _digest(custom_id: str) -> int:
+    # 128 bits: two of a billion names have the same one with a chance of 1e-21.
+    return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
+
+
+def _duplicate(found: InputRequest, line: int | None) -> InputProblem:
+    earlier = "an earlier line" if line is None else f"line {line}"
+    return InputProblem(
+        found.line,
+        "duplicate_custom_id",
+        f"the custom_id {shown(found.custom_id)} is that of {earlier}",
+        "give each line a custom_id of its own (a line without one is named by its number)",
+        found.custom_id,
+    )
+
+
+def _named(problem: InputProblem, endings: int) -> InputProblem:
+    given = problem.custom_id or str(problem.line)
+    name = given + f"#line-{problem.line}" * endings
+    if name == problem.custom_id:
+        return problem
+    return msgspec.structs.replace(problem, custom_id=name)

@@ -1,0 +1,281 @@
+"""Members of a line: which are sent, which come back beside the answer, which are refused.
+
+The members of a ``body`` are parameters, all of them. Those of a plain line are parameters where
+OpenAI's chat completions have one of that name; the others are columns, and the user says what
+becomes of them. ``docs/file-formats.md`` has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
+
+from parallel_core.config import nearest
+from parallel_core.errors import InputFileError
+
+from .input_records import InputColumn, LineError, shown
+from .parameters import is_key_or_address, is_litellm_setting, is_private, openai_parameters
+
+# Sent, though OpenAI has none of them: seconds for the call, and members for the body of a vendor.
+_OURS: Final = frozenset(("timeout", "extra_body"))
+# What is checked, and what the cost of a request is estimated from: extra_body would replace it.
+_CHECKED: Final = frozenset((
+    *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
+    *("max_completion_tokens", "temperature", "top_p", "seed"),
+))  # fmt: skip
+# What says where litellm sends a request.
+_ADDRESSES: Final = ("api_base", "base_url")
+# A file may have as many shapes, and names, as it has lines; these are kept.
+_MOST_SHAPES: Final = 1000
+_MOST_COLUMNS: Final = 1000
+_MOST_SHOWN: Final = 20
+
+_SETTING_HINT: Final = (
+    "leave it out: keys, addresses and settings of litellm belong into the config of the Router. "
+    "A parameter of the provider that has this name goes into extra_body. Where the file is as "
+    "trustworthy as the config, give --trust-input"
+)
+_COLUMN_HINT: Final = (
+    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to "
+    "the output instead, or give --drop-columns in the place of --send-columns"
+)
+
+
+class ColumnOptions(NamedTuple):
+    """What becomes of the columns of a file.
+
+    Attributes:
+        keep: names of columns that are copied to the output line, and not sent.
+        drop: leave all other columns out.
+        send: send all other columns, as parameters of a vendor.
+        trust: send settings of litellm, too.
+    """
+
+    keep: tuple[str, ...] = ()
+    drop: bool = False
+    send: bool = False
+    trust: bool = False
+
+    def meaning(self) -> list[str | None]:
+        """What decides which members are sent."""
+        words: list[str | None] = ["trust"] if self.trust else []
+        return [*words, "send", *sorted(self.keep)] if self.send else words
+
+
+class _Shape(NamedTuple):
+    """What is to be done with an object that has these members."""
+
+    columns: tuple[str, ...]  # not sent
+    kept: tuple[str, ...]
+    undecided: tuple[str, ...]
+    forbidden: tuple[str, ...]
+    looks_inside: bool  # it has a member whose own members count
+    has_address: bool  # it may say where the request goes
+
+
+class Members:
+    """Sorts the members of lines. Counts columns that nobody has decided on."""
+
+    def __init__(self, options: ColumnOptions) -> None:
+        self._options = options
+        self._bodies: dict[tuple[str, ...], _Shape] = {}
+        self._plain: dict[tuple[str, ...], _Shape] = {}
+        self._undecided: dict[str, tuple[int, int]] = {}  # lines, and the first of them
+        self._missing = set(options.keep)
+
+    def sort(self, line: int, record: dict[str, Any], body: dict[str, Any]) -> None:
+        """Check the members of a line, and take those that are not sent out of its body.
+
+        Raises:
+            LineError: a member must not come from a file.
+        """
+        shape = self._shape(record, body)
+        if self._missing:
+            self._missing.difference_update(record)
+        if shape.forbidden:
+            raise _forbidden(shape.forbidden, _COLUMN_HINT if body is record else _SETTING_HINT)
+        if shape.looks_inside:
+            self._look_inside(body)
+        if shape.has_address:
+            _refuse_address_without_key(body)
+        for name in shape.undecided:
+            self._count(line, name)
+        for name in shape.columns:
+            del body[name]
+
+    def split(self, record: dict[str, Any], body: dict[str, Any]) -> dict[str, msgspec.Raw] | None:
+        """Take the columns out of a body.
+
+        Returns:
+            What comes back beside the answer, as JSON: ``metadata`` and ``columns``, where there
+            are any.
+        """
+        shape = self._shape(record, body)
+        returned: dict[str, msgspec.Raw] = {}
+        metadata = record.get("metadata")
+        if metadata is None:
+            metadata = body.get("metadata")
+        if metadata is not None:
+            returned["metadata"] = as_json(metadata)
+        kept = shape.kept if body is record else [n for n in self._options.keep if n in record]
+        if kept:
+            # Each value is encoded on its own: it was decoded, so its nesting is not too deep.
+            returned["columns"] = as_json({name: as_json(record[name]) for name in kept})
+        for name in shape.columns:
+            del body[name]
+        return returned or None
+
+    def undecided(self) -> list[InputColumn]:
+        """Columns that nobody has decided on, the most frequent first."""
+        columns = [InputColumn(name, *counts) for name, counts in self._undecided.items()]
+        return sorted(columns, key=lambda column: (-column.lines, column.first_line))
+
+    def refuse_missing(self) -> None:
+        """Refuse the name of a column that no line has.
+
+        Raises:
+            InputFileError: it names them.
+        """
+        if "custom_id" in self._missing:
+            raise InputFileError(
+                "custom_id is in each line of the output anyway: leave it out of --keep"
+            )
+        if self._missing:
+            raise InputFileError(
+                f"no line has a member {_listed(sorted(self._missing))} to keep: correct --keep"
+            )
+
+    def _shape(self, record: dict[str, Any], body: dict[str, Any]) -> _Shape:
+        shapes = self._plain if body is record else self._bodies
+        names = tuple(body)
+        shape = shapes.get(names)
+        if shape is None:
+            shape = self._shape_of(names, is_plain=body is record)
+            if len(shapes) < _MOST_SHAPES:
+                shapes[names] = shape
+        return shape
+
+    def _shape_of(self, names: tuple[str, ...], *, is_plain: bool) -> _Shape:
+        keep, drop, send, trust = self._options
+        known = openai_parameters() | _OURS
+        others = tuple(name for name in names if name not in known)
+        kept: tuple[str, ...] = ()
+        columns: tuple[str, ...] = ()
+        undecided: tuple[str, ...] = ()
+        if is_plain:
+            kept = tuple(name for name in names if name in keep)
+            columns = tuple(name for name in others if name in keep or not send)
+            undecided = () if drop else tuple(name for name in columns if name not in keep)
+            others = tuple(name for name in others if name not in columns)
+        return _Shape(
+            columns,
+            kept,
+            undecided,
+            () if trust else tuple(filter(is_litellm_setting, others)),
+            "metadata" in names or "extra_body" in names,
+            any(name in _ADDRESSES for name in others),
+        )
+
+    def _look_inside(self, body: dict[str, Any]) -> None:
+        metadata, extra = body.get("metadata"), body.get("extra_body")
+        if type(metadata) is dict and not self._options.trust:
+            private = filter(is_private, cast("dict[str, Any]", metadata))
+            _refuse(f"metadata.{name}" for name in private)
+        if extra is None:
+            return
+        if type(extra) is not dict:
+            raise LineError(
+                "invalid_type",
+                f"extra_body must be an object, not {kind_of(extra)}",
+                'for instance "extra_body": {"top_k": 20}',
+            )
+        members = cast("dict[str, Any]", extra)
+        twice = [name for name in members if name in _CHECKED or name in body]
+        if twice:
+            raise LineError(
+                "forbidden_parameter",
+                f"extra_body has {_listed(twice)}, which would replace what was checked",
+                "put it beside model and messages, and nowhere else",
+            )
+        if not self._options.trust:
+            _refuse(f"extra_body.{name}" for name in members if is_key_or_address(name))
+
+    def _count(self, line: int, name: str) -> None:
+        lines, first = self._undecided.get(name, (0, line))
+        if lines or len(self._undecided) < _MOST_COLUMNS:
+            self._undecided[name] = (lines + 1, first)
+
+
+def describe_columns(columns: list[InputColumn]) -> str:
+    """Undecided columns as a text for people: what they are, and what to do."""
+    listed = [
+        f"  {shown(column.name)}: {column.lines:,} {'line' if column.lines == 1 else 'lines'}, "
+        f"first in line {column.first_line}{_meant(column.name)}"
+        for column in columns[:_MOST_SHOWN]
+    ]
+    if len(columns) > _MOST_SHOWN:
+        listed.append(f"  and {len(columns) - _MOST_SHOWN:,} more")
+    first = columns[0].name
+    example = first if first.isidentifier() else "NAME"
+    advice = (
+        f"give --keep {example} to copy some to the output, and --drop-columns to leave the "
+        "others out, or --send-columns to send them as parameters of the provider"
+    )
+    return "\n".join(
+        ("lines have members that are no parameters of chat completions:", *listed, advice)
+    )
+
+
+def _meant(name: str) -> str:
+    parameter = nearest(name, openai_parameters())
+    return "" if parameter is None else f" (is {parameter} meant?)"
+
+
+def kind_of(value: object) -> str:
+    """The type of a value of JSON, for a message."""
+    return _JSON_TYPES[type(value)]
+
+
+_JSON_TYPES: Final[dict[type, str]] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def as_json(value: object) -> msgspec.Raw:
+    """A value as JSON, to be put into a line of results."""
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _refuse(names: Iterable[str]) -> None:
+    listed = list(names)
+    if listed:
+        raise _forbidden(listed, _SETTING_HINT)
+
+
+def _forbidden(names: Iterable[str], hint: str) -> LineError:
+    message = f"{_listed(names)} must not come from a file: it is no parameter of the request"
+    return LineError("forbidden_parameter", message, hint)
+
+
+def _refuse_address_without_key(body: dict[str, Any]) -> None:
+    """Refuse an address that would be sent the key of the Router, whoever it belongs to."""
+    given = [name for name in _ADDRESSES if name in body]
+    key = body.get("api_key")
+    if given and not (type(key) is str and key.strip()):
+        raise LineError(
+            "forbidden_parameter",
+            f"{_listed(given)} without an api_key: the key of the Router would be sent there",
+            'give the line the api_key of that address; "none" where it needs none',
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(shown, names))

@@ -1,0 +1,278 @@
+"""Tables (CSV) and plain text: each row becomes a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeAlias
+
+from parallel_core.errors import InputFileError
+from parallel_core.types import RouterParallelRequest
+
+from .input_lines import text_rows
+from .input_members import as_json
+from .input_records import InputColumn, InputProblem, InputRequest, not_utf8, shown
+
+WHOLE_LINE = "{{line}}"
+_PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
+_ID_COLUMNS = ("custom_id", "id")
+_OTHER_DELIMITERS = (";", "\t")
+_MOST_SHOWN = 20  # columns
+_LONGEST_FIELD = 2**31 - 1  # characters; a C long, on every machine
+
+_CsvRow: TypeAlias = "list[str] | InputProblem"
+
+
+class Template:
+    """A text with the names of columns in it: ``Is this {{kind}}? {{text}}``.
+
+    A value is put in as it is: what looks like a placeholder in it stays.
+
+    Raises:
+        InputFileError: it names a column that does not exist, or none at all.
+    """
+
+    def __init__(self, template: str, columns: list[str]) -> None:
+        # With one group, the pieces are text, name, text, name, …, text.
+        pieces = _PLACEHOLDER.split(template)
+        names = pieces[1::2]
+        unknown = sorted({name for name in names if name not in columns})
+        existing = _listed(columns)
+        if unknown:
+            raise InputFileError(
+                f"the template names {', '.join(f'{{{{{name}}}}}' for name in unknown)}, and the "
+                f"columns of the file are: {existing}"
+            )
+        if not names:
+            raise InputFileError(
+                "the template has no {{column}} in it, so that all prompts would be the same: the "
+                f"columns of the file are: {existing}"
+            )
+        self._texts = pieces[0::2]
+        self._columns = [columns.index(name) for name in names]
+
+    def fill(self, values: list[str]) -> str:
+        """The prompt of a row."""
+        parts = [self._texts[0]]
+        for text, column in zip(self._texts[1:], self._columns, strict=True):
+            parts += (values[column], text)
+        return "".join(parts)
+
+
+class TextLines:
+    """Reads text: each line that is not blank is a prompt.
+
+    Args:
+        model: of all requests.
+        template: what is around a line; its column is ``line``.
+
+    Raises:
+        InputFileError: of the template.
+    """
+
+    format = "text"
+    lines_are_ids = names_lines = True
+
+    def __init__(self, model: str, template: str | None) -> None:
+        self._model = model
+        self._source = template or WHOLE_LINE
+        self._template = Template(self._source, ["line"])
+
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        return text_rows(stream)
+
+    def meaning(self) -> list[str | None]:
+        return [self._model, self._source]
+
+    def refuse_missing(self) -> None:
+        """Text has no columns."""
+
+    def undecided(self) -> list[InputColumn]:
+        return []
+
+    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
+        try:
+            text = row.decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            return not_utf8(line)
+        return InputRequest(line, str(line), _prompt(self._model, self._template.fill([text])))
+
+    def request(
+        self, line: int, row: bytes, finished: Callable[[str], bool]
+    ) -> InputRequest | None:
+        if finished(str(line)):
+            return None
+        found = self.check(line, row)
+        return found if isinstance(found, InputRequest) else None
+
+
+class CsvTable:
+    """Reads CSV as spreadsheets write it, with a row of names at the top.
+
+    A column ``custom_id``, or else ``id``, names the requests. Where the row of names has no
+    commas, but semicolons or tabs, these are between the columns.
+
+    Args:
+        model: of all requests.
+        template: of the prompts.
+        delimiter: between the columns.
+        keep: columns that are copied to the output line.
+    """
+
+    format = "csv"
+
+    def __init__(
+        self, model: str, template: str | None, delimiter: str, keep: tuple[str, ...] = ()
+    ) -> None:
+        self._keep = keep
+        self._kept: list[tuple[str, int]] = []  # with the places of their values
+        self._model = model
+        self._source = template
+        self._delimiter = delimiter
+        self._columns: list[str] = []
+        self._id_column: int | None = None
+        self._template: Template
+
+    @property
+    def lines_are_ids(self) -> bool:
+        return self._id_column is None
+
+    names_lines = lines_are_ids
+
+    def meaning(self) -> list[str | None]:
+        return [self._model, self._source, self._delimiter]
+
+    def refuse_missing(self) -> None:
+        """No column is missing: the row of names has been looked at."""
+
+    def undecided(self) -> list[InputColumn]:
+        return []
+
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, _CsvRow]]:
+        # Fields of any length; the limit is one for the whole process.
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+        # Bytes that are no UTF-8 are found row by row.
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        blank, names = 0, ""
+        for names in text:
+            if names.strip():
+                break
+            blank += 1
+        if self._delimiter == ",":
+            self._delimiter = _delimiter_of(names)
+        lines = itertools.chain([names], text)
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+        has_names = False
+        while True:
+            line = blank + reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if not has_names:
+                    raise InputFileError(f"the row of column names is no CSV: {error}") from None
+                yield line, _not_csv(line, str(error))
+                continue
+            if not any(row):
+                continue
+            if has_names:
+                yield line, row
+            else:
+                self._read_names(row)
+                has_names = True
+
+    def _read_names(self, row: list[str]) -> None:
+        columns = [name.strip() for name in row]
+        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        existing = _listed(columns)
+        if repeated:
+            raise InputFileError(f"columns have the same name: the columns are {existing}")
+        if self._source is None:
+            raise InputFileError(
+                "a CSV file needs a template that makes prompts of its columns, for instance "
+                f'--template "{{{{{columns[-1]}}}}}": the columns of the file are: {existing}'
+            )
+        self._template = Template(self._source, columns)
+        unknown = [name for name in self._keep if name not in columns]
+        if unknown:
+            raise InputFileError(
+                f"there is no column {', '.join(map(shown, unknown))} to keep: the columns of the "
+                f"file are: {existing}"
+            )
+        self._kept = [(name, columns.index(name)) for name in self._keep]
+        self._columns = columns
+        names = [name for name in _ID_COLUMNS if name in columns]
+        self._id_column = columns.index(names[0]) if names else None
+
+    def check(self, line: int, row: _CsvRow) -> InputRequest | InputProblem:
+        if isinstance(row, InputProblem):
+            return row
+        try:
+            "".join(row).encode()
+        except UnicodeEncodeError:
+            return not_utf8(line)
+        if len(row) != len(self._columns):
+            return _not_csv(line, f"{len(row)} fields for {len(self._columns)} columns")
+        custom_id = str(line) if self._id_column is None else row[self._id_column]
+        if not custom_id:
+            name = self._columns[self._id_column or 0]
+            return InputProblem(
+                line,
+                "missing_required_parameter",
+                f"the column {name} is empty",
+                "give each row a name of its own, or leave the column out of the file",
+                str(line),
+            )
+        prompt = self._template.fill(row)
+        if not prompt.strip():
+            return InputProblem(
+                line,
+                "missing_required_parameter",
+                "the prompt is empty",
+                "fill the columns that the template names",
+                custom_id,
+            )
+        return InputRequest(line, custom_id, _prompt(self._model, prompt))
+
+    def request(
+        self, line: int, row: _CsvRow, finished: Callable[[str], bool]
+    ) -> InputRequest | None:
+        if isinstance(row, InputProblem):
+            return None
+        custom_id = str(line) if self._id_column is None else row[self._id_column]
+        if finished(custom_id):
+            return None
+        columns = {name: row[place] for name, place in self._kept}
+        returned = {"columns": as_json(columns)} if columns else None
+        return InputRequest(
+            line, custom_id, _prompt(self._model, self._template.fill(row)), returned
+        )
+
+
+def _delimiter_of(names: str) -> str:
+    """What is between the columns, by the row of their names."""
+    for delimiter in (",", *_OTHER_DELIMITERS):
+        with contextlib.suppress(csv.Error):
+            if len(next(csv.reader([names], delimiter=delimiter), ())) > 1:
+                return delimiter
+    return ","
+
+
+def _listed(columns: list[str]) -> str:
+    # Where the row of names is missing, these are the values of the first row.
+    names = ", ".join(map(shown, columns[:_MOST_SHOWN]))
+    return names + ", …" if len(columns) > _MOST_SHOWN else names
+
+
+def _not_csv(line: int, reason: str) -> InputProblem:
+    hint = "put fields with commas, quotes or line ends into quotes, and double the quotes in them"
+    return InputProblem(line, "invalid_csv_row", f"not a row of CSV: {reason}", hint, str(line))
+
+
+def _prompt(model: str, text: str) -> RouterParallelRequest:
+    return RouterParallelRequest(model, [{"role": "user", "content": text}])

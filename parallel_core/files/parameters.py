@@ -1,0 +1,206 @@
+"""Names of request members: parameters of chat completions, settings of litellm, vendor parameters.
+
+All of it is asked of the packages ``openai`` and ``litellm`` at run time. They are imported by the
+functions only: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, get_args, get_type_hints
+
+# Arguments of our own and of litellm that no name of a vendor begins with.
+_PRIVATE_PREFIXES: Final = ("_", "litellm_", "mock_", "parallel_core_")
+# A name that ends like this is an address, a key, a file, a callback or a deployment, whether
+# litellm declares it or not.
+_ENDS_LIKE_A_SETTING: Final = re.compile(
+    r"(?:^|[_-])(?:api|auth|base|callbacks?|cert|client|credentials?|deployment|endpoint|fallbacks|"
+    r"file|headers?|host|key|password|path|prox(?:y|ies)|secret|ssl|token|uri|url|verify)$"
+    r"|(?:^|_)(?:apikey|deployment|model_id)(?:_|$)",
+    re.IGNORECASE,
+)
+# Names by which litellm's functions read arguments that they do not declare.
+_READ: Final = re.compile(
+    r"""(?<![\w.])(?:request_)?(?:kwargs|litellm_params)(?:\.(?:get|pop)\(\s*|\[)"([\w-]+)\""""
+)
+_SOURCES: Final = (
+    *("main.py", "utils.py", "router*.py", "router_utils/**/*.py"),
+    *("router_strategy/**/*.py", "litellm_core_utils/**/*.py"),
+)
+_FEW: Final = 2
+
+
+@functools.cache
+def openai_parameters() -> frozenset[str]:
+    """Names of the parameters of OpenAI's chat completions."""
+    from openai.types.chat import completion_create_params as types
+
+    forms = (
+        types.CompletionCreateParamsNonStreaming,
+        types.CompletionCreateParamsStreaming,
+    )
+    return frozenset(name for form in forms for name in form.__annotations__)
+
+
+@functools.cache
+def openai_roles() -> frozenset[str]:
+    """Roles that a message of OpenAI's chat completions may have."""
+    from openai.types.chat import ChatCompletionMessageParam
+
+    forms = get_args(ChatCompletionMessageParam)
+    return frozenset(role for form in forms for role in get_args(get_type_hints(form)["role"]))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_litellm_setting(name: str) -> bool:
+    """Return True if litellm would not send an argument of this name, but act on it.
+
+    A setting may carry a key, send the request elsewhere, weaken its encryption, make an answer
+    up, call more often, or change what it seems to cost.
+    """
+    if name in openai_parameters():
+        return False
+    if is_private(name) or name in _declared_settings() or name.startswith(_prefixes_of_keys()):
+        return True
+    return name not in _vendor_parameters() and (
+        ends_like_a_setting(name) or name in _arguments_of_calls() or name in _undeclared_reads()
+    )
+
+
+def is_key_or_address(name: str) -> bool:
+    """Return True if a member of ``extra_body`` looks like a key or an address.
+
+    A proxy behind the API (litellm's own, for instance) may act on it.
+    """
+    return name not in openai_parameters() and (is_private(name) or ends_like_a_setting(name))
+
+
+def is_private(name: str) -> bool:
+    """Return True if a name belongs to the inside of litellm or of this package."""
+    return name.startswith(_PRIVATE_PREFIXES)
+
+
+def ends_like_a_setting(name: str) -> bool:
+    """Return True if a name looks like an address, a key, a file or a callback."""
+    return _ENDS_LIKE_A_SETTING.search(name) is not None
+
+
+# --- what litellm says ---
+
+
+@functools.cache
+def _declared_settings() -> frozenset[str]:
+    """Names that litellm lists as its own, or as settings of a deployment."""
+    from litellm.types import router, utils
+
+    names: set[str] = set(utils.all_litellm_params)
+    names.update(_fields(router.LiteLLM_Params), _fields(router.GenericLiteLLMParams))
+    names.update(_fields(router.LiteLLMParamsTypedDict))
+    names.update(_fields(utils.StandardCallbackDynamicParams))
+    return frozenset(names)
+
+
+@functools.cache
+def _fields_of_keys() -> frozenset[str]:
+    from litellm.types.router import CredentialLiteLLMParams
+
+    return frozenset(_fields(CredentialLiteLLMParams))
+
+
+@functools.cache
+def _prefixes_of_keys() -> tuple[str, ...]:
+    """What several fields for keys begin with: ``aws_``, ``vertex_``, …"""
+    beginnings = [name.partition("_")[0] for name in _fields_of_keys() if "_" in name]
+    often = {beginning for beginning in beginnings if beginnings.count(beginning) >= _FEW}
+    return tuple(f"{beginning}_" for beginning in often)
+
+
+@functools.cache
+def _arguments_of_calls() -> frozenset[str]:
+    """Names of the arguments of litellm's functions and of its Router."""
+    import litellm
+
+    its: Any = litellm
+    router = its.Router
+    functions = (its.completion, its.acompletion, router.__init__, router.acompletion)
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    return frozenset(names.union(its.OPENAI_CHAT_COMPLETION_PARAMS))
+
+
+@functools.cache
+def _undeclared_reads() -> frozenset[str]:
+    """Names by which litellm's functions read arguments that no signature has."""
+    import litellm
+
+    folder = Path(litellm.__file__).parent
+    files = {file for pattern in _SOURCES for file in folder.glob(pattern)}
+    return frozenset(
+        name for file in files for name in _READ.findall(file.read_text(encoding="utf-8"))
+    ).difference(_required_elsewhere())
+
+
+def _required_elsewhere() -> frozenset[str]:
+    """Names of what other endpoints cannot do without, as ``input`` of embeddings.
+
+    litellm reads these in calls of those endpoints, to log and to count; for a chat completion it
+    sends them like any parameter of a vendor.
+    """
+    import litellm
+    from litellm.types.utils import CallTypes
+
+    functions = [getattr(litellm, kind.value, None) for kind in CallTypes]
+    return frozenset(
+        parameter.name
+        for function in functions
+        if inspect.isfunction(function)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+    )
+
+
+@functools.cache
+def _vendor_parameters() -> frozenset[str]:
+    """Names of parameters that litellm knows for one of its providers: ``top_k``, ``thinking``, …
+
+    Keys and addresses are not among them.
+    """
+    import litellm
+
+    from parallel_core.config.endpoints import quiet_litellm
+
+    names: set[str] = set()
+    with quiet_litellm():
+        for config in _configs_of_providers(litellm):
+            names.update(*map(_fields, type(config).__mro__))
+            names.update(inspect.signature(type(config).__init__).parameters)
+            # Some ask for a model that exists, and raise various errors where there is none.
+            with contextlib.suppress(Exception):
+                names.update(config.get_supported_openai_params("model"))
+    return frozenset(
+        name
+        for name in names.difference(("self", "args", "kwargs"))
+        if name.islower() and not is_private(name) and not ends_like_a_setting(name)
+    )
+
+
+def _configs_of_providers(litellm: ModuleType) -> Iterator[Any]:
+    from litellm.utils import ProviderConfigManager
+
+    for provider in litellm.LlmProviders:
+        # A provider whose own package is not installed has no configuration here.
+        with contextlib.suppress(Exception):
+            config = ProviderConfigManager.get_provider_chat_config("model", provider)
+            if config is not None:
+                yield config
+
+
+def _fields(type_: Any) -> Iterable[str]:
+    """Names of the fields of a pydantic model, a TypedDict or a plain class."""
+    fields: Any = getattr(type_, "model_fields", None)
+    return fields or getattr(type_, "__annotations__", {})

@@ -1,0 +1,39 @@
+"""The output file of a run is its checkpoint: what it holds is finished and never paid twice.
+
+``docs/durability.md`` says what is promised, and how it is tested.
+"""
+
+from .journal import Journal, JournalEntry, JournalOpening
+from .json_lines import json_line, one_line, read_json_line
+from .manifest import ManifestFields, find_statistics
+from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
+from .run_statistics import (
+    CallStatistics,
+    LimitStatistics,
+    RunPaths,
+    read_statistics,
+    statistics_line,
+)
+from .system import process_is_alive
+
+__all__ = [
+    "NULL",
+    "BadLineError",
+    "CallStatistics",
+    "Journal",
+    "JournalEntry",
+    "JournalOpening",
+    "LimitStatistics",
+    "ManifestFields",
+    "ResultLine",
+    "RunPaths",
+    "find_statistics",
+    "json_line",
+    "one_line",
+    "process_is_alive",
+    "read_json_line",
+    "read_result_line",
+    "read_result_lines",
+    "read_statistics",
+    "statistics_line",
+]

@@ -1,0 +1,112 @@
+"""Where results go that were paid for and cannot be written to their output file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .files import Disk, in_large_blocks
+from .system import is_ours, open_flags
+
+STANDARD_ERROR = "the standard error stream"
+_FLAGS = open_flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK")
+
+
+class Rescue:
+    """Writes to the first place that takes it.
+
+    Attributes:
+        places: the rescue file, and a file in the system's temporary folder.
+        older_places: where an earlier version, or the run before a change, has written to.
+        used: where something has been written.
+        lost: whether something could be written nowhere.
+    """
+
+    def __init__(self, rescue: Path, output: Path, runs: Sequence[bytes], disk: Disk) -> None:
+        """``runs``: what names the run, now and before."""
+        first, *others = (_in_temporary_folder(output, run) for run in runs)
+        self.places = (rescue, first)
+        self.older_places = others
+        self.used: list[str] = []
+        self.lost = False
+        self._disk = disk
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether some of it is where no later run finds it."""
+        return self.lost or STANDARD_ERROR in self.used
+
+    def found(self) -> list[Path]:
+        """The places where an earlier run has left something."""
+        return [place for place in (*self.places, *self.older_places) if _is_own_file(place)]
+
+    def write(self, blocks: Iterable[bytes]) -> None:
+        """Write whole lines. What one place cannot take goes to the next."""
+        for block in in_large_blocks(blocks):
+            if block:
+                self._write_block(block)
+
+    def _write_block(self, block: bytes) -> None:
+        for place in self.places:
+            try:
+                self._append(place, block)
+            except OSError:
+                continue
+            self._note(str(place))
+            return
+        try:
+            # The last resort; the stream's own object may be somebody's window by now.
+            Disk().write_all(2, block)
+        except OSError:
+            self.lost = True
+        else:
+            self._note(STANDARD_ERROR)
+
+    def _note(self, place: str) -> None:
+        if place not in self.used:
+            self.used.append(place)
+
+    def _append(self, place: Path, block: bytes) -> None:
+        fd = os.open(place, _FLAGS, 0o600)
+        try:
+            if not _is_own(os.fstat(fd)):
+                raise PermissionError(f"{place} is not ours")
+            size = os.fstat(fd).st_size
+            try:
+                self._disk.write_all(fd, block)
+                self._disk.sync(fd)
+                self._disk.sync_folder(place.parent)  # the file may be new
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, size)
+                    if size == 0:
+                        place.unlink()
+                raise
+        finally:
+            os.close(fd)
+
+    def __str__(self) -> str:
+        return " and ".join(self.used)
+
+
+def _in_temporary_folder(output: Path, run: bytes) -> Path:
+    # The same for the same run and for no other one.
+    name = hashlib.sha256(os.fsencode(output) + b"\0" + run).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"parallel-core-{name}.rescue.jsonl"
+
+
+def _is_own_file(path: Path) -> bool:
+    try:
+        return _is_own(path.lstat())
+    except OSError:
+        return False
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """In a temporary folder, others may have put a file in our way."""
+    return stat.S_ISREG(status.st_mode) and is_ours(status)

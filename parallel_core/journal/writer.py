@@ -1,0 +1,406 @@
+"""The thread that writes a journal, in groups, and what it does when the disk fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import sniffio
+import trio
+
+from parallel_core.engine import Event as EngineEvent
+from parallel_core.errors import JournalError
+
+from .files import Disk, FileChangedError, LockedFile, open_at_a_new_line
+from .opening import OpenedJournal
+from .scan import drop_superseded
+from .system_errors import reason
+
+T = TypeVar("T")
+
+logger = logging.getLogger("parallel_core")
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """A finished request, for the journal.
+
+    Attributes:
+        custom_id: of the request.
+        line: of the output file, without its end. Its ``custom_id`` is this one.
+        ok: whether there is an answer. What failed goes to the error file, where there is one.
+        statistics: a line of the statistics file, without its end.
+    """
+
+    custom_id: str
+    line: bytes
+    ok: bool
+    statistics: bytes | None = None
+
+    def __repr__(self) -> str:
+        """Without the answer: a repr ends up in logs."""
+        return f"<JournalEntry {self.custom_id!r} ok={self.ok} {len(self.line)} bytes>"
+
+
+Wake = Callable[[Callable[[], None]], object]
+"""Calls a function soon in the loop where somebody waits; from any thread."""
+
+
+class JournalWriter:
+    """Takes entries from any task, and writes them in a thread of its own.
+
+    An entry is written when ``group_size`` of them wait, or ``group_seconds`` after the first of
+    them came. ``on_disk`` and ``on_failure`` are called in that thread.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedJournal,
+        statistics: Path,
+        *,
+        group_size: int,
+        group_seconds: float,
+        on_disk: Callable[[int, int], object] | None,
+        on_failure: Callable[[JournalError], object] | None,
+        disk: Disk,
+    ) -> None:
+        self.succeeded = opened.opening.succeeded
+        self.failed = opened.opening.failed
+        self.saved = 0  # results that went to the rescue file
+        self.failure: str | None = None
+        self.failure_cause: Exception | None = None
+        self.finished = False
+        self._output = opened.output
+        self._errors = opened.errors
+        self._files = opened.files
+        self._ids = opened.ids
+        self._with_failures = opened.with_failures
+        self._manifest = opened.manifest
+        self._current = opened.output.path  # that something is done with
+        self._rescue = opened.rescue
+        self._statistics = _StatisticsFile(statistics, disk)
+        self._group_size = group_size
+        self._group_seconds = group_seconds
+        self._on_disk = on_disk
+        self._on_failure = on_failure
+        # Guards all that follows; and its holder may use the files while nothing is unwritten.
+        # The lock can be taken twice: a forgotten journal may be collected, and closed, anywhere.
+        self._changed = threading.Condition(threading.RLock())
+        self._entries: list[JournalEntry] = []
+        self._records: list[bytes] = []
+        self._unwritten = 0
+        self._waiting: list[tuple[object, Wake, EngineEvent]] = []
+        self._closing = False
+        self._hurried = False  # somebody waits for what is there: it is not waited for more
+        self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: JournalEntry) -> None:
+        """Hand an entry over. Raises RuntimeError: the journal is closed."""
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the journal is closed: append before that")
+            self._entries.append(entry)
+            self._unwritten += 1
+            if len(self._entries) in (1, self._group_size):
+                self._changed.notify_all()
+
+    def put_record(self, line: bytes) -> None:
+        """Hand over a line of statistics."""
+        with self._changed:
+            if not self._closing:
+                self._records.append(line)
+                if len(self._records) in (1, self._group_size):
+                    self._changed.notify_all()
+
+    async def wait_for_room(self) -> None:
+        """Return when less than a group is unwritten."""
+        while self._unwritten >= self._group_size:
+            event = self._register(lambda: self._unwritten >= self._group_size)
+            if event is not None:
+                await event.wait()
+
+    async def wait_until_finished(self) -> None:
+        """Return when ``close_soon`` has led to the end of the thread."""
+        while not self.finished:
+            event = self._register(lambda: not self.finished)
+            if event is not None:
+                await event.wait()
+        self._thread.join()  # it has nothing left to do
+
+    def _register(self, is_needed: Callable[[], bool]) -> EngineEvent | None:
+        """An event of the loop of the current task, which is set after the next group."""
+        loop: trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
+        event: EngineEvent
+        if sniffio.current_async_library() == "trio":
+            loop = token = trio.lowlevel.current_trio_token()
+            wake: Wake = token.run_sync_soon
+            event = trio.Event()
+        else:
+            loop = asyncio.get_running_loop()
+            wake = loop.call_soon_threadsafe
+            event = asyncio.Event()
+        with self._changed:
+            if not is_needed():
+                return None
+            self._waiting.append((loop, wake, event))
+        return event
+
+    def close_soon(self) -> None:
+        """Have the thread write what is left, and end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """The same, and wait for it."""
+        self.close_soon()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def while_idle(self, function: Callable[[list[LockedFile]], T]) -> T:
+        """Call a function with the files, after all that was handed over is written."""
+        with self._changed:
+            while self._unwritten:
+                self._hurried = True
+                self._changed.notify_all()
+                self._changed.wait()
+            if self._closing:
+                raise RuntimeError("the journal is closed")
+            return function(self._files)
+
+    def error(self) -> JournalError:
+        """The failure, made anew for everybody who gets it."""
+        error = JournalError(f"{self.failure}; {self._what_became_of_the_rest()}")
+        error.__cause__ = self.failure_cause
+        return error
+
+    def _what_became_of_the_rest(self) -> str:
+        saved = self.saved
+        results = f"{saved} result{'' if saved == 1 else 's'} of calls that were made"
+        if self._rescue.lost:
+            where = f", but for those in {self._rescue}" if self._rescue.used else ""
+            return f"{results} could be written nowhere and are lost{where}"
+        if self._rescue.by_hand:
+            return f"{results} could not be written and are in {self._rescue}: keep them"
+        if saved:
+            return (
+                f"{results} could not be written and are in {self._rescue}. Mend that and run the "
+                "same again: it goes on, and takes them from there"
+            )
+        return "mend that and run the same again: it goes on"
+
+    def _run(self) -> None:
+        try:
+            while self._write_next_group():
+                pass
+            self._drop_superseded_at_the_end()
+        finally:
+            for file in self._files:
+                with contextlib.suppress(OSError):
+                    file.close()
+            self._statistics.close()
+            with self._changed:
+                if not self._closing:  # by an error of ours, which the thread tells
+                    self._closing = True
+                    self.failure = self.failure or "the thread that writes the journal has ended"
+                self._unwritten = 0
+                self.finished = True
+                self._changed.notify_all()
+            self._wake_all()
+
+    def _write_next_group(self) -> bool:
+        with self._changed:
+            while not (self._entries or self._records or self._closing):
+                self._changed.wait()
+            self._gather()
+            entries, self._entries = self._entries, []
+            records, self._records = self._records, []
+            if not entries and not records:
+                return False
+        if entries:
+            self._commit(entries)
+        if self.failure is None or self._rescue.used:
+            lines = [entry.statistics for entry in entries if entry.statistics is not None]
+            self._statistics.write(records + lines)
+        with self._changed:
+            self._unwritten -= len(entries)
+            self._changed.notify_all()
+        self._wake_all()
+        return True
+
+    def _gather(self) -> None:
+        deadline = time.monotonic() + self._group_seconds
+        while max(len(self._entries), len(self._records)) < self._group_size:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._closing or self._hurried:
+                break
+            self._changed.wait(left)
+        self._hurried = False
+
+    def _wake_all(self) -> None:
+        with self._changed:
+            waiting, self._waiting = self._waiting, []
+        by_loop: dict[object, tuple[Wake, list[EngineEvent]]] = {}
+        for loop, wake, event in waiting:
+            by_loop.setdefault(loop, (wake, []))[1].append(event)
+        for wake, events in by_loop.values():
+            # A loop that is closed meanwhile has nobody who waits.
+            with contextlib.suppress(RuntimeError, trio.RunFinishedError):
+                wake(_Setting(events))
+
+    def _commit(self, entries: list[JournalEntry]) -> None:
+        if self.failure is not None:
+            self._save(entries)
+            return
+        try:
+            self._write(entries)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was paid for is saved
+            self._fail(error, entries)
+            return
+        answers = sum(entry.ok for entry in entries)
+        self.succeeded += answers
+        self.failed += len(entries) - answers
+        if self._on_disk is not None:
+            self._call_back(self._on_disk, self.succeeded, self.failed)
+
+    def _write(self, entries: list[JournalEntry]) -> None:
+        elsewhere = self._errors is not None and not all(entry.ok for entry in entries)
+        self._current = self._manifest.path
+        self._manifest.expect_results(failures=elsewhere)
+        for file in self._files:
+            self._current = file.path
+            file.check()
+        written: list[LockedFile] = []
+        for file in self._files:
+            lines = [entry.line for entry in entries if self._file_of(entry) is file]
+            if lines:
+                self._current = file.path
+                file.write(b"\n".join((*lines, b"")))
+                written.append(file)
+        for file in written:
+            self._current = file.path
+            file.sync()
+        for file in written:
+            file.commit()
+        if self._ids.retried:
+            for entry in entries:
+                self._ids.note_retry(entry.custom_id)
+
+    def drop_superseded(self) -> None:
+        """Rewrite the files without failures that have a newer result. Nobody appends meanwhile.
+
+        Raises:
+            OSError: a file cannot be rewritten. No result is lost, and the next opening does it.
+        """
+        if self._ids.superseded:
+            for file in self._with_failures:
+                self._current = file.path
+                file.check()
+            drop_superseded(self._with_failures, self._ids.superseded)
+            self._ids.superseded.clear()
+
+    def _drop_superseded_at_the_end(self) -> None:
+        if self.failure is not None:
+            return
+        try:
+            self.drop_superseded()
+            if self._errors is not None and not self._errors.size:
+                self._current = self._manifest.path
+                self._manifest.forget_failures()
+        except OSError as error:
+            logger.warning(
+                "%s keeps failures of requests that were sent again and have a newer result: it "
+                "cannot be rewritten (%s). No result is lost; the next run drops them",
+                self._current,
+                reason(error),
+            )
+
+    def _file_of(self, entry: JournalEntry) -> LockedFile:
+        return self._output if entry.ok or self._errors is None else self._errors
+
+    def _fail(self, error: Exception, entries: list[JournalEntry]) -> None:
+        text = f"{self._current} cannot be written: {reason(error)}"
+        if isinstance(error, FileChangedError):
+            text += " during the run"
+        for file in self._files:
+            try:
+                if file.removed:
+                    text += self._bring_back(file)
+                elif not isinstance(error, FileChangedError):
+                    file.drop_uncommitted()
+            except OSError:
+                # The next opening cuts it.
+                logger.warning("%s could not be cut to its last whole line", file.path)
+        self._save(entries)
+        self.failure_cause = error
+        self.failure = text
+        if self._on_failure is not None:
+            self._call_back(self._on_failure, self.error())
+
+    def _save(self, entries: list[JournalEntry]) -> None:
+        self._rescue.write(entry.line + b"\n" for entry in entries)
+        self.saved += len(entries)
+
+    def _bring_back(self, file: LockedFile) -> str:
+        """A file that was removed under us is still there as long as we have it open."""
+        try:
+            file.bring_back()
+        except OSError:
+            self._rescue.write(file.blocks())
+            return f"; what it held is in {self._rescue}"
+        return "; it has been put back"
+
+    def _call_back(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001 - of the user; results must be written all the same
+            logger.warning("a callback of the journal failed: %s", type(error).__qualname__)
+
+
+class _Setting:
+    """Sets events, in their own loop."""
+
+    def __init__(self, events: list[EngineEvent]) -> None:
+        self._events = events
+
+    def __call__(self) -> None:
+        for event in self._events:
+            event.set()
+
+
+class _StatisticsFile:
+    """By the way: it is not synced, and a failure is told once and fails nothing."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path = path
+        self._disk = disk
+        self._file: int | None = None
+        self._given_up = False
+
+    def write(self, lines: list[bytes]) -> None:
+        if not lines or self._given_up:
+            return
+        try:
+            if self._file is None:
+                self._file = open_at_a_new_line(self._path)
+            self._disk.write_all(self._file, b"\n".join((*lines, b"")))
+        except OSError as error:
+            self._given_up = True
+            logger.warning(
+                "%s cannot be written (%s): the run goes on without statistics",
+                self._path,
+                reason(error),
+            )
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)

@@ -1,0 +1,251 @@
+"""Numbers, times and names as people read them: for the table, the page and the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from parallel_core.router import describe_finishes
+
+from .model import ModelReport, Percentiles, RunReport, Timeline
+
+NOTHING = "-"
+UNKNOWN = "unknown"
+ALL = "all"
+# Of kinds of failure in a chart.
+MOST_KINDS_SHOWN = 6
+_MINUTE = 60.0
+_HOUR = 60.0 * _MINUTE
+_DAY = 24.0 * _HOUR
+
+
+def count(number: int) -> str:
+    """``1,234,567``."""
+    return f"{number:,}"
+
+
+def seconds(value: float | None) -> str:
+    """A latency, with three significant digits: ``0.0123``, ``1.23``, ``123``."""
+    if value is None:
+        return NOTHING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if value >= 0.001 else f"{value:.4f}"
+
+
+def span(value: float) -> str:
+    """How long something took: ``12.3 s``, ``4 min 05 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    if value < _MINUTE:
+        return f"{value:.3g} s"
+    if value < _HOUR:
+        whole = round(value)
+        return f"{whole // 60} min {whole % 60:02} s"
+    if value < _DAY:
+        whole = round(value / _MINUTE)
+        return f"{whole // 60} h {whole % 60:02} min"
+    whole = round(value / _HOUR)
+    return f"{whole // 24:,} d {whole % 24} h"
+
+
+def money(value: float) -> str:
+    """USD with as many digits as say something: ``123.45``, ``0.0012``."""
+    if value == 0 or value >= 100:
+        return f"{value:,.2f}"
+    return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
+
+
+def rate(value: float | None) -> str:
+    """Calls for each second, with three significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def moment(value: float) -> str:
+    """A moment in UTC, for a report reads the same wherever it is made."""
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        title: with the unit.
+        heads: of the columns; the first ``names`` of them hold text, the others numbers.
+        rows: a cell for each head.
+        names: how many columns hold text.
+        sums: how many rows at the end are of all models together.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    names: int = 1
+    sums: int = 0
+
+
+def tables(report: RunReport) -> list[Table]:
+    """The tables of a report. With more than one model, the last rows are of all of them."""
+    rows = [(model.model, model) for model in report.models]
+    several = len(rows) > 1
+    if several:
+        rows.append((ALL, report.total))
+
+    def table(
+        title: str, heads: tuple[str, ...], cells: Callable[[ModelReport], tuple[str, ...]]
+    ) -> Table:
+        filled = [(name, *cells(model)) for name, model in rows]
+        return Table(title, ("model", *heads), filled, sums=int(several))
+
+    made = [
+        table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
+    ]
+    if report.failures:
+        made.append(_failures(report))
+    if report.failures and several:
+        by_model: list[tuple[str, ...]] = [
+            (name, kind, count(number))
+            for name, model in rows[:-1]  # without all of them together
+            for kind, number in model.failures.items()
+        ]
+        made.append(
+            Table("Failed requests of each model", ("model", "kind", "requests"), by_model, names=2)
+        )
+    if report.total.finish_reasons:
+        finishes: list[tuple[str, ...]] = [
+            (name, reason, count(number))
+            for name, model in rows
+            for reason, number in model.finish_reasons.items()
+        ]
+        sums = len(report.total.finish_reasons) if several else 0
+        made.append(
+            Table(
+                "Finish reasons of answers",
+                ("model", "finish reason", "answers"),
+                finishes,
+                names=2,
+                sums=sums,
+            )
+        )
+    heads = ("calls", "p50", "p95", "p99", "maximum")
+    if report.total.latency is not None:
+        made.append(
+            table(
+                "Latency of calls with an answer, seconds",
+                heads,
+                lambda model: _percentiles(model.latency),
+            )
+        )
+    if report.total.first_chunk is not None:
+        made.append(
+            table(
+                "Time to the first chunk, seconds",
+                heads,
+                lambda model: _percentiles(model.first_chunk),
+            )
+        )
+    made.append(table("Tokens", ("prompt", "cached", "completion", "reasoning"), _tokens))
+    if report.total.calls:
+        made.append(table("Cost", ("USD", "USD per 1,000 answers", "calls without a price"), _cost))
+    return made
+
+
+def _failures(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            failure.kind,
+            failure.message or NOTHING,
+            ", ".join(failure.custom_ids) or NOTHING,
+            count(failure.requests),
+        )
+        for failure in report.failures
+    ]
+    return Table("Failed requests", ("kind", "what one said", "ids", "requests"), rows, names=3)
+
+
+def facts(report: RunReport) -> list[tuple[str, str]]:
+    """What is told of the run as a whole: what it is, and its value."""
+    found: list[tuple[str, str]] = []
+    if report.started_at is not None and report.ended_at is not None:
+        found.append(("period", f"{moment(report.started_at)} to {moment(report.ended_at)}"))
+        found.append(("active", _active(report)))
+    if report.total.calls_per_second is not None:
+        found.append(
+            ("throughput", f"{rate(report.total.calls_per_second)} calls/s of active time")
+        )
+    if report.peak_in_flight:
+        # A call that is sent again counts from its first attempt to its last.
+        over = report.limit is not None and report.peak_in_flight > report.limit.maximum
+        waits = ", with those that waited to be sent again" if over else ""
+        found.append(("in flight", f"{count(report.peak_in_flight)} at most{waits}"))
+    unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
+    if unusual:
+        found.append(("answers", unusual))
+    if report.limit is not None:
+        limit = report.limit
+        text = f"{limit.maximum:,}"
+        if limit.changes or limit.minimum < limit.maximum:
+            text = f"minimum {limit.minimum:,}, median {limit.median:,}, maximum {text}"
+            text += f"; {limit.changes:,} change{'' if limit.changes == 1 else 's'}"
+        found.append(("limit", text))
+    return found
+
+
+def _active(report: RunReport) -> str:
+    text = span(report.active_seconds)
+    pauses = report.timeline.pauses if report.timeline is not None else []
+    if not pauses:
+        return text
+    left_out = span(sum(pause.seconds for pause in pauses))
+    what = "1 pause" if len(pauses) == 1 else f"{len(pauses):,} pauses"
+    return f"{text}, without {what} of {left_out} (over a minute with no call in flight)"
+
+
+def _requests(model: ModelReport) -> tuple[str, ...]:
+    measured = (
+        (count(model.calls), count(model.attempts), rate(model.calls_per_second))
+        if model.calls
+        else (NOTHING,) * 3
+    )
+    return count(model.requests), count(model.ok), count(model.failed), *measured
+
+
+def _percentiles(found: Percentiles | None) -> tuple[str, ...]:
+    if found is None:
+        return ("0", *(NOTHING,) * 4)
+    values = (found.p50, found.p95, found.p99, found.maximum)
+    return count(found.count), *(seconds(value) for value in values)
+
+
+def _tokens(model: ModelReport) -> tuple[str, ...]:
+    numbers = (
+        model.prompt_tokens,
+        model.cached_tokens,
+        model.completion_tokens,
+        model.reasoning_tokens,
+    )
+    return tuple(count(number) for number in numbers)
+
+
+def cost(model: ModelReport) -> str:
+    """USD, as far as the price is known."""
+    return UNKNOWN if model.unpriced_calls and not model.cost else money(model.cost)
+
+
+def _cost(model: ModelReport) -> tuple[str, ...]:
+    known = model.ok and cost(model) != UNKNOWN
+    each = money(1000 * model.cost / model.ok) if known else NOTHING
+    return cost(model), each, count(model.unpriced_calls)
+
+
+def errors_to_show(course: Timeline) -> dict[str, list[int]]:
+    """Failed calls by kind in each part: the most frequent kinds, the others added up."""
+    kinds = list(course.errors.items())
+    if len(kinds) <= MOST_KINDS_SHOWN:
+        return dict(kinds)
+    shown = dict(kinds[: MOST_KINDS_SHOWN - 1])
+    rest = [counts for _, counts in kinds[MOST_KINDS_SHOWN - 1 :]]
+    shown["others"] = [sum(counts) for counts in zip(*rest, strict=True)]
+    return shown

@@ -1,0 +1,140 @@
+"""What an answer holds: whether it has choices, how they ended, and whether they say anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+from parallel_core.control import Call, ItemMeter, RouterMeter
+from parallel_core.errors import EmptyResponseError, text_of
+from parallel_core.failures import WITHOUT_CHOICES
+from parallel_core.types import RouterParallelRequest, StreamedResponse
+
+CUT, FILTERED = "length", "content_filter"
+# From worst to best. What is none of these is between the two groups.
+_WORST = (FILTERED, CUT)
+_USUAL = ("tool_calls", "function_call", "stop")
+_LONGEST_REASON = 64  # characters: providers write what they like
+MOST_REASONS = 32
+OTHER_REASONS = "another reason"
+# What a message may have instead of a text.
+_INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
+_MISSING = object()
+
+
+class Finish(NamedTuple):
+    """How an answer ended.
+
+    Attributes:
+        reason: the finish reason; of several choices the worst one: ``content_filter``, then
+            ``length``, then any other but ``tool_calls`` and ``stop``. None if there is none.
+        without_text: a choice has no text, and nothing in place of it: no call of a tool, no
+            refusal, no audio, no image.
+    """
+
+    reason: str | None
+    without_text: bool
+
+
+def finish_of(response: Any) -> Finish:
+    """Say how an answer ended: a ``ModelResponse`` of litellm, or a mapping of the same form."""
+    found = _field(response, "choices")
+    if found.__class__ is not list:
+        return Finish(None, False)
+    choices: list[Any] = found
+    reasons = [
+        reason[:_LONGEST_REASON]
+        for choice in choices
+        if isinstance(reason := _field(choice, "finish_reason"), str) and reason
+    ]
+    without_text = any(map(_has_no_text, choices))
+    return Finish(min(reasons, key=_badness, default=None), without_text)
+
+
+def add_finish(reasons: Counter[str], reason: str | None) -> None:
+    """Count a finish reason. Providers make up their own: beyond 32 of them, they are one."""
+    if reason is not None:
+        is_known = reason in reasons or len(reasons) < MOST_REASONS
+        reasons[reason if is_known else OTHER_REASONS] += 1
+
+
+def describe_finishes(reasons: Mapping[str, int], without_text: int) -> str:
+    """Say which answers are not what was asked for; empty if there are none.
+
+    Args:
+        reasons: answers by finish reason.
+        without_text: answers without any text.
+    """
+    others = {
+        reason: count
+        for reason, count in reasons.items()
+        if reason not in _WORST and reason not in _USUAL
+    }
+    counts = [
+        (reasons.get(CUT, 0), "cut at max_tokens"),
+        (reasons.get(FILTERED, 0), "filtered"),
+        *((count, f"ended with {reason}") for reason, count in others.items()),
+        (without_text, "without text"),
+    ]
+    return ", ".join(f"{count:,} {what}" for count, what in counts if count)
+
+
+def require_choices(call: Call, meter: RouterMeter | ItemMeter) -> Call:
+    """Have a call of a Router fail where its answer has no choices.
+
+    The result of the wrapped call raises ``EmptyResponseError``.
+    """
+
+    async def answered(index: int, request: RouterParallelRequest) -> Any:
+        try:
+            value = await call(index, request)
+        except Exception as error:
+            if any(text in text_of(error) for text in WITHOUT_CHOICES):
+                raise EmptyResponseError(index, request.model) from error
+            raise
+        response = value.response if type(value) is StreamedResponse else value
+        choices = _field(response, "choices", _MISSING)
+        if choices is None or (choices.__class__ is list and not choices):
+            raise _empty(index, request, value, meter)
+        return value
+
+    return answered
+
+
+def _empty(
+    index: int, request: RouterParallelRequest, value: Any, meter: RouterMeter | ItemMeter
+) -> EmptyResponseError:
+    try:
+        return EmptyResponseError(index, request.model, meter.usage_of(request, value))
+    except Exception as problem:  # noqa: BLE001 - of a user's meter, which may look for a choice
+        error = EmptyResponseError(index, request.model)
+        error.__cause__ = problem
+        return error
+
+
+def _badness(reason: str) -> int:
+    for group, offset in ((_WORST, 0), (_USUAL, len(_WORST) + 1)):
+        if reason in group:
+            return offset + group.index(reason)
+    return len(_WORST)
+
+
+def _has_no_text(choice: Any) -> bool:
+    message = _field(choice, "message", _MISSING)
+    if message is _MISSING:  # of a text completion
+        text = _field(choice, "text", _MISSING)
+        return text is None or (isinstance(text, str) and not text.strip())
+    content = _field(message, "content")
+    if content.strip() if isinstance(content, str) else content:
+        return False
+    if any(_field(message, name) for name in _INSTEAD_OF_TEXT):
+        return False
+    # Where older versions of litellm have it.
+    return not _field(_field(message, "provider_specific_fields"), "refusal")
+
+
+def _field(value: Any, name: str, missing: Any = None) -> Any:
+    if isinstance(value, Mapping):
+        return cast("Mapping[str, Any]", value).get(name, missing)
+    return getattr(value, name, missing)

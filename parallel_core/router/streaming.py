@@ -1,0 +1,321 @@
+"""Streamed answers inside of a batch: read in their slots, handed on in pieces, and made whole."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from parallel_core.control import Call, Engine, ItemMeter, RouterMeter
+from parallel_core.errors import (
+    WITH_USAGE,
+    BatchTimeoutError,
+    RequestTimeoutError,
+    StreamStalledError,
+)
+from parallel_core.types import (
+    RouterParallelRequest,
+    RouterParallelResult,
+    StreamChunk,
+    StreamedResponse,
+    StreamEnd,
+    Usage,
+)
+
+from .stream_reading import StreamReading
+from .stream_source import recording, watch_litellm
+
+# Pieces that may wait for the consumer, as a multiple of the concurrency.
+PIECES_PER_SLOT = 2
+
+# A stream whose chunks are all there must not keep everybody else on the loop waiting.
+_CHUNKS_BETWEEN_PAUSES = 32
+
+# A timer that is late by more than this part of its time tells that the loop was held up.
+_LATE = 0.1
+
+logger = logging.getLogger("parallel_core")
+
+
+def completion_result(
+    index: int,
+    request: RouterParallelRequest,
+    value: Any,
+    exception: Exception | None,
+    started_at: float,
+    duration: float,
+    attempts: int,
+) -> RouterParallelResult:
+    """The result of a call, whether its answer was streamed or not."""
+    first: float | None = None
+    usage: Usage | None = None
+    if type(value) is StreamedResponse:
+        first, usage, value = value.time_to_first_chunk, value.usage, value.response
+    elif isinstance(exception, WITH_USAGE):
+        first, usage = exception.time_to_first_chunk, exception.usage
+    return RouterParallelResult(
+        index, request, value, exception, started_at, duration, first, usage, attempts
+    )
+
+
+def stream_end(*fields: Any) -> StreamEnd:
+    """The same, as the end of a stream."""
+    return StreamEnd(completion_result(*fields))
+
+
+def is_streamed(request: object) -> bool:
+    """Whether a request asks for a stream itself."""
+    return isinstance(request, RouterParallelRequest) and bool((request.kwargs or {}).get("stream"))
+
+
+class Streams:
+    """Reads the streams of one batch.
+
+    Args:
+        meter: tells what an answer has used, or estimates it.
+        all_of_them: every request is streamed, whether it says so or not.
+        emit: hand the chunks to the consumer, at its pace.
+        on_chunk: called with each chunk; what it raises ends the batch.
+        stall_timeout: seconds to the first chunk, and from one to the next.
+        read_elsewhere: answers come whole, from where neither the prices nor the meter of the batch
+            are known.
+    """
+
+    def __init__(
+        self,
+        meter: RouterMeter | ItemMeter,
+        *,
+        all_of_them: bool = False,
+        emit: bool = False,
+        on_chunk: Callable[[StreamChunk], object] | None = None,
+        stall_timeout: float | None = None,
+        read_elsewhere: bool = False,
+    ) -> None:
+        self._meter = meter
+        self._read_elsewhere = read_elsewhere
+        self._all_of_them = all_of_them
+        self._emit = emit
+        self._on_chunk = on_chunk
+        self._stall_timeout = stall_timeout
+        self._cut_off: dict[int, StreamReading] = {}  # by the index of the request
+        self._engine: Engine
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def end(self) -> None:
+        self._cut_off.clear()
+
+    def wrap(self, call: Call) -> Call:
+        """Have a call that answers with a stream return the whole answer."""
+
+        def streamed(index: int, request: Any) -> Awaitable[Any]:
+            if not self._is_streamed(request):
+                return call(index, request)
+            if self._read_elsewhere:
+                return self._metered(call, index, request)
+            return self._whole_answer(call, index, request)
+
+        return streamed
+
+    def wrap_controls(self, call: Call) -> Call:
+        """Have the error of a control that has cut off a stream tell what had come of it."""
+
+        async def cut_off(index: int, request: Any) -> Any:
+            try:
+                return await call(index, request)
+            except (RequestTimeoutError, BatchTimeoutError) as error:
+                reading = self._cut_off.get(index)
+                if reading is not None:
+                    error.text = reading.text
+                    error.time_to_first_chunk = reading.time_to_first_chunk
+                    error.usage = await reading.usage_of_a_part()
+                raise
+            finally:
+                self._cut_off.pop(index, None)
+
+        def streamed(index: int, request: Any) -> Awaitable[Any]:
+            return (cut_off if self._is_streamed(request) else call)(index, request)
+
+        return streamed
+
+    def _is_streamed(self, request: object) -> bool:
+        return self._all_of_them or is_streamed(request)
+
+    async def _metered(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
+        try:
+            value = await call(index, request)
+        except WITH_USAGE as error:
+            error.usage = self._meter.usage_of_part(request, error.usage)
+            raise
+        if type(value) is not StreamedResponse:
+            return value
+        try:
+            usage = self._meter.usage_of(request, value)
+        except Exception:  # noqa: BLE001 - of a user's meter: the batch asks again, and raises it
+            usage = None
+        return StreamedResponse(value.response, usage, value.time_to_first_chunk)
+
+    async def _whole_answer(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
+        with recording() as records:
+            reading = StreamReading(index, request, self._meter, records)
+            try:
+                return await self._in_time(call, reading)
+            except anyio.get_cancelled_exc_class():
+                if reading.chunks:
+                    self._cut_off[index] = reading
+                raise
+
+    async def _in_time(self, call: Call, reading: StreamReading) -> Any:
+        limit = self._stall_timeout
+        if limit is None:
+            return await self._read(call, reading, None)
+        scope = self._engine.new_scope()
+        with scope:
+            watch = _StallWatch(self._engine, limit, scope.cancel)
+            try:
+                return await self._read(call, reading, watch)
+            finally:
+                watch.end()
+        usage = await reading.usage_of_a_part()
+        raise StreamStalledError(
+            reading.index,
+            reading.request.model,
+            limit,
+            reading.text,
+            usage,
+            reading.time_to_first_chunk,
+        )
+
+    async def _read(self, call: Call, reading: StreamReading, watch: _StallWatch | None) -> Any:
+        watch_litellm()
+        try:
+            stream = await call(reading.index, _as_stream(reading.request))
+        except Exception as error:
+            if reading.may_raise(error):
+                raise
+            raise await reading.failure() from error
+        if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
+            return stream  # answered as a whole, by a callable that knows no streams
+        reading.begin(stream)
+        chunks = aiter(stream)
+        try:
+            await self._read_chunks(chunks, reading, watch)
+        finally:
+            if watch is not None:
+                watch.end()
+            await _close(chunks)
+            if stream is not chunks:
+                await _close(stream)
+        return await reading.whole()
+
+    async def _read_chunks(
+        self, stream: AsyncIterator[Any], reading: StreamReading, watch: _StallWatch | None
+    ) -> None:
+        for number in itertools.count(1):
+            if not number % _CHUNKS_BETWEEN_PAUSES:
+                await anyio.lowlevel.checkpoint()
+            try:
+                piece = reading.take(await anext(stream))
+            except StopAsyncIteration:
+                return
+            except Exception as error:
+                if watch is not None:
+                    watch.end()
+                if reading.may_raise(error):
+                    raise
+                if reading.is_whole_after_an_error():
+                    return
+                raise await reading.failure() from error
+            if self._on_chunk is not None:
+                self._call_back(self._on_chunk, piece)
+            if self._emit:
+                if watch is not None:
+                    watch.pause()  # a consumer that takes its time is no stall
+                await self._engine.emit(piece)
+            if watch is not None:
+                watch.go_on()
+
+    def _call_back(self, on_chunk: Callable[[StreamChunk], object], piece: StreamChunk) -> None:
+        try:
+            on_chunk(piece)
+        except Exception as error:  # noqa: BLE001 - of the user: raised by the batch
+            self._on_chunk = None
+            self._engine.fail(error)
+
+
+class _StallWatch:
+    """Calls a function when nothing has come for so many seconds.
+
+    One timer for a whole stream, which looks at the time of the last chunk when it is due: cheaper
+    than one that is set anew for each chunk.
+    """
+
+    def __init__(self, engine: Engine, limit: float, stalled: Callable[[], None]) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._stalled = stalled
+        self._paused = False
+        self._since = engine.current_time()
+        self._take_back: Callable[[], None]
+        self._due = 0.0
+        self._set(limit)
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def go_on(self) -> None:
+        self._paused = False
+        self._since = self._engine.current_time()
+
+    def end(self) -> None:
+        self._take_back()
+
+    def _set(self, seconds: float) -> None:
+        self._due = self._engine.current_time() + seconds
+        self._take_back = self._engine.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        now = self._engine.current_time()
+        left = self._limit if self._paused else self._since + self._limit - now
+        late = now - self._due
+        if left > 0:
+            self._set(left)
+        elif late > self._limit * _LATE:
+            # Somebody has held up the loop: what came meanwhile has not been read yet.
+            self._set(min(late, self._limit))
+        else:
+            self._stalled()
+
+
+def _as_stream(request: RouterParallelRequest) -> RouterParallelRequest:
+    kwargs = dict(request.kwargs or {})
+    options: Any = kwargs.get("stream_options")
+    # Without it, most providers tell no usage.
+    kwargs["stream_options"] = {"include_usage": True, **(options or {})}
+    kwargs["stream"] = True
+    return msgspec.structs.replace(request, kwargs=kwargs)
+
+
+async def _close(stream: Any) -> None:
+    """Close a stream and its connection, in spite of a cancellation.
+
+    An answer that is there is not lost for an error in this; that goes to the log.
+    """
+    # Those of openai's client have a close() alone, which is async as well.
+    close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+    if not callable(close):
+        return
+    with anyio.CancelScope(shield=True):
+        try:
+            closing: object = close()
+            if inspect.isawaitable(closing):
+                await closing
+        except Exception as error:  # noqa: BLE001 - of any provider
+            logger.warning("a stream could not be closed: %s", type(error).__qualname__)

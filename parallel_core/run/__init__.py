@@ -1,0 +1,29 @@
+"""A file of requests in, a file of answers out, each answer once."""
+
+from .file_run import (
+    ATTEMPT_TIMEOUT,
+    LONGEST_OUTAGE,
+    FailureGroup,
+    RunOpening,
+    RunProgress,
+    RunStop,
+    RunStraggler,
+    RunSummary,
+    check_requests,
+    run_file,
+)
+from .records import RunOptions
+
+__all__ = [
+    "ATTEMPT_TIMEOUT",
+    "LONGEST_OUTAGE",
+    "FailureGroup",
+    "RunOpening",
+    "RunOptions",
+    "RunProgress",
+    "RunStop",
+    "RunStraggler",
+    "RunSummary",
+    "check_requests",
+    "run_file",
+]

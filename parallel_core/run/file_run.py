@@ -1,0 +1,423 @@
+"""A file of requests in, a file of answers out: each one exactly once, whatever happens meanwhile.
+
+``parallel-core run`` is this with options and a view around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import sniffio
+import trio
+
+from parallel_core.api import stoppable_completions
+from parallel_core.config import read_older_fields
+from parallel_core.control import (
+    BatchOptions,
+    Concurrency,
+    Controls,
+    Retry,
+    RouterMeter,
+    Stopping,
+    check_controls,
+    checked_callback,
+    checked_concurrency,
+    checked_count,
+    checked_number,
+    fit_open_files,
+)
+from parallel_core.errors import (
+    NAMED_BY_LINE,
+    DifferentRunError,
+    InputFileError,
+    JournalError,
+    OrderError,
+)
+from parallel_core.failures import FailureKind, checked_kinds
+from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
+from parallel_core.journal import Journal, JournalOpening, ManifestFields, RunPaths
+from parallel_core.router import behind, makes_calls_elsewhere, unknown_models
+from parallel_core.router_hosts import RouterHost, RouterHostName
+from parallel_core.types import RouterParallelRequest, SupportsAcompletion, Usage
+
+from .loop import Run, RunScope, in_thread
+from .records import FailureGroup, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
+
+logger = logging.getLogger("parallel_core")
+
+__all__ = [
+    "FailureGroup",
+    "RunOpening",
+    "RunProgress",
+    "RunStop",
+    "RunStraggler",
+    "RunSummary",
+    "check_requests",
+    "describe_problems",
+    "run_file",
+]
+
+LONGEST_OUTAGE = 900.0
+"""Seconds for which a run waits while nothing of a model gets through."""
+
+ATTEMPT_TIMEOUT = 600.0
+"""Seconds for an attempt of a run, if nobody has set a timeout."""
+
+
+async def run_file(
+    router: SupportsAcompletion
+    | Callable[..., Awaitable[Any]]
+    | AbstractAsyncContextManager[SupportsAcompletion],
+    source: InputFile | Path | str,
+    output: Path | str,
+    *,
+    concurrency: Concurrency = 8,
+    error_file: Path | str | None = None,
+    retry_failed: bool | Collection[FailureKind] = False,
+    force_new: bool = False,
+    allow_changed: bool = False,
+    skip_invalid: bool = False,
+    limit: int | None = None,
+    fail_fast: bool = False,
+    order: Literal["completion", "input"] = "completion",
+    grace: float = 10.0,
+    stop: RunStop | None = None,
+    redactor: Redactor | None = None,
+    description: Mapping[str, str | int | float | bool | None] | None = None,
+    may_send: Callable[[RunOpening], bool] | None = None,
+    on_open: Callable[[RunOpening], object] | None = None,
+    on_run_progress: Callable[[RunProgress], object] | None = None,
+    router_host: RouterHost | RouterHostName | None = None,
+    **controls: Unpack[Controls],
+) -> RunSummary:
+    """Send the requests of a file and write the answers to another, in asyncio and in trio.
+
+    The output file is the checkpoint (:mod:`parallel_core.journal`): called again with the same
+    files, it sends what has no line yet. Lines have the form of OpenAI's Batch API.
+
+    Args:
+        router: a ``litellm.Router``, or an async callable ``(model=, messages=, **kwargs)``; or an
+            async context manager that gives one, and has a Router for the checks as its ``router``:
+            it is entered before the first call, where there is one to make.
+        source: the file of requests (``docs/file-formats.md``), or its path.
+        output: where the answers go, and the failures too unless there is an ``error_file``.
+        concurrency: calls in flight at most, or ``"auto"``. It is lowered, with a warning in the
+            log, if this process may not open so many files.
+        error_file: where the failures go.
+        retry_failed: send those again that have failed before with one of these kinds of failures
+            (:class:`Failure`); True: with any kind but ``request``, which would fail again. Each
+            failure stays in its file until there is a newer result.
+        force_new: set aside what another run has left, and begin anew.
+        allow_changed: resume a run although its input, models or parameters are others now. Its
+            answers stay, also those to requests that have changed; the manifest says what changed.
+        skip_invalid: write bad lines as failures instead of refusing the file.
+        limit: take so many requests of the file only, for a trial.
+        fail_fast: the first failure ends the run; calls in flight get the grace.
+        order: ``"input"`` sorts the output when every request has come to an end. Where that fails,
+            ``not_sorted`` of the summary says why; no answer is lost.
+        grace: seconds that calls in flight get to end when the run is stopped.
+        stop: ends the run before its time.
+        redactor: hides secrets in what is written; None: one that knows what keys look like.
+        description: of what the answers depend on beside the file, as the models that the Router
+            asks; a run with another one is not mixed into this output. Leave out what does not
+            change answers: addresses, retries, limits. No keys: it is kept in the manifest.
+        may_send: called with what there is to do, before anything is changed on disk that would
+            not have to be. If it gives False, nothing is.
+        on_open: called before the first call, with what was found.
+        on_run_progress: called with a :class:`RunProgress` at most ten times a second, and at the
+            end. What it raises ends the run.
+        router_host: for trio, as in ``parallel_acompletions``.
+        controls: ``timeout``, ``total_timeout``, ``rate_limit``, ``budget``, ``hedge``, …: those of
+            every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
+            given.
+
+    Returns:
+        What has become of the requests. When it is cancelled instead, the calls in flight are
+        cancelled, and what had come before is on disk.
+
+    Raises:
+        InputFileError: the file is bad; nothing was sent. (One that changes later ends the run in
+            order: see ``RunSummary.input_error``.)
+        ValueError, TypeError: an option is out of range, or a model of the file is not one of the
+            Router's; nothing was sent.
+        DifferentRunError: ``output`` is of another run; nothing was sent.
+        JournalError: an answer could not be written. Calls were cancelled; the error tells where
+            what was paid for is.
+        WorkersLostError: the calls are made by workers, and there are none any more. What had come
+            before is on disk.
+        OSError: a file cannot be read.
+    """
+    if limit is not None:
+        checked_count("limit", limit)
+    checked_number("grace", grace, zero=True)
+    checked_concurrency(concurrency)
+    kinds = checked_kinds("retry_failed", retry_failed)
+    check_controls(controls)
+    controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
+    controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
+    if order not in ("completion", "input"):
+        raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
+    if on_run_progress is not None:
+        checked_callback("on_run_progress", on_run_progress)
+    opened = source if isinstance(source, InputFile) else InputFile(source)
+    try:
+        summary = await in_thread(opened.check)
+        if summary.bad_lines and not skip_invalid:
+            raise InputFileError(describe_problems(summary))
+        if summary.columns:
+            raise InputFileError(f"{opened.path}: {describe_columns(summary.columns)}")
+        paths = RunPaths.of(output, error_file)
+        _check_paths(opened, paths)
+        await in_thread(functools.partial(check_requests, router, opened, summary, controls, limit))
+        manifest = {
+            "input": summary.fingerprint,
+            **(description or {}),
+        }
+        scope = RunScope(opened, summary, limit, with_problems=skip_invalid)
+
+        def open_journal(**options: Any) -> Journal:
+            def read_older(then: ManifestFields) -> ManifestFields:
+                return read_older_fields(then, manifest, opened.fingerprint_of_format_1)
+
+            try:
+                return Journal.open(
+                    paths, manifest, allow_changed=allow_changed, read_older=read_older, **options
+                )
+            except DifferentRunError as error:
+                if "input" not in error.differences or not summary.named_by_line:
+                    raise
+                raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
+
+        if may_send is not None and (kinds or force_new):
+            # These change what is there.
+            looked = await _looked(None if force_new else open_journal, scope, kinds)
+            if not may_send(looked):
+                return _declined(looked, paths)
+            may_send = None
+        stopping = Stopping()
+        in_this_loop = _caller_from_other_threads()
+
+        def on_failure(_: JournalError) -> None:
+            in_this_loop(stopping.cancel)
+
+        journal = await in_thread(
+            functools.partial(
+                open_journal,
+                retry_failed=kinds,
+                force_new=force_new,
+                on_failure=on_failure,
+            )
+        )
+        run = Run(
+            journal,
+            scope,
+            stopping,
+            fail_fast=fail_fast,
+            grace=grace,
+            redactor=Redactor(()) if redactor is None else redactor,
+            meter=RouterMeter(
+                behind(router),
+                budget.prices if (budget := controls.get("budget")) is not None else None,
+            ),
+            on_progress=on_run_progress,
+        )
+        try:
+            await in_thread(run.count_earlier)
+            if may_send is not None and not may_send(run.opening()):
+                return _declined(run.opening(), paths)
+            await run.write_problems()
+            if on_open is not None:
+                on_open(run.opening())
+            async with _opened(router, needed=run.opening().left > 0) as sender:
+                if not makes_calls_elsewhere(sender):
+                    # The output needs files, too, or answers that are paid for are not written.
+                    per_call = 1 if controls.get("hedge") is None else 2
+                    concurrency, note = fit_open_files(concurrency, per_call)
+                    if note is not None:
+                        logger.warning("%s", note)
+                lost_workers, resent_requests = _losses(sender)
+                batch = stoppable_completions(
+                    sender,
+                    run.requests(),
+                    BatchOptions(
+                        concurrency=concurrency,
+                        controls=run.watched(controls),
+                        stopping=run.stopping,
+                    ),
+                    router_host,
+                )
+                await run.to_the_end(batch, stop)
+                now_lost, now_resent = _losses(sender)
+            not_sorted: str | None = None
+            if order == "input" and run.is_complete and run.input_error is None:
+                try:
+                    await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
+                except OrderError as error:
+                    not_sorted = str(error)
+                except InputFileError as error:
+                    run.input_error = str(error)
+        finally:
+            await journal.aclose()
+        return run.summary(
+            paths,
+            lost_workers=now_lost - lost_workers,
+            resent_requests=now_resent - resent_requests,
+            not_sorted=not_sorted,
+        )
+    finally:
+        if opened is not source:
+            opened.close()
+
+
+@asynccontextmanager
+async def _opened(router: Any, *, needed: bool) -> AsyncGenerator[Any, None]:
+    if hasattr(router, "acompletion") or not hasattr(router, "__aenter__"):
+        yield router
+    elif not needed:
+        yield router.router  # no call is made
+    else:
+        async with router as sender:
+            yield sender
+
+
+def _losses(router: Any) -> tuple[int, int]:
+    """Workers that a Router of workers has lost up to now, and requests that it has sent again."""
+    if isinstance(router, RouterHost):
+        router = router.router
+    return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
+
+
+def describe_problems(summary: InputSummary) -> str:
+    """Bad lines as a text for people, the first of many."""
+    lines = [
+        f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
+        for problem in summary.problems
+    ]
+    if more := summary.bad_lines - len(lines):
+        lines.append(f"and {more:,} more")
+    return "\n".join(lines)
+
+
+def check_requests(
+    router: object,
+    source: InputFile,
+    summary: InputSummary,
+    controls: Controls,
+    limit: int | None = None,
+) -> None:
+    """Refuse what could not be sent, before anything is.
+
+    Raises:
+        ValueError: the Router lacks a model of the file, or the budget cannot tell what a request
+            may cost.
+    """
+    unknown = unknown_models(router, summary.models)
+    if unknown:
+        line = next(
+            request.line for request in source.requests() if request.request.model in unknown
+        )
+        raise ValueError(
+            f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in line "
+            f"{line} of the input); add it to the model_list, or correct the line"
+        )
+    budget = controls.get("budget")
+    if budget is not None:
+        meter = RouterMeter(behind(router), budget.prices, budget.assume_output_tokens)
+        requests = itertools.islice(source.requests(), limit)
+        budget.check(meter, summary.models, (request.request for request in requests))
+
+
+def _check_paths(source: InputFile, paths: RunPaths) -> None:
+    """Refuse to write to what is read.
+
+    Raises:
+        InputFileError: one of the files of the run is its input.
+    """
+    for path in paths.files:
+        if _are_the_same(path, source.path):
+            raise InputFileError(
+                f"{path} is the input, and the run would write to it: give another output, or "
+                "another name to the input"
+            )
+
+
+def _are_the_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+async def _looked(
+    open_journal: Callable[[], Journal] | None, scope: RunScope, kinds: Collection[FailureKind]
+) -> RunOpening:
+    """Return what there will be to do when failures of these kinds are sent again; or all, where
+    the run starts over."""
+    if open_journal is None:
+
+        def all_of_them() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests())
+
+        return RunOpening(scope.total, scope.total, JournalOpening(), all_of_them)
+    journal = await in_thread(open_journal)
+    async with journal:
+
+        def stays_failed(custom_id: str) -> bool:
+            kind = journal.failure_kind(custom_id)
+            return kind is not None and kind not in kinds
+
+        def is_finished(custom_id: str) -> bool:
+            return journal.has_answer(custom_id) or stays_failed(custom_id)
+
+        def to_send() -> Iterator[RouterParallelRequest]:
+            return (request.request for request in scope.requests(is_finished))
+
+        def count() -> tuple[int, int]:
+            failed = sum(stays_failed(request.custom_id) for request in scope.requests())
+            return sum(1 for _ in to_send()), failed
+
+        left, failed = await in_thread(count)
+        return RunOpening(
+            scope.total,
+            left,
+            journal.opening,
+            to_send,
+            named_by_line=scope.named_by_line,
+            earlier_failed=scope.bad_lines + failed,
+        )
+
+
+def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
+    return RunSummary(
+        ending="stopped",
+        total=opening.total,
+        earlier_succeeded=opening.total - opening.left - opening.earlier_failed,
+        earlier_failed=opening.earlier_failed,
+        succeeded=0,
+        failed=0,
+        failures=[],
+        unfinished=opening.left,
+        cut_off=0,
+        usage=Usage(),
+        elapsed=0.0,
+        paths=paths,
+    )
+
+
+def _caller_from_other_threads() -> Callable[[Callable[[], object]], None]:
+    """What calls a function soon where the current task runs, from any thread."""
+    if sniffio.current_async_library() == "trio":
+        in_trio = trio.lowlevel.current_trio_token().run_sync_soon
+        return lambda function: in_trio(function)
+    in_asyncio = asyncio.get_running_loop().call_soon_threadsafe
+
+    def call(function: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs in it
+            in_asyncio(function)
+
+    return call
