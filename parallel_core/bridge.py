@@ -268,11 +268,11 @@ class AsyncioTasks(Generic[T]):
         self._wake: Callable[[], None] | None = None  # set while the trio task waits
         nursery.start_soon(self._supervise, name="parallel_core batch")
 
-    def start(self, argument: T, name: str) -> None:
+    def start(self, argument: T, name: str) -> bool:
         loop = self._loop
         if loop.is_closed():
             self.release()  # nothing runs there any more
-            return
+            return False
         coroutine = self._run(argument)
         # Into its `try`: a task that is cancelled before its first step would never get there.
         coroutine.send(None)
@@ -283,6 +283,7 @@ class AsyncioTasks(Generic[T]):
         )
         if self._cancelled:
             task.cancel()
+        return True
 
     def release(self) -> None:
         self._released = True

@@ -372,8 +372,8 @@ class BatchEngine(Generic[ResultT]):
 
     def _start(self, entry: Entry) -> None:
         assert self._tasks is not None
-        self.calls[entry.index] = entry.item
-        self._tasks.start(entry, describe(entry.index, entry.item))
+        if self._tasks.start(entry, describe(entry.index, entry.item)):
+            self.calls[entry.index] = entry.item
 
     def _advance(self) -> None:
         """Something has changed: start what may start, draw, or end."""

@@ -46,12 +46,16 @@ there are :class:`DemoServer` (in the running asyncio loop), :class:`DemoServerT
 and for code without a loop) and :func:`demo_server_process`.
 """
 
-from .app import DemoServer
+from typing import TYPE_CHECKING
+
 from .recording import RecordedRequest
-from .servers import DemoServerProcess, DemoServerThread, demo_server_process
 from .settings import DemoServerSettings
 from .stats import DemoModelStats, DemoServerStats
 from .trouble import TROUBLE_KINDS, Trouble, TroubleKind
+
+if TYPE_CHECKING:
+    from .app import DemoServer
+    from .servers import DemoServerProcess, DemoServerThread, demo_server_process
 
 __all__ = [
     "TROUBLE_KINDS",
@@ -66,3 +70,16 @@ __all__ = [
     "TroubleKind",
     "demo_server_process",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a server when it is asked for: with aiohttp that takes a third of a second."""
+    if name == "DemoServer":
+        from .app import DemoServer
+
+        return DemoServer
+    if name in __all__:
+        from . import servers
+
+        return getattr(servers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

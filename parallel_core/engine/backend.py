@@ -58,7 +58,10 @@ class Tasks(Protocol[T_contra]):
     :meth:`release` has been called and the last one has ended.
     """
 
-    def start(self, argument: T_contra, name: str) -> None: ...
+    def start(self, argument: T_contra, name: str) -> bool:
+        """Start a task. Return False if none can be started any more."""
+        ...
+
     def release(self) -> None: ...
 
 

@@ -6,10 +6,9 @@ from typing import cast
 
 from parallel_core.types import RouterParallelRequest
 
-_PACKAGE = __name__.partition(".")[0]
 _ENGINE_MODULES = tuple(
-    f"{_PACKAGE}.{name}"
-    for name in ("nursery_engine", "_answers", "_call_loop", "control.", "trio_router")
+    f"parallel_core.{name}"
+    for name in ("nursery_engine", "control.", "router.answers", "router_hosts.")
 )
 
 

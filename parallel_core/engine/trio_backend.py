@@ -126,10 +126,14 @@ class _TrioTasks(Generic[T]):
         self._released = trio.Event()
         nursery.start_soon(self._released.wait, name="parallel_core batch")
 
-    def start(self, argument: T, name: str) -> None:
+    def start(self, argument: T, name: str) -> bool:
+        try:
+            # A task copies the context that is current when it is started: not that of the source.
+            self._context.run(self._nursery.start_soon, self._run)
+        except RuntimeError:  # the nursery is closed: it was cancelled, and nothing was in flight
+            return False
         self._arguments.append((argument, name))
-        # A task copies the context that is current when it is started, which may be the source's.
-        self._context.run(self._nursery.start_soon, self._run)
+        return True
 
     def release(self) -> None:
         self._released.set()

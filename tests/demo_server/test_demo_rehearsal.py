@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 import pytest
 from typer.testing import CliRunner
 
-from parallel_core import cli
+from parallel_core.cli import commands
 from parallel_core.cli.rehearsal import rehearse
 from parallel_core.demo_server import DemoServerThread
 
@@ -109,6 +109,6 @@ def test_the_command_has_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
         assert requests.name.endswith("requests.jsonl")
         return concurrency
 
-    monkeypatch.setattr(cli, "rehearse", exits_with_seven)
-    result = CliRunner().invoke(cli.app, ["demo", "--trouble", "--concurrency", "7"])
+    monkeypatch.setattr(commands, "rehearse", exits_with_seven)
+    result = CliRunner().invoke(commands.app, ["demo", "--trouble", "--concurrency", "7"])
     assert result.exit_code == 7

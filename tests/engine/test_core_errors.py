@@ -268,3 +268,22 @@ def test_what_is_no_error_of_a_call() -> None:
         assert "the call" in str(kept)
 
     trio.run(main)
+
+
+def test_a_call_that_cannot_be_started_any_more_is_not_counted() -> None:
+    """The nursery of a batch was cancelled and has closed; the source does not know it yet."""
+
+    async def main() -> None:
+        core = core_of()
+        async with trio.open_nursery() as nursery:
+            context = core.enter()
+            core._tasks = TrioBackend().new_tasks(
+                nursery, context, core._make_call, core._call_ended
+            )
+            nursery.cancel_scope.cancel()
+        core._add(1)
+        core._start_calls()
+        assert core.calls == {}
+        assert core.take_error() is None
+
+    trio.run(main)

@@ -71,7 +71,7 @@ def test_what_really_fails_is_written_as_what_it_is(server: DemoServerThread) ->
         (ask(fault="reset"), None, "connection_error"),
         (ask(fault="truncated"), None, "connection_error"),
         (ask(fault="invalid_json"), None, "invalid_response"),
-        (ask(fault="hang", kwargs={"timeout": 0.2}), None, "request_timeout"),
+        (ask(fault="hang", kwargs={"timeout": 1.0}), None, "request_timeout"),
         (ask(fault="reset", kwargs={"stream": True}), None, "stream_interrupted"),
         (ask(cut_after=0, kwargs={"stream": True}), None, "stream_interrupted"),
         (ask(cut_after=3, kwargs={"stream": True}), None, "stream_interrupted"),

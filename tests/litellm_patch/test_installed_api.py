@@ -311,9 +311,8 @@ def test_a_router_api_that_is_loaded_again_recognizes_what_it_has_installed(
     if again == "reloaded":
         api = importlib.reload(our_patch)
     else:
-        for name in ("router_api", "litellm_patch", "litellm_patch.import_finder"):
+        for name in ("litellm_patch", "litellm_patch.import_finder", "litellm_patch.patch"):
             monkeypatch.delitem(sys.modules, f"parallel_core.{name}")
-        monkeypatch.setattr(parallel_core, "router_api", None)
         monkeypatch.setattr(parallel_core, "litellm_patch", None)
         api = importlib.import_module("parallel_core.litellm_patch.patch")
         assert api is not our_patch
