@@ -24,7 +24,7 @@ help:
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
 	@echo "                  BENCH_OPTIONS='overhead memory --quick' chooses: see python -m benchmarks --help"
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
-	@echo "make lint         ruff, mypy and pyright"
+	@echo "make lint         ruff, mypy, pyright and the layers of imports"
 	@echo "make format       format the code, and fix what ruff can fix"
 	@echo "make wheel        build dist/*.whl"
 	@echo "make constraints  pin the newest versions that install"
@@ -113,6 +113,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -32,12 +32,12 @@ GROUPS = {
     "engine": (
         "nursery_engine.py",
         "engine/[!gu]*.py",
-        "_call_loop.py",
+        "router_hosts/call_loop.py",
     ),
-    "bridge": ("bridge.py", "engine/guest.py", "engine/uninterrupted.py"),
+    "bridge": ("bridge.py", "engine/guest.py", "uninterrupted.py"),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
-    "journal": ("_journal_writer.py",),
+    "journal": ("journal/writer.py",),
 }
 
 FILES: dict[str, Path] = {}

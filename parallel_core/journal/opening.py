@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -443,9 +444,7 @@ class _Opening:
 
 
 def _version() -> str:
-    from parallel_core import __version__
-
-    return __version__
+    return importlib.metadata.version("parallel_core")
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

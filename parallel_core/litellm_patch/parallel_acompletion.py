@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Unpack
 
-from parallel_core import ParallelBatch, api
+from parallel_core import api
 from parallel_core.batch_plans import Requests
 from parallel_core.control import Concurrency, Controls
+from parallel_core.engine import ParallelBatch
 from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import RouterParallelRequest, RouterParallelResult, SupportsAcompletion
 
