@@ -32,23 +32,23 @@ from .control import (
 )
 from .engine import BatchPlan, InputOrder, ResultT
 from .router import (
-    PIECES_PER_SLOT,
+    CHUNKS_PER_SLOT,
     LeftToWorkers,
     Streams,
     as_request,
-    behind,
+    calls_run_in_workers,
     check_all,
     check_models,
     completion_call,
     completion_result,
     is_checked_as_a_whole,
-    makes_calls_elsewhere,
     model_groups,
-    places_of,
+    parallel_limits,
     preparation,
     require_choices,
     router_traits,
     stream_end,
+    unwrap_router,
 )
 from .types import (
     ItemT,
@@ -118,7 +118,7 @@ def _router_plan(
     may_reject: Mapping[str, int] = {}
     check_controls(controls)
     stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
-    elsewhere = makes_calls_elsewhere(router)
+    elsewhere = calls_run_in_workers(router)
     if elsewhere and (streaming or on_chunk is not None):
         raise ValueError(
             f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
@@ -143,7 +143,7 @@ def _router_plan(
     budget, own_meter = controls.get("budget"), controls.get("meter")
     meter: BatchMeter = (
         RouterMeter(
-            behind(router),
+            unwrap_router(router),
             None if budget is None else budget.prices,
             None if budget is None else budget.assume_output_tokens,
         )
@@ -155,8 +155,8 @@ def _router_plan(
         checked = [as_request(index, item) for index, item in enumerate(given)]
         budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
     if isinstance(limit, AdaptiveConcurrency):
-        may_reject = places_of(router)
-        limit = _within_places(limit, router, may_reject)
+        may_reject = parallel_limits(router)
+        limit = _within_parallel_limits(limit, router, may_reject)
     if not elsewhere:
         warn_of_connections(most_calls(limit))
     streams = Streams(
@@ -168,7 +168,7 @@ def _router_plan(
         read_elsewhere=elsewhere,
     )
     answered = streams.wrap(call)
-    if hasattr(behind(router), "acompletion"):  # workers may call a function
+    if hasattr(unwrap_router(router), "acompletion"):  # workers may call a function
         answered = require_choices(answered, meter)
     traits = CallTraits(
         total=_length(source),
@@ -184,7 +184,7 @@ def _router_plan(
         call=streams.wrap_controls(plan.call),
         prepare=as_request,
         attachments=[*plan.attachments, streams],
-        pieces=PIECES_PER_SLOT * plan.concurrency if streaming else 0,
+        waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if elsewhere else preparation(router),
     )
 
@@ -247,7 +247,7 @@ def _check_for_items(controls: Controls) -> None:
         )
 
 
-def _within_places(
+def _within_parallel_limits(
     settings: AdaptiveConcurrency, router: object, places: Mapping[str, int]
 ) -> AdaptiveConcurrency:
     """No limit above what all deployments of a Router take together."""

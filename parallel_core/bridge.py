@@ -4,7 +4,7 @@ A batch is the same trio nursery (:mod:`parallel_core.nursery_engine`), in a tri
 caller's loop. A call is a plain ``asyncio.Task`` that a trio task of the nursery supervises, so
 calls are ordinary asyncio code, and trio wakes only for what it is good at: start, first error,
 end. ``trio.lowlevel.start_guest_run`` documents that synchronous trio functions may be called from
-the host; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
+the carrier; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import trio
 from .control import Group, Scope
 from .engine import (
     BatchPlan,
+    Carrier,
     Event,
-    LoopHost,
     ParallelBatch,
     ResultT,
     Shield,
@@ -467,8 +467,8 @@ class AsyncioBackend:
         return self.loop.call_later(seconds, function).cancel
 
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        # SIGINT has hit the thread during a step of trio. It was meant for the host, which raises
-        # it now as if it had come a moment later.
+        # SIGINT has hit the thread during a step of trio. It was meant for the loop, which
+        # raises it now as if it had come a moment later.
         self.loop.call_soon(raise_, interrupt)
 
     def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
@@ -490,7 +490,7 @@ def _without_cancelled(exception: BaseException) -> BaseException | None:
     return exception
 
 
-class _Tenant:
+class _CarriedBatch:
     """The batch as the guest run carries it. It knows nothing of the iterator that the user holds,
     so that dropping the iterator is noticed."""
 
@@ -527,7 +527,7 @@ class _Tenant:
         self.ended = self._backend.abandoned = True
         for task in self._backend.tasks:
             task.cancel()
-        self._engine.give_up(error)
+        self._engine.abandon(error)
 
 
 def _aborted(reason: str) -> BatchAbortedError:
@@ -545,9 +545,9 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
     def __init__(self, plan: BatchPlan[ResultT]) -> None:
         self._backend = AsyncioBackend()
         self._running = self._engine = BatchEngine(plan, self._backend)
-        self._tenant = _Tenant(self._engine, self._backend)
-        self._backend.abort = self._tenant.abort
-        self._host: LoopHost | None = None
+        self._carried = _CarriedBatch(self._engine, self._backend)
+        self._backend.abort = self._carried.abort
+        self._carrier: Carrier | None = None
 
     async def _begin(self) -> None:
         if self._begun:
@@ -558,12 +558,12 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         prepare_trio_asyncio_loop(loop)  # where a Router's calls would fail
         backend.context = self._engine.enter()
         try:
-            self._host = await join_trio_run(self._tenant)
+            self._carrier = await join_trio_run(self._carried)
         except BaseException:
-            self._closed = self._tenant.ended = True
+            self._closed = self._carried.ended = True
             raise
-        host = self._host
-        backend.scopes.shutting_down = lambda: host.shutting_down
+        carrier = self._carrier
+        backend.scopes.shutting_down = lambda: carrier.shutting_down
 
     async def __aenter__(self) -> Self:
         if self._begun:
@@ -596,7 +596,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
 
     async def _close(self) -> None:
         self._begun = True  # a batch that was closed before its start never starts
-        self._tenant.stop()
+        self._carried.stop()
         try:
             await self._ended()
         finally:
@@ -613,7 +613,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
             return False
         if not home.is_closed():
             raise RuntimeError("this batch was started on another event loop: use it there")
-        self._tenant.ended = self._closed = True
+        self._carried.ended = self._closed = True
         outlive_closed_loops()
         return True
 
@@ -623,20 +623,22 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         However often the waiting task is cancelled meanwhile: a cancellation is raised when
         nothing is left.
         """
-        host = self._host
-        if host is None or self._lost_its_loop():
+        carrier = self._carrier
+        if carrier is None or self._lost_its_loop():
             return
         await wait_until(
-            lambda: self._tenant.ended and host.settled, host.changed.wait, self._tenant.stop
+            lambda: self._carried.ended and carrier.settled,
+            carrier.changed.wait,
+            self._carried.stop,
         )
 
     def __del__(self) -> None:
         # May run in any thread. The batch goes on without its iterator until the loop tells it.
-        tenant = getattr(self, "_tenant", None)
-        if tenant is None or tenant.ended or self._host is None:
+        batch = getattr(self, "_carried", None)
+        if batch is None or batch.ended or self._carrier is None:
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
-            self._backend.loop.call_soon_threadsafe(tenant.stop)
+            self._backend.loop.call_soon_threadsafe(batch.stop)
 
 
 if TYPE_CHECKING:

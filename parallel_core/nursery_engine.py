@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast
 
 import trio
 
-from .control import Group, LimitChange, Scope, TryAgainLater
+from .control import Group, LimitChange, RetryLater, Scope
 from .engine import (
     NOTHING,
     Backend,
@@ -32,8 +32,8 @@ from .engine import (
     BatchPlan,
     Entry,
     ParallelBatch,
-    Places,
     ResultT,
+    Semaphore,
     Source,
     Tasks,
     Timers,
@@ -110,7 +110,7 @@ class BatchEngine(Generic[ResultT]):
         self._room = Waiters(backend.new_event)
         self._order = plan.order
         self._backlog = Backlog(plan.order)
-        self._hurrying = False
+        self._skips_waits = False
 
         self._helpers: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -121,10 +121,12 @@ class BatchEngine(Generic[ResultT]):
         self.failed = 0
 
         # The window bounds what can be in the channel, so that a result never waits to be sent.
-        self._pieces = Places(plan.pieces, backend.new_event)
+        self._chunk_room = Semaphore(plan.waiting_chunks, backend.new_event)
         self._send_channel: trio.MemorySendChannel[ResultT]
         self.results: trio.MemoryReceiveChannel[ResultT]
-        self._send_channel, self.results = trio.open_memory_channel(self._window + plan.pieces)
+        self._send_channel, self.results = trio.open_memory_channel(
+            self._window + plan.waiting_chunks
+        )
         self._kept: list[ResultT] | None = None
         self.arrivals = Waiters(backend.new_event)
         self._early: dict[int, ResultT] = {}  # in input order: done before their turn
@@ -168,7 +170,7 @@ class BatchEngine(Generic[ResultT]):
                     self._drawing.cancel()
                     self._calls_have_ended = True
                     self._end_watching()
-                    self._timers.take_back_all()
+                    self._timers.cancel_all()
         finally:
             if self._plan.attachments:
                 await self._backend.call(self._detach)
@@ -320,7 +322,7 @@ class BatchEngine(Generic[ResultT]):
             if self._backlog.again:
                 # What is to be sent again has no place in the window, or rejected keys would fill
                 # it and idle the others. Beyond the order's bound it keeps out new requests.
-                free -= max(0, self._backlog.again - self._order.apart)
+                free -= max(0, self._backlog.again - self._order.uncounted)
         return max(free, 0)
 
     def _add(self, item: Any) -> None:
@@ -442,7 +444,7 @@ class BatchEngine(Generic[ResultT]):
             self.succeeded += 1
             entry.attempts += 1
         else:
-            if isinstance(failure, TryAgainLater):
+            if isinstance(failure, RetryLater):
                 entry.attempts += failure.counts
                 if not self.stopping:
                     self._postpone(entry, failure.delay)
@@ -455,7 +457,7 @@ class BatchEngine(Generic[ResultT]):
             if tally is not None:
                 tally.add_failed(failure)
             if not plan.return_exceptions:
-                self._fail(failure, describe(index, item))
+                self._set_first_error(failure, describe(index, item))
                 return
         duration = 0.0 if entry.began is None else time.perf_counter() - entry.began
         started_at, attempts = entry.started_at, entry.attempts
@@ -469,7 +471,7 @@ class BatchEngine(Generic[ResultT]):
                 self.fail(exception)
 
     def _postpone(self, entry: Entry, delay: float) -> None:
-        delay = 0.0 if self._hurrying else delay
+        delay = 0.0 if self._skips_waits else delay
         self._backlog.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
 
     def _due(self, entry: Entry) -> None:
@@ -513,14 +515,14 @@ class BatchEngine(Generic[ResultT]):
             self.arrivals.wake_one()
 
     async def emit(self, piece: object) -> None:
-        await self._pieces.take()
+        await self._chunk_room.acquire()
         self._send_channel.send_nowait(cast("ResultT", piece))
         self.arrivals.wake_one()
 
     def handed_out(self, result: object) -> None:
         """The consumer has taken this from ``results``: there is room for one more."""
         if type(result) is StreamChunk:
-            self._pieces.give()
+            self._chunk_room.release()
             return
         self.delivered += 1
         self._undelivered -= 1
@@ -533,14 +535,14 @@ class BatchEngine(Generic[ResultT]):
         if self.stopping:
             return
         self.stopping = True
-        self._timers.take_back_all()
+        self._timers.cancel_all()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
             if self.calls:
                 self.call_later(STUBBORN_CALL_FIRST_WARNING, self._name_stubborn_calls)
         self._drawing.cancel()
 
-    def _fail(self, error: Exception, origin: str) -> None:
+    def _set_first_error(self, error: Exception, origin: str) -> None:
         if self.stopping:
             return
         add_note(error, f"raised by {origin}")
@@ -552,7 +554,7 @@ class BatchEngine(Generic[ResultT]):
         if self._plan.return_exceptions:
             self._error = exception  # the calls in flight may end
         else:
-            self._fail(exception, f"the source, drawing request {self._drawn}")
+            self._set_first_error(exception, f"the source, drawing request {self._drawn}")
 
     def crash(self, exception: BaseException) -> None:
         """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
@@ -568,12 +570,12 @@ class BatchEngine(Generic[ResultT]):
         if interrupt:
             self.on_crash()
 
-    def give_up(self, error: BaseException) -> None:
+    def abandon(self, error: BaseException) -> None:
         """End without :meth:`run`, whose world is gone; the consumer is told why."""
         self.stopping = True
         if self._crash is None:
             self._crash = error
-        self._timers.take_back_all()
+        self._timers.cancel_all()
         self._send_channel.close()
         self.arrivals.wake_all()
 
@@ -671,7 +673,7 @@ class BatchEngine(Generic[ResultT]):
             self._error = error
         self.stop()
 
-    def draw_no_more(self) -> None:
+    def stop_drawing(self) -> None:
         self._exhaust()
         self._drawing.cancel()
 
@@ -680,23 +682,23 @@ class BatchEngine(Generic[ResultT]):
         self._limit = limit
         self._advance()
 
-    def hold(self) -> None:
-        self._backlog.held = not self._hurrying
+    def pause_calls(self) -> None:
+        self._backlog.held = not self._skips_waits
 
-    def go_on(self) -> None:
+    def resume_calls(self) -> None:
         self._backlog.held = False
         self._advance()
 
-    def look_again(self) -> None:
+    def recheck(self) -> None:
         self._advance()
 
     def bring_forward(self, indexes: Collection[int]) -> None:
         self._backlog.bring_forward(indexes)
         self._advance()
 
-    def hurry(self) -> None:
-        self._hurrying = True  # from now on: a call that is just ending may be postponed still
-        self._backlog.hurry()
+    def skip_waits(self) -> None:
+        self._skips_waits = True  # from now on: a call that is just ending may be postponed still
+        self._backlog.skip_waits()
         self._advance()
 
 

@@ -5,7 +5,15 @@ from .identity import RequestsDigest, read_older_fields
 from .proxy_values import RouterConfigError, is_set, nearest, secrets_in
 from .quiet import only_our_words
 from .redaction import REDACTED, Redactor
-from .router_members import LAYERS, aliases, behind, deployments, deployments_for, retire, setting
+from .router_members import (
+    LAYERS,
+    aliases,
+    deployments,
+    deployments_for,
+    retire,
+    setting,
+    unwrap_router,
+)
 
 __all__ = [
     "LAYERS",
@@ -15,7 +23,6 @@ __all__ = [
     "RequestsDigest",
     "RouterConfigError",
     "aliases",
-    "behind",
     "deployments",
     "deployments_for",
     "endpoint_of",
@@ -28,4 +35,5 @@ __all__ = [
     "secrets_in",
     "secrets_sent",
     "setting",
+    "unwrap_router",
 ]

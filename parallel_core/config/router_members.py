@@ -15,7 +15,7 @@ LAYERS: Final = 3
 attribute, so its chain never ends."""
 
 
-def behind(router: object) -> Any:
+def unwrap_router(router: object) -> Any:
     """Return the Router itself, where it is given on its host or stands for others elsewhere."""
     for _ in range(LAYERS):
         router = getattr(router, "router", router)

@@ -7,7 +7,7 @@ batch is called with its results. None of them knows the engine; ``compose`` put
 
 from .adaptive import AdaptiveConcurrency, LimitChange
 from .budget import Budget, UnpricedError, held_reservation
-from .call import Call, TryAgainLater
+from .call import Call, RetryLater
 from .checks import checked_callback, checked_count, checked_flag, checked_number
 from .compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
 from .engine import Attachment, Engine, Group, Scope
@@ -53,13 +53,13 @@ __all__ = [
     "RateKind",
     "RateLimit",
     "Retry",
+    "RetryLater",
     "RouterMeter",
     "RouterTraits",
     "Scope",
     "Stopping",
     "Straggler",
     "Timeouts",
-    "TryAgainLater",
     "UnpricedError",
     "UsageTally",
     "Waiting",

@@ -263,7 +263,7 @@ class KeyedOrder(Protocol):
 class _Scope:
     """What one limit is for: a key, or the whole batch."""
 
-    __slots__ = ("in_flight", "key", "limit", "recorded", "rejected", "take_back")
+    __slots__ = ("cancel", "in_flight", "key", "limit", "recorded", "rejected")
 
     def __init__(
         self, key: Hashable, settings: AdaptiveConcurrency, *, patient: bool = False
@@ -273,7 +273,7 @@ class _Scope:
         self.recorded = -1
         self.in_flight = 0
         self.rejected = 0
-        self.take_back: Callable[[], None] = lambda: None
+        self.cancel: Callable[[], None] = lambda: None
 
     @property
     def allowed(self) -> int:
@@ -365,7 +365,7 @@ class Adaptation:
         """
         scope = self._scope_of(model)
         if scope is not None and scope.limit.holding_until is not None:
-            scope.take_back()
+            scope.cancel()
             self._go_on(scope)
 
     def _scope_of(self, model: Hashable) -> _Scope | None:
@@ -475,9 +475,9 @@ class Adaptation:
         until = scope.limit.holding_until
         if until is not None and until != held:
             if scope is self._whole:
-                self._engine.hold()
-            scope.take_back()
-            scope.take_back = self._engine.call_later(
+                self._engine.pause_calls()
+            scope.cancel()
+            scope.cancel = self._engine.call_later(
                 until - now, functools.partial(self._go_on, scope)
             )
         self._apply(scope)
@@ -486,11 +486,11 @@ class Adaptation:
         scope.limit.go_on(self._engine.current_time(), scope.in_flight)
         self._apply(scope)
         if scope is self._whole:
-            self._engine.go_on()
+            self._engine.resume_calls()
         else:
             assert self._keyed is not None
             self._keyed.make_room(scope.key)
-            self._engine.look_again()
+            self._engine.recheck()
 
     def _apply(self, scope: _Scope) -> None:
         limit = scope.limit.limit

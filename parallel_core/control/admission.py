@@ -10,7 +10,7 @@ from parallel_core.failures import classify
 from parallel_core.types import Usage
 
 from .budget import Budget, Reservation, mark_as_held
-from .call import Call, TryAgainLater
+from .call import Call, RetryLater
 from .metering import ItemMeter, RouterMeter
 from .rate_limit import RateLimit
 
@@ -149,4 +149,4 @@ class ExtraTicket:
 
 def costs_nothing(error: BaseException) -> bool:
     """Return True if a call that ended in this error has cost nothing for certain."""
-    return classify(error.error if isinstance(error, TryAgainLater) else error).sent is False
+    return classify(error.error if isinstance(error, RetryLater) else error).sent is False

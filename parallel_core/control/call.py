@@ -9,7 +9,7 @@ Call: TypeAlias = Callable[[int, Any], Awaitable[Any]]
 """``async (index, item) -> value``: one call of a batch. A control makes one out of another."""
 
 
-class TryAgainLater(Exception):  # noqa: N818 - it is no error
+class RetryLater(Exception):  # noqa: N818 - it is no error
     """Raised by a control: the engine is to make this call again, after a time, and to use the slot
     for another one meanwhile.
 

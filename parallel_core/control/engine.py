@@ -64,7 +64,7 @@ class Engine(SupportsCounts, Protocol):
         that are there."""
         ...
 
-    def draw_no_more(self) -> None:
+    def stop_drawing(self) -> None:
         """Begin no request that has not been drawn."""
         ...
 
@@ -77,13 +77,13 @@ class Engine(SupportsCounts, Protocol):
         served."""
         ...
 
-    def hold(self) -> None:
-        """Begin no call until :meth:`go_on`."""
+    def pause_calls(self) -> None:
+        """Begin no call until :meth:`resume_calls`."""
         ...
 
-    def go_on(self) -> None: ...
+    def resume_calls(self) -> None: ...
 
-    def look_again(self) -> None:
+    def recheck(self) -> None:
         """Requests that might not begin may now."""
         ...
 
@@ -91,7 +91,7 @@ class Engine(SupportsCounts, Protocol):
         """Send at once what waits to be sent again, of these requests."""
         ...
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         """Send at once what waits to be sent again, and go on."""
         ...
 

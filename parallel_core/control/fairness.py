@@ -65,7 +65,7 @@ class FirstInFirstOut:
 
     def __init__(self, most_held: int = 0) -> None:
         self.allowed: Callable[[Hashable], float] | None = None
-        self.apart = self._most_held = most_held
+        self.uncounted = self._most_held = most_held
         self._waiting: deque[Any] = deque()
         self._held: dict[Hashable, deque[Any]] = {}  # by model, passed over
         self._released: deque[Hashable] = deque()  # models whose held requests may begin
@@ -134,7 +134,7 @@ class FirstInFirstOut:
     def source_ended(self) -> None:
         pass
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         """Let all begin, whatever was :attr:`allowed`."""
         self.allowed = None
         self._released.extend(self._held)
@@ -175,7 +175,7 @@ class FairQueue:
     def __init__(
         self, key: Callable[[Any], Hashable], concurrency_per_key: int | None, look_ahead: int
     ) -> None:
-        self.look_ahead = self.apart = look_ahead
+        self.look_ahead = self.uncounted = look_ahead
         self.allowed: Callable[[Hashable], float] | None = None
         self._key_function = key
         self._running: dict[int, Hashable] = {}  # the key of each running call, by index
@@ -281,7 +281,7 @@ class FairQueue:
         self._ring.append(key)
         return True
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         """What was :attr:`allowed` does not count any more."""
         self.allowed = None
         self._ring.extend(self._full)

@@ -31,7 +31,7 @@ from parallel_core.errors import (
 from parallel_core.failures import Failure, classify
 
 from .adaptive import AdaptiveConcurrency, AdaptiveLimit
-from .call import Call, TryAgainLater
+from .call import Call, RetryLater
 from .checks import checked_count, checked_number
 from .engine import Engine
 from .failover import Failover
@@ -392,7 +392,7 @@ class Retrying:
                     wait = max(1.0, until - self._engine.current_time())
                 if attempts is not None:
                     attempts.due = self._engine.current_time() + wait
-                raise TryAgainLater(not_sent(index, model, gate.cause), wait, counts=False)
+                raise RetryLater(not_sent(index, model, gate.cause), wait, counts=False)
             began = self._engine.current_time()
             if attempts is not None:
                 attempts.due = None
@@ -453,7 +453,7 @@ class Retrying:
             failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
         if elsewhere and failure.kind == "account":
             self._attempts[index] = attempts  # it is the deployment's, and none of the model
-            return TryAgainLater(error, 0.0)
+            return RetryLater(error, 0.0)
         attempts.failed += not elsewhere
         if failure.kind == "account" and self._failover is not None:
             # One key is refused, and the others are busy: they will answer.
@@ -481,7 +481,7 @@ class Retrying:
         why = failure if failure.kind != "cooling_down" else classify(gate.cause or error)
         attempts.reason, attempts.due = why.reason, now + wait
         self._attempts[index] = attempts
-        return TryAgainLater(error, wait, counts=was_sent)
+        return RetryLater(error, wait, counts=was_sent)
 
     def _passed_over(self, index: int, model: str | None, now: float) -> Set[str]:
         if self._failover is None:
@@ -560,7 +560,7 @@ class Retrying:
             if gate.holding_until == until:
                 gate.holding_until = None
                 self._look_again(model, gate)
-                self._engine.look_again()  # for those that have been sent before
+                self._engine.recheck()  # for those that have been sent before
 
         self._engine.call_later(wait, release)
 
@@ -568,7 +568,7 @@ class Retrying:
         if self._order is None or gate.in_flight >= gate.allowed:
             return
         if self._order.make_room(model):
-            self._engine.look_again()
+            self._engine.recheck()
 
 
 def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-from parallel_core.config import aliases, behind, deployments, deployments_for
+from parallel_core.config import aliases, deployments, deployments_for, unwrap_router
 
 RateKind: TypeAlias = Literal["rpm", "tpm"]
 KINDS: Final[tuple[RateKind, ...]] = ("rpm", "tpm")
@@ -39,7 +39,7 @@ def rates_of(router: object, models: Iterable[str] = ()) -> list[ModelRates]:
         TypeError: it is no Router.
         ValueError: a rate is no number, or below 0.
     """
-    router = behind(router)
+    router = unwrap_router(router)
     if not (hasattr(router, "registry") or hasattr(router, "model_list")):
         raise TypeError(f"router must be a litellm Router, not {type(router).__qualname__}")
     named: dict[str, list[Any]] = {}

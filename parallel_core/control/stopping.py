@@ -85,8 +85,8 @@ class Stopping:
                 scope.cancel()
         if self._engine is None:
             return
-        self._engine.draw_no_more()
-        self._engine.hurry()
+        self._engine.stop_drawing()
+        self._engine.skip_waits()
         if grace is not None and self._take_back is None:
             self._take_back = self._engine.call_later(grace, self.cancel)
 

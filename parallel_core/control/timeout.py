@@ -71,7 +71,7 @@ class TotalTimeout:
                     finally:
                         self._calls.discard(scope)
             if self._total is not None and index >= self._total - 1:
-                self._engine.draw_no_more()  # the length of a source may be wrong
+                self._engine.stop_drawing()  # the length of a source may be wrong
             raise BatchTimeoutError(index, self._seconds)
 
         return limited
@@ -88,8 +88,8 @@ class TotalTimeout:
         for scope in list(self._calls):
             scope.cancel()
         if self._total is None:
-            self._engine.draw_no_more()
-        self._engine.hurry()
+            self._engine.stop_drawing()
+        self._engine.skip_waits()
 
     def end(self) -> None:
         pass

@@ -6,26 +6,26 @@
 from .backend import Backend, Event, Shield, TaskEnded, Tasks
 from .backlog import Backlog, Entry, InputOrder
 from .failure import as_the_calls_own, describe
-from .guest import LoopHost, close_task, join_trio_run, outlive_closed_loops, raise_
+from .guest import Carrier, close_task, join_trio_run, outlive_closed_loops, raise_
 from .handle import ParallelBatch, attach_results, collect, raise_crash, results_of
 from .plan import BatchPlan, ResultT
 from .source import NOTHING, Source
 from .timers import Timers
 from .trio_backend import TrioBackend, only_member, without_cancelled
-from .waiting import Places, Waiters
+from .waiting import Semaphore, Waiters
 
 __all__ = [
     "NOTHING",
     "Backend",
     "Backlog",
     "BatchPlan",
+    "Carrier",
     "Entry",
     "Event",
     "InputOrder",
-    "LoopHost",
     "ParallelBatch",
-    "Places",
     "ResultT",
+    "Semaphore",
     "Shield",
     "Source",
     "TaskEnded",

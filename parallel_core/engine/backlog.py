@@ -39,7 +39,7 @@ class Order(Protocol):
         ...
 
     @property
-    def apart(self) -> int:
+    def uncounted(self) -> int:
         """Requests to be sent again that leave room for others: they count neither as under way nor
         as waiting for the consumer."""
         ...
@@ -63,7 +63,7 @@ class Order(Protocol):
         """What waits is all there will be."""
         ...
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         """No request is kept back for the sake of the provider any more."""
         ...
 
@@ -74,7 +74,7 @@ class InputOrder:
     """Requests begin as they are drawn."""
 
     look_ahead = 0
-    apart = 0
+    uncounted = 0
 
     def __init__(self) -> None:
         self._waiting: deque[Any] = deque()
@@ -95,7 +95,7 @@ class InputOrder:
     def source_ended(self) -> None:
         pass
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         pass
 
 
@@ -121,23 +121,23 @@ class Backlog:
                 return entry
         return None
 
-    def postpone(self, entry: Entry, take_back: Callable[[], None]) -> None:
-        """Keep a request until :meth:`make_due`; ``take_back`` stops the timer that calls it."""
-        self._postponed[entry] = take_back
+    def postpone(self, entry: Entry, cancel: Callable[[], None]) -> None:
+        """Keep a request until :meth:`make_due`; ``cancel`` stops the timer that calls it."""
+        self._postponed[entry] = cancel
 
     def make_due(self, entry: Entry) -> None:
         self._postponed.pop(entry, None)
         self.due.append(entry)
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         """Let no request wait for its time any more."""
         self.held = False
-        self._order.hurry()
+        self._order.skip_waits()
         self.bring_forward({entry.index for entry in self._postponed})
 
     def bring_forward(self, indexes: Collection[int]) -> None:
         """Make these requests due."""
-        for entry, take_back in list(self._postponed.items()):
+        for entry, cancel in list(self._postponed.items()):
             if entry.index in indexes:
-                take_back()
+                cancel()
                 self.make_due(entry)

@@ -22,7 +22,7 @@ import trio
 from .waiting import Waiters
 
 
-class Tenant(Protocol):
+class CarriedBatch(Protocol):
     """A batch, as the run that carries it sees it."""
 
     async def run(self) -> None:
@@ -56,9 +56,9 @@ class TrioRun:
         self.ours = ours
         self.ended = False
         self._ending = False
-        self._tenants = 0
+        self._batch_count = 0
         self._idle = trio.Event()
-        self.hosts: dict[asyncio.AbstractEventLoop, LoopHost] = {}
+        self.carriers: dict[asyncio.AbstractEventLoop, Carrier] = {}
         self.token: trio.lowlevel.TrioToken
         # Trio hands us callbacks to run "on the host loop". They wait here for whichever loop of
         # this thread goes round first, so that the run goes on when a loop was stopped or closed
@@ -80,47 +80,47 @@ class TrioRun:
                 run._start(loop)
             except BaseException:
                 run.ended = True
-                run.hosts[loop].notify()
+                run.carriers[loop].notify()
                 raise
             _thread.run = run
         return run
 
-    async def join(self, loop: asyncio.AbstractEventLoop, tenant: Tenant) -> LoopHost | None:
+    async def join(self, loop: asyncio.AbstractEventLoop, batch: CarriedBatch) -> Carrier | None:
         """Take a batch in; None when this run is ending and the next one must be joined."""
         self.outlive_closed_loops()
-        host = self.hosts.get(loop) or self._add_host(loop)
+        carrier = self.carriers.get(loop) or self._add_carrier(loop)
         if self._ending:
-            await host.changed.wait()
+            await carrier.changed.wait()
             return None
-        self._tenants += 1
-        host.take_in(tenant)
-        trio.lowlevel.spawn_system_task(self._carry, host, tenant, name="parallel_core batch")
-        return host
+        self._batch_count += 1
+        carrier.take_in(batch)
+        trio.lowlevel.spawn_system_task(self._carry, carrier, batch, name="parallel_core batch")
+        return carrier
 
-    def _add_host(self, loop: asyncio.AbstractEventLoop) -> LoopHost:
-        host = self.hosts[loop] = LoopHost(loop, self)
+    def _add_carrier(self, loop: asyncio.AbstractEventLoop) -> Carrier:
+        carrier = self.carriers[loop] = Carrier(loop, self)
         if self._callbacks:  # left over by a loop that was closed
-            host.wake(loop.call_soon)
-        return host
+            carrier.wake(loop.call_soon)
+        return carrier
 
-    async def _carry(self, host: LoopHost, tenant: Tenant) -> None:
+    async def _carry(self, carrier: Carrier, batch: CarriedBatch) -> None:
         try:
-            with host.tenants[tenant]:
-                await tenant.run()
+            with carrier.batches[batch]:
+                await batch.run()
         finally:
-            self._tenants -= 1
-            if not self._tenants:
+            self._batch_count -= 1
+            if not self._batch_count:
                 self._idle.set()
-            host.let_go(tenant)
+            carrier.let_go(batch)
 
     @property
     def idle(self) -> bool:
-        return not self._tenants
+        return not self._batch_count
 
     # --- a guest run of our own ---
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._add_host(loop)
+        self._add_carrier(loop)
         # In a context of its own: the run outlives the batch that happens to start it.
         self._context.run(
             _leaving_sigint_alone,
@@ -135,12 +135,12 @@ class TrioRun:
         self.token = trio.lowlevel.current_trio_token()
 
     async def _main(self) -> None:
-        while self._tenants:
+        while self._batch_count:
             self._idle = trio.Event()
             try:
                 await self._idle.wait()
             except KeyboardInterrupt as interrupt:
-                self._hand_to_host(interrupt)
+                self._raise_on_loop(interrupt)
         # From here on the run unwinds, over some passes of the loop. A batch that comes now has
         # to wait for its end.
         self._ending = True
@@ -151,31 +151,31 @@ class TrioRun:
             _thread.run = None
         if isinstance(result, outcome.Error):
             self._broke(result.error)
-        for host in list(self.hosts.values()):
-            host.notify()
+        for carrier in list(self.carriers.values()):
+            carrier.notify()
 
     def _broke(self, error: BaseException) -> None:
-        for host in self.hosts.values():
-            for tenant in list(host.tenants):
-                tenant.abandon(error)
-                host.let_go(tenant)
+        for carrier in self.carriers.values():
+            for batch in list(carrier.batches):
+                batch.abandon(error)
+                carrier.let_go(batch)
         interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
         if isinstance(interrupt, KeyboardInterrupt):
-            self._hand_to_host(interrupt)
+            self._raise_on_loop(interrupt)
 
-    def _hand_to_host(self, interrupt: KeyboardInterrupt) -> None:
-        """SIGINT has hit a step of trio, but was meant for the host."""
+    def _raise_on_loop(self, interrupt: KeyboardInterrupt) -> None:
+        """Raise an interrupt out of the loop: SIGINT has hit a step of trio instead."""
         asyncio.get_running_loop().call_soon(raise_, interrupt)
 
     def _run_sync_soon_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
-        for host in list(self.hosts.values()):
-            host.wake(host.loop.call_soon_threadsafe)
+        for carrier in list(self.carriers.values()):
+            carrier.wake(carrier.loop.call_soon_threadsafe)
 
     def _run_sync_soon_not_threadsafe(self, callback: Callable[[], object]) -> None:
         self._callbacks.append(callback)
-        for host in list(self.hosts.values()):
-            host.wake(host.loop.call_soon)
+        for carrier in list(self.carriers.values()):
+            carrier.wake(carrier.loop.call_soon)
 
     def run_callbacks(self) -> None:
         """Called by whichever loop goes round first."""
@@ -184,17 +184,17 @@ class TrioRun:
 
     def outlive_closed_loops(self) -> None:
         """End what was left on closed loops, on the passes of those that are open."""
-        for other, host in list(self.hosts.items()):
+        for other, carrier in list(self.carriers.items()):
             if other.is_closed():
-                del self.hosts[other]
-                for tenant, scope in list(host.tenants.items()):
-                    tenant.lose_loop()
+                del self.carriers[other]
+                for batch, scope in list(carrier.batches.items()):
+                    batch.lose_loop()
                     scope.cancel()
-                close_task(host.keeper)
+                close_task(carrier.keeper)
 
 
-class LoopHost:
-    """What the batches on one loop share: a task that keeps the loop's shutdown waiting for them.
+class Carrier:
+    """An asyncio loop that carries batches. One task of it makes its shutdown wait for them.
 
     ``asyncio.run`` ends by cancelling every task and waiting for all of them. The keeper is
     cancelled like the calls, which distinguishes that shutdown from the cancellation of one; and by
@@ -203,7 +203,7 @@ class LoopHost:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, run: TrioRun) -> None:
         self.loop = loop
-        self.tenants: dict[Tenant, trio.CancelScope] = {}
+        self.batches: dict[CarriedBatch, trio.CancelScope] = {}
         self.changed = Waiters(asyncio.Event)
         self._run = run
         self._woken = False
@@ -220,7 +220,7 @@ class LoopHost:
     @property
     def settled(self) -> bool:
         """Whether nothing has to be waited for: others go on here, or all has ended."""
-        return bool(self.tenants) or self.keeper.done()
+        return bool(self.batches) or self.keeper.done()
 
     def wake(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """Have the loop run the callbacks of trio on its next pass; from any thread."""
@@ -240,12 +240,12 @@ class LoopHost:
             self.wake(self.loop.call_soon)  # an interrupt: the rest on the next pass
             raise
 
-    def take_in(self, tenant: Tenant) -> None:
-        self.tenants[tenant] = trio.CancelScope()
+    def take_in(self, batch: CarriedBatch) -> None:
+        self.batches[batch] = trio.CancelScope()
         self.notify()
 
-    def let_go(self, tenant: Tenant) -> None:
-        self.tenants.pop(tenant, None)
+    def let_go(self, batch: CarriedBatch) -> None:
+        self.batches.pop(batch, None)
         self.notify()
 
     def notify(self) -> None:
@@ -258,15 +258,15 @@ class LoopHost:
             try:
                 await pause
             except asyncio.CancelledError:
-                for tenant in list(self.tenants):
-                    tenant.abort("its event loop is being shut down")
-            if not (self.tenants or (self._run.ours and self._run.idle and not self._run.ended)):
+                for batch in list(self.batches):
+                    batch.abort("its event loop is being shut down")
+            if not (self.batches or (self._run.ours and self._run.idle and not self._run.ended)):
                 return
             pause = self.changed.wait()
 
     def _retire(self) -> None:
-        if self._run.hosts.get(self.loop) is self:
-            del self._run.hosts[self.loop]
+        if self._run.carriers.get(self.loop) is self:
+            del self._run.carriers[self.loop]
         self.notify()
 
 
@@ -277,17 +277,17 @@ def outlive_closed_loops() -> None:
         run.outlive_closed_loops()
 
 
-async def join_trio_run(tenant: Tenant) -> LoopHost:
+async def join_trio_run(batch: CarriedBatch) -> Carrier:
     """Have the trio run of this thread carry a batch, on the running loop."""
     loop = asyncio.get_running_loop()
     while True:
-        host = await TrioRun.of_this_thread(loop).join(loop, tenant)
-        if host is not None:
-            return host
+        carrier = await TrioRun.of_this_thread(loop).join(loop, batch)
+        if carrier is not None:
+            return carrier
 
 
 def _leaving_sigint_alone(start: Callable[[], None]) -> None:
-    """Trio takes SIGINT over where it finds Python's own handler; it belongs to the host loop."""
+    """Start the run and leave SIGINT to the loop. Trio would take over Python's own handler."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler

@@ -31,7 +31,7 @@ class BatchPlan(Generic[ResultT]):
         attachments: controls that are told of the beginning and the end of the batch.
         tally: adds up what the calls use; None if nothing can tell.
         usage, limit_changes, failed_deployments: what the controls report of the batch.
-        pieces: pieces of results that may wait for the consumer.
+        waiting_chunks: waiting_chunks of results that may wait for the consumer.
         window: calls begun minus results handed out, at most; None: as the order needs it.
         before: blocks; runs in a thread before the first call.
     """
@@ -50,6 +50,6 @@ class BatchPlan(Generic[ResultT]):
     usage: Callable[[], Usage] = Usage
     limit_changes: Callable[[], list[LimitChange]] = list
     failed_deployments: Callable[[], dict[str, str]] = dict
-    pieces: int = 0
+    waiting_chunks: int = 0
     window: int | None = None
     before: Callable[[], None] | None = None

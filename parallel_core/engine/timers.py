@@ -34,12 +34,12 @@ class Timers:
         this back."""
         timer = _Timer(self, context.copy(), function)
         self._waiting.add(timer)
-        timer.cancel = self._backend.call_later(nursery, seconds, timer.fire)
-        return timer.take_back
+        timer.cancel_handle = self._backend.call_later(nursery, seconds, timer.fire)
+        return timer.cancel
 
-    def take_back_all(self) -> None:
+    def cancel_all(self) -> None:
         for timer in list(self._waiting):
-            timer.take_back()
+            timer.cancel()
 
     def remove(self, timer: _Timer) -> bool:
         """Whether it was still waiting."""
@@ -52,7 +52,7 @@ class Timers:
 
 
 class _Timer:
-    __slots__ = ("_context", "_function", "_timers", "cancel")
+    __slots__ = ("_context", "_function", "_timers", "cancel_handle")
 
     def __init__(
         self, timers: Timers, context: contextvars.Context, function: Callable[[], None]
@@ -60,21 +60,21 @@ class _Timer:
         self._timers = timers
         self._context = context
         self._function = function
-        self.cancel: Callable[[], None] = _nothing
+        self.cancel_handle: Callable[[], None] = _nothing
 
     def fire(self) -> None:
         if not self._timers.remove(self):
             return
-        self.cancel = _nothing  # it knows the handle of the loop, which knows this timer
+        self.cancel_handle = _nothing  # it knows the handle of the loop, which knows this timer
         try:
             self._context.run(self._function)
         except BaseException as exception:  # noqa: BLE001 - reported to the consumer
             self._timers.failed(exception)
 
-    def take_back(self) -> None:
+    def cancel(self) -> None:
         if self._timers.remove(self):
-            self.cancel()
-            self.cancel = _nothing
+            self.cancel_handle()
+            self.cancel_handle = _nothing
 
 
 def _nothing() -> None:

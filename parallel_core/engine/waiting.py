@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .backend import Event
 
 
-class Places:
+class Semaphore:
     """A counting semaphore: a place goes to whoever came first, and to nobody else."""
 
     __slots__ = ("_free", "_new_event", "_queue")
@@ -18,7 +18,7 @@ class Places:
         self._new_event = new_event
         self._queue: deque[Event] = deque()
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Take a place, or wait for one."""
         if self._free:
             self._free -= 1
@@ -31,10 +31,10 @@ class Places:
             try:
                 self._queue.remove(event)
             except ValueError:  # given a place and cancelled at once
-                self.give()
+                self.release()
             raise
 
-    def give(self) -> None:
+    def release(self) -> None:
         """Give a place back."""
         if self._queue:
             self._queue.popleft().set()

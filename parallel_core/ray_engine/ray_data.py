@@ -12,7 +12,7 @@ from typing import Any, Self, Unpack, cast
 from parallel_core.config import deployments, secrets_sent
 from parallel_core.control import Concurrency, Controls, check_controls, checked_concurrency
 from parallel_core.files import Redactor
-from parallel_core.router import behind
+from parallel_core.router import unwrap_router
 from parallel_core.types import RouterParallelRequest, RouterParallelResult
 
 from .ray_data_tables import InputColumns, cells, check_new_columns, with_columns
@@ -245,5 +245,5 @@ def _check_texts(texts: Mapping[str, object]) -> None:
 
 def _secrets_of(router: object) -> frozenset[str]:
     return secrets_sent(
-        deployment.get("litellm_params", {}) for deployment in deployments(behind(router))
+        deployment.get("litellm_params", {}) for deployment in deployments(unwrap_router(router))
     )

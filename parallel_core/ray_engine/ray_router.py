@@ -61,7 +61,7 @@ class RayRouter:
             few more for each worker that are on their way.
     """
 
-    makes_calls_elsewhere = True
+    calls_run_in_workers = True
 
     def __init__(
         self,

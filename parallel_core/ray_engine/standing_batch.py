@@ -34,7 +34,7 @@ class _Job:
         self.left = len(requests)
         self.scopes: dict[int, Scope] = {}  # of the calls in flight
         self.expired: bool | None = None  # None: it goes on; else, whether by its timeout
-        self.take_back: Callable[[], None] | None = None
+        self.cancel: Callable[[], None] | None = None
         self.done: concurrent.futures.Future[list[RouterParallelResult]] = (
             concurrent.futures.Future()
         )
@@ -51,11 +51,11 @@ class _Job:
             self.results[place] = result
             self.left -= 1
         if not self.left and not self.done.done():
-            if self.take_back is not None:
-                self.take_back()
+            if self.cancel is not None:
+                self.cancel()
             self.done.set_result([one for one in self.results if one is not None])
 
-    def give_up(self, *, expired: bool) -> None:
+    def abandon(self, *, expired: bool) -> None:
         """Cancel the calls in flight; they settle when they have ended. The others fail at once."""
         if self.expired is not None or not self.left:
             return
@@ -210,21 +210,21 @@ class StandingBatch:
 
     def _add(self, job: _Job) -> None:
         if self._stopped:
-            job.give_up(expired=False)
+            job.abandon(expired=False)
             self._forget(job)
             return
         self._waiting.extend((job, place) for place in range(len(job.requests)))
         if job.total_timeout is not None:
             timer = self._loop.call_later(job.total_timeout, self._expire, job)
-            job.take_back = timer.cancel
+            job.cancel = timer.cancel
         self._news.set()
 
     def _expire(self, job: _Job) -> None:
-        job.give_up(expired=True)
+        job.abandon(expired=True)
         self._forget(job)
 
     def _give_up(self, job: _Job) -> None:
-        job.give_up(expired=False)
+        job.abandon(expired=False)
         self._forget(job)
 
     def _forget(self, job: _Job) -> None:

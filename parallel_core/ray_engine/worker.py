@@ -38,10 +38,10 @@ from parallel_core.router import (
     TIMEOUT,
     LeftToBatch,
     Streams,
-    behind,
     left_to_the_batch,
     preparation,
     send_metadata_to_store,
+    unwrap_router,
 )
 from parallel_core.router_hosts import enter_loop, leave_this_loop
 from parallel_core.types import RouterParallelRequest
@@ -360,7 +360,7 @@ class _Calls:
         self._is_router = hasattr(router, "acompletion")
         self._router = router
         self._left_to_batch: LeftToBatch | None = None
-        self._meter = RouterMeter(behind(router))
+        self._meter = RouterMeter(unwrap_router(router))
         self._timeouts = Timeouts(None)
         self._timed = self._timeouts.wrap(self._send)
         self._engine: Engine

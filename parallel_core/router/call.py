@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from parallel_core.config import LAYERS, aliases, deployments, deployments_for, setting
-from parallel_core.config import behind as behind
+from parallel_core.config import unwrap_router as unwrap_router
 from parallel_core.control import Failover, RouterTraits, checked_number
 from parallel_core.errors import InvalidRequestError
 from parallel_core.types import RouterParallelRequest, StreamedResponse, SupportsAcompletion
@@ -50,7 +50,7 @@ RETRIED = "parallel_core_retried"
 
 
 class LeftToWorkers(NamedTuple):
-    """What a Router that has its calls made elsewhere (:func:`makes_calls_elsewhere`) sees to.
+    """What a Router that has its calls made elsewhere (:func:`calls_run_in_workers`) sees to.
 
     Attributes:
         stall_timeout: seconds to the first chunk of a stream, and from one to the next.
@@ -176,7 +176,7 @@ def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
     """Return True if each deployment of a model takes ``store`` and is sent it."""
     if "litellm" not in sys.modules:
         return False  # no Router of litellm
-    itself = behind(router)
+    itself = unwrap_router(router)
     serving = deployments_for(itself, model) or [
         deployment
         for deployment in deployments(itself)
@@ -203,10 +203,10 @@ def _takes_store(parameters: Mapping[str, Any]) -> bool:
     return "store" in (litellm.get_supported_openai_params(name, provider) or ())
 
 
-def makes_calls_elsewhere(router: object) -> bool:
+def calls_run_in_workers(router: object) -> bool:
     """Whether its calls are made by workers, which read streams to their ends."""
     for _ in range(LAYERS):
-        if getattr(router, "makes_calls_elsewhere", False) is True:
+        if getattr(router, "calls_run_in_workers", False) is True:
             return True
         router = getattr(router, "router", router)
     return False
@@ -238,7 +238,7 @@ def left_to_the_batch(router: object) -> LeftToBatch:
     cooldowns take every deployment of a model away for seconds as soon as each has answered one
     429.
     """
-    itself = behind(router)
+    itself = unwrap_router(router)
     if not hasattr(itself, "model_group_retry_policy"):
         return LeftToBatch(None, False)
     from litellm.types.router import RetryPolicy
@@ -261,7 +261,7 @@ def _has_default_cooldowns(router: object) -> bool:
 
 def router_traits(router: object) -> RouterTraits:
     """Return what a batch that sends requests again must know of its Router."""
-    itself = behind(router)
+    itself = unwrap_router(router)
 
     def deployments_of(model: str) -> dict[str, float]:
         orders: dict[str, float] = {}
@@ -310,7 +310,7 @@ def endpoint_of(router: object, model: str) -> str | None:
     """
     found = {
         _origin(deployment["litellm_params"])
-        for deployment in deployments_for(behind(router), model)
+        for deployment in deployments_for(unwrap_router(router), model)
     }
     return found.pop() if len(found) == 1 else None
 
@@ -334,7 +334,7 @@ def _has_timeouts(router: object) -> bool:
     The argument of a call takes precedence over all of them in litellm, and a call may fall back
     from one deployment to another.
     """
-    itself = behind(router)
+    itself = unwrap_router(router)
     if not hasattr(itself, "model_group_retry_policy"):
         return True
     from litellm.constants import DEFAULT_REQUEST_TIMEOUT_SECONDS
@@ -352,7 +352,7 @@ def _has_timeouts(router: object) -> bool:
 
 def model_groups(router: object) -> set[str]:
     """The models that a Router knows by name."""
-    return {deployment["model_name"] for deployment in deployments(behind(router))}
+    return {deployment["model_name"] for deployment in deployments(unwrap_router(router))}
 
 
 def check_models(by_model: object, router: object) -> None:
@@ -374,25 +374,25 @@ def check_models(by_model: object, router: object) -> None:
 def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
     """Those models that a Router cannot have a call for; none where it takes every name."""
     known = _names_of_models(router)
-    takes_all = setting(behind(router), "default_deployment") is not None
+    takes_all = setting(unwrap_router(router), "default_deployment") is not None
     if not model_groups(router) or takes_all or any("*" in name for name in known):
         return []
     return [model for model in models if model not in known]
 
 
 def _names_of_models(router: object) -> set[str]:
-    return model_groups(router).union(aliases(behind(router)))
+    return model_groups(router).union(aliases(unwrap_router(router)))
 
 
-def places_of(router: object) -> dict[str, int]:
+def parallel_limits(router: object) -> dict[str, int]:
     """Return how many calls of a model a Router takes at once, where it rejects what is more.
 
     It takes ``rpm`` and ``tpm`` of a deployment for such a limit, too. It rejects by deployment and
     chooses at random: of several it is the smallest number.
     """
-    default = setting(behind(router), "default_max_parallel_requests")
+    default = setting(unwrap_router(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
-    for deployment in deployments(behind(router)):
+    for deployment in deployments(unwrap_router(router)):
         from litellm.utils import calculate_max_parallel_requests
 
         parameters = deployment["litellm_params"]

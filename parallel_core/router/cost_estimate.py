@@ -9,7 +9,7 @@ import msgspec
 from parallel_core.control import RouterMeter
 from parallel_core.types import RouterParallelRequest
 
-from .call import behind
+from .call import unwrap_router
 
 # Tokens of an answer, where the request does not allow fewer: that of a few paragraphs.
 ASSUMED_ANSWER_TOKENS = 500
@@ -50,7 +50,7 @@ def estimate_cost(
         requests: drawn once.
         prices: USD for each token of prompt and of answer, by model; they go before all others.
     """
-    meter = RouterMeter(behind(router), prices)
+    meter = RouterMeter(unwrap_router(router), prices)
     number = unpriced = 0
     total = 0.0
     for request in requests:

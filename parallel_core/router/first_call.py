@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from parallel_core.router_hosts import plain_loop_factory
 
-from .call import behind
+from .call import unwrap_router
 
 logger = logging.getLogger("parallel_core")
 
@@ -34,7 +34,7 @@ def preparation(router: object) -> Callable[[], None] | None:
 
     The function blocks: call it in a thread.
     """
-    return None if _is_done or not _is_of_litellm(behind(router)) else import_for_calls
+    return None if _is_done or not _is_of_litellm(unwrap_router(router)) else import_for_calls
 
 
 def import_for_calls() -> None:

@@ -32,7 +32,7 @@ from .stream_reading import StreamReading
 from .stream_source import recording, watch_litellm
 
 # Pieces that may wait for the consumer, as a multiple of the concurrency.
-PIECES_PER_SLOT = 2
+CHUNKS_PER_SLOT = 2
 
 # A stream whose chunks are all there must not keep everybody else on the loop waiting.
 _CHUNKS_BETWEEN_PAUSES = 32

@@ -44,7 +44,7 @@ from parallel_core.errors import (
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
 from parallel_core.journal import Journal, JournalOpening, ManifestFields, RunPaths
-from parallel_core.router import behind, makes_calls_elsewhere, unknown_models
+from parallel_core.router import calls_run_in_workers, unknown_models, unwrap_router
 from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion, Usage
 
@@ -224,7 +224,7 @@ async def run_file(
             grace=grace,
             redactor=Redactor(()) if redactor is None else redactor,
             meter=RouterMeter(
-                behind(router),
+                unwrap_router(router),
                 budget.prices if (budget := controls.get("budget")) is not None else None,
             ),
             on_progress=on_run_progress,
@@ -237,7 +237,7 @@ async def run_file(
             if on_open is not None:
                 on_open(run.opening())
             async with _opened(router, needed=run.opening().left > 0) as sender:
-                if not makes_calls_elsewhere(sender):
+                if not calls_run_in_workers(sender):
                     # The output needs files, too, or answers that are paid for are not written.
                     per_call = 1 if controls.get("hedge") is None else 2
                     concurrency, note = fit_open_files(concurrency, per_call)
@@ -330,7 +330,7 @@ def check_requests(
         )
     budget = controls.get("budget")
     if budget is not None:
-        meter = RouterMeter(behind(router), budget.prices, budget.assume_output_tokens)
+        meter = RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
         requests = itertools.islice(source.requests(), limit)
         budget.check(meter, summary.models, (request.request for request in requests))
 

@@ -370,7 +370,7 @@ def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
         batch: Any = bridge.iter_parallel_map(forever, [1, 2])
         waiting = asyncio.ensure_future(anext(batch))
         await begun.wait()
-        batch._tenant.abort("a reason")
+        batch._carried.abort("a reason")
         with pytest.raises(BatchAbortedError, match=r"^the batch was cancelled: a reason$"):
             await waiting
         assert cancelled.is_set()
@@ -382,7 +382,7 @@ def test_a_batch_that_its_trio_run_gave_up(asyncio_host: Host) -> None:
 def test_an_interrupt_that_broke_the_run_is_handed_to_the_loop(asyncio_host: Host) -> None:
     complaints: list[BaseException] = []
 
-    class Tenant:
+    class CarriedBatch:
         async def run(self) -> None:
             raise AssertionError
 
@@ -394,22 +394,22 @@ def test_an_interrupt_that_broke_the_run_is_handed_to_the_loop(asyncio_host: Hos
 
     async def main() -> None:
         run = TrioRun(ours=True)
-        tenants = {Tenant(): trio.CancelScope()}
+        tenants = {CarriedBatch(): trio.CancelScope()}
         let_go: list[Any] = []
 
         class FakeHost:
             def __init__(self) -> None:
-                self.tenants = tenants
+                self.batches = tenants
 
             def let_go(self, tenant: Any) -> None:
                 let_go.append(tenant)
 
         hosts: Any = {None: FakeHost()}
-        run.hosts = hosts
+        run.carriers = hosts
         error = trio.TrioInternalError()
         error.__cause__ = interrupt = KeyboardInterrupt()
         handed: list[BaseException] = []
-        run._hand_to_host = handed.append  # type: ignore[method-assign,assignment]
+        run._raise_on_loop = handed.append  # type: ignore[method-assign,assignment]
         run._broke(error)
         assert complaints == [error]
         assert let_go == list(tenants)

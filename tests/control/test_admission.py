@@ -16,7 +16,7 @@ from litellm.types.router import RouterRateLimitError, RouterRateLimitErrorBasic
 from helpers.hosts import Host, settle
 from parallel_core.control.admission import Admission, costs_nothing
 from parallel_core.control.budget import Budget
-from parallel_core.control.call import Call, TryAgainLater
+from parallel_core.control.call import Call, RetryLater
 from parallel_core.control.metering import ItemMeter
 from parallel_core.control.rate_limit import RateLimit
 from parallel_core.errors import BudgetExceededError, CallCancelledError, RequestTimeoutError
@@ -45,7 +45,7 @@ FREE: list[BaseException] = [
     RouterRateLimitError("m", 5.0, False, []),
     RouterRateLimitErrorBasic("m"),
     Status(400),
-    TryAgainLater(Rejected(), 1.0),
+    RetryLater(Rejected(), 1.0),
 ]
 UNKNOWN: list[BaseException] = [
     litellm.Timeout(**OF),
@@ -70,7 +70,7 @@ UNKNOWN: list[BaseException] = [
     Status(600),
     Status("400"),
     Status(None),
-    TryAgainLater(TimeoutError(), 1.0),
+    RetryLater(TimeoutError(), 1.0),
 ]
 
 

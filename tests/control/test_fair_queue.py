@@ -138,7 +138,7 @@ def test_what_else_allows_calls_of_a_key() -> None:
     assert not queue.resume(first, 100)
     queue.push(Entry(5, "a4"))
     assert queue.pop(100) is None
-    queue.hurry()
+    queue.skip_waits()
     assert names(popped(queue, 100)) == "a4"
     assert queue.resume(first, 100)
 

@@ -12,7 +12,7 @@ class Order:
     """First come, first served; entries of the indexes ``kept_back`` may not resume."""
 
     look_ahead = 2
-    apart = 0
+    uncounted = 0
 
     def __init__(self) -> None:
         self.waiting: deque[Entry] = deque()
@@ -37,7 +37,7 @@ class Order:
     def source_ended(self) -> None:
         raise AssertionError
 
-    def hurry(self) -> None:
+    def skip_waits(self) -> None:
         self.hurried = True
 
     def __len__(self) -> int:
@@ -60,21 +60,21 @@ def test_new_requests_begin_in_the_order_of_the_source() -> None:
     assert [order.pop(1), order.pop(1), order.pop(1)] == [first, second, None]
     order.ended(first)
     assert order.resume(first, 1)
-    order.hurry()
+    order.skip_waits()
     order.source_ended()
-    assert (len(order), order.look_ahead, order.apart) == (0, 0, 0)
+    assert (len(order), order.look_ahead, order.uncounted) == (0, 0, 0)
 
 
 def postponed(backlog: Backlog, *indexes: int) -> tuple[list[Entry], list[int]]:
     """Entries that wait for their time, and the indexes of those whose timers were taken back."""
     taken_back: list[int] = []
 
-    def take_back(index: int) -> Callable[[], None]:
+    def cancel(index: int) -> Callable[[], None]:
         return lambda: taken_back.append(index)
 
     entries = [Entry(index, None) for index in indexes]
     for entry in entries:
-        backlog.postpone(entry, take_back(entry.index))
+        backlog.postpone(entry, cancel(entry.index))
     return entries, taken_back
 
 
@@ -115,7 +115,7 @@ def test_nothing_waits_any_more() -> None:
     assert backlog.held is False
     backlog.held = True
     entries, taken_back = postponed(backlog, 0, 1)
-    backlog.hurry()
+    backlog.skip_waits()
     assert backlog.held is False
     assert order.hurried
     assert taken_back == [0, 1]

@@ -50,13 +50,13 @@ def test_it_fires_once_in_a_copy_of_the_context(clock: Clock) -> None:
         seen.append(variable.get())
         variable.set("of the timer")
 
-    take_back = timers.call_later(NURSERY, context, 3.0, function)
+    cancel = timers.call_later(NURSERY, context, 3.0, function)
     [(nursery, seconds, fire)] = clock.pending
     assert (nursery, seconds) == (NURSERY, 3.0)
     fire()
     fire()
-    take_back()
-    timers.take_back_all()
+    cancel()
+    timers.cancel_all()
     assert seen == ["of the batch"]
     assert context.run(variable.get) == "of the batch"
     assert clock.cancelled == []
@@ -74,8 +74,8 @@ def test_it_can_be_taken_back_alone_or_with_all(clock: Clock) -> None:
     taken_back[1]()
     taken_back[1]()
     assert clock.cancelled == [2.0]
-    timers.take_back_all()
-    timers.take_back_all()
+    timers.cancel_all()
+    timers.cancel_all()
     assert sorted(clock.cancelled) == [1.0, 2.0, 3.0]
     for _, _, fire in clock.pending:
         fire()

@@ -116,8 +116,8 @@ def test_the_error_of_the_body_takes_precedence_over_a_crash(
 
 def test_a_batch_whose_world_is_gone_has_ended() -> None:
     core, error = core_of(), RuntimeError("gone")
-    core.give_up(error)
-    core.give_up(RuntimeError("again"))
+    core.abandon(error)
+    core.abandon(RuntimeError("again"))
     assert core.stopping
     assert core.take_error() is error
     with pytest.raises(trio.EndOfChannel):
@@ -137,7 +137,7 @@ def test_an_error_of_the_source() -> None:
     assert core.stopping
     assert core.take_error() is error
     assert notes_of(error) == ["parallel_core: raised by the source, drawing request 2"]
-    core._fail(late := ValueError(), "a call")
+    core._set_first_error(late := ValueError(), "a call")
     assert notes_of(late) == []
     assert core.take_error() is None
 

@@ -1,4 +1,4 @@
-"""Places and turns: who comes first gets one, and what somebody leaves behind goes to the next."""
+"""Semaphore and waiters: whoever comes first is served first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from helpers.hosts import Host, settle
-from parallel_core.engine.waiting import Places, Waiters
+from parallel_core.engine.waiting import Semaphore, Waiters
 
 
 def new_event() -> anyio.Event:
@@ -37,40 +37,40 @@ class Crowd:
 
 def test_places_go_to_those_who_came_first(either_library: Host) -> None:
     async def main() -> None:
-        places = Places(2, new_event)
-        crowd = Crowd(places.take)
+        places = Semaphore(2, new_event)
+        crowd = Crowd(places.acquire)
         async with anyio.create_task_group() as tasks:
             await crowd.come(tasks, 5)
             assert crowd.gone_on == [0, 1]
             for index in (2, 3):
-                places.give()
+                places.release()
                 await settle()
                 assert crowd.gone_on[-1] == index
             assert len(crowd.gone_on) == 4
-            places.give()
+            places.release()
         assert crowd.gone_on == [0, 1, 2, 3, 4]
-        places.give()
-        places.give()
+        places.release()
+        places.release()
         async with anyio.create_task_group() as tasks:
             await crowd.come(tasks, 3)
             assert len(crowd.gone_on) == 7  # two were free, and no more
-            places.give()
+            places.release()
 
     either_library.run(main)
 
 
 def test_a_place_of_somebody_who_leaves_goes_to_the_next(either_library: Host) -> None:
     async def main() -> None:
-        places = Places(0, new_event)
-        crowd = Crowd(places.take)
+        places = Semaphore(0, new_event)
+        crowd = Crowd(places.acquire)
         async with anyio.create_task_group() as tasks:
             await crowd.come(tasks, 3)
             crowd.scopes[0].cancel()
             await settle()
-            places.give()
+            places.release()
             await settle()
             assert crowd.gone_on == [1]
-            places.give()
+            places.release()
         assert crowd.gone_on == [1, 2]
 
     either_library.run(main)
@@ -97,10 +97,10 @@ class Event:
 
 def test_a_place_that_was_given_to_somebody_who_leaves_is_given_back(either_library: Host) -> None:
     async def main() -> None:
-        places = Places(0, lambda: Event(lambda: places.give()))
+        places = Semaphore(0, lambda: Event(lambda: places.release()))
         with pytest.raises(Cancelled):
-            await places.take()
-        await places.take()  # it is free again
+            await places.acquire()
+        await places.acquire()  # it is free again
 
         waiters = Waiters(lambda: Event(lambda: waiters.wake_one()))
         following = Event(lambda: None)
