@@ -81,7 +81,7 @@ def test_each_failure_is_what_it_says() -> None:
                     api_base=url,
                     api_key="sk-test-0000",
                     max_retries=0,
-                    timeout=0.3 if kind == "hang" else 30,
+                    timeout=1.0 if kind == "hang" else 30,
                     extra_body={"demo": demo},
                 )
             failure = classify(raised.value)

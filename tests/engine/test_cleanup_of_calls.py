@@ -68,7 +68,7 @@ def test_of_the_total_timeout_of_the_batch(asyncio_host: Host, return_exceptions
         call = Cleaning()
         try:
             (result,) = await parallel_core.parallel_map(
-                call, [1], total_timeout=0.01, return_exceptions=return_exceptions
+                call, [1], total_timeout=0.2, return_exceptions=return_exceptions
             )
             error: Any = result.exception
         except BatchTimeoutError as raised:
@@ -224,10 +224,10 @@ def test_a_total_timeout_that_passes_while_the_batch_is_left_is_not_raised(host:
                 await anyio.sleep_forever()
             finally:
                 with anyio.CancelScope(shield=True):
-                    await anyio.sleep(0.05)
+                    await anyio.sleep(0.3)
 
         async with parallel_core.iter_parallel_map(
-            call, [1], total_timeout=0.02, return_exceptions=False
+            call, [1], total_timeout=0.2, return_exceptions=False
         ) as batch:
             await began.wait()
             batch.cancel()

@@ -171,13 +171,15 @@ def test_an_error_with_results_goes_to_other_processes_without_them() -> None:
 
 
 def test_results_are_found_behind_a_timeout_and_an_exception_group() -> None:
-    async def call(item: int) -> int:
-        if item:
-            await trio.sleep_forever()
-        return item
-
     async def main() -> None:
-        with pytest.raises(trio.TooSlowError) as raised, trio.fail_after(0.01):
+        async def call(item: int) -> int:
+            if item == 2:  # the last one to begin: the first has ended
+                scope.deadline = trio.current_time()
+            if item:
+                await trio.sleep_forever()
+            return item
+
+        with pytest.raises(trio.TooSlowError) as raised, trio.fail_after(1000) as scope:
             await parallel_core.parallel_map(call, range(3))
         assert [result.value for result in results_of(raised.value)] == [0]
         assert results_of(LookupError()) == []
@@ -254,12 +256,14 @@ def test_a_cancellation_carries_the_results(host: Host) -> None:
 def test_a_timeout_of_asyncio_has_the_results_in_its_cause(asyncio_host: Host) -> None:
     async def main() -> None:
         async def call(item: int) -> int:
+            if item == 2:  # the last one to begin: the first has ended
+                timeout.reschedule(asyncio.get_running_loop().time())
             if item:
                 await asyncio.Event().wait()
             return item
 
         with pytest.raises(TimeoutError) as raised:
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(None) as timeout:
                 await parallel_core.parallel_map(call, range(3))
         cause: Any = raised.value.__cause__
         assert [result.value for result in cause.results] == [0]

@@ -108,8 +108,10 @@ def test_a_timeout_that_a_source_holds_is_raised_in_it(asyncio_host: Host, block
 
     async def source() -> AsyncIterator[int]:
         try:
-            async with asyncio.timeout(0.03):
+            async with asyncio.timeout(None) as timeout:
                 for number in range(10_000):
+                    if number == 10:
+                        timeout.reschedule(asyncio.get_running_loop().time())
                     if blocking:
                         time.sleep(0.002)  # noqa: ASYNC251 - a source that blocks
                     yield number
