@@ -19,6 +19,7 @@ from parallel_core.demo_server.command import command as demo_server
 
 from . import doctor_command, report_command, run_command
 from .rehearsal import rehearse
+from .run_arguments import RunCommand
 from .run_command import INTERRUPTED
 from .run_signals import interrupt_on_signals
 from .terminal import json_line, printable, program, shell_line, survive_any_encoding
@@ -78,7 +79,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print the values of variables: prompts, keys
 )
-app.command("run", cls=run_command.RunCommand)(run_command.command)
+app.command("run", cls=RunCommand)(run_command.command)
 app.command("report")(report_command.command)
 app.command("doctor")(doctor_command.command)
 app.command("demo-server")(demo_server)

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from helpers.run_values import summary_of
-from parallel_core.cli.run_command import command_again
+from parallel_core.cli.command_again import command_again
 from parallel_core.cli.run_view import TextView
 from parallel_core.cli.terminal import program, shell_line
 from parallel_core.files.batch_output import Redactor

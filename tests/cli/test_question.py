@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from parallel_core.cli import run_signals
-from parallel_core.cli.run_command import Question, RunState
+from parallel_core.cli.question import Question, RunState
 from parallel_core.cli.run_signals import StopSignals
 from parallel_core.cli.run_view import JsonView
 

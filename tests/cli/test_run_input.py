@@ -36,8 +36,8 @@ BAD_LINES = f"""\
         (["--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
         (["--demo", "--config=c.yaml"], "--demo goes without --config"),
         (["--demo", "--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
-        (["--demo", "--order=random"], "--order is one of completion, input, not 'random'"),
-        (["--demo", "--format=xml"], "--format is one of auto, jsonl, csv, text, not 'xml'"),
+        (["--demo", "--order=random"], "'random' is not one of 'completion', 'input'"),
+        (["--demo", "--format=xml"], "'xml' is not one of 'auto', 'jsonl', 'csv', 'text'"),
         (
             ["--demo", "--concurrency=0"],
             "--concurrency must be a number from 1 on or 'auto', not '0'",
@@ -72,7 +72,7 @@ BAD_LINES = f"""\
         (["--demo", "--max-cost=0"], "--max-cost must be a finite number of USD above 0, not 0"),
         (["--demo", "--max-cost=nan"], "--max-cost must be a finite number of USD above 0"),
         (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
-        (["--demo", "--fair-by=user"], "--fair-by is 'model', not 'user'"),
+        (["--demo", "--fair-by=user"], "'user' is not one of 'model'"),
         (["--demo", "--limit=0"], "--limit"),
         (["--demo", "--grace=-1"], "--grace"),
         (

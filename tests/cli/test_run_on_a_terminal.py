@@ -18,7 +18,7 @@ from helpers.run_bench import (
     Bench,
     ids,
 )
-from parallel_core.cli import run_command
+from parallel_core.cli import question
 
 PRICES = ", input_cost_per_token: 0.000001, output_cost_per_token: 0.1"
 
@@ -129,7 +129,7 @@ def test_nobody_is_asked_where_a_stream_is_closed(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(sys, name, None)
-    assert not run_command.somebody_is_there()
+    assert not question.somebody_is_there()
 
 
 @pytest.mark.parametrize("options", [["--yes"], ["--confirm-above=1000000"]])

@@ -84,7 +84,7 @@ def test_no_encoding_of_standard_output_is_too_small(
     assert f"1 request ({shown} 1)" in run("run", str(source), "--validate")
     (event,) = map(json.loads, run("run", str(source), "--validate", "--json").splitlines())
     assert event["models"] == {"é€😀": 1}
-    assert "--order is one of" in run("run", str(source), "--order=é€😀", "--demo", "-o", "out")
+    assert "is not one of" in run("run", str(source), "--order=é€😀", "--demo", "-o", "out")
     assert "does not exist" in run("report", str(tmp_path / "é€😀.jsonl"))
     assert run("doctor", "--config", str(tmp_path / "é€😀.yaml"))
     assert "Usage" in run("run", "--help")

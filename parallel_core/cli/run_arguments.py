@@ -1,0 +1,316 @@
+"""The arguments and options of ``parallel-core run``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from parallel_core.failures import KINDS, NOT_FINAL
+from parallel_core.ray_engine import MOST_WORKERS
+from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
+
+RETRY_FAILED = "--retry-failed"
+ALL_KINDS = "all"  # of failures
+
+# Panels of the help.
+_INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
+_CONTROLS, _DISPLAY = "Controls", "Display"
+_RATE = "NUMBER or MODEL=NUMBER"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunArguments:
+    """What the user has written. Each field is an argument or an option of the command."""
+
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines, CSV or "
+            "text; - is standard input.",
+        ),
+    ]
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the answers go.", rich_help_panel=_OUTPUT),
+    ] = None
+    format: Annotated[
+        Literal["auto", "jsonl", "csv", "text"],
+        typer.Option(help="The form of the input; auto: by the name.", rich_help_panel=_INPUT),
+    ] = "auto"
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="The prompt for each row of CSV or text: 'Translate: {{column}}'.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Check the input only.", rich_help_panel=_INPUT)
+    ] = False
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid",
+            help="Write bad lines as failures, and send the others.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns that are copied to the output, with commas between: id,source.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    drop_columns: Annotated[
+        bool,
+        typer.Option(
+            "--drop-columns",
+            help="Leave out all columns (members that are no parameters) but those of --keep.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False
+    send_columns: Annotated[
+        bool,
+        typer.Option(
+            "--send-columns",
+            help="Send all other columns as parameters of the provider.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False
+    trust_input: Annotated[
+        bool,
+        typer.Option(
+            "--trust-input",
+            help="Let lines set what litellm takes as its own settings: keys, addresses, retries.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A config file of litellm's proxy.", rich_help_panel=_ROUTER),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model, such as openai/gpt-4o-mini, for lines that name none.",
+            rich_help_panel=_ROUTER,
+        ),
+    ] = None
+    api_base: Annotated[
+        str | None,
+        typer.Option(help="With --model: the address of the API.", rich_help_panel=_ROUTER),
+    ] = None
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="Ask a local server that makes up its answers.",
+            rich_help_panel=_ROUTER,
+        ),
+    ] = False
+    error_file: Annotated[
+        Path | None,
+        typer.Option(help="Where failures go instead.", rich_help_panel=_OUTPUT),
+    ] = None
+    order: Annotated[
+        Literal["completion", "input"],
+        typer.Option(
+            help="The order of the answers; input: sorted when all is done.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "completion"
+    retry_failed: Annotated[
+        str | None,
+        typer.Option(
+            RETRY_FAILED,
+            metavar="[=KINDS]",
+            help="Send those again that failed before, unless they would fail again; or those of "
+            "these kinds only: =overloaded,timeout or =all.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None
+    force_new: Annotated[
+        bool,
+        typer.Option(
+            "--force-new",
+            help="Start over; files of another run are moved aside.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Resume although the input, a model or its parameters have changed.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False
+    concurrency: Annotated[
+        str,
+        typer.Option(
+            help="Calls in flight: a number (with --workers: in each), or auto.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = "16"
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_WORKERS,
+            help="Processes that make the calls, on Ray: for more than one core can send.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --workers: address of a Ray cluster. Default: start Ray here.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    rpm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=_RATE,
+            help="Requests per minute, of all models together, or of one (repeatable); off: those "
+            "of the config are not held.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    tpm: Annotated[
+        list[str] | None,
+        typer.Option(metavar=_RATE, help="Tokens per minute, as --rpm.", rich_help_panel=_CONTROLS),
+    ] = None
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="USD that this run may cost at most.", rich_help_panel=_CONTROLS),
+    ] = None
+    assume_output_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="With --max-cost: tokens of an answer at most, where neither the request nor "
+            "litellm says.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds for a request, with retries.", rich_help_panel=_CONTROLS),
+    ] = None
+    attempt_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds for each attempt of a request, unless the config or the request has a "
+            "timeout; 0: litellm's default.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = ATTEMPT_TIMEOUT
+    total_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
+    ] = None
+    max_outage: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds to wait while nothing of a model gets through; the run ends after that.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = LONGEST_OUTAGE
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=_CONTROLS),
+    ] = False
+    hedge: Annotated[
+        str | None,
+        typer.Option(
+            help="Send stragglers twice: after so many seconds, or p95.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    fair_by: Annotated[
+        Literal["model"] | None,
+        typer.Option(help="model: models take turns.", rich_help_panel=_CONTROLS),
+    ] = None
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds that calls in flight get at Ctrl-C.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = 10.0
+    confirm_above: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="On a terminal: ask before a run that will cost more, in USD.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = 5.0
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CONTROLS)
+    ] = False
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print all messages as JSON lines on standard output.",
+            rich_help_panel=_DISPLAY,
+        ),
+    ] = False
+
+
+def takes_run_arguments(function: Callable[[RunArguments], None]) -> Callable[..., None]:
+    """Return a function for typer: the fields of :class:`RunArguments` are its parameters."""
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        function(RunArguments(**given))
+
+    hints = get_type_hints(RunArguments, include_extras=True)
+    command.__annotations__ = {**hints, "return": None}
+    parameters = inspect.signature(RunArguments).parameters.values()
+    vars(command)["__signature__"] = inspect.Signature(
+        [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+    )
+    return command
+
+
+class RunCommand(TyperCommand):
+    """The command, with an option that may have a value or stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--retry-failed`` the value that it stands for where it has none.
+
+        The parser would take the next word, the name of the input, for its value.
+
+        Raises:
+            typer.BadParameter: kinds follow it without ``=``.
+        """
+        end = args.index("--") if "--" in args else len(args)
+        options = args[:end]
+        for word, following in zip(options, args[1:], strict=False):
+            if word == RETRY_FAILED and _names_kinds(following) and not Path(following).exists():
+                raise typer.BadParameter(f"write {RETRY_FAILED}={following}, with '='")
+        alone = f"{RETRY_FAILED}={','.join(kind for kind in KINDS if kind in NOT_FINAL)}"
+        options = [alone if word == RETRY_FAILED else word for word in options]
+        return super().parse_args(ctx, [*options, *args[end:]])
+
+
+def _names_kinds(word: str) -> bool:
+    return word == ALL_KINDS or all(name in KINDS for name in word.split(","))
