@@ -167,7 +167,7 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
     litellm does not send ``metadata``: its callbacks and tags use it. OpenAI accepts it only with
     ``"store": true``, from the request or from ``litellm_params``. In that case it is copied into
     ``extra_body`` if each deployment of the model supports ``store`` and ``extra_body`` has no
-    metadata of its own. The ids that a batch adds are not sent.
+    metadata yet. The ids that a batch adds are not sent.
     """
     given: Mapping[str, Any] = arguments.get("metadata") or {}
     metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}

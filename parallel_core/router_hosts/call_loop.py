@@ -343,7 +343,7 @@ async def shielded(function: Callable[[], Awaitable[object]]) -> None:
 
 
 class HelperThread(CallLoop):
-    """A plain asyncio loop in a thread of its own."""
+    """A plain asyncio loop in its own thread."""
 
     # KeyboardInterrupt during the start would leave the thread running.
     @trio.lowlevel.enable_ki_protection
