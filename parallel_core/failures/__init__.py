@@ -1,4 +1,4 @@
-"""What an exception means, and what is to be done about it: one table for the whole package."""
+"""Meaning of exceptions and how to react to them: one table for the whole package."""
 
 from .evidence import WITHOUT_CHOICES, Evidence, evidence_of
 from .lines import CODES, classify_line, code_of_class

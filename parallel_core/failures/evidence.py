@@ -1,7 +1,7 @@
-"""Facts about a failed call, collected from an exception and from those that it wraps.
+"""Facts about a failed call, collected from its exception and the exceptions that it wraps.
 
-litellm gives every failure a status, a refused connection too, and changes some: Anthropic's 529
-becomes a 500. The exceptions underneath still have the status, the body and the headers that the
+litellm gives every failure a status, even a refused connection, and changes some: Anthropic's 529
+becomes a 500. The wrapped exceptions still have the status, the body and the headers that the
 provider really sent.
 """
 
@@ -21,11 +21,11 @@ from .missing_packages import MissingPackage, missing_package
 
 _MOST_CAUSES = 16
 _LITELLM_EXCEPTIONS = "litellm.exceptions"
-# Wraps the error of the same attempt instead of replacing it.
+# These wrap the error of the same attempt instead of replacing it.
 _WRAPPERS = frozenset(("MidStreamFallbackError",))
-# Only these classes have the status of a real HTTP answer, whatever litellm made of it.
+# Only these classes have the status of a real HTTP answer, even if litellm changed it.
 _ANSWERS = frozenset(("HTTPStatusError", "APIStatusError", "ClientResponseError"))
-# Raised by what reads an answer.
+# Raised while an answer is parsed.
 _GARBAGE_CLASSES = frozenset(
     (
         "JSONDecodeError",
@@ -39,8 +39,9 @@ WITHOUT_CHOICES = (
     "provider returned a response with no 'choices'",
     "provider returned 'choices' that is not a list",
 )
-"""What litellm raises for an answer whose body has no list of choices."""
-# How litellm describes an answer of status 200 that it cannot read. It gives it status 500.
+"""Messages that litellm raises for an answer whose body has no list of choices."""
+# Messages of litellm about an answer of status 200 that it cannot read. litellm gives it status
+# 500.
 _UNREADABLE = re.compile(
     "|".join(
         (
@@ -53,15 +54,15 @@ _UNREADABLE = re.compile(
 )
 _JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{1,63}")
-_LONGEST_TEXT = 20_000  # characters: bodies of proxies can be whole pages
+_LONGEST_TEXT = 20_000  # characters: the body from a proxy can be a whole page
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a failed attempt.
+    """Facts about a failed attempt.
 
     Attributes:
-        chain: the exception, what it was raised from, and so on, up to the attempt before.
+        chain: the exception, its cause, and so on, without the previous attempt.
     """
 
     chain: tuple[BaseException, ...]
@@ -72,31 +73,31 @@ class Evidence:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Names of the classes in the chain, with their base classes."""
+        """Names of the classes in the chain and of their base classes."""
         return frozenset(name for error in self.chain for name in class_names(error))
 
     @cached_property
     def unreadable(self) -> bool:
-        """Whether an answer arrived that could not be read."""
+        """True if an answer arrived that could not be read."""
         return not _GARBAGE_CLASSES.isdisjoint(self.names) or self.quotes_an_answer
 
     @cached_property
     def quotes_an_answer(self) -> bool:
-        """Whether litellm says that it cannot read an answer; then it quotes it in its message."""
+        """True if litellm reports an unreadable answer, which its message then quotes."""
         return _UNREADABLE.search(self.text) is not None
 
     @cached_property
     def missing_package(self) -> MissingPackage | None:
-        """The package without which no request was sent."""
+        """Missing package that prevented the request; None if it failed for another reason."""
         if self.answer_status is not None:
             return None
         return missing_package(_text(self.exception), self.chain)
 
     @property
     def real_causes(self) -> list[BaseException]:
-        """What was raised underneath litellm's exceptions.
+        """Exceptions underneath litellm's own.
 
-        Without each ImportError: code that works without an optional package leaves one in the
+        Each ImportError is left out: code that works without an optional package leaves one in the
         context of later failures.
         """
         return [
@@ -107,27 +108,27 @@ class Evidence:
 
     @cached_property
     def answer_status(self) -> int | None:
-        """The HTTP status that a server sent; None if none is known to have answered."""
+        """HTTP status that a server sent; None if no server is known to have answered."""
         for error in reversed(self.chain):
             if type(error).__module__ == _LITELLM_EXCEPTIONS:
-                continue  # their status, and their response, may be made up
+                continue  # their status and response may be made up
             if not _ANSWERS.isdisjoint(class_names(error)):
                 status = _status(_field(error, "response")) or _status(error)
                 if _is_failure(status):
                     return status
-        code = self.error.get("code")  # an error inside of a 200
+        code = self.error.get("code")  # an error inside a 200
         if type(code) is int and _is_failure(code):
             return code
         for error in self.chain:
-            told = _field(error, "litellm_response_headers") or _field(error, "body")
+            answered = _field(error, "litellm_response_headers") or _field(error, "body")
             status = _status(error)
-            if told and _is_failure(status) and not (status >= 500 and self.unreadable):
+            if answered and _is_failure(status) and not (status >= 500 and self.unreadable):
                 return status
         return None
 
     @cached_property
     def status(self) -> int | None:
-        """The HTTP status: of an answer, else the one that an exception claims."""
+        """HTTP status of the answer, or else the status that an exception claims."""
         if self.answer_status is not None:
             return self.answer_status
         claimed = (status for error in self.chain if _is_failure(status := _status(error)))
@@ -135,9 +136,9 @@ class Evidence:
 
     @cached_property
     def error(self) -> Mapping[str, Any]:
-        """The error object of the body; empty if there is none.
+        """Error object of the body; empty if there is none.
 
-        litellm keeps a body for some statuses only; others are quoted in its message.
+        litellm keeps the body for some statuses only. For others its message quotes the body.
         """
         for document in () if self.sent_error else self._quoted():
             if error := _error_in(document):
@@ -146,7 +147,7 @@ class Evidence:
 
     @cached_property
     def sent_error(self) -> Mapping[str, Any]:
-        """The error object of a body as the server sent it; empty if there is none."""
+        """Error object of a body as the server sent it; empty if there is none."""
         for error in self.chain:
             body = _field(error, "body")
             found = _error_in(body)
@@ -158,13 +159,13 @@ class Evidence:
 
     @cached_property
     def code(self) -> str | None:
-        """The provider's name for the error, if it is a word of a protocol."""
+        """Provider's name for the error, if it is an identifier."""
         code: object = self.error.get("code") or self.error.get("type")
         return code if isinstance(code, str) and _IDENTIFIER.fullmatch(code) else None
 
     @cached_property
     def message(self) -> str | None:
-        """The provider's words; None if there are none. They may quote the request and the key."""
+        """Provider's message, or None. It may quote the request and the key."""
         for name in ("message", "detail"):
             message = self.error.get(name)
             if isinstance(message, str) and message:
@@ -173,8 +174,11 @@ class Evidence:
 
     @cached_property
     def codes(self) -> frozenset[str]:
-        """``code``, ``type`` and ``status`` of the error object, and the names of quotas that
-        Google says are exceeded, in lower case."""
+        """Codes of the error, in lower case.
+
+        They are ``code``, ``type`` and ``status`` of the error object, and the reasons and exceeded
+        quotas that Google names.
+        """
         named = (self.error.get(name) for name in ("code", "type", "status"))
         reasons = (detail.get("reason") for detail in self.details)
         found = (*named, *reasons, *self._quotas())
@@ -182,7 +186,7 @@ class Evidence:
 
     @cached_property
     def details(self) -> list[Mapping[str, Any]]:
-        """The ``details`` of an error as Google writes them."""
+        """``details`` of an error in Google's format."""
         details: object = self.error.get("details")
         if not isinstance(details, list):
             return []
@@ -194,12 +198,12 @@ class Evidence:
 
     @cached_property
     def text(self) -> str:
-        """The provider's words, else those of the exception, in lower case."""
+        """Provider's message, or else that of the exception, in lower case."""
         return (self.message or _text(self.exception)).lower()
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
-        """Headers of the answer, names in lower case."""
+        """Headers of the answer, with names in lower case."""
         for error in self.chain:
             for holder in (error, _field(error, "response")):
                 for name in ("litellm_response_headers", "headers"):
@@ -210,10 +214,10 @@ class Evidence:
 
     @cached_property
     def address(self) -> str | None:
-        """Host and port that the request was sent to; None if nobody knows."""
+        """Host and port that the request was sent to; None if unknown."""
         for error in reversed(self.chain):
             if type(error).__module__.startswith("litellm."):
-                continue  # theirs may be made up
+                continue  # their address may be made up
             url = _field(_field(error, "request"), "url")
             host = _field(url, "host")
             if isinstance(host, str) and host:
@@ -224,7 +228,7 @@ class Evidence:
 
     @cached_property
     def deployment(self) -> str | None:
-        """The model that litellm asked its provider for; None if nobody knows."""
+        """Model that litellm requested from the provider; None if unknown."""
         for error in self.chain:
             model = _field(error, "model")
             if type(error).__module__ == _LITELLM_EXCEPTIONS and isinstance(model, str) and model:
@@ -232,7 +236,7 @@ class Evidence:
         return None
 
     def attribute(self, name: str) -> Any:
-        """The first attribute of this name in the chain that is not None."""
+        """Return the first attribute of this name in the chain that is not None."""
         values = (_field(error, name) for error in self.chain)
         return next((value for value in values if value is not None), None)
 
@@ -258,17 +262,17 @@ class Evidence:
 
 
 def evidence_of(exception: BaseException) -> Evidence:
-    """Collect the facts about the attempt that raised this.
+    """Collect the facts about the attempt that raised this exception.
 
-    A Router raises the error of its last attempt while it handles the one before, so that one is
-    in the context. Only what belongs to the last attempt counts.
+    A Router raises the error of its last attempt while it handles the previous one, so the previous
+    error is in the context. Only the errors of the last attempt are collected.
     """
     chain: list[BaseException] = []
     current: BaseException | None = exception
     found_attempt = False
     while current is not None and len(chain) < _MOST_CAUSES and current not in chain:
         if type(current).__module__ == _LITELLM_EXCEPTIONS:
-            # The Router raises a copy of the same error once more.
+            # The Router raises the same error again, as a copy.
             is_copy = (
                 bool(chain)
                 and type(current) is type(chain[-1])
@@ -285,10 +289,11 @@ def evidence_of(exception: BaseException) -> Evidence:
 def class_names(error: BaseException) -> set[str]:
     """Return the names of an exception's class and of its base classes.
 
-    Names instead of classes: importing litellm, openai or httpx takes seconds.
+    The package compares names instead of classes because importing litellm, openai or httpx takes
+    seconds.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, RemoteCallError):  # it stands for one whose class is not here
+    if isinstance(error, RemoteCallError):  # it replaces an error whose class is not here
         names.add(error.type_name.rpartition(".")[2])
     return names
 
@@ -296,7 +301,7 @@ def class_names(error: BaseException) -> set[str]:
 def _field(value: object, name: str) -> Any:
     try:
         return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - of any library: httpx raises where an error has no request
+    except Exception:  # noqa: BLE001 - from any library: httpx raises if an error has no request
         return None
 
 
@@ -316,14 +321,16 @@ def _text(error: BaseException) -> str:
     message = _field(error, "message")
     try:
         text = message if isinstance(message, str) and message else str(error)
-    except Exception:  # noqa: BLE001 - of any library: an error without words
+    except Exception:  # noqa: BLE001 - from any library: an error without a message
         return ""
     return text[:_LONGEST_TEXT]
 
 
 def _documents_in(text: str) -> Iterator[object]:
-    """Yield the document inside a text: litellm writes bodies into its messages, as JSON or as the
-    repr of a dict."""
+    """Yield the document inside a text.
+
+    litellm writes bodies into its messages as JSON or as the repr of a dict.
+    """
     found = _JSON.search(text)
     if found is None:
         return

@@ -1,8 +1,8 @@
-"""The codes of failures in files of results, and what such a line means.
+"""Failure codes in result files: write them, and classify a line that has one.
 
-A line of OpenAI's Batch API has no place for a kind of failure. So the kind is found out from what
-the line has, by the same table: from the status and the body of an answer, or from the code of an
-error. This also holds for lines of earlier versions, of OpenAI and of vLLM.
+A line of OpenAI's Batch API has no field for a kind of failure. The same table derives the kind
+from the status and the body of an answer, or from the code of an error. This also works for lines
+from earlier versions, from OpenAI and from vLLM.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from parallel_core.errors import (
 from .table import CLASS_NAMES, Failure, classify
 
 CODES: tuple[tuple[type[Exception], str], ...] = (
-    # As OpenAI names them.
+    # Codes that OpenAI uses.
     (BatchTimeoutError, "batch_expired"),
     (RequestTimeoutError, "request_timeout"),
     (CallCancelledError, "batch_cancelled"),
     (BatchAbortedError, "batch_cancelled"),
-    # Our own.
+    # Codes of this package.
     (BudgetExceededError, "budget_exceeded"),
     (StreamStalledError, "stream_stalled"),
     (StreamInterruptedError, "stream_interrupted"),
@@ -44,9 +44,9 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (NotSentError, "not_sent_error"),
     (StoppedError, "stopped_error"),
 )
-"""Codes of our errors in files of results. The others have codes made of the names of classes."""
+"""Codes of this package's errors in result files. Other errors have codes made from class names."""
 
-# Codes that stand for several classes, by one of them.
+# One class for each code that stands for several classes.
 _STAND_INS = {
     "connection_error": "ConnectionResetError",
     "local_error": "MemoryError",
@@ -54,7 +54,7 @@ _STAND_INS = {
     "missing_dependency": "ImportError",
     "no_deployment_available": "RouterRateLimitError",
 }
-# Of lines that were not sent, because they are no requests.
+# Codes of lines that were not sent because they are not valid requests.
 _BAD_LINES = frozenset(
     (
         "invalid_json_line",
@@ -72,20 +72,20 @@ _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class HTTPStatusError(Exception):
-    """An answer of HTTP of which only the line is left."""
+    """HTTP error answer that was restored from a result line."""
 
 
 def code_of_class(name: str) -> str:
-    """Return the code of an exception that has no other: ``KeyError`` is ``key_error``."""
+    """Return the code of an exception that is not in `CODES`: ``KeyError`` is ``key_error``."""
     return _WORD.sub("_", name).lower()
 
 
 def classify_line(status_code: int | None, error: object) -> Failure:
-    """Say what a failure in a file of results means.
+    """Classify a failure in a result file.
 
     Args:
-        status_code: of the answer of HTTP; None if there was none.
-        error: the error of the line, or else the body of the answer, as it was decoded.
+        status_code: status of the HTTP answer; None if there was none.
+        error: the error of the line, or else the decoded body of the answer.
     """
     body: object = {"message": error} if isinstance(error, str) else error
     exception: Exception = HTTPStatusError()
@@ -109,6 +109,6 @@ _CLASSES: dict[str, type[Exception]] = {
 
 
 def _stand_in(code: object) -> Exception:
-    """Return an exception that has this code in files, without what it once said."""
+    """Return an exception, without its message, that has this code in result files."""
     kind = _CLASSES.get(code, Exception) if isinstance(code, str) else Exception
     return kind.__new__(kind)

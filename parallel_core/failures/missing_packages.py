@@ -1,4 +1,7 @@
-"""Calls that fail because a package is not installed. litellm reports them as connection errors."""
+"""Recognise calls that failed because a package is not installed.
+
+litellm reports them as connection errors.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[[^]]*])?\s*([^;]*)")
 
 
 class MissingPackage(NamedTuple):
-    """A package without which a call fails.
+    """A package that a call needs and that is not installed.
 
     Attributes:
-        requirement: what pip has to install; empty where that is not known.
+        requirement: requirement that pip must install; empty if it is not known.
         reason: the text of the ``ImportError``.
     """
 
@@ -26,12 +29,12 @@ class MissingPackage(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What failures of this kind are counted as."""
+        """Name under which these failures are counted."""
         return f"{MISSING_DEPENDENCY} ({self._command})" if self.requirement else MISSING_DEPENDENCY
 
     @property
     def message(self) -> str:
-        """What was wrong, and what to do."""
+        """Message that says what is missing and how to install it."""
         if not self.requirement:
             return f"this request needs a package that is not installed: {self.reason}"
         name = _parts_of(self.requirement)[0]
@@ -44,13 +47,13 @@ class MissingPackage(NamedTuple):
 
 
 def missing_package(message: str, causes: Iterable[BaseException]) -> MissingPackage | None:
-    """Return the package that a failed call has missed; None if it failed for another reason.
+    """Return the package that a failed call lacked; None if it failed for another reason.
 
     Args:
-        message: of the exception of the call. An ``ImportError`` that the message does not quote
+        message: message of the call's exception. An ``ImportError`` that the message does not quote
             is ignored: code that works without an optional package leaves one in the context of
             later failures.
-        causes: the exception, what it was raised from, and so on.
+        causes: the exception, its cause, and so on.
     """
     errors = [error for error in causes if isinstance(error, ImportError)]
     quoted = [error.msg for error in errors if error.msg and error.msg in message]
@@ -68,8 +71,11 @@ def missing_package(message: str, causes: Iterable[BaseException]) -> MissingPac
 
 
 def _requirement_of(module: str) -> str:
-    """What pip has to install for a module: as litellm requires it, if it names it."""
-    import importlib.metadata  # not at the top: it takes long, and hardly any call gets here
+    """Return the requirement to install for a module, with litellm's version range if it has one.
+
+    The result is empty if nothing is known.
+    """
+    import importlib.metadata  # not at the top: it is slow, and calls rarely get here
     import importlib.util
 
     known: dict[str, str] = {}
@@ -78,19 +84,19 @@ def _requirement_of(module: str) -> str:
         known.setdefault(_normal(name), f"{name}{version}")
     parts = module.split(".")
     if parts[0] == "litellm":
-        return ""  # it is there, and lacks something: an earlier error says what
+        return ""  # litellm is installed and lacks a package, which an earlier error names
     for length in range(len(parts), 0, -1):
         wanted = known.get(_normal("-".join(parts[:length])))
         if wanted is not None:
             return wanted
-    # Where the name has dots, its first part was found. It is another version of the package, or,
-    # where it has no file of its own, as "google", only a folder that many packages share.
+    # If the name has dots, its first part was found. Then another version of the package is
+    # installed, or the first part has no file (such as "google"): a folder shared by many packages.
     found = importlib.util.find_spec(parts[0]) if len(parts) > 1 else None
     return "-".join(parts[:2]) if found is not None and found.origin is None else parts[0]
 
 
 def _parts_of(requirement: str) -> tuple[str, str]:
-    """The name and the version of a requirement."""
+    """Split a requirement into its name and its version."""
     found = _REQUIREMENT.match(requirement)
     return (requirement, "") if found is None else (found[1], found[2].strip())
 

@@ -1,8 +1,8 @@
-"""The table: which evidence makes which kind of failure.
+"""The table that assigns a kind of failure to the evidence.
 
-The rows are tried from top to bottom, and the first that fits decides. Each row says whose fault
-it is, and that decides everything else: what will pass is waited for, what is the request's own
-fault fails at once, what dooms all requests of a model stops them.
+The rows are tried from top to bottom, and the first that matches decides. Each row says whose fault
+the failure is, and everything else follows from that: a temporary failure is retried, a fault of
+the request fails at once, and a failure of all requests of a model stops them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from parallel_core.errors import (
 )
 
 from .evidence import Evidence, class_names, evidence_of
-from .told_waits import told_wait
+from .told_waits import requested_wait
 
 FailureKind: TypeAlias = Literal[
     "overloaded",
@@ -51,25 +51,25 @@ KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
 MAY_PASS: frozenset[FailureKind] = frozenset(
     ("overloaded", "cooling_down", "unreachable", "local", "timeout")
 )
-"""Kinds that may be gone at the next attempt."""
+"""Kinds that may be temporary: the next attempt may succeed."""
 
 FINAL: frozenset[FailureKind] = frozenset(("request",))
-"""Kinds that would come again, however often the request is sent."""
+"""Kinds that occur again, however often the request is sent."""
 
 NOT_FINAL: frozenset[FailureKind] = frozenset(KINDS) - FINAL
-"""Kinds that a later run sends again if it is asked to: a key may be fixed by then, a bug too."""
+"""Kinds that a later run can send again: by then a key or a bug may be fixed."""
 
 
 def checked_kinds(name: str, value: object) -> frozenset[FailureKind]:
     """Return the kinds of failures that an option names.
 
     Args:
-        name: of the option.
+        name: name of the option.
         value: True for all kinds that are not final, False for none, or a collection of kinds.
 
     Raises:
-        TypeError: it is something else.
-        ValueError: there is no such kind.
+        TypeError: ``value`` has another type.
+        ValueError: ``value`` has an unknown kind.
     """
     if isinstance(value, bool):
         return NOT_FINAL if value else frozenset()
@@ -89,24 +89,24 @@ def checked_kinds(name: str, value: object) -> frozenset[FailureKind]:
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What an exception of a call means.
+    """Meaning of an exception that a call raised.
 
     Attributes:
         kind: whose fault it is.
 
-            - ``overloaded``: the provider has too much to do, or is down; it will pass.
+            - ``overloaded``: the provider is overloaded or down; this is temporary.
             - ``cooling_down``: all deployments of the model pause in the Router; nothing was sent.
             - ``account``: the key, the credit or the model's name is wrong; every request of this
               model fails in the same way.
             - ``request``: this request is wrong, too large or refused; others are not affected.
             - ``unreachable``: no connection to the server, or it was lost before any answer.
             - ``local``: this machine is out of files, memory or ports.
-            - ``timeout``: it took too long; it may be billed all the same.
-            - ``answer``: an answer arrived that is no whole, valid answer.
+            - ``timeout``: the call took too long; it may be billed all the same.
+            - ``answer``: an answer arrived that is incomplete or invalid.
             - ``unknown``: anything else: a plain 500, a bug, a missing package.
         reason: one sentence without contents of the request and without keys.
-        retry_after: seconds that the provider, or the Router, asks to wait; None if it does not.
-        sent: whether a provider can have been paid; None if nobody knows.
+        retry_after: seconds that the provider or the Router asks to wait; None if not given.
+        sent: True if the provider may bill the request, False if not; None if unknown.
         status_code: the HTTP status of the provider's answer; None if there was none.
     """
 
@@ -118,15 +118,15 @@ class Failure(msgspec.Struct, frozen=True):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may succeed later."""
+        """True if the same request may succeed later."""
         return self.kind in MAY_PASS
 
 
 def classify(exception: BaseException) -> Failure:
-    """Say what an exception of a call means.
+    """Classify an exception that a call raised.
 
-    It looks through litellm's wrappers at the causes, the status, the body and the headers of the
-    last attempt. It imports neither litellm nor openai.
+    Use the causes, the status, the body and the headers of the last attempt, underneath litellm's
+    wrappers. Import neither litellm nor openai.
 
     Args:
         exception: raised by a call, or the ``exception`` of a result.
@@ -137,19 +137,19 @@ def classify(exception: BaseException) -> Failure:
 
 
 def classify_evidence(evidence: Evidence) -> Failure:
-    """:func:`classify` of an exception whose facts have been collected already."""
+    """Classify an exception whose facts have been collected already."""
     row = next(row for row in _TABLE if row.fits(evidence))
     if row.kind == "cooling_down" and len(evidence.chain) > 1:
         earlier = classify(evidence.chain[1])
         if earlier.kind == "account":
-            return earlier  # the Router only says that it pauses; this is why
+            return earlier  # the Router only reports a cooldown; this is its cause
     if row.kind not in MAY_PASS and _fallback_may_pass(evidence):
-        return Failure("overloaded", "the model's fallback is overloaded or away", None, row.sent)
+        return Failure("overloaded", "the model's fallback is overloaded or down", None, row.sent)
     status = evidence.answer_status
     reason = row.reason + _named(evidence, status)
-    # litellm raises this when a stream fails that has given text already.
+    # litellm raises this when a stream fails after its first text.
     sent = None if "MidStreamFallbackError" in evidence.names else row.sent
-    return Failure(row.kind, reason, told_wait(evidence), sent, status)
+    return Failure(row.kind, reason, requested_wait(evidence), sent, status)
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -160,15 +160,17 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def _fallback_may_pass(evidence: Evidence) -> bool:
-    """Return True if the Router raises a model's failure, and its fallback failed as well, in a way
-    that may pass: it says so in the message alone."""
+    """Return True if the model's fallback failed as well, with a failure that may be temporary.
+
+    The Router raises the failure of the model and reports the fallback only in the message.
+    """
     if type(evidence.exception).__module__ != "litellm.exceptions":
         return False
     return _FALLBACK_MAY_PASS.search(text_of(evidence.exception)) is not None
 
 
 def _named(evidence: Evidence, status: int | None) -> str:
-    """Status and code of the provider, as far as they are words of a protocol."""
+    """Return the provider's status and code in parentheses, or an empty string."""
     words = [str(word) for word in (status, evidence.code) if word is not None]
     return f" ({' '.join(words)})" if words else ""
 
@@ -181,7 +183,7 @@ def _is(*kinds: type[BaseException]) -> Callable[[Evidence], bool]:
 
 
 CLASS_NAMES: set[str] = set()
-"""Names of classes that rows of the table ask for."""
+"""Class names that the rows of the table look for."""
 
 
 def _named_class(*names: str) -> Callable[[Evidence], bool]:
@@ -196,7 +198,7 @@ def _status_in(*statuses: int) -> Callable[[Evidence], bool]:
 
 
 def _says(*phrases: str) -> Callable[[Evidence], bool]:
-    """Match phrases in the provider's words, and codes of the error object."""
+    """Return a condition that searches the provider's message and codes for phrases."""
     pattern = re.compile("|".join(phrases))
     return lambda evidence: (
         pattern.search(evidence.text) is not None
@@ -221,7 +223,10 @@ def _out_of_resources(evidence: Evidence) -> bool:
 
 
 def _asks_for_more_than_the_limit(evidence: Evidence) -> bool:
-    """``Limit 30000, Requested 36055``: this request fits into no minute."""
+    """Return True if the request alone exceeds a limit per minute.
+
+    Example: ``Limit 30000, Requested 36055``.
+    """
     found = _LIMIT_AND_REQUESTED.search(evidence.text)
     if found is None:
         return "request too large" in evidence.text
@@ -234,7 +239,10 @@ def _has_retry_info(evidence: Evidence) -> bool:
 
 
 def _lost_connection(evidence: Evidence) -> bool:
-    """litellm calls anything a connection error; what it was raised from says whether it is one."""
+    """Return True if a cause is a connection error.
+
+    litellm's own class is not enough, because litellm uses it for any error.
+    """
     wanted = frozenset(_CONNECTION_CLASSES)
     return any(not wanted.isdisjoint(class_names(error)) for error in evidence.real_causes)
 
@@ -309,7 +317,7 @@ _OVERLOADED_CODE = _says(r"\boverloaded(?:_error)?\b", "engine_overloaded", "res
 
 
 _TABLE: tuple[_Row, ...] = (
-    # Our own errors.
+    # Errors of this package.
     _Row("request", False, "the request is invalid", _is(InvalidRequestError)),
     _Row("unknown", False, "the request was not sent", _is(NotSentError)),
     _Row("unknown", None, "the budget is used up", _is(BudgetExceededError)),
@@ -319,7 +327,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row("timeout", True, "the request took longer than its timeout", _is(RequestTimeoutError)),
     _Row("timeout", True, "the stream stalled", _is(StreamStalledError)),
     _Row("answer", True, "the answer has no choices", _is(EmptyResponseError)),
-    _Row("answer", True, "the answer is no chat completion", _is(NoCompletionError)),
+    _Row("answer", True, "the answer is not a chat completion", _is(NoCompletionError)),
     # This machine.
     _Row(
         "unknown",
@@ -335,7 +343,7 @@ _TABLE: tuple[_Row, ...] = (
         "all deployments of the model are cooling down",
         _named_class(*_COOLDOWN_CLASSES),
     ),
-    # A stream that broke off has text already, which was paid for.
+    # A stream that was cut off has text already, which is billed.
     _Row(
         "answer",
         True,
@@ -370,7 +378,8 @@ _TABLE: tuple[_Row, ...] = (
         "the quota of the account is used up",
         _all(_status_in(403, 429), _QUOTA_OF_A_DAY),
     ),
-    # Gemini words a quota per minute as others do one that is used up, and says when to come back.
+    # Gemini reports a quota per minute in words that other providers use for a quota that is used
+    # up, and adds a retry delay.
     _Row("overloaded", False, "too many requests", _all(_status_in(429), _has_retry_info)),
     _Row("account", False, "the account has no credit or quota left", _NO_CREDIT),
     _Row("account", False, "a budget of litellm is used up", _named_class("BudgetExceededError")),

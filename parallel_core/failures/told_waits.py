@@ -1,7 +1,7 @@
-"""Seconds that a provider, or the Router, asks to wait before the next attempt.
+"""Seconds that a provider or the Router asks to wait before the next attempt.
 
-Few providers say it in ``Retry-After``. Others write it into the body, into the message or into
-headers of their own; ``docs/failures.md`` lists them with their sources.
+Few providers send ``Retry-After``. Others write the wait into the body, the message or
+provider-specific headers; ``docs/failures.md`` lists them with their sources.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from .evidence import Evidence
 
-LONGEST_TOLD_WAIT = 86_400.0  # seconds: a longer one is a quota, and no reason to wait
+LONGEST_REQUESTED_WAIT = 86_400.0  # seconds: a longer wait is a quota and is not waited for
 
 _PART = r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]*)\s*"
 _PARTS = re.compile(_PART)
@@ -24,24 +24,24 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _TRY_AGAIN = re.compile(
     r"(?:try again|retry)(?: after| in)?:? (?P<wait>\d+(?:\.\d+)?\s*[a-z]*(?:\d+(?:\.\d+)?[a-z]+)*)"
 )
-# Remaining 0 of what the reset belongs to.
+# Resources in the headers for limits. A reset counts if 0 of its resource remains.
 _RESETS = ("requests", "tokens", "input-tokens", "output-tokens")
 
 
-def told_wait(evidence: Evidence, now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds to wait; None if nobody says.
+def requested_wait(evidence: Evidence, now: Callable[[], float] = time.time) -> float | None:
+    """Return the seconds to wait; None if no wait is requested.
 
     Args:
-        evidence: of the failed attempt.
-        now: the time in seconds since the epoch, for dates.
+        evidence: facts about the failed attempt.
+        now: returns the time in seconds since the epoch, for dates.
     """
-    for seconds in _told(evidence, now):
-        if seconds is not None and 0 <= seconds < LONGEST_TOLD_WAIT:
+    for seconds in _requested_waits(evidence, now):
+        if seconds is not None and 0 <= seconds < LONGEST_REQUESTED_WAIT:
             return seconds
     return None
 
 
-def _told(evidence: Evidence, now: Callable[[], float]) -> Iterator[float | None]:
+def _requested_waits(evidence: Evidence, now: Callable[[], float]) -> Iterator[float | None]:
     cooldown = evidence.attribute("cooldown_time")
     if isinstance(cooldown, int | float):
         yield float(cooldown)
@@ -57,23 +57,26 @@ def _told(evidence: Evidence, now: Callable[[], float]) -> Iterator[float | None
 
 
 def _latest_reset(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
-    """Return the wait until everything that is used up is there again."""
+    """Return the wait until every exhausted limit is reset."""
     waits: list[float] = []
-    for what in _RESETS:
+    for resource in _RESETS:
         for remaining, reset in (
-            (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}"),
-            (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset"),
+            (f"x-ratelimit-remaining-{resource}", f"x-ratelimit-reset-{resource}"),
+            (f"anthropic-ratelimit-{resource}-remaining", f"anthropic-ratelimit-{resource}-reset"),
         ):
             if _number(headers.get(remaining)) == 0 or remaining not in headers:
                 waits.append(_reset(headers.get(reset), now))
     if _number(headers.get("x-ratelimit-remaining", "0")) == 0:
         waits.append(_reset(headers.get("x-ratelimit-reset"), now))
-    told = [wait for wait in waits if not math.isnan(wait)]
-    return max(told) if told else None
+    known = [wait for wait in waits if not math.isnan(wait)]
+    return max(known) if known else None
 
 
 def _reset(text: str | None, now: Callable[[], float]) -> float:
-    """Seconds to a reset: a duration, a moment in s or ms since the epoch, or a date."""
+    """Return the seconds until a reset; NaN if unknown.
+
+    The text is a duration, a time in s or ms since the epoch, or a date.
+    """
     if text is None:
         return math.nan
     number = _number(text)
@@ -99,7 +102,7 @@ def _retry_after(text: str | None, now: Callable[[], float]) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """Return the seconds of a duration such as ``1m30s``, ``7.66s``, ``120ms``, ``37 seconds``."""
+    """Parse a duration such as ``1m30s``, ``7.66s``, ``120ms`` or ``37 seconds`` into seconds."""
     text = text.strip().lower()
     if not _WHOLE.fullmatch(text):
         return None
@@ -114,7 +117,7 @@ def duration(text: str) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Return the moment of a date of HTTP or of RFC 3339, in seconds since the epoch."""
+    """Parse a date in HTTP or RFC 3339 format into seconds since the epoch."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
     except ValueError:

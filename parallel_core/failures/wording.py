@@ -1,4 +1,4 @@
-"""A failure in one sentence that names where the request was sent."""
+"""Describe a failure in one sentence that names the model and the address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from .evidence import evidence_of
 from .table import classify_evidence
 
-# How reasons begin that are about something of the deployment, and what is said instead.
+# Reasons about the key or the account: (subject, beginning of the reason, its replacement).
 _SUBJECTS: Final = (
     ("the key", "the provider refused the key", " was refused"),
     ("the account", "the account", ""),
@@ -15,7 +15,7 @@ _SUBJECTS: Final = (
 
 
 def describe(model: str, error: BaseException) -> str:
-    """Say why a request of a model failed, and where it was sent, as far as that is known."""
+    """Describe why a request failed and, as far as known, where it was sent."""
     evidence = evidence_of(error)
     reason = classify_evidence(evidence).reason
     deployment, address = evidence.deployment, evidence.address

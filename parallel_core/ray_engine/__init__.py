@@ -1,8 +1,8 @@
-"""More cores and more machines: the calls of a batch are made by workers on Ray.
+"""Batches on several cores and machines: workers on Ray make the calls.
 
-The batch itself runs here, in the driver: a local batch with all of its controls, so a rate limit,
-a budget, an adaptive limit and a total timeout are of all workers together. Each worker is an
-actor of Ray with a process, a Router and an engine of its own.
+The batch itself runs in the driver, which is the user's process. It is a local batch with all of
+its controls, so a rate limit, a budget, an adaptive limit and a total timeout apply to all workers
+together. Each worker is a Ray actor with its own process, Router and engine.
 
 ::
 
@@ -10,7 +10,7 @@ actor of Ray with a process, a Router and an engine of its own.
         async for result in batch:
             print(result.index, result.ok)
 
-``docs/scale.md`` tells how far this goes.
+``docs/scale.md`` describes the limits.
 """
 
 from .installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed

@@ -1,4 +1,4 @@
-"""Ray itself: used as it is found, or started on this machine and ended again."""
+"""Connect to Ray, or start it on this machine and end it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .fleet import WorkerHandle
 from .router_recipe import Recipe
 from .worker import Driver, Given, Kind, Message, Pace, Worker
 
-# Answers are small, and are taken at once.
+# Answers are small and are fetched at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes
 
 _PATIENCE_WITH_A_PROCESS = 2.0  # seconds
@@ -40,14 +40,14 @@ def _ray() -> Any:
 
 
 class Entered(Enum):
-    """How Ray was found."""
+    """Result of :func:`enter_ray`."""
 
-    FOUND = "found"  # connected already, by somebody else
-    CONNECTED = "connected"  # to a cluster
-    STARTED = "started"  # on this machine
+    FOUND = "found"  # other code in this process had connected already
+    CONNECTED = "connected"  # connected to a cluster
+    STARTED = "started"  # started on this machine
 
 
-_users = 0  # of the Ray that was started or connected to here
+_users = 0  # users of the Ray that this module started or connected to
 _entered = Entered.FOUND
 
 
@@ -55,17 +55,17 @@ def enter_ray(address: str | None) -> Entered:
     """Connect to Ray, or start it on this machine. Blocks for seconds.
 
     Args:
-        address: of a cluster, as ``ray.init`` takes it; None: a new one on this machine. A Ray
-            that this process is connected to goes before both.
+        address: address of a cluster, as for ``ray.init``; None: start Ray on this machine. A Ray
+            to which this process is connected takes precedence over both.
 
     Returns:
-        How it was found; unless somebody else had it, :func:`leave_ray` has to be called.
+        The way in which Ray was entered. Unless it is FOUND, call :func:`leave_ray` later.
 
     Raises:
-        ConnectionError: nothing is at the address.
+        ConnectionError: no cluster answers at the address.
     """
     global _entered, _users
-    # It asks the network otherwise whether it may tell of its use.
+    # Without this, Ray uses the network to find out whether it may report its usage.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = _ray()
     with _lock:
@@ -75,11 +75,11 @@ def enter_ray(address: str | None) -> Entered:
             return _entered if _users else Entered.FOUND
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is not None:
-            _check_that_somebody_answers(address)
+            _check_cluster_answers(address)
             options["address"] = address
         else:
-            # Ray gives way to everything else on a machine, with 15: beside two busy processes a
-            # worker took 20 s to start instead of one. Here its workers are what is to be done.
+            # Ray's default niceness is 15. With it, a worker took 20 s to start instead of 1 s
+            # beside two busy processes. Here the workers do the main work.
             os.environ.setdefault("RAY_worker_niceness", "0")
             options |= {
                 "address": "local",
@@ -89,24 +89,24 @@ def enter_ray(address: str | None) -> Entered:
             }
         with _terminal_signals_blocked():
             ray.init(**options)
-        _silence_its_prints()
-        _take_back_excepthook()
+        _silence_ray_prints()
+        _restore_excepthook()
         _users = 1
         _entered = Entered.STARTED if address is None else Entered.CONNECTED
         return _entered
 
 
 async def entered(address: str | None) -> Entered:
-    """:func:`enter_ray`, for asyncio. Without an address, RAY_ADDRESS may name one.
+    """Run :func:`enter_ray` from asyncio. The default address is that of RAY_ADDRESS.
 
-    Cancelled, it waits for a Ray that is being started, which can be ended then, and not for a
-    cluster, which Ray may try to reach for minutes.
+    When cancelled, it waits for a Ray that is being started, so that it can be ended. It does not
+    wait for a cluster, because Ray may try to reach it for minutes.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         return await to_the_end(asyncio.to_thread(enter_ray, None))
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    connected = asyncio.Event()
     outcome: list[Entered | BaseException] = []
     lock = threading.Lock()
     given_up = False
@@ -119,18 +119,18 @@ async def entered(address: str | None) -> Entered:
         how: Entered | BaseException
         try:
             how = enter_ray(address)
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting task
             how = error
         with lock:
             outcome.append(how)
             if not given_up:
-                loop.call_soon_threadsafe(told.set)
+                loop.call_soon_threadsafe(connected.set)
                 return
         undo()
 
     threading.Thread(target=connect, daemon=True).start()
     try:
-        await told.wait()
+        await connected.wait()
     except asyncio.CancelledError:
         with lock:
             given_up = True
@@ -145,10 +145,10 @@ async def entered(address: str | None) -> Entered:
 
 @contextlib.contextmanager
 def _terminal_signals_blocked() -> Generator[None]:
-    """Block the signals of a terminal in what is started meanwhile, which inherits the mask.
+    """Block the signals of a terminal in processes that start in this block: they inherit the mask.
 
-    Ray's processes are in the process group of this one. They block SIGINT alone: a terminal that
-    is closed (SIGHUP), Ctrl-\\ or Ctrl-Z would end or stop them, with the calls in flight.
+    Ray's processes are in the process group of this process. They block only SIGINT: closing the
+    terminal (SIGHUP), Ctrl-\\ or Ctrl-Z would end or stop them and their calls in flight.
     """
     names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -162,30 +162,36 @@ def _terminal_signals_blocked() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check_that_somebody_answers(address: str) -> None:
-    """Ray itself would try for minutes, and could not be interrupted.
+def _check_cluster_answers(address: str) -> None:
+    """Check that a server accepts connections at an address.
+
+    Ray itself would try for minutes and could not be interrupted.
 
     Raises:
-        ConnectionError: nobody does.
+        ConnectionError: no server answers.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
-        return  # "auto", for instance, which Ray finds or refuses
+        return  # for instance "auto", which Ray resolves or refuses
     try:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_WITH_A_CLUSTER).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
 
 
-def _silence_its_prints() -> None:
-    """It prints on standard output that a worker has died, also where it shall not log."""
+def _silence_ray_prints() -> None:
+    """Stop Ray from printing worker deaths on standard output, which it does even without logs."""
     from ray._private import worker
 
     cast("Any", worker)._worker_logs_enabled = False
 
 
-def _take_back_excepthook() -> None:
-    """Its own tells the cluster first, and tries for a minute where there is none any more."""
+def _restore_excepthook() -> None:
+    """Restore the excepthook that Ray replaced.
+
+    Ray's hook first reports the error to the cluster. If the cluster is gone, it tries for a
+    minute.
+    """
     from ray._private import worker
 
     module = cast("Any", worker)
@@ -194,7 +200,7 @@ def _take_back_excepthook() -> None:
 
 
 def leave_ray() -> None:
-    """The last one that has entered ends what was started. Blocks for a second."""
+    """Give up one use of Ray. The last user shuts it down, which blocks for a second."""
     global _users
     ray = _ray()
     with _lock:
@@ -204,23 +210,23 @@ def leave_ray() -> None:
 
 
 def restore_sigterm() -> None:
-    """Ray's handler, which prints a stack, has taken the place of the one that was there.
+    """Restore the SIGTERM handler that Ray replaced with its own, which prints a stack.
 
-    That is known to Python still, if Ray was started in another thread. In the main thread it can
-    be put back.
+    If Ray was started in another thread, Python still knows the previous handler. Only the main
+    thread can restore it.
     """
     if threading.current_thread() is threading.main_thread():
         handler = signal.getsignal(signal.SIGTERM)
-        if handler is not None:  # not one of another language
+        if handler is not None:  # None: a handler that was not set from Python
             signal.signal(signal.SIGTERM, handler)
 
 
 class RayWorkers:
-    """Workers that are actors of Ray.
+    """Source of workers that are Ray actors.
 
     Args:
-        recipe: of their Routers.
-        actor_options: how Ray places them.
+        recipe: recipe of their Routers.
+        actor_options: options with which Ray places the actors.
     """
 
     def __init__(self, recipe: Recipe, actor_options: Mapping[str, Any]) -> None:
@@ -242,17 +248,17 @@ class RayWorkers:
         ray = _ray()
         free = ray.available_resources().get("CPU", 0.0)
         return (
-            f"{free:g} CPUs of the cluster are free; take fewer workers, or other actor_options, "
-            "and look into the logs of Ray (session_latest/logs)"
+            f"{free:g} CPUs of the cluster are free; use fewer workers or other actor_options, "
+            "and read the logs of Ray (session_latest/logs)"
         )
 
 
 class _RayWorker:
-    """A worker that is an actor of Ray. What becomes of it is told by its messages alone."""
+    """A worker that is a Ray actor. Only its messages report its state."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._process: int | None = None  # where it is on this machine
+        self._process: int | None = None  # process id, if the worker is on this machine
 
     async def messages(self) -> AsyncGenerator[list[Message], None]:
         async for reference in self._actor.run.options(num_returns="streaming").remote():
@@ -276,9 +282,9 @@ class _RayWorker:
             ray.kill(self._actor)
 
     async def gone(self) -> None:
-        # Of another machine, Ray tells no more than that it has been told.
+        # For another machine, Ray only confirms that it received the order to kill the worker.
         if self._process is None:
             return
         until = time.monotonic() + _PATIENCE_WITH_A_PROCESS
-        while process_is_alive(self._process) and time.monotonic() < until:  # noqa: ASYNC110 - of another process
+        while process_is_alive(self._process) and time.monotonic() < until:  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(_BETWEEN_LOOKS)

@@ -1,10 +1,10 @@
-"""The driver's side of workers: it starts them, deals calls to them, and replaces the dead.
+"""The driver's side of workers: start them, deal calls to them, and replace dead ones.
 
-All of it belongs to one asyncio loop. A call is dealt to the worker that has the fewest; so the
-faster one gets more. Beside those that a worker can make at a time, it has as many waiting as it
-ends between two messages (a block), so that no slot of it is idle until the next one. Calls that
-begin in the same pass of the loop travel in one message, and what a worker has to tell in
-:data:`INTERVAL` seconds comes in one.
+All of it runs on one asyncio loop. A call is dealt to the worker that has the fewest calls, so a
+faster worker gets more. In addition to its calls in flight, a worker has as many calls waiting as
+it ends between two messages (a block), so none of its slots is idle until the next message. Calls
+that begin in the same pass of the loop are sent in one message. A worker reports all outcomes of
+:data:`INTERVAL` seconds in one message.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from .worker import BETWEEN_BEATS, Given, Kind, Message, Pace
 
 logger = logging.getLogger("parallel_core")
 
-# A message there and one back cost the driver 1 ms, and the worker about as much: at this pace 1 %
-# of a core. Of a Router a worker makes 25 calls in this time.
+# A message to a worker and one back cost the driver 1 ms and the worker about as much. At this
+# interval that is 1 % of a core. A worker with a Router makes 25 calls in this time.
 INTERVAL = 0.1  # seconds between two messages of a worker
-_MESSAGES_PER_SECOND = 400.0  # that one driver takes beside its other work
-_CALLS_PER_SECOND = 300.0  # that one worker makes at most, with a Router
+_MESSAGES_PER_SECOND = 400.0  # that one driver can take in addition to its other work
+_CALLS_PER_SECOND = 300.0  # maximum of one worker with a Router
 _MEMORY = 0.5  # seconds that count for the speed of a worker
 _DEATHS_OF_A_REQUEST = 3
-_DEATHS_OF_A_SUSPECT = 2  # from here on it is sent alone, so that no other is blamed for it
-_FAILED_STARTS = 3  # of each worker, in a row
-_BETWEEN_TRIES = 30.0  # seconds, after those
+_DEATHS_OF_A_SUSPECT = 2  # from this number on, a request is sent alone, so no other is blamed
+_FAILED_STARTS = 3  # per worker, in a row
+_BETWEEN_TRIES = 30.0  # seconds between two tries after the failed starts
 _PATIENCE_WITH_A_CANCELLATION = 5.0  # seconds
 _PATIENCE_WITH_AN_END = 6.0  # seconds; litellm's callbacks may take 5 of them
 _PATIENCE_WITH_A_START = 120.0  # seconds
-_PATIENCE_WITH_SILENCE = 6  # times in a row that a worker was looked at and had said nothing
+_PATIENCE_WITH_SILENCE = 6  # checks in a row without a message from the worker
 
 
 def interval(workers: int) -> float:
-    """Seconds between two messages of each of so many workers."""
+    """Return the seconds between two messages of each worker, for a number of workers."""
     return max(INTERVAL, workers / _MESSAGES_PER_SECOND)
 
 
 def largest_block(workers: int, concurrency: int) -> int:
-    """Calls that a worker has waiting at most."""
+    """Return the maximum number of calls that wait in a worker."""
     return min(concurrency, round(_CALLS_PER_SECOND * interval(workers)))
 
 
@@ -57,50 +57,53 @@ class WorkerHandle(Protocol):
     """A worker in another process."""
 
     def messages(self) -> AsyncIterator[list[Message]]:
-        """Have it work; gives what it tells. Raises where it is lost, and ends after ``stop``."""
+        """Run the worker and yield its messages.
+
+        Raises an exception if the worker is lost. The iterator ends after ``stop``.
+        """
         ...
 
     def give(self, sequence: int, given: Given) -> None:
-        """Send it calls, and cancellations. Does not wait, and does not raise."""
+        """Send the worker calls and cancellations. Does not wait or raise."""
         ...
 
     def stop(self) -> None:
-        """Have it cancel its calls, and end. Does not wait, and does not raise."""
+        """Make the worker cancel its calls and end. Does not wait or raise."""
         ...
 
     def kill(self) -> None:
-        """End its process, in whatever state it is. Does not wait, and does not raise."""
+        """Kill the worker's process, in any state. Does not wait or raise."""
         ...
 
     async def gone(self) -> None:
-        """Wait until its process has ended, for some seconds at most. Does not raise."""
+        """Wait until the worker's process has ended, for a few seconds at most. Does not raise."""
         ...
 
 
 class WorkerSource(Protocol):
-    """Where workers come from."""
+    """Source of new workers."""
 
     def spawn(self, concurrency: int, pace: Pace) -> WorkerHandle:
-        """A new worker, which begins to start."""
+        """Begin to start a new worker and return its handle."""
         ...
 
     def why_none_starts(self) -> str:
-        """What may be the reason, and what to do."""
+        """Return the likely reason why no worker starts, and what to do."""
         ...
 
 
-AskAgain: TypeAlias = Callable[[], Exception | None]
-"""Asked before a call is sent again; what it returns is the end of the call."""
+CheckResend: TypeAlias = Callable[[], Exception | None]
+"""Called before a call is sent again. If it returns an exception, the call fails with it."""
 
 
-def _may_always() -> None:
+def _always_resend() -> None:
     return None
 
 
 class Assignment:
     """A call on its way to a worker and back."""
 
-    def __init__(self, number: int, packed: bytes, again: AskAgain) -> None:
+    def __init__(self, number: int, packed: bytes, again: CheckResend) -> None:
         self.number = number
         self.packed = packed
         self.again = again
@@ -109,12 +112,12 @@ class Assignment:
         self.cancelled = False
         self.recalled = False
         self.ended = asyncio.Event()
-        self._told: bytes | None = None
+        self._outcome: bytes | None = None
         self._error: Exception | None = None
 
     def settle(self, packed: bytes | None) -> None:
-        """This is what the worker has told; None: the call was cancelled."""
-        self._told = packed
+        """End the call with the packed outcome from its worker; None: it was cancelled."""
+        self._outcome = packed
         self.ended.set()
 
     def fail(self, error: Exception) -> None:
@@ -124,22 +127,22 @@ class Assignment:
     def result(self) -> bytes | None:
         if self._error is not None:
             raise self._error
-        return self._told
+        return self._outcome
 
 
 class _Member:
-    """One worker, as the driver knows it."""
+    """State of one worker in the driver."""
 
     def __init__(self, handle: WorkerHandle) -> None:
         self.handle = handle
         self.assignments: dict[int, Assignment] = {}
         self.ready = False
-        self.alone = False  # with a request that is suspected
+        self.alone = False  # it gets only suspected requests, one at a time
         self.silences = 0
-        self._speed = 0.0  # calls ended in a second; those of long ago count less
+        self._speed = 0.0  # ended calls per second; older calls count less
         self._speed_at = 0.0
         self.reading: asyncio.Future[None]
-        self._given: list[tuple[int, bytes]] = []  # that go with the next message
+        self._given: list[tuple[int, bytes]] = []  # calls for the next message
         self._cancelled: list[int] = []
         self._recalled: list[int] = []
         self._sequence = 0
@@ -165,7 +168,7 @@ class _Member:
         self._speed += number / _MEMORY
 
     def ends_in(self, seconds: float) -> int:
-        """Calls that it may be expected to end in this time."""
+        """Return the number of calls that the worker is expected to end in this time."""
         self._forget()
         return round(self._speed * seconds)
 
@@ -191,13 +194,13 @@ class Fleet:
     """The workers of one driver.
 
     Args:
-        source: where they come from.
-        workers: so many.
-        concurrency: calls in flight in each of them.
+        source: source of the workers.
+        workers: number of workers.
+        concurrency: calls in flight in each worker.
 
     Attributes:
-        lost_workers: those that died when they were ready.
-        resent_requests: calls that were in flight in those, and were dealt again.
+        lost_workers: number of workers that died after they were ready.
+        resent_requests: number of calls that were in flight in lost workers and were dealt again.
     """
 
     def __init__(self, source: WorkerSource, workers: int, concurrency: int) -> None:
@@ -221,16 +224,16 @@ class Fleet:
         self.lost_workers = 0
         self.resent_requests = 0
 
-    # --- its life ---
+    # --- lifetime ---
 
     async def start(self) -> None:
         """Start all workers, and wait until they are ready.
 
-        Where some are not ready in time, the others begin.
+        If some are not ready in time, the others begin.
 
         Raises:
-            WorkersLostError: none of them is.
-            Exception: what the recipe of the Router raises in a worker.
+            WorkersLostError: no worker is ready in time.
+            Exception: any exception that the recipe of the Router raises in a worker.
         """
         self._look_for_silence()
         for _ in range(self._workers):
@@ -262,32 +265,32 @@ class Fleet:
         member.reading = asyncio.ensure_future(self._read(member))
 
     async def _read(self, member: _Member) -> None:
-        """Take what a worker tells until it ends, in whatever way."""
+        """Process the messages of a worker until it ends in any way."""
         reason: Exception | None = None
         try:
             async for messages in member.handle.messages():
                 self._take(member, messages)
         except asyncio.CancelledError:
-            # The loop is being shut down: nobody would take what comes.
+            # The loop is being shut down: no task would process further messages.
             self.abandon()
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it will not tell more
+        except Exception as error:  # noqa: BLE001 - after any error, no more messages come
             reason = error
         if not self._closed:
             self._lost(member, reason)
 
     def _look_for_silence(self) -> None:
-        """A worker whose loop is blocked, or whose process is stopped, says nothing any more.
+        """Kill workers that send no messages: their loop is blocked or their process is stopped.
 
-        What counts is how often it was looked at: if it was the driver that could not, both have
-        missed the same time.
+        The number of checks counts, and not the time: if the driver itself was stopped, it made no
+        checks in that time.
         """
         if self._closed:
             return
         for member in list(self._members):
             member.silences += 1
             if member.ready and member.silences > _PATIENCE_WITH_SILENCE:
-                logger.warning("a worker says nothing any more: it is killed")
+                logger.warning("a worker sends no more messages: it is killed")
                 member.handle.kill()
         self._looking = asyncio.get_running_loop().call_later(BETWEEN_BEATS, self._look_for_silence)
 
@@ -346,7 +349,7 @@ class Fleet:
             one for one in reversed(again) if one.deaths < _DEATHS_OF_A_SUSPECT
         )
         logger.warning(
-            "a worker was lost (%s); calls that were in flight and are sent again: %d",
+            "a worker was lost (%s); calls in flight that are sent again: %d",
             "it has ended" if reason is None else type(reason).__name__,
             len(again),
         )
@@ -367,7 +370,7 @@ class Fleet:
         try:
             while len(self._members) < self._workers:
                 self._add_member()
-        except Exception as error:  # noqa: BLE001 - of what starts them: it is not there any more
+        except Exception as error:  # noqa: BLE001 - the source of workers is gone
             self._last_loss = error
 
     def _try_again(self) -> None:
@@ -388,7 +391,7 @@ class Fleet:
         self._suspects.clear()
 
     async def close(self) -> None:
-        """End all workers, and wait for it."""
+        """End all workers and wait for their end."""
         if self._closed:
             return
         self._closed = True
@@ -400,7 +403,7 @@ class Fleet:
         for member in self._members:
             if member.ready:
                 member.handle.stop()
-            else:  # it has no calls, and may be in the middle of anything
+            else:  # it has no calls, and its start may be blocked
                 member.handle.kill()
         if ready:
             await asyncio.wait([member.reading for member in ready], timeout=_PATIENCE_WITH_AN_END)
@@ -414,11 +417,11 @@ class Fleet:
         self._members.clear()
 
     def abandon(self) -> None:
-        """End all workers at once, from anywhere. Nothing is waited for."""
+        """Kill all workers without waiting. May be called in any thread."""
         self._closed = True
         for member in self._members:
             member.handle.kill()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits any more
             self._settle_all()
 
     def _settle_all(self) -> None:
@@ -432,16 +435,16 @@ class Fleet:
 
     # --- calls ---
 
-    async def call(self, packed: bytes, again: AskAgain = _may_always) -> Any:
-        """Have a worker make a call.
+    async def call(self, packed: bytes, again: CheckResend = _always_resend) -> Any:
+        """Make a call in a worker.
 
         Args:
-            packed: its arguments.
-            again: asked before it is sent again, where its worker has died.
+            packed: the packed arguments.
+            again: called before the call is sent again because its worker died.
 
         Raises:
-            WorkersLostError, WorkerDiedError: no worker has come to the end of it.
-            Exception: what the call has raised.
+            WorkersLostError, WorkerDiedError: no worker finished the call.
+            Exception: any exception that the call raised.
         """
         if self._lost_for_good is not None:
             raise self._lost_for_good
@@ -455,19 +458,19 @@ class Fleet:
             await assignment.ended.wait()
         except asyncio.CancelledError:
             await self._cancel(assignment)
-            # What had come of it before is not lost.
+            # An outcome that arrived before the cancellation is not lost.
             if assignment.result() is None:
                 raise
-        told = assignment.result()
-        if told is None:
+        received = assignment.result()
+        if received is None:
             raise RuntimeError("the workers were ended while a call was in flight")
-        arrived = unpack_outcome(told)
-        if arrived.exception is not None:
-            raise arrived.exception
-        return arrived.value
+        outcome = unpack_outcome(received)
+        if outcome.exception is not None:
+            raise outcome.exception
+        return outcome.value
 
     async def _cancel(self, assignment: Assignment) -> None:
-        """Have a call cancelled, and wait for its end."""
+        """Cancel a call and wait for its end."""
         if assignment.ended.is_set():
             return
         assignment.cancelled = True
@@ -480,13 +483,13 @@ class Fleet:
         member.cancel(assignment)
 
         def kill() -> None:
-            logger.warning("a worker has not ended a cancelled call: it is killed")
+            logger.warning("a worker did not end a cancelled call: it is killed")
             member.handle.kill()
 
         loop = asyncio.get_running_loop()
         killing = loop.call_later(_PATIENCE_WITH_A_CANCELLATION, kill)
         try:
-            with contextlib.suppress(asyncio.CancelledError):  # it is on its way already
+            with contextlib.suppress(asyncio.CancelledError):  # the caller raises it already
                 await wait_until(assignment.ended.is_set, assignment.ended.wait)
         finally:
             killing.cancel()
@@ -506,7 +509,7 @@ class Fleet:
         self._balance()
 
     def _balance(self) -> None:
-        """Take from those that have calls waiting for a slot, where another has a slot free."""
+        """Recall calls that wait for a slot in one worker while another worker has a free slot."""
         dealing = [member for member in self._members if member.ready and not member.alone]
         free = sum(max(0, self._concurrency - len(member.assignments)) for member in dealing)
         if not free:
@@ -532,7 +535,7 @@ class Fleet:
         return waiting >= min(member.ends_in(self._pace.every), self._largest_block)
 
     def _deal_suspects(self) -> None:
-        """One worker is emptied for them, and gets one at a time."""
+        """Empty one worker for the suspected requests, and give it one at a time."""
         member = next((member for member in self._members if member.alone), None)
         if member is None:
             ready = [member for member in self._members if member.ready]

@@ -1,4 +1,4 @@
-"""What is known of workers without importing Ray: that takes a second."""
+"""Facts about workers that need no import of Ray, which takes a second."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import importlib.util
 from typing import Final
 
 MOST_WORKERS: Final = 10_000
-"""Workers of one driver: more than it can keep busy by far."""
+"""Maximum number of workers of one driver: far more than it can keep busy."""
 
 HOW_TO_INSTALL: Final = "pip install 'parallel_core[ray]'"
 
 
 def is_ray_installed() -> bool:
-    """Whether it can be imported."""
+    """Return True if Ray can be imported."""
     return importlib.util.find_spec("ray") is not None
 
 
 def require_ray() -> None:
-    """Refuse to go on where Ray is not installed.
+    """Check that Ray is installed.
 
     Raises:
-        ModuleNotFoundError: says how to install it.
+        ModuleNotFoundError: Ray is not installed. The message says how to install it.
     """
     if not is_ray_installed():
         raise ModuleNotFoundError(f"workers need Ray: {HOW_TO_INSTALL}", name="ray")

@@ -1,12 +1,12 @@
-"""Pickling, for values that go from one process to another.
+"""Pickle values that go from one process to another.
 
-Plain pickle takes a class or a function by its name. That is quick, and right wherever the other
-process can import it; of ``__main__`` it cannot. Where plain pickle fails, or has written that
-name, cloudpickle does it again, by value. It is the one of Ray: it knows a class that has come to
-a worker by value when that comes back, which is then the same class again. (Each copy of
-cloudpickle knows only the classes that it has brought itself.)
+Plain pickle refers to a class or a function by its name. That is fast, and correct if the other
+process can import the name, but names of ``__main__`` cannot be imported there. If plain pickle
+fails or writes such a name, cloudpickle pickles the value again, by value. Ray's copy of
+cloudpickle is used: it recognises a class that came to a worker by value and returns, so that it is
+the same class again. (Each copy of cloudpickle knows only the classes that it sent itself.)
 
-What is said about failing holds for every ``Exception``; a ``KeyboardInterrupt`` goes through.
+Failures mean any ``Exception``; a ``KeyboardInterrupt`` is not caught.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any, cast
 from parallel_core.errors import full_name, text_of
 
 PROTOCOL = 5
-_OF_MAIN = b"__main__"
-# What pickle says without quoting the value.
+_MAIN = b"__main__"
+# A message of pickle that does not quote the value.
 _HARMLESS = re.compile(r"cannot pickle '[\w.]+' object")
 
 
 def dumps(value: Any) -> bytes:
-    """The whole value.
+    """Pickle a whole value.
 
     Raises:
-        Exception: something of it cannot be pickled.
+        Exception: a part of the value cannot be pickled.
     """
     try:
         packed = pickle.dumps(value, PROTOCOL)
     except Exception:  # noqa: BLE001 - whatever the value's own code raises
         return _by_value(value)
-    # A message may have these letters, too: then this takes longer, and is right as well.
-    return _by_value(value) if _OF_MAIN in packed else packed
+    # A message may contain this name, too. Then pickling by value is slower, but also correct.
+    return _by_value(value) if _MAIN in packed else packed
 
 
 def _by_value(value: Any) -> bytes:
@@ -48,18 +48,18 @@ def _by_value(value: Any) -> bytes:
 
 
 def loads(packed: bytes | memoryview) -> Any:
-    """What was pickled by any of these."""
+    """Load a value that :func:`dumps` or :func:`dumps_with_gaps` pickled."""
     return pickle.loads(packed)  # noqa: S301 - from another process of the same program
 
 
-def why_not(error: Exception) -> str:
-    """What pickling has failed with, without anything that the value holds."""
+def pickling_problem(error: Exception) -> str:
+    """Describe why pickling failed, without quoting the value."""
     harmless = _HARMLESS.search(text_of(error))
     return harmless.group() if harmless else f"pickling it raises a {full_name(error)}"
 
 
 class LeftOut:
-    """Stands for what could not be brought with an exception or a response."""
+    """Placeholder for a part of an exception or a response that could not be pickled."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
@@ -69,7 +69,7 @@ class LeftOut:
 
 
 class _PicklerWithGaps(pickle.Pickler):
-    """Pickles the rest of a value of which something cannot be pickled."""
+    """Pickle a value and replace each part that cannot be pickled with a :class:`LeftOut`."""
 
     def reducer_override(self, obj: Any, /) -> Any:
         try:
@@ -79,23 +79,23 @@ class _PicklerWithGaps(pickle.Pickler):
                 obj.__reduce_ex__(PROTOCOL)
         except Exception:  # noqa: BLE001 - whatever the value's own code raises
             return LeftOut, (object.__repr__(obj),)
-        if isinstance(obj, type | types.FunctionType) and not _goes_by_name(obj):
+        if isinstance(obj, type | types.FunctionType) and not _pickles_by_name(obj):
             return loads, (_by_value(obj),)
         return NotImplemented
 
 
-def _goes_by_name(obj: Any) -> bool:
+def _pickles_by_name(obj: Any) -> bool:
     try:
-        return _OF_MAIN not in pickle.dumps(obj, PROTOCOL)
-    except Exception:  # noqa: BLE001 - a class of a function, for instance
+        return _MAIN not in pickle.dumps(obj, PROTOCOL)
+    except Exception:  # noqa: BLE001 - for instance, a class defined in a function
         return False
 
 
 def dumps_with_gaps(value: Any) -> bytes:
-    """The value with a :class:`LeftOut` in place of each part that cannot be pickled.
+    """Pickle a value with a :class:`LeftOut` in place of each part that cannot be pickled.
 
     Raises:
-        Exception: it cannot be pickled even so.
+        Exception: the value cannot be pickled at all.
     """
     buffer = io.BytesIO()
     _PicklerWithGaps(buffer, PROTOCOL).dump(value)

@@ -20,15 +20,15 @@ from .router_recipe import RouterSource, checked_recipe
 from .standing_batch import StandingBatch
 
 _REFUSED = {
-    "progress": "each process has calls of its own; ray.data shows the progress of the whole",
-    "on_progress": "each process has calls of its own; ray.data shows the progress of the whole",
+    "progress": "each process makes only its own calls; ray.data shows the overall progress",
+    "on_progress": "each process makes only its own calls; ray.data shows the overall progress",
     "on_chunk": "a row has the whole answer",
 }
 _MESSAGES, _PROMPT, _MODEL, _KWARGS = "messages", "prompt", "model", "kwargs"
 
 
 class ParallelCompletions:
-    """Sends a request for each row of a batch and gives the batch back with the answers.
+    """Send a request for each row of a batch and return the batch with the answers.
 
     For ``map_batches`` of ``ray.data``::
 
@@ -39,38 +39,38 @@ class ParallelCompletions:
             concurrency=2,  # processes
         )
 
-    It is an ordinary function of tables, too: ``ParallelCompletions(make_router)(frame)``. A batch
-    is a dict of NumPy arrays, a pandas DataFrame or a pyarrow Table, and what is given back is of
-    the same kind: all columns that were there, in the same order of rows, and
+    It is also an ordinary function of tables: ``ParallelCompletions(make_router)(frame)``. A batch
+    is a dict of NumPy arrays, a pandas DataFrame or a pyarrow Table. The result has the same type,
+    the same columns, the rows in the same order, and these new columns:
 
     - ``text`` and ``finish_reason`` of the first choice, ``response``: the whole answer, as JSON;
-    - ``prompt_tokens`` and ``completion_tokens``, as far as they are told; ``cost``: USD, where the
-      price is known; ``duration``: seconds, retries included;
-    - ``error``: why there is no answer, and ``error_type``: the name of its class. Both are null
-      where there is one. Keys are taken out.
+    - ``prompt_tokens`` and ``completion_tokens``, if reported; ``cost``: USD, if the price is
+      known; ``duration``: seconds, retries included;
+    - ``error``: the reason why there is no answer, and ``error_type``: the name of its class. Both
+      are null if there is an answer. Keys are removed.
 
-    **A row never raises.** A bad value in it, or a failed call, makes an error of this row. What is
-    wrong with all rows raises: an argument, a missing column, a Router that cannot be made.
+    **A row never raises.** An invalid value or a failed call becomes the error of its row. Problems
+    of all rows raise: an invalid argument, a missing column, a Router that cannot be made.
 
-    The Router is made at the first batch, in the process that calls, and is kept with an event loop
-    in a helper thread until :meth:`close`: connections, the pace of ``rate_limit``, the limit of
-    ``concurrency="auto"`` and what is left of ``budget`` go on from batch to batch. All of them are
-    of one process: where there are two, each has the whole budget.
+    The first batch makes the Router, in the calling process. The Router and an event loop in a
+    helper thread stay until :meth:`close`. So connections, the pace of ``rate_limit``, the limit of
+    ``concurrency="auto"`` and the rest of ``budget`` carry over from batch to batch. All of them
+    belong to one process: each of two processes has the whole budget.
 
-    Pickled, it is a new one that has made nothing yet.
+    An unpickled copy is new and has made nothing yet.
 
     Args:
-        router: how each process makes its Router; a Router itself cannot be sent to one.
-        concurrency: calls in flight in each process at most.
-        model: of rows that name none.
-        messages_column: of conversations: lists of dicts, or the same as JSON texts.
-        prompt_column: of texts, each of them one message of a user; for rows without messages.
-        model_column: of names of models.
-        kwargs_column: of further arguments of ``acompletion``: dicts, or the same as JSON texts.
-            In columns of Arrow a struct has the members of all rows: members that are null are not
-            sent.
-        column_prefix: before the names of the new columns.
-        controls: as :class:`Controls` describes them, but ``total_timeout`` is of each batch of
+        router: source from which each process makes its Router; a Router itself cannot be sent to
+            another process.
+        concurrency: maximum calls in flight in each process.
+        model: model of the rows that name none.
+        messages_column: column of conversations: lists of dicts, or the same as JSON texts.
+        prompt_column: column of texts, each one a user message; for rows without messages.
+        model_column: column of model names.
+        kwargs_column: column of further arguments of ``acompletion``: dicts, or the same as JSON
+            texts. In Arrow columns a struct has the members of all rows: null members are not sent.
+        column_prefix: prefix of the names of the new columns.
+        controls: the controls of :class:`Controls`, but ``total_timeout`` applies to each batch of
             rows, and ``progress``, ``on_progress`` and ``on_chunk`` are refused.
 
     Raises:
@@ -125,21 +125,22 @@ class ParallelCompletions:
             **{name: given for name, (given, _) in columns.items()},
             **controls,
         }
-        # As it is now: what is used holds what cannot be sent, and a budget that is partly spent.
+        # Packed before the first use: afterwards the arguments hold objects that cannot be pickled
+        # and a budget that is partly spent.
         self._packed = _packed(self._arguments)
         self._lock = threading.Lock()
         self._opened: tuple[StandingBatch, Redactor] | None = None
 
     def __call__(self, batch: Any) -> Any:
-        """The batch with the answers to its rows. Blocks; may be called from several threads.
+        """Return the batch with the answers to its rows.
 
-        Interrupted (Ctrl-C), it cancels its calls and waits for their end.
+        Blocks; may be called from several threads. Ctrl-C cancels the calls and waits for them.
 
         Raises:
-            TypeError: it is no table.
-            ValueError: a column is missing, or one of the new ones is there already.
-            RuntimeError: it was closed meanwhile.
-            Exception: what making the Router raises.
+            TypeError: ``batch`` is not a table.
+            ValueError: a column is missing, or a new column exists already.
+            RuntimeError: it was closed during the call.
+            Exception: any exception that making the Router raises.
         """
         rows = self._columns.requests(batch)
         check_new_columns(batch, self._prefix)
@@ -150,29 +151,31 @@ class ParallelCompletions:
         }
         standing, redactor = self._open()
         sent = dict(zip(good, standing.results(list(good.values())), strict=True))
-        told = [
+        new_rows = [
             cells(
-                RouterParallelResult(row, _NOTHING, exception=request, attempts=0)
+                RouterParallelResult(row, _NO_REQUEST, exception=request, attempts=0)
                 if isinstance(request, Exception)
                 else sent[row],
                 redactor,
             )
             for row, request in enumerate(rows)
         ]
-        return with_columns(batch, told, self._prefix)
+        return with_columns(batch, new_rows, self._prefix)
 
     def _open(self) -> tuple[StandingBatch, Redactor]:
         with self._lock:
             if self._opened is None or not self._opened[0].usable:
                 standing = StandingBatch(self._recipe.open, self._concurrency, self._controls)
-                # Dropped without being closed, it ends on its own.
+                # If this object is dropped without close(), the finalizer ends the batch.
                 weakref.finalize(self, standing.stop).atexit = False
                 self._opened = standing, Redactor(_secrets_of(standing.router))
             return self._opened
 
     def close(self) -> None:
-        """Cancel what is in flight, and close the connections. Idempotent; the next batch opens
-        it again."""
+        """Cancel the calls in flight and close the connections. Idempotent.
+
+        The next batch makes a new Router.
+        """
         with self._lock:
             opened, self._opened = self._opened, None
         if opened is not None:
@@ -198,8 +201,8 @@ class ParallelCompletions:
         return f"<ParallelCompletions concurrency={self._arguments['concurrency']!r}>"
 
 
-# Of a row that is no request.
-_NOTHING = RouterParallelRequest("", ())
+# Request in the result of a row that is not a valid request.
+_NO_REQUEST = RouterParallelRequest("", ())
 
 
 def _made_of(arguments: dict[str, Any]) -> ParallelCompletions:
@@ -207,14 +210,14 @@ def _made_of(arguments: dict[str, Any]) -> ParallelCompletions:
 
 
 def _unpacked(packed: bytes) -> ParallelCompletions:
-    return _made_of(pickle.loads(packed))  # noqa: S301 - of our own
+    return _made_of(pickle.loads(packed))  # noqa: S301 - from this class
 
 
 def _packed(arguments: dict[str, Any]) -> bytes | None:
-    """The arguments as they can be sent; None where Ray is not installed, which sends them.
+    """Pickle the arguments for other processes. Return None if Ray, which does it, is missing.
 
     Raises:
-        TypeError: names the argument that cannot be sent.
+        TypeError: an argument cannot be sent. The message names it.
     """
     try:
         from ray import cloudpickle  # pyright: ignore[reportPrivateImportUsage]
@@ -228,9 +231,8 @@ def _packed(arguments: dict[str, Any]) -> bytes | None:
             pickler.dumps(value)
         except Exception as error:
             raise TypeError(
-                f"{name} cannot be sent to another process ({type(error).__name__}): what it "
-                "refers to, a Router or a connection for instance, has to be made inside of a "
-                "function"
+                f"{name} cannot be sent to another process ({type(error).__name__}): create the "
+                "objects that it refers to, such as a Router or a connection, inside a function"
             ) from error
     return cast("bytes", pickler.dumps(arguments))
 

@@ -1,7 +1,7 @@
-"""Rows of ``ray.data`` as requests, and results as columns.
+"""Convert rows of ``ray.data`` into requests, and results into columns.
 
-A table is a dict of NumPy arrays, a pandas DataFrame or an Arrow table. None of these libraries is
-imported but for a table that is of it.
+A table is a dict of NumPy arrays, a pandas DataFrame or an Arrow table. Each of these libraries is
+imported only for a table of its type.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COLUMNS: dict[str, Kind] = {
     "error": "text",
     "error_type": "text",
 }
-"""What is told of each row, in the order of the columns."""
+"""New columns with their kinds, in order."""
 
 
 # --- reading ---
@@ -49,9 +49,9 @@ COLUMNS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class InputColumns:
-    """Where the parts of requests are.
+    """Columns that hold the parts of requests.
 
-    ``model`` is for rows that name none. ``required`` are columns that must be there.
+    ``model`` is the model of rows that name none. ``required`` are the columns that must exist.
     """
 
     messages: str
@@ -62,7 +62,7 @@ class InputColumns:
     required: tuple[str, ...]
 
     def requests(self, table: Any) -> list[RouterParallelRequest | InvalidRequestError]:
-        """The request of each row, or what is wrong with the row.
+        """Return the request of each row, or the error of an invalid row.
 
         Raises:
             ValueError: a column is missing.
@@ -89,12 +89,12 @@ class InputColumns:
         if self.messages not in names and self.prompt not in names:
             raise ValueError(
                 f"the batch has neither a column {self.messages!r} nor {self.prompt!r}: {has}; "
-                "name the one to read with messages_column or prompt_column"
+                "set messages_column or prompt_column to the column to read"
             )
         if self.model is None and self.model_column not in names:
             raise ValueError(
-                f"the batch has no column {self.model_column!r}: {has}; give model=, or name the "
-                "column with model_column"
+                f"the batch has no column {self.model_column!r}: {has}; give model=, or set "
+                "model_column to the column of model names"
             )
 
     def _request(
@@ -113,7 +113,7 @@ class InputColumns:
         except ValueError as error:
             return InvalidRequestError({row: str(error)})
         except RecursionError:
-            return InvalidRequestError({row: "nested too deep"})
+            return InvalidRequestError({row: "nested too deeply"})
 
     def _messages(self, values: Mapping[str, Any]) -> Any:
         messages = _decoded(self.messages, _plain(values.get(self.messages)))
@@ -124,25 +124,27 @@ class InputColumns:
             empty = [name for name in (self.messages, self.prompt) if name in values]
             raise ValueError(f"nothing to send: {' and '.join(map(repr, empty))} has no value")
         if not isinstance(prompt, str):
-            raise ValueError(  # noqa: TRY004 - told of the row
+            raise ValueError(  # noqa: TRY004 - becomes the error of the row
                 f"{self.prompt!r} must be a text, not {type(prompt).__qualname__}"
             )
         return [{"role": "user", "content": prompt}]
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """A value that may be there as JSON text."""
+    """Decode a value that is a JSON text. Return any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
         return msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeEncodeError):
-        raise ValueError(f"{name!r} is a text, and no JSON") from None
+        raise ValueError(f"{name!r} is a text, but not valid JSON") from None
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it. Members of structs that are null are left out: Arrow adds them where
-    other rows have such a member."""
+    """Convert a value into types of JSON.
+
+    Null members of structs are left out: Arrow adds them if other rows have such a member.
+    """
     if isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -156,16 +158,16 @@ def _plain(value: Any) -> Any:
         return [_plain(member) for member in cast("Sequence[Any]", value)]
     if hasattr(value, "tolist"):  # an array of NumPy, or one of its scalars
         return _plain(value.tolist())
-    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas
         return None
     return value
 
 
 def names_of(table: Any) -> list[str]:
-    """The names of the columns.
+    """Return the names of the columns.
 
     Raises:
-        TypeError: it is no table.
+        TypeError: ``table`` is not a table.
     """
     if isinstance(table, Mapping):
         return list(cast("Mapping[str, Any]", table))
@@ -180,24 +182,24 @@ def names_of(table: Any) -> list[str]:
 
 
 def values_of(table: Any, name: str) -> list[Any]:
-    """The values of a column."""
+    """Return the values of a column."""
     column = table[name]
     if _is_of("pyarrow", "Table", table):
         try:
             return cast("list[Any]", column.to_pylist())
-        except Exception:  # noqa: BLE001 - of a value that Python has no type for
+        except Exception:  # noqa: BLE001 - Python has no type for some value
             return [_of_arrow(value) for value in column]
     return list(column)
 
 
 class ValueOutOfRange:
-    """Stands for a value of Arrow that Python has no type for; it is refused for its row."""
+    """Placeholder for an Arrow value that no Python type can hold. Its row gets an error."""
 
 
 def _of_arrow(value: Any) -> Any:
     try:
         return value.as_py()
-    except Exception:  # noqa: BLE001 - of the value
+    except Exception:  # noqa: BLE001 - Python has no type for this value
         return ValueOutOfRange()
 
 
@@ -217,12 +219,12 @@ def _is_of(module: str, name: str, table: object) -> bool:
 
 
 def cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
-    """What is told of a result, in the order of :data:`COLUMNS`."""
+    """Return the new cells of a result's row, in the order of :data:`COLUMNS`."""
     try:
         return _cells(result, redactor)
-    except Exception as error:  # noqa: BLE001 - of an answer or an error: the others are paid for
+    except Exception as error:  # noqa: BLE001 - from one result: the other rows are paid for
         failed = error if result.exception is None else result.exception
-        text = f"it cannot be told ({full_name(error)})"
+        text = f"the result cannot be converted into columns ({full_name(error)})"
         return (*[None] * (len(COLUMNS) - 2), text, type(failed).__name__)
 
 
@@ -233,21 +235,21 @@ def _cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
         line = parse_output_line(result_line(name, result, redactor))
         body = None if not line.ok or line.body is None else bytes(line.body)
         document: Any = {} if body is None else read_json_line(msgspec.json.decode, body)
-    except Exception as error:  # noqa: BLE001 - of an answer that is nested too deep, for instance
+    except Exception as error:  # noqa: BLE001 - for instance, an answer that is nested too deeply
         line = parse_output_line(unwritable_line(name, error)[0])
         body, document = None, {}
     text, finish_reason = _first_choice(document)
     is_sent = not isinstance(result.exception, InvalidRequestError)
-    tells_usage = bool(statistics.prompt_tokens or statistics.completion_tokens)
+    has_usage = bool(statistics.prompt_tokens or statistics.completion_tokens)
     message = None
     if body is None:
-        message = redactor.redact(line.error_message or "") or line.error_code or "it has failed"
+        message = redactor.redact(line.error_message or "") or line.error_code or "the call failed"
     return (
         text,
         None if body is None else body.decode(),
         finish_reason,
-        _int64(statistics.prompt_tokens) if tells_usage else None,
-        _int64(statistics.completion_tokens) if tells_usage else None,
+        _int64(statistics.prompt_tokens) if has_usage else None,
+        _int64(statistics.completion_tokens) if has_usage else None,
         statistics.cost,
         result.duration if is_sent else None,
         message,
@@ -256,7 +258,7 @@ def _cells(result: RouterParallelResult, redactor: Redactor) -> tuple[Any, ...]:
 
 
 def _first_choice(document: Any) -> tuple[str | None, str | None]:
-    """The text of an answer, and why it has ended; None where it does not say."""
+    """Return the text and the finish reason of an answer's first choice; None if missing."""
     try:
         choice = document["choices"][0]
     except (LookupError, TypeError):
@@ -270,7 +272,7 @@ def _first_choice(document: Any) -> tuple[str | None, str | None]:
 
 
 def _int64(number: int) -> int | None:
-    """What the column takes; a provider may say what it likes."""
+    """Return the number if it fits into the column, else None: a provider can send any number."""
     return number if number < 2**63 else None
 
 
@@ -279,21 +281,21 @@ def _text_or_none(value: object) -> str | None:
 
 
 def check_new_columns(table: Any, prefix: str) -> None:
-    """Refuse a table in which a new column would take the place of another.
+    """Check that no new column has the name of an existing one.
 
     Raises:
-        ValueError: names the columns.
+        ValueError: a name is taken. The message lists the columns.
     """
     taken = [prefix + name for name in COLUMNS if prefix + name in names_of(table)]
     if taken:
         raise ValueError(
-            f"the batch has a column {', '.join(map(repr, taken))} already: give the new ones "
-            "other names with column_prefix"
+            f"the batch has a column {', '.join(map(repr, taken))} already: rename the new columns "
+            "with column_prefix"
         )
 
 
 def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> Any:
-    """The table, and the cells of its rows beside it, in columns of the same types always."""
+    """Return the table with the new cells, in columns that always have the same types."""
     columns: dict[str, tuple[Kind, list[Any]]] = {
         prefix + name: (kind, [row[position] for row in rows])
         for position, (name, kind) in enumerate(COLUMNS.items())
@@ -303,8 +305,8 @@ def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> An
             table = table.append_column(name, column)
         return table
     if isinstance(table, Mapping):
-        # NumPy has no type for texts that may be null. ray.data makes Arrow of it, and would take
-        # a column of nothing else for one of no type.
+        # NumPy has no type for texts that may be null. ray.data converts the column to Arrow and
+        # would give a column of nulls the null type. So Arrow columns are returned there.
         new = (
             _arrow_columns(columns)
             if _is_in_ray_worker()
@@ -313,7 +315,7 @@ def with_columns(table: Any, rows: Sequence[tuple[Any, ...]], prefix: str) -> An
         return {**cast("Mapping[str, Any]", table), **new}
     pandas: Any = importlib.import_module("pandas")
     if importlib.util.find_spec("pyarrow") is not None:
-        # Of other types, ray.data forgets the type of a column in which all is null.
+        # With any other type, ray.data loses the type of a column of nulls.
         return table.assign(
             **{
                 name: pandas.array(column, dtype=pandas.ArrowDtype(column.type))
@@ -346,7 +348,7 @@ def _numpy_column(kind: Kind, values: list[Any]) -> Any:
 
 
 def _is_in_ray_worker() -> bool:
-    """Whether what is given back becomes a block of ray.data."""
+    """Return True in a Ray worker, where the returned table becomes a block of ray.data."""
     ray: Any = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return False

@@ -1,4 +1,4 @@
-"""The batch functions with workers on Ray, and the Router that stands for those of the workers."""
+"""Batch functions with workers on Ray, and the Router that sends calls to the workers."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ __all__ = [
 
 
 class RayRouter:
-    """Stands for a Router in each of some workers, as :func:`open_ray_router` gives it.
+    """A Router whose calls are made by workers; :func:`open_ray_router` yields it.
 
-    It may stand wherever a batch takes a Router, and is bound to the event loop it was opened on.
+    Pass it to a batch in place of a Router. It is bound to the event loop on which it was opened.
 
     Attributes:
         router: a Router of the same recipe in this process, for the names of models, their limits
             and prices. It sends nothing.
-        workers: so many.
-        concurrency: calls in flight in each worker at most.
-        slots: the ``concurrency`` of a batch that keeps all workers busy: calls in flight, and a
-            few more for each worker that are on their way.
+        workers: number of workers.
+        concurrency: maximum calls in flight in each worker.
+        slots: the ``concurrency`` of a batch that keeps all workers busy: the calls in flight, and
+            a few more per worker that are on their way.
     """
 
     calls_run_in_workers = True
@@ -84,7 +84,7 @@ class RayRouter:
         self._recipe = checked_recipe(source)
         self._local = contextlib.ExitStack()
         self.router: Any = self._local.enter_context(self._recipe.open())
-        weakref.finalize(self, self._local.close).atexit = False  # one that is never started
+        weakref.finalize(self, self._local.close).atexit = False  # if it is never started
         self._fleet: Fleet | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,30 +92,30 @@ class RayRouter:
 
     @property
     def lost_workers(self) -> int:
-        """Workers that died, and were replaced."""
+        """Number of workers that died and were replaced."""
         return 0 if self._fleet is None else self._fleet.lost_workers
 
     @property
     def resent_requests(self) -> int:
-        """Requests that were in flight in those, and were sent again: maybe paid for twice."""
+        """Number of requests in flight in lost workers that were sent again, maybe billed twice."""
         return 0 if self._fleet is None else self._fleet.resent_requests
 
     async def acompletion(self, **arguments: Any) -> Any:
-        """``router.acompletion(**arguments)`` in a worker.
+        """Await ``router.acompletion(**arguments)`` in a worker.
 
-        Cancelled, it cancels the call there and waits for its end. A streamed answer comes as a
-        whole.
+        A cancellation cancels the call in the worker and waits for its end. A streamed answer is
+        returned as a whole.
 
         Raises:
             TypeError: an argument cannot be sent to another process.
-            WorkerDiedError: several workers have died of this request.
+            WorkerDiedError: several workers died while they made this request.
             WorkersLostError: no worker is left.
-            Exception: what the Router raises there.
+            Exception: any exception that the Router raises in the worker.
         """
         if self._fleet is None or self._state != "open":
             raise RuntimeError(f"this RayRouter is {self._state}: calls need an open one")
         if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("a RayRouter is used on the event loop that it was opened on")
+            raise RuntimeError("a RayRouter works only on the event loop on which it was opened")
         index: int = arguments.get(INDEX, 0)
         held = held_reservation()
 
@@ -123,14 +123,14 @@ class RayRouter:
             return None if held is None else held.attempt_again(index)
 
         value = await self._fleet.call(pack_request(arguments), again)
-        # A batch takes what was told with it, too.
+        # A batch also needs the usage and the time that come with a streamed answer.
         is_of_a_batch = INDEX in arguments
         return value.response if type(value) is StreamedResponse and not is_of_a_batch else value
 
     async def start(self) -> None:
-        """Start Ray, if need be, and the workers (asyncio)."""
+        """Start Ray, if necessary, and the workers (asyncio)."""
         if self._state != "new":
-            raise RuntimeError("a RayRouter is opened once")
+            raise RuntimeError("a RayRouter can be opened only once: make a new one")
         self._state = "open"
         self._loop = asyncio.get_running_loop()
         try:
@@ -138,13 +138,13 @@ class RayRouter:
                 self._entered = await entered(self._address)
             finally:
                 restore_sigterm()
-            # On this machine they share what is there, as processes do.
+            # On a Ray that was started here, the workers share the CPUs of this machine.
             cpus = 0 if self._entered is Entered.STARTED else 1
             options = {"num_cpus": cpus, **self._actor_options}
             workers = RayWorkers(self._recipe, options)
             self._fleet = Fleet(workers, self.workers, self.concurrency)
             self._end = weakref.finalize(self, _abandon, self._fleet, self._must_leave)
-            self._end.atexit = False  # Ray ends with the process, and the workers with Ray
+            self._end.atexit = False  # Ray ends with the process, and the workers end with Ray
             await self._fleet.start()
         except BaseException:
             await self.aclose()
@@ -155,8 +155,10 @@ class RayRouter:
         return self._entered not in (None, Entered.FOUND)
 
     async def aclose(self) -> None:
-        """End the workers, and Ray if it was started for them. Idempotent; a cancellation is raised
-        when it is done."""
+        """End the workers, and Ray if it was started for them.
+
+        Idempotent. A cancellation is raised at the end.
+        """
         if self._state == "closed":
             return
         self._state = "closed"
@@ -175,11 +177,11 @@ class RayRouter:
             self._local.close()
 
     def close_soon(self) -> None:
-        """End the workers on the next passes of the loop, from anywhere."""
+        """End the workers on the next passes of the loop. May be called in any thread."""
         loop = self._loop
         if self._state != "open" or loop is None:
             return
-        if loop.is_closed():  # nobody can be told, or waited for
+        if loop.is_closed():  # no task can wait for the workers
             self._state = "closed"
             if self._end is not None:
                 self._end()
@@ -193,7 +195,7 @@ class RayRouter:
         loop.call_soon_threadsafe(close)
 
     def discard(self) -> None:
-        """Undo what was made, where it is never started."""
+        """Close the local Router of a RayRouter that is never started."""
         self._state = "closed"
         self._local.close()
 
@@ -201,11 +203,11 @@ class RayRouter:
         return f"<RayRouter workers={self.workers} concurrency={self.concurrency} {self._state}>"
 
 
-_closing: set[asyncio.Future[None]] = set()  # the loop alone would not keep them
+_closing: set[asyncio.Future[None]] = set()  # strong references: the loop has only weak ones
 
 
 def _abandon(fleet: Fleet, must_leave: bool) -> None:
-    """A RayRouter was dropped without being closed."""
+    """End the workers of a RayRouter that was dropped without being closed."""
     fleet.abandon()
     if must_leave:
         threading.Thread(target=leave_ray).start()
@@ -220,7 +222,7 @@ def open_ray_router(
     actor_options: Mapping[str, Any] | None = None,
     router_host: RouterHostName | None = None,
 ) -> AbstractAsyncContextManager[RayRouter]:
-    """Start workers for as long as a block lasts, in asyncio and in trio.
+    """Start workers for the duration of a block, in asyncio and in trio.
 
     ::
 
@@ -231,25 +233,25 @@ def open_ray_router(
     Leaving the block cancels the calls that still run, waits for them and ends the workers.
 
     Args:
-        source: how a worker gets its Router: a function that makes it (in each worker, and once in
-            this process), the arguments of ``litellm.Router`` as a mapping, or the path of a config
-            file of litellm's proxy.
-        workers: processes, each with a Router.
-        concurrency: calls in flight in each worker at most.
-        address: of a Ray cluster, as ``ray.init`` takes it. None: the one to which this process is
-            connected, the one that the environment variable RAY_ADDRESS names, else Ray is started
-            on this machine and ended with the last block that uses it.
-        actor_options: how Ray places the workers, as ``ActorClass.options`` takes it. Without any,
-            each takes one CPU of a cluster, and they are spread over its machines; where Ray was
-            started here they share this machine.
+        source: source of each worker's Router: a function that makes it (in each worker, and once
+            in this process), the arguments of ``litellm.Router`` as a mapping, or the path of a
+            config file of litellm's proxy.
+        workers: number of processes, each with a Router.
+        concurrency: maximum calls in flight in each worker.
+        address: address of a Ray cluster, as for ``ray.init``. None: the cluster to which this
+            process is connected, else the one that the environment variable RAY_ADDRESS names, else
+            Ray is started on this machine and ends with the last block that uses it.
+        actor_options: options with which Ray places the workers, as for ``ActorClass.options``. By
+            default each worker takes one CPU of a cluster, and they are spread over its machines;
+            on a Ray that was started here they share this machine.
         router_host: for trio, as in ``parallel_acompletions``.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        TypeError, ValueError: an argument is not as described.
-        ConnectionError: on entering: there is no cluster at the address.
+        TypeError, ValueError: an argument is invalid.
+        ConnectionError: on entering: no cluster answers at the address.
         WorkersLostError: on entering: no worker could be started.
-        Exception: on entering: what the making of a Router raises.
+        Exception: on entering: any exception that making a Router raises.
     """
     router = RayRouter(
         source,
@@ -295,28 +297,28 @@ def iter_parallel_acompletions(
     router_host: RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> RayBatch:
-    """:func:`parallel_core.iter_parallel_acompletions` with workers, in asyncio and in trio.
+    """Run :func:`parallel_core.iter_parallel_acompletions` with workers, in asyncio and in trio.
 
-    The batch starts the workers when it begins, and has ended them when it has ended.
+    The batch starts the workers when it begins, and ends them before it ends.
 
     Args:
-        source: how a worker gets its Router, as in :func:`open_ray_router`.
+        source: source of each worker's Router, as in :func:`open_ray_router`.
         requests: as in the local function.
-        workers: processes, each with a Router.
-        concurrency: calls in flight in each worker at most; adaptive concurrency is one limit for
-            all of them together.
-        return_exceptions: as in the local function, like all that is not named here.
+        workers: number of processes, each with a Router.
+        concurrency: maximum calls in flight in each worker; adaptive concurrency is one limit for
+            all workers together.
+        return_exceptions: as in the local function.
         preserve_order: yield in input order.
-        address: of a Ray cluster, as in :func:`open_ray_router`, like ``actor_options``.
-        actor_options: how Ray places the workers.
+        address: address of a Ray cluster, as in :func:`open_ray_router`.
+        actor_options: options with which Ray places the workers, as in :func:`open_ray_router`.
         router_host: for trio.
-        controls: those of the local function but ``on_chunk``. They are of all workers together.
+        controls: the controls of the local function, without ``on_chunk``. They apply to all
+            workers together.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        InvalidRequestError, TypeError, ValueError: an argument is not as described; nothing was
-            sent.
-        RuntimeError: called where neither asyncio nor trio is running.
+        InvalidRequestError, TypeError, ValueError: an argument is invalid; nothing was sent.
+        RuntimeError: neither asyncio nor trio is running.
     """
     limit = checked_concurrency(concurrency)
     adaptive = isinstance(limit, AdaptiveConcurrency)
@@ -327,7 +329,7 @@ def iter_parallel_acompletions(
         address=address,
         actor_options=actor_options,
     )
-    # A hedged call is timed from its beginning here: none may wait in a worker.
+    # The driver times a hedged call from its beginning, so no call may wait in a worker.
     slots = router.slots if controls.get("hedge") is None else workers * router.concurrency
     is_trio = sniffio.current_async_library() == "trio"
     host = in_trio(router, router_host) if is_trio else router
@@ -359,9 +361,10 @@ async def parallel_acompletions(
     router_host: RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
-    """The results of :func:`iter_parallel_acompletions` as a list, in the order of the requests.
+    """Return the results of :func:`iter_parallel_acompletions` as a list.
 
-    ``preserve_order=False``: in the order in which the calls ended.
+    The list is in the order of the requests. With ``preserve_order=False`` it is in the order in
+    which the calls ended.
     """
     batch = iter_parallel_acompletions(
         source,
@@ -381,7 +384,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
     """A batch whose calls are made by workers, which it starts and ends.
 
     Attributes:
-        router: stands for the workers.
+        router: the Router that sends calls to the workers.
     """
 
     def __init__(
@@ -392,17 +395,17 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
     ) -> None:
         self.router = router
         self._batch = batch
-        self._running = batch._running  # pyright: ignore[reportPrivateUsage]  # of the same family
+        self._running = batch._running  # pyright: ignore[reportPrivateUsage]  # the base class's
         self._host = host
 
     @property
     def lost_workers(self) -> int:
-        """Workers that died, and were replaced."""
+        """Number of workers that died and were replaced."""
         return self.router.lost_workers
 
     @property
     def resent_requests(self) -> int:
-        """Requests that were in flight in those, and were sent again: maybe paid for twice."""
+        """Number of requests in flight in lost workers that were sent again, maybe billed twice."""
         return self.router.resent_requests
 
     async def __aenter__(self) -> Self:
@@ -440,12 +443,12 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
             await self._begin()
         try:
             return await self._batch.__anext__()
-        except Exception:  # the end of the batch, too
+        except Exception:  # this includes StopAsyncIteration, the end of the batch
             await self._end()
             raise
 
     def __del__(self) -> None:
-        if getattr(self, "_begun", False):  # else its arguments were refused
+        if getattr(self, "_begun", False):  # it may be missing if the constructor raised
             self.router.close_soon()
 
     async def _begin(self) -> None:

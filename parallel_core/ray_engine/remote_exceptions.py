@@ -1,7 +1,8 @@
-"""An exception and all that it leads to (causes, contexts, members of groups), as bytes.
+"""Pack an exception and its linked exceptions (causes, contexts, members of groups) into bytes.
 
-It is a list of exceptions that refer to each other by number; the first one is the packed one. What
-is not a number or a text is pickled for itself, so that the list can always be loaded.
+The bytes hold a list of exceptions that refer to each other by number; the first is the packed
+exception. Each value that is not a number or a text is pickled separately, so the list can always
+be loaded.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from parallel_core.errors import RemoteCallError, full_name, text_of
 
 from .pickling import PROTOCOL, LeftOut, dumps, dumps_with_gaps, loads
 
-_MOST_EXCEPTIONS = 64  # of one packed exception: its causes, and the members of groups
+_MOST_EXCEPTIONS = 64  # in one packed exception: its causes and the members of groups
 _MOST_FRAMES = 32
 _NOTE = "in worker process "
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set of all classes that are not built in
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set on all classes that are not built in
 _PLAIN = frozenset((str, int, float, bool, type(None), bytes))
 
 
@@ -45,20 +46,20 @@ _Part: TypeAlias = _Plain | _Pickled | _Other | _LeftOut
 
 
 class _Anatomy(NamedTuple):
-    """What an exception is made of, where it is not made as its class offers."""
+    """Parts of an exception that is not pickled in its class's own way."""
 
     packed_class: bytes | None
     arguments: list[_Part]
     group_text: str | None  # of an exception group
     members: list[int]  # of an exception group
-    fields: dict[str, _Part]  # in slots, and what built-in classes keep outside of __dict__
+    fields: dict[str, _Part]  # values in slots and in other descriptors outside __dict__
     attributes: dict[str, _Part]
 
 
 class _PackedException(NamedTuple):
     type_name: str
     text: str
-    whole: bytes | None  # pickled as its class offers
+    whole: bytes | None  # pickled in its class's own way
     anatomy: _Anatomy | None
     cause: int | None
     context: int | None
@@ -68,12 +69,12 @@ class _PackedException(NamedTuple):
 def pack_tree(exception: BaseException) -> bytes:
     tree = _Tree()
     tree.number_of(exception)  # 0
-    packed = [_packed(known, tree) for known in tree.exceptions]  # which grow meanwhile
+    packed = [_packed(known, tree) for known in tree.exceptions]  # the list grows in the loop
     return pickle.dumps((packed, _trace(exception)), PROTOCOL)
 
 
 class _Tree:
-    """The exceptions that an exception leads to, in the order in which they are found."""
+    """An exception and its linked exceptions, in the order in which they are found."""
 
     def __init__(self) -> None:
         self.exceptions: list[BaseException] = []
@@ -81,7 +82,7 @@ class _Tree:
         self._parts: dict[int, tuple[Any, _Part]] = {}  # by the id of the value, which is kept
 
     def number_of(self, exception: BaseException | None) -> int | None:
-        """Its number; None where there is none, or there are too many."""
+        """Return the number of an exception; None for None, or if there are too many."""
         if exception is None:
             return None
         number = self._numbers.get(id(exception))
@@ -91,10 +92,10 @@ class _Tree:
         return number
 
     def part(self, value: Any) -> _Part:
-        """A value that belongs to an exception.
+        """Return the packed form of a value that belongs to an exception.
 
-        Causes often have the same ones, a response of HTTP for instance: such a value is pickled
-        once, and is one and the same for them where it arrives, too.
+        Several causes often share a value, such as an HTTP response. A shared value is pickled
+        once, and the unpacked exceptions share it again.
         """
         if type(value) in _PLAIN:
             return _Plain(value)
@@ -118,7 +119,7 @@ def _pickled_part(value: Any) -> _Part:
 
 def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
     text = text_of(exception)
-    whole = _whole(exception, text) if _has_a_way_of_its_own(type(exception)) else None
+    whole = _whole(exception, text) if _has_custom_pickling(type(exception)) else None
     anatomy = _anatomy(exception, tree) if whole is None else None
     cause, context = tree.number_of(exception.__cause__), tree.number_of(exception.__context__)
     suppress_context = exception.__suppress_context__
@@ -127,11 +128,14 @@ def _packed(exception: BaseException, tree: _Tree) -> _PackedException:
     )
 
 
-def _has_a_way_of_its_own(kind: type[BaseException]) -> bool:
-    """Whether its class says how it is pickled. BaseException's way is to call the constructor with
-    ``args``, which fits few of those that have a constructor."""
+def _has_custom_pickling(kind: type[BaseException]) -> bool:
+    """Return True if an exception class defines how it is pickled.
+
+    The default of BaseException calls the constructor with ``args``. That fails for most classes
+    with their own constructor.
+    """
     if issubclass(kind, BaseExceptionGroup):
-        return False  # whose members would go without their causes
+        return False  # it would pickle its members without their causes
     return (
         kind.__reduce__ is not BaseException.__reduce__
         or kind.__reduce_ex__ is not BaseException.__reduce_ex__
@@ -140,7 +144,7 @@ def _has_a_way_of_its_own(kind: type[BaseException]) -> bool:
 
 
 def _whole(exception: Any, text: str) -> bytes | None:
-    """As its class offers it; None where what comes of that is not the same."""
+    """Pickle an exception in its class's own way; None if it does not load as an equal one."""
     try:
         packed = dumps(exception)
         loaded = loads(packed)
@@ -169,13 +173,13 @@ def _anatomy(exception: BaseException, tree: _Tree) -> _Anatomy:
         members = [number for number in numbers if number is not None]
     try:
         packed_class: bytes | None = dumps(kind)
-    except Exception:  # noqa: BLE001 - whatever a class defined on the spot holds on to
+    except Exception:  # noqa: BLE001 - whatever a locally defined class refers to
         packed_class = None
     return _Anatomy(packed_class, arguments, group_text, members, fields, attributes)
 
 
 def _arguments(exception: BaseException) -> tuple[Any, ...]:
-    # Those of a group are its text and its members.
+    # The arguments of a group are its text and its members, which are packed separately.
     return () if isinstance(exception, BaseExceptionGroup) else exception.args
 
 
@@ -188,7 +192,7 @@ def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
     for name in _field_names(cast("Any", type(exception))):
         try:
             value = getattr(exception, name)
-        except Exception:  # noqa: BLE001, S112 - it has not been set
+        except Exception:  # noqa: BLE001, S112 - the field is not set
             continue
         if value is not None:
             yield name, value
@@ -196,7 +200,7 @@ def _fields(exception: BaseException) -> Iterator[tuple[str, Any]]:
 
 @functools.lru_cache(maxsize=256)
 def _field_names(of: type) -> tuple[str, ...]:
-    """Slots, and what built-in classes keep outside of ``__dict__``, as OSError does its errno."""
+    """Return the names of a class's fields outside ``__dict__``: slots, and OSError's errno."""
     return tuple(
         name
         for base in of.__mro__
@@ -204,19 +208,19 @@ def _field_names(of: type) -> tuple[str, ...]:
         for name, kept in vars(base).items()
         if isinstance(kept, types.MemberDescriptorType | types.GetSetDescriptorType)
         and not name.startswith("__")
-        # Any object of the application, which Python itself does not pickle either.
+        # `AttributeError.obj` can be any object. Python itself does not pickle it either.
         and not (base is AttributeError and name == "obj")
     )
 
 
 def _trace(exception: BaseException) -> str | None:
-    """Where it comes from; None where it tells that already. Lines of code, and no values."""
+    """Return the traceback as text, without values; None if the exception has it as a note."""
     notes: Any = getattr(exception, "__notes__", ())
     if isinstance(notes, list | tuple) and any(
         str(note).startswith(_NOTE) for note in cast("list[object]", notes)
     ):
         return None
-    # Not by the module traceback: it parses each line for the marks under it.
+    # The module traceback is too slow: it parses each line to place the marks under it.
     lines: list[str] = []
     reached = exception.__traceback__
     while reached is not None:
@@ -250,16 +254,16 @@ def _stand_in(packed: _PackedException) -> RemoteCallError:
 
 
 def _set(exception: BaseException, name: str, value: object) -> None:
-    """Also of one that refuses it: a frozen dataclass, for instance."""
+    """Set an attribute of an exception, even of one that refuses it (a frozen dataclass)."""
     object.__setattr__(exception, name, value)
 
 
 class _Rebuilding:
-    """Makes exceptions of what they have been packed as.
+    """Rebuild packed exceptions.
 
     Attributes:
-        exceptions: by number.
-        broken: numbers of those that are not usable without what has been left out of them.
+        exceptions: the exceptions, by number.
+        broken: numbers of the exceptions that are unusable without their left-out parts.
     """
 
     def __init__(self, packed: list[_PackedException], given_up: frozenset[int]) -> None:
@@ -268,7 +272,7 @@ class _Rebuilding:
         self._made: dict[int, BaseException] = {}
         self._beginning: set[int] = set()
         self._stand_ins: set[int] = set()
-        self._loaded: dict[int, Any] = {}  # by the id of the bytes: equal ones are not the same
+        self._loaded: dict[int, Any] = {}  # by the id of the bytes: equal bytes may be two values
         for number in range(len(packed)):
             self._make(number)
         self.exceptions = [self._made[number] for number in range(len(packed))]
@@ -279,7 +283,7 @@ class _Rebuilding:
         )
 
     def _make(self, number: int) -> BaseException | None:
-        """The exception of a number, without what it refers to, but with a group's members."""
+        """Make the exception of a number. Only the members of a group are filled in yet."""
         if number in self._made or number in self._beginning:
             return self._made.get(number)
         self._beginning.add(number)
@@ -288,7 +292,7 @@ class _Rebuilding:
         if number not in self._given_up:
             try:
                 exception = self._made_as_packed(parts)
-            except Exception:  # noqa: BLE001 - its class is not here, or does not allow it
+            except Exception:  # noqa: BLE001 - its class is missing here, or refuses it
                 exception = None
         if not isinstance(exception, BaseException):
             exception = _stand_in(parts)
@@ -305,7 +309,7 @@ class _Rebuilding:
         kind: Any = loads(anatomy.packed_class)
         built_in: Any = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
         if anatomy.group_text is None:
-            # Without the class's own constructor, which may want what nobody knows any more.
+            # This skips the class's own constructor, whose arguments are not known.
             return built_in.__new__(kind)
         members = [self._make(member) for member in anatomy.members]
         present = [member for member in members if member is not None]
@@ -325,7 +329,7 @@ class _Rebuilding:
         exception = self._made[number]
         attributes = dict(self._values(anatomy.attributes))
         if number in self._stand_ins:
-            # It keeps its own, and tells the others.
+            # The stand-in keeps its own attributes and gets the others.
             exception.__dict__ |= attributes | exception.__dict__
             return
         if anatomy.group_text is None:
@@ -334,7 +338,7 @@ class _Rebuilding:
         for name, value in self._values(anatomy.fields):
             try:
                 _set(exception, name, value)
-            except Exception:  # noqa: BLE001, S112 - it cannot be set
+            except Exception:  # noqa: BLE001, S112 - the field cannot be set
                 continue
 
     def _values(self, parts: Mapping[str, _Part]) -> Iterator[tuple[str, Any]]:
@@ -368,7 +372,7 @@ class _Rebuilding:
         if number in self._stand_ins or text_of(exception) == parts.text:
             return False
         if type(exception).__str__ is BaseException.__str__:
-            # Something among its arguments has been left out.
+            # An argument was left out. The text replaces the arguments.
             _set(exception, "args", (parts.text,))
             return False
         try:

@@ -1,6 +1,6 @@
-"""Requests, responses and exceptions, as bytes that go from one process to another.
+"""Pack requests, responses and exceptions into bytes for other processes.
 
-Every value is packed for itself, so that one that cannot be brought spoils no other.
+Each value is packed separately, so a value that cannot be packed affects no other.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import msgspec
 
 from parallel_core.errors import RemoteCallError, full_name, text_of
 
-from .pickling import dumps, dumps_with_gaps, loads, why_not
+from .pickling import dumps, dumps_with_gaps, loads, pickling_problem
 from .remote_exceptions import pack_tree, unpack_tree
 
 _RESPONSE, _EXCEPTION = b"r", b"e"
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False):
-    """How a call has ended: with a value, or with an exception.
+    """Outcome of a call: a value or an exception.
 
     Attributes:
-        value: what the call returned; ``None`` when it failed.
-        exception: what the call raised; ``None`` when it succeeded.
+        value: the value that the call returned; ``None`` if it failed.
+        exception: the exception that the call raised; ``None`` if it succeeded.
     """
 
     value: Any = None
@@ -31,35 +31,35 @@ class Outcome(msgspec.Struct, frozen=True, eq=False):
 
 
 def pack_request(request: Mapping[str, Any]) -> bytes:
-    """The arguments of one call of ``acompletion``.
+    """Pack the arguments of one call of ``acompletion``.
 
     Raises:
-        TypeError: one of them cannot be sent to another process; says which one and why.
+        TypeError: an argument cannot be sent to another process. The message names it and says why.
     """
     arguments = dict(request)
     try:
         return dumps(arguments)
     except Exception as error:  # noqa: BLE001 - whatever the argument's own code raises
         problem = _problem_of(arguments, error)
-    # Not in the except block: the text of that error may quote messages.
+    # Raised outside the except block, because the text of that error may quote messages.
     raise TypeError(problem)
 
 
 def unpack_request(packed: bytes) -> dict[str, Any]:
-    """What :func:`pack_request` has packed."""
+    """Unpack the arguments that :func:`pack_request` packed."""
     return cast("dict[str, Any]", loads(packed))
 
 
 def pack_response(response: Any) -> bytes:
-    """What a call has returned.
+    """Pack the value that a call returned.
 
-    In place of what cannot be pickled inside of it is a :class:`LeftOut`: an answer that has been
-    paid for is not lost for that. One that cannot be pickled at all becomes a RemoteCallError.
+    A :class:`LeftOut` replaces each part that cannot be pickled, so that a paid answer is not lost.
+    An answer that cannot be pickled at all becomes a RemoteCallError.
     """
     try:
         return _RESPONSE + dumps(response)
     except Exception as error:  # noqa: BLE001 - whatever the response's own code raises
-        why = why_not(error)
+        why = pickling_problem(error)
     try:
         packed = dumps_with_gaps(response)
         if type(loads(packed)) is type(response):
@@ -72,10 +72,10 @@ def pack_response(response: Any) -> bytes:
 
 
 def pack_exception(exception: Exception) -> bytes:
-    """What a call has raised, with its causes, notes and attributes.
+    """Pack the exception that a call raised, with its causes, notes and attributes.
 
-    Attributes that cannot be pickled are left out. Where the exception comes from is a note of it.
-    One that cannot be packed at all is packed as a RemoteCallError.
+    Attributes that cannot be pickled are left out. The traceback becomes a note. An exception that
+    cannot be packed at all is packed as a RemoteCallError.
     """
     try:
         packed = pack_tree(exception)
@@ -85,9 +85,9 @@ def pack_exception(exception: Exception) -> bytes:
 
 
 def unpack_outcome(packed: bytes) -> Outcome:
-    """What :func:`pack_response` or :func:`pack_exception` has packed.
+    """Unpack the bytes that :func:`pack_response` or :func:`pack_exception` made.
 
-    What cannot be loaded here becomes the outcome's exception, a RemoteCallError.
+    If they cannot be loaded here, the exception of the outcome is a RemoteCallError.
     """
     content = memoryview(packed)[1:]
     try:
@@ -106,9 +106,10 @@ def _problem_of(arguments: Mapping[str, Any], error: Exception) -> str:
     for name, value in arguments.items():
         try:
             dumps(value)
-        except Exception as of_value:  # noqa: BLE001 - whatever the argument's own code raises
+        except Exception as value_error:  # noqa: BLE001 - whatever the argument's own code raises
             return (
                 f"argument {name!r} (a {full_name(value)}) cannot be sent to another process "
-                f"({why_not(of_value)}): leave it out, or give the workers' Router what it is for"
+                f"({pickling_problem(value_error)}): omit it, or configure it on the workers' "
+                "Router"
             )
-    return f"the arguments cannot be sent to another process ({why_not(error)})"
+    return f"the arguments cannot be sent to another process ({pickling_problem(error)})"

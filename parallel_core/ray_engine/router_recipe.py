@@ -1,6 +1,6 @@
-"""How the processes of workers get their Routers: what a user gives, as it can be sent to them.
+"""Recipes of Routers: the user's source of a Router, in a form that can be sent to workers.
 
-Importing this imports neither litellm nor Ray: what makes a Router, or packs a recipe, does.
+The import of this module imports neither litellm nor Ray. Making a Router or packing a recipe does.
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ from parallel_core.config.run_router import RunRouterRecipe, make_router, router
 from .installed import require_ray
 
 RouterSource: TypeAlias = Callable[[], Any] | Mapping[str, Any] | str | os.PathLike[str]
-"""How a worker gets its Router.
+"""Source of a worker's Router.
 
-A function without arguments that makes one: a ``litellm.Router`` or what has an ``acompletion``
-like it, an async callable ``(model=, messages=, **kwargs)``, or a context manager that gives one of
-these, such as a :class:`parallel_core.config.run_router.RunRouter`. Or the arguments of
-``litellm.Router`` as a mapping. Or the path of a config file of litellm's proxy.
+It is one of these:
+
+- a function without arguments that makes a ``litellm.Router``, an object with the same
+  ``acompletion``, an async callable ``(model=, messages=, **kwargs)``, or a context manager that
+  yields one of these, such as a :class:`parallel_core.config.run_router.RunRouter`;
+- the arguments of ``litellm.Router`` as a mapping;
+- the path of a config file of litellm's proxy.
 """
 
 
 class Recipe:
-    """Makes a Router in whatever process it is opened in.
+    """Recipe that makes a Router in the process that opens it.
 
-    It can be pickled, and is small unless the user's function holds much. It may hold keys; its
-    ``repr`` shows none.
+    It can be pickled, and is small unless the user's function refers to large objects. It may hold
+    keys; its ``repr`` shows none.
     """
 
     def __init__(self, what: str, packed: bytes, make: Callable[[], Any] | None = None) -> None:
         self._what = what
         self._packed = packed
-        self._make = make  # in the process that it comes from, there is no need to unpack it
+        self._make = make  # set only in the process that made it, which need not unpack it
 
     @contextlib.contextmanager
     def open(self) -> Generator[Any]:
-        """Give a new Router, and undo on leaving what its making has done in this process.
+        """Yield a new Router. On leaving, undo the effects of its creation on this process.
 
-        It has ``acompletion``, or is an async callable.
+        The Router has ``acompletion``, or is an async callable.
 
         Raises:
-            RouterConfigError: litellm cannot make a Router of it here; an environment variable is
-                not set, for instance.
-            ImportError: the function that makes it, or what that needs, cannot be imported here.
-            TypeError: what the function gives is no Router.
-            Exception: what the function raises.
+            RouterConfigError: litellm cannot make the Router here; for instance, an environment
+                variable is not set.
+            ImportError: the function that makes it, or an import of it, fails here.
+            TypeError: the function does not return a Router.
+            Exception: any exception that the function raises.
         """
         make = self._unpacked() if self._make is None else self._make
         with contextlib.ExitStack() as held:
@@ -69,11 +72,11 @@ class Recipe:
 
     def _unpacked(self) -> Callable[[], Any]:
         try:
-            # It comes from our own driver.
+            # The bytes come from the driver.
             return cast("Callable[[], Any]", pickle.loads(self._packed))  # noqa: S301
         except (ImportError, AttributeError) as error:
             raise ImportError(
-                f"{self._what} cannot be loaded in this process: {error}; what it needs must be "
+                f"{self._what} cannot be loaded in this process: {error}; its modules must be "
                 "installed wherever workers run (a runtime_env of Ray can do that)",
                 name=getattr(error, "name", None),
             ) from error
@@ -86,16 +89,17 @@ class Recipe:
 
 
 def checked_recipe(source: RouterSource) -> Recipe:
-    """The recipe of what a user gives; no Router is made.
+    """Return the recipe of a user's source. No Router is made.
 
-    A config file is read here, so that the machines of the workers need not have it. Each
-    ``os.environ/NAME`` in it, and in a mapping, is looked up where a Router is made.
+    A config file is read here, so the machines of the workers need not have it. Each
+    ``os.environ/NAME`` in a config file or a mapping is looked up in the process that makes the
+    Router.
 
     Raises:
-        TypeError: it is of no such kind, or cannot be sent to another process.
-        ValueError: a mapping without ``model_list``.
-        RouterConfigError: a ValueError, too: a file is missing, or something in it is wrong.
-        ModuleNotFoundError: Ray, which packs it, is not installed.
+        TypeError: the source has another type, or cannot be sent to another process.
+        ValueError: a mapping has no ``model_list``.
+        RouterConfigError: a config file is missing or invalid. (It is a ValueError, too.)
+        ModuleNotFoundError: Ray, which packs the recipe, is not installed.
     """
     given: object = source
     if isinstance(given, (str, os.PathLike)):
@@ -151,8 +155,8 @@ def _packed(made: object, what: str) -> bytes:
         return cast("bytes", cast("Any", cloudpickle).dumps(made))
     except Exception as error:
         raise TypeError(
-            f"{what} cannot be sent to another process ({type(error).__name__}: {error}): what it "
-            "refers to, a Router or a connection for instance, has to be made inside of a function"
+            f"{what} cannot be sent to another process ({type(error).__name__}: {error}): create "
+            "the objects that it refers to, such as a Router or a connection, inside a function"
         ) from error
 
 
@@ -168,7 +172,7 @@ def _check_is_called_without_arguments(function: Callable[..., Any]) -> None:
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of some that are written in C
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
         signature.bind()
@@ -184,18 +188,18 @@ def _check_is_synchronous(made: object) -> None:
         raise TypeError("the function that makes the Router gave a coroutine: it must not be async")
     if hasattr(made, "__aenter__") and not hasattr(made, "acompletion"):
         raise TypeError(
-            "the function that makes the Router gave an asynchronous context manager: it must give "
-            "a Router, or an ordinary context manager"
+            "the function that makes the Router gave an asynchronous context manager: it must "
+            "return a Router or an ordinary context manager"
         )
 
 
 def _check_is_router(router: object) -> None:
-    # Of a callable, it cannot always be told without a call whether it is async.
+    # Only a call can show for certain whether a callable is async.
     may_be = hasattr(router, "acompletion") or callable(router)
     if may_be and not isinstance(router, type):
         return
     raise TypeError(
-        "the function that makes the Router must give a litellm.Router (anything with an "
+        "the function that makes the Router must return a litellm.Router (anything with an "
         "acompletion coroutine method) or an async callable (model=, messages=, **kwargs), and "
         f"gave {type(router).__name__}"
     )

@@ -1,4 +1,4 @@
-"""A batch without an end, to which synchronous code gives requests, some at a time."""
+"""An endless batch to which synchronous code adds requests in groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from parallel_core.types import RouterParallelRequest, RouterParallelResult
 
 
 class _Job:
-    """Requests that were given together. It belongs to the loop, but for ``done``."""
+    """Requests that were added together. Only the loop may use it, except for ``done``."""
 
     def __init__(
         self, requests: Sequence[RouterParallelRequest], total_timeout: float | None
@@ -32,15 +32,15 @@ class _Job:
         self.total_timeout = total_timeout
         self.results: list[RouterParallelResult | None] = [None] * len(requests)
         self.left = len(requests)
-        self.scopes: dict[int, Scope] = {}  # of the calls in flight
-        self.expired: bool | None = None  # None: it goes on; else, whether by its timeout
+        self.scopes: dict[int, Scope] = {}  # scopes of the calls in flight
+        self.expired: bool | None = None  # None: active; True: timed out; False: given up
         self.cancel: Callable[[], None] | None = None
         self.done: concurrent.futures.Future[list[RouterParallelResult]] = (
             concurrent.futures.Future()
         )
 
     def error(self, place: int) -> Exception:
-        """Why a request has not come to its end."""
+        """Return the error of a request that did not finish."""
         if self.expired:
             assert self.total_timeout is not None
             return BatchTimeoutError(place, self.total_timeout)
@@ -56,7 +56,7 @@ class _Job:
             self.done.set_result([one for one in self.results if one is not None])
 
     def abandon(self, *, expired: bool) -> None:
-        """Cancel the calls in flight; they settle when they have ended. The others fail at once."""
+        """Cancel the calls in flight, which settle later. Fail the other requests at once."""
         if self.expired is not None or not self.left:
             return
         self.expired = expired
@@ -71,18 +71,18 @@ class _Job:
 
 
 class StandingBatch:
-    """One batch, with a Router and an event loop of its own in a helper thread.
+    """An endless batch with its own Router and event loop in a helper thread.
 
-    So what a batch learns and holds (connections, a pace, a limit that adapts itself, a budget)
-    goes on from one :meth:`results` to the next. Every method may be called from any thread.
+    So the state of the batch (connections, a pace, an adaptive limit, a budget) carries over from
+    one :meth:`results` to the next. Every method may be called from any thread.
 
     Args:
-        open_router: gives the Router, on the loop.
-        concurrency: calls in flight at most.
-        controls: of the batch; ``total_timeout`` is one of each :meth:`results`.
+        open_router: makes the Router, on the loop.
+        concurrency: maximum calls in flight.
+        controls: controls of the batch; ``total_timeout`` applies to each :meth:`results`.
 
     Raises:
-        Exception: what ``open_router`` raises.
+        Exception: any exception that ``open_router`` raises.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class StandingBatch:
         self._news: asyncio.Event
         self._stopped = False
         self._process = os.getpid()
-        # The router and its loop, or what has kept them from being made.
+        # The router, or the error that prevented it.
         self._opened: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self._thread = threading.Thread(
             target=self._run, name="parallel_core standing batch", daemon=False
@@ -121,16 +121,16 @@ class StandingBatch:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes requests; a forked process has no thread of its parent."""
+        """True if the batch accepts requests. A forked process does not have the thread."""
         return self._process == os.getpid() and self._thread.is_alive() and not self._stopped
 
     def results(self, requests: Sequence[RouterParallelRequest]) -> list[RouterParallelResult]:
-        """Send requests and wait for all of them; the results are in their order.
+        """Send requests, wait for all of them, and return the results in the same order.
 
-        Interrupted (Ctrl-C), it cancels its calls and waits for their end.
+        Ctrl-C cancels the calls and waits for their end.
 
         Raises:
-            RuntimeError: it was stopped meanwhile.
+            RuntimeError: the batch was stopped.
         """
         if not requests:
             return []
@@ -138,7 +138,7 @@ class StandingBatch:
         with self._jobs_lock:
             if self._ended:
                 raise _closed()
-            self._jobs.add(job)  # from now on it is ended by the end of the loop, too
+            self._jobs.add(job)  # from now on, the end of the loop also ends the job
         try:
             self._soon(self._add, job)
             return job.done.result()
@@ -151,11 +151,12 @@ class StandingBatch:
     def stop(self) -> None:
         """Cancel all calls and end the thread. Returns at once; idempotent."""
         if self._process == os.getpid():
-            with contextlib.suppress(RuntimeError, AttributeError):  # ended, or not begun
+            # The loop may have ended, or may not have begun.
+            with contextlib.suppress(RuntimeError, AttributeError):
                 self._loop.call_soon_threadsafe(self._stop)
 
     def close(self) -> None:
-        """As :meth:`stop`, and wait for the end."""
+        """Cancel all calls and wait until the thread has ended."""
         self.stop()
         if self._process == os.getpid() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -170,7 +171,7 @@ class StandingBatch:
         try:
             with asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             self._fail(error)
         finally:
             self._fail(_closed())
@@ -228,7 +229,7 @@ class StandingBatch:
         self._forget(job)
 
     def _forget(self, job: _Job) -> None:
-        """Drop a job that has its results."""
+        """Drop a job that has all of its results."""
         if not job.left:
             with self._jobs_lock:
                 self._jobs.discard(job)
@@ -254,7 +255,7 @@ class StandingBatch:
                 await self._news.wait()
 
     def begin(self, engine: Engine) -> None:
-        """Take the engine of the batch, as its controls do."""
+        """Store the engine of the batch."""
         self._engine = engine
 
     def end(self) -> None:
@@ -270,7 +271,7 @@ class StandingBatch:
                     try:
                         return await call(index, item)
                     except (SystemExit, KeyboardInterrupt) as error:
-                        # Others have calls in flight here.
+                        # It must not end the loop, where other calls are in flight.
                         name = type(error).__name__
                         raise RuntimeError(f"the call has raised {name}") from None
                     finally:
@@ -281,20 +282,20 @@ class StandingBatch:
 
 
 def _closed() -> RuntimeError:
-    return RuntimeError("it has been closed while it was used")
+    return RuntimeError("the ParallelCompletions object was closed during the call")
 
 
-# What is ended with the main thread, and who looks after it in this process.
+# Batches that end with the main thread, and the process whose watcher thread ends them.
 _running: weakref.WeakSet[StandingBatch] = weakref.WeakSet()
 _running_lock = threading.Lock()
 _watching_process: int | None = None
 
 
 def _end_with_main_thread(batch: StandingBatch) -> None:
-    """Have a batch ended when the main thread has ended.
+    """Register a batch to be stopped when the main thread has ended.
 
-    The interpreter waits for the other threads then, before anything is taken down: callbacks of
-    litellm can finish still, and connections be closed. At ``atexit`` it is too late for that.
+    At that time the interpreter waits for the other threads and has shut down nothing yet. So
+    litellm's callbacks can still finish, and connections can be closed. ``atexit`` is too late.
     """
     global _watching_process
     with _running_lock:

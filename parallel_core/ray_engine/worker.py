@@ -1,4 +1,4 @@
-"""A worker: what runs in the process of an actor. It has a Router and an engine of its own."""
+"""A worker: the code in the process of an actor, with its own Router and engine."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ from .router_recipe import Recipe
 
 _BETWEEN_LOOKS = 0.25  # seconds
 BETWEEN_BEATS = 10.0
-"""Seconds after which a worker that has nothing to tell says that it is there."""
+"""Seconds after which a worker without news sends an empty message."""
 
 
 class Kind(IntEnum):
-    """What a message of a worker is."""
+    """Kind of a worker's message. Each message is a kind, a number and bytes."""
 
-    READY = 0  # its Router is there; its process id, and the name of its machine
-    REFUSED = 1  # there will be no Router; the exception tells why
-    OUTCOME = 2  # of the call with this number
-    CANCELLED = 3  # so the call with this number has ended, or it has not begun
+    READY = 0  # the Router is made; the process id and the name of the machine
+    REFUSED = 1  # no Router could be made; the packed exception
+    OUTCOME = 2  # the number and the packed outcome of a call
+    CANCELLED = 3  # the number of a call that was cancelled, or given back before it began
 
 
 Message: TypeAlias = tuple[Kind, int, bytes]
@@ -70,9 +70,10 @@ class Given(NamedTuple):
     """A message to a worker.
 
     Attributes:
-        calls: to make: number and arguments.
+        calls: calls to make, each a number and packed arguments.
         cancelled: numbers of calls to cancel.
-        recalled: numbers of calls that others would make sooner, unless they have begun.
+        recalled: numbers of calls to give back unless they have begun, because another worker can
+            make them sooner.
     """
 
     calls: Sequence[tuple[int, bytes]] = ()
@@ -82,13 +83,14 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often a worker tells what has come.
+    """Pace at which a worker reports outcomes.
 
-    A message costs it and the driver a part of what a call costs, so many go together.
+    A message costs the worker and the driver a part of the cost of a call, so many outcomes share a
+    message.
 
     Attributes:
-        every: seconds between two messages at least, unless there is much to tell.
-        many: outcomes that are told at once.
+        every: minimum seconds between two messages, unless there are many outcomes.
+        many: number of outcomes that are reported without waiting.
     """
 
     every: float
@@ -102,7 +104,7 @@ class _Assignment:
 
 
 class Driver(NamedTuple):
-    """The process for which workers work."""
+    """Process that starts workers and gives them calls."""
 
     machine: str
     process: int
@@ -113,24 +115,24 @@ class Driver(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is known to; nothing is known of another machine."""
+        """True if the driver is known to have ended; always False for another machine."""
         if self.machine == platform.node():
             return not process_is_alive(self.process)
         return False
 
 
 class _ProcessWatch:
-    """Ends the process of a worker that nobody needs, or that can do nothing any more.
+    """End a worker's process if its driver has ended or one of its main threads has died.
 
-    Ray sees to a driver that has ended as well, some seconds later: meanwhile calls would be paid
-    for. Without its main thread, or that of its loop, the process would stay, and its calls would
-    be waited for.
+    Ray also ends workers after their driver has ended, but some seconds later, and until then calls
+    would be billed. Without its main thread or the thread of its loop, the process would stay, and
+    the driver would wait for its calls.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._threads = [threading.main_thread(), threading.current_thread()]
-        _die_of_sigterm()
+        _restore_default_sigterm()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -139,25 +141,27 @@ class _ProcessWatch:
         os._exit(1)
 
 
-def _die_of_sigterm() -> None:
-    """As other processes do: Ray's handler leaves one that lives and does nothing any more.
+def _restore_default_sigterm() -> None:
+    """Make SIGTERM end the process. With Ray's handler it stays alive and does nothing.
 
-    Python lets the main thread alone set a handler, and this is another one.
+    Only the main thread may set a handler from Python, and this is another thread, so the C
+    function is called.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # not on every system
+    # The function does not exist on every system.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         set_handler: Any = ctypes.CDLL(None).signal
         set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
         set_handler(signal.SIGTERM, None)  # SIG_DFL
 
 
 class Worker:
-    """Makes the calls that it is given.
+    """Make the calls that the driver gives.
 
     Args:
-        recipe: of the Router.
-        concurrency: calls in flight at most; what else is given waits for a slot.
-        pace: of what is told.
-        driver: with which it ends; None where it is in the same process.
+        recipe: recipe of the Router.
+        concurrency: maximum calls in flight; further calls wait for a slot.
+        pace: pace of the messages to the driver.
+        driver: the driver, with which the worker ends; None if it is this process.
     """
 
     def __init__(
@@ -171,10 +175,10 @@ class Worker:
         self._pace = pace
         self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
         self._is_ending: Callable[[], bool]
-        self._waiting: dict[int, _Assignment] = {}  # for a slot
-        # From the moment in which the engine draws them: a cancellation may come before the call.
+        self._waiting: dict[int, _Assignment] = {}  # calls that wait for a slot
+        # A call is added when the engine draws it: a cancellation may come before it begins.
         self._running: dict[int, bridge.TaskScope] = {}
-        # Ray does not say that messages arrive in the order in which they were sent.
+        # Ray does not guarantee that messages arrive in the order in which they were sent.
         self._early: dict[int, Given] = {}
         self._next_given = 0
         self._stopped = False
@@ -184,10 +188,10 @@ class Worker:
         self._much_news = asyncio.Event()
 
     async def give(self, sequence: int, given: Given) -> None:
-        """Take calls to make, and give others up. Returns at once.
+        """Accept new calls, and cancel or give back others. Returns at once.
 
         Args:
-            sequence: which message this is, from 0.
+            sequence: number of the message, from 0.
             given: the message.
         """
         self._early[sequence] = given
@@ -203,15 +207,14 @@ class Worker:
         self._arrived.set()
 
     async def stop(self) -> None:
-        """Cancel all calls; then :meth:`run` ends. Returns at once."""
+        """Cancel all calls, after which :meth:`run` ends. Returns at once."""
         self._stopped = True
         for number in [*self._waiting, *self._running]:
             self._cancel(number)
         self._arrived.set()
 
     async def run(self) -> AsyncGenerator[list[Message], None]:
-        """Work until :meth:`stop`; gives what has become of the calls, as it comes, and an empty
-        list now and then where nothing does."""
+        """Work until :meth:`stop`. Yield messages, and an empty list if there are none for long."""
         work = asyncio.create_task(self._work())
         work.add_done_callback(lambda _: self._news.set())
         last = -float("inf")
@@ -237,22 +240,22 @@ class Worker:
         except Exception:
             raise
         except BaseException as error:
-            # Of itself, Ray would take an exit for one that was asked for, and say nothing.
-            raise RuntimeError("the worker has broken down") from error
+            # Ray would treat a SystemExit as an intended exit and report nothing.
+            raise RuntimeError("the worker crashed") from error
 
     async def _work(self) -> None:
         with contextlib.ExitStack() as opened:
-            if self._is_own_process:  # what is said here goes into logs of Ray
+            if self._is_own_process:  # the output of this process goes into Ray's logs
                 opened.enter_context(only_our_words())
                 raise_open_files()
                 allow_connections(self._concurrency)
             try:
                 router: Any = opened.enter_context(self._recipe.open())
-            except Exception as error:  # noqa: BLE001 - told to the driver, which raises it
-                self._tell(Kind.REFUSED, 0, pack_exception(error))
+            except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
+                self._report(Kind.REFUSED, 0, pack_exception(error))
                 return
-            except (SystemExit, KeyboardInterrupt) as error:  # of the recipe: it would end silently
-                self._tell(Kind.REFUSED, 0, pack_exception(RemoteCallError.standing_for(error)))
+            except (SystemExit, KeyboardInterrupt) as error:  # else the worker would end silently
+                self._report(Kind.REFUSED, 0, pack_exception(RemoteCallError.standing_for(error)))
                 return
             options = BatchOptions(concurrency=self._concurrency)
             plan = map_plan(self._call, self._assignments(), options)
@@ -262,8 +265,8 @@ class Worker:
             if (prepare := preparation(router)) is not None:
                 await asyncio.to_thread(prepare)
             if self._is_own_process:
-                _spare_the_collector()
-            self._tell(Kind.READY, os.getpid(), platform.node().encode())
+                _limit_garbage_collection()
+            self._report(Kind.READY, os.getpid(), platform.node().encode())
             try:
                 batch = bridge.AsyncioParallelBatch(plan)
                 core = batch._engine  # pyright: ignore[reportPrivateUsage]
@@ -271,16 +274,16 @@ class Worker:
                 enter_loop(asyncio.get_running_loop())
                 async with batch:
                     async for result in batch:
-                        result.unwrap()  # calls tell their own errors
+                        result.unwrap()  # calls report their own errors
             finally:
                 await leave_this_loop()
 
     async def _assignments(self) -> AsyncGenerator[_Assignment, None]:
         while not self._stopped:
             while self._waiting:
-                # The oldest: one that another worker has given back is older than the others.
+                # The oldest comes first: a call that another worker gave back is the oldest.
                 assignment = self._waiting.pop(min(self._waiting))
-                # As a batch cancels its calls: once, so that what they do last is not cut short.
+                # As in a batch, a call is cancelled only once, so its clean-up is not interrupted.
                 self._running[assignment.number] = bridge.TaskScope()
                 yield assignment
             self._arrived.clear()
@@ -289,27 +292,27 @@ class Worker:
 
     async def _call(self, assignment: _Assignment) -> None:
         number = assignment.number
-        if self._running[number].cancelled:  # before its first step
+        if self._running[number].cancelled:  # cancelled before its first step
             del self._running[number]
-            self._tell(Kind.CANCELLED, number)
+            self._report(Kind.CANCELLED, number)
             return
         with self._running[number] as scope:
             try:
                 packed = pack_response(await self._answer(unpack_request(assignment.packed)))
             except asyncio.CancelledError as error:
-                # Where all is at its end here, the driver is to send it to another worker.
+                # If this worker is ending, the driver shall send the call to another worker.
                 if scope.cancelled or self._is_ending():
                     raise
                 packed = pack_exception(cancelled_unasked("a call", error))
             except Exception as error:  # noqa: BLE001 - it is the call's outcome
                 packed = pack_exception(error)
-            except BaseException as error:  # noqa: BLE001 - an exit, or a panic: of this call alone
+            except BaseException as error:  # noqa: BLE001 - an exit or a panic ends only this call
                 packed = pack_exception(RemoteCallError.standing_for(error))
             finally:
                 del self._running[number]
-            self._tell(Kind.OUTCOME, number, packed)
+            self._report(Kind.OUTCOME, number, packed)
             return
-        self._tell(Kind.CANCELLED, number)
+        self._report(Kind.CANCELLED, number)
 
     def _cancel(self, number: int) -> None:
         scope = self._running.get(number)
@@ -320,23 +323,23 @@ class Worker:
 
     def _give_back(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None:
-            self._tell(Kind.CANCELLED, number)
-        # Of others, the outcome is on its way.
+            self._report(Kind.CANCELLED, number)
+        # The outcome of any other call is on its way.
 
-    def _tell(self, kind: Kind, number: int, packed: bytes = b"") -> None:
+    def _report(self, kind: Kind, number: int, packed: bytes = b"") -> None:
         self._messages.append((kind, number, packed))
         self._news.set()
-        # Somebody waits for the end of what was cancelled, or there is nothing more to wait for.
+        # The driver waits for the end of a cancelled call. After the last call, nothing else comes.
         is_last = not self._running and not self._waiting
         if kind is not Kind.OUTCOME or is_last or len(self._messages) >= self._pace.many:
             self._much_news.set()
 
 
-def _spare_the_collector() -> None:
-    """Have the garbage collector leave what is here alone, and look at the rest less often.
+def _limit_garbage_collection() -> None:
+    """Make the garbage collector skip all existing objects and run less often.
 
-    It would go through all of litellm again and again, for 0.15 s at a time: with that and the
-    young generation it took 11 % of a worker's time.
+    It would traverse all of litellm again and again, for 0.15 s at a time. Together with the young
+    generation, it took 11 % of a worker's time.
     """
     gc.collect()
     gc.freeze()
@@ -344,7 +347,7 @@ def _spare_the_collector() -> None:
 
 
 async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it has come in this time."""
+    """Return True if the event was set within this time."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -353,7 +356,7 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
 
 
 class _Calls:
-    """Sends what a batch of the driver would have sent. An attachment of the worker's batch."""
+    """Attachment of the worker's batch that sends what a local batch would send."""
 
     def __init__(self, router: Any) -> None:
         self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
@@ -373,13 +376,13 @@ class _Calls:
         pass
 
     def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
-        """The call of these arguments; a streamed answer is read here and given as a whole."""
+        """Call the Router with these arguments. Read a streamed answer and return it as a whole."""
         stall_timeout = arguments.pop(STALL_TIMEOUT, None)
         timeout = arguments.pop(TIMEOUT, None)
         index = arguments.pop(INDEX, 0)
         retried = arguments.pop(RETRIED, False)
         if not self._is_router:
-            # A bare callable gets what the request says.
+            # A bare callable gets only the request's own metadata.
             metadata: dict[str, Any] = arguments.get("metadata") or {}
             own = {name: metadata[name] for name in metadata if name not in BATCH_METADATA}
             arguments.pop("metadata", None)
@@ -394,7 +397,7 @@ class _Calls:
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)
-        # One for each call: those of two batches may have the same index.
+        # Each call has its own reader, because calls of two batches may have the same index.
         reader = Streams(self._meter, stall_timeout=stall_timeout)
         reader.begin(self._engine)
         return reader.wrap_controls(self._timeouts.wrap(reader.wrap(self._send)))(index, request)

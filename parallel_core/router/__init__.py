@@ -1,4 +1,4 @@
-"""One request becomes one call of a Router: checks, calls, streams, usage, prices."""
+"""Turn one request into one call of a Router: checks, calls, streams, usage, prices."""
 
 from .answers import (
     MOST_REASONS,

@@ -1,4 +1,4 @@
-"""What an answer holds: whether it has choices, how they ended, and whether they say anything."""
+"""Inspect an answer: its choices, their finish reasons, and choices without text."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from parallel_core.failures import WITHOUT_CHOICES
 from parallel_core.types import RouterParallelRequest, StreamedResponse
 
 CUT, FILTERED = "length", "content_filter"
-# From worst to best. What is none of these is between the two groups.
+# Finish reasons from worst to best. Any other reason ranks between the two groups.
 _WORST = (FILTERED, CUT)
 _USUAL = ("tool_calls", "function_call", "stop")
-_LONGEST_REASON = 64  # characters: providers write what they like
+_LONGEST_REASON = 64  # characters: providers can send any text
 MOST_REASONS = 32
 OTHER_REASONS = "another reason"
-# What a message may have instead of a text.
+# Fields that a message may have instead of text.
 _INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
 _MISSING = object()
 
 
 class Finish(NamedTuple):
-    """How an answer ended.
+    """End of an answer.
 
     Attributes:
-        reason: the finish reason; of several choices the worst one: ``content_filter``, then
-            ``length``, then any other but ``tool_calls`` and ``stop``. None if there is none.
-        without_text: a choice has no text, and nothing in place of it: no call of a tool, no
+        reason: the finish reason. If there are several choices, it is the worst one:
+            ``content_filter``, then ``length``, then any other except ``tool_calls`` and ``stop``.
+            None if there is none.
+        without_text: True if a choice has no text and nothing instead of it: no tool call, no
             refusal, no audio, no image.
     """
 
@@ -38,7 +39,7 @@ class Finish(NamedTuple):
 
 
 def finish_of(response: Any) -> Finish:
-    """Say how an answer ended: a ``ModelResponse`` of litellm, or a mapping of the same form."""
+    """Return how an answer ended: a ``ModelResponse`` of litellm, or a mapping of that shape."""
     found = _field(response, "choices")
     if found.__class__ is not list:
         return Finish(None, False)
@@ -53,18 +54,21 @@ def finish_of(response: Any) -> Finish:
 
 
 def add_finish(reasons: Counter[str], reason: str | None) -> None:
-    """Count a finish reason. Providers make up their own: beyond 32 of them, they are one."""
+    """Count a finish reason.
+
+    Providers invent reasons. After 32 different ones, new reasons are counted as `OTHER_REASONS`.
+    """
     if reason is not None:
         is_known = reason in reasons or len(reasons) < MOST_REASONS
         reasons[reason if is_known else OTHER_REASONS] += 1
 
 
 def describe_finishes(reasons: Mapping[str, int], without_text: int) -> str:
-    """Say which answers are not what was asked for; empty if there are none.
+    """Describe the answers that did not end as usual; empty if there are none.
 
     Args:
-        reasons: answers by finish reason.
-        without_text: answers without any text.
+        reasons: number of answers by finish reason.
+        without_text: number of answers without any text.
     """
     others = {
         reason: count
@@ -81,10 +85,7 @@ def describe_finishes(reasons: Mapping[str, int], without_text: int) -> str:
 
 
 def require_choices(call: Call, meter: RouterMeter | ItemMeter) -> Call:
-    """Have a call of a Router fail where its answer has no choices.
-
-    The result of the wrapped call raises ``EmptyResponseError``.
-    """
+    """Wrap a Router's call: it raises ``EmptyResponseError`` if its answer has no choices."""
 
     async def answered(index: int, request: RouterParallelRequest) -> Any:
         try:
@@ -107,7 +108,7 @@ def _empty(
 ) -> EmptyResponseError:
     try:
         return EmptyResponseError(index, request.model, meter.usage_of(request, value))
-    except Exception as problem:  # noqa: BLE001 - of a user's meter, which may look for a choice
+    except Exception as problem:  # noqa: BLE001 - from a user's meter, which may need a choice
         error = EmptyResponseError(index, request.model)
         error.__cause__ = problem
         return error
@@ -122,7 +123,7 @@ def _badness(reason: str) -> int:
 
 def _has_no_text(choice: Any) -> bool:
     message = _field(choice, "message", _MISSING)
-    if message is _MISSING:  # of a text completion
+    if message is _MISSING:  # a text completion
         text = _field(choice, "text", _MISSING)
         return text is None or (isinstance(text, str) and not text.strip())
     content = _field(message, "content")
@@ -130,7 +131,7 @@ def _has_no_text(choice: Any) -> bool:
         return False
     if any(_field(message, name) for name in _INSTEAD_OF_TEXT):
         return False
-    # Where older versions of litellm have it.
+    # Older versions of litellm put the refusal here.
     return not _field(_field(message, "provider_specific_fields"), "refusal")
 
 

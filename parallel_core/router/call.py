@@ -1,4 +1,4 @@
-"""One request -> one ``acompletion`` call: what a request must be, and what is sent for it."""
+"""Check a request and turn it into one ``acompletion`` call."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
-"""What a call carries in its metadata."""
+"""Keys that a batch adds to the metadata of a call."""
 
 INDEX = "parallel_core_index"
 """Argument with the index of the request, for calls that workers make."""
 
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
-"""Arguments with the timeouts of such a call, in seconds."""
+"""Arguments with the timeouts of a call that a worker makes, in seconds."""
 
 
-_PASSED_OVER = "_excluded_deployment_ids"  # litellm's: deployments that a call may not go to
+_EXCLUDED = "_excluded_deployment_ids"  # litellm's argument: deployments that a call must not use
 _TIMEOUTS = ("timeout", "request_timeout", "stream_timeout")
-"""Arguments, and parameters of deployments, with litellm's timeouts of an attempt."""
+"""Arguments of a call, and parameters of a deployment, with litellm's timeouts of an attempt."""
 
 RETRIED = "parallel_core_retried"
-"""The argument that says that the batch sends the request again, if its failure may pass."""
+"""Argument of a call that the batch sends again after a temporary failure."""
 
 
 class LeftToWorkers(NamedTuple):
-    """What a Router that has its calls made elsewhere (:func:`calls_run_in_workers`) sees to.
+    """Timeouts that workers apply to the calls of a Router (:func:`calls_run_in_workers`).
 
     Attributes:
-        stall_timeout: seconds to the first chunk of a stream, and from one to the next.
-        timeout: seconds for a call; None: as its request says.
-        times_calls: whether calls are timed there, where they wait for a slot before they begin.
+        stall_timeout: seconds to the first chunk of a stream, and from one chunk to the next.
+        timeout: seconds for a call; None: only the request's own timeout.
+        times_calls: True if workers time the calls, because calls wait there for a slot.
     """
 
     stall_timeout: float | None
@@ -63,14 +63,14 @@ class LeftToWorkers(NamedTuple):
     times_calls: bool
 
     def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, float]:
-        """What the call of this request has to tell."""
-        told: dict[str, float] = {INDEX: index}
+        """Return the arguments that the call of a request carries to its worker."""
+        added: dict[str, float] = {INDEX: index}
         if self.stall_timeout is not None:
-            told[STALL_TIMEOUT] = self.stall_timeout
+            added[STALL_TIMEOUT] = self.stall_timeout
         timeout = self.timeout if request.timeout is None else request.timeout
         if self.times_calls and timeout is not None:
-            told[TIMEOUT] = timeout
-        return told
+            added[TIMEOUT] = timeout
+        return added
 
 
 CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
@@ -83,17 +83,21 @@ def completion_call(
     attempt_timeout: float | None = None,
     left_to_workers: LeftToWorkers | None = None,
 ) -> CompletionCall:
-    """Make the call of a batch out of a Router or of a bare callable.
+    """Make the call of a batch from a Router or a bare callable.
 
-    A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` beside the user's
-    own; a bare callable ``(model=, messages=, **kwargs)`` gets what the request says, no more.
-    ``retried_by_us``: the batch sends requests again, so the Router leaves that to it
-    (:func:`left_to_the_batch`). ``attempt_timeout``: seconds for each attempt of a Router and
-    requests that have no timeout. ``left_to_workers``: for a Router that has its calls made
-    elsewhere.
+    A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` in addition to the
+    user's own. A bare callable ``(model=, messages=, **kwargs)`` gets the request's arguments only.
+
+    Args:
+        router: the Router or the bare callable.
+        retried_by_us: the batch retries requests, so the Router does not
+            (:func:`left_to_the_batch`).
+        attempt_timeout: seconds for each attempt, if neither the Router nor the request has a
+            timeout.
+        left_to_workers: for a Router whose calls are made by workers.
 
     Raises:
-        TypeError: ``router`` is neither.
+        TypeError: ``router`` is neither a Router nor a callable.
     """
     if hasattr(router, "acompletion"):
         given = cast("SupportsAcompletion", router)
@@ -118,7 +122,7 @@ _MAPPINGS = frozenset(("metadata", "stream_options"))
 _WHOLE_NUMBERS = frozenset(("max_tokens", "max_completion_tokens", "n", "seed"))
 _NUMBERS = frozenset(("temperature", "top_p", *_WHOLE_NUMBERS))
 _CHECKED = frozenset(("model", "messages", *_MAPPINGS, *_NUMBERS))
-# Types that no provider takes for a number. Others, of numpy for instance, may be one.
+# Types that no provider accepts as a number. Other types, such as numpy's, may be numbers.
 _NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
 
 
@@ -132,8 +136,8 @@ def _router_call(
     left_to_us = left_to_the_batch(router) if retried_by_us else None
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
-        # litellm writes into the metadata and, for some providers, into the messages that it is
-        # given. The user's objects are theirs, and may be shared by many requests.
+        # litellm writes into the metadata that it gets and, for some providers, into the messages.
+        # Copies protect the user's objects, which many requests may share.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
         if left_to_workers is None:
             send_metadata_to_store(router, request.model, arguments)
@@ -161,9 +165,9 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
     """Send a request's metadata to the provider if the provider stores the answer.
 
     litellm does not send ``metadata``: its callbacks and tags use it. OpenAI accepts it only with
-    ``"store": true``, from the request or from ``litellm_params``. Then it is copied into
-    ``extra_body``, unless that has its own, if each deployment of the model supports ``store``. The
-    ids that a batch adds are not sent.
+    ``"store": true``, from the request or from ``litellm_params``. In that case it is copied into
+    ``extra_body`` if each deployment of the model supports ``store`` and ``extra_body`` has no
+    metadata yet. The ids that a batch adds are not sent.
     """
     given: Mapping[str, Any] = arguments.get("metadata") or {}
     metadata = {name: _copied(given[name]) for name in given if name not in BATCH_METADATA}
@@ -173,9 +177,9 @@ def send_metadata_to_store(router: object, model: str, arguments: dict[str, Any]
 
 
 def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
-    """Return True if each deployment of a model takes ``store`` and is sent it."""
+    """Return True if each deployment of a model supports ``store`` and its calls send it."""
     if "litellm" not in sys.modules:
-        return False  # no Router of litellm
+        return False  # not a Router of litellm
     itself = unwrap_router(router)
     serving = deployments_for(itself, model) or [
         deployment
@@ -190,7 +194,7 @@ def _stores(router: object, model: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _takes_store(parameters: Mapping[str, Any]) -> bool:
-    """Return True if a deployment takes OpenAI's ``store``, as far as litellm knows."""
+    """Return True if litellm knows that a deployment supports OpenAI's ``store``."""
     litellm: Any = sys.modules["litellm"]
     try:
         name, provider, *_ = litellm.get_llm_provider(
@@ -204,7 +208,7 @@ def _takes_store(parameters: Mapping[str, Any]) -> bool:
 
 
 def calls_run_in_workers(router: object) -> bool:
-    """Whether its calls are made by workers, which read streams to their ends."""
+    """Return True if workers make the calls of a Router. They read each stream to its end."""
     for _ in range(LAYERS):
         if getattr(router, "calls_run_in_workers", False) is True:
             return True
@@ -213,18 +217,18 @@ def calls_run_in_workers(router: object) -> bool:
 
 
 class LeftToBatch(NamedTuple):
-    """What a Router leaves to its batch.
+    """Tasks that a Router leaves to its batch.
 
     Attributes:
-        retries: the Router's own, by kind of error; None: it makes them itself.
-        cooldowns: no failure of the batch makes a deployment pause.
+        retries: the Router's retries by kind of error, all 0; None: the Router retries itself.
+        cooldowns: True if no failure of a call makes a deployment pause.
     """
 
     retries: dict[str, int] | None
     cooldowns: bool
 
     def add_to(self, arguments: dict[str, Any], model: str) -> None:
-        """Add what says so to the arguments of a call, unless the request says otherwise."""
+        """Add these settings to the arguments of a call, unless the request has its own."""
         if self.retries is not None:
             arguments.setdefault("model_group_retry_policy", {model: dict(self.retries)})
         if self.cooldowns:
@@ -232,11 +236,10 @@ class LeftToBatch(NamedTuple):
 
 
 def left_to_the_batch(router: object) -> LeftToBatch:
-    """Return what a Router leaves to its batch: all that nobody has set on it.
+    """Return the tasks that a Router leaves to its batch: those that the user has not configured.
 
-    The Router's own retries would keep a slot waiting and multiply those of the batch. Its
-    cooldowns take every deployment of a model away for seconds as soon as each has answered one
-    429.
+    The Router's retries would occupy a slot and multiply the retries of the batch. Its cooldowns
+    disable all deployments of a model for seconds as soon as each has answered one 429.
     """
     itself = unwrap_router(router)
     if not hasattr(itself, "model_group_retry_policy"):
@@ -249,7 +252,7 @@ def left_to_the_batch(router: object) -> LeftToBatch:
 
 
 def _has_default_cooldowns(router: object) -> bool:
-    """Return True if nobody has set a cooldown on the Router or on one of its deployments."""
+    """Return True if neither the Router nor any of its deployments has a configured cooldown."""
     from litellm.constants import DEFAULT_COOLDOWN_TIME_SECONDS
 
     parts: list[Any] = []
@@ -260,7 +263,7 @@ def _has_default_cooldowns(router: object) -> bool:
 
 
 def router_traits(router: object) -> RouterTraits:
-    """Return what a batch that sends requests again must know of its Router."""
+    """Return the facts about a Router that a batch with retries needs."""
     itself = unwrap_router(router)
 
     def deployments_of(model: str) -> dict[str, float]:
@@ -286,27 +289,27 @@ def router_traits(router: object) -> RouterTraits:
 
 
 def _answered_by(value: object) -> tuple[str, bool]:
-    """Return the id of the deployment that gave an answer, and True if another one had failed."""
+    """Return the id of the deployment that answered, and True if a fallback was tried."""
     response = value.response if isinstance(value, StreamedResponse) else value
     hidden: object = getattr(response, "_hidden_params", None)
     if not isinstance(hidden, Mapping):
         return "", False
-    told = cast("Mapping[str, Any]", hidden)
-    deployment: object = told.get("model_id")
-    headers: Mapping[str, Any] = told.get("additional_headers") or {}
+    known = cast("Mapping[str, Any]", hidden)
+    deployment: object = known.get("model_id")
+    headers: Mapping[str, Any] = known.get("additional_headers") or {}
     fell_back = bool(headers.get("x-litellm-attempted-fallbacks"))
     return (deployment, fell_back) if isinstance(deployment, str) else ("", False)
 
 
 def _without_deployments(request: RouterParallelRequest, ids: Set[str]) -> RouterParallelRequest:
-    kwargs = {**(request.kwargs or {}), _PASSED_OVER: sorted(ids)}
+    kwargs = {**(request.kwargs or {}), _EXCLUDED: sorted(ids)}
     return msgspec.structs.replace(request, kwargs=kwargs)
 
 
 def endpoint_of(router: object, model: str) -> str | None:
-    """Return where the calls of a model go: scheme, host and port, without user and path.
+    """Return the address of a model's calls: scheme, host and port, without user and path.
 
-    None if its deployments do not say, or are in several places.
+    Return None if its deployments have no address, or different ones.
     """
     found = {
         _origin(deployment["litellm_params"])
@@ -319,7 +322,7 @@ def _origin(parameters: Mapping[str, Any]) -> str | None:
     try:
         parts = urlsplit(str(parameters.get("api_base") or parameters.get("base_url") or ""))
         host, port = parts.hostname, parts.port
-    except ValueError:  # no address at all
+    except ValueError:  # not an address
         return None
     if not (parts.scheme and host):
         return None
@@ -328,11 +331,10 @@ def _origin(parameters: Mapping[str, Any]) -> str | None:
 
 
 def _has_timeouts(router: object) -> bool:
-    """Return True if somebody has set a timeout on a Router or one of its deployments, or it is no
-    Router of litellm.
+    """Return True if a timeout is configured on a Router or one of its deployments.
 
-    The argument of a call takes precedence over all of them in litellm, and a call may fall back
-    from one deployment to another.
+    Also return True if it is not a Router of litellm. In litellm the argument of a call takes
+    precedence over all these timeouts, and a call may fall back from one deployment to another.
     """
     itself = unwrap_router(router)
     if not hasattr(itself, "model_group_retry_policy"):
@@ -351,15 +353,15 @@ def _has_timeouts(router: object) -> bool:
 
 
 def model_groups(router: object) -> set[str]:
-    """The models that a Router knows by name."""
+    """Return the model names of a Router's deployments."""
     return {deployment["model_name"] for deployment in deployments(unwrap_router(router))}
 
 
 def check_models(by_model: object, router: object) -> None:
-    """Refuse an option by model that names one which the Router does not know.
+    """Check that the Router has each model that an option by model names.
 
     Raises:
-        ValueError: names the models of both.
+        ValueError: a model is unknown. The message lists it and the Router's models.
     """
     if not isinstance(by_model, Mapping):
         return
@@ -372,7 +374,7 @@ def check_models(by_model: object, router: object) -> None:
 
 
 def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
-    """Those models that a Router cannot have a call for; none where it takes every name."""
+    """Return the models for which a Router has no deployment; empty if it accepts every name."""
     known = _names_of_models(router)
     takes_all = setting(unwrap_router(router), "default_deployment") is not None
     if not model_groups(router) or takes_all or any("*" in name for name in known):
@@ -385,10 +387,11 @@ def _names_of_models(router: object) -> set[str]:
 
 
 def parallel_limits(router: object) -> dict[str, int]:
-    """Return how many calls of a model a Router takes at once, where it rejects what is more.
+    """Return the calls in flight that a Router allows per model, if it rejects further calls.
 
-    It takes ``rpm`` and ``tpm`` of a deployment for such a limit, too. It rejects by deployment and
-    chooses at random: of several it is the smallest number.
+    The Router derives such a limit from a deployment's ``rpm`` and ``tpm``, too. It rejects by
+    deployment and chooses the deployment at random. So the limit of a model is the smallest of its
+    deployments' limits.
     """
     default = setting(unwrap_router(router), "default_max_parallel_requests")
     places: dict[str, int] = {}
@@ -409,7 +412,7 @@ def parallel_limits(router: object) -> dict[str, int]:
 
 
 def _copied(value: Any) -> Any:
-    """Copies of dicts and lists, however deep; all else (a client, a class, …) as it is."""
+    """Copy dicts and lists at every depth. Return anything else (a client, a class, …) as it is."""
     if value.__class__ is dict:
         return {key: _copied(member) for key, member in value.items()}
     if value.__class__ is list:
@@ -420,19 +423,17 @@ def _copied(value: Any) -> Any:
 def check_all(requests: object) -> None:
     """Check every request of a list, a tuple, … so that bad input is refused before any call.
 
-    Only what is known to be walked through as often as one likes: a progress bar around a
-    generator has a length as well. Other sources are lazy: their items are checked as they are
-    drawn (:func:`as_request`).
+    Other sources are lazy, and their items are checked when they are drawn (:func:`as_request`).
 
     Raises:
-        InvalidRequestError: names every bad index and what is wrong with it.
+        InvalidRequestError: a request is invalid. It lists every invalid index and its problem.
         TypeError: ``requests`` is one request instead of many.
     """
     if isinstance(requests, Mapping | RouterParallelRequest | str | bytes):
         given = type(cast("object", requests)).__qualname__
         raise TypeError(
-            "requests takes many requests: a list, any iterable or async iterable of "
-            f"RouterParallelRequest or mappings, not one {given}"
+            "requests must be a list, an iterable or an async iterable of RouterParallelRequest or "
+            f"mappings, not one {given}"
         )
     if not is_checked_as_a_whole(requests):
         return
@@ -447,7 +448,10 @@ def check_all(requests: object) -> None:
 
 
 def is_checked_as_a_whole(requests: object) -> bool:
-    """Whether a source is known to be walked through as often as one likes."""
+    """Return True if a source can be iterated several times.
+
+    A length is no proof of that: a progress bar around a generator has one as well.
+    """
     return isinstance(requests, Sequence | Set | MappingView) and not isinstance(
         requests, AsyncIterable
     )
@@ -457,7 +461,7 @@ def as_request(index: int, item: object) -> RouterParallelRequest:
     """Turn an item of a source into a request.
 
     Raises:
-        InvalidRequestError: names the index and what is wrong.
+        InvalidRequestError: the item is invalid. It has the index and the problem.
     """
     problem = _problem(item)
     if problem is not None:
@@ -474,7 +478,7 @@ def as_request(index: int, item: object) -> RouterParallelRequest:
 
 
 def _problem(item: object) -> str | None:
-    """What is wrong with an item as a request; None when nothing is."""
+    """Return the reason why an item is not a valid request; None if it is valid."""
     if isinstance(item, RouterParallelRequest):
         return _problem_of_parts(item.model, item.messages, item.kwargs) or _problem_of_timeout(
             item.timeout
@@ -519,7 +523,7 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
     if not messages:
         return "messages is empty"
     for position, message in enumerate(cast("Sequence[Any]", messages)):
-        # Most messages are dicts with a text: nothing else is asked of these.
+        # Fast path: most messages are dicts with a text and need no further check.
         if (
             message.__class__ is not dict
             or message.get("role").__class__ is not str
@@ -548,7 +552,7 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
 
 
 def _problem_of_message(place: str, message: object) -> str | None:
-    # Answers of litellm (pydantic objects with a role) are messages of the next turn.
+    # Messages in litellm's answers (pydantic objects with a role) may be sent in the next turn.
     if not _is_mapping(message):
         if hasattr(message, "role"):
             return None
@@ -579,14 +583,14 @@ def _problem_of_argument(name: str, value: object) -> str | None:
 
 
 def _may_be_content(content: object) -> bool:
-    # None: a message that only calls tools. Parts are of the provider.
+    # None is valid: a message may only call tools. The provider checks the parts of a list.
     return content is None or (
         isinstance(content, Sequence) and not isinstance(content, bytes | bytearray)
     )
 
 
 def _is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:
-    # Asked some times for each of a million lines: dicts need not be looked up.
+    # This runs several times for each of a million lines, so dicts skip the slow `isinstance`.
     return value.__class__ is dict or isinstance(value, Mapping)
 
 
@@ -595,7 +599,7 @@ def _bad_kwargs(kwargs: object) -> str:
 
 
 def _brief(value: object) -> str:
-    """The type of a bad value; never the value, which may hold a prompt or a key."""
+    """Return the type of an invalid value, never the value: it may hold a prompt or a key."""
     if value is None:
         return "None"
     return "an empty str" if value == "" else type(value).__qualname__

@@ -1,4 +1,4 @@
-"""What a file of requests will cost, about: told before the first call."""
+"""Estimate the cost of requests before the first call."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from parallel_core.types import RouterParallelRequest
 
 from .call import unwrap_router
 
-# Tokens of an answer, where the request does not allow fewer: that of a few paragraphs.
+# Tokens of an answer, unless the request allows fewer: the length of a few paragraphs.
 ASSUMED_ANSWER_TOKENS = 500
 
 
 class CostEstimate(msgspec.Struct, frozen=True):
-    """What requests will cost, about.
+    """Estimated cost of requests.
 
     Attributes:
-        requests: how many there are.
-        cost: USD, of those whose price is known.
-        unpriced: requests whose price is not known.
+        requests: number of requests.
+        cost: USD, for the requests whose price is known.
+        unpriced: number of requests whose price is not known.
     """
 
     requests: int
@@ -39,16 +39,17 @@ def estimate_cost(
     requests: Iterable[RouterParallelRequest],
     prices: Mapping[str, tuple[float, float]] | None = None,
 ) -> CostEstimate:
-    """Guess what requests will cost.
+    """Estimate the cost of requests. Only the order of magnitude is reliable.
 
-    The tokens of a prompt are taken for a quarter of its bytes, and an answer for
-    :data:`ASSUMED_ANSWER_TOKENS`, or for what the request allows if that is less. Of several
-    deployments the dearest one counts. It is good for the order of magnitude.
+    A prompt counts one token per four bytes. An answer counts :data:`ASSUMED_ANSWER_TOKENS`, or the
+    request's own limit if that is lower. If a model has several deployments, the most expensive one
+    counts.
 
     Args:
-        router: its deployments tell the prices.
-        requests: drawn once.
-        prices: USD for each token of prompt and of answer, by model; they go before all others.
+        router: Router whose deployments have the prices.
+        requests: requests to price; iterated once.
+        prices: USD per token of the prompt and of the answer, by model. They take precedence over
+            all other prices.
     """
     meter = RouterMeter(unwrap_router(router), prices)
     number = unpriced = 0

@@ -1,6 +1,6 @@
-"""What litellm's first call in a process costs: 0.5 to 2 s of imports, made before the first batch.
+"""Run the imports of litellm's first call in a process (0.5 to 2 s) before the first batch.
 
-On the event loop they would stop every call in flight, and use up the timeouts of the first ones.
+On the event loop they would block every call in flight and use up the timeouts of the first calls.
 """
 
 from __future__ import annotations
@@ -30,35 +30,36 @@ _is_done = False
 
 
 def preparation(router: object) -> Callable[[], None] | None:
-    """Return what imports all that a call needs; None if that is done, or litellm is not called.
+    """Return a function that imports everything that a call needs.
 
-    The function blocks: call it in a thread.
+    Return None if that is done, or if the calls do not use litellm. The function blocks: call it in
+    a thread.
     """
     return None if _is_done or not _is_of_litellm(unwrap_router(router)) else import_for_calls
 
 
 def import_for_calls() -> None:
-    """Have litellm import what its calls import, once in a process. It sends nothing.
+    """Make litellm import the modules that its calls need, once per process. Send nothing.
 
-    What litellm imports differs from release to release, so litellm makes a call: one whose answer
-    it is given, on a loop of its own, without the wrapper that runs callbacks and counts.
+    The modules differ from release to release. So litellm makes a call with a mock answer, on a
+    separate loop, without the wrapper that runs callbacks and counts.
     """
     global _is_done
     with _lock:
         if _is_done:
             return
-        _is_done = True  # also if it fails: the first call imports the rest then
+        _is_done = True  # also if it fails: then the first call imports the rest
         try:
             with asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
                 runner.run(_call_without_callbacks())
-        except Exception:  # of any litellm, whose inside this is
-            logger.debug("litellm's imports could not be made ahead", exc_info=True)
+        except Exception:  # this uses litellm's internals, which differ between releases
+            logger.debug("litellm could not be imported ahead of the first call", exc_info=True)
 
 
 async def _call_without_callbacks() -> None:
     from litellm.litellm_core_utils.litellm_logging import Logging
 
-    class SilentLogging(Logging):  # these two run the input callbacks of the process
+    class SilentLogging(Logging):  # these two methods run the input callbacks of the process
         def pre_call(self, *_: object, **__: object) -> None: ...
 
         def post_call(self, *_: object, **__: object) -> None: ...
@@ -69,10 +70,10 @@ async def _call_without_callbacks() -> None:
     await acompletion(
         model=f"openai/{_MODEL}",
         messages=_MESSAGES,
-        mock_response="never sent",  # older releases send a call whose answer is empty
-        api_base="http://parallel-core.invalid",  # reserved: no such host can be (RFC 6761)
+        mock_response="never sent",  # not empty: older releases then send the call
+        api_base="http://parallel-core.invalid",  # reserved: this host cannot exist (RFC 6761)
         api_key="none",
-        # Given one that nobody runs, litellm makes none with the callbacks of the process.
+        # With this object, litellm makes no logging object that runs the callbacks of the process.
         litellm_logging_obj=SilentLogging(
             model=_MODEL,
             messages=_MESSAGES,
@@ -88,7 +89,7 @@ async def _call_without_callbacks() -> None:
 def _is_of_litellm(router: Any) -> bool:
     if "litellm" not in sys.modules:
         return False
-    # A ParallelRouter names the class of the Router that it holds.
+    # `__class__`, not type(): for a ParallelRouter it is the class of the Router that it holds.
     modules = [base.__module__ for base in router.__class__.__mro__]
     if not hasattr(router, "acompletion"):  # a function
         modules.append(getattr(router, "__module__", None) or "")

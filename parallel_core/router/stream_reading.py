@@ -1,4 +1,4 @@
-"""Read one stream: collect its chunks and its usage, and put the whole answer together."""
+"""Read one stream: collect its chunks and its usage, and assemble the whole answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .stream_source import (
     is_cut_off_before_its_first_chunk,
 )
 
-# litellm takes 50 us for each chunk of a whole answer: more of them would hold up the loop.
-_CHUNKS_MADE_WHOLE_AT_ONCE = 200
+# litellm takes 50 us per chunk to assemble an answer. More chunks than this would block the loop.
+_MAX_CHUNKS_ASSEMBLED_ON_LOOP = 200
 
 
 class CutOffError(EOFError):
@@ -34,13 +34,13 @@ class CutOffError(EOFError):
 
 
 class StreamReading:
-    """Takes the chunks of one stream.
+    """Collect the chunks of one stream.
 
     Args:
-        index: of the request.
+        index: index of the request.
         request: the request.
-        meter: tells, or estimates, what an answer has used.
-        records: grows by that of each provider whose stream litellm reads for this call.
+        meter: returns, or estimates, the usage of an answer.
+        records: records of the provider streams that litellm reads for this call; the list grows.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class StreamReading:
         self._meter = meter
         self._source: StreamSource | None = None
         self._cut_off = False
-        # Whose chunks they are, if the stream itself does not say it.
+        # Origin of the chunks, if the stream itself does not show it.
         self._is_of_openai = False
         self._is_of_litellm = False
         self._began = time.perf_counter()
 
     @property
     def text(self) -> str:
-        """The text of the first choice so far."""
+        """Text of the first choice so far."""
         return "".join(self._texts)
 
     def begin(self, stream: Any) -> None:
-        """Take the stream that the call returned."""
+        """Set the stream that the call returned."""
         self._source = StreamSource(stream)
 
     def take(self, chunk: Any) -> StreamChunk:
@@ -83,7 +83,7 @@ class StreamReading:
             self._is_of_openai = True
             chunk = chunk.model_dump(exclude_unset=True)
         if isinstance(chunk, dict):
-            chunk = _as_litellm_has_it(cast("dict[str, Any]", chunk))
+            chunk = _as_litellm_chunk(cast("dict[str, Any]", chunk))
         else:
             self._is_of_litellm = type(chunk).__module__.startswith("litellm.")
         if _finished_in(chunk) and self._source is not None and self._source.has_no_finish_reason:
@@ -97,13 +97,13 @@ class StreamReading:
         return StreamChunk(self.index, self.request, chunk, text, choice)
 
     async def whole(self) -> StreamedResponse:
-        """Put the chunks together to the answer that the provider would have sent at once.
+        """Assemble the answer that the provider would have sent without streaming.
 
         If the provider reported no usage, the answer has none, and the result has an estimate.
 
         Raises:
-            EmptyResponseError: it has no choices.
-            StreamInterruptedError: the answer is incomplete, or cannot be put together.
+            EmptyResponseError: the answer has no choices.
+            StreamInterruptedError: the answer is incomplete, or cannot be assembled.
         """
         if not self._has_answer():
             self._cut_off = True
@@ -114,7 +114,7 @@ class StreamReading:
         is_reported = self._last_reported_usage() is not None
         estimate = None if is_reported else await self._estimate(at_once=False)
         try:
-            if len(self.chunks) > _CHUNKS_MADE_WHOLE_AT_ONCE:
+            if len(self.chunks) > _MAX_CHUNKS_ASSEMBLED_ON_LOOP:
                 response = await anyio.to_thread.run_sync(self._build)
             else:
                 response = self._build()
@@ -125,17 +125,17 @@ class StreamReading:
         if is_reported:
             _add_cost(response, self._source)
         else:
-            response.usage = None  # an estimate of litellm's
+            response.usage = None  # litellm's estimate
         usage = estimate
         if usage is None:
             try:
                 usage = self._meter.usage_of(self.request, response)
-            except Exception:  # noqa: BLE001 - of a user's meter: the batch asks again, and raises it
+            except Exception:  # noqa: BLE001 - the batch calls the user's meter again and raises it
                 usage = None
         return StreamedResponse(response, usage, self.time_to_first_chunk)
 
     def _has_answer(self) -> bool:
-        # litellm ends every stream with a chunk of its own, even an empty one.
+        # litellm adds a last chunk to every stream, even to an empty one.
         is_empty = self._kept_by_litellm() == [] and not any(map(_has_written, self.chunks))
         is_mock = self._source is not None and self._source.is_mock
         return bool(self.chunks) and (is_mock or not is_empty)
@@ -147,10 +147,10 @@ class StreamReading:
             return source.is_cut_off
         finished = {index for chunk in self.chunks for index in _finished_in(chunk)}
         if self._is_of_litellm and finished:
-            # A generator around a stream of litellm, which keeps one reason for all choices.
+            # This is a generator around a litellm stream, which keeps one reason for all choices.
             return False
-        # A user's generator may send no finish reasons: then its end counts. OpenAI's client ends
-        # in the same way whether the answer is whole or not.
+        # A user's generator may send no finish reasons. Then its end counts as the end of the
+        # answer. OpenAI's client ends in the same way for complete and incomplete answers.
         begun = {choice_index(choice) for chunk in self.chunks for choice in _choices_of(chunk)}
         return (self._is_of_openai or bool(finished)) and not begun <= finished
 
@@ -177,7 +177,7 @@ class StreamReading:
         if response is None:
             return None
         _add_logprobs(response.choices[0], chunks)
-        # litellm would make one choice of all.
+        # litellm would merge all choices into one.
         for index, chunks in sorted(by_choice.items()):
             choice = build(chunks, messages=messages).choices[0]
             _add_logprobs(choice, chunks)
@@ -194,7 +194,7 @@ class StreamReading:
         for choice in response.choices:
             if reason := reasons.get(choice.index):
                 reason = map_finish_reason(reason)
-                # As litellm has it for an answer that is not streamed.
+                # litellm does the same for an answer that is not streamed.
                 calls_tools = reason == "stop" and choice.message.tool_calls
                 choice.finish_reason = "tool_calls" if calls_tools else reason
         usage = _last_complete([_usage_of(chunk) for chunk in self._provider_chunks()])
@@ -203,7 +203,7 @@ class StreamReading:
         return response
 
     def may_raise(self, error: Exception) -> bool:
-        """Return True if an error came before the stream began: then it is raised as it is."""
+        """Return True if an error came before the first chunk. Such an error is raised as it is."""
         if isinstance(error, CutOffError) or is_cut_off_before_its_first_chunk(error):
             self._cut_off = True
         return not self.chunks and not self._cut_off
@@ -214,7 +214,7 @@ class StreamReading:
         """Make the error of a stream that has no whole answer.
 
         Args:
-            is_complete: all chunks are there, and cannot be put together.
+            is_complete: all chunks have arrived, but cannot be assembled.
         """
         record = self._records[-1] if self._records else None
         is_empty = self._cut_off and record is not None and record.is_empty
@@ -234,7 +234,7 @@ class StreamReading:
         if not self.chunks and not self._cut_off:
             return None
         last: tuple[Any, list[Any]] | None = self._last_reported_usage()
-        # This must not take time: a timeout, or the end of the batch, may be near.
+        # This must be fast: a timeout or the end of the batch may be near.
         estimate = await self._estimate(at_once=True)
         if last is None and self._records and self._records[-1].usage is not None:
             last = self._records[-1].usage, []
@@ -244,7 +244,7 @@ class StreamReading:
             if any(map(_has_written, after)):
                 more = 0 if estimate is None else estimate.completion_tokens
             estimate = self._meter.usage_told(self.request, reported, more)
-        self.chunks.clear()  # the error keeps this object, in the frames of its traceback
+        self.chunks.clear()  # the error keeps this object alive through its traceback
         return estimate
 
     def _last_reported_usage(self) -> tuple[Any, list[Any]] | None:
@@ -261,15 +261,15 @@ class StreamReading:
 
     def _provider_chunks(self) -> list[Any]:
         """Return the chunks without the estimate of usage that litellm may append."""
-        # The list that litellm keeps has no estimate. But it can be the list of a model that failed
-        # before a fallback answered; then the chunks of the fallback are used as they are.
+        # The list that litellm keeps has no estimate. But it may belong to a model that failed
+        # before a fallback answered. Then the chunks of the fallback are used unchanged.
         own = self._kept_by_litellm() or []
         last = getattr(self.chunks[-1], "id", None) if self.chunks else None
         is_its_own = any(getattr(chunk, "id", None) == last for chunk in own)
         return own if is_its_own else self.chunks
 
     def _kept_by_litellm(self) -> list[Any] | None:
-        """Return the chunks that litellm has kept, or None if they cannot be found."""
+        """Return the chunks that litellm kept, or None if they cannot be found."""
         return None if self._source is None else self._source.chunks
 
     async def _estimate(self, *, at_once: bool) -> Usage | None:
@@ -279,9 +279,9 @@ class StreamReading:
         return await self._meter.estimate(self.request, text, at_once=at_once)
 
 
-def _as_litellm_has_it(chunk: dict[str, Any]) -> Any:
+def _as_litellm_chunk(chunk: dict[str, Any]) -> Any:
     if not chunk.get("choices") and chunk.get("error"):
-        # Its text may quote the prompt.
+        # The text of the provider's error may quote the prompt, so it is left out.
         raise RuntimeError("the provider reported an error in the middle of its stream")
 
     from litellm.types.utils import ModelResponseStream
@@ -298,13 +298,13 @@ def _usage_of(chunk: Any) -> Any:
 
 
 def _finished_in(chunk: Any) -> set[int]:
-    """The choices that end in a chunk."""
+    """Return the indexes of the choices that end in a chunk."""
     choices = _choices_of(chunk)
     return {choice_index(choice) for choice in choices if getattr(choice, "finish_reason", None)}
 
 
 def _text_of(chunk: Any) -> tuple[int, str]:
-    """Which choice a chunk adds to, and what to its text."""
+    """Return the index of a chunk's first choice and the text that the chunk adds to it."""
     choices = _choices_of(chunk)
     if not choices:
         return 0, ""
@@ -313,7 +313,7 @@ def _text_of(chunk: Any) -> tuple[int, str]:
 
 
 def _written(chunk: Any) -> Iterator[str]:
-    """Whatever a model has written, in all choices: text, reasoning, calls of tools."""
+    """Yield all that the model wrote in a chunk, in all choices: text, reasoning, tool calls."""
     for choice in _choices_of(chunk):
         delta = getattr(choice, "delta", None)
         fields: list[Any] = [
@@ -332,7 +332,7 @@ def _has_written(chunk: Any) -> bool:
 
 
 def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
-    """litellm leaves them out of the whole answer."""
+    """Add the logprobs of the chunks to a choice. litellm leaves them out of the whole answer."""
     if getattr(choice, "logprobs", None) is not None:
         return
     parts: list[Any] = [
@@ -345,7 +345,7 @@ def _add_logprobs(choice: Any, chunks: list[Any]) -> None:
 
 
 def _with_readable_audio(chunk: Any) -> Any:
-    """Give audio as a dictionary: litellm's builder fails on the type that its own chunks have."""
+    """Convert audio into a dict. litellm's builder fails on the type that its own chunks have."""
     choices = _choices_of(chunk)
     audios = [getattr(getattr(choice, "delta", None), "audio", None) for choice in choices]
     if not any(hasattr(audio, "model_dump") for audio in audios):
@@ -362,7 +362,7 @@ def _with_readable_audio(chunk: Any) -> Any:
 def _last_complete(reported: list[Any]) -> Any:
     """Return the last usage if it includes the ones before it; otherwise None.
 
-    Some servers send the usage so far with every chunk. Others send the parts of one usage.
+    Some servers send the usage so far with every chunk. Others send the usage in parts.
     """
     usages = [usage for usage in reported if usage is not None]
     for name in ("prompt_tokens", "completion_tokens"):
@@ -373,7 +373,10 @@ def _last_complete(reported: list[Any]) -> Any:
 
 
 def _split(chunks: list[Any]) -> dict[int, list[Any]]:
-    """The chunks of each choice; those without a choice, as of usage, are with the first one."""
+    """Return the chunks by choice; empty if there is only the first choice.
+
+    Chunks without a choice, such as those with the usage, belong to the first choice.
+    """
     others = {
         choice.index
         for chunk in chunks
@@ -395,7 +398,7 @@ def _split(chunks: list[Any]) -> dict[int, list[Any]]:
 
 
 def _add_cost(response: Any, source: StreamSource | None) -> None:
-    """Add the cost: litellm calculates that of a stream only for its callbacks, after the end."""
+    """Add the cost. For a stream, litellm calculates it after the end, for its callbacks only."""
     hidden = getattr(response, "_hidden_params", None)
     if not isinstance(hidden, dict) or cast("Mapping[str, Any]", hidden).get("response_cost"):
         return

@@ -1,8 +1,8 @@
 """Find out how a stream ended: with the finish reasons of its provider, or because it was cut off.
 
-litellm writes a finish reason of its own (``stop``) where the provider sent none, and keeps one
-reason where the provider sent one for each choice. So the chunks are recorded before litellm reads
-them: :func:`watch_litellm` wraps the methods of litellm through which every chunk passes.
+litellm adds a finish reason (``stop``) if the provider sent none, and keeps a single reason if the
+provider sent one for each choice. So the chunks are recorded before litellm reads them:
+:func:`watch_litellm` wraps the methods of litellm through which every chunk passes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PARSERS = "litellm.llms.base_llm.base_model_iterator"
 _GEMINI = "litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini"
 
 # Names of attributes that are set on litellm's objects.
-_RECORD = "_parallel_core_record"  # of a stream: its ProviderRecord
-_FINISHED = "_parallel_core_finished"  # of a parser: the finish reasons in its last line
+_RECORD = "_parallel_core_record"  # on a stream: its ProviderRecord
+_FINISHED = "_parallel_core_finished"  # on a parser: the finish reasons in its last line
 
 _installing = threading.Lock()
 
@@ -29,13 +29,14 @@ _records: ContextVar[list[ProviderRecord] | None] = ContextVar("_records", defau
 
 
 class ProviderRecord:
-    """What a provider sent in one stream.
+    """Finish reasons and usage that a provider sent in one stream.
 
     Attributes:
         begun: the indexes of the choices that had a chunk.
         finish_reasons: the finish reason of each finished choice, by its index.
-        is_readable: False if a chunk was of a kind without choices. Then litellm's own notes count.
-        usage: the last one that the provider reported; None if there was none.
+        is_readable: False if a chunk had a format without choices. Then litellm's own finish
+            reasons count.
+        usage: the last usage that the provider reported; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -59,8 +60,8 @@ class ProviderRecord:
         """Record a chunk.
 
         Args:
-            chunk: as the client or the parser of the provider gives it to litellm.
-            finished: the finish reasons that the provider sent, if the chunk may have others.
+            chunk: the chunk that the provider's client or parser gives to litellm.
+            finished: the finish reasons that the provider sent, if those of the chunk may differ.
         """
         found: dict[int, str] = {}
         choices: Any = getattr(chunk, "choices", None)
@@ -73,9 +74,9 @@ class ProviderRecord:
                 if reason := getattr(choice, "finish_reason", None):
                     found[index] = str(reason)
         elif isinstance(chunk, dict) and "is_finished" in chunk:
-            # litellm's own kind of chunk. It has one choice: its index counts blocks of content.
+            # litellm's own chunk format has one choice. Its index counts content blocks.
             fields = cast("dict[str, Any]", chunk)
-            if finished != {}:  # [DONE] begins none
+            if finished != {}:  # [DONE] begins no choice
                 self.begun.add(0)
             if fields["is_finished"] or fields.get("finish_reason"):
                 found[0] = str(fields.get("finish_reason") or "stop")
@@ -86,10 +87,10 @@ class ProviderRecord:
 
 @contextlib.contextmanager
 def recording() -> Generator[list[ProviderRecord]]:
-    """Collect the records of the streams that are read inside of this block, oldest first.
+    """Collect the records of the streams that are read inside this block, oldest first.
 
     Newer versions of litellm read a stream up to its first choice before they return it. If there
-    is none, they raise, and nobody else has the record.
+    is no choice, they raise, and the record is available only here.
     """
     records: list[ProviderRecord] = []
     token = _records.set(records)
@@ -103,7 +104,7 @@ class StreamSource:
     """The object of litellm that reads a provider's stream.
 
     Args:
-        stream: what a call returned.
+        stream: the stream that a call returned.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -116,12 +117,12 @@ class StreamSource:
 
     @property
     def logging(self) -> Any:
-        """litellm's logging object of the call, or None."""
+        """Logging object of litellm for the call, or None."""
         return getattr(self._stream, "logging_obj", None)
 
     @property
     def chunks(self) -> list[Any] | None:
-        """The chunks that litellm has kept, or None if they cannot be found."""
+        """Chunks that litellm kept, or None if they cannot be found."""
         kept: Any = getattr(self._reader or self._stream, "chunks", None)
         return kept if isinstance(kept, list) else None  # pyright: ignore[reportUnknownVariableType]
 
@@ -158,7 +159,7 @@ class StreamSource:
 
     @property
     def finish_reasons(self) -> Mapping[int, str]:
-        """The finish reasons that the provider sent, by the index of the choice."""
+        """Finish reasons that the provider sent, by the index of the choice."""
         record = self._record
         return {} if record is None else record.finish_reasons
 
@@ -176,11 +177,11 @@ class StreamSource:
 
 
 def watch_litellm() -> None:
-    """Have litellm's streams record the chunks of their providers, once for the process.
+    """Make litellm's streams record the chunks of their providers, once per process.
 
-    The Router reads the first chunk before it returns a stream, so one stream alone cannot be
-    watched in time. The wrapped methods return what they returned before. Does nothing until
-    litellm is imported.
+    The Router reads the first chunk before it returns a stream, so it is too late to wrap a single
+    stream. The wrapped methods return the same values as before. Does nothing until litellm is
+    imported.
     """
     reader = _wrapper_class()
     if reader is None or hasattr(reader.chunk_creator, _RECORD):
@@ -231,7 +232,10 @@ def _watched_parser(
 
 
 def _finished_in_line(line: str, chunk: Any) -> dict[int, str] | None:
-    """litellm parses ``data: [DONE]`` into the finish reason ``stop``."""
+    """Return the finish reasons that the provider sent in a line; None if the chunk has them.
+
+    litellm parses ``data: [DONE]`` into the finish reason ``stop``, which no provider sent.
+    """
     if "[DONE]" not in line or not isinstance(chunk, dict):
         return None
     has_text = bool(cast("dict[str, Any]", chunk).get("text"))
@@ -239,10 +243,13 @@ def _finished_in_line(line: str, chunk: Any) -> dict[int, str] | None:
 
 
 def _finished_in_gemini(sent: Any, chunk: Any) -> dict[int, str] | None:
-    """litellm's parser of Gemini writes ``stop`` into every chunk with content."""
+    """Return the finish reasons that Gemini sent in a chunk; None if the chunk has them.
+
+    litellm's parser for Gemini writes ``stop`` into every chunk with content.
+    """
     candidates: list[Any] = sent.get("candidates") or []
     if not candidates:
-        return None  # A prompt that was blocked has no candidate, and a reason of litellm's.
+        return None  # A blocked prompt has no candidate, and litellm sets its finish reason.
     ended = {
         candidate.get("index", position)
         for position, candidate in enumerate(candidates)
@@ -256,7 +263,7 @@ def _finished_in_gemini(sent: Any, chunk: Any) -> dict[int, str] | None:
 
 
 def is_cut_off_before_its_first_chunk(error: BaseException) -> bool:
-    """Return True if litellm raised this because a stream ended without a finish reason.
+    """Return True if litellm raised this error because a stream ended without a finish reason.
 
     Newer versions read a stream up to its first chunk before they return it.
     """
@@ -275,7 +282,7 @@ def is_cut_off_before_its_first_chunk(error: BaseException) -> bool:
 
 
 def choice_index(choice: Any) -> int:
-    """The index of a choice; 0 if it has none."""
+    """Return the index of a choice; 0 if it has none."""
     index = getattr(choice, "index", 0)
     return index if isinstance(index, int) else 0
 
@@ -303,13 +310,13 @@ def _reader_of(wrapper: Any) -> Any:
         reader = _reader_of(inside.get(name))
         if reader is not None:
             return reader
-    # The stream of a Router has an ``__anext__`` of its own and no notes about the provider.
+    # The stream of a Router overrides ``__anext__`` and has no information about the provider.
     kind = cast("Any", type(wrapper))
     return wrapper if kind.__anext__ is _wrapper_class().__anext__ else None
 
 
 def _is_mock(reader: Any) -> bool:
-    """Return True for ``mock_response``: litellm writes the answer, without a finish reason."""
+    """Return True for ``mock_response``: litellm makes up the answer, without a finish reason."""
     if getattr(reader, "is_mock", False):
         return True
     made_up: Any = sys.modules["litellm"].utils.async_mock_completion_streaming_obj

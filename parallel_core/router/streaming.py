@@ -1,4 +1,4 @@
-"""Streamed answers inside of a batch: read in their slots, handed on in pieces, and made whole."""
+"""Read streamed answers inside a batch: emit their chunks and assemble the whole answers."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from parallel_core.types import (
 from .stream_reading import StreamReading
 from .stream_source import recording, watch_litellm
 
-# Pieces that may wait for the consumer, as a multiple of the concurrency.
+# Maximum number of chunks that wait for the consumer, as a multiple of the concurrency.
 CHUNKS_PER_SLOT = 2
 
-# A stream whose chunks are all there must not keep everybody else on the loop waiting.
+# A stream whose chunks have all arrived must not block the other tasks on the loop.
 _CHUNKS_BETWEEN_PAUSES = 32
 
-# A timer that is late by more than this part of its time tells that the loop was held up.
+# A timer that is late by more than this part of the stall timeout shows that the loop was blocked.
 _LATE = 0.1
 
 logger = logging.getLogger("parallel_core")
@@ -52,7 +52,7 @@ def completion_result(
     duration: float,
     attempts: int,
 ) -> RouterParallelResult:
-    """The result of a call, whether its answer was streamed or not."""
+    """Return the result of a call, streamed or not."""
     first: float | None = None
     usage: Usage | None = None
     if type(value) is StreamedResponse:
@@ -65,26 +65,26 @@ def completion_result(
 
 
 def stream_end(*fields: Any) -> StreamEnd:
-    """The same, as the end of a stream."""
+    """Return the result of a call (:func:`completion_result`) as the end of a stream."""
     return StreamEnd(completion_result(*fields))
 
 
 def is_streamed(request: object) -> bool:
-    """Whether a request asks for a stream itself."""
+    """Return True if the request itself asks for a stream."""
     return isinstance(request, RouterParallelRequest) and bool((request.kwargs or {}).get("stream"))
 
 
 class Streams:
-    """Reads the streams of one batch.
+    """Read the streams of one batch.
 
     Args:
-        meter: tells what an answer has used, or estimates it.
-        all_of_them: every request is streamed, whether it says so or not.
-        emit: hand the chunks to the consumer, at its pace.
-        on_chunk: called with each chunk; what it raises ends the batch.
-        stall_timeout: seconds to the first chunk, and from one to the next.
-        read_elsewhere: answers come whole, from where neither the prices nor the meter of the batch
-            are known.
+        meter: returns, or estimates, the usage of an answer.
+        all_of_them: stream every request, even if it does not ask for it.
+        emit: pass the chunks to the consumer, at its pace.
+        on_chunk: called with each chunk; an exception that it raises ends the batch.
+        stall_timeout: seconds to the first chunk, and from one chunk to the next.
+        read_elsewhere: workers read the streams and return whole answers. They do not know the
+            prices and the meter of the batch.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Streams:
         self._cut_off.clear()
 
     def wrap(self, call: Call) -> Call:
-        """Have a call that answers with a stream return the whole answer."""
+        """Wrap a call so that it returns the whole answer instead of a stream."""
 
         def streamed(index: int, request: Any) -> Awaitable[Any]:
             if not self._is_streamed(request):
@@ -125,7 +125,7 @@ class Streams:
         return streamed
 
     def wrap_controls(self, call: Call) -> Call:
-        """Have the error of a control that has cut off a stream tell what had come of it."""
+        """Wrap the controls of a call: an error that cuts off a stream gets its text and usage."""
 
         async def cut_off(index: int, request: Any) -> Any:
             try:
@@ -158,7 +158,7 @@ class Streams:
             return value
         try:
             usage = self._meter.usage_of(request, value)
-        except Exception:  # noqa: BLE001 - of a user's meter: the batch asks again, and raises it
+        except Exception:  # noqa: BLE001 - the batch calls the user's meter again and raises it
             usage = None
         return StreamedResponse(value.response, usage, value.time_to_first_chunk)
 
@@ -202,7 +202,7 @@ class Streams:
                 raise
             raise await reading.failure() from error
         if not hasattr(stream, "__anext__") and not hasattr(stream, "__aiter__"):
-            return stream  # answered as a whole, by a callable that knows no streams
+            return stream  # a whole answer, from a callable that does not support streams
         reading.begin(stream)
         chunks = aiter(stream)
         try:
@@ -237,24 +237,24 @@ class Streams:
                 self._call_back(self._on_chunk, piece)
             if self._emit:
                 if watch is not None:
-                    watch.pause()  # a consumer that takes its time is no stall
+                    watch.pause()  # a slow consumer is not a stall
                 await self._engine.emit(piece)
             if watch is not None:
-                watch.go_on()
+                watch.resume()
 
     def _call_back(self, on_chunk: Callable[[StreamChunk], object], piece: StreamChunk) -> None:
         try:
             on_chunk(piece)
-        except Exception as error:  # noqa: BLE001 - of the user: raised by the batch
+        except Exception as error:  # noqa: BLE001 - from the user's code: the batch raises it
             self._on_chunk = None
             self._engine.fail(error)
 
 
 class _StallWatch:
-    """Calls a function when nothing has come for so many seconds.
+    """Call a function after a number of seconds without a chunk.
 
-    One timer for a whole stream, which looks at the time of the last chunk when it is due: cheaper
-    than one that is set anew for each chunk.
+    A stream has one timer. When it is due, it checks the time of the last chunk. This is cheaper
+    than a new timer for each chunk.
     """
 
     def __init__(self, engine: Engine, limit: float, stalled: Callable[[], None]) -> None:
@@ -263,32 +263,32 @@ class _StallWatch:
         self._stalled = stalled
         self._paused = False
         self._since = engine.current_time()
-        self._take_back: Callable[[], None]
+        self._cancel_timer: Callable[[], None]
         self._due = 0.0
         self._set(limit)
 
     def pause(self) -> None:
         self._paused = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self._paused = False
         self._since = self._engine.current_time()
 
     def end(self) -> None:
-        self._take_back()
+        self._cancel_timer()
 
     def _set(self, seconds: float) -> None:
         self._due = self._engine.current_time() + seconds
-        self._take_back = self._engine.call_later(seconds, self._look)
+        self._cancel_timer = self._engine.call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = self._engine.current_time()
         left = self._limit if self._paused else self._since + self._limit - now
         late = now - self._due
         if left > 0:
             self._set(left)
         elif late > self._limit * _LATE:
-            # Somebody has held up the loop: what came meanwhile has not been read yet.
+            # The loop was blocked: chunks that arrived in that time have not been read yet.
             self._set(min(late, self._limit))
         else:
             self._stalled()
@@ -297,18 +297,18 @@ class _StallWatch:
 def _as_stream(request: RouterParallelRequest) -> RouterParallelRequest:
     kwargs = dict(request.kwargs or {})
     options: Any = kwargs.get("stream_options")
-    # Without it, most providers tell no usage.
+    # Without this option, most providers report no usage.
     kwargs["stream_options"] = {"include_usage": True, **(options or {})}
     kwargs["stream"] = True
     return msgspec.structs.replace(request, kwargs=kwargs)
 
 
 async def _close(stream: Any) -> None:
-    """Close a stream and its connection, in spite of a cancellation.
+    """Close a stream and its connection, despite a cancellation.
 
-    An answer that is there is not lost for an error in this; that goes to the log.
+    An error is only logged, so that the answer is not lost.
     """
-    # Those of openai's client have a close() alone, which is async as well.
+    # The streams of openai's client have only close(), which is async as well.
     close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
     if not callable(close):
         return

@@ -1,4 +1,4 @@
-"""Where the asyncio code of a Router runs for a trio application."""
+"""Hosts: event loops on which a Router's asyncio code runs for a trio application."""
 
 from .call_loop import plain_loop_factory
 from .litellm_loop import enter_loop, leave_this_loop

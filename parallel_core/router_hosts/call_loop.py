@@ -1,6 +1,6 @@
-"""Asyncio code that trio waits for: on a loop in a helper thread, or on one of trio-asyncio.
+"""Event loops on which trio code runs asyncio code: in a helper thread, or from trio-asyncio.
 
-What differs between the two is only how a callback gets from trio to the loop and back.
+The two differ only in how a callback gets from trio to the loop and back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Call:
     """One call: a trio task that waits, and the asyncio task that it waits for."""
 
     __slots__ = (
-        *("_arguments", "_context", "_function", "_loop", "_task", "_to_the_end", "_waiter"),
+        *("_arguments", "_context", "_function", "_loop", "_task", "_uncancellable", "_waiter"),
         "raise_cancel",
     )
 
@@ -50,17 +50,17 @@ class _Call:
         function: Callable[..., Awaitable[Any]],
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
         *,
-        to_the_end: bool = False,
+        uncancellable: bool = False,
     ) -> None:
         self._loop = loop
         self._function = function
         self._arguments = arguments
         self._waiter = trio.lowlevel.current_task()
         self._context = contextvars.copy_context()
-        # Whoever has started this trio run through anyio has left "trio" there.
+        # If anyio started this trio run, the variable is "trio".
         self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
         self._task: asyncio.Task[outcome.Outcome[Any]] | None = None
-        self._to_the_end = to_the_end
+        self._uncancellable = uncancellable
         self.raise_cancel: trio.lowlevel.RaiseCancelT | None = None
 
     # --- on the loop ---
@@ -70,21 +70,21 @@ class _Call:
             self._loop.to_trio(self.fail)
             return
         args, kwargs = self._arguments
-        # Captured, whatever it is: KeyboardInterrupt and SystemExit belong to the trio code that
-        # waits, and would end the loop here. Made past the loop's task factory, so that the task
-        # does not begin before it is known.
+        # Every exception is captured: KeyboardInterrupt and SystemExit belong to the waiting trio
+        # code, and would end the loop here. The task is made without the loop's task factory, so
+        # that it does not begin before `self._task` is set.
         self._task = task = asyncio.Task(
             outcome.acapture(self._function, *args, **kwargs),
             loop=self._loop.loop,
             name="parallel_core call",
             context=self._context,
         )
-        (self._loop.closing if self._to_the_end else self._loop.tasks).add(task)
+        (self._loop.closing if self._uncancellable else self._loop.tasks).add(task)
         task.add_done_callback(self._done)
 
     def _cancel(self) -> None:
-        # The task, and no future inside it: litellm takes a cancelled future for a broken
-        # connection, and tries again.
+        # This cancels the task and not a future inside it: litellm takes a cancelled future for a
+        # broken connection and tries again.
         if self._task is not None:
             self._task.cancel()
 
@@ -93,22 +93,22 @@ class _Call:
         self._loop.closing.discard(task)
         try:
             result = task.result()
-        except asyncio.CancelledError as cancellation:  # before its first step
+        except asyncio.CancelledError as cancellation:  # cancelled before its first step
             result = outcome.Error(cancellation)
         self._loop.to_trio(functools.partial(self._end, result))
 
     # --- in trio ---
 
     def abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-        if self._to_the_end:
-            return trio.lowlevel.Abort.FAILED  # trio will raise it later
+        if self._uncancellable:
+            return trio.lowlevel.Abort.FAILED  # trio raises the cancellation later
         self.raise_cancel = raise_cancel
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the end is on its way
+        with contextlib.suppress(RuntimeError):  # the loop is closed, which ends the call
             self._loop.to_loop(self._cancel)
-        return trio.lowlevel.Abort.FAILED  # trio waits until the task has really ended
+        return trio.lowlevel.Abort.FAILED  # trio waits until the task has ended
 
     def fail(self) -> None:
-        """End the call, if it has not ended yet, since its loop will not do it."""
+        """Fail the call, unless it has ended, because its loop has ended."""
         self._end(outcome.Error(RouterHostClosedError()))
 
     def _end(self, result: outcome.Outcome[Any]) -> None:
@@ -118,9 +118,9 @@ class _Call:
 
 
 class CallLoop(ABC):
-    """An asyncio loop on which the trio run that has made this object runs asyncio code.
+    """An asyncio loop on which the trio run that made this object runs asyncio code.
 
-    A *keeper* task on the loop ends the calls before the loop ends, whoever ends it.
+    A *keeper* task on the loop ends the calls before the loop ends, however the loop is ended.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -131,20 +131,20 @@ class CallLoop(ABC):
         self.token = trio.lowlevel.current_trio_token()
         self.ended = trio.Event()
         self._closed = False
-        self.calls: set[_Call] = set()  # that trio waits for
-        # What has to be ended with this loop, looked after on the loop itself.
+        self.calls: set[_Call] = set()  # calls that trio waits for
+        # Tasks and streams that end with this loop. Only code on the loop uses them.
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.closing: set[asyncio.Task[Any]] = set()  # that clean up, and are not cancelled
-        self._streams: dict[int, Any] = {}
-        self._unread: set[int] = set()  # of these, by id
+        self.closing: set[asyncio.Task[Any]] = set()  # tasks that clean up; they are not cancelled
+        self._streams: dict[int, Any] = {}  # by id
+        self._unread: set[int] = set()  # ids of the streams that have not been read yet
 
     @property
     def closed(self) -> bool:
-        """Whether no call can begin any more; so also when the loop is being shut down."""
+        """True if no call can begin any more, also while the loop is being shut down."""
         return self._closed or self._keeper.cancelling() > 0
 
     def start_keeper(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the loop."""
+        """Start the keeper task. Called on the loop."""
         self.loop = loop
         self._stopping = asyncio.Event()
         self._keeper = asyncio.Task(self._keep(), loop=loop, name="parallel_core keeper")
@@ -160,44 +160,45 @@ class CallLoop(ABC):
                 self.to_trio(self._fail_calls)
 
     def stop(self) -> None:
-        """On the loop: end the calls, and take no more."""
+        """End the calls and accept no more. Called on the loop."""
         self._stopping.set()
 
     @abstractmethod
     async def leave(self) -> None:
-        """On the loop, when no call is left."""
+        """Clean up when no call is left. Called on the loop."""
 
     @abstractmethod
     def to_loop(self, callback: Callable[[], object]) -> None:
-        """Have the loop call something soon; called in trio.
+        """Schedule a callback on the loop. Called in trio.
 
-        Raises RuntimeError when the loop is closed.
+        Raises:
+            RuntimeError: the loop is closed.
         """
 
     @abstractmethod
     def to_trio(self, callback: Callable[[], object]) -> None:
-        """Have trio call something soon; called on the loop."""
+        """Schedule a callback in trio. Called on the loop."""
 
-    # KeyboardInterrupt must not come between the start of the call and the wait for its end.
+    # KeyboardInterrupt must not occur between the start of the call and the wait for its end.
     @trio.lowlevel.enable_ki_protection
     async def run(
         self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Await ``function(…)`` as a task of the loop, in a copy of the current context.
 
-        Cancelled, it cancels the task and waits for its end. A result that is there all the same
-        is returned.
+        A cancellation cancels the task and waits for its end. If the task has a result
+        nevertheless, that is returned.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         value: T = await self._wait_for(_Call(self, function, (args, kwargs)))
         return value
 
     @trio.lowlevel.enable_ki_protection
-    async def run_to_the_end(
+    async def run_uncancellable(
         self, function: Callable[[A], Awaitable[object]], argument: A, /
     ) -> None:
-        """As :meth:`run`, but nothing cancels it: for what cleans up."""
-        await self._wait_for(_Call(self, function, ((argument,), {}), to_the_end=True))
+        """Await ``function(argument)`` as :meth:`run` does, but never cancel it: for clean-up."""
+        await self._wait_for(_Call(self, function, ((argument,), {}), uncancellable=True))
 
     @trio.lowlevel.enable_ki_protection
     async def _wait_for(self, call: _Call) -> Any:
@@ -229,7 +230,7 @@ class CallLoop(ABC):
             del result, call, error  # no reference cycle through the traceback
 
     def check_run(self) -> None:
-        """Refuse to be used by another trio run than the one that has made this."""
+        """Raise RuntimeError in any trio run but the one that made this object."""
         if self.token is not trio.lowlevel.current_trio_token():
             raise RuntimeError("this router host belongs to another trio run: open one in this run")
 
@@ -237,8 +238,8 @@ class CallLoop(ABC):
         self._closed = True
         shutting_down = self._keeper.cancelling() > 0
         for task in self.tasks:
-            # Whoever shuts the loop down has cancelled everybody. A second cancellation would cut
-            # short what a call cleans up.
+            # A shutdown of the loop has cancelled every task. A second cancellation would interrupt
+            # the clean-up of a call.
             if not (shutting_down and task.cancelling()):
                 task.cancel()
         await _all_done(self.tasks)
@@ -247,35 +248,35 @@ class CallLoop(ABC):
         await _all_done(self.closing)
 
     def _fail_calls(self) -> None:
-        """In trio: wake those whose calls have not begun when the loop ended."""
+        """Fail the calls that had not begun when the loop ended. Called in trio."""
         self.ended.set()
         for call in list(self.calls):
             call.fail()
 
-    # --- streams: async iterators that calls have returned, which stay bound to the loop ---
+    # --- streams: async iterators that calls returned; they stay bound to the loop ---
 
     def keep_stream(self, stream: object) -> None:
-        """On the loop: have a stream closed at the latest when the loop ends."""
+        """Register a stream, to close it when the loop ends. Called on the loop."""
         self._streams[id(stream)] = stream
         self._unread.add(id(stream))
 
     async def next_chunk(self, stream: AsyncIterator[Any]) -> Any:
-        """On the loop: the next chunk of a stream; END_OF_STREAM after the last."""
+        """Return the next chunk of a stream, END_OF_STREAM after the last. Called on the loop."""
         self._unread.discard(id(stream))
         return await anext(stream, END_OF_STREAM)
 
     async def close_stream(self, stream: Any) -> None:
-        """On the loop: close a stream and its connection."""
+        """Close a stream and its connection. Called on the loop."""
         self._streams.pop(id(stream), None)
         if id(stream) in self._unread:
             self._unread.discard(id(stream))
-            await _begin_to_read(stream)
+            await _begin_reading(stream)
         if hasattr(stream, "aclose"):
             await stream.aclose()
 
     def abandon_stream(self, stream: object) -> None:
-        """From any thread: nobody reads this stream any more."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the stream
+        """Close a stream that was dropped unread. Called in any thread; returns at once."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed and has closed the stream
             self.loop.call_soon_threadsafe(self._close_stream_soon, stream)
 
     def _close_stream_soon(self, stream: object) -> None:
@@ -286,17 +287,20 @@ class CallLoop(ABC):
     def _stream_closed(self, closing: asyncio.Task[None]) -> None:
         self.closing.discard(closing)
         if not closing.cancelled() and (error := closing.exception()) is not None:
-            # Its text may quote what the stream has said.
+            # The text of the error may quote the answer, so it is not logged.
             logger.error("a stream failed to close: %s", type(error).__qualname__)
 
     @abstractmethod
     async def close(self) -> None:
-        """In trio: end the calls, and what this object has opened. Nothing cancels it."""
+        """End the calls and close what this object opened. Called in trio; not cancellable."""
 
 
-async def _begin_to_read(stream: AsyncIterator[Any]) -> None:
-    """What a Router returns holds the provider's stream, and its place, in an async generator: to
-    close one that has not begun closes neither."""
+async def _begin_reading(stream: AsyncIterator[Any]) -> None:
+    """Begin to read a stream, so that closing it also closes the provider's stream.
+
+    A Router's stream holds the provider's stream, and its slot, in an async generator. Closing a
+    generator that has not begun closes neither.
+    """
 
     async def read() -> None:
         await anext(stream, None)
@@ -306,22 +310,22 @@ async def _begin_to_read(stream: AsyncIterator[Any]) -> None:
     reading.cancel()
     await asyncio.wait({reading})
     if not reading.cancelled():
-        reading.exception()  # seen; nobody wants to read
+        reading.exception()  # retrieve it, so that asyncio does not log it
 
 
 async def _all_done(tasks: set[asyncio.Task[Any]]) -> None:
-    """Wait until a set of tasks, which they leave by themselves, is empty.
+    """Wait until a set of tasks is empty. Each task removes itself from the set.
 
-    A loop that is shut down cancels everybody, and waits for this task as it does for those.
+    A shutdown of the loop cancels every task and waits for this one as well.
     """
     await wait_until(lambda: not tasks, lambda: asyncio.wait(list(tasks)))
 
 
 async def shielded(function: Callable[[], Awaitable[object]]) -> None:
-    """In trio: await ``function()`` in spite of cancellations and of Ctrl-C.
+    """Await ``function()`` despite cancellations and Ctrl-C. Called in trio.
 
-    It may be called again: KeyboardInterrupt reaches the main task at a checkpoint, shielded or
-    not, and is raised when it is done.
+    KeyboardInterrupt reaches the main task at a checkpoint even if it is shielded. Then the
+    function is called again, and KeyboardInterrupt is raised after it has returned.
     """
     interrupt: KeyboardInterrupt | None = None
     with trio.CancelScope(shield=True):
@@ -339,17 +343,17 @@ async def shielded(function: Callable[[], Awaitable[object]]) -> None:
 
 
 class HelperThread(CallLoop):
-    """A plain asyncio loop in a thread of its own."""
+    """A plain asyncio loop in its own thread."""
 
-    # An interrupt while it starts would leave the thread behind.
+    # KeyboardInterrupt during the start would leave the thread running.
     @trio.lowlevel.enable_ki_protection
     def __init__(self, *, use_uvloop: bool) -> None:
         super().__init__()
-        # Callbacks wait here, so that many of them wake the loop once.
+        # Callbacks are queued, so that the loop is woken once for many of them.
         self._callbacks: deque[Callable[[], object]] = deque()
         self._woken = False
-        # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
-        # which its import makes the default, this would fail.
+        # The thread needs a plain loop. The process's default may be a loop of trio-asyncio, whose
+        # import changes the default, and that would fail here.
         new_loop = plain_loop_factory(use_uvloop=use_uvloop)
         self._portal_manager = start_blocking_portal(
             "asyncio", {"loop_factory": lambda: self._watched(new_loop())}
@@ -363,26 +367,29 @@ class HelperThread(CallLoop):
         self.start_keeper(asyncio.get_running_loop())
 
     def _watched(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-        """Whatever happens to a loop (a SystemExit in a callback, and another while it is shut
-        down), it is closed at last. Calls that have not ended by then never will."""
+        """Make a loop fail the remaining calls when it is closed.
+
+        The loop is closed in every case, even after a SystemExit in a callback and another one
+        during the shutdown. Calls that have not ended by then never end.
+        """
         close = loop.close
 
-        def close_and_tell() -> None:
+        def close_and_fail_calls() -> None:
             try:
                 close()
             finally:
                 self._closed = True
                 self.to_trio(self._fail_calls)
 
-        loop.close = close_and_tell  # type: ignore[method-assign]
+        loop.close = close_and_fail_calls  # type: ignore[method-assign]
         return loop
 
     async def leave(self) -> None:
         await leave_this_loop()
 
     def to_loop(self, callback: Callable[[], object]) -> None:
-        # Looked at after the callback has been added, and taken back before the callbacks are
-        # run: none is missed.
+        # No callback is missed: `_woken` is read after the callback was added, and reset before
+        # the callbacks are run.
         self._callbacks.append(callback)
         if not self._woken:
             self._woken = True
@@ -394,11 +401,11 @@ class HelperThread(CallLoop):
             self._callbacks.popleft()()
 
     def to_trio(self, callback: Callable[[], object]) -> None:
-        with contextlib.suppress(trio.RunFinishedError):  # it broke; nobody waits any more
+        with contextlib.suppress(trio.RunFinishedError):  # the trio run crashed; no task waits
             self.token.run_sync_soon(callback)
 
     async def close(self) -> None:
-        # A limiter of its own: the application's may be used up by threads that wait for us.
+        # A separate limiter: the application's may be exhausted by threads that wait for this one.
         limiter = trio.CapacityLimiter(1)
         await shielded(lambda: trio.to_thread.run_sync(self._stop, limiter=limiter))
 
@@ -413,7 +420,7 @@ class HelperThread(CallLoop):
 
 
 def plain_loop_factory(*, use_uvloop: bool = False) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes a loop that is not trio-asyncio's, whatever the process's default is."""
+    """Return a factory of loops that are not trio-asyncio's, whatever the process's default is."""
     if use_uvloop:
         import uvloop
 

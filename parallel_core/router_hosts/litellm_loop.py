@@ -1,4 +1,4 @@
-"""What litellm keeps on an event loop, and how to leave nothing of it on a loop that we own."""
+"""Clean up litellm's callbacks and clients on event loops that this package owns."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ logger = logging.getLogger("parallel_core")
 
 CALLBACKS_TIMEOUT = 5.0  # seconds
 
-# The workers of our loops, each used by one loop at a time. litellm flushes each of its workers at
-# the end of the program and never forgets one, so those of loops that have ended are used again.
+# Workers for litellm's callbacks, each used by one of this package's loops at a time. litellm
+# flushes each worker at the end of the program and never drops one, so the workers of ended loops
+# are reused.
 _workers: dict[asyncio.AbstractEventLoop, Any] = {}
 _idle_workers: list[Any] = []
 
 
 def enter_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Give a loop, which is ours, a worker of its own for litellm's callbacks.
+    """Give a loop that this package owns a separate worker for litellm's callbacks.
 
-    litellm has one worker for the process, and moves it to whichever loop makes a call. The worker
-    task of the loop before is dropped while it waits ("Task was destroyed but it is pending!"), and
-    callbacks that run there are begun a second time. Our loops leave that worker to the
-    application's. :func:`finish_callbacks` must follow.
+    litellm has one worker for the process and moves it to each loop that makes a call. The worker
+    task of the previous loop is then dropped while it waits ("Task was destroyed but it is
+    pending!"), and callbacks that run there are started a second time. With separate workers, the
+    worker of the process stays on the application's loop. Call :func:`finish_callbacks` later.
     """
     if "litellm" not in sys.modules:
         return
     try:
         module: Any = importlib.import_module("litellm.litellm_core_utils.logging_worker")
-    except ImportError:  # a litellm that runs its callbacks in another way
+    except ImportError:  # this litellm runs its callbacks in another way
         return
     _share(module.GLOBAL_LOGGING_WORKER)
     for known in list(_workers):
-        if known.is_closed():  # it broke before anybody could leave it
+        if known.is_closed():  # it crashed before its worker was ended
             _workers.pop(known, None)
     try:
         worker = _idle_workers.pop()
@@ -45,8 +46,8 @@ def enter_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _share(shared: Any) -> None:
-    """Make the process-wide worker forward items from loops that have a worker of their own."""
-    name = "ensure_initialized_and_enqueue"  # what litellm calls, wherever it has a callback
+    """Make the worker of the process forward callbacks from loops that have a separate worker."""
+    name = "ensure_initialized_and_enqueue"  # litellm calls this for every callback
     if name in vars(shared):
         return
     enqueue = getattr(shared, name)
@@ -65,22 +66,22 @@ def _share(shared: Any) -> None:
 
 
 async def leave_this_loop() -> None:
-    """Let litellm's callbacks finish and close its clients, on the running loop, which is ours.
+    """Finish litellm's callbacks and close its clients on the running loop.
 
-    An application can wait for what litellm does on its own loop, and not on ours.
+    The loop belongs to this package, so the application cannot wait for litellm's work on it.
     """
     await finish_callbacks()
     await close_clients_of_this_loop()
 
 
 async def finish_callbacks() -> None:
-    """Wait for the callbacks that litellm has queued on the running loop, and end their worker."""
+    """Wait for the callbacks that litellm queued on the running loop, and stop their worker."""
     loop = asyncio.get_running_loop()
     own = _workers.pop(loop, None)
     worker = own
     if worker is None:
         module: Any = sys.modules.get("litellm.litellm_core_utils.logging_worker")
-        # On any other loop, flushing would take the queue away from the loop that works on it.
+        # A flush from another loop would take the queue from the loop that processes it.
         if module is None or module.GLOBAL_LOGGING_WORKER._bound_loop is not loop:
             return
         worker = module.GLOBAL_LOGGING_WORKER
@@ -89,7 +90,7 @@ async def finish_callbacks() -> None:
             await worker.flush()
     except TimeoutError:
         logger.warning(
-            "callbacks of litellm still run after %s s; their loop ends now", CALLBACKS_TIMEOUT
+            "litellm callbacks still run after %s s; their loop ends now", CALLBACKS_TIMEOUT
         )
     finally:
         await worker.stop()
@@ -98,12 +99,12 @@ async def finish_callbacks() -> None:
 
 
 async def close_clients_of_this_loop() -> None:
-    """Close the clients that litellm has cached for the running loop, and forget them.
+    """Close the clients that litellm cached for the running loop, and remove them from the cache.
 
-    litellm keys its clients by loop and leaves them open until they expire, which a loop about to
-    be closed does not live to see. Its own ``close_litellm_async_clients`` closes those of every
-    loop, also of loops that are in use elsewhere. Forgetting matters as well: in litellm before
-    1.110 the key is the ``id`` of the loop, which a later loop may get again.
+    litellm keys its clients by loop and leaves them open until they expire, which is after this
+    loop is closed. litellm's ``close_litellm_async_clients`` closes the clients of every loop, even
+    of loops in use. The removal matters as well: in litellm before 1.110 the key is the ``id`` of
+    the loop, which a later loop may get again.
     """
     litellm = sys.modules.get("litellm")
     if litellm is None:
@@ -120,5 +121,5 @@ async def close_clients_of_this_loop() -> None:
             closing = close()
             if hasattr(closing, "__await__"):
                 await closing
-        except Exception as error:  # noqa: BLE001 - the others are to be closed all the same
-            logger.warning("a client of litellm failed to close: %s", type(error).__qualname__)
+        except Exception as error:  # noqa: BLE001 - the other clients must be closed as well
+            logger.warning("a litellm client failed to close: %s", type(error).__qualname__)

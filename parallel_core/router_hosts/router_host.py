@@ -1,8 +1,8 @@
 """An asyncio Router inside a trio application.
 
-The calls of a Router are asyncio code and need an asyncio loop. In trio they get one in a helper
-thread, or the loop of trio-asyncio that the application has open. To the engine a Router on its
-host is a trio-flavoured ``acompletion`` like any other.
+The calls of a Router are asyncio code and need an asyncio loop. In trio the loop runs in a helper
+thread, or it is the trio-asyncio loop that the application has open. To the engine, a Router on its
+host is an ordinary ``acompletion`` for trio.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RouterHostName: TypeAlias = Literal["thread", "thread-uvloop", "trio-asyncio"]
-"""Where a Router's asyncio code runs in a trio application: on a plain asyncio loop in a helper
-thread, on a loop of uvloop there, or on the loop of trio-asyncio that is open in the task."""
+"""Loop for a Router's asyncio code in a trio application: a plain asyncio loop in a helper thread,
+a uvloop loop in a helper thread, or the trio-asyncio loop that is open in the task."""
 
 
 class RouterHost:
-    """A Router that trio code can call, as :func:`open_router_host` gives it.
+    """A Router that trio code can call; :func:`open_router_host` yields it.
 
-    It may stand wherever :func:`parallel_core.parallel_acompletions` takes a Router.
+    Pass it to :func:`parallel_core.parallel_acompletions` in place of a Router.
 
     Attributes:
         router: the Router.
-        name: where its calls run.
+        name: name of the loop on which its calls run.
     """
 
     def __init__(self, router: SupportsAcompletion, name: RouterHostName, loop: CallLoop) -> None:
@@ -49,15 +49,15 @@ class RouterHost:
         self._loop = loop
 
     async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
-        """``router.acompletion(…)``, awaited in trio.
+        """Await ``router.acompletion(…)`` from trio.
 
-        Cancelled, it cancels the asyncio task of the call and waits for its end. With
-        ``stream=True`` it returns a :class:`RouterStream`.
+        A cancellation cancels the asyncio task of the call and waits for its end. With
+        ``stream=True`` the result is a :class:`RouterStream`.
 
         Raises:
-            CallCancelledError: the call ended in a cancellation that trio had not asked for.
-            RouterHostClosedError: the host is closed, or was closed meanwhile.
-            Exception: what the Router raises.
+            CallCancelledError: the call was cancelled, but not by trio.
+            RouterHostClosedError: the host is closed, or was closed during the call.
+            Exception: any exception that the Router raises.
         """
         response = await self._loop.run(self._acompletion, *args, **kwargs)
         return RouterStream(response, self._loop) if _is_stream(response) else response
@@ -71,18 +71,18 @@ class RouterHost:
     async def run(
         self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Await any asyncio-flavoured ``function(…)`` where the Router's calls run.
+        """Await any asyncio ``function(…)`` on the loop of the Router's calls.
 
-        For instance ``await host.run(router.aembedding, model="small", input=["text"])``. Raises
-        as :meth:`acompletion` does.
+        Example: ``await host.run(router.aembedding, model="small", input=["text"])``. The
+        exceptions are those of :meth:`acompletion`.
         """
         return await self._loop.run(function, *args, **kwargs)
 
     def with_router(self, router: SupportsAcompletion) -> RouterHost:
-        """Another Router on the same loop.
+        """Return a host for another Router on the same loop.
 
         Raises:
-            TypeError: ``router`` is no Router.
+            TypeError: ``router`` is not a Router.
             RuntimeError: the host belongs to another trio run.
         """
         _check_router(router)
@@ -107,11 +107,12 @@ class RouterStream:
             async for chunk in stream:
                 …
 
-    Leaving the block closes the stream and with it the connection. So does its end, an error, a
-    cancellation while a chunk is awaited, and the end of its host.
+    Leaving the block closes the stream and its connection. The end of the stream, an error, a
+    cancellation while a chunk is awaited, and the end of its host close it, too.
 
     Attributes:
-        response: what the Router returned, for its attributes. Its methods are asyncio code.
+        response: the stream that the Router returned. Read its attributes only: its methods are
+            asyncio code.
     """
 
     def __init__(self, response: AsyncIterator[Any], loop: CallLoop) -> None:
@@ -125,14 +126,14 @@ class RouterStream:
         return self
 
     async def __anext__(self) -> Any:
-        """The next chunk.
+        """Return the next chunk.
 
         Raises:
             StopAsyncIteration: the stream has ended, or was closed.
             trio.BusyResourceError: another task is waiting for a chunk.
-            trio.ClosedResourceError: another task has closed the stream meanwhile.
-            RouterHostClosedError: the host was closed meanwhile.
-            Exception: what the stream raises.
+            trio.ClosedResourceError: another task closed the stream during the wait.
+            RouterHostClosedError: the host was closed during the wait.
+            Exception: any exception that the stream raises.
         """
         if self._closed:
             raise StopAsyncIteration
@@ -160,7 +161,7 @@ class RouterStream:
         self._idle.set()
 
     async def aclose(self) -> None:
-        """Close the stream and its connection. Idempotent; waits even where it is cancelled."""
+        """Close the stream and its connection. Idempotent; a cancellation does not interrupt it."""
         if self._closed:
             return
         self._closed = True
@@ -168,8 +169,8 @@ class RouterStream:
             self._reading.cancel()
             self._idle = trio.Event()
             await shielded(self._idle.wait)
-        with contextlib.suppress(RouterHostClosedError):  # then the host has closed it
-            await self._loop.run_to_the_end(self._loop.close_stream, self.response)
+        with contextlib.suppress(RouterHostClosedError):  # then the host has closed the stream
+            await self._loop.run_uncancellable(self._loop.close_stream, self.response)
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,7 +184,7 @@ class RouterStream:
         await self.aclose()
 
     def __del__(self) -> None:
-        # Dropped without being closed, maybe in another thread.
+        # The stream was dropped without being closed, perhaps in another thread.
         loop = getattr(self, "_loop", None)
         if loop is not None and not self._closed:
             loop.abandon_stream(self.response)
@@ -212,7 +213,7 @@ async def _open_router_host(
 def open_router_host(
     router: SupportsAcompletion, router_host: RouterHostName | None = None
 ) -> AbstractAsyncContextManager[RouterHost]:
-    """Give a Router an asyncio loop of its own in a trio application, for as long as a block lasts.
+    """Give a Router its own asyncio loop in a trio application for the duration of a block.
 
     ::
 
@@ -220,34 +221,36 @@ def open_router_host(
             results = await parallel_core.parallel_acompletions(router, requests)
             response = await host.acompletion(model="gpt", messages=messages)
 
-    Batches of this Router that begin inside the block, in whatever task of the trio run, use the
-    host. Leaving the block cancels the calls that still run on it and waits for them, closes its
-    streams, litellm's HTTP clients and the helper thread. Without this function a helper thread is
-    started for the first batch, shared by all, and ended with the trio run.
+    Batches of this Router that begin inside the block, in any task of the trio run, use the host.
+    Leaving the block cancels the calls that still run on it, waits for them, and closes its
+    streams, litellm's HTTP clients and the helper thread. Without this function, the first batch
+    starts a helper thread, which all batches share and which ends with the trio run.
 
     Args:
-        router: a ``litellm.Router`` (anything with an asyncio-flavoured ``acompletion``).
+        router: a ``litellm.Router`` (anything with an asyncio ``acompletion``).
         router_host: ``"thread"``, a plain asyncio loop in a new helper thread; ``"thread-uvloop"``,
-            a loop of uvloop there; ``"trio-asyncio"``, the loop of trio-asyncio that is open in
-            this task, whose clients are left to whoever has opened it
-            (:func:`open_trio_asyncio`). None: ``"trio-asyncio"`` where such a loop is open, else
+            a uvloop loop in a new helper thread; ``"trio-asyncio"``, the trio-asyncio loop that is
+            open in this task; the code that opened that loop closes its clients
+            (:func:`open_trio_asyncio`). None: ``"trio-asyncio"`` if such a loop is open, else
             ``"thread"``.
 
     Raises:
         TypeError: ``router`` has no ``acompletion``.
-        ValueError: there is no such host.
-        RuntimeError: the host cannot be had here, or this is not trio. All are raised on entering.
+        ValueError: ``router_host`` is unknown.
+        RuntimeError: the host is not available here, or this is not trio.
+
+    All are raised on entering.
     """
     return _open_router_host(router, router_host)
 
 
 @asynccontextmanager
 async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]:
-    """Open a loop of trio-asyncio on which Router calls work (trio).
+    """Open a trio-asyncio loop on which Router calls work (trio).
 
-    It is ``trio_asyncio.open_loop()``, but its default executor takes what litellm gives it, and
-    litellm's clients are closed with it. Inside, a Router's calls run on this loop. The import of
-    trio_asyncio, which this function does, changes asyncio for the whole process.
+    It is ``trio_asyncio.open_loop()`` with a default executor that accepts litellm's functions, and
+    it closes litellm's clients at the end. Inside the block, a Router's calls run on this loop.
+    This function imports trio_asyncio, which changes asyncio for the whole process.
 
     Raises:
         RuntimeError: this is not trio, or trio-asyncio does not work on this Python (3.14).
@@ -267,24 +270,24 @@ def in_trio(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     router_host: RouterHost | RouterHostName | None,
 ) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
-    """What a batch in trio is to call: a Router on its host, or a bare callable as it is.
+    """Return what a batch in trio calls: a Router on its host, or a bare callable unchanged.
 
     Raises:
         TypeError: ``router`` is an asyncio function of litellm.
-        ValueError: there is no such host, or a bare callable was given one.
-        RuntimeError: the host cannot be had here.
+        ValueError: ``router_host`` is unknown, or was given with a bare callable.
+        RuntimeError: the host is not available here.
     """
     if isinstance(router, RouterHost):
-        router.with_router(router.router)  # refused where it belongs to another run
+        router.with_router(router.router)  # raises RuntimeError in another trio run
         if router_host not in (None, router):
-            raise ValueError("router_host: the router is a RouterHost already; leave it out")
+            raise ValueError("router_host: the router is a RouterHost already; omit router_host")
         return router
     if hasattr(router, "acompletion"):
         return _host_for(cast("SupportsAcompletion", router), router_host)
     if router_host is not None:
         raise ValueError(
-            "router_host is for a Router; a bare callable is called in trio: leave it out, or pass "
-            "the Router"
+            "router_host is for a Router, and a bare callable is called in trio: omit router_host, "
+            "or pass the Router"
         )
     if _is_of_litellm(router):
         raise TypeError(
@@ -295,7 +298,7 @@ def in_trio(
 
 
 def _require_trio(what: str) -> None:
-    # Not asked of trio, which may live as a guest beside the asyncio code that runs here.
+    # sniffio is asked and not trio: trio may run as a guest beside the asyncio code here.
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
@@ -319,7 +322,7 @@ def _is_of_litellm(function: Any) -> bool:
         function = function.func
     owner: Any = getattr(function, "__self__", None)
     modules = [getattr(function, "__module__", None)]
-    # A ParallelRouter names the class of the Router that it holds.
+    # `__class__`, not type(): for a ParallelRouter it is the class of the Router that it holds.
     modules += [base.__module__ for base in owner.__class__.__mro__]
     return any((module or "").partition(".")[0] == "litellm" for module in modules)
 
@@ -344,23 +347,21 @@ def _host_for(
     return RouterHost(router, name, loop)
 
 
-# An interrupt must not come between the start of the thread and the task that ends it.
+# KeyboardInterrupt must not occur between the start of the thread and the task that ends it.
 @trio.lowlevel.enable_ki_protection
 def _new_shared_loop(name: RouterHostName) -> CallLoop:
     loops: list[CallLoop] = []
     try:
         trio.lowlevel.spawn_system_task(_end_with_the_run, loops, name="parallel_core router host")
     except RuntimeError as error:
-        raise RuntimeError(
-            "this trio run is ending: it is too late for a Router's calls"
-        ) from error
+        raise RuntimeError("this trio run is ending: a Router can make no more calls") from error
     loop = _new_loop(name)
     loops.append(loop)
     return loop
 
 
 async def _end_with_the_run(loops: list[CallLoop]) -> None:
-    for loop in loops:  # none, where it could not be started
+    for loop in loops:  # empty if the loop could not be started
         try:
             await loop.ended.wait()
         finally:
@@ -397,19 +398,19 @@ def _trio_asyncio_loop() -> Any:
     if loop is None:
         raise RuntimeError(
             "router_host='trio-asyncio', but no loop of trio-asyncio is open in this task: open "
-            "one with async with parallel_core.open_trio_asyncio(), or use 'thread'"
+            "one with `async with parallel_core.open_trio_asyncio()`, or use 'thread'"
         )
     return loop
 
 
-# --- what a trio run has ---
+# --- loops and hosts of the current trio run ---
 
 _shared: trio.lowlevel.RunVar[dict[Any, CallLoop]] = trio.lowlevel.RunVar("parallel_core_loops")
 _opened: trio.lowlevel.RunVar[list[RouterHost]] = trio.lowlevel.RunVar("parallel_core_hosts")
 
 
 def _shared_loops() -> dict[Any, CallLoop]:
-    """By name of the host, or by loop of trio-asyncio: what batches use and the run ends."""
+    """Return the loops that batches share, by host name or trio-asyncio loop. The run ends them."""
     try:
         return _shared.get()
     except LookupError:
@@ -419,7 +420,7 @@ def _shared_loops() -> dict[Any, CallLoop]:
 
 
 def _opened_hosts() -> list[RouterHost]:
-    """Of :func:`open_router_host`, the latest last."""
+    """Return the hosts that :func:`open_router_host` opened, the latest last."""
     try:
         return _opened.get()
     except LookupError:

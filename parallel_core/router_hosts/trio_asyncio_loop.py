@@ -1,8 +1,8 @@
 """Loops of trio-asyncio: asyncio on top of trio, in the same thread.
 
 trio-asyncio changes asyncio for the whole process when it is imported. This module imports it only
-in :func:`open_prepared_loop`, which is what its caller asked for; elsewhere it looks whether the
-application has it loaded.
+in :func:`open_prepared_loop`, on request. All other functions only check whether the application
+has imported it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .litellm_loop import close_clients_of_this_loop, enter_loop, finish_callbac
 
 
 class TrioAsyncioLoop(CallLoop):
-    """A loop of trio-asyncio: in this thread, so that callbacks need not be carried anywhere."""
+    """A trio-asyncio loop. It runs in this thread, so callbacks are called directly."""
 
     def __init__(self, loop: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class TrioAsyncioLoop(CallLoop):
         self.start_keeper(loop)
 
     async def leave(self) -> None:
-        pass  # what litellm leaves on it is for whoever has opened it
+        pass  # the code that opened the loop cleans up after litellm
 
     def to_loop(self, callback: Callable[[], object]) -> None:
         callback()
@@ -46,7 +46,7 @@ class TrioAsyncioLoop(CallLoop):
 
 
 def loop_open_here() -> Any:
-    """The loop of trio-asyncio that is open in this task, or None."""
+    """Return the trio-asyncio loop that is open in this task, or None."""
     trio_asyncio = sys.modules.get("trio_asyncio")
     if trio_asyncio is None:
         return None
@@ -65,13 +65,13 @@ def refuse_where_it_cannot_work() -> None:
 
 @asynccontextmanager
 async def open_prepared_loop() -> AsyncGenerator[Any, None]:
-    """Open a loop on which Router calls work, and leave nothing of litellm's on it."""
+    """Open a loop on which Router calls work, and clean up after litellm at the end."""
     refuse_where_it_cannot_work()
     trio_asyncio: Any = importlib.import_module("trio_asyncio")
     async with trio_asyncio.open_loop() as loop:
         prepare_trio_asyncio_loop(loop)
-        # trio-asyncio would end the loop, and all calls on it, for what asyncio only logs: that a
-        # background task of litellm's was dropped, for instance.
+        # trio-asyncio would end the loop, and all calls on it, for errors that asyncio only logs:
+        # for instance, a dropped background task of litellm.
         loop.set_exception_handler(asyncio.BaseEventLoop.default_exception_handler)
         enter_loop(loop)
         try:
@@ -83,8 +83,8 @@ async def open_prepared_loop() -> AsyncGenerator[Any, None]:
 
 async def _clean_up(loop: Any) -> None:
     await finish_callbacks()
-    # As trio-asyncio will do next; but the clients of calls that run must not be closed under
-    # them, or litellm takes it for a broken connection and tries again.
+    # trio-asyncio would cancel these tasks next. They end here first, because litellm would take
+    # the closed client of a running call for a broken connection and try again.
     others = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
     for task in others:
         task.cancel()
@@ -94,10 +94,10 @@ async def _clean_up(loop: Any) -> None:
 
 
 def _let_anyio_see_the_loop() -> None:
-    """Complete what trio-asyncio has replaced in asyncio, where anyio had been imported before.
+    """Give anyio the asyncio functions that trio-asyncio replaced, if anyio was imported first.
 
-    anyio, which litellm's streams use, has taken these functions from asyncio when it was imported.
-    Those that are written in C (``current_task`` from Python 3.12 on) do not see the loop.
+    anyio, which litellm's streams use, copies these functions from asyncio when it is imported. The
+    versions written in C (``current_task`` from Python 3.12 on) do not see the loop.
     """
     backend = sys.modules.get("anyio._backends._asyncio")
     for name in ("current_task", "get_running_loop"):
@@ -106,11 +106,11 @@ def _let_anyio_see_the_loop() -> None:
 
 
 def prepare_trio_asyncio_loop(loop: object) -> None:
-    """Let Router calls work on a loop of trio-asyncio; other kinds of loops are left alone.
+    """Make Router calls work on a trio-asyncio loop. Other kinds of loops stay unchanged.
 
-    litellm has an executor call functions that return coroutines, and awaits those itself. Trio
-    refuses such functions, so that every call over HTTP would fail. Nothing else about the
-    default executor changes.
+    litellm runs functions in an executor that return coroutines, and awaits these itself. Trio
+    refuses such functions, so every call over HTTP would fail. Nothing else about the default
+    executor changes.
     """
     trio_asyncio = sys.modules.get("trio_asyncio")
     if trio_asyncio is None or not isinstance(loop, trio_asyncio.BaseTrioEventLoop):
@@ -132,15 +132,15 @@ def _tolerant_executor_class() -> Any:
             self._executor = executor
 
         async def submit(self, func: Callable[..., Any], *args: Any) -> Any:
-            # In a tuple, a coroutine is a result like any other.
-            (result,) = await self._executor.submit(_in_a_tuple, func, args)
+            # trio accepts a coroutine inside a tuple as a result.
+            (result,) = await self._executor.submit(_call_in_tuple, func, args)
             try:
-                # The future of this has passed its cancellation on to us, and counts on it; the
-                # thread could not be cancelled, and has hidden it.
+                # The asyncio future relies on this task to raise its cancellation. The thread could
+                # not be cancelled and has hidden it.
                 await trio.lowlevel.checkpoint_if_cancelled()
             except BaseException:
                 if isinstance(result, Coroutine):
-                    result.close()  # nobody will await it
+                    result.close()  # it is never awaited
                 raise
             return result
 
@@ -150,5 +150,5 @@ def _tolerant_executor_class() -> Any:
     return TolerantExecutor
 
 
-def _in_a_tuple(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any]:
+def _call_in_tuple(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any]:
     return (function(*arguments),)

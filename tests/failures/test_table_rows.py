@@ -141,7 +141,7 @@ def test_a_fallback_that_may_pass() -> None:
         litellm_error("A", text.format("slow down"), status_code=401, body={"message": "key"})
     )
     assert (failure.kind, failure.sent) == ("overloaded", False)
-    assert failure.reason == "the model's fallback is overloaded or away"
+    assert failure.reason == "the model's fallback is overloaded or down"
     assert (failure.retry_after, failure.status_code) == (None, None)
 
 

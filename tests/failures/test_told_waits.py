@@ -5,7 +5,7 @@ import pytest
 from helpers.litellm_errors import HTTPStatusError, answer
 from parallel_core.failures import classify
 from parallel_core.failures.evidence import evidence_of
-from parallel_core.failures.told_waits import duration, told_wait
+from parallel_core.failures.told_waits import duration, requested_wait
 
 NOW = 1_800_000_000.0
 
@@ -63,7 +63,7 @@ NOW = 1_800_000_000.0
     ],
 )
 def test_told_wait(error: Exception, seconds: float | None) -> None:
-    assert told_wait(evidence_of(error), now=lambda: NOW) == (
+    assert requested_wait(evidence_of(error), now=lambda: NOW) == (
         None if seconds is None else pytest.approx(seconds, abs=0.01)
     )
 

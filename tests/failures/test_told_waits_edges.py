@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parallel_core.failures.evidence import Evidence
-from parallel_core.failures.told_waits import LONGEST_TOLD_WAIT, duration, told_wait
+from parallel_core.failures.told_waits import LONGEST_REQUESTED_WAIT, duration, requested_wait
 
 NOW = 1_800_000_000.0
 
@@ -16,7 +16,7 @@ NOW = 1_800_000_000.0
 def waits(headers: dict[str, str] | None = None, body: object = None, **fields: Any) -> Any:
     error = Exception("failed")
     error.__dict__.update(headers=headers or {}, body=body, **fields)
-    return told_wait(Evidence((error,)), now=lambda: NOW)
+    return requested_wait(Evidence((error,)), now=lambda: NOW)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_what_takes_precedence() -> None:
 
 def test_the_first_that_is_no_wait_is_passed_over() -> None:
     assert waits({"retry-after": "3"}, cooldown_time=-1) == 3
-    assert waits({"retry-after": "3"}, cooldown_time=LONGEST_TOLD_WAIT) == 3
-    assert waits(cooldown_time=LONGEST_TOLD_WAIT - 1) == LONGEST_TOLD_WAIT - 1
+    assert waits({"retry-after": "3"}, cooldown_time=LONGEST_REQUESTED_WAIT) == 3
+    assert waits(cooldown_time=LONGEST_REQUESTED_WAIT - 1) == LONGEST_REQUESTED_WAIT - 1
     assert waits({"retry-after": "0"}) == 0
     assert waits({"retry-after-ms": "0", "retry-after": "3"}) == 0
 
@@ -157,6 +157,6 @@ def test_words(text: str, seconds: float | None) -> None:
 def test_the_clock_is_that_of_the_machine() -> None:
     error = Exception()
     error.__dict__["headers"] = {"retry-after": email.utils.formatdate(4e9, usegmt=True)}
-    assert told_wait(Evidence((error,))) is None  # decades from now
+    assert requested_wait(Evidence((error,))) is None  # decades from now
     error.__dict__["headers"] = {"x-ratelimit-reset": "1000000001"}
-    assert told_wait(Evidence((error,))) == 0
+    assert requested_wait(Evidence((error,))) == 0

@@ -119,7 +119,7 @@ def test_bad_rows_and_failed_calls_are_errors_of_their_rows(
     errors = columns["error"]
     assert errors[0] is None
     assert "'prompt' has no value" in errors[1]
-    assert "'kwargs' is a text, and no JSON" in errors[2]
+    assert "'kwargs' is a text, but not valid JSON" in errors[2]
     assert "kwargs must be a mapping" in errors[4]
     assert [text is None for text in columns["text"]] == [False, True, True, True, True]
     assert columns["duration"][1] is None

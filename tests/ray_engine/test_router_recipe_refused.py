@@ -96,7 +96,7 @@ def test_what_cannot_be_sent_is_told_with_the_reason() -> None:
             checked_recipe(source)
         text = str(caught.value)
         assert "cannot be sent to another process (TypeError: cannot pickle '_thread.lock'" in text
-        assert "has to be made inside of a function" in text
+        assert "create the objects that it refers to" in text
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_run_that_is_ending_starts_no_host() -> None:
 
     run(main)
     assert [str(error) for error in errors] == [
-        "this trio run is ending: it is too late for a Router's calls"
+        "this trio run is ending: a Router can make no more calls"
     ]
 
 
@@ -188,7 +188,7 @@ def test_a_client_that_fails_to_close_keeps_nothing_else_open(
         assert closed == ["bad", "good"]
 
     run(main)
-    assert "a client of litellm failed to close: ValueError" in caplog.text
+    assert "a litellm client failed to close: ValueError" in caplog.text
     assert "secret" not in caplog.text
 
 
