@@ -48,7 +48,6 @@ from .router import (
     require_choices,
     router_traits,
     stream_end,
-    unwrap_router,
 )
 from .types import (
     ItemT,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from parallel_core import bridge
 from parallel_core.batch_plans import map_plan
-from parallel_core.config import only_our_words
+from parallel_core.config import only_our_words, unwrap_router
 from parallel_core.control import (
     BatchOptions,
     Engine,
@@ -41,7 +41,6 @@ from parallel_core.router import (
     left_to_the_batch,
     preparation,
     send_metadata_to_store,
-    unwrap_router,
 )
 from parallel_core.router_hosts import enter_loop, leave_this_loop
 from parallel_core.types import RouterParallelRequest

@@ -12,27 +12,26 @@ from .answers import (
 from .call import (
     BATCH_METADATA,
     INDEX,
-    RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
-    LeftToBatch,
     LeftToWorkers,
-    as_request,
-    calls_run_in_workers,
-    check_all,
-    check_models,
     completion_call,
-    is_checked_as_a_whole,
+    send_metadata_to_store,
+)
+from .cost_estimate import CostEstimate, estimate_cost
+from .first_call import preparation
+from .request_checks import as_request, check_all, is_checked_as_a_whole
+from .router_facts import (
+    RETRIED,
+    LeftToBatch,
+    calls_run_in_workers,
+    check_models,
     left_to_the_batch,
     model_groups,
     parallel_limits,
     router_traits,
-    send_metadata_to_store,
     unknown_models,
-    unwrap_router,
 )
-from .cost_estimate import CostEstimate, estimate_cost
-from .first_call import preparation
 from .streaming import CHUNKS_PER_SLOT, Streams, completion_result, stream_end
 
 __all__ = [
@@ -69,5 +68,4 @@ __all__ = [
     "send_metadata_to_store",
     "stream_end",
     "unknown_models",
-    "unwrap_router",
 ]

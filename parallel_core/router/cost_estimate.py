@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from parallel_core.config import unwrap_router
 from parallel_core.control import RouterMeter
 from parallel_core.types import RouterParallelRequest
-
-from .call import unwrap_router
 
 # Tokens of an answer, unless the request allows fewer: the length of a few paragraphs.
 ASSUMED_ANSWER_TOKENS = 500

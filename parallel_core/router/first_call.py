@@ -16,9 +16,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from parallel_core.config import unwrap_router
 from parallel_core.router_hosts import plain_loop_factory
-
-from .call import unwrap_router
 
 logger = logging.getLogger("parallel_core")
 

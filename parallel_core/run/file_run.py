@@ -19,7 +19,7 @@ import sniffio
 import trio
 
 from parallel_core.api import stoppable_completions
-from parallel_core.config import read_older_fields
+from parallel_core.config import read_older_fields, unwrap_router
 from parallel_core.control import (
     BatchOptions,
     Concurrency,
@@ -44,7 +44,7 @@ from parallel_core.errors import (
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
 from parallel_core.journal import Journal, JournalOpening, ManifestFields, RunPaths
-from parallel_core.router import calls_run_in_workers, unknown_models, unwrap_router
+from parallel_core.router import calls_run_in_workers, unknown_models
 from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion, Usage
 

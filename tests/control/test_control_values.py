@@ -20,7 +20,7 @@ from parallel_core import (
     RequestTimeoutError,
     Retry,
 )
-from parallel_core.router.call import check_models
+from parallel_core.router.router_facts import check_models
 
 
 @pytest.mark.parametrize(

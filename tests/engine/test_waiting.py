@@ -20,7 +20,7 @@ from helpers.fake_router import FakeRouter, StatusError, requests
 from helpers.hosts import in_virtual_time
 from parallel_core import Progress, Retry, RunProgress
 from parallel_core.control import watching
-from parallel_core.router.call import endpoint_of
+from parallel_core.router.router_facts import endpoint_of
 from parallel_core.run.loop import is_near_the_end
 
 REFUSED = "no connection to the server"
