@@ -154,7 +154,7 @@ REQUEST = {"custom_id": "a", "method": "POST", "body": {"messages": []}}
         (b"\n\n", "has no results yet"),
         (b'{"custom_id":"a","respo', "has no results yet"),
         (b"name,age\nx,1\n", "line 1 of"),
-        (b"\x89PNG\r\n\x1a\n\xff", "is no JSON"),
+        (b"\x89PNG\r\n\x1a\n\xff", "is not valid JSON"),
         (b"[1, 2]\n", "needs a custom_id"),
         (b"null", "needs a custom_id"),
         (json.dumps(REQUEST).encode(), "it is a request"),
