@@ -185,7 +185,7 @@ class InputFile:
         return self._reader.format
 
     def check(self) -> InputSummary:
-        """Read the whole file and return a summary of it.
+        """Read the whole file and return its summary.
 
         This needs about 100 bytes of memory per named request, and 9 per bad line. A second call
         returns the same summary.
@@ -236,7 +236,7 @@ class InputFile:
                 reader.refuse_missing()
         requests = models.total()
         if not requests and not self._bad_lines:
-            raise InputFileError(f"{self._name}: there is no request in it")
+            raise InputFileError(f"{self._name}: there is no request in the file")
         self._blocks, self._size = blocks, before[2]
         undecided = reader.undecided()
         first: list[InputProblem] = []

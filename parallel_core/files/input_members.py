@@ -272,7 +272,7 @@ def _refuse_address_without_key(body: dict[str, Any]) -> None:
     if given and not (type(key) is str and key.strip()):
         raise LineError(
             "forbidden_parameter",
-            f"{_listed(given)} without an api_key: the Router's key would be sent there",
+            f"{_listed(given)} without an api_key: the key of the Router would be sent there",
             'give the line the api_key of that address, or "none" if it needs none',
         )
 

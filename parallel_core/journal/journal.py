@@ -193,13 +193,13 @@ class Journal:
         self._writer.while_idle(raise_failure)
 
     def rewrite_in_order(self, order: Iterable[str]) -> None:
-        """Bring the lines of the output, and of the error file, into the order of these ids.
+        """Sort the lines of the output and of the error file into the order of these ids.
 
-        Blocking, for the end of a run: no other task may append meanwhile. After a crash there is
-        the old file or the new one. Lines whose ids are not among these stay behind the others.
+        This blocks. Call it at the end of a run: no other task may append at the same time. After
+        a crash, either the old or the new file is there. Lines with other ids come last.
 
         Raises:
-            OrderError: a file cannot be rewritten. It is as it was, with every result.
+            OrderError: a file cannot be rewritten. It is unchanged and has every result.
             JournalError: results could not be written, or a file is gone.
         """
 

@@ -167,7 +167,7 @@ class _Opening:
             self._move_statistics_aside()
             manifest = self._new_manifest()
         else:
-            manifest = self._manifest_of_before()
+            manifest = self._earlier_manifest()
             changes = self._differences
         # Read every file before changing one.
         scans = [scan_file(file, self._ids) for file in self._files]
@@ -266,7 +266,7 @@ class _Opening:
         paths, before = self._paths, self._before
         if before is None or (self._differences and not allow_changed):
             return
-        errors = self._error_file_of_before()
+        errors = self._earlier_error_file()
         if before.has_failures and not retry_failed and not errors.exists():
             raise JournalError(
                 f"{errors} is gone, but the manifest of {paths.output} says that failures are in "
@@ -308,8 +308,8 @@ class _Opening:
         self._disk.sync_folder(paths.manifest.parent)
 
     def _runs(self) -> list[bytes]:
-        """Return the keys that name a rescue file in the temporary folder: the run as it is now,
-        and as it was before."""
+        """Return the keys that name a rescue file in the temporary folder: one for the current
+        run, and one for the run as the manifest describes it."""
         runs = [self._now.fields]
         if self._before is not None:
             if self._before.is_of_first_format:
@@ -319,9 +319,9 @@ class _Opening:
 
     def _is_new(self, *, allow_changed: bool) -> bool:
         paths = self._paths
-        errors_of_before = self._error_file_of_before()
+        earlier_errors = self._earlier_error_file()
         holding = [file.path for file in self._files if file.size]
-        holding += [path for path in (paths.rescue, errors_of_before) if _size(path)]
+        holding += [path for path in (paths.rescue, earlier_errors) if _size(path)]
         if not holding:
             return self._before is None or bool(self._differences)
         if self._before is None:
@@ -335,16 +335,16 @@ class _Opening:
                 "(--force-new), which moves it aside. If the answers are those of this input, "
                 "allow_changed (--allow-changed) resumes it"
             )
-        if errors_of_before in holding and errors_of_before not in (paths.output, paths.errors):
+        if earlier_errors in holding and earlier_errors not in (paths.output, paths.errors):
             raise JournalError(
-                f"the failures of {paths.output} are in {errors_of_before}: give it as the error "
+                f"the failures of {paths.output} are in {earlier_errors}: give it as the error "
                 "file again (--error-file), or start over with force_new (--force-new)"
             )
         if self._differences and not allow_changed:
             raise DifferentRunError(str(paths.output), self._differences)
         return False
 
-    def _error_file_of_before(self) -> Path:
+    def _earlier_error_file(self) -> Path:
         """Return the error file of the earlier manifest, or the output if it has none.
 
         If the run has only failures so far, this file is the only sign of it.
@@ -358,7 +358,7 @@ class _Opening:
         manifest.write()
         return manifest
 
-    def _manifest_of_before(self) -> OpenManifest:
+    def _earlier_manifest(self) -> OpenManifest:
         """Open the earlier manifest, updated to the current run.
 
         Differences are written together with the first result.
