@@ -1,4 +1,4 @@
-"""The formats of files: requests in, result lines out."""
+"""File formats: read requests, and read and write result lines."""
 
 from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
 from .batch_output import (

@@ -1,7 +1,7 @@
-"""A file of requests: checked as a whole before the first call, then read one by one.
+"""A file of requests: checked as a whole before the first call, then read request by request.
 
-It is read twice and never held in memory, so that its size does not matter. The formats are
-described in ``docs/file-formats.md``.
+It is read twice and never held in memory, so its size does not matter. The formats are described
+in ``docs/file-formats.md``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ STANDARD_INPUT = "-"
 _BLOCK = 1 << 20  # bytes
 _BUFFER = 1 << 16  # bytes
 _PROBLEMS_KEPT = 20
-_DIGITS_OF_A_LINE = 18  # at most
+_MOST_DIGITS = 18  # of a line number
 _FORMATS_BY_ENDING: dict[str, InputFormat] = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
 _PACKED = {
     b"\x1f\x8b": "gzip -dc",
@@ -72,7 +72,7 @@ OnBlock: TypeAlias = Callable[[int, memoryview], object]
 
 
 def never(custom_id: str) -> bool:
-    """No request is finished."""
+    """Return False: no request is finished."""
     return False
 
 
@@ -80,23 +80,23 @@ class InputFile:
     """A file of requests.
 
     Args:
-        path: of the file; ``"-"`` is standard input, which is copied into a temporary file first.
-            So is a pipe.
-        format: ``"auto"`` goes by the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
+        path: path of the file; ``"-"`` is standard input. Standard input and pipes are copied into
+            a temporary file first.
+        format: ``"auto"`` uses the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
             lines for all others.
-        template: how a prompt is made of a row, for instance ``"Translate: {{text}}"``. CSV needs
-            one; text without one sends each line as it is.
-        model: of the lines that name none. CSV and text need it.
+        template: makes a prompt of a row, for instance ``"Translate: {{text}}"``. CSV needs one;
+            text without one sends each line unchanged.
+        model: model of the lines that name none. CSV and text need it.
         keep: columns, or members beside ``body``, that are copied to the output line as
             ``columns``. They are not sent, unless OpenAI has a parameter of that name.
-        drop_columns: leave out all other members of plain lines that are no parameters.
-        send_columns: send them, as parameters of the provider.
-        trust_input: send what litellm takes as a setting of its own, too: keys, addresses,
+        drop_columns: leave out all other members of plain lines that are not parameters.
+        send_columns: send those members, as parameters of the provider.
+        trust_input: also send members that litellm takes as its own settings: keys, addresses,
             retries, prices.
-        standard_input: what ``"-"`` stands for; ``sys.stdin`` if None.
+        standard_input: stream to read for ``"-"``; ``sys.stdin`` if None.
 
     Raises:
-        InputFileError: the options do not go together.
+        InputFileError: the options contradict each other.
         ValueError: there is no such format.
     """
 
@@ -118,7 +118,7 @@ class InputFile:
         columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._is_standard_input = str(path) == STANDARD_INPUT
-        # A name may have bytes that are no UTF-8, and line ends; messages are texts.
+        # A name may have newlines, and bytes that are not UTF-8; messages must be text.
         name = str(path).encode("utf-8", "replace").decode().replace("\n", "\\n")
         self._name = "standard input" if self._is_standard_input else name
         self._standard_input = standard_input
@@ -127,15 +127,15 @@ class InputFile:
             format = _FORMATS_BY_ENDING.get(ending, "jsonl")
         if drop_columns and send_columns:
             raise InputFileError(
-                f"{self._name}: columns are dropped or sent, not both: give one of --drop-columns "
-                "and --send-columns"
+                f"{self._name}: columns are dropped or sent, not both: give one of "
+                "--drop-columns and --send-columns"
             )
         self._reader = self._reader_of(format, template, model, ending, columns)
         self._summary: InputSummary | None = None
-        self._blocks: list[bytes] = []  # digests of what has been checked
-        self._size = 0  # of it
+        self._blocks: list[bytes] = []  # digests of the blocks that were checked
+        self._size = 0  # bytes that were checked
         self._bad_lines = array("Q")
-        self._endings = array("Q")  # of the name of each of them
+        self._endings = array("Q")  # for each bad line, how often "#line-N" is added to its id
         self._repeated: set[int] = set()  # digests of ids that several lines have
         self._copy: BinaryIO | None = None
         self._copy_lock = threading.Lock()
@@ -151,18 +151,20 @@ class InputFile:
         if format == "jsonl":
             if template is not None:
                 raise InputFileError(
-                    f"{self._name}: a template is for CSV and text, and this is read as JSON "
-                    "lines: leave the template out, or say that the format is csv or text"
+                    f"{self._name}: a template is for CSV and text, but this is read as JSON "
+                    "lines: leave the template out, or set the format to csv or text"
                 )
             return JsonLines(model, columns)
         if format not in ("csv", "text"):
             raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
         if not model:
-            raise InputFileError(f"{self._name}: {format} has no models in it: give one (--model)")
+            raise InputFileError(
+                f"{self._name}: {format} does not name a model: give one (--model)"
+            )
         if columns.send or columns.trust or (format == "text" and columns.keep):
             raise InputFileError(
-                f"{self._name}: {format} has no parameters in it to send (--send-columns, "
-                "--trust-input), and text no columns to keep (--keep)"
+                f"{self._name}: {format} has no parameters to send (--send-columns, "
+                "--trust-input), and text has no columns to keep (--keep)"
             )
         try:
             if format == "csv":
@@ -174,23 +176,23 @@ class InputFile:
 
     @property
     def path(self) -> Path:
-        """The file; ``-`` is standard input."""
+        """Path of the file; ``-`` is standard input."""
         return self._path
 
     @property
     def format(self) -> str:
-        """``jsonl``, ``csv`` or ``text``."""
+        """Format of the file: ``jsonl``, ``csv`` or ``text``."""
         return self._reader.format
 
     def check(self) -> InputSummary:
-        """Read the whole file, and tell what is in it.
+        """Read the whole file and return its summary.
 
-        Its memory is about 100 bytes for each named request, and 9 for each bad line. A second call
-        tells the same again.
+        This needs about 100 bytes of memory per named request, and 9 per bad line. A second call
+        returns the same summary.
 
         Raises:
-            InputFileError: the file cannot be read, is empty, is compressed, has changed meanwhile,
-                or does not go with the template.
+            InputFileError: the file cannot be read, is empty, is compressed, was changed
+                meanwhile, or does not fit the template.
         """
         if self._summary is None:
             self._summary = self._check()
@@ -227,14 +229,14 @@ class InputFile:
                 else:
                     self._bad_lines.append(line)
             while not stream.closed and stream.read(_BLOCK):
-                pass  # a reader may have seen enough
+                pass  # read to the end for the digests: a reader may stop early
             if _state_of(file) != before:
                 raise self._changed()
-            if not self._bad_lines:  # a line with a problem may have the column that is to be kept
+            if not self._bad_lines:  # a bad line may have the missing column
                 reader.refuse_missing()
         requests = models.total()
         if not requests and not self._bad_lines:
-            raise InputFileError(f"{self._name}: there is no request in it")
+            raise InputFileError(f"{self._name}: there is no request in the file")
         self._blocks, self._size = blocks, before[2]
         undecided = reader.undecided()
         first: list[InputProblem] = []
@@ -254,10 +256,10 @@ class InputFile:
         )
 
     def fingerprint_of_format_1(self) -> str:
-        """The fingerprint that this file has in manifests of the first format: of its bytes.
+        """Return the fingerprint of this file in manifests of the first format: of its bytes.
 
         Raises:
-            InputFileError: as ``check``.
+            InputFileError: as in ``check``.
         """
         self.check()
         digest = hashlib.sha256()
@@ -268,24 +270,24 @@ class InputFile:
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
 
     def problems(self) -> Iterator[InputProblem]:
-        """The bad lines of the file in its order, each read once more.
+        """Yield the bad lines of the file, in file order.
 
-        The file is checked first where that has not been done.
+        This reads the file again, and checks it first if that was not done yet.
 
         Raises:
-            InputFileError: as ``check``; or the file is not any more what has been checked.
+            InputFileError: as in ``check``; or the file was changed after the check.
         """
         self.check()
         yield from map(_named, self._problems(), self._endings)
 
     def _problems(self) -> Iterator[InputProblem]:
-        """Each bad line, with the name that the file gives it.
+        """Yield each bad line, with the id that the file gives it.
 
-        In another pass, and not kept: a file may have nothing but bad lines.
+        This reads the file again instead of keeping them: every line of a file may be bad.
         """
         if not self._bad_lines:
             return
-        first_lines: dict[int, int] = {}  # of the ids that several lines have
+        first_lines: dict[int, int] = {}  # the first line of each repeated id
         bad_lines = iter(self._bad_lines)
         next_bad = next(bad_lines)
         with self._opened_again() as stream:
@@ -304,37 +306,37 @@ class InputFile:
                     break
 
     def _endings_needed(self, problem: InputProblem, ids: set[int]) -> int:
-        """How many endings a bad line's name needs, so that no other line of the output has it."""
+        """Return how many endings make the id of a bad line unique in the output."""
         endings = 0
         while True:
             name = str(_named(problem, endings).custom_id)
             if name == str(problem.line):
                 if _digest(name) not in ids:
-                    return endings  # it need not be kept: see below
+                    return endings  # no need to add it to `ids`: `_is_bad_line` finds it
             elif (digest := _digest(name)) not in ids and not self._is_bad_line(name):
                 ids.add(digest)
                 return endings
             endings += 1
 
     def _is_bad_line(self, name: str) -> bool:
-        """Whether it is the number of one, which may have no other name."""
-        if not name.isdecimal() or len(name) > _DIGITS_OF_A_LINE:
+        """Return True if an id is the number of a bad line, which may have no other id."""
+        if not name.isdecimal() or len(name) > _MOST_DIGITS:
             return False
         number = int(name)
         place = bisect_left(self._bad_lines, number)
         return place < len(self._bad_lines) and self._bad_lines[place] == number
 
     def requests(self, finished: Callable[[str], bool] = never) -> Iterator[InputRequest]:
-        """The requests of the file in its order, without those that are finished.
+        """Yield the unfinished requests of the file, in file order.
 
-        Lines with problems are passed over. The file is checked first where that has not been done.
+        Bad lines are skipped. The file is checked first if that was not done yet.
 
         Args:
-            finished: tells of a ``custom_id`` whether nothing is left to do for it.
+            finished: returns True if the request with this ``custom_id`` is finished.
 
         Raises:
-            InputFileError: as ``check``; or the file is not any more what has been checked; or it
-                has columns on which nobody has decided.
+            InputFileError: as in ``check``; or the file was changed after the check; or no option
+                decides what to do with some of its columns.
         """
         columns = self.check().columns
         if columns:
@@ -345,10 +347,10 @@ class InputFile:
                 yield found
 
     def names(self) -> Iterator[str]:
-        """The names of these requests, without making them.
+        """Yield the ids of all requests, without building the requests.
 
         Raises:
-            InputFileError: as ``requests``.
+            InputFileError: as in ``check``; or the file was changed after the check.
         """
         found: list[str] = []
 
@@ -372,7 +374,7 @@ class InputFile:
                     yield line, row
 
     def close(self) -> None:
-        """Delete the copy of standard input, where there is one."""
+        """Delete the copy of standard input, if there is one."""
         if self._copy is not None:
             self._copy.close()
 
@@ -384,7 +386,7 @@ class InputFile:
 
     @contextlib.contextmanager
     def _opened_again(self) -> Generator[BinaryIO]:
-        """The file from its beginning. No byte is given out that has not been checked."""
+        """Open the file at its beginning. The stream returns only bytes that were checked."""
 
         def compare(file: int, number: int, block: memoryview) -> None:
             known = self._blocks[number] if number < len(self._blocks) else b""
@@ -399,7 +401,10 @@ class InputFile:
     def _opened(
         self, on_block: Callable[[int, int, memoryview], object]
     ) -> Generator[tuple[BinaryIO, int]]:
-        """The file from its beginning, and its descriptor, which the function gets, too."""
+        """Open the file at its beginning. Return a stream and the file descriptor.
+
+        ``on_block`` gets the descriptor, the number of each block and the block.
+        """
         try:
             raw, number = self._raw()
         except OSError as error:
@@ -421,7 +426,7 @@ class InputFile:
                 raw = self._path.open("rb", buffering=0)
                 if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
                     return raw, raw.fileno()
-                with raw:  # a pipe, which cannot be read twice
+                with raw:  # a pipe cannot be read twice
                     self._copy = _copied(raw)
         return _View(self._copy, self._copy_lock), self._copy.fileno()
 
@@ -429,16 +434,17 @@ class InputFile:
         for mark, command in _PACKED.items():
             if beginning.startswith(mark):
                 raise InputFileError(
-                    f"{self._name}: is compressed: unpack it first, for instance with "
+                    f"{self._name}: the file is compressed: unpack it first, for instance with "
                     f"{command} FILE | parallel-core run -"
                 )
         if beginning.startswith(_ARCHIVE):
             raise InputFileError(
-                f"{self._name}: is an archive or a spreadsheet: unpack it, or save it as CSV"
+                f"{self._name}: the file is an archive or a spreadsheet: unpack it, or save it as "
+                "CSV"
             )
         if beginning.startswith(_UTF16_MARKS):
             raise InputFileError(
-                f"{self._name}: is UTF-16: make it UTF-8, for instance with "
+                f"{self._name}: the file is UTF-16: convert it to UTF-8, for instance with "
                 "iconv -f UTF-16 -t UTF-8"
             )
 
@@ -448,16 +454,18 @@ class InputFile:
 
     def _changed(self) -> InputFileError:
         return InputFileError(
-            f"{self._name}: has been changed since it was checked, and nothing more of it is sent: "
-            "leave it alone while it is run. With the contents that it had, the same command goes "
-            "on; with others it is a different run (see allow_changed, --allow-changed)"
+            f"{self._name}: the file has been changed since it was checked, and nothing more of it "
+            "is sent: do not change it during a run. With its old contents, the same command "
+            "resumes the run; with new contents it is a different run (see allow_changed, "
+            "--allow-changed)"
         )
 
 
 class _Blocks(io.RawIOBase):
-    """Reads a stream in blocks of one size, and shows each to a function before it gives it out.
+    """Reads a stream in blocks of equal size, and passes each to a function before returning it.
 
-    The function gets the number of the block, and at the end of the stream an empty one.
+    The function gets the number of the block and the block; at the end of the stream the block is
+    empty.
     """
 
     def __init__(self, raw: io.RawIOBase, on_block: OnBlock) -> None:
@@ -489,7 +497,7 @@ class _Blocks(io.RawIOBase):
 
 
 class _View(io.RawIOBase):
-    """Reads a file from its beginning, with a position of its own."""
+    """Reads a shared file from its beginning, with a separate position."""
 
     def __init__(self, file: BinaryIO, lock: threading.Lock) -> None:
         self._file = file
@@ -510,13 +518,13 @@ class _View(io.RawIOBase):
 
 def _standard_input() -> BinaryIO:
     stdin: Any = sys.stdin
-    if stdin is None or stdin.closed:  # None where a process was started without one
+    if stdin is None or stdin.closed:  # None if the process was started without one
         raise InputFileError(f"{STANDARD_INPUT}: standard input is closed: name a file instead")
     return cast("BinaryIO", stdin.buffer)
 
 
 def _copied(source: Any) -> BinaryIO:
-    """A copy that nobody else can open, and that is gone when it is closed."""
+    """Copy a stream to a temporary file that no other program can open. Closing it deletes it."""
     copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - kept open
     shutil.copyfileobj(source, copy, _BLOCK)
     copy.flush()
@@ -533,7 +541,7 @@ def _digest_of_block(block: memoryview) -> bytes:
 
 
 def _digest(custom_id: str) -> int:
-    # 128 bits: two of a billion names have the same one with a chance of 1e-21.
+    # 128 bits: among a billion ids, the chance that two have the same digest is 1e-21.
     return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
 
 
@@ -542,8 +550,8 @@ def _duplicate(found: InputRequest, line: int | None) -> InputProblem:
     return InputProblem(
         found.line,
         "duplicate_custom_id",
-        f"the custom_id {shown(found.custom_id)} is that of {earlier}",
-        "give each line a custom_id of its own (a line without one is named by its number)",
+        f"the custom_id {shown(found.custom_id)} is already used by {earlier}",
+        "give each line a different custom_id (a line without one gets its line number)",
         found.custom_id,
     )
 

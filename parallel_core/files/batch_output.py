@@ -1,4 +1,4 @@
-"""Lines of results as OpenAI's Batch API writes them, and what is measured beside them.
+"""Result lines in the format of OpenAI's Batch API, and the statistics of calls.
 
 The format is described in ``docs/file-formats.md``.
 """
@@ -52,13 +52,13 @@ def result_line(
     redactor: Redactor,
     returned: Mapping[str, msgspec.Raw] | None = None,
 ) -> bytes:
-    """The line of a request that has ended, without the end of the line.
+    """Return the line of a finished request, without the newline.
 
-    ``returned`` is what comes back from its own line (:class:`InputRequest`), as it was there.
+    An answer and an HTTP failure are a ``response``; everything else is an ``error``. An answer is
+    written as litellm returned it, whatever it contains. The redactor applies to errors and to
+    provider ids, but not to ``custom_id``.
 
-    An answer and a failure of HTTP are a ``response``; all else is an ``error``. An answer is
-    written as litellm gave it, whatever is in it. What the redactor takes out is not in the errors
-    and not in the ids of the provider; a ``custom_id`` is left as it is.
+    ``returned`` has members of the input line that are copied unchanged (:class:`InputRequest`).
     """
     failure = failure_in(result)
     if failure is None:
@@ -80,7 +80,7 @@ def result_line(
 
 
 def problem_line(problem: InputProblem) -> bytes:
-    """The line of a request that was not sent because its own line is bad."""
+    """Return the result line of a request that was not sent because its input line is invalid."""
     message = f"line {problem.line}: {problem.message}; {problem.hint}"
     error = {"code": problem.code, "message": message}
     return _line(problem.custom_id or str(problem.line), None, error)
@@ -89,19 +89,21 @@ def problem_line(problem: InputProblem) -> bytes:
 def unwritable_line(
     custom_id: str, error: Exception, returned: Mapping[str, msgspec.Raw] | None = None
 ) -> tuple[bytes, LineFailure]:
-    """The line of a request whose result cannot be written down, and what it says: its answer, or
-    its error, is nested too deep, or is an object that raises when it is looked at."""
-    message = f"what the call gave cannot be written as JSON: {type(error).__name__}"
+    """Return the line of a request whose result cannot be written, and its failure.
+
+    Its answer or its error is nested too deeply, or is an object that raises when it is read.
+    """
+    message = f"the result of the call cannot be written as JSON: {type(error).__name__}"
     failure = LineFailure("answer", None, "invalid_response", message)
     written = {"code": failure.code, "message": message}
     return _line(custom_id, None, written, returned), failure
 
 
 def error_of(result: RouterParallelResult) -> Exception | None:
-    """Return why the line of a result is a failure; None if it is an answer.
+    """Return the error for which a result is written as a failure; None if it is an answer.
 
-    It is what the call raised. A callable in the place of a Router may also return nothing, or what
-    is no chat completion.
+    It is the exception that the call raised. A callable in place of a Router may also return
+    nothing, or something that is not a chat completion.
     """
     response = result.response
     if result.exception is not None:
@@ -114,7 +116,7 @@ def error_of(result: RouterParallelResult) -> Exception | None:
 
 
 def has_answer(result: RouterParallelResult) -> bool:
-    """Return True if the line of a result is an answer."""
+    """Return True if a result is written as an answer."""
     return error_of(result) is None
 
 
@@ -141,23 +143,23 @@ def _line(
         }
     )
     if returned:
-        # It is JSON already, and is put in as it is.
+        # The members are JSON already; insert them unchanged.
         members = b",".join(b'"%b":%b' % (name.encode(), returned[name]) for name in returned)
         line = one_line(b"%b,%b}" % (line[:-1], members))
     return line
 
 
 def _completion(response: Any) -> Mapping[str, Any]:
-    """A chat completion as litellm gives it, in the way that OpenAI writes one.
+    """Convert a chat completion of litellm to the form in which OpenAI writes one.
 
-    litellm puts nulls, empty members and a usage of zeros into every answer, whether the provider
-    has sent them or not: these are left out. OpenAI writes some nulls always: these are put in.
+    litellm adds nulls, empty members and a usage of zeros to every answer, even if the provider did
+    not send them: these are removed. OpenAI always writes some nulls: these are added.
     """
     if isinstance(response, Mapping):
-        return cast("Mapping[str, Any]", response)  # of a callable of the user: as it is
+        return cast("Mapping[str, Any]", response)  # from a user's callable: keep it unchanged
     body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
     usage = body.get("usage")
-    # No prompt has 0 tokens: litellm writes it where the provider has told nothing.
+    # No prompt has 0 tokens: litellm writes 0 if the provider reported nothing.
     if usage and not any(usage.get(count) for count in _COUNTS_OF_USAGE):
         del body["usage"]
     elif usage:
@@ -175,7 +177,7 @@ def _choice(dumped: Mapping[str, Any]) -> dict[str, Any]:
     message: Mapping[str, Any] | None = choice.get("message")
     if message is not None:
         extras: dict[str, Any] = dict(message.get("provider_specific_fields") or {})
-        refusal = extras.pop("refusal", None)  # where older versions of litellm have it
+        refusal = extras.pop("refusal", None)  # older versions of litellm have it here
         given = _without_empty_extras({**message, "provider_specific_fields": extras})
         choice["message"] = {"content": None, "refusal": refusal, **given}
     return choice
@@ -188,7 +190,7 @@ def _without_empty_extras(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """An object without the members that are null. What is deeper in stays as it is."""
+    """Return an object without the members that are null. Nested members are unchanged."""
     if not isinstance(value, Mapping):
         return value
     members = cast("Mapping[str, Any]", value)
@@ -196,7 +198,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _hidden(response: Any) -> Mapping[str, Any]:
-    """What litellm tells of a call beside its answer."""
+    """Return the hidden parameters with which litellm describes a call."""
     hidden = getattr(response, "_hidden_params", None)
     return cast("Mapping[str, Any]", hidden) if isinstance(hidden, Mapping) else {}
 
@@ -207,8 +209,8 @@ def _headers(response: Any) -> Mapping[str, Any]:
 
 
 def _request_id(response: Any) -> str:
-    told = _headers(response).get("llm_provider-x-request-id")
-    value = told or _hidden(response).get("litellm_call_id")
+    reported = _headers(response).get("llm_provider-x-request-id")
+    value = reported or _hidden(response).get("litellm_call_id")
     return value if isinstance(value, str) else ""
 
 
@@ -218,16 +220,16 @@ def _request_id(response: Any) -> str:
 def call_statistics(
     custom_id: str, result: RouterParallelResult, usage: Usage | None
 ) -> CallStatistics:
-    """How a call went.
+    """Return the statistics of a call.
 
     Args:
-        custom_id: of the request.
-        result: of the call.
-        usage: what it has used, where that is known; if None, it is what the result tells.
+        custom_id: id of the request.
+        result: result of the call.
+        usage: usage of the call, if known; None takes it from the result.
     """
     error = error_of(result)
     failure = None if error is None else failure_of(error)
-    used = usage or result.usage or _told_usage(result.response)
+    used = usage or result.usage or _reported_usage(result.response)
     finish = finish_of(result.response)
     return CallStatistics(
         custom_id=custom_id,
@@ -252,7 +254,7 @@ def call_statistics(
 
 
 def _attempts(result: RouterParallelResult) -> int:
-    """Attempts of the batch, and those of the Router inside of the last one."""
+    """Return the number of attempts: of the batch, and of the Router within the last of them."""
     if not result.attempts:
         return 0
     if result.exception is not None:
@@ -262,10 +264,10 @@ def _attempts(result: RouterParallelResult) -> int:
     return result.attempts + retries + _count(headers.get("x-litellm-attempted-fallbacks"))
 
 
-def _told_usage(response: Any) -> Usage:
+def _reported_usage(response: Any) -> Usage:
     reported = _field(response, "usage")
     cost: Any = _hidden(response).get("response_cost")
-    # litellm says 0 for what it does not know as well as for what is free.
+    # litellm reports 0 both for an unknown price and for a free model.
     is_priced = isinstance(cost, int | float) and cost > 0
     return Usage(
         _count(_field(reported, "prompt_tokens")),
@@ -291,15 +293,15 @@ def _count(value: Any) -> int:
 
 
 class OutputLine(msgspec.Struct, frozen=True):
-    """A line of results.
+    """A result line.
 
     Attributes:
-        custom_id: of the request.
-        ok: whether it is an answer.
-        status_code: of HTTP; None where there was no answer of any kind, or it says none.
-        error_code: the reason of a failure in short, as far as it is told.
-        error_message: the reason of a failure, as far as it is told.
-        body: what HTTP has answered, as JSON: a chat completion, or an error.
+        custom_id: id of the request.
+        ok: True if it is an answer.
+        status_code: HTTP status; None if there was no response, or the line does not say.
+        error_code: short reason of a failure, if the line has one.
+        error_message: reason of a failure, if the line has one.
+        body: body of the HTTP response, as JSON: a chat completion, or an error.
     """
 
     custom_id: str
@@ -311,10 +313,10 @@ class OutputLine(msgspec.Struct, frozen=True):
 
 
 def parse_output_line(line: bytes) -> OutputLine:
-    """Read a line of results, of ours, of OpenAI or of vLLM (whose errors have other shapes).
+    """Read a result line of this package, OpenAI or vLLM (whose errors have other shapes).
 
     Raises:
-        ValueError: it is not a line of results.
+        ValueError: it is not a result line.
     """
     parsed = read_result_line(line)
     response = parsed.response
@@ -335,7 +337,7 @@ def _decoded(document: msgspec.Raw | None) -> Any:
 
 
 def _reason(error: Any) -> tuple[str | None, str | None]:
-    """Code and message of an error: an object, an object in an object, or a text."""
+    """Return code and message of an error: an object, an object in an object, or a text."""
     fields = _fields_of(error)
     inner = fields.get("error")
     if inner is not None and "message" not in fields:

@@ -1,4 +1,4 @@
-"""Lines of JSON: those of OpenAI's and Mistral's Batch APIs, and plain requests."""
+"""Reader of JSON lines: lines of OpenAI's and Mistral's Batch APIs, and plain requests."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from .parameters import openai_roles
 UTF8_MARK = b"\xef\xbb\xbf"
 _ENDPOINT = "/chat/completions"
 
-_EXAMPLE = 'one JSON object a line: {"custom_id": "1", "body": {"model": "…", "messages": […]}}'
+_EXAMPLE = (
+    'write one JSON object per line: {"custom_id": "1", "body": {"model": "…", "messages": […]}}'
+)
 
 
 _BEGINNING_OF_ARRAY = b"["
-_ARRAY = "one array of many lines instead of an object on each line"
-_ARRAY_HINT = "a file with one array of requests becomes lines with: jq -c '.[]'"
-_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-_HALF = "half a character: one of \\ud800 to \\udfff without the other half"
-_HALF_HINT = "leave it out: it is the rest of an emoji or the like, where a text was cut"
+_ARRAY = "an array over many lines instead of an object on each line"
+_ARRAY_HINT = "convert an array of requests to lines with: jq -c '.[]'"
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONE_SURROGATE = "half a character: one of \\ud800 to \\udfff without the other half"
+_SURROGATE_HINT = "remove it: it is the rest of an emoji or the like, where a text was cut"
 
 _SHAPES_OF_OTHERS = {
     "params": "the lines of Anthropic's batches are not supported: rewrite params as body",
@@ -37,21 +39,21 @@ _SHAPES_OF_OTHERS = {
     "prompt": 'rewrite it as "messages": [{"role": "user", "content": "the prompt"}]',
     "input": 'rewrite it as "messages": [{"role": "user", "content": "the input"}]',
 }
-_API_HINT = "see the chat completions API for what it may be"
+_API_HINT = "see the chat completions API for valid values"
 _TIMEOUT_HINT = 'for instance "timeout": 60'
 _FROM_ONE = ("n", "max_tokens", "max_completion_tokens")
-_JUDGED = frozenset((*_FROM_ONE, "stop", "tools", "stream"))
-_MAY_SAY_NOTHING = ("assistant", "function")  # roles: one calls tools, the other has had no result
+_CHECKED_PARAMETERS = frozenset((*_FROM_ONE, "stop", "tools", "stream"))
+_ROLES_WITHOUT_CONTENT = ("assistant", "function")  # an assistant may only call tools
 
 _NONE: Any = object()
 
 
 class JsonLines:
-    """Reads JSON lines, in which the formats may be mixed.
+    """Reads JSON lines. A file may mix the formats.
 
     Args:
-        model: of the requests that name none.
-        columns: what becomes of members that are no parameters.
+        model: model of the requests that name none.
+        columns: options for members that are not parameters.
     """
 
     format = "jsonl"
@@ -69,7 +71,7 @@ class JsonLines:
         for number, (line, row) in enumerate(text_rows(stream)):
             yield line, row
             if not number and row.strip() == _BEGINNING_OF_ARRAY:
-                return  # each further line would be told to be wrong, too
+                return  # otherwise every further line would be reported too
 
     def meaning(self) -> list[str | None]:
         return [self._model if self._model_was_needed else None, *self._options.meaning()]
@@ -91,7 +93,7 @@ class JsonLines:
             _refuse_other_shapes(body)
             if body.get("model") is None:
                 if self._model is None:
-                    raise _missing("model", "give the line a model, or all of them with --model")
+                    raise _missing("model", "give the line a model, or set one with --model")
                 body["model"] = self._model
                 self._model_was_needed = True
             self._members.sort(line, record, body)
@@ -108,7 +110,7 @@ class JsonLines:
         try:
             record = self._record(row)
         except (LineError, UnicodeDecodeError):
-            raise _no_request_any_more(line) from None
+            raise _changed_line(line) from None
         custom_id = record.pop("custom_id", None) or str(line)
         if finished(custom_id):
             return None
@@ -119,7 +121,7 @@ class JsonLines:
         try:
             return InputRequest(line, custom_id, as_request(line, body), returned)
         except InvalidRequestError:
-            raise _no_request_any_more(line) from None
+            raise _changed_line(line) from None
 
     def _record(self, row: bytes) -> dict[str, Any]:
         try:
@@ -127,8 +129,8 @@ class JsonLines:
         except (msgspec.DecodeError, RecursionError) as error:
             if row.strip() == _BEGINNING_OF_ARRAY:
                 raise LineError("invalid_json_line", _ARRAY, _ARRAY_HINT) from None
-            if _has_half_a_character(row):
-                raise LineError("invalid_json_line", _HALF, _HALF_HINT) from None
+            if _has_lone_surrogate(row):
+                raise LineError("invalid_json_line", _LONE_SURROGATE, _SURROGATE_HINT) from None
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise LineError("invalid_json_line", f"not valid JSON: {reason}", _EXAMPLE) from None
         if type(record) is not dict:
@@ -138,15 +140,15 @@ class JsonLines:
         return cast("dict[str, Any]", record)
 
 
-def _no_request_any_more(line: int) -> InputFileError:
+def _changed_line(line: int) -> InputFileError:
     return InputFileError(
-        f"line {line} was a request when the file was checked, and is none any more: leave the "
-        "file alone while it is run"
+        f"line {line} was a request when the file was checked, but is not one now: do not change "
+        "the file during a run"
     )
 
 
 def text_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a stream that are not blank, numbered from 1, without a mark of UTF-8."""
+    """Yield the lines of a stream that are not blank, numbered from 1, without a UTF-8 BOM."""
     for line, row in enumerate(stream, 1):
         if line == 1 and row.startswith(UTF8_MARK):
             row = row[len(UTF8_MARK) :]
@@ -161,7 +163,7 @@ def _checked_id(custom_id: object) -> str:
         raise LineError(
             "missing_required_parameter",
             "custom_id is empty",
-            "give each line a custom_id of its own",
+            "give each line a different custom_id",
         )
     kind = kind_of(custom_id)
     hint = "write it as a string"
@@ -171,7 +173,7 @@ def _checked_id(custom_id: object) -> str:
 
 
 def _body_of(record: dict[str, Any], custom_id: Any) -> dict[str, Any]:
-    """What is sent: the body of a batch line, or the line itself."""
+    """Return the object to send: the body of a batch line, or the line itself."""
     body = record.get("body", _NONE)
     if body is _NONE:
         if "url" in record or "method" in record:
@@ -181,22 +183,25 @@ def _body_of(record: dict[str, Any], custom_id: Any) -> dict[str, Any]:
     if type(method) is not str or method.upper() != "POST":
         raise LineError(
             "invalid_method",
-            f"method {shown(method)} instead of POST" if type(method) is str else "no method",
+            f"method {shown(method)} instead of POST"
+            if type(method) is str
+            else f"method must be a string, not {kind_of(method)}",
             'write "method": "POST", or leave it out',
         )
     url = record.get("url", _ENDPOINT)
     if type(url) is not str or not url.lower().rstrip("/").endswith(_ENDPOINT):
         raise LineError(
             "unsupported_url",
-            f"url {shown(url)} is none of chat completions" if type(url) is str else "no url",
-            'only "/v1/chat/completions" is supported: other requests need a file and a tool of '
-            "their own",
+            f"url {shown(url)} is not the chat completions API"
+            if type(url) is str
+            else f"url must be a string, not {kind_of(url)}",
+            'only "/v1/chat/completions" is supported: send other requests with another tool',
         )
     if type(body) is not dict:
         kind = kind_of(cast("object", body))
         raise LineError("invalid_type", f"body must be an object, not {kind}", _EXAMPLE)
     if custom_id is _NONE:
-        raise _missing("custom_id", "give each line a custom_id of its own")
+        raise _missing("custom_id", "give each line a different custom_id")
     return cast("dict[str, Any]", body)
 
 
@@ -209,7 +214,7 @@ def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
         message = error.problems[line]
         code = "invalid_type" if " must be " in message else "invalid_request"
         raise LineError(code, message, _API_HINT) from None
-    if not _JUDGED.isdisjoint(body):
+    if not _CHECKED_PARAMETERS.isdisjoint(body):
         _check_parameters(body)
     roles = openai_roles()
     for position, message in enumerate(request.messages):
@@ -219,7 +224,7 @@ def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
 
 
 def _check_parameters(body: dict[str, Any]) -> None:
-    """Refuse values that no provider takes."""
+    """Refuse values that no provider accepts."""
     for name in _FROM_ONE:
         number = body.get(name)
         # Some servers take -1 for "no limit".
@@ -240,21 +245,21 @@ def _check_parameters(body: dict[str, Any]) -> None:
 
 
 def _wrong_type(name: str, wanted: str, value: object) -> LineError:
-    kind = "an array of others" if type(value) is list else kind_of(value)
+    kind = "an array of other values" if type(value) is list else kind_of(value)
     return LineError("invalid_type", f"{name} must be {wanted}, not {kind}", _API_HINT)
 
 
 def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -> None:
-    """Refuse what no provider takes as a message. An object may be a part of any type."""
+    """Refuse a message that no provider accepts. Content parts may be objects of any type."""
     role, content = message["role"], message.get("content")
     if role not in roles:
-        hint = f"a role is one of {', '.join(sorted(roles))}"
+        hint = f"use one of {', '.join(sorted(roles))}"
         raise LineError("invalid_request", f"{place}.role is {shown(role)}", hint)
     if content is None:
-        if role in _MAY_SAY_NOTHING:
+        if role in _ROLES_WITHOUT_CONTENT:
             return
         problem = f"{place}.content must be a string or an array of parts, not null"
-        raise LineError("invalid_type", problem, f"a message of the role {role} needs a content")
+        raise LineError("invalid_type", problem, f"a message with the role {role} needs content")
     for number, part in enumerate(content):
         if type(part) is not dict:  # litellm fails on a text
             problem = f"{place}.content[{number}] must be an object, not {kind_of(part)}"
@@ -263,7 +268,7 @@ def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -
 
 
 def _refuse_other_shapes(body: dict[str, Any]) -> None:
-    """What is no chat completion is told so, before anything else that it lacks."""
+    """Refuse a body that is not a chat completion request, before other members are checked."""
     if "messages" not in body:
         hints = [hint for name, hint in _SHAPES_OF_OTHERS.items() if name in body]
         usual = 'for instance "messages": [{"role": "user", "content": "…"}]'
@@ -271,7 +276,7 @@ def _refuse_other_shapes(body: dict[str, Any]) -> None:
     if "system" in body:
         raise LineError(
             "invalid_request",
-            "system is no parameter of chat completions",
+            "system is not a parameter of chat completions",
             "lines for Anthropic are not supported: make it the first message, "
             '{"role": "system", "content": "…"}',
         )
@@ -284,12 +289,15 @@ def _check_timeout(seconds: object) -> None:
         message = f"timeout must be a number of seconds, not {kind_of(seconds)}"
         raise LineError("invalid_type", message, _TIMEOUT_HINT)
     if cast("float", seconds) <= 0:
-        raise LineError("invalid_request", "timeout is not more than 0 seconds", _TIMEOUT_HINT)
+        raise LineError("invalid_request", "timeout must be more than 0 seconds", _TIMEOUT_HINT)
 
 
-def _has_half_a_character(row: bytes) -> bool:
-    """Whether this is why a line is no JSON: Python's own reader takes half a pair of UTF-16."""
-    if _ESCAPED_HALF.search(row) is None:
+def _has_lone_surrogate(row: bytes) -> bool:
+    """Return True if a line is invalid only for a lone surrogate (half a UTF-16 pair).
+
+    msgspec refuses it, and Python's ``json`` accepts it.
+    """
+    if _ESCAPED_SURROGATE.search(row) is None:
         return False
     try:
         json.loads(row)

@@ -1,8 +1,8 @@
-"""Members of a line: which are sent, which come back beside the answer, which are refused.
+"""Members of a line: decide which are sent, copied to the output, or refused.
 
-The members of a ``body`` are parameters, all of them. Those of a plain line are parameters where
-OpenAI's chat completions have one of that name; the others are columns, and the user says what
-becomes of them. ``docs/file-formats.md`` has the rules.
+All members of a ``body`` are parameters. A member of a plain line is a parameter if OpenAI's chat
+completions have one of that name; other members are columns, and the user decides what happens to
+them. ``docs/file-formats.md`` has the rules.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from parallel_core.errors import InputFileError
 from .input_records import InputColumn, LineError, shown
 from .parameters import is_key_or_address, is_litellm_setting, is_private, openai_parameters
 
-# Sent, though OpenAI has none of them: seconds for the call, and members for the body of a vendor.
+# Sent although OpenAI lacks them: a timeout in seconds, and a vendor's members of the body.
 _OURS: Final = frozenset(("timeout", "extra_body"))
-# What is checked, and what the cost of a request is estimated from: extra_body would replace it.
+# Checked, or used to estimate the cost of a request. extra_body must not replace them.
 _CHECKED: Final = frozenset((
     *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
     *("max_completion_tokens", "temperature", "top_p", "seed"),
 ))  # fmt: skip
-# What says where litellm sends a request.
+# Members that set where litellm sends a request.
 _ADDRESSES: Final = ("api_base", "base_url")
-# A file may have as many shapes, and names, as it has lines; these are kept.
+# Limits of memory: every line of a file may have another shape or other names.
 _MOST_SHAPES: Final = 1000
 _MOST_COLUMNS: Final = 1000
 _MOST_SHOWN: Final = 20
 
 _SETTING_HINT: Final = (
-    "leave it out: keys, addresses and settings of litellm belong into the config of the Router. "
-    "A parameter of the provider that has this name goes into extra_body. Where the file is as "
-    "trustworthy as the config, give --trust-input"
+    "leave it out: keys, addresses and settings of litellm belong in the Router's config. Put a "
+    "provider parameter of this name into extra_body. If the file is as trustworthy as the config, "
+    "give --trust-input"
 )
 _COLUMN_HINT: Final = (
-    "litellm takes this name as a setting of its own. Name the column with --keep to copy it to "
-    "the output instead, or give --drop-columns in the place of --send-columns"
+    "litellm has a setting of this name. Name the column with --keep to copy it to the output "
+    "instead, or give --drop-columns instead of --send-columns"
 )
 
 
 class ColumnOptions(NamedTuple):
-    """What becomes of the columns of a file.
+    """Options for the columns of a file.
 
     Attributes:
         keep: names of columns that are copied to the output line, and not sent.
-        drop: leave all other columns out.
+        drop: leave out all other columns.
         send: send all other columns, as parameters of a vendor.
-        trust: send settings of litellm, too.
+        trust: also send settings of litellm.
     """
 
     keep: tuple[str, ...] = ()
@@ -59,34 +59,34 @@ class ColumnOptions(NamedTuple):
     trust: bool = False
 
     def meaning(self) -> list[str | None]:
-        """What decides which members are sent."""
+        """Return the options that decide which members are sent."""
         words: list[str | None] = ["trust"] if self.trust else []
         return [*words, "send", *sorted(self.keep)] if self.send else words
 
 
 class _Shape(NamedTuple):
-    """What is to be done with an object that has these members."""
+    """The decisions for objects with the same member names."""
 
     columns: tuple[str, ...]  # not sent
     kept: tuple[str, ...]
     undecided: tuple[str, ...]
     forbidden: tuple[str, ...]
-    looks_inside: bool  # it has a member whose own members count
-    has_address: bool  # it may say where the request goes
+    looks_inside: bool  # it has a member whose members must be checked too
+    has_address: bool  # it may set where the request is sent
 
 
 class Members:
-    """Sorts the members of lines. Counts columns that nobody has decided on."""
+    """Sorts the members of lines, and counts the columns that no option covers."""
 
     def __init__(self, options: ColumnOptions) -> None:
         self._options = options
         self._bodies: dict[tuple[str, ...], _Shape] = {}
         self._plain: dict[tuple[str, ...], _Shape] = {}
-        self._undecided: dict[str, tuple[int, int]] = {}  # lines, and the first of them
+        self._undecided: dict[str, tuple[int, int]] = {}  # number of lines, and the first line
         self._missing = set(options.keep)
 
     def sort(self, line: int, record: dict[str, Any], body: dict[str, Any]) -> None:
-        """Check the members of a line, and take those that are not sent out of its body.
+        """Check the members of a line, and remove those that are not sent from its body.
 
         Raises:
             LineError: a member must not come from a file.
@@ -106,11 +106,11 @@ class Members:
             del body[name]
 
     def split(self, record: dict[str, Any], body: dict[str, Any]) -> dict[str, msgspec.Raw] | None:
-        """Take the columns out of a body.
+        """Remove the columns from a body.
 
         Returns:
-            What comes back beside the answer, as JSON: ``metadata`` and ``columns``, where there
-            are any.
+            The members to copy to the result line, as JSON: ``metadata`` and ``columns``. None if
+            there are none.
         """
         shape = self._shape(record, body)
         returned: dict[str, msgspec.Raw] = {}
@@ -121,22 +121,22 @@ class Members:
             returned["metadata"] = as_json(metadata)
         kept = shape.kept if body is record else [n for n in self._options.keep if n in record]
         if kept:
-            # Each value is encoded on its own: it was decoded, so its nesting is not too deep.
+            # Encode each value separately: it was decoded, so its nesting is not too deep.
             returned["columns"] = as_json({name: as_json(record[name]) for name in kept})
         for name in shape.columns:
             del body[name]
         return returned or None
 
     def undecided(self) -> list[InputColumn]:
-        """Columns that nobody has decided on, the most frequent first."""
+        """Return the columns that no option covers, the most frequent first."""
         columns = [InputColumn(name, *counts) for name, counts in self._undecided.items()]
         return sorted(columns, key=lambda column: (-column.lines, column.first_line))
 
     def refuse_missing(self) -> None:
-        """Refuse the name of a column that no line has.
+        """Check that every column to keep is in some line.
 
         Raises:
-            InputFileError: it names them.
+            InputFileError: no line has a column; the message names it.
         """
         if "custom_id" in self._missing:
             raise InputFileError(
@@ -197,7 +197,7 @@ class Members:
             raise LineError(
                 "forbidden_parameter",
                 f"extra_body has {_listed(twice)}, which would replace what was checked",
-                "put it beside model and messages, and nowhere else",
+                "put it beside model and messages only",
             )
         if not self._options.trust:
             _refuse(f"extra_body.{name}" for name in members if is_key_or_address(name))
@@ -209,7 +209,7 @@ class Members:
 
 
 def describe_columns(columns: list[InputColumn]) -> str:
-    """Undecided columns as a text for people: what they are, and what to do."""
+    """Describe undecided columns, and what to do, as a text for people."""
     listed = [
         f"  {shown(column.name)}: {column.lines:,} {'line' if column.lines == 1 else 'lines'}, "
         f"first in line {column.first_line}{_meant(column.name)}"
@@ -224,7 +224,7 @@ def describe_columns(columns: list[InputColumn]) -> str:
         "others out, or --send-columns to send them as parameters of the provider"
     )
     return "\n".join(
-        ("lines have members that are no parameters of chat completions:", *listed, advice)
+        ("lines have members that are not parameters of chat completions:", *listed, advice)
     )
 
 
@@ -234,7 +234,7 @@ def _meant(name: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """The type of a value of JSON, for a message."""
+    """Return the type of a JSON value, for a message."""
     return _JSON_TYPES[type(value)]
 
 
@@ -250,7 +250,7 @@ _JSON_TYPES: Final[dict[type, str]] = {
 
 
 def as_json(value: object) -> msgspec.Raw:
-    """A value as JSON, to be put into a line of results."""
+    """Encode a value as JSON, to insert it into a result line."""
     return msgspec.Raw(msgspec.json.encode(value))
 
 
@@ -261,19 +261,19 @@ def _refuse(names: Iterable[str]) -> None:
 
 
 def _forbidden(names: Iterable[str], hint: str) -> LineError:
-    message = f"{_listed(names)} must not come from a file: it is no parameter of the request"
+    message = f"{_listed(names)} must not come from a file: not a parameter of the request"
     return LineError("forbidden_parameter", message, hint)
 
 
 def _refuse_address_without_key(body: dict[str, Any]) -> None:
-    """Refuse an address that would be sent the key of the Router, whoever it belongs to."""
+    """Refuse an address without a key: litellm would send the Router's key to it."""
     given = [name for name in _ADDRESSES if name in body]
     key = body.get("api_key")
     if given and not (type(key) is str and key.strip()):
         raise LineError(
             "forbidden_parameter",
             f"{_listed(given)} without an api_key: the key of the Router would be sent there",
-            'give the line the api_key of that address; "none" where it needs none',
+            'give the line the api_key of that address, or "none" if it needs none',
         )
 
 

@@ -1,4 +1,4 @@
-"""Tables (CSV) and plain text: each row becomes a prompt."""
+"""Readers of tables (CSV) and plain text: each row becomes a prompt."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _ID_COLUMNS = ("custom_id", "id")
 _OTHER_DELIMITERS = (";", "\t")
 _MOST_SHOWN = 20  # columns
-_LONGEST_FIELD = 2**31 - 1  # characters; a C long, on every machine
+_LONGEST_FIELD = 2**31 - 1  # characters; fits a C long on every platform
 
 _CsvRow: TypeAlias = "list[str] | InputProblem"
 
 
 class Template:
-    """A text with the names of columns in it: ``Is this {{kind}}? {{text}}``.
+    """A prompt text with column names in it: ``Is this {{kind}}? {{text}}``.
 
-    A value is put in as it is: what looks like a placeholder in it stays.
+    Values are inserted unchanged: a placeholder in a value is not replaced.
 
     Raises:
-        InputFileError: it names a column that does not exist, or none at all.
+        InputFileError: the template names an unknown column, or none.
     """
 
     def __init__(self, template: str, columns: list[str]) -> None:
@@ -44,19 +44,19 @@ class Template:
         existing = _listed(columns)
         if unknown:
             raise InputFileError(
-                f"the template names {', '.join(f'{{{{{name}}}}}' for name in unknown)}, and the "
+                f"the template names {', '.join(f'{{{{{name}}}}}' for name in unknown)}, but the "
                 f"columns of the file are: {existing}"
             )
         if not names:
             raise InputFileError(
-                "the template has no {{column}} in it, so that all prompts would be the same: the "
+                "the template has no {{column}}, so all prompts would be the same: the "
                 f"columns of the file are: {existing}"
             )
         self._texts = pieces[0::2]
         self._columns = [columns.index(name) for name in names]
 
     def fill(self, values: list[str]) -> str:
-        """The prompt of a row."""
+        """Return the prompt of a row."""
         parts = [self._texts[0]]
         for text, column in zip(self._texts[1:], self._columns, strict=True):
             parts += (values[column], text)
@@ -67,11 +67,11 @@ class TextLines:
     """Reads text: each line that is not blank is a prompt.
 
     Args:
-        model: of all requests.
-        template: what is around a line; its column is ``line``.
+        model: model of all requests.
+        template: template of the prompts; its only column is ``line``.
 
     Raises:
-        InputFileError: of the template.
+        InputFileError: the template is invalid.
     """
 
     format = "text"
@@ -89,7 +89,7 @@ class TextLines:
         return [self._model, self._source]
 
     def refuse_missing(self) -> None:
-        """Text has no columns."""
+        """Do nothing: text has no columns."""
 
     def undecided(self) -> list[InputColumn]:
         return []
@@ -111,15 +111,15 @@ class TextLines:
 
 
 class CsvTable:
-    """Reads CSV as spreadsheets write it, with a row of names at the top.
+    """Reads CSV as spreadsheets write it, with a row of column names at the top.
 
-    A column ``custom_id``, or else ``id``, names the requests. Where the row of names has no
-    commas, but semicolons or tabs, these are between the columns.
+    The column ``custom_id``, or else ``id``, has the ids of the requests. If the row of names has
+    semicolons or tabs and no commas, these are the delimiter.
 
     Args:
-        model: of all requests.
-        template: of the prompts.
-        delimiter: between the columns.
+        model: model of all requests.
+        template: template of the prompts.
+        delimiter: character between columns.
         keep: columns that are copied to the output line.
     """
 
@@ -129,7 +129,7 @@ class CsvTable:
         self, model: str, template: str | None, delimiter: str, keep: tuple[str, ...] = ()
     ) -> None:
         self._keep = keep
-        self._kept: list[tuple[str, int]] = []  # with the places of their values
+        self._kept: list[tuple[str, int]] = []  # name and index of each column to keep
         self._model = model
         self._source = template
         self._delimiter = delimiter
@@ -147,15 +147,15 @@ class CsvTable:
         return [self._model, self._source, self._delimiter]
 
     def refuse_missing(self) -> None:
-        """No column is missing: the row of names has been looked at."""
+        """Do nothing: ``rows`` already checked the row of names."""
 
     def undecided(self) -> list[InputColumn]:
         return []
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, _CsvRow]]:
-        # Fields of any length; the limit is one for the whole process.
+        # Allow fields of any length. The limit is global to the process: never lower it.
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-        # Bytes that are no UTF-8 are found row by row.
+        # Keep bytes that are not UTF-8; `check` reports them row by row.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         blank, names = 0, ""
         for names in text:
@@ -175,7 +175,9 @@ class CsvTable:
                 return
             except csv.Error as error:
                 if not has_names:
-                    raise InputFileError(f"the row of column names is no CSV: {error}") from None
+                    raise InputFileError(
+                        f"the row of column names is not valid CSV: {error}"
+                    ) from None
                 yield line, _not_csv(line, str(error))
                 continue
             if not any(row):
@@ -191,10 +193,12 @@ class CsvTable:
         repeated = sorted({name for name in columns if columns.count(name) > 1})
         existing = _listed(columns)
         if repeated:
-            raise InputFileError(f"columns have the same name: the columns are {existing}")
+            raise InputFileError(
+                f"several columns have the same name: rename them; the columns are {existing}"
+            )
         if self._source is None:
             raise InputFileError(
-                "a CSV file needs a template that makes prompts of its columns, for instance "
+                "a CSV file needs a template that makes prompts from its columns, for instance "
                 f'--template "{{{{{columns[-1]}}}}}": the columns of the file are: {existing}'
             )
         self._template = Template(self._source, columns)
@@ -225,7 +229,7 @@ class CsvTable:
                 line,
                 "missing_required_parameter",
                 f"the column {name} is empty",
-                "give each row a name of its own, or leave the column out of the file",
+                "give each row a different id, or remove the column from the file",
                 str(line),
             )
         prompt = self._template.fill(row)
@@ -255,7 +259,7 @@ class CsvTable:
 
 
 def _delimiter_of(names: str) -> str:
-    """What is between the columns, by the row of their names."""
+    """Return the delimiter of the row of column names."""
     for delimiter in (",", *_OTHER_DELIMITERS):
         with contextlib.suppress(csv.Error):
             if len(next(csv.reader([names], delimiter=delimiter), ())) > 1:
@@ -264,13 +268,13 @@ def _delimiter_of(names: str) -> str:
 
 
 def _listed(columns: list[str]) -> str:
-    # Where the row of names is missing, these are the values of the first row.
+    # If the row of names is missing, these are the values of the first row: shorten them.
     names = ", ".join(map(shown, columns[:_MOST_SHOWN]))
     return names + ", …" if len(columns) > _MOST_SHOWN else names
 
 
 def _not_csv(line: int, reason: str) -> InputProblem:
-    hint = "put fields with commas, quotes or line ends into quotes, and double the quotes in them"
+    hint = "quote fields that contain commas, quotes or newlines, and double the quotes in them"
     return InputProblem(line, "invalid_csv_row", f"not a row of CSV: {reason}", hint, str(line))
 
 

@@ -1,4 +1,4 @@
-"""What a file of requests is made of, whatever its format."""
+"""Types for the contents of an input file in any format."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class InputRequest(msgspec.Struct, frozen=True):
     """One request of a file.
 
     Attributes:
-        line: where it begins, from 1.
-        custom_id: its name in the output; the number of the line where the file gives none.
-        request: what the call is made of.
-        returned: what the line of its result has beside the answer: ``metadata`` and ``columns`` of
-            its own line, as JSON. None where there is nothing of the kind.
+        line: number of the line where it begins, from 1.
+        custom_id: its id in the output; the line number if the file gives none.
+        request: the request to send.
+        returned: members of its line that are copied to the result line: ``metadata`` and
+            ``columns``, as JSON. None if there are none.
     """
 
     line: int
@@ -30,15 +30,15 @@ class InputRequest(msgspec.Struct, frozen=True):
 
 
 class InputProblem(msgspec.Struct, frozen=True):
-    """A line that is no request.
+    """A line that is not a valid request.
 
     Attributes:
-        line: where it begins, from 1.
-        code: the reason in short, for instance ``invalid_json_line``.
+        line: number of the line where it begins, from 1.
+        code: short reason, for instance ``invalid_json_line``.
         message: what is wrong. It quotes no prompt.
         hint: what to do.
-        custom_id: the name of the line in the output. It is the one that the file gives, or the
-            number of the line; with an ending where another line has that name already.
+        custom_id: id of the line in the output: the id that the file gives, or the line number. It
+            has an ending if another line already has that id.
     """
 
     line: int
@@ -49,7 +49,7 @@ class InputProblem(msgspec.Struct, frozen=True):
 
 
 class LineError(Exception):
-    """What is wrong with a line."""
+    """A line is not a valid request."""
 
     def __init__(self, code: str, message: str, hint: str) -> None:
         super().__init__(message)
@@ -59,12 +59,12 @@ class LineError(Exception):
 
 
 class InputColumn(msgspec.Struct, frozen=True):
-    """A member of plain lines that is no parameter, and on which nobody has decided.
+    """A member of plain lines that is not a parameter and that no option covers.
 
     Attributes:
-        name: of the member.
-        lines: how many have it.
-        first_line: the first of them.
+        name: name of the member.
+        lines: number of lines that have it.
+        first_line: number of the first of these lines.
     """
 
     name: str
@@ -73,20 +73,19 @@ class InputColumn(msgspec.Struct, frozen=True):
 
 
 class InputSummary(msgspec.Struct, frozen=True):
-    """What a file holds.
+    """Summary of a file.
 
     Attributes:
-        requests: how many can be sent.
-        problems: the first lines that cannot, at most 20; :meth:`InputFile.problems` has them all.
-        bad_lines: how many there are of those.
-        models: requests by model.
-        fingerprint: 32 hexadecimal digits: the same for the same requests (names, models, messages
-            and parameters that may change an answer), in whichever order and form they are written.
+        requests: number of requests that can be sent.
+        problems: the first bad lines, at most 20; :meth:`InputFile.problems` returns all of them.
+        bad_lines: number of bad lines.
+        models: number of requests by model.
+        fingerprint: 32 hexadecimal digits: the same for the same requests (ids, models, messages
+            and parameters that may change an answer), in any order and form.
         format: ``jsonl``, ``csv`` or ``text``.
-        columns: members of plain lines on which ``keep``, ``drop_columns`` or ``send_columns`` has
-            to decide. Nothing can be sent while there are any.
-        named_by_line: whether there are requests without a name of their own: they are named by the
-            number of their line.
+        columns: members of plain lines for which ``keep``, ``drop_columns`` or ``send_columns`` is
+            needed. Nothing can be sent while there are any.
+        named_by_line: True if some requests have no id in the file; their id is the line number.
     """
 
     requests: int
@@ -100,26 +99,26 @@ class InputSummary(msgspec.Struct, frozen=True):
 
 
 class RecordReader(Protocol):
-    """Reads one format.
+    """Reader of one format.
 
-    What ``rows`` gives is understood by the same reader only. It is a step of its own so that a
-    line which is known to be bad, or to be finished, costs no more than reading it.
+    Only the same reader understands the rows of ``rows``. Rows are a separate step, so that a line
+    known to be bad or finished costs no more than reading it.
     """
 
     format: str
 
     @property
     def lines_are_ids(self) -> bool:
-        """Whether no line can have the name of another."""
+        """True if ids are line numbers, so that two lines never have the same id."""
         ...
 
     @property
     def names_lines(self) -> bool:
-        """Whether a record is named by the number of its line. Known after a check."""
+        """True if the id of some record is its line number. Known after a check."""
         ...
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-        """Each record that is not blank, with the number of the line where it begins.
+        """Yield each record that is not blank, with the number of the line where it begins.
 
         Raises:
             InputFileError: the file as a whole cannot be used.
@@ -127,37 +126,37 @@ class RecordReader(Protocol):
         ...
 
     def check(self, line: int, row: Any) -> InputRequest | InputProblem:
-        """What a record is."""
+        """Check a record; return its request, or its problem."""
         ...
 
     def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
-        """The request of a record that ``check`` has found good; None where it is finished."""
+        """Return the request of a record that passed ``check``; None if it is finished."""
         ...
 
     def refuse_missing(self) -> None:
-        """Refuse the name of a column that is to be kept, and that no record had in a check.
+        """Check that every column to keep was in some record.
 
         Raises:
-            InputFileError: it names them.
+            InputFileError: no record had a column; the message names it.
         """
         ...
 
     def undecided(self) -> list[InputColumn]:
-        """Columns that somebody has to decide on. Known after a check."""
+        """Return the columns that no option covers. Known after a check."""
         ...
 
     def meaning(self) -> list[str | None]:
-        """What has made requests out of the bytes, beside the format. Known after a check."""
+        """Return the options that affect the requests, besides the format. Known after a check."""
         ...
 
 
 def shown(name: str) -> str:
-    """A name of the file as it is quoted in a message: short, and harmless in a terminal."""
+    """Quote a name for a message: short, and safe in a terminal."""
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
 
 
 def not_utf8(line: int, custom_id: str | None = None) -> InputProblem:
-    """The problem of bytes that are no text."""
+    """Return the problem of a line that is not UTF-8."""
     return InputProblem(
         line,
         "invalid_encoding",

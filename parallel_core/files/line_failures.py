@@ -1,4 +1,4 @@
-"""How a failed call is written into a line of results: as an answer of HTTP, or as an error."""
+"""Form of a failed call in a result line: an HTTP response, or an error."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _TAIL_OF_LITELLM = "\n\nLiteLLM: "
 
 
 class LineFailure(msgspec.Struct, frozen=True):
-    """How a call failed, as its line says it.
+    """The failure of a call, as its result line describes it.
 
     Attributes:
-        kind: what it means.
-        status_code: of HTTP; None where there was no answer.
-        code: the reason in short; None where HTTP and ``error`` say it.
+        kind: kind of the failure.
+        status_code: HTTP status; None if there was no response.
+        code: short reason; None if the status and ``error`` give it.
         message: the reason. It may quote a prompt or a key.
-        error: the error object of an answer.
-        request_id: of the answer, by the provider; empty where it gives none.
+        error: the error object of the response.
+        request_id: the provider's id of the response; empty if it gives none.
     """
 
     kind: FailureKind
@@ -49,7 +49,7 @@ class LineFailure(msgspec.Struct, frozen=True):
 
 
 def failure_of(exception: Exception) -> LineFailure:
-    """Describe a call that raised this."""
+    """Describe the failure of a call that raised this exception."""
     evidence = evidence_of(exception)
     kind = classify_evidence(evidence).kind
     message = _message_of(exception)
@@ -63,7 +63,7 @@ def failure_of(exception: Exception) -> LineFailure:
     known = _CODES_OF_KINDS.get(kind)
     status = evidence.answer_status
     if status is None and known is None and (evidence.status or 500) < 500:
-        status = evidence.status  # the Router itself refused it: it knows no such model
+        status = evidence.status  # the Router itself refused the request: an unknown model
     if status is not None:
         error = _error_object(exception, evidence, message)
         return LineFailure(kind, status, None, message, error, _request_id(evidence))
@@ -86,16 +86,16 @@ def _message_of(exception: BaseException) -> str:
 
 
 def _without_traceback(message: str) -> str:
-    """Cut the traceback that litellm writes into messages, with the paths of this machine."""
+    """Cut the traceback that litellm writes into messages: it has paths of this machine."""
     before, traceback, _ = message.partition("Traceback (most recent call last)")
     return before.rstrip() if traceback and before else message
 
 
 def _message_of_unreadable(evidence: Evidence, message: str) -> str:
-    """Leave out the answer, which litellm quotes in full."""
+    """Describe an answer that litellm cannot read, without the answer that litellm quotes."""
     first = evidence.chain[-1]
     errors = cast("Any", getattr(first, "errors", None))
-    if callable(errors):  # of pydantic
+    if callable(errors):  # a pydantic error
         found = cast("list[dict[str, Any]]", errors())[0]
         reason = f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
     elif isinstance(first, (AttributeError, TypeError, LookupError)):
@@ -104,17 +104,20 @@ def _message_of_unreadable(evidence: Evidence, message: str) -> str:
         return message
     else:
         reason = ""
-    return "the answer is no chat completion that litellm can read" + (reason and f": {reason}")
+    return "litellm cannot read the answer as a chat completion" + (reason and f": {reason}")
 
 
 def _message_of_interruption(exception: StreamInterruptedError) -> str:
-    """Without the number of the request, which is none of the file's, and with what broke it."""
+    """Describe an interrupted stream with its cause.
+
+    The index of the request is left out, because it is not a line number of the file.
+    """
     cause = exception.__cause__
     because = f": {_message_of(cause)}" if cause is not None else ""
     if exception.is_complete:
         return (
-            f"the stream (model {exception.model!r}) arrived, but its chunks cannot be put "
-            f"together{because}"
+            f"the stream (model {exception.model!r}) arrived, but its chunks cannot be "
+            f"combined{because}"
         )
     return (
         f"the stream (model {exception.model!r}) broke off after {len(exception.text)} "
@@ -124,13 +127,13 @@ def _message_of_interruption(exception: StreamInterruptedError) -> str:
 
 def _error_object(exception: Exception, evidence: Evidence, message: str) -> Mapping[str, Any]:
     """Return the error object as the provider gave it."""
-    told = evidence.sent_error
-    if not told:
-        told = {name: getattr(exception, name, None) for name in ("type", "param", "code")}
-    text = told.get("message")
+    sent = evidence.sent_error
+    if not sent:
+        sent = {name: getattr(exception, name, None) for name in ("type", "param", "code")}
+    text = sent.get("message")
     if not isinstance(text, str) or not text:
         text = message
-    return {"message": text, "type": None, "param": None, "code": None} | {**told, "message": text}
+    return {"message": text, "type": None, "param": None, "code": None} | {**sent, "message": text}
 
 
 def _request_id(evidence: Evidence) -> str:

@@ -1,7 +1,7 @@
 """Names of request members: parameters of chat completions, settings of litellm, vendor parameters.
 
-All of it is asked of the packages ``openai`` and ``litellm`` at run time. They are imported by the
-functions only: that takes seconds.
+The names come from the packages ``openai`` and ``litellm`` at run time. Only the functions import
+these packages, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
-# Arguments of our own and of litellm that no name of a vendor begins with.
+# Prefixes of internal arguments of this package and of litellm. No vendor parameter has them.
 _PRIVATE_PREFIXES: Final = ("_", "litellm_", "mock_", "parallel_core_")
-# A name that ends like this is an address, a key, a file, a callback or a deployment, whether
-# litellm declares it or not.
+# A name with such an ending is an address, a key, a file, a callback or a deployment, even if
+# litellm does not declare it.
 _ENDS_LIKE_A_SETTING: Final = re.compile(
     r"(?:^|[_-])(?:api|auth|base|callbacks?|cert|client|credentials?|deployment|endpoint|fallbacks|"
     r"file|headers?|host|key|password|path|prox(?:y|ies)|secret|ssl|token|uri|url|verify)$"
     r"|(?:^|_)(?:apikey|deployment|model_id)(?:_|$)",
     re.IGNORECASE,
 )
-# Names by which litellm's functions read arguments that they do not declare.
+# Matches the code with which litellm's functions read arguments that they do not declare.
 _READ: Final = re.compile(
     r"""(?<![\w.])(?:request_)?(?:kwargs|litellm_params)(?:\.(?:get|pop)\(\s*|\[)"([\w-]+)\""""
 )
@@ -38,7 +38,7 @@ _FEW: Final = 2
 
 @functools.cache
 def openai_parameters() -> frozenset[str]:
-    """Names of the parameters of OpenAI's chat completions."""
+    """Return the names of the parameters of OpenAI's chat completions."""
     from openai.types.chat import completion_create_params as types
 
     forms = (
@@ -50,7 +50,7 @@ def openai_parameters() -> frozenset[str]:
 
 @functools.cache
 def openai_roles() -> frozenset[str]:
-    """Roles that a message of OpenAI's chat completions may have."""
+    """Return the roles that a message of OpenAI's chat completions may have."""
     from openai.types.chat import ChatCompletionMessageParam
 
     forms = get_args(ChatCompletionMessageParam)
@@ -59,10 +59,10 @@ def openai_roles() -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def is_litellm_setting(name: str) -> bool:
-    """Return True if litellm would not send an argument of this name, but act on it.
+    """Return True if litellm would act on an argument of this name instead of sending it.
 
-    A setting may carry a key, send the request elsewhere, weaken its encryption, make an answer
-    up, call more often, or change what it seems to cost.
+    A setting may contain a key, send the request to another address, weaken its encryption, fake
+    an answer, call more often, or change the reported cost.
     """
     if name in openai_parameters():
         return False
@@ -76,13 +76,13 @@ def is_litellm_setting(name: str) -> bool:
 def is_key_or_address(name: str) -> bool:
     """Return True if a member of ``extra_body`` looks like a key or an address.
 
-    A proxy behind the API (litellm's own, for instance) may act on it.
+    A proxy behind the API, such as litellm's, may act on it.
     """
     return name not in openai_parameters() and (is_private(name) or ends_like_a_setting(name))
 
 
 def is_private(name: str) -> bool:
-    """Return True if a name belongs to the inside of litellm or of this package."""
+    """Return True if a name is internal to litellm or this package."""
     return name.startswith(_PRIVATE_PREFIXES)
 
 
@@ -91,12 +91,12 @@ def ends_like_a_setting(name: str) -> bool:
     return _ENDS_LIKE_A_SETTING.search(name) is not None
 
 
-# --- what litellm says ---
+# --- names in litellm ---
 
 
 @functools.cache
 def _declared_settings() -> frozenset[str]:
-    """Names that litellm lists as its own, or as settings of a deployment."""
+    """Return the names that litellm lists as its own settings or as settings of a deployment."""
     from litellm.types import router, utils
 
     names: set[str] = set(utils.all_litellm_params)
@@ -115,7 +115,7 @@ def _fields_of_keys() -> frozenset[str]:
 
 @functools.cache
 def _prefixes_of_keys() -> tuple[str, ...]:
-    """What several fields for keys begin with: ``aws_``, ``vertex_``, …"""
+    """Return the prefixes that several credential fields share: ``aws_``, ``vertex_``, …"""
     beginnings = [name.partition("_")[0] for name in _fields_of_keys() if "_" in name]
     often = {beginning for beginning in beginnings if beginnings.count(beginning) >= _FEW}
     return tuple(f"{beginning}_" for beginning in often)
@@ -123,7 +123,7 @@ def _prefixes_of_keys() -> tuple[str, ...]:
 
 @functools.cache
 def _arguments_of_calls() -> frozenset[str]:
-    """Names of the arguments of litellm's functions and of its Router."""
+    """Return the names of the arguments of litellm's functions and of its Router."""
     import litellm
 
     its: Any = litellm
@@ -135,7 +135,7 @@ def _arguments_of_calls() -> frozenset[str]:
 
 @functools.cache
 def _undeclared_reads() -> frozenset[str]:
-    """Names by which litellm's functions read arguments that no signature has."""
+    """Return the names of arguments that litellm's functions read but do not declare."""
     import litellm
 
     folder = Path(litellm.__file__).parent
@@ -146,10 +146,10 @@ def _undeclared_reads() -> frozenset[str]:
 
 
 def _required_elsewhere() -> frozenset[str]:
-    """Names of what other endpoints cannot do without, as ``input`` of embeddings.
+    """Return the names of required arguments of other endpoints, such as ``input`` of embeddings.
 
-    litellm reads these in calls of those endpoints, to log and to count; for a chat completion it
-    sends them like any parameter of a vendor.
+    litellm reads these in calls of those endpoints, to log and to count. In a chat completion it
+    sends them like any vendor parameter.
     """
     import litellm
     from litellm.types.utils import CallTypes
@@ -166,9 +166,9 @@ def _required_elsewhere() -> frozenset[str]:
 
 @functools.cache
 def _vendor_parameters() -> frozenset[str]:
-    """Names of parameters that litellm knows for one of its providers: ``top_k``, ``thinking``, …
+    """Return the names of parameters of litellm's providers: ``top_k``, ``thinking``, …
 
-    Keys and addresses are not among them.
+    Keys and addresses are not included.
     """
     import litellm
 
@@ -179,7 +179,7 @@ def _vendor_parameters() -> frozenset[str]:
         for config in _configs_of_providers(litellm):
             names.update(*map(_fields, type(config).__mro__))
             names.update(inspect.signature(type(config).__init__).parameters)
-            # Some ask for a model that exists, and raise various errors where there is none.
+            # Some need the name of an existing model, and raise various errors without one.
             with contextlib.suppress(Exception):
                 names.update(config.get_supported_openai_params("model"))
     return frozenset(
@@ -193,7 +193,7 @@ def _configs_of_providers(litellm: ModuleType) -> Iterator[Any]:
     from litellm.utils import ProviderConfigManager
 
     for provider in litellm.LlmProviders:
-        # A provider whose own package is not installed has no configuration here.
+        # A provider whose package is not installed has no configuration.
         with contextlib.suppress(Exception):
             config = ProviderConfigManager.get_provider_chat_config("model", provider)
             if config is not None:
@@ -201,6 +201,6 @@ def _configs_of_providers(litellm: ModuleType) -> Iterator[Any]:
 
 
 def _fields(type_: Any) -> Iterable[str]:
-    """Names of the fields of a pydantic model, a TypedDict or a plain class."""
+    """Return the names of the fields of a pydantic model, a TypedDict or a plain class."""
     fields: Any = getattr(type_, "model_fields", None)
     return fields or getattr(type_, "__annotations__", {})

@@ -1,6 +1,6 @@
-"""The output file of a run is its checkpoint: what it holds is finished and never paid twice.
+"""The output file of a run is its checkpoint: no request in it is sent, or paid for, again.
 
-``docs/durability.md`` says what is promised, and how it is tested.
+``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
 from .journal import Journal, JournalEntry, JournalOpening

@@ -1,4 +1,4 @@
-"""The files of a journal: locked, appended to, replaced as a whole, and synced."""
+"""The files of a journal: lock, append, replace atomically, and sync."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from .system import MOVES_OPEN_FILES, open_flags, read_at
 if sys.platform != "win32":
     import fcntl
 
-BLOCK = 1 << 20  # bytes that are read or written at once where files are copied
+BLOCK = 1 << 20  # bytes read or written at once when a file is copied
 _APPENDING = open_flags("O_RDWR", "O_APPEND", "O_CREAT")
-# What F_FULLFSYNC says where a file system does not have it.
+# Errors of F_FULLFSYNC on a file system that does not support it.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
-_PERMISSIONS = 0o666  # less the umask, as for every file that a user has a program write
+_PERMISSIONS = 0o666  # minus the umask, the default for new files
 
 
 class Disk:
-    """What the system does with bytes. A place where tests put faults."""
+    """Write and sync calls of the operating system. Tests replace it to inject faults."""
 
     def write(self, fd: int, data: bytes | memoryview) -> int:
         return os.write(fd, data)
 
     def sync(self, fd: int) -> None:
-        """Return when the contents of the file survive a loss of power."""
+        """Sync a file, so that its contents survive a loss of power."""
         if sys.platform == "darwin":
             try:
-                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync stops at the cache of the disk there
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync on macOS only reaches the disk's cache
             except OSError as error:
                 if error.errno not in _NO_FULL_SYNC:
                     raise
-                os.fsync(fd)  # a file system of a network or of a stick
+                os.fsync(fd)  # a network file system or a USB stick
         elif hasattr(os, "fdatasync"):
             os.fdatasync(fd)
         else:
             os.fsync(fd)
 
     def sync_folder(self, folder: Path) -> None:
-        """Return when the names in a folder survive a loss of power, as far as its system can."""
+        """Sync a folder, so that its file names survive a loss of power, where this is possible."""
         if sys.platform == "win32":
-            return  # it syncs the names itself, and opens no folder
-        with contextlib.suppress(OSError):  # some network file systems cannot, and need not
+            return  # Windows syncs names itself and cannot open a folder
+        with contextlib.suppress(OSError):  # some network file systems cannot and need not do it
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(fd)
@@ -57,32 +57,33 @@ class Disk:
                 os.close(fd)
 
     def write_all(self, fd: int, data: bytes) -> None:
+        """Write all bytes, with as many writes as that takes."""
         rest = memoryview(data)
         while rest:
             written = self.write(fd, rest)
             if written <= 0:
-                raise OSError(errno.EIO, "the system writes nothing and gives no reason")
+                raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
             rest = rest[written:]
 
 
 class FileChangedError(OSError):
-    """A file is not what it was: removed, replaced, or written to by somebody else."""
+    """The file was removed, replaced, or written to by another program."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class LockedFile:
-    """A regular file that one run alone appends to.
+    """A regular file that only one run appends to.
 
-    Whoever gets the lock looks whether the path still leads to the locked file. So the file may be
-    replaced under the lock, by another one that is locked already.
+    After taking the lock, a run checks that the path still leads to the locked file. So the holder
+    of the lock may replace the file by another one that is already locked.
 
     Attributes:
-        path: without symbolic links.
+        path: the path without symbolic links.
         fd: the open file; changes when the file is replaced.
-        size: bytes that are known to be on disk; everything behind them can be cut.
-        created: whether the file was not there before.
+        size: number of bytes known to be on disk; everything after them can be cut.
+        created: True if the file did not exist before.
     """
 
     def __init__(self, path: Path, disk: Disk) -> None:
@@ -98,7 +99,7 @@ class LockedFile:
         while True:
             refuse_irregular(self.path)
             self.created = not self.path.exists()
-            # What became a FIFO just now must not block.
+            # O_NONBLOCK: the path may have become a FIFO since the check, and must not block.
             fd = os.open(self.path, _APPENDING | open_flags("O_NONBLOCK"), _PERMISSIONS)
             try:
                 lock = take_lock(fd, self.path)
@@ -119,7 +120,7 @@ class LockedFile:
         return os.path.samestat(there, os.fstat(fd))
 
     def check(self) -> None:
-        """Raises FileChangedError: this is no longer the file that was opened."""
+        """Raise FileChangedError if this is no longer the file that was opened."""
         now = os.fstat(self.fd)
         if now.st_nlink == 0:
             raise FileChangedError("it has been removed")
@@ -130,33 +131,36 @@ class LockedFile:
 
     @property
     def removed(self) -> bool:
+        """True if the file has no name in any folder."""
         return os.fstat(self.fd).st_nlink == 0
 
     def write(self, data: bytes) -> None:
-        """Append; not counted in ``size`` before ``commit``."""
+        """Append data. ``size`` does not count it until ``commit``."""
         self._disk.write_all(self.fd, data)
 
     def sync(self) -> None:
+        """Sync the file to disk."""
         self._disk.sync(self.fd)
 
     def commit(self) -> None:
+        """Count everything in the file as being on disk."""
         self.size = os.fstat(self.fd).st_size
 
     def cut(self, size: int) -> None:
-        """Shorten the file."""
+        """Truncate the file to a size, and sync it."""
         self.size = size
         if self.drop_uncommitted():
             self._disk.sync(self.fd)
 
     def drop_uncommitted(self) -> bool:
-        """Cut what is not committed, if only for now; whether there was something."""
+        """Cut what is not committed, without a sync. Return True if there was something to cut."""
         if os.fstat(self.fd).st_size == self.size:
             return False
         os.ftruncate(self.fd, self.size)
         return True
 
     def blocks(self) -> Iterator[bytes]:
-        """What is committed, also where the file is no longer in any folder."""
+        """Read the committed bytes in blocks. This also works after the file was removed."""
         offset = 0
         while offset < self.size:
             block = read_at(self.fd, min(BLOCK, self.size - offset), offset)
@@ -166,11 +170,11 @@ class LockedFile:
             yield block
 
     def replace(self, blocks: Iterable[bytes]) -> None:
-        """Replace the file as a whole. After a crash there is the old one or the new one."""
+        """Replace the file atomically. After a crash, either the old or the new one is there."""
         temporary = temporary_name(self.path)
         fd = os.open(temporary, _APPENDING | open_flags("O_TRUNC", "O_NOFOLLOW"), _PERMISSIONS)
         try:
-            self._lock.cover(fd)  # before anybody can find it
+            self._lock.cover(fd)  # before the file has its final name
             if hasattr(os, "fchmod"):
                 os.fchmod(fd, stat.S_IMODE(os.fstat(self.fd).st_mode))
             for block in in_large_blocks(blocks):
@@ -189,7 +193,8 @@ class LockedFile:
         self._disk.sync_folder(self.path.parent)
 
     def move_aside(self, backup: Path) -> None:
-        """Rename the file and start an empty one. The old one stays locked until the new one is."""
+        """Rename the file and start an empty one. The old one stays locked until the new one is
+        locked."""
         self.created = True
         if not MOVES_OPEN_FILES:
             self._take(self._move_closed(self.path, backup))
@@ -209,7 +214,8 @@ class LockedFile:
         self.commit()
 
     def _move_closed(self, source: Path, target: Path) -> int:
-        """Rename with the file closed meanwhile. Returns what is at its path then, opened."""
+        """Close the file, rename ``source``, and open the file at the path. Return a duplicate of
+        the new descriptor."""
         os.close(self.fd)
         try:
             source.replace(target)
@@ -218,7 +224,7 @@ class LockedFile:
         return os.dup(self.fd)
 
     def bring_back(self) -> None:
-        """Write what is committed to the path again, from which the file was removed."""
+        """Write the committed bytes to the path again, after the file was removed from there."""
         fd = os.open(self.path, _APPENDING | os.O_EXCL, _PERMISSIONS)
         try:
             for block in self.blocks():
@@ -232,6 +238,7 @@ class LockedFile:
         self._disk.sync_folder(self.path.parent)
 
     def close(self, *, remove: bool = False) -> None:
+        """Close the file and release the lock; remove the file on request."""
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
@@ -243,12 +250,12 @@ class LockedFile:
         self._lock.release()
 
     def undo(self) -> None:
-        """Close the file, and remove it if it was not there before and is empty."""
+        """Close the file. Remove it if this run created it and it is empty."""
         self.close(remove=self.fd >= 0 and self.created and os.fstat(self.fd).st_size == 0)
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raises JournalError: there is something at the path that cannot be appended to and cut."""
+    """Raise JournalError if the path exists and is not a regular file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -259,12 +266,15 @@ def refuse_irregular(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Beside the file; always the same, so that a crash leaves one of them at most."""
+    """Return the path of the temporary file beside a file.
+
+    It is always the same, so a crash leaves at most one temporary file.
+    """
     return path.with_name(f".{path.name}.new")
 
 
 def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
-    """Write a small file as a whole."""
+    """Write a small file atomically."""
     temporary = temporary_name(path)
     flags = open_flags("O_WRONLY", "O_CREAT", "O_TRUNC", "O_NOFOLLOW")
     fd = os.open(temporary, flags, _PERMISSIONS)
@@ -282,7 +292,7 @@ def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
 
 
 def open_at_a_new_line(path: Path) -> int:
-    """Open a file to append lines to it, also behind a torn one."""
+    """Open a file to append lines. If its last line is torn, end that line first."""
     fd = os.open(path, _APPENDING, _PERMISSIONS)
     try:
         size = os.fstat(fd).st_size
@@ -295,6 +305,7 @@ def open_at_a_new_line(path: Path) -> int:
 
 
 def in_large_blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces into blocks of at least ``BLOCK`` bytes; only the last one may be smaller."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:

@@ -1,6 +1,6 @@
-"""The output file of a run as its checkpoint: what is in it is finished, and is never paid twice.
+"""The output file of a run as its checkpoint: no request in it is sent, or paid for, again.
 
-``docs/durability.md`` tells what is promised, and how it is tested.
+``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["Journal", "JournalEntry", "JournalOpening"]
 
 
 class Journal:
-    """Keeps results on disk, and knows which requests are finished.
+    """Keeps results on disk and knows which requests are finished.
 
-    It is made by :meth:`open`, and is a context manager, of ``with`` and of ``async with``. Its
-    methods may be called from any task and thread, of trio and of asyncio.
+    Create it with :meth:`open`. It is a context manager for ``with`` and ``async with``. Its
+    methods may be called from any thread and any task, in trio and in asyncio.
 
     Attributes:
-        opening: what was found.
+        opening: what was found in the files.
     """
 
     def __init__(self, opened: OpenedJournal, writer: JournalWriter) -> None:
         self.opening = opened.opening
         self._ids = opened.ids
         self._writer = writer
-        self._told = False
-        # A journal that is forgotten writes what it has all the same, at the end of the program.
+        self._failure_raised = False
+        # A journal that is never closed still writes its entries, at the end of the program.
         self._finalizer = weakref.finalize(self, writer.close)
 
     @classmethod
@@ -60,36 +60,37 @@ class Journal:
         on_failure: Callable[[JournalError], object] | None = None,
         disk: Disk | None = None,
     ) -> Journal:
-        """Open the files of a run: begin it, or go on with it.
+        """Open the files of a run, to start or resume it.
 
-        Blocking: with a million finished requests it takes seconds. A torn line at the end of a
-        file is cut, and results in a rescue file are put where they belong.
+        This blocks; with a million finished requests it takes seconds. A torn line at the end of a
+        file is cut. Results in a rescue file are moved to the output or error file.
 
         Args:
             paths: the files.
-            manifest: what the answers depend on. It is kept beside the output, and the run is later
-                resumed only if every field is the same. No keys: the file is readable for all.
-            retry_failed: requests that have failed count as not finished: with one of these kinds,
-                or, if True, with any kind but ``request``. The line of a failure is dropped when
-                there is a newer result, at the end or when the journal is opened again.
-            allow_changed: resume in spite of differences, or without a manifest. They are noted in
-                the manifest before the first result is written.
-            read_older: brings the fields of a manifest of the first format (of version 0.1.0) into
+            manifest: what the answers depend on. It is kept beside the output, and the run can be
+                resumed only if every field is the same. Do not put keys in it: every user can read
+                the file.
+            retry_failed: kinds of failures whose requests count as not finished; True means every
+                kind except ``request``. The line of a failure is dropped when there is a newer
+                result: at the end, or when the journal is opened again.
+            allow_changed: resume in spite of differences, or without a manifest. The differences
+                are noted in the manifest before the first result is written.
+            read_older: converts the fields of a manifest of the first format (version 0.1.0) to
                 the form of ``manifest``, to compare them; None compares them as they are.
-            force_new: begin anew; the files of before are moved aside, to ``out.jsonl.1``.
-            group_size: results that are written and synced at once; ``append`` waits while so many
-                are not on disk.
-            group_seconds: how long a result waits at most for others to be written with it.
+            force_new: start over; the existing files are moved aside, to ``out.jsonl.1``.
+            group_size: number of results that are written and synced at once; ``append`` waits
+                while that many are not on disk.
+            group_seconds: longest time that a result waits for others to be written with it.
             on_disk: called after each group, in the writer's thread, with the numbers of answers
-                and of failures that are on disk.
+                and of failures on disk.
             on_failure: called once, in the writer's thread, when results can no longer be written.
-            disk: what writes; for tests.
+            disk: the object that writes; for tests.
 
         Raises:
-            JournalInUseError: another run has the file.
-            DifferentRunError: the output is of a run with another manifest.
-            JournalError: the files cannot be used; the text says why, and what to do.
-            TypeError, ValueError: a bad ``retry_failed``, ``group_size`` or ``group_seconds``.
+            JournalInUseError: another run has locked the file.
+            DifferentRunError: the output belongs to a run with another manifest.
+            JournalError: the files cannot be used; the message says why, and what to do.
+            TypeError, ValueError: invalid ``retry_failed``, ``group_size`` or ``group_seconds``.
         """
         if group_size < 1 or not 0 <= group_seconds < float("inf"):
             raise ValueError("group_size must be at least 1, and group_seconds finite and not < 0")
@@ -122,49 +123,51 @@ class Journal:
 
     @property
     def succeeded(self) -> int:
-        """Answers on disk, of this run and of earlier ones."""
+        """Number of answers on disk, from this run and earlier ones."""
         return self._writer.succeeded
 
     @property
     def failed(self) -> int:
-        """Failures on disk, of this run and of earlier ones."""
+        """Number of failures on disk, from this run and earlier ones."""
         return self._writer.failed
 
     @property
     def failure(self) -> JournalError | None:
-        """Why results can no longer be written; ``None`` while they can."""
+        """Return the error why results can no longer be written; None while they can."""
         return None if self._writer.failure is None else self._writer.error()
 
     def is_finished(self, custom_id: str) -> bool:
-        """Whether the request was finished when the journal was opened."""
+        """Return True if the request was finished when the journal was opened."""
         return custom_id in self._ids
 
     def has_answer(self, custom_id: str) -> bool:
-        """Whether the request was finished, and not by a failure, when the journal was opened."""
+        """Return True if the request had an answer when the journal was opened."""
         return self._ids.has_answer(custom_id)
 
     def failure_kind(self, custom_id: str) -> FailureKind | None:
-        """Return why the request had failed when the journal was opened; None if it had not, or is
-        to be sent again."""
+        """Return the kind of the request's failure when the journal was opened.
+
+        None if it had not failed, or will be sent again.
+        """
         return self._ids.failure_kind(custom_id)
 
     def is_retried(self, custom_id: str) -> bool:
-        """Whether the request has failed, and is to be sent again."""
+        """Return True if the request failed and will be sent again."""
         return id_digest(custom_id) in self._ids.retried
 
     async def append(self, entry: JournalEntry) -> None:
-        """Hand a result over; it is on disk when ``succeeded`` and ``failed`` count it.
+        """Queue a result. It is on disk when ``succeeded`` or ``failed`` counts it.
 
-        The result is taken before anything is waited for, also in a scope that is cancelled. Then
-        this waits while a whole group is unwritten.
+        The result is accepted before this waits, even in a cancelled scope. Then this waits while
+        a whole group is unwritten.
 
         Raises:
             JournalError: results can no longer be written. This one goes to the rescue file.
-            ValueError: the line is empty, or has an end in it.
+            ValueError: the line is empty or contains a newline.
             RuntimeError: the journal is closed.
         """
         if not entry.line or b"\n" in entry.line or b"\n" in (entry.statistics or b""):
-            raise ValueError("a line of a journal is not empty, and has no end of a line in it")
+            raise ValueError("a journal line must not be empty and must not contain a newline")
         writer = self._writer
         writer.put(entry)
         if writer.failure is None:
@@ -173,30 +176,30 @@ class Journal:
             raise writer.error()
 
     def record(self, line: bytes) -> None:
-        """Have a line of statistics written that belongs to no result. It may get lost."""
+        """Queue a line of statistics that belongs to no result. It may get lost."""
         self._writer.put_record(line)
 
     def flush(self) -> None:
-        """Wait until all that was handed over is on disk, or has failed to be. Blocking.
+        """Block until everything queued is on disk, or writing it failed.
 
         Raises:
             JournalError: results can no longer be written.
         """
 
-        def look(_: list[LockedFile]) -> None:
+        def raise_failure(_: list[LockedFile]) -> None:
             if self._writer.failure is not None:
                 raise self._writer.error()
 
-        self._writer.while_idle(look)
+        self._writer.while_idle(raise_failure)
 
     def rewrite_in_order(self, order: Iterable[str]) -> None:
-        """Bring the lines of the output, and of the error file, into the order of these ids.
+        """Sort the lines of the output and of the error file into the order of these ids.
 
-        Blocking, for the end of a run: no other task may append meanwhile. After a crash there is
-        the old file or the new one. Lines whose ids are not among these stay behind the others.
+        This blocks. Call it at the end of a run: no other task may append at the same time. After
+        a crash, either the old or the new file is there. Lines with other ids come last.
 
         Raises:
-            OrderError: a file cannot be rewritten. It is as it was, with every result.
+            OrderError: a file cannot be rewritten. It is unchanged and has every result.
             JournalError: results could not be written, or a file is gone.
         """
 
@@ -208,7 +211,7 @@ class Journal:
         self._writer.while_idle(rewrite)
 
     async def aclose(self) -> None:
-        """Write and sync what is left, and close the files; a cancellation waits for that.
+        """Write and sync the remaining entries, and close the files. A cancellation waits for that.
 
         Raises:
             JournalError: results could not be written.
@@ -219,17 +222,17 @@ class Journal:
             await wait_until(lambda: writer.finished, writer.wait_until_finished)
         finally:
             self._finalizer.detach()
-        self._tell_failure()
+        self._raise_failure()
 
     def close(self) -> None:
-        """The same, blocking."""
+        """Do the same as :meth:`aclose`, but block."""
         self._writer.close()
         self._finalizer.detach()
-        self._tell_failure()
+        self._raise_failure()
 
-    def _tell_failure(self) -> None:
-        if self._writer.failure is not None and not self._told:
-            self._told = True
+    def _raise_failure(self) -> None:
+        if self._writer.failure is not None and not self._failure_raised:
+            self._failure_raised = True
             raise self._writer.error()
 
     def __enter__(self) -> Journal:
@@ -241,8 +244,8 @@ class Journal:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # An error on its way out is not hidden by what has most likely led to it.
-        self._told = self._told or exc is not None
+        # Do not replace the error that leaves the block: the failure most likely caused it.
+        self._failure_raised = self._failure_raised or exc is not None
         self.close()
 
     async def __aenter__(self) -> Journal:
@@ -254,7 +257,7 @@ class Journal:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._told = self._told or exc is not None
+        self._failure_raised = self._failure_raised or exc is not None
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -284,7 +287,7 @@ def _rewrite_in_order(
 
 def _lines_in_order(path: Path, order: Iterable[int]) -> Iterator[bytes]:
     offsets: dict[int, int] = {}
-    others: list[int] = []  # a second line of the same id, or none at all
+    others: list[int] = []  # further lines with an id seen before, or lines without a result
     offset = 0
     with path.open("rb") as lines:
         for found in read_result_lines(lines):

@@ -1,4 +1,4 @@
-"""Lines of JSON, written so that no reader changes or cuts a text in them."""
+"""Read and write lines of JSON whose texts no line reader changes or cuts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import msgspec
 
 T = TypeVar("T")
 
-# Valid in JSON as they are, but `str.splitlines` and many readers of lines end a line at them.
+# Valid in JSON unescaped, but `str.splitlines` and many line readers end a line at them.
 _ENDS_OF_LINES = (
     ("\x85".encode(), b"\\u0085"),
     ("\u2028".encode(), b"\\u2028"),
     ("\u2029".encode(), b"\\u2029"),
 )
-# The escapes of a document from left to right; the group is half a pair of UTF-16.
+# Matches each escape of a document; the group is a lone surrogate (half a UTF-16 pair).
 _ESCAPES = re.compile(
     rb"\\(?:u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -27,10 +27,10 @@ _ESCAPES = re.compile(
 
 
 def json_line(value: Any) -> bytes:
-    """Encode a value as one line of JSON, without its end.
+    """Encode a value as one line of JSON, without the newline.
 
-    A reader gets back each text as it was. Characters at which ``str.splitlines`` ends a line are
-    escaped, and so is half a pair of UTF-16, which UTF-8 does not have.
+    A reader gets every text back unchanged. Characters at which ``str.splitlines`` ends a line are
+    escaped. So are lone surrogates (half a UTF-16 pair), which UTF-8 cannot encode.
     """
     try:
         document = msgspec.json.encode(value, enc_hook=_as_json)
@@ -40,7 +40,7 @@ def json_line(value: Any) -> bytes:
 
 
 def one_line(document: bytes) -> bytes:
-    """Escape what ends a line for some readers, in a line of JSON."""
+    """Escape the characters in a line of JSON at which some readers end a line."""
     if not document.isascii():
         for character, escape in _ENDS_OF_LINES:
             document = document.replace(character, escape)
@@ -48,24 +48,24 @@ def one_line(document: bytes) -> bytes:
 
 
 def read_json_line(decode: Callable[[bytes], T], line: bytes) -> T:
-    """Decode a line with a decoder of msgspec.
+    """Decode a line with a msgspec decoder.
 
-    msgspec refuses half a pair of UTF-16, which :func:`json_line` writes. It is read as U+FFFD
-    here; ``json.loads`` reads it as it is.
+    msgspec refuses lone surrogates (half a UTF-16 pair), which :func:`json_line` writes. They are
+    read as U+FFFD here; ``json.loads`` keeps them.
 
     Raises:
-        msgspec.DecodeError: the line is no such JSON.
+        msgspec.DecodeError: the line is not JSON of the decoder's type.
     """
     try:
         return decode(line)
     except msgspec.DecodeError:
-        whole = _ESCAPES.sub(_without_half, line)
+        whole = _ESCAPES.sub(_replace_lone_surrogate, line)
         if whole == line:
             raise
         return decode(whole)
 
 
-def _without_half(escape: re.Match[bytes]) -> bytes:
+def _replace_lone_surrogate(escape: re.Match[bytes]) -> bytes:
     return escape[0] if escape[1] is None else b"\\ufffd"
 
 
@@ -76,7 +76,7 @@ def _as_json(value: object) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """What the encoder of Python's library writes as msgspec does."""
+    """Convert a value so that Python's ``json`` encodes it in the same way as msgspec."""
     if isinstance(value, Mapping):
         members = cast("Mapping[str, Any]", value)
         return {str(name): _plain(member) for name, member in members.items()}

@@ -1,8 +1,8 @@
-"""The lock of a run: one process at a time appends to a file.
+"""The lock of a run: only one process at a time appends to a file.
 
-``take_lock`` picks the way of the system. Nothing about locking is outside of this module: who
-opens files calls ``RunLock.cover`` for a file that is about to replace the locked one, and
-``RunLock.release`` at the end.
+``take_lock`` picks the mechanism of the system. All locking is in this module. Callers use
+``RunLock.cover`` for a file that is about to replace the locked one, and ``RunLock.release`` at
+the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if sys.platform != "win32":
 
 logger = logging.getLogger("parallel_core")
 
-# What flock says on file systems that have no locks: NFS without a lock daemon, some FUSE mounts.
+# Errors of flock on file systems without locks: NFS without a lock daemon, some FUSE mounts.
 _NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _HOST, _PROCESS, _STARTED = "host", "process", "started"  # members of a lock file
 
@@ -37,11 +37,11 @@ class RunLock(Protocol):
     """A lock that is held."""
 
     def cover(self, fd: int) -> None:
-        """Hold the lock on this open file too: it is about to replace the locked one."""
+        """Lock this open file too: it is about to replace the locked one."""
         ...
 
     def release(self) -> None:
-        """Give the lock up. Called after the locked file was closed."""
+        """Release the lock. Call it after the locked file was closed."""
         ...
 
 
@@ -50,11 +50,11 @@ def take_lock(fd: int, path: Path) -> RunLock:
 
     Args:
         fd: the open file.
-        path: its name.
+        path: its path.
 
     Raises:
-        JournalInUseError: another run has the file.
-        JournalError: it cannot be locked at all.
+        JournalInUseError: another run has locked the file.
+        JournalError: the file cannot be locked.
     """
     if sys.platform == "win32":
         return _MsvcrtLock(path)
@@ -68,7 +68,7 @@ def take_lock(fd: int, path: Path) -> RunLock:
         why = reason(error)
     lock = _LockFile(path)
     logger.warning(
-        "%s is on a file system without locks (%s): the file %s keeps other runs away instead",
+        "%s is on a file system without locks (%s): the file %s is used as the lock instead",
         path,
         why,
         lock.path.name,
@@ -77,7 +77,7 @@ def take_lock(fd: int, path: Path) -> RunLock:
 
 
 class _Flock:
-    """``flock`` on the file itself. It ends with the process, however that ends."""
+    """``flock`` on the file itself. The system releases it when the process ends."""
 
     def __init__(self, fd: int, path: Path) -> None:
         self._path = path
@@ -91,17 +91,17 @@ class _Flock:
             raise JournalInUseError(str(self._path), _holder_of_flock(fd)) from None
 
     def release(self) -> None:
-        """Do nothing: closing the file has released the lock."""
+        """Do nothing: closing the file already released the lock."""
 
 
 class _MsvcrtLock:
     """``msvcrt.locking`` on a file beside the locked one: a locked file cannot be read on Windows.
 
-    It ends with the process, however that ends.
+    The system releases it when the process ends.
     """
 
     def __init__(self, path: Path) -> None:
-        msvcrt: Any = importlib.import_module("msvcrt")  # of Windows alone
+        msvcrt: Any = importlib.import_module("msvcrt")  # exists only on Windows
         self._file = path.with_name(f"{path.name}.lock")
         try:
             self._fd = os.open(self._file, open_flags("O_RDWR", "O_CREAT"), 0o644)
@@ -131,11 +131,11 @@ class _MsvcrtLock:
 class _LockFile:
     """A file beside the locked one that names the host and the process of its run.
 
-    It stays behind when the process is killed. The next run on the same host finds that the process
-    is gone and takes the lock over; on another host nobody can tell, and a person has to look.
+    It stays behind when the process is killed. The next run on the same host sees that the process
+    is gone and takes over the lock. A run on another host cannot see that, so a person must check.
     """
 
-    _held: ClassVar[set[Path]] = set()  # by this process
+    _held: ClassVar[set[Path]] = set()  # lock files of this process
 
     def __init__(self, path: Path) -> None:
         self._file = path
@@ -165,7 +165,7 @@ class _LockFile:
         return True
 
     def _holder(self) -> dict[str, Any] | None:
-        """What the lock file says; None if it is gone."""
+        """Read the lock file; return None if it is gone."""
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:
@@ -177,7 +177,7 @@ class _LockFile:
         if not isinstance(holder, dict):
             raise JournalError(
                 f"{self._file} is locked by {self.path}, which does not say by whom: if no run "
-                "writes to it, remove that file and start again"
+                "writes to it, remove that lock file and start again"
             )
         return cast("dict[str, Any]", holder)
 
@@ -186,7 +186,7 @@ class _LockFile:
 
         Raises:
             JournalInUseError: the process is alive.
-            JournalError: it was on another host.
+            JournalError: the process is on another host.
         """
         if holder is None:
             return
@@ -198,7 +198,7 @@ class _LockFile:
             )
         if self.path in self._held or _is_alive(process, holder.get(_STARTED)):
             raise JournalInUseError(str(self._file), process)
-        # Moved first: another process may have taken it over since it was read.
+        # Rename it first: another process may have taken over the lock since it was read.
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             self.path.rename(aside)
@@ -218,9 +218,9 @@ def _members(path: Path) -> object:
 
 
 def _is_alive(process: int, started: object) -> bool:
-    """Return True if the process runs; not if only its number is in use again, as in containers."""
+    """Return True if the process runs; False if only its number was reused, as in containers."""
     if process == os.getpid():
-        return False  # it would be in the set of locks that this process holds
+        return False  # a lock of this process would be in `_LockFile._held`
     if not process_is_alive(process):
         return False
     now = _start_of(process)
@@ -228,10 +228,13 @@ def _is_alive(process: int, started: object) -> bool:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process began, in a form that tells it from others of the same number; on Linux."""
+    """Return the start time of a process on Linux, else None.
+
+    The text distinguishes it from other processes with the same number.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name in parentheses may have spaces; the start is the 20th field behind it.
+        # The name in parentheses may have spaces; the start time is the 20th field after it.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -249,5 +252,5 @@ def _holder_of_flock(fd: int) -> int | None:
         fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fd:01:1234 0 EOF
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5] == device:
             holder = int(fields[4])
-            return holder if holder > 0 else None  # of another container: 0 or less
+            return holder if holder > 0 else None  # 0 or less: a process in another container
     return None

@@ -19,29 +19,29 @@ ManifestFields: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 FORMAT_VERSION = 2
 _FIRST_FORMAT = 1
-# Fields of the first format that are none of the run.
+# Fields of the first format that do not describe the run.
 _OUTPUT_OF_FIRST_FORMAT, _ERRORS_OF_FIRST_FORMAT = "output file", "error file"
 
 
 class UnreadableManifestError(JournalError):
-    """The file is no manifest, or one of a newer version of this package."""
+    """The file is not a manifest, or a newer version of this package wrote it."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a run is.
+    """The description of a run.
 
     Attributes:
         fields: what its answers depend on.
-        error_file: where its failures are, relative to the folder of the output.
-        output_file: the name of its output. In the first format two outputs may share a manifest.
-        version: of this package, when the run began; for a run of the first format, when it was
-            resumed; None while it has not been.
-        changes: differences in spite of which the run was resumed: when, by which version, and for
-            each field the value then and the value since.
-        has_results: whether a result was written, or is about to be.
-        has_failures: whether one was written to the error file.
-        format_version: of the file.
-        raw: the file as it is; empty if there is none.
+        error_file: path of its error file, relative to the folder of the output.
+        output_file: name of its output. In the first format two outputs may share a manifest.
+        version: version of this package that started the run; for a run of the first format, the
+            version that resumed it, or None before that.
+        changes: differences in spite of which the run was resumed: the time, the version, and for
+            each field the value before and after.
+        has_results: True if a result was written, or is about to be.
+        has_failures: True if a failure was written to the error file.
+        format_version: format of the file.
+        raw: the bytes of the file; empty if there is none.
     """
 
     fields: dict[str, Any]
@@ -60,7 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return self.format_version == _FIRST_FORMAT
 
     def encoded(self) -> bytes:
-        """The content of the file."""
+        """Return the content of the file."""
         content = {
             name: getattr(self, name)
             for name in self.__struct_fields__
@@ -70,13 +70,13 @@ class Manifest(msgspec.Struct, frozen=True):
         document = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         try:
             return document.encode() + b"\n"
-        except UnicodeEncodeError:  # a name of a file that is no UTF-8
+        except UnicodeEncodeError:  # a file name that is not UTF-8
             return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     def changed(
         self, fields: dict[str, Any], differences: Mapping[str, tuple[Any, Any]], version: str
     ) -> Manifest:
-        """The manifest with other fields, and a note of what has changed."""
+        """Return the manifest with new fields and a note of the changes."""
         change = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": version,
@@ -88,13 +88,14 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class OpenManifest:
-    """The manifest of a run that has its files open, and what is on disk of it.
+    """The manifest of an open run, and the content of its file.
 
     Args:
-        path: of the file.
-        manifest: what is to be in it.
-        disk: what writes.
-        on_disk: what is in it. Where that is something else, it is written before a result is.
+        path: path of the file.
+        manifest: the manifest that the file should contain.
+        disk: the object that writes.
+        on_disk: the current content of the file. If it differs, the file is written before the
+            first result.
     """
 
     def __init__(self, path: Path, manifest: Manifest, disk: Disk, on_disk: bytes = b"") -> None:
@@ -104,16 +105,16 @@ class OpenManifest:
         self._on_disk = on_disk
 
     def write(self) -> None:
-        """Bring it to the disk. Raises OSError."""
+        """Write the manifest to disk if it has changed. Raises OSError."""
         content = self._manifest.encoded()
         if content != self._on_disk:
             write_atomically(self.path, content, self._disk)
             self._on_disk = content
 
     def expect_results(self, *, failures: bool) -> None:
-        """Note that results, and failures in the error file, are going to be written.
+        """Note that results, and failures in the error file, are about to be written.
 
-        Later they are known to be missing where they are. Raises OSError.
+        If a file vanishes later, the note shows that results are missing. Raises OSError.
         """
         known = self._manifest
         failures = failures or known.has_failures
@@ -123,18 +124,18 @@ class OpenManifest:
         self.write()
 
     def forget_failures(self) -> None:
-        """Note that there are none any more in the error file. Raises OSError."""
+        """Note that the error file has no failures any more. Raises OSError."""
         if self._manifest.has_failures:
             self._manifest = msgspec.structs.replace(self._manifest, has_failures=False)
             self.write()
 
 
 def find_manifest(paths: RunPaths) -> tuple[Path, Manifest] | None:
-    """Read the manifest of a run, under its name or under that of older versions.
+    """Read the manifest of a run, under its current name or the name of older versions.
 
     Raises:
-        UnreadableManifestError: it cannot be used.
-        JournalError: it is the manifest of another output.
+        UnreadableManifestError: the manifest cannot be used.
+        JournalError: the manifest belongs to another output.
     """
     if paths.manifest.exists():
         manifest = _read(paths.manifest)
@@ -150,15 +151,17 @@ def find_manifest(paths: RunPaths) -> tuple[Path, Manifest] | None:
         try:
             manifest = _read(older.manifest)
         except UnreadableManifestError:
-            return None  # it may be anything
+            return None  # the file may be unrelated
         if manifest.output_file == paths.output.name:
             return older.manifest, manifest
     return None
 
 
 def find_statistics(paths: RunPaths) -> Path:
-    """Where the statistics of a run are. Those of an older version have another name until the run
-    is resumed."""
+    """Return the path of a run's statistics.
+
+    Statistics of an older version have another name until the run is resumed.
+    """
     older = older_names(paths)
     if older is None or paths.statistics.exists() or not older.statistics.exists():
         return paths.statistics
@@ -178,7 +181,7 @@ def _read(path: Path) -> Manifest:
         if type(number) is int and number > FORMAT_VERSION:
             raise UnreadableManifestError(
                 f"{path} has the format {number}, and this version of parallel_core knows formats "
-                f"up to {FORMAT_VERSION}: resume with the version that began the run, or a newer "
+                f"up to {FORMAT_VERSION}: resume with the version that started the run, or a newer "
                 "one"
             )
         if number == FORMAT_VERSION:
@@ -198,6 +201,6 @@ def _read(path: Path) -> Manifest:
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnreadableManifestError(
-            f"{path} is no manifest of a run: put the right one back, or start over with "
+            f"{path} is not the manifest of a run: put the right one back, or start over with "
             "force_new (--force-new)"
         ) from error

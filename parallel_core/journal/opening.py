@@ -1,4 +1,4 @@
-"""Opening a journal: is it ours, what is finished, and what has a crash left behind."""
+"""Opening of a journal: check that it belongs to this run, find finished requests, repair it."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ from .manifest import (
 from .rescue import Rescue
 from .result_lines import BadLineError, read_result_line
 from .run_statistics import RunPaths, older_names
-from .scan import FinishedIds, drop_superseded, mend, scan_file
+from .scan import FinishedIds, drop_superseded, repair, scan_file
 from .system_errors import reason
 
 ReadOlder: TypeAlias = Callable[[ManifestFields], ManifestFields]
-"""Brings the fields of a manifest of the first format into the form of today."""
+"""Converts the fields of a manifest of the first format to the current form."""
 
 
 class JournalOpening(msgspec.Struct, frozen=True):
-    """What was found when a journal was opened.
+    """The state of a journal when it was opened.
 
     Attributes:
-        resumed: whether there were results of this run, of which it goes on.
-        succeeded: requests that have an answer.
-        failed: requests that have failed, and are not tried again.
-        torn_bytes: bytes of unfinished lines, as a crash leaves them, that were cut.
-        retried: failed requests that are sent again. Each keeps its failure until there is a newer
-            result.
-        rescued: results that an earlier run could not write to the output and now are there.
-        duplicates: answers to requests that had one before. They stay.
+        resumed: True if there were results of this run, and the run resumes.
+        succeeded: number of requests that have an answer.
+        failed: number of requests that failed and are not sent again.
+        torn_bytes: number of bytes that were cut: unfinished lines, as a crash leaves them.
+        retried: number of failed requests that are sent again. Each keeps its failure until there
+            is a newer result.
+        rescued: number of results that an earlier run could not write to the output, and that were
+            now moved there.
+        duplicates: number of answers to requests that already had one. They stay in the file.
         duplicate_ids: the first few of these ids.
-        backups: files that were moved aside, by the names that they have now.
-        changes: differences in spite of which the run is resumed: by the field's name the value
-            then and the value now.
+        backups: files that were moved aside, by their new names.
+        changes: differences in spite of which the run is resumed: field name to the value before
+            and the value now.
     """
 
     resumed: bool = False
@@ -67,11 +68,11 @@ class JournalOpening(msgspec.Struct, frozen=True):
 
 @dataclass
 class OpenedJournal:
-    """The files of a run, locked, and what is in them.
+    """The locked files of a run, and their contents.
 
     Attributes:
-        with_failures: the files that have failures in them.
-        manifest: to be told of results before they are written.
+        with_failures: the files that contain failures.
+        manifest: the manifest; ``expect_results`` must be called before results are written.
     """
 
     output: LockedFile
@@ -97,7 +98,11 @@ def open_journal(
     read_older: ReadOlder | None,
     disk: Disk,
 ) -> OpenedJournal:
-    """Raises JournalError: whatever the matter is; then nothing is changed, or all is as it was."""
+    """Open and lock the files of a run.
+
+    Raises:
+        JournalError: the files cannot be used. Nothing was changed, or all changes were undone.
+    """
     opening: _Opening | None = None
     try:
         for path in (paths.output, paths.errors):
@@ -150,7 +155,8 @@ class _Opening:
             retries = bool(retry_failed)
             self._refuse_vanished_files(retry_failed=retries, allow_changed=allow_changed)
         self._lock()
-        self._look_for_manifest(force_new=force_new)  # of a run that has just ended, maybe
+        # Look again: a run may have ended just before this one got the lock.
+        self._look_for_manifest(force_new=force_new)
         self._rename_older_files()
         rescue = Rescue(self._paths.rescue, self._paths.output, self._runs(), self._disk)
         changes: dict[str, tuple[Any, Any]] = {}
@@ -161,12 +167,12 @@ class _Opening:
             self._move_statistics_aside()
             manifest = self._new_manifest()
         else:
-            manifest = self._manifest_of_before()
+            manifest = self._earlier_manifest()
             changes = self._differences
-        # All of them are read before one is changed.
+        # Read every file before changing one.
         scans = [scan_file(file, self._ids) for file in self._files]
         for file, scan in zip(self._files, scans, strict=True):
-            mend(file, scan)
+            repair(file, scan)
         rescued = self._take_rescued(rescue)
         if rescued:
             manifest.expect_results(failures=self._has_failures_elsewhere())
@@ -176,7 +182,7 @@ class _Opening:
             if scan.failures or (rescued and file is self._files[-1])
         ]
         if self._ids.superseded:
-            # A run that retried failures was cut off before it dropped those that it had answered.
+            # A run that retried failures was cut off before it dropped the superseded ones.
             drop_superseded(with_failures, self._ids.superseded)
             self._ids.superseded.clear()
         self._ids.retry_failed(retry_failed)
@@ -234,7 +240,7 @@ class _Opening:
                 raise JournalError(f"{path} cannot be written: the folder {folder} is read-only")
 
     def _look_for_manifest(self, *, force_new: bool) -> None:
-        """Find what the run was, and how it differs from what it is now."""
+        """Read the earlier manifest, and compare it with the current one."""
         try:
             found = find_manifest(self._paths)
         except UnreadableManifestError:
@@ -253,11 +259,14 @@ class _Opening:
         }
 
     def _refuse_vanished_files(self, *, retry_failed: bool, allow_changed: bool) -> None:
-        """Our files are always there, if only empty: where they are not, somebody removed them."""
+        """Raise JournalError if an output or error file with results was removed.
+
+        A run always creates its files, even if they stay empty.
+        """
         paths, before = self._paths, self._before
         if before is None or (self._differences and not allow_changed):
             return
-        errors = self._error_file_of_before()
+        errors = self._earlier_error_file()
         if before.has_failures and not retry_failed and not errors.exists():
             raise JournalError(
                 f"{errors} is gone, but the manifest of {paths.output} says that failures are in "
@@ -276,19 +285,19 @@ class _Opening:
         for path in (self._paths.output, self._paths.errors):
             if path is not None:
                 self._files.append(LockedFile(path, self._disk))
-        for file in self._files:  # left by a crash
+        for file in self._files:  # remove what a crash left
             temporary_name(file.path).unlink(missing_ok=True)
-        # Also where nothing was created now: who did may have been killed before this.
+        # Sync even if nothing was created now: the run that created it may have been killed first.
         for folder in {file.path.parent for file in self._files}:
             self._disk.sync_folder(folder)
 
     def _rename_older_files(self) -> None:
-        """Give the files of a run of an older version the names of today."""
+        """Rename the files of a run of an older version to the current names."""
         paths = self._paths
         older = older_names(paths)
         if older is None or self._before is None or paths.manifest.exists():
             return
-        # The manifest last: as long as it has its old name, this is done again after a crash.
+        # Rename the manifest last: while it has its old name, a crash makes the next run redo this.
         for old, new in (
             (older.statistics, paths.statistics),
             (older.rescue, paths.rescue),
@@ -299,7 +308,8 @@ class _Opening:
         self._disk.sync_folder(paths.manifest.parent)
 
     def _runs(self) -> list[bytes]:
-        """What a rescue file elsewhere may be named after: the run of now, and that of before."""
+        """Return the keys that name a rescue file in the temporary folder: one for the current
+        run, and one for the run as the manifest describes it."""
         runs = [self._now.fields]
         if self._before is not None:
             if self._before.is_of_first_format:
@@ -309,14 +319,14 @@ class _Opening:
 
     def _is_new(self, *, allow_changed: bool) -> bool:
         paths = self._paths
-        errors_of_before = self._error_file_of_before()
+        earlier_errors = self._earlier_error_file()
         holding = [file.path for file in self._files if file.size]
-        holding += [path for path in (paths.rescue, errors_of_before) if _size(path)]
+        holding += [path for path in (paths.rescue, earlier_errors) if _size(path)]
         if not holding:
             return self._before is None or bool(self._differences)
         if self._before is None:
-            # Also where all of it are result lines: they may be answers to other requests of the
-            # same ids, for many a file numbers its lines.
+            # Refuse valid result lines too: they may answer other requests with the same ids,
+            # because many files number their lines.
             if allow_changed:
                 return False
             raise JournalError(
@@ -325,17 +335,20 @@ class _Opening:
                 "(--force-new), which moves it aside. If the answers are those of this input, "
                 "allow_changed (--allow-changed) resumes it"
             )
-        if errors_of_before in holding and errors_of_before not in (paths.output, paths.errors):
+        if earlier_errors in holding and earlier_errors not in (paths.output, paths.errors):
             raise JournalError(
-                f"the failures of {paths.output} are in {errors_of_before}: give it as the error "
+                f"the failures of {paths.output} are in {earlier_errors}: give it as the error "
                 "file again (--error-file), or start over with force_new (--force-new)"
             )
         if self._differences and not allow_changed:
             raise DifferentRunError(str(paths.output), self._differences)
         return False
 
-    def _error_file_of_before(self) -> Path:
-        """A run that has only failed so far may be known by nothing else."""
+    def _earlier_error_file(self) -> Path:
+        """Return the error file of the earlier manifest, or the output if it has none.
+
+        If the run has only failures so far, this file is the only sign of it.
+        """
         name = None if self._before is None else self._before.error_file
         output = self._paths.output
         return output if name is None else Path(os.path.normpath(output.parent / name))
@@ -345,8 +358,11 @@ class _Opening:
         manifest.write()
         return manifest
 
-    def _manifest_of_before(self) -> OpenManifest:
-        """With what is known of the run now. What differs is written with its first result."""
+    def _earlier_manifest(self) -> OpenManifest:
+        """Open the earlier manifest, updated to the current run.
+
+        Differences are written together with the first result.
+        """
         now, path = self._now, self._paths.manifest
         before = self._before or msgspec.structs.replace(now, fields={})
         manifest = msgspec.structs.replace(
@@ -369,7 +385,7 @@ class _Opening:
         return len(self._files) > 1 and self._files[1].size > 0
 
     def _move_statistics_aside(self) -> None:
-        """Of calls without a result they are, and of another run."""
+        """Move old statistics aside: they belong to another run, and its calls have no result."""
         statistics = self._paths.statistics
         if statistics.is_file() and _size(statistics):
             number = 1
@@ -393,7 +409,7 @@ class _Opening:
                 backup = _backup(file.path, number)
                 file.move_aside(backup)
                 self._backups.append(backup)
-        # The manifest last: without it, whoever comes after a crash knows nothing of the rest.
+        # Move the manifest last: without it, the next run after a crash does not know the others.
         for path in (paths.statistics, paths.rescue, paths.manifest):
             if path in full:
                 path.rename(_backup(path, number))
@@ -405,7 +421,7 @@ class _Opening:
                 self._backups.append(backup)
 
     def _take_rescued(self, rescue: Rescue) -> int:
-        """Put what an earlier run could not write to where it belongs."""
+        """Move rescued results of an earlier run to the output and error files; return how many."""
         places = rescue.found()
         if not places:
             return 0
@@ -433,8 +449,8 @@ class _Opening:
                 try:
                     result = read_result_line(line)
                 except BadLineError:
-                    continue  # torn
-                # An answer is news also where there is a failure: that one was tried again.
+                    continue  # a torn line
+                # An answer is new even if the request has a failure: the request was retried.
                 known = self._ids.has_answer if result.ok else self._ids.__contains__
                 if not known(result.custom_id):
                     self._ids.count(result)
@@ -471,7 +487,7 @@ def _backup(path: Path, number: int) -> Path:
 
 
 def _without_links(paths: RunPaths) -> RunPaths:
-    """A file is replaced where it really is, not the link to it."""
+    """Resolve symbolic links, so that the file itself is replaced and not the link to it."""
     return RunPaths(
         output=_resolved(paths.output),
         errors=None if paths.errors is None else _resolved(paths.errors),

@@ -1,4 +1,4 @@
-"""Where results go that were paid for and cannot be written to their output file."""
+"""Fallback places for results that were paid for but cannot be written to the output file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _FLAGS = open_flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK
 
 
 class Rescue:
-    """Writes to the first place that takes it.
+    """Writes lines to the first place that accepts them.
 
     Attributes:
         places: the rescue file, and a file in the system's temporary folder.
-        older_places: where an earlier version, or the run before a change, has written to.
-        used: where something has been written.
-        lost: whether something could be written nowhere.
+        older_places: places that an earlier version, or the run before a change, used.
+        used: places that lines were written to.
+        lost: True if some lines could not be written anywhere.
     """
 
     def __init__(self, rescue: Path, output: Path, runs: Sequence[bytes], disk: Disk) -> None:
-        """``runs``: what names the run, now and before."""
+        """Find the places. ``runs`` are keys of the run, the current one and earlier ones."""
         first, *others = (_in_temporary_folder(output, run) for run in runs)
         self.places = (rescue, first)
         self.older_places = others
@@ -38,15 +38,15 @@ class Rescue:
 
     @property
     def by_hand(self) -> bool:
-        """Whether some of it is where no later run finds it."""
+        """True if some lines are in a place where a later run cannot find them."""
         return self.lost or STANDARD_ERROR in self.used
 
     def found(self) -> list[Path]:
-        """The places where an earlier run has left something."""
+        """Return the places where an earlier run left lines."""
         return [place for place in (*self.places, *self.older_places) if _is_own_file(place)]
 
     def write(self, blocks: Iterable[bytes]) -> None:
-        """Write whole lines. What one place cannot take goes to the next."""
+        """Write whole lines. A block that fails in one place goes to the next."""
         for block in in_large_blocks(blocks):
             if block:
                 self._write_block(block)
@@ -60,7 +60,7 @@ class Rescue:
             self._note(str(place))
             return
         try:
-            # The last resort; the stream's own object may be somebody's window by now.
+            # The last resort. Write to descriptor 2: `sys.stderr` may have been replaced.
             Disk().write_all(2, block)
         except OSError:
             self.lost = True
@@ -75,7 +75,7 @@ class Rescue:
         fd = os.open(place, _FLAGS, 0o600)
         try:
             if not _is_own(os.fstat(fd)):
-                raise PermissionError(f"{place} is not ours")
+                raise PermissionError(f"{place} is not a regular file of this user")
             size = os.fstat(fd).st_size
             try:
                 self._disk.write_all(fd, block)
@@ -95,7 +95,7 @@ class Rescue:
 
 
 def _in_temporary_folder(output: Path, run: bytes) -> Path:
-    # The same for the same run and for no other one.
+    # The name is the same for the same run, and different for every other run.
     name = hashlib.sha256(os.fsencode(output) + b"\0" + run).hexdigest()[:24]
     return Path(tempfile.gettempdir()) / f"parallel-core-{name}.rescue.jsonl"
 
@@ -108,5 +108,8 @@ def _is_own_file(path: Path) -> bool:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """In a temporary folder, others may have put a file in our way."""
+    """Return True for a regular file of this user.
+
+    In a temporary folder, another user may have created a file of that name.
+    """
     return stat.S_ISREG(status.st_mode) and is_ours(status)

@@ -1,7 +1,7 @@
-"""The one reader of result lines: ours, those of OpenAI's Batch API and of vLLM's ``run-batch``.
+"""The reader of result lines: of this package, OpenAI's Batch API and vLLM's ``run-batch``.
 
-``read_result_line`` reads one line, ``read_result_lines`` a file, in which a crash or a loss of
-power may have left unfinished lines.
+``read_result_line`` reads one line. ``read_result_lines`` reads a file in which a crash or a loss
+of power may have left unfinished lines.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from parallel_core.failures import Failure, classify_line
 from .json_lines import json_line, read_json_line
 
 NULL = msgspec.Raw(b"null")
-_LONGEST_KEPT = 1000  # bytes of an error
-_NOT_A_RESULT = "is no result of a request"
+_LONGEST_KEPT = 1000  # bytes of an error whose classification is cached
+_NOT_A_RESULT = "is not the result of a request"
 
 
 class Response(msgspec.Struct):
-    """What HTTP has answered."""
+    """The HTTP response of a result line."""
 
     status_code: int | None = 200
     body: msgspec.Raw = NULL
 
 
 class ResultLine(msgspec.Struct):
-    """A line of results. Bodies and errors stay JSON until somebody needs them."""
+    """A result line. Bodies and errors stay encoded until they are needed."""
 
     custom_id: str
     response: Response | None = None
@@ -38,7 +38,7 @@ class ResultLine(msgspec.Struct):
 
     @property
     def ok(self) -> bool:
-        """Return True for an answer: a body with a status of success, and no error."""
+        """True for an answer: a body with a success status, and no error."""
         response = self.response
         if response is None or self.error != NULL or response.body == NULL:
             return False
@@ -46,7 +46,7 @@ class ResultLine(msgspec.Struct):
 
     @property
     def failure(self) -> Failure:
-        """What the line means, if it is no answer."""
+        """Return the classified failure of a line that is not an answer."""
         response = self.response
         status = None if response is None else response.status_code
         error = self.error
@@ -69,12 +69,12 @@ _kept_failure = functools.lru_cache(maxsize=256)(_failure)
 
 
 class BadLineError(ValueError):
-    """A line is no result of a request, and no crash has made it so.
+    """A line is not the result of a request, and a crash cannot have caused that.
 
     Attributes:
-        number: of the line, from 1; None for a single line.
-        why: what it is instead; a phrase that follows the name of the line.
-        may_be_torn: whether it is the beginning of a line, as far as it can be told.
+        number: line number, from 1; None for a single line.
+        why: what is wrong; a phrase that follows "line 3".
+        may_be_torn: True if it may be the beginning of a line that was cut off.
     """
 
     def __init__(self, why: str, number: int | None = None, *, may_be_torn: bool = False) -> None:
@@ -85,14 +85,14 @@ class BadLineError(ValueError):
 
 
 class FoundLine(NamedTuple):
-    """A piece of a file of results, up to the end of a line.
+    """A line of a result file.
 
     Attributes:
         line: its bytes.
-        end: where in the file the part ends that is good. Behind it are only zero bytes.
-        what: ``"blank"``, ``"hole"``: a loss of power has left zero bytes in it, and ``"torn"``:
-            the writing of the last line was cut off, have no result.
-        result: what it says.
+        end: offset in the file where its valid part ends. Only zero bytes follow in the line.
+        what: ``"result"``; ``"blank"``; ``"hole"``: a loss of power left zero bytes in the line;
+            ``"torn"``: writing of the last line was cut off.
+        result: the parsed result; None unless ``what`` is ``"result"``.
     """
 
     line: bytes
@@ -109,12 +109,12 @@ def read_result_line(line: bytes) -> ResultLine:
     """Read one line.
 
     Raises:
-        BadLineError: it is no result.
+        BadLineError: the line is not a result.
     """
     try:
         result = _decoded(line)
         if not line.isascii():
-            line.decode()  # the bodies too, which the decoder passes over
+            line.decode()  # check the bodies too, which the decoder skips
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise _bad(line, error) from None
     if result.response is None and result.error == NULL:
@@ -128,19 +128,19 @@ def _decoded(line: bytes) -> ResultLine:
     except msgspec.DecodeError:
         result = read_json_line(_decode, line)
         if result.response is not None and result.response.body != NULL:
-            # As it is: with half a pair of UTF-16.
+            # Keep lone surrogates (half a UTF-16 pair).
             result.response.body = msgspec.Raw(json_line(json.loads(line)["response"]["body"]))
         return result
 
 
 def read_result_lines(lines: Iterable[bytes]) -> Iterator[FoundLine]:
-    """Read a file of results, as far as it was written.
+    """Read a result file up to where it was written.
 
     Args:
-        lines: of the file, with their ends.
+        lines: the lines of the file, with their newlines.
 
     Raises:
-        BadLineError: a line that no crash leaves.
+        BadLineError: a line is invalid, and a crash cannot have caused that.
         OSError: the file cannot be read.
     """
     start = 0
@@ -152,7 +152,7 @@ def read_result_lines(lines: Iterable[bytes]) -> Iterator[FoundLine]:
             if line.endswith(b"\n"):
                 if line.isspace():
                     yield FoundLine(line, end, "blank", None)
-                elif b"\0" in line:  # JSON has none: a block that never reached the disk
+                elif b"\0" in line:  # never in JSON: a block did not reach the disk
                     yield FoundLine(line, end, "hole", None)
                 else:
                     raise BadLineError(error.why, number) from None
@@ -162,19 +162,19 @@ def read_result_lines(lines: Iterable[bytes]) -> Iterator[FoundLine]:
 
 
 def _unended(line: bytes, start: int, number: int) -> FoundLine:
-    """What the last line is, whose end is missing."""
+    """Parse the last line of a file, which has no newline."""
     whole = line.rstrip(b"\0")
     try:
         return FoundLine(line, start + len(whole), "result", read_result_line(whole))
     except BadLineError as error:
-        # A torn line of ours is the beginning of an object; so a file of something else is told.
+        # A torn result line is the beginning of an object. Anything else is another kind of file.
         if whole and not error.may_be_torn:
             raise BadLineError(error.why, number) from None
     return FoundLine(line, start, "torn", None)
 
 
 def _bad(line: bytes, error: Exception | None) -> BadLineError:
-    """Say what a line is instead of a result, without quoting it."""
+    """Describe why a line is not a result, without quoting it."""
     try:
         value: object = read_json_line(_decode_anything, line)
     except RecursionError:
@@ -182,20 +182,20 @@ def _bad(line: bytes, error: Exception | None) -> BadLineError:
     except ValueError as unreadable:
         is_text = not isinstance(unreadable, UnicodeDecodeError)
         return BadLineError(
-            f"is {'no JSON' if is_text else 'not valid UTF-8'}",
+            f"is not valid {'JSON' if is_text else 'UTF-8'}",
             may_be_torn=line.startswith(b"{") or b"\0" in line,
         )
     if isinstance(error, UnicodeDecodeError):
         return BadLineError("is not valid UTF-8")
     fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     if "kind" in fields:
-        hint = "it is a line of a statistics file; name the output file that lies beside it"
+        hint = "it is a line of a statistics file; give the output file beside it"
     elif "messages" in fields or "body" in fields:
-        hint = "it is a request; name the file with the results"
+        hint = "it is a request; give the file with the results"
     elif isinstance(error, RecursionError):
         hint = "nested too deeply"
     elif error is not None and "custom_id" in fields:
-        hint = str(error)  # msgspec names the field and its type, and quotes nothing
+        hint = str(error)  # msgspec names the field and its type but quotes no value
     else:
         hint = "it needs a custom_id, and a response or an error"
     return BadLineError(f"{_NOT_A_RESULT}: {hint}")

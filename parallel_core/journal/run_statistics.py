@@ -1,8 +1,9 @@
-"""What a run of a file measures beside the answers: a line for each call, in a file of its own.
+"""Statistics of a run: one line per call, in a separate file.
 
-The output file has the format of OpenAI's Batch API and no place for latency, attempts or cost.
-They are in the statistics file beside it (``RunPaths.statistics``), which ``parallel-core report``
-reads. Its lines are objects with a ``kind``; a reader passes over kinds that it does not know.
+The output file has the format of OpenAI's Batch API, which has no fields for latency, attempts or
+cost. They are in the statistics file beside it (``RunPaths.statistics``), which
+``parallel-core report`` reads. Its lines are objects with a ``kind``; a reader ignores unknown
+kinds.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class RunPaths:
     """The files of a run, all beside its output file.
 
     Attributes:
-        output: the answers, and the failures too where ``errors`` is None.
-        errors: the failures; None where they are in ``output``.
-        statistics: a line for each call: latency, tokens, cost.
-        manifest: what the run is, so that another one is not mixed into its output.
+        output: the answers; the failures too if ``errors`` is None.
+        errors: the failures; None if they are in ``output``.
+        statistics: one line per call: latency, tokens, cost.
+        manifest: the description of the run, so that another run is not mixed into its output.
         rescue: results that were paid for and could not be written to ``output``.
     """
 
@@ -41,9 +42,9 @@ class RunPaths:
 
     @classmethod
     def of(cls, output: Path | str, errors: Path | str | None = None) -> RunPaths:
-        """The files of the run with this output: ``out.jsonl``, ``out.jsonl.statistics.jsonl``, …
+        """Return the files of a run: ``out.jsonl``, ``out.jsonl.statistics.jsonl``, …
 
-        They carry the whole name of the output, so that no two outputs share one.
+        Their names contain the whole name of the output, so two outputs never share a file.
         """
         path = Path(output)
         return cls(
@@ -56,7 +57,7 @@ class RunPaths:
 
     @property
     def files(self) -> list[Path]:
-        """All of them, also by the names that earlier versions gave them."""
+        """Return all of these paths, and the names that earlier versions used."""
         older = older_names(self)
         paths = [self] if older is None else [self, older]
         beside = [path for p in paths for path in (p.statistics, p.manifest, p.rescue)]
@@ -64,10 +65,10 @@ class RunPaths:
 
 
 def older_names(paths: RunPaths) -> RunPaths | None:
-    """The names that earlier versions gave to the same files: ``out.statistics.jsonl``, …
+    """Return the names that earlier versions gave to the same files: ``out.statistics.jsonl``, …
 
-    They left the ending ``.jsonl`` of the output out, so ``out`` and ``out.jsonl`` shared them.
-    None where the names are the same.
+    Earlier versions dropped the ending ``.jsonl``, so ``out`` and ``out.jsonl`` shared these files.
+    None if the names are the same.
     """
     name = paths.manifest.name.removesuffix(_MANIFEST)
     stem = name.removesuffix(_ENDING)
@@ -84,28 +85,28 @@ def older_names(paths: RunPaths) -> RunPaths | None:
 class CallStatistics(
     msgspec.Struct, frozen=True, tag="call", tag_field="kind", omit_defaults=True, kw_only=True
 ):
-    """How one call of a run went.
+    """Statistics of one call of a run.
 
     Attributes:
-        custom_id: of the request.
-        model: that the request asked for.
+        custom_id: id of the request.
+        model: model that the request asked for.
         started_at: seconds since the epoch.
-        duration: seconds, with the Router's retries and fallbacks.
-        ok: whether there is an answer.
-        status_code: of HTTP, as far as there was one.
-        error: the name of the exception's class; None where ``ok``.
-        failure_kind: what the failure means (``docs/failures.md``); None where ``ok``, and in files
-            of earlier versions.
-        message: why it failed, without keys and without contents of the request: of the first
-            failure of its kind and status in a run.
-        attempts: calls to a provider that this one took, as far as the Router tells.
-        time_to_first_chunk: seconds, of a streamed call.
+        duration: seconds, including the Router's retries and fallbacks.
+        ok: True if there is an answer.
+        status_code: HTTP status, if there was one.
+        error: name of the exception's class; None if ``ok``.
+        failure_kind: kind of the failure (``docs/failures.md``); None if ``ok``, and in files of
+            earlier versions.
+        message: why it failed, without keys and without contents of the request. Only the first
+            failure of each kind and status in a run has one.
+        attempts: number of calls to a provider that this one took, as far as the Router reports it.
+        time_to_first_chunk: seconds; only for a streamed call.
         prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: as in ``Usage``.
-        estimated: whether the tokens are estimated.
-        cost: USD; None where the price is unknown.
-        finish_reason: of the answer; of several choices the worst one (``content_filter``, then
-            ``length``); None where it is not known, as in files of earlier versions.
-        without_text: whether a choice has no text, and nothing in place of it.
+        estimated: True if the tokens are estimated.
+        cost: USD; None if the price is unknown.
+        finish_reason: finish reason of the answer; with several choices the worst one
+            (``content_filter``, then ``length``); None if unknown, as in files of earlier versions.
+        without_text: True if a choice has no text, and nothing in place of it.
     """
 
     custom_id: str
@@ -130,12 +131,12 @@ class CallStatistics(
 
 
 class LimitStatistics(msgspec.Struct, frozen=True, tag="limit", tag_field="kind", kw_only=True):
-    """The limit of calls in flight from some time on.
+    """The limit of calls in flight, from a given time on.
 
     Attributes:
         at: seconds since the epoch.
-        limit: calls in flight at most.
-        reason: why it has changed; empty at the beginning of a run.
+        limit: maximum number of calls in flight.
+        reason: why it changed; empty at the beginning of a run.
     """
 
     at: float
@@ -149,15 +150,15 @@ _DECODER = msgspec.json.Decoder(RunStatistics)
 
 
 def statistics_line(record: RunStatistics) -> bytes:
-    """A line of the statistics file, without its end."""
+    """Return a line of the statistics file, without the newline."""
     return json_line(record)
 
 
 def read_statistics(path: Path) -> Iterator[RunStatistics]:
-    """The records of a statistics file, in its order.
+    """Read the records of a statistics file, in file order.
 
-    Lines that are torn (of a machine that lost power), of an unknown kind or no JSON at all are
-    passed over: the file is a by-product, and no answer hangs on it.
+    Lines that are torn (after a loss of power), of an unknown kind or not JSON are skipped: the
+    file is a by-product, and no answer depends on it.
 
     Raises:
         OSError: the file cannot be read.

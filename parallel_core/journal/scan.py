@@ -1,4 +1,4 @@
-"""What is in the files of a journal: which requests are finished, and what a crash has spoiled."""
+"""Scan of a journal's files: find finished requests and lines that a crash damaged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DUPLICATES_NAMED = 10
 
 
 class FinishedIds:
-    """Ids, as digests of 128 bits in sets: 80 bytes each, however long they are.
+    """Ids of finished requests, kept as 128-bit digests: 80 bytes each, whatever their length.
 
     With a million ids, the chance that two of them have the same digest is one in 10^27.
 
     Attributes:
         succeeded: digests of requests that have an answer.
-        failed: digests of requests that have failed, with the kind of their last failure.
-        retried: digests of requests that have failed and are to be sent again. Their failures stay
-            in the file until there is a newer result.
-        superseded: by digest, how many of its failures are superseded by a later result: always
-            the first ones. An answer supersedes every failure.
-        duplicates: answers to requests that had one before.
+        failed: digests of requests that failed, with the kind of their last failure.
+        retried: digests of requests that failed and will be sent again. Their failures stay in the
+            file until there is a newer result.
+        superseded: by digest, the number of failures that a later result supersedes; these are
+            always the first ones. An answer supersedes every failure.
+        duplicates: number of answers to requests that already had one.
         duplicate_ids: the first few of these ids.
     """
 
@@ -47,11 +47,11 @@ class FinishedIds:
         return digest in self.succeeded or digest in self.failed
 
     def has_answer(self, custom_id: str) -> bool:
-        """Return True if the request did not fail."""
+        """Return True if the request has an answer."""
         return id_digest(custom_id) in self.succeeded
 
     def count(self, result: ResultLine) -> None:
-        """Note that a request is finished."""
+        """Note the result of a request."""
         digest = id_digest(result.custom_id)
         if digest in self.succeeded:
             if result.ok:
@@ -70,17 +70,17 @@ class FinishedIds:
                 self.failed[digest] = result.failure.kind
 
     def retry_failed(self, kinds: Collection[FailureKind]) -> None:
-        """Count failures of these kinds as finished no more."""
+        """Stop counting failures of these kinds as finished."""
         self.retried = {digest for digest, kind in self.failed.items() if kind in kinds}
         for digest in self.retried:
             del self.failed[digest]
 
     def failure_kind(self, custom_id: str) -> FailureKind | None:
-        """Return why a request has failed; None if it has not, or is to be sent again."""
+        """Return the kind of a request's failure; None if it did not fail or is sent again."""
         return self.failed.get(id_digest(custom_id))
 
     def note_retry(self, custom_id: str) -> None:
-        """Note that a result has come: a failure that the file has of it is superseded."""
+        """Note a new result of a request: it supersedes the failure in the file, if any."""
         digest = id_digest(custom_id)
         if digest in self.retried:
             self.retried.discard(digest)
@@ -91,6 +91,7 @@ class FinishedIds:
 
 
 def id_digest(custom_id: str) -> int:
+    """Return the 128-bit digest of an id."""
     return int.from_bytes(
         blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     )
@@ -98,14 +99,14 @@ def id_digest(custom_id: str) -> int:
 
 @dataclass
 class Scan:
-    """What one file holds.
+    """The result of scanning one file.
 
     Attributes:
-        size: of the file, in bytes.
-        end: of its last good line.
-        ends_with_newline: whether that line does.
-        holes: spans of lines that a loss of power has spoiled.
-        failures: lines of requests that have failed.
+        size: size of the file, in bytes.
+        end: offset of the end of its last good line.
+        ends_with_newline: True if that line ends with a newline.
+        holes: start and end offsets of lines that a loss of power damaged.
+        failures: number of lines of failed requests.
     """
 
     size: int
@@ -116,15 +117,15 @@ class Scan:
 
     @property
     def torn_bytes(self) -> int:
-        """What is no whole line."""
+        """Number of bytes that do not belong to a whole line."""
         return self.size - self.end + sum(end - start for start, end in self.holes)
 
 
 def scan_file(file: LockedFile, ids: FinishedIds) -> Scan:
-    """Read a file and count its ids. Nothing is changed.
+    """Read a file and count its ids. This changes nothing.
 
     Raises:
-        JournalError: a line is broken that no crash has broken.
+        JournalError: a line is invalid, and a crash cannot have caused that.
         OSError: the file cannot be read.
     """
     scan = Scan(file.size)
@@ -143,13 +144,13 @@ def scan_file(file: LockedFile, ids: FinishedIds) -> Scan:
         except BadLineError as error:
             raise JournalError(
                 f"{file.path}, line {error.number} {error.why}. No crash leaves such a line: fix "
-                "or remove it. Nothing has been changed"
+                "or remove it. Nothing was changed"
             ) from None
     return scan
 
 
-def mend(file: LockedFile, scan: Scan) -> None:
-    """Cut what a crash has spoiled. Raises OSError."""
+def repair(file: LockedFile, scan: Scan) -> None:
+    """Cut what a crash damaged. Raises OSError."""
     if scan.holes:
         file.replace(_without_holes(file.path, scan))
     else:
@@ -161,14 +162,14 @@ def mend(file: LockedFile, scan: Scan) -> None:
 
 
 def drop_superseded(files: Sequence[LockedFile], superseded: Mapping[int, int]) -> None:
-    """Rewrite files without the failures that a later result has superseded.
+    """Rewrite files without the failures that a later result supersedes.
 
     Args:
-        files: in the order in which they were counted.
+        files: the files, in the order in which they were scanned.
         superseded: as in ``FinishedIds``.
 
     Raises:
-        OSError: a file cannot be written. Each is as it was, or as it should be.
+        OSError: a file cannot be written. Each file is either unchanged or fully rewritten.
     """
     left = dict(superseded)
     for file in files:

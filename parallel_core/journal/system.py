@@ -1,16 +1,16 @@
-"""What Windows has in another form, or not at all."""
+"""Wrappers for system calls that differ on Windows."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# Windows renames and removes no file that is open.
+# Windows cannot rename or remove an open file.
 MOVES_OPEN_FILES = sys.platform != "win32"
 
 
 def open_flags(*names: str) -> int:
-    """Combine flags of :func:`os.open` by name; what the system does not have is left out."""
+    """Combine flags of :func:`os.open` by name, without those that the system lacks."""
     flags = 0
     for name in (*names, "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"):
         flags |= getattr(os, name, 0)
@@ -18,7 +18,7 @@ def open_flags(*names: str) -> int:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """``os.pread``, for a file of one thread that is only appended to."""
+    """Read like ``os.pread``; without it, only one thread may use the file, and only append."""
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
@@ -26,13 +26,13 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def is_ours(status: os.stat_result) -> bool:
-    """Return True if a file belongs to this user, or the system does not say whose it is."""
+    """Return True if this user owns the file, or if the system does not report the owner."""
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
 def process_is_alive(process: int) -> bool:
-    """Return True if there is a process of this number."""
-    if sys.platform == "win32":  # os.kill would end it
+    """Return True if there is a process with this id."""
+    if sys.platform == "win32":  # os.kill would end the process
         import ctypes
 
         kernel = ctypes.windll.kernel32
@@ -48,5 +48,5 @@ def process_is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # the process belongs to another user
     return True

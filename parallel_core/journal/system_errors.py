@@ -1,4 +1,4 @@
-"""What an error of the system says, in few words."""
+"""Short descriptions of system errors."""
 
 from __future__ import annotations
 

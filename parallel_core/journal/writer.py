@@ -1,4 +1,4 @@
-"""The thread that writes a journal, in groups, and what it does when the disk fails."""
+"""The thread that writes a journal in groups and handles disk failures."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class JournalEntry(msgspec.Struct, frozen=True):
     """A finished request, for the journal.
 
     Attributes:
-        custom_id: of the request.
-        line: of the output file, without its end. Its ``custom_id`` is this one.
-        ok: whether there is an answer. What failed goes to the error file, where there is one.
-        statistics: a line of the statistics file, without its end.
+        custom_id: id of the request.
+        line: line for the output file, without the newline. It contains this ``custom_id``.
+        ok: True if there is an answer. A failure goes to the error file, if there is one.
+        statistics: line for the statistics file, without the newline.
     """
 
     custom_id: str
@@ -45,19 +45,19 @@ class JournalEntry(msgspec.Struct, frozen=True):
     statistics: bytes | None = None
 
     def __repr__(self) -> str:
-        """Without the answer: a repr ends up in logs."""
+        """Leave out the answer, because a repr ends up in logs."""
         return f"<JournalEntry {self.custom_id!r} ok={self.ok} {len(self.line)} bytes>"
 
 
 Wake = Callable[[Callable[[], None]], object]
-"""Calls a function soon in the loop where somebody waits; from any thread."""
+"""Schedules a function in the event loop of a waiting task; may be called from any thread."""
 
 
 class JournalWriter:
-    """Takes entries from any task, and writes them in a thread of its own.
+    """Takes entries from any task and writes them in its own thread.
 
-    An entry is written when ``group_size`` of them wait, or ``group_seconds`` after the first of
-    them came. ``on_disk`` and ``on_failure`` are called in that thread.
+    A group is written when ``group_size`` entries wait, or ``group_seconds`` after the first one
+    arrived. ``on_disk`` and ``on_failure`` are called in that thread.
     """
 
     def __init__(
@@ -83,37 +83,37 @@ class JournalWriter:
         self._ids = opened.ids
         self._with_failures = opened.with_failures
         self._manifest = opened.manifest
-        self._current = opened.output.path  # that something is done with
+        self._current = opened.output.path  # the file in use, for error messages
         self._rescue = opened.rescue
         self._statistics = _StatisticsFile(statistics, disk)
         self._group_size = group_size
         self._group_seconds = group_seconds
         self._on_disk = on_disk
         self._on_failure = on_failure
-        # Guards all that follows; and its holder may use the files while nothing is unwritten.
-        # The lock can be taken twice: a forgotten journal may be collected, and closed, anywhere.
+        # Guards all fields below. Its holder may also use the files while nothing is unwritten.
+        # The lock is reentrant: garbage collection may close an unused journal in any thread.
         self._changed = threading.Condition(threading.RLock())
         self._entries: list[JournalEntry] = []
         self._records: list[bytes] = []
         self._unwritten = 0
         self._waiting: list[tuple[object, Wake, EngineEvent]] = []
         self._closing = False
-        self._hurried = False  # somebody waits for what is there: it is not waited for more
+        self._write_now = False  # a caller waits for the queued entries: do not wait for more
         self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
         self._thread.start()
 
     def put(self, entry: JournalEntry) -> None:
-        """Hand an entry over. Raises RuntimeError: the journal is closed."""
+        """Queue an entry. Raises RuntimeError if the journal is closed."""
         with self._changed:
             if self._closing:
-                raise RuntimeError("the journal is closed: append before that")
+                raise RuntimeError("the journal is closed: append results before closing it")
             self._entries.append(entry)
             self._unwritten += 1
             if len(self._entries) in (1, self._group_size):
                 self._changed.notify_all()
 
     def put_record(self, line: bytes) -> None:
-        """Hand over a line of statistics."""
+        """Queue a line of statistics."""
         with self._changed:
             if not self._closing:
                 self._records.append(line)
@@ -121,14 +121,14 @@ class JournalWriter:
                     self._changed.notify_all()
 
     async def wait_for_room(self) -> None:
-        """Return when less than a group is unwritten."""
+        """Wait until less than a group is unwritten."""
         while self._unwritten >= self._group_size:
             event = self._register(lambda: self._unwritten >= self._group_size)
             if event is not None:
                 await event.wait()
 
     async def wait_until_finished(self) -> None:
-        """Return when ``close_soon`` has led to the end of the thread."""
+        """Wait until the thread has ended after ``close_soon``."""
         while not self.finished:
             event = self._register(lambda: not self.finished)
             if event is not None:
@@ -136,7 +136,10 @@ class JournalWriter:
         self._thread.join()  # it has nothing left to do
 
     def _register(self, is_needed: Callable[[], bool]) -> EngineEvent | None:
-        """An event of the loop of the current task, which is set after the next group."""
+        """Return an event of the current task's loop that is set after the next group.
+
+        None if there is nothing to wait for.
+        """
         loop: trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
         event: EngineEvent
         if sniffio.current_async_library() == "trio":
@@ -154,22 +157,22 @@ class JournalWriter:
         return event
 
     def close_soon(self) -> None:
-        """Have the thread write what is left, and end."""
+        """Make the thread write the remaining entries and end."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """The same, and wait for it."""
+        """Make the thread write the remaining entries and end, and wait for it."""
         self.close_soon()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def while_idle(self, function: Callable[[list[LockedFile]], T]) -> T:
-        """Call a function with the files, after all that was handed over is written."""
+        """Call a function with the files when everything queued is written."""
         with self._changed:
             while self._unwritten:
-                self._hurried = True
+                self._write_now = True
                 self._changed.notify_all()
                 self._changed.wait()
             if self._closing:
@@ -177,25 +180,26 @@ class JournalWriter:
             return function(self._files)
 
     def error(self) -> JournalError:
-        """The failure, made anew for everybody who gets it."""
-        error = JournalError(f"{self.failure}; {self._what_became_of_the_rest()}")
+        """Return the failure as a new exception for each caller."""
+        error = JournalError(f"{self.failure}; {self._describe_unwritten()}")
         error.__cause__ = self.failure_cause
         return error
 
-    def _what_became_of_the_rest(self) -> str:
+    def _describe_unwritten(self) -> str:
+        """Describe where the unwritten results are, and what the user must do."""
         saved = self.saved
         results = f"{saved} result{'' if saved == 1 else 's'} of calls that were made"
         if self._rescue.lost:
-            where = f", but for those in {self._rescue}" if self._rescue.used else ""
-            return f"{results} could be written nowhere and are lost{where}"
+            where = f", except for those in {self._rescue}" if self._rescue.used else ""
+            return f"{results} could not be written anywhere and are lost{where}"
         if self._rescue.by_hand:
             return f"{results} could not be written and are in {self._rescue}: keep them"
         if saved:
             return (
-                f"{results} could not be written and are in {self._rescue}. Mend that and run the "
-                "same again: it goes on, and takes them from there"
+                f"{results} could not be written and are in {self._rescue}. Fix the cause and "
+                "start the same run again: it resumes, and takes them from there"
             )
-        return "mend that and run the same again: it goes on"
+        return "fix the cause and start the same run again: it resumes"
 
     def _run(self) -> None:
         try:
@@ -208,7 +212,7 @@ class JournalWriter:
                     file.close()
             self._statistics.close()
             with self._changed:
-                if not self._closing:  # by an error of ours, which the thread tells
+                if not self._closing:  # a bug ended the thread, which prints the traceback
                     self._closing = True
                     self.failure = self.failure or "the thread that writes the journal has ended"
                 self._unwritten = 0
@@ -240,10 +244,10 @@ class JournalWriter:
         deadline = time.monotonic() + self._group_seconds
         while max(len(self._entries), len(self._records)) < self._group_size:
             left = deadline - time.monotonic()
-            if left <= 0 or self._closing or self._hurried:
+            if left <= 0 or self._closing or self._write_now:
                 break
             self._changed.wait(left)
-        self._hurried = False
+        self._write_now = False
 
     def _wake_all(self) -> None:
         with self._changed:
@@ -252,7 +256,7 @@ class JournalWriter:
         for loop, wake, event in waiting:
             by_loop.setdefault(loop, (wake, []))[1].append(event)
         for wake, events in by_loop.values():
-            # A loop that is closed meanwhile has nobody who waits.
+            # A loop that was closed meanwhile has no waiting task.
             with contextlib.suppress(RuntimeError, trio.RunFinishedError):
                 wake(_Setting(events))
 
@@ -262,7 +266,7 @@ class JournalWriter:
             return
         try:
             self._write(entries)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what was paid for is saved
+        except Exception as error:  # noqa: BLE001 - save paid results after any error
             self._fail(error, entries)
             return
         answers = sum(entry.ok for entry in entries)
@@ -295,10 +299,12 @@ class JournalWriter:
                 self._ids.note_retry(entry.custom_id)
 
     def drop_superseded(self) -> None:
-        """Rewrite the files without failures that have a newer result. Nobody appends meanwhile.
+        """Rewrite the files without failures that have a newer result.
+
+        Nothing may be appended meanwhile.
 
         Raises:
-            OSError: a file cannot be rewritten. No result is lost, and the next opening does it.
+            OSError: a file cannot be rewritten. No result is lost; the next opening rewrites it.
         """
         if self._ids.superseded:
             for file in self._with_failures:
@@ -317,8 +323,8 @@ class JournalWriter:
                 self._manifest.forget_failures()
         except OSError as error:
             logger.warning(
-                "%s keeps failures of requests that were sent again and have a newer result: it "
-                "cannot be rewritten (%s). No result is lost; the next run drops them",
+                "%s still has failures of requests that have a newer result: it cannot be "
+                "rewritten (%s). No result is lost; the next run drops these failures",
                 self._current,
                 reason(error),
             )
@@ -350,23 +356,23 @@ class JournalWriter:
         self.saved += len(entries)
 
     def _bring_back(self, file: LockedFile) -> str:
-        """A file that was removed under us is still there as long as we have it open."""
+        """Restore a removed file from its open descriptor, and describe where its contents are."""
         try:
             file.bring_back()
         except OSError:
             self._rescue.write(file.blocks())
-            return f"; what it held is in {self._rescue}"
+            return f"; its contents are in {self._rescue}"
         return "; it has been put back"
 
     def _call_back(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             function(*arguments)
-        except Exception as error:  # noqa: BLE001 - of the user; results must be written all the same
+        except Exception as error:  # noqa: BLE001 - a user's bug must not stop the writing
             logger.warning("a callback of the journal failed: %s", type(error).__qualname__)
 
 
 class _Setting:
-    """Sets events, in their own loop."""
+    """Callable that sets events; it must run in their loop."""
 
     def __init__(self, events: list[EngineEvent]) -> None:
         self._events = events
@@ -377,7 +383,7 @@ class _Setting:
 
 
 class _StatisticsFile:
-    """By the way: it is not synced, and a failure is told once and fails nothing."""
+    """The statistics file. It is not synced; a failure is logged once and stops nothing else."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
@@ -395,7 +401,7 @@ class _StatisticsFile:
         except OSError as error:
             self._given_up = True
             logger.warning(
-                "%s cannot be written (%s): the run goes on without statistics",
+                "%s cannot be written (%s): the run continues without statistics",
                 self._path,
                 reason(error),
             )

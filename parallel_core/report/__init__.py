@@ -1,7 +1,7 @@
-"""What a run has done, as tables, as a page and as pictures.
+"""Reports of runs as tables, an HTML page and pictures.
 
-A report reads the statistics that lie beside the output of a run, and the output itself. Of results
-without statistics (of OpenAI's Batch API, or of vLLM) it reports what their lines say.
+A report reads the output of a run and the statistics beside it. For results without statistics
+(from OpenAI's Batch API or vLLM) it reports what the lines contain.
 """
 
 from .html import BEGINNING

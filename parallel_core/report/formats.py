@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them: for the table, the page and the pictures."""
+"""Readable numbers, times and names for the tables, the page and the pictures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from .model import ModelReport, Percentiles, RunReport, Timeline
 NOTHING = "-"
 UNKNOWN = "unknown"
 ALL = "all"
-# Of kinds of failure in a chart.
-MOST_KINDS_SHOWN = 6
+MOST_KINDS_SHOWN = 6  # kinds of failures in a chart
 _MINUTE = 60.0
 _HOUR = 60.0 * _MINUTE
 _DAY = 24.0 * _HOUR
 
 
 def count(number: int) -> str:
-    """``1,234,567``."""
+    """Format a count: ``1,234,567``."""
     return f"{number:,}"
 
 
 def seconds(value: float | None) -> str:
-    """A latency, with three significant digits: ``0.0123``, ``1.23``, ``123``."""
+    """Format a latency with three significant digits: ``0.0123``, ``1.23``, ``123``."""
     if value is None:
         return NOTHING
     if value >= 100:
@@ -35,7 +34,7 @@ def seconds(value: float | None) -> str:
 
 
 def span(value: float) -> str:
-    """How long something took: ``12.3 s``, ``4 min 05 s``, ``3 h 20 min``, ``2 d 4 h``."""
+    """Format a duration in seconds: ``12.3 s``, ``4 min 05 s``, ``3 h 20 min``, ``2 d 4 h``."""
     if value < _MINUTE:
         return f"{value:.3g} s"
     if value < _HOUR:
@@ -49,21 +48,21 @@ def span(value: float) -> str:
 
 
 def money(value: float) -> str:
-    """USD with as many digits as say something: ``123.45``, ``0.0012``."""
+    """Format USD with all significant digits: ``123.45``, ``0.001200``."""
     if value == 0 or value >= 100:
         return f"{value:,.2f}"
     return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
 
 
 def rate(value: float | None) -> str:
-    """Calls for each second, with three significant digits."""
+    """Format calls per second with three significant digits."""
     if value is None:
         return NOTHING
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def moment(value: float) -> str:
-    """A moment in UTC, for a report reads the same wherever it is made."""
+    """Format a time in UTC, so that a report does not depend on the local time zone."""
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -72,11 +71,11 @@ class Table:
     """A table of a report.
 
     Attributes:
-        title: with the unit.
-        heads: of the columns; the first ``names`` of them hold text, the others numbers.
-        rows: a cell for each head.
-        names: how many columns hold text.
-        sums: how many rows at the end are of all models together.
+        title: title, with the unit.
+        heads: column heads; the first ``names`` columns have text, the others numbers.
+        rows: rows with one cell per head.
+        names: number of columns with text.
+        sums: number of rows at the end that are totals of all models.
     """
 
     title: str
@@ -87,7 +86,7 @@ class Table:
 
 
 def tables(report: RunReport) -> list[Table]:
-    """The tables of a report. With more than one model, the last rows are of all of them."""
+    """Return the tables of a report. With several models, the last rows are totals."""
     rows = [(model.model, model) for model in report.models]
     several = len(rows) > 1
     if several:
@@ -107,7 +106,7 @@ def tables(report: RunReport) -> list[Table]:
     if report.failures and several:
         by_model: list[tuple[str, ...]] = [
             (name, kind, count(number))
-            for name, model in rows[:-1]  # without all of them together
+            for name, model in rows[:-1]  # without the totals
             for kind, number in model.failures.items()
         ]
         made.append(
@@ -162,11 +161,11 @@ def _failures(report: RunReport) -> Table:
         )
         for failure in report.failures
     ]
-    return Table("Failed requests", ("kind", "what one said", "ids", "requests"), rows, names=3)
+    return Table("Failed requests", ("kind", "message", "ids", "requests"), rows, names=3)
 
 
 def facts(report: RunReport) -> list[tuple[str, str]]:
-    """What is told of the run as a whole: what it is, and its value."""
+    """Return the facts about the run as a whole: pairs of name and value."""
     found: list[tuple[str, str]] = []
     if report.started_at is not None and report.ended_at is not None:
         found.append(("period", f"{moment(report.started_at)} to {moment(report.ended_at)}"))
@@ -176,9 +175,9 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
             ("throughput", f"{rate(report.total.calls_per_second)} calls/s of active time")
         )
     if report.peak_in_flight:
-        # A call that is sent again counts from its first attempt to its last.
+        # A call that is sent again counts from its first attempt to the end of its last one.
         over = report.limit is not None and report.peak_in_flight > report.limit.maximum
-        waits = ", with those that waited to be sent again" if over else ""
+        waits = ", including calls that waited to be sent again" if over else ""
         found.append(("in flight", f"{count(report.peak_in_flight)} at most{waits}"))
     unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
     if unusual:
@@ -230,7 +229,7 @@ def _tokens(model: ModelReport) -> tuple[str, ...]:
 
 
 def cost(model: ModelReport) -> str:
-    """USD, as far as the price is known."""
+    """Format the cost in USD of the calls whose price is known."""
     return UNKNOWN if model.unpriced_calls and not model.cost else money(model.cost)
 
 
@@ -241,7 +240,8 @@ def _cost(model: ModelReport) -> tuple[str, ...]:
 
 
 def errors_to_show(course: Timeline) -> dict[str, list[int]]:
-    """Failed calls by kind in each part: the most frequent kinds, the others added up."""
+    """Return the failed calls of each part by kind: the most frequent kinds, and the sum of the
+    others."""
     kinds = list(course.errors.items())
     if len(kinds) <= MOST_KINDS_SHOWN:
         return dict(kinds)

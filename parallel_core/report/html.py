@@ -1,4 +1,4 @@
-"""The report as a page: one file without scripts, whose charts are part of it."""
+"""The report as an HTML page: one file with its charts and without scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .formats import errors_to_show
 from .model import ModelReport, RunReport, Timeline
 from .svg import Chart, linear_axis, log_axis, time_axis
 
-# Nothing may be fetched or run, whatever a name in the files says.
+# Forbid to fetch or run anything, whatever a name in the files contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -74,11 +74,11 @@ BEGINNING = (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="generator" content="parallel-core report">'
 )
-"""What tells a page of ours from any other file."""
+"""Beginning of every page. It distinguishes a report page from other files."""
 
 
 def page(report: RunReport) -> str:
-    """The whole page."""
+    """Return the whole page."""
     title = f"Report of {report.name}"
     parts = [
         BEGINNING,
@@ -156,7 +156,7 @@ def _charts(report: RunReport) -> str:
     if not figures:
         return ""
     pauses = course is not None and course.pauses
-    note = "<p>Dashed upright lines over time are pauses: they are left out.</p>" if pauses else ""
+    note = "<p>Dashed vertical lines mark pauses, which are left out.</p>" if pauses else ""
     return f'<h2>Charts</h2>{note}<div class="charts">{"".join(figures)}</div>'
 
 
@@ -185,8 +185,7 @@ def _throughput(course: Timeline) -> str:
     chart = Chart(
         "throughput",
         "Throughput over time",
-        f"Calls that ended, for each second, in parts of {part}: at most "
-        f"{formats.rate(max(rates))}.",
+        f"Calls that ended per second, averaged over {part}: at most {formats.rate(max(rates))}.",
         time_axis(course.step * len(rates)),
         linear_axis("calls/s", max(rates)),
     )

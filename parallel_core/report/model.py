@@ -1,27 +1,27 @@
-"""What the report of a run consists of."""
+"""Types that make up the report of a run."""
 
 from __future__ import annotations
 
 import msgspec
 
-# A time longer than this without a call in flight lies between two runs: it is not counted.
+# A longer time without a call in flight is a pause between two runs, and is not counted.
 LONGEST_GAP = 60.0  # seconds
 
 
 class ReportError(ValueError):
-    """There is nothing to report of: a file cannot be read, or is not the output of a run.
+    """A report cannot be made: a file cannot be read, or is not the output of a run.
 
-    Raised by :func:`parallel_core.report.summarize`; the command ``parallel-core report`` prints it
-    and ends with exit code 2. The text names the file, and the line as far as it is one.
+    Raised by :func:`parallel_core.report.summarize`. The command ``parallel-core report`` prints it
+    and exits with code 2. The message names the file, and the line if there is one.
     """
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """How long something took.
+    """Percentiles of a duration.
 
     Attributes:
-        count: of what was measured.
-        p50, p95, p99, maximum: seconds; between two measured values they are interpolated.
+        count: number of measured values.
+        p50, p95, p99, maximum: seconds; interpolated between two measured values.
     """
 
     count: int
@@ -35,11 +35,11 @@ class FailureReport(msgspec.Struct, frozen=True):
     """Requests that failed in the same way.
 
     Attributes:
-        kind: as in ``ModelReport.failures``.
-        requests: how many there are.
-        message: what the first of them said, without contents of requests; empty where nobody wrote
-            it down (results of others, and of earlier versions).
-        custom_ids: of some of them, at most three.
+        kind: kind, as in ``ModelReport.failures``.
+        requests: number of requests.
+        message: message of the first failure, without contents of requests; empty if it was not
+            recorded (results of other programs and of earlier versions).
+        custom_ids: ids of at most three of them.
     """
 
     kind: str
@@ -49,33 +49,33 @@ class FailureReport(msgspec.Struct, frozen=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model has done, or all of them.
+    """Results of one model, or of all models.
 
-    A request that was tried again in a later run is one request and several calls: the last of them
-    tells how it ended, and all of them took tokens and money.
+    A request that was sent again in a later run is one request and several calls. The last call
+    decides how the request ended; all calls count for tokens and cost.
 
     Attributes:
-        model: its name; empty for all of them together.
-        requests: different ids.
-        ok: requests that have an answer.
-        failed: requests that have none.
-        failures: failed requests by kind, the most frequent first, with the status code of HTTP in
-            brackets where there is one. Where no kind was recorded, it is the class of the
-            exception, or the code of the error.
-        finish_reasons: requests with an answer by finish reason, the most frequent first, as far as
-            it is known. An answer with several choices counts once, by the worst of them.
-        without_text: requests with an answer that has a choice without text, and nothing in place
-            of it.
-        calls: calls whose time was measured; 0 where there are no statistics of them.
-        attempts: calls to a provider that these took: what the batch and the Router sent again is
-            among them.
-        calls_per_second: calls for each second of the run's active time; None where there is none.
-        latency: of the calls with an answer; None where nothing was measured.
-        first_chunk: seconds to the first chunk of the streamed calls; None where nothing streamed.
+        model: name of the model; empty for the total.
+        requests: number of different ids.
+        ok: number of requests with an answer.
+        failed: number of requests without an answer.
+        failures: number of failed requests by kind, the most frequent first, with the HTTP status
+            in brackets if there is one. If no kind was recorded, it is the class of the exception
+            or the code of the error.
+        finish_reasons: number of requests with an answer by finish reason, the most frequent first,
+            where the reason is known. An answer with several choices counts once, by the worst.
+        without_text: number of requests whose answer has a choice without text, and nothing in
+            place of it.
+        calls: number of calls whose time was measured; 0 without statistics.
+        attempts: number of calls to a provider that these took, including those that the batch and
+            the Router sent again.
+        calls_per_second: calls per second of the run's active time; None if there is none.
+        latency: latency of the calls with an answer; None if nothing was measured.
+        first_chunk: seconds to the first chunk of the streamed calls; None if nothing was streamed.
         prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens: as in ``Usage``.
-        estimated_calls: calls whose tokens are estimated.
-        cost: USD, of those calls whose price is known.
-        unpriced_calls: calls whose price is unknown; ``cost`` is without them.
+        estimated_calls: number of calls whose tokens are estimated.
+        cost: USD of the calls whose price is known.
+        unpriced_calls: number of calls whose price is unknown; ``cost`` does not include them.
     """
 
     model: str
@@ -103,9 +103,9 @@ class LimitReport(msgspec.Struct, frozen=True):
     """The limit of calls in flight, over the active time of a run.
 
     Attributes:
-        minimum, median, maximum: calls in flight at most; half of the active time the limit was at
-            most the median.
-        changes: how often it has changed, beginnings of runs not counted.
+        minimum, median, maximum: values of the limit; for half of the active time it was at most
+            the median.
+        changes: number of changes, not counting the beginnings of runs.
     """
 
     minimum: int
@@ -115,11 +115,11 @@ class LimitReport(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """A time without any call in flight, longer than a minute: between a run and its next part.
+    """A time of more than a minute without a call in flight, as between a run and its resumption.
 
     Attributes:
-        at: where it is in the active time, in seconds.
-        seconds: how long it was.
+        at: its position in the active time, in seconds.
+        seconds: its length.
     """
 
     at: float
@@ -130,12 +130,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """The course of a run, in equal parts of its active time.
 
     Attributes:
-        step: seconds that a part is long.
-        ended: calls that ended in each part.
-        in_flight: calls in flight in each part, on average.
-        limit: the limit in each part, on average; None before the first one known.
-        errors: calls that failed in each part, by kind.
-        cost: USD that have been spent up to the end of each part.
+        step: length of a part, in seconds.
+        ended: number of calls that ended in each part.
+        in_flight: mean number of calls in flight in each part.
+        limit: mean limit in each part; None before the first known one.
+        errors: number of calls that failed in each part, by kind.
+        cost: USD spent up to the end of each part.
         pauses: times that were left out.
     """
 
@@ -149,12 +149,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """How many calls took how long.
+    """Histogram of the durations of calls.
 
     Attributes:
-        edges: seconds; each is the same multiple of the one before. One more than there are counts.
-        ok: calls with an answer, between each edge and the next.
-        failed: calls without.
+        edges: bin edges in seconds, in geometric progression; one more than there are bins.
+        ok: number of calls with an answer in each bin.
+        failed: number of calls without an answer in each bin.
     """
 
     edges: list[float]
@@ -163,22 +163,22 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has done so far, with all of its parts.
+    """Report of a run so far, including its resumptions.
 
     Attributes:
-        name: of the output file.
-        started_at: when the first call began, in seconds since the epoch; None if not known.
-        ended_at: when the last call ended.
-        active_seconds: the time between, without gaps of more than a minute in which no call was in
-            flight.
-        peak_in_flight: calls that were in flight at once, at most.
-        total: all models together.
+        name: name of the output file.
+        started_at: start of the first call, in seconds since the epoch; None if unknown.
+        ended_at: end of the last call.
+        active_seconds: seconds between them, without gaps of more than a minute in which no call
+            was in flight.
+        peak_in_flight: largest number of calls in flight at once.
+        total: total of all models.
         models: each model, the one with the most requests first.
         failures: failed requests by kind, the most frequent first.
         limit: the limit of calls in flight; None if it was not recorded.
-        timeline: the course of the run; None where no time was measured.
-        latency: how the times are distributed; None where none was measured.
-        notes: what a reader of the numbers should know, one sentence each.
+        timeline: the course of the run; None if no time was measured.
+        latency: distribution of the durations; None if none was measured.
+        notes: remarks for readers of the numbers.
     """
 
     name: str

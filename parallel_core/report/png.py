@@ -17,7 +17,7 @@ from .svg import short, time_axis
 _BLUE, _GREEN, _RED, _ORANGE, _VIOLET, _TEAL, _GREY = (
     *("#2563eb", "#0d9166", "#cf3341", "#c86f04", "#7a45d6", "#0e8aa3", "#7b8794"),
 )
-_LONGEST_LABEL = 40  # characters; two of them are side by side
+_LONGEST_LABEL = 40  # characters; the legend has two labels side by side
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -29,13 +29,13 @@ _STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    # A name from a file is text, and a dollar in it begins no formula.
+    # A dollar sign in a name from a file must not start a formula.
     "text.parse_math": False,
 }
 
 
 def write(report: RunReport, folder: Path) -> list[Path]:
-    """Write the pictures, and return their files.
+    """Write the pictures and return their paths.
 
     Raises:
         ReportError: matplotlib is not installed.
@@ -43,17 +43,17 @@ def write(report: RunReport, folder: Path) -> list[Path]:
     """
     try:
         mpl: Any = importlib.import_module("matplotlib")
-        # Not pyplot: it belongs to the whole process, and its windows to the main thread.
+        # Not pyplot: it has global state, and its windows belong to the main thread.
         figures: Any = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError:
         raise ReportError(
             "PNG needs matplotlib, which is not installed: pip install 'parallel_core[report]'; "
-            "--html needs nothing"
+            "--html works without it"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # No name of a model is a reason to warn: a letter that the font has not is a box.
+        # Do not warn about a letter in a model name that the font lacks; it is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph")
         for name, draw, panels in _pictures(report):
             size = (8, 2.2 + 2.0 * panels)
@@ -69,7 +69,7 @@ _Picture: TypeAlias = tuple[str, Callable[[list[Any]], None], int]
 
 
 def _pictures(report: RunReport) -> list[_Picture]:
-    """Their names, what draws them, and on how many panels."""
+    """Return the pictures to draw: name, drawing function and number of panels of each."""
     course, found = report.timeline, report.latency
     pictures: list[_Picture] = []
     if course is not None:
@@ -111,7 +111,7 @@ def _over_time(axes: Any, course: Timeline, title: str, unit: str) -> None:
 
 
 def _explain(axes: Any, columns: int) -> None:
-    """Names the colors below the chart, where they hide nothing."""
+    """Put the legend below the chart, where it hides nothing."""
     axes.figure.legend(loc="outside lower left", ncols=columns)
 
 
@@ -173,7 +173,7 @@ def _latency(found: Histogram, report: RunReport, panels: list[Any]) -> None:
 
 
 def draw_errors(course: Timeline, panels: list[Any]) -> None:
-    """The failed calls by kind, on one panel."""
+    """Draw the failed calls by kind on one panel."""
     (axes,) = panels
     below = [0] * len(course.ended)
     colors = (_RED, _ORANGE, _VIOLET, _TEAL, _BLUE, _GREY)

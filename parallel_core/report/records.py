@@ -1,4 +1,4 @@
-"""Reads what a run has left behind, into columns: a million calls are some hundred MiB at most."""
+"""Read the files of a run into columns: a million calls take at most some hundred MiB."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from parallel_core.router import MOST_REASONS, OTHER_REASONS, Finish, finish_of
 
 from .model import ReportError
 
-OK = -1  # in place of a kind of failure
-NO_FINISH = -1  # in place of a finish reason
+OK = -1  # number of a kind that means "no failure"
+NO_FINISH = -1  # number of a finish reason that means "unknown"
 UNKNOWN_MODEL = "unknown"
 NO_NAME = "(none)"
 
@@ -36,10 +36,10 @@ _FAILURE, _ANSWER = 1, 2
 _MOST_MODELS = 1000
 _MOST_KINDS = 100
 _ERROR_WITHOUT_NAME = "error"
-_MOST_IDS = 64  # of failures of a kind: some of them may have an answer in the end
+_MOST_IDS = 64  # failed ids kept per kind; some of these requests may get an answer later
 _LONGEST_NAME = 120  # characters
 _LONGEST_MESSAGE = 200  # characters
-_LATEST = 1e11  # seconds since the epoch: whatever is later is no time
+_LATEST = 1e11  # seconds since the epoch; later times are invalid
 _MOST_USD = 1e12
 _HIGHEST_LIMIT = 10**9
 _MOST_ATTEMPTS = 10**9
@@ -47,14 +47,14 @@ _UNKNOWN = math.nan
 
 
 class Names:
-    """Numbers for names, in the order in which they come.
+    """Numbers of names, in the order in which they appear.
 
-    Files come from anywhere: what is no letter in a name is replaced, and of endlessly many names
-    the later ones are one.
+    Files are not trusted: unprintable characters are replaced, and all names beyond the limit share
+    one name.
 
     Args:
-        most: how many names there may be.
-        others: the name of all further ones.
+        most: maximum number of names.
+        others: name for all further ones.
     """
 
     def __init__(self, most: int, others: str) -> None:
@@ -64,7 +64,7 @@ class Names:
         self._others = others
 
     def number(self, name: str) -> int:
-        """The number of a name."""
+        """Return the number of a name."""
         number = self._numbers.get(name)
         if number is None:
             full = len(self.names) >= self._most
@@ -94,25 +94,26 @@ class Tally:
 
 
 class Records:
-    """The calls of a run as columns, a row for each call, and what is added up while reading.
+    """The calls of a run as columns, with one row per call, and sums that are built while reading.
 
-    A row without statistics stands for a line of the output: its times and its cost are NaN.
+    A row without statistics is a line of the output; its times and its cost are NaN.
 
     Attributes:
-        models, kinds: the names of the models, and of the kinds of failure.
-        model, kind: their numbers; the kind is ``OK`` for a call with an answer.
-        started, duration: seconds; NaN where they are not known, or nothing was sent.
-        cost: USD; NaN where it is not known.
-        finishes: the names of finish reasons.
-        finish: their numbers; ``NO_FINISH`` where none is known.
+        models, kinds: names of the models, and of the kinds of failures.
+        model, kind: numbers of the model and of the kind of each row; the kind is ``OK`` for a call
+            with an answer.
+        started, duration: seconds; NaN if unknown, or if nothing was sent.
+        cost: USD; NaN if unknown.
+        finishes: names of finish reasons.
+        finish: number of the finish reason of each row; ``NO_FINISH`` if unknown.
         without_text: 1 for an answer without text.
-        last: the row of the last call of each request, by the hash of its id.
-        outcome: the kind of those requests that ended otherwise in the output than in their row.
+        last: row of the last call of each request, by the hash of its id.
+        outcome: kind of each request whose line in the output differs from its row, by row.
         tallies: sums, by the number of the model.
-        limits: the limits of calls in flight: since when, how many, whether it is a change.
-        messages: of failures, by the number of the kind.
+        limits: limits of calls in flight: start time, limit, and True if it is a change.
+        messages: messages of failures, by the number of the kind.
         failed_ids: ids of some requests that failed at some time, by the number of the kind.
-        notes: what a reader of the report should know.
+        notes: remarks for readers of the report.
     """
 
     def __init__(self) -> None:
@@ -126,7 +127,7 @@ class Records:
         self.finishes = Names(MOST_REASONS, OTHER_REASONS)
         self.finish = array("b")
         self.without_text = bytearray()
-        # A hash of 64 bits: two of a million ids have the same one with a chance of 3e-8.
+        # 64-bit hashes: among a million ids, the chance that two have the same hash is 3e-8.
         self.last: dict[int, int] = {}
         self.outcome: dict[int, int] = {}
         self.tallies: dict[int, Tally] = {}
@@ -170,7 +171,7 @@ class Records:
             tally.first_chunks.append(first_chunk)
 
     def add_result_without_statistics(self, result: ResultLine) -> None:
-        """Add a line of the output whose call nobody has measured."""
+        """Add a line of the output whose call has no statistics."""
         body = _body(result) if result.ok else _Body()
         model = self.models.number(body.model or UNKNOWN_MODEL)
         self.last[hash(result.custom_id)] = len(self.model)
@@ -191,17 +192,17 @@ class Records:
                 tally.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens or 0
 
     def outcome_of(self, row: int) -> int:
-        """The kind in which a request ended, by the row of its last call."""
+        """Return the kind with which a request ended, by the row of its last call."""
         return self.outcome.get(row, self.kind[row])
 
     def note_failure(self, custom_id: str) -> None:
-        """Keep the id of a request that failed, as long as there are few."""
+        """Keep the id of a request that failed, up to a limit per kind."""
         ids = self.failed_ids[self.outcome_of(self.last[hash(custom_id)])]
         if len(ids) < _MOST_IDS and custom_id not in ids:
             ids.append(custom_id)
 
     def kind_of(self, result: ResultLine) -> int:
-        """The number of the kind of failure of a line of the output."""
+        """Return the number of the failure kind of a line of the output."""
         return OK if result.ok else self.kinds.number(_kind_of_result(result))
 
     def _add_finish(self, finish: Finish) -> None:
@@ -220,10 +221,10 @@ class Records:
 def read_run(paths: RunPaths) -> Records:
     """Read the statistics of a run and its output.
 
-    The output is what counts for how a request has ended; the statistics tell the rest.
+    The output decides how a request ended; everything else comes from the statistics.
 
     Raises:
-        ReportError: a file cannot be read, or is something else.
+        ReportError: a file cannot be read, or is not the output of a run.
     """
     records = Records()
     if not paths.output.exists():
@@ -245,7 +246,7 @@ def _read_calls(path: Path, records: Records) -> None:
     except FileNotFoundError:
         records.notes.append(
             f"There is no {text_of(path.name)} beside the output: latency, cost and times are not "
-            "known, and a model is named as its provider names it."
+            "known, and models have the names that the providers use."
         )
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -253,7 +254,7 @@ def _read_calls(path: Path, records: Records) -> None:
 
 def _read_results(paths: RunPaths, records: Records) -> None:
     measured = len(records.model)
-    seen = bytearray(measured)  # by row: whether there is a failure, or an answer
+    seen = bytearray(measured)  # by row: 0, `_FAILURE` or `_ANSWER`
     without_statistics = 0
     for path in (paths.output, paths.errors):
         if path is None:
@@ -282,7 +283,8 @@ def _read_results(paths: RunPaths, records: Records) -> None:
     )
     if lost:
         records.notes.append(
-            f"Answers that are in the statistics and not in the output: {lost:,}. It is not whole."
+            f"Answers that are in the statistics but not in the output: {lost:,}. The output is "
+            "incomplete."
         )
 
 
@@ -318,23 +320,22 @@ def _results(path: Path, notes: list[str]) -> Iterator[ResultLine]:
                     yield found.result
                 elif found.what == "torn":
                     notes.append(
-                        f"The last line of {text_of(path.name)} is torn, and is not counted: the "
-                        "run was ended while it wrote it, or is writing it now."
+                        f"The last line of {text_of(path.name)} is incomplete and is not counted: "
+                        "the run was interrupted while writing it, or is writing it now."
                     )
                 holes += found.what == "hole"
     except BadLineError as error:
         hint = (
             ""
             if ":" in error.why
-            else ": name the output file of a run, as parallel-core run, OpenAI's Batch API or "
-            "vLLM writes it"
+            else ": name an output file of parallel-core run, OpenAI's Batch API or vLLM"
         )
         raise ReportError(f"line {error.number} of {path} {error.why}{hint}") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     if holes:
         notes.append(
-            f"Lines of {text_of(path.name)} that a loss of power has spoiled: {holes:,}. They are "
+            f"Lines of {text_of(path.name)} that a loss of power damaged: {holes:,}. They are "
             "not counted."
         )
 
@@ -349,7 +350,7 @@ def _body(result: ResultLine) -> _Body:
     assert result.response is not None
     try:
         return read_json_line(_BODY_DECODER.decode, bytes(result.response.body))
-    except _UNREADABLE:  # of another API: no chat completion
+    except _UNREADABLE:  # not a chat completion, but an answer of another API
         return _Body()
 
 
@@ -364,7 +365,7 @@ def _finish_in(body: _Body) -> Finish:
 def _kind_of_result(result: ResultLine) -> str:
     status = None if result.response is None else result.response.status_code
     found = _error_name(result.error)
-    if found is None and bytes(result.error).startswith(b'"'):  # a text, of vLLM
+    if found is None and bytes(result.error).startswith(b'"'):  # vLLM writes a text
         found = _ERROR_WITHOUT_NAME
     if found is None and result.response is not None:
         found = _error_name(result.response.body)
@@ -372,7 +373,7 @@ def _kind_of_result(result: ResultLine) -> str:
 
 
 def _error_name(raw: msgspec.Raw) -> str | None:
-    """What an error is called, in any of the shapes that servers give it."""
+    """Return the code or type of an error, in any of the shapes that servers use."""
     try:
         value: Any = read_json_line(_ANYTHING.decode, bytes(raw))
     except _UNREADABLE:
@@ -395,12 +396,12 @@ def _kind(name: str, status_code: int | None) -> str:
 
 
 def text_of(name: str) -> str:
-    """The name of a file as a text: it may have bytes that are no UTF-8."""
+    """Return a file name as valid text: it may have bytes that are not UTF-8."""
     return name.encode("utf-8", "replace").decode()
 
 
 def shown_name(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name that can be shown anywhere: a terminal obeys control characters."""
+    """Shorten a name, and replace control characters, which a terminal would obey."""
     text = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )

@@ -1,4 +1,4 @@
-"""Summaries, pages and pictures of runs."""
+"""Functions that make summaries, pages and pictures of runs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .summary import report_of
 
 
 def summarize(output: Path | str, errors: Path | str | None = None) -> RunReport:
-    """Read what a run has left behind, and sum it up. It blocks.
+    """Read the files of a run and summarize them. This blocks.
 
     Args:
-        output: the file with the results; the statistics are looked for beside it.
-        errors: the file with the failures, if they are in one of their own.
+        output: the file with the results; the statistics are expected beside it.
+        errors: the file with the failures, if it is a separate file.
 
     Raises:
-        ReportError: a file cannot be read, is something else, or has no results yet.
+        ReportError: a file cannot be read, is not the output of a run, or has no results yet.
     """
     paths = RunPaths.of(output, errors)
     return report_of(read_run(paths), text_of(paths.output.name))
 
 
 def html_page(report: RunReport) -> str:
-    """The report as a page: one file that needs no other, no network and no script."""
+    """Return the report as an HTML page: one file without other files, network or scripts."""
     from .html import page
 
     return page(report)
@@ -36,14 +36,14 @@ def write_pictures(report: RunReport, folder: Path | str) -> list[Path]:
     """Draw the charts of the report as PNG, with matplotlib.
 
     Args:
-        report: what to draw.
-        folder: where the files go; it is made if it is not there.
+        report: the report to draw.
+        folder: folder for the files; it is created if it does not exist.
 
     Returns:
-        The files. Of what was not measured there is none.
+        The paths of the files. There is no file for values that were not measured.
 
     Raises:
-        ReportError: matplotlib is not installed: it is in the extra ``parallel_core[report]``.
+        ReportError: matplotlib is not installed; it is in the extra ``parallel_core[report]``.
         OSError: a file cannot be written.
     """
     from .png import write

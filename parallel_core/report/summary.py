@@ -1,4 +1,4 @@
-"""Reckons the report of a run from its records."""
+"""Compute the report of a run from its records."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .model import (
 from .records import NO_FINISH, OK, Records, Tally, shown_name
 from .times import active_time, limit_report, peak_in_flight, timeline
 
-_SHORTEST = 1e-4  # seconds: what took less is shown as this in the histogram
+_SHORTEST = 1e-4  # seconds; the histogram counts shorter calls as this
 _BINS_PER_DECADE = (10, 20, 40)
 _ENOUGH_BINS = 18
 _MOST_IDS = 3
 
 
 def report_of(records: Records, name: str) -> RunReport:
-    """The report of a run. The records are used up by it."""
+    """Return the report of a run. This consumes the records."""
     outcomes = _outcomes(records)
     finishes, without_text = _finishes(records)
     failed_ids = _failed_ids(records)
-    # The largest part of the memory: it is not needed any more.
+    # Free the largest part of the memory; it is not needed any more.
     records.last.clear()
     seconds, peak = 0.0, 0
     began: float | None = None
@@ -111,7 +111,7 @@ def report_of(records: Records, name: str) -> RunReport:
 
 
 def _outcomes(records: Records) -> Counter[tuple[int, int]]:
-    """How many requests ended how, by the numbers of model and kind."""
+    """Count the requests by the numbers of their model and of the kind with which they ended."""
     model, kind, otherwise = records.model, records.kind, records.outcome
     return Counter((model[row], otherwise.get(row, kind[row])) for row in records.last.values())
 
@@ -130,7 +130,7 @@ def _finishes(records: Records) -> tuple[Counter[tuple[int, str]], Counter[int]]
 
 
 def _failed_ids(records: Records) -> dict[int, list[str]]:
-    """Ids of requests that failed in the end, by the number of their kind."""
+    """Return ids of requests that failed in the end, by the number of their kind."""
     found: defaultdict[int, list[str]] = defaultdict(list)
     for custom_id in itertools.chain.from_iterable(records.failed_ids.values()):
         kind = records.outcome_of(records.last[hash(custom_id)])
@@ -209,7 +209,10 @@ def _percentiles(values: array[float]) -> Percentiles | None:
 
 
 def _histogram(records: Records) -> Histogram | None:
-    """Round edges, so that those of two reports can be compared: 10, 20 or 40 in a decade."""
+    """Return the histogram of durations.
+
+    Its edges are round (10, 20 or 40 per decade), so that two reports can be compared.
+    """
     known = [value for value in records.duration if not math.isnan(value)]
     if not known:
         return None
@@ -238,6 +241,7 @@ def _notes(total: ModelReport) -> list[str]:
         notes.append(f"Calls whose tokens are estimated: {total.estimated_calls:,}.")
     if total.unpriced_calls and total.calls:
         notes.append(
-            f"Calls whose price is not known: {total.unpriced_calls:,}. The cost is without them."
+            f"Calls whose price is not known: {total.unpriced_calls:,}. The cost does not include "
+            "them."
         )
     return notes

@@ -1,4 +1,4 @@
-"""Draws charts as SVG for the page of a report. Whatever text comes in is escaped."""
+"""Draw charts as SVG for the page of a report. Every text is escaped."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-# The page shows two charts side by side, and on a phone one that is a little smaller than this.
+# The page shows two charts side by side; a phone shows one, a little smaller than this.
 WIDTH, HEIGHT = 460.0, 250.0
-# Texts are up to 15 high, and have a rim of 2 where they are labels.
+# Texts are up to 15 high; labels also have a rim of 2.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 16.0, 26.0, 40.0
 _ROOM_FOR_A_LABEL, _ROW_OF_LABELS = 95.0, 20.0
-_LEAST = 1e-12  # what is less is drawn as nothing
+_LEAST = 1e-12  # smaller values are drawn as 0
 _MOST_TICKS = 6
 _MOST_LOG_TICKS = 7
 
@@ -22,10 +22,10 @@ class Axis:
     """An axis of a chart.
 
     Attributes:
-        title: what it shows, and in which unit.
+        title: quantity and unit.
         low, high: the values at its ends.
         ticks: values with their labels.
-        logarithmic: equal distances are equal multiples.
+        logarithmic: True for a logarithmic scale.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Axis:
     logarithmic: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value is, from 0 to 1."""
+        """Return the position of a value on the axis, from 0 to 1."""
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(max(value, self.low))
@@ -43,7 +43,7 @@ class Axis:
 
 
 def linear_axis(title: str, most: float) -> Axis:
-    """From 0 to a round number that is not below the given one."""
+    """Return an axis from 0 to a round number that is at least ``most``."""
     most = most if most > _LEAST else 1.0
     step = _round_step(most / (_MOST_TICKS - 1))
     number = math.ceil(most / step - 1e-9)
@@ -52,7 +52,7 @@ def linear_axis(title: str, most: float) -> Axis:
 
 
 def time_axis(seconds: float) -> Axis:
-    """From 0 to just this time, in a unit that fits."""
+    """Return an axis from 0 to exactly this time, in a suitable unit."""
     units = (("s", 1, 180), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
     unit, size = next((unit, size) for unit, size, most in units if seconds < size * most)
     step = _round_step(seconds / size / (_MOST_TICKS - 1))
@@ -62,7 +62,7 @@ def time_axis(seconds: float) -> Axis:
 
 
 def log_axis(title: str, low: float, high: float) -> Axis:
-    """From one value to another, with ticks at 1, 2 and 5 of each decade, or fewer."""
+    """Return a logarithmic axis with ticks at 1, 2 and 5 of each decade, or fewer."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     values: list[float] = []
     for multiples, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 3)):
@@ -78,7 +78,7 @@ def log_axis(title: str, low: float, high: float) -> Axis:
 
 
 def short(value: float) -> str:
-    """A number in a few characters: ``0.05``, ``12``, ``1.5k``, ``3M``."""
+    """Format a number in a few characters: ``0.05``, ``12``, ``1.5k``, ``3M``."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.4g}{unit}"
@@ -88,11 +88,11 @@ def short(value: float) -> str:
 
 
 class Chart:
-    """One chart, to which layers are added one on the other.
+    """A chart that is built from layers, the first one at the bottom.
 
     Args:
-        name: unique on the page; becomes part of ids.
-        title, description: for those who cannot see it.
+        name: name that is unique on the page; used in element ids.
+        title, description: texts for people who cannot see the chart.
         x, y: the axes.
     """
 
@@ -113,7 +113,7 @@ class Chart:
         tips: Sequence[str],
         bottoms: Sequence[float] | None = None,
     ) -> None:
-        """A bar from each edge to the next, with a text that is shown while it is pointed at."""
+        """Draw a bar from each edge to the next, with a tooltip."""
         for number, height in enumerate(heights):
             if height <= 0:
                 continue
@@ -128,7 +128,7 @@ class Chart:
             )
 
     def area(self, edges: Sequence[float], heights: Sequence[float], color: str) -> None:
-        """The area below a line that is level from each edge to the next."""
+        """Draw a line that is level from each edge to the next, and the area below it."""
         points = self._stairs(edges, heights)
         base = f"{self._down(0.0):.1f}"
         first, last = self._across(edges[0]), self._across(edges[-1])
@@ -138,7 +138,7 @@ class Chart:
         )
 
     def stairs(self, edges: Sequence[float], heights: Sequence[float | None], color: str) -> None:
-        """A line that is level from each edge to the next; nothing where a height is None."""
+        """Draw a line that is level between edges, with gaps where a height is None."""
         known = [number for number, height in enumerate(heights) if height is not None]
         if not known:
             return
@@ -154,7 +154,7 @@ class Chart:
             self._layers.append(f'<path class="{color} line" d="M{self._stairs(part, levels)}"/>')
 
     def line(self, across: Sequence[float], heights: Sequence[float], color: str) -> None:
-        """A line from point to point, and the area below it."""
+        """Draw a line from point to point, and the area below it."""
         points = "L".join(
             f"{self._across(x):.1f} {self._down(y):.1f}"
             for x, y in zip(across, heights, strict=True)
@@ -167,7 +167,7 @@ class Chart:
         )
 
     def mark(self, at: float, tip: str, label: str = "", row: int = 0) -> None:
-        """An upright line, with a label near its top, in one of several rows."""
+        """Draw a vertical line, with an optional label near its top in one of several rows."""
         across = self._across(at)
         self._layers.append(
             f'<g class="mark"><title>{escape(tip)}</title>'
@@ -176,7 +176,7 @@ class Chart:
         if label:
             near_the_end = across > WIDTH - _ROOM_FOR_A_LABEL
             anchor, shift = ("end", -4) if near_the_end else ("start", 4)
-            # Above the lines of other marks.
+            # Labels are drawn last, over the lines of other marks.
             self._labels.append(
                 f'<g class="mark"><text x="{across + shift:.1f}" '
                 f'y="{_TOP + 10 + _ROW_OF_LABELS * row:.1f}" text-anchor="{anchor}">'
@@ -184,7 +184,7 @@ class Chart:
             )
 
     def svg(self) -> str:
-        """The chart as an element of a page."""
+        """Return the chart as an SVG element."""
         return (
             f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
             f'aria-labelledby="{self._name}-title {self._name}-description">'
@@ -235,7 +235,7 @@ class Chart:
 
 
 def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, … (of any decade) that is not below."""
+    """Return the smallest of 1, 2, 5, 10, … (in any decade) that is at least ``least``."""
     decade = 10.0 ** math.floor(math.log10(least))
     return next(
         multiple * decade for multiple in (1, 2, 5, 10) if multiple * decade >= least * (1 - 1e-9)

@@ -1,4 +1,4 @@
-"""The course of a run, in equal parts of the time in which it was active."""
+"""Timeline of a run: equal parts of its active time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ActiveTime:
     """The time of a run without its pauses.
 
     Args:
-        starts: when the calls began, sorted; at least one.
-        ends: when they ended, sorted.
+        starts: start times of the calls, sorted; at least one.
+        ends: end times of the calls, sorted.
 
     Attributes:
         began, ended: seconds since the epoch.
-        seconds: how long the run was active.
-        pauses: what was left out.
+        seconds: length of the active time.
+        pauses: pauses that were left out.
     """
 
     def __init__(self, starts: array[float], ends: array[float]) -> None:
@@ -35,33 +35,33 @@ class ActiveTime:
         self.ended = ends[-1]
         self.pauses: list[Pause] = []
         self._stops: list[float] = []
-        self._goes_on: list[float] = []
+        self._resumes: list[float] = []
         self._left_out = [0.0]
-        # When call n + 1 begins after n of them have ended, none is in flight between the two.
+        # If call n + 1 begins after n calls have ended, no call is in flight between these times.
         for end, start in zip(ends, itertools.islice(starts, 1, None), strict=False):
             if start - end > LONGEST_GAP:
                 left_out = self._left_out[-1]
                 self.pauses.append(Pause(end - self.began - left_out, start - end))
                 self._stops.append(end)
-                self._goes_on.append(start)
+                self._resumes.append(start)
                 self._left_out.append(left_out + start - end)
         self.seconds = self.ended - self.began - self._left_out[-1]
 
     def position(self, moment: float) -> float:
-        """Where a moment is in the active time; one in a pause is at its beginning."""
-        passed = bisect_right(self._goes_on, moment)
+        """Return the position of a time in the active time; in a pause, that of its beginning."""
+        passed = bisect_right(self._resumes, moment)
         if passed < len(self._stops):
             moment = min(moment, self._stops[passed])
         return min(max(moment - self.began - self._left_out[passed], 0.0), self.seconds)
 
     def moment(self, position: float) -> float:
-        """The earliest moment at a position, in seconds since the epoch."""
+        """Return the earliest time at a position, in seconds since the epoch."""
         passed = bisect_left([pause.at for pause in self.pauses], position)
         return self.began + position + self._left_out[passed]
 
 
 def active_time(records: Records) -> tuple[ActiveTime, array[float], array[float]] | None:
-    """The active time, and when calls began and ended, both sorted; None if nothing is known."""
+    """Return the active time and the sorted start and end times of calls; None if unknown."""
     known = [row for row, start in enumerate(records.started) if not math.isnan(start)]
     if not known:
         return None
@@ -72,7 +72,7 @@ def active_time(records: Records) -> tuple[ActiveTime, array[float], array[float
 
 
 def peak_in_flight(starts: array[float], ends: array[float]) -> int:
-    """Calls in flight at once, at most."""
+    """Return the largest number of calls in flight at once."""
     peak = ended = 0
     for begun, start in enumerate(starts, 1):
         while ends[ended] <= start and ended < begun - 1:
@@ -82,7 +82,7 @@ def peak_in_flight(starts: array[float], ends: array[float]) -> int:
 
 
 def limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> LimitReport | None:
-    """The limit over the active time; None if none was recorded."""
+    """Return the limit over the active time; None if none was recorded."""
     steps = _limit_steps(limits, time)
     if not steps:
         return None
@@ -102,7 +102,7 @@ def limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> Lim
 def timeline(
     records: Records, time: ActiveTime, starts: array[float], ends: array[float]
 ) -> Timeline | None:
-    """The course of the run; None if it took no time."""
+    """Return the course of the run; None if it took no time."""
     if time.seconds < _SHORTEST:
         return None
     parts = min(max(len(starts) // _CALLS_PER_PART, _LEAST_PARTS), _MOST_PARTS)
@@ -137,7 +137,10 @@ def timeline(
 def _in_flight(
     edges: list[float], step: float, starts: array[float], ends: array[float]
 ) -> list[float]:
-    """The mean between each edge and the next: the seconds that all calls took there, by time."""
+    """Return the mean number of calls in flight between each edge and the next.
+
+    It is the total time of all calls in that part, divided by the length of the part.
+    """
     origin = edges[0]
     taken: list[float] = []
     sums = [0.0, 0.0]
@@ -155,8 +158,8 @@ def _in_flight(
 def _limit_steps(
     limits: list[tuple[float, int, bool]], time: ActiveTime
 ) -> list[tuple[float, float, int]]:
-    """From where to where in the active time the limit was what."""
-    known = sorted(limits, key=lambda entry: entry[0])  # stable: of two at once the later counts
+    """Return the limits as tuples: begin and end in the active time, and the limit."""
+    known = sorted(limits, key=lambda entry: entry[0])  # stable: of two equal times the later wins
     begins = [time.position(at) for at, _, _ in known]
     ends = [*begins[1:], time.seconds]
     return [

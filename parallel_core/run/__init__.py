@@ -1,4 +1,4 @@
-"""A file of requests in, a file of answers out, each answer once."""
+"""Runs of files: read requests from one file and write each answer to another exactly once."""
 
 from .file_run import (
     ATTEMPT_TIMEOUT,

@@ -1,7 +1,7 @@
-"""Failures of a run by kind and status, each with one message that is safe to show.
+"""Failures of a run, grouped by kind and status, each with one message that is safe to show.
 
-What a provider says of a failure explains it best, but it may quote the prompt, or a part of the
-key. So its words are shown only as far as nothing of the request is in them.
+The provider's message explains a failure best, but may quote the prompt or a part of the key. It
+is shown only if it contains nothing of the request.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .records import FailureGroup
 
 _MOST_IDS: Final = 3
 _LONGEST_WORDS: Final = 120  # characters
-_LONGEST_CHANCE: Final = 12  # characters that two texts may have in common by chance
-_MOST_AHEAD: Final = 10_000  # failures that are added and not counted: more than wait for the disk
-_SHORTEST_NAME: Final = 3  # characters of a word that is looked for by itself
+_SHORTEST_QUOTE: Final = 12  # characters; shorter runs may be in both texts by chance
+_MOST_AHEAD: Final = 10_000  # failures added but not counted: more than can wait for the disk
+_SHORTEST_NAME: Final = 3  # characters of a word that is searched for by itself
 
 _TOKEN = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _IN_QUOTES = re.compile(
     r"""'(.+?)'|"(.+?)"|`(.+?)`|“(.+?)”|\u2018(.+?)\u2019|«(.+?)»|\[(.+?)\]|\((.+?)\)"""
 )
-# Words that a provider uses whatever the request says.
+# Words that a provider uses regardless of the request.
 _USUAL = frozenset(
     _TOKEN.findall("""
     access account again allowed also been being billing cannot check content context contains
@@ -52,7 +52,7 @@ _MASKED = re.compile(r"""[^\s"'<>,;]*[*•]{2,}[^\s"'<>,;]*|[\w\-]+(?:\.{3}|…)
 
 
 class FailureGroups:
-    """Counts failures. Memory is bounded by the number of kinds and statuses.
+    """Counts failures by kind and status, which bounds its memory.
 
     Args:
         redactor: hides keys in the messages.
@@ -61,19 +61,19 @@ class FailureGroups:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._groups: dict[tuple[FailureKind, int | None], FailureGroup] = {}
-        self._added = deque[FailureGroup]()  # each failure that is in no group yet
+        self._added = deque[FailureGroup]()  # failures that are in no group yet, one each
         self._grouped = 0
         self._known = set[tuple[FailureKind, int | None]]()
 
     def add(
         self, custom_id: str, failure: LineFailure, result: RouterParallelResult | None = None
     ) -> str | None:
-        """Count a failure; return its message if it is the first of its kind and status.
+        """Count a failure. Return its message if it is the first of its kind and status.
 
         Args:
-            custom_id: of the request.
-            failure: what its line says.
-            result: what the call ended in; None if the message of the failure is safe, for it
+            custom_id: id of the request.
+            failure: the failure as written to its line.
+            result: the result of the call; None if the message of ``failure`` is safe because it
                 quotes neither the provider nor the request.
         """
         key = failure.kind, failure.status_code
@@ -91,17 +91,17 @@ class FailureGroups:
         return message
 
     def first(self, number: int) -> list[FailureGroup]:
-        """Return the groups of the first so many failures, the largest first.
+        """Return the groups of the first ``number`` failures, the largest group first.
 
-        They add up to what is on disk, which is behind what has been added. ``number`` never
-        becomes smaller.
+        ``number`` is the number of failures on disk, which may be less than the number added. It
+        must not decrease between calls.
         """
         while self._added and self._grouped < number:
             self._count_the_oldest()
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
     def all(self) -> list[FailureGroup]:
-        """Return the groups of all failures, the largest first."""
+        """Return the groups of all failures, the largest group first."""
         return self.first(self._grouped + len(self._added))
 
     def _count_the_oldest(self) -> None:
@@ -121,10 +121,10 @@ class FailureGroups:
 
 
 def safe_message(exception: Exception, request: RouterParallelRequest, redactor: Redactor) -> str:
-    """Say in one line why a call failed, without keys and without contents of its request.
+    """Describe in one line why a call failed, without keys and without contents of its request.
 
-    The status and the provider's own words, shortened; the reason that
-    :func:`parallel_core.classify_failure` gives if the words are not safe, or if there are none.
+    The line has the status and the provider's message, shortened. If that message is not safe or
+    missing, it is the reason that :func:`parallel_core.classify_failure` gives.
     """
     evidence = evidence_of(exception)
     if evidence.missing_package is not None:
@@ -136,7 +136,7 @@ def safe_message(exception: Exception, request: RouterParallelRequest, redactor:
         shortened = words if len(words) <= _LONGEST_WORDS else f"{words[: _LONGEST_WORDS - 1]}…"
         named = " ".join(map(str, filter(None, (status, evidence.code))))
         message = redactor.redact(f"{named}: {shortened}")
-        # What begins at the end of the shortened words is recognized by what follows.
+        # Check twice the length: a quotation may begin just before the cut.
         if not redactor.shows_a_part(message) and not _quotes(words[: 2 * _LONGEST_WORDS], request):
             return message
     if failure.kind == "unknown" and status is None:
@@ -145,7 +145,7 @@ def safe_message(exception: Exception, request: RouterParallelRequest, redactor:
 
 
 def blocked_message(model: str, error: BaseException, redactor: Redactor) -> str:
-    """Say in one line why requests of a model cannot get through, and where they were sent."""
+    """Describe in one line why requests of a model do not get through, and their destination."""
     more = ""
     if isinstance(error, NotSentError):
         more = f"; {error.too_long}" if error.too_long else ""
@@ -154,9 +154,9 @@ def blocked_message(model: str, error: BaseException, redactor: Redactor) -> str
 
 
 def _quotes(said: str, request: RouterParallelRequest) -> bool:
-    """Return True if something of the request may be in a text. In doubt, it is.
+    """Return True if a text may quote the request; in doubt, return True.
 
-    A quotation is a whole text of the request; twelve characters in a row; what is in quotes; or a
+    A quotation is a whole text of the request, twelve characters in a row, a part in quotes, or a
     word that is unusual in such texts: a number, a name, a word in another script.
     """
     said = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), said)
@@ -171,7 +171,7 @@ def _quotes(said: str, request: RouterParallelRequest) -> bool:
     contents = "\n".join(texts)
     with_names = "\n".join((contents, *names))
     return (
-        any(run in contents for run in _runs(words, _LONGEST_CHANCE))
+        any(run in contents for run in _runs(words, _SHORTEST_QUOTE))
         or any(_is_cut_from(part, with_names) for part in _quoted_in(said))
         or any(
             _part_is_in(word, contents)
@@ -191,13 +191,13 @@ def _quoted_in(said: str) -> Iterator[str]:
 
 
 def _is_cut_from(part: str, contents: str) -> bool:
-    """A quotation may begin and end in the middle of a word."""
+    """Return True if the request contains a quoted part, which may begin or end inside a word."""
     inner = part.strip()
     return (part if len(inner) <= _SHORTEST_NAME else inner) in contents
 
 
 def _words(text: str) -> str:
-    """The words of a text with a space on both sides of each."""
+    """Return the lowercase words of a text, with a space on both sides of each."""
     return f" {' '.join(_TOKEN.findall(text.lower()))} "
 
 
@@ -208,14 +208,17 @@ def _is_unusual(word: str) -> bool:
 
 
 def _part_is_in(word: str, contents: str) -> bool:
-    """Scripts without spaces have whole sentences for a word: a few letters count there."""
+    """Return True if the request contains a word.
+
+    In scripts without spaces, a "word" is a whole sentence; there, a few of its letters suffice.
+    """
     if word.isascii():
         return f" {word} " in contents
     return any(run in contents for run in _runs(word, _SHORTEST_NAME))
 
 
 def _texts(request: RouterParallelRequest) -> Iterator[str]:
-    """Every text of a request but its model, roles and types, and names of members."""
+    """Yield every text of a request except its model, roles, types and member names."""
     yield from _texts_in(request.messages)
     yield from _texts_in(list((request.kwargs or {}).values()))
 
@@ -233,7 +236,7 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _names_in(value: Any) -> Iterator[str]:
-    """Names of members: those of a schema are a part of the prompt."""
+    """Yield the member names in a value: those of a schema are a part of the prompt."""
     if isinstance(value, Mapping):
         for name, member in cast("Mapping[object, Any]", value).items():
             if isinstance(name, str):

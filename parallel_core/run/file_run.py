@@ -1,6 +1,6 @@
-"""A file of requests in, a file of answers out: each one exactly once, whatever happens meanwhile.
+"""Run a file of requests: send each request and write each answer exactly once, despite crashes.
 
-``parallel-core run`` is this with options and a view around it.
+``parallel-core run`` adds command-line options and a progress view to this.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ __all__ = [
 ]
 
 LONGEST_OUTAGE = 900.0
-"""Seconds for which a run waits while nothing of a model gets through."""
+"""Seconds that a run waits while no request of a model gets through."""
 
 ATTEMPT_TIMEOUT = 600.0
-"""Seconds for an attempt of a run, if nobody has set a timeout."""
+"""Default timeout of an attempt in a run, in seconds."""
 
 
 async def run_file(
@@ -98,61 +98,61 @@ async def run_file(
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> RunSummary:
-    """Send the requests of a file and write the answers to another, in asyncio and in trio.
+    """Send the requests of a file and write the answers to another file, in asyncio and in trio.
 
-    The output file is the checkpoint (:mod:`parallel_core.journal`): called again with the same
-    files, it sends what has no line yet. Lines have the form of OpenAI's Batch API.
+    The output file is the checkpoint (:mod:`parallel_core.journal`): another call with the same
+    files sends only requests that have no line yet. Lines have the form of OpenAI's Batch API.
 
     Args:
-        router: a ``litellm.Router``, or an async callable ``(model=, messages=, **kwargs)``; or an
-            async context manager that gives one, and has a Router for the checks as its ``router``:
-            it is entered before the first call, where there is one to make.
+        router: a ``litellm.Router``; an async callable ``(model=, messages=, **kwargs)``; or an
+            async context manager that returns one of these. The context manager has a Router for
+            the checks as its ``router``, and is entered before the first call, if any call is made.
         source: the file of requests (``docs/file-formats.md``), or its path.
-        output: where the answers go, and the failures too unless there is an ``error_file``.
-        concurrency: calls in flight at most, or ``"auto"``. It is lowered, with a warning in the
-            log, if this process may not open so many files.
-        error_file: where the failures go.
-        retry_failed: send those again that have failed before with one of these kinds of failures
-            (:class:`Failure`); True: with any kind but ``request``, which would fail again. Each
-            failure stays in its file until there is a newer result.
-        force_new: set aside what another run has left, and begin anew.
-        allow_changed: resume a run although its input, models or parameters are others now. Its
-            answers stay, also those to requests that have changed; the manifest says what changed.
-        skip_invalid: write bad lines as failures instead of refusing the file.
-        limit: take so many requests of the file only, for a trial.
-        fail_fast: the first failure ends the run; calls in flight get the grace.
-        order: ``"input"`` sorts the output when every request has come to an end. Where that fails,
+        output: file for the answers, and for the failures too unless there is an ``error_file``.
+        concurrency: maximum number of calls in flight, or ``"auto"``. It is lowered, with a warning
+            in the log, if this process may not open that many files.
+        error_file: file for the failures.
+        retry_failed: kinds of failures (:class:`Failure`) whose requests are sent again; True means
+            every kind except ``request``, which would fail again. Each failure stays in its file
+            until there is a newer result.
+        force_new: move the files of an earlier run aside, and start over.
+        allow_changed: resume a run although its input, models or parameters have changed. Its
+            answers stay, even those to changed requests; the manifest says what changed.
+        skip_invalid: write invalid lines as failures instead of refusing the file.
+        limit: run only this many requests of the file, for a trial.
+        fail_fast: end the run at the first failure; calls in flight get ``grace``.
+        order: ``"input"`` sorts the output when every request is finished. If that fails,
             ``not_sorted`` of the summary says why; no answer is lost.
-        grace: seconds that calls in flight get to end when the run is stopped.
-        stop: ends the run before its time.
-        redactor: hides secrets in what is written; None: one that knows what keys look like.
-        description: of what the answers depend on beside the file, as the models that the Router
-            asks; a run with another one is not mixed into this output. Leave out what does not
-            change answers: addresses, retries, limits. No keys: it is kept in the manifest.
-        may_send: called with what there is to do, before anything is changed on disk that would
-            not have to be. If it gives False, nothing is.
-        on_open: called before the first call, with what was found.
+        grace: seconds that calls in flight get to finish when the run is stopped.
+        stop: ends the run early.
+        redactor: hides secrets in what is written; None uses one that recognizes keys.
+        description: what the answers depend on besides the file, such as the models behind the
+            Router. A run with another description is not mixed into this output. Leave out what
+            does not change answers: addresses, retries, limits. Do not put keys in it: it is kept
+            in the manifest.
+        may_send: called with the :class:`RunOpening`, before any avoidable change on disk. If it
+            returns False, nothing more is changed, and nothing is sent.
+        on_open: called before the first call, with the :class:`RunOpening`.
         on_run_progress: called with a :class:`RunProgress` at most ten times a second, and at the
-            end. What it raises ends the run.
+            end. An exception that it raises ends the run.
         router_host: for trio, as in ``parallel_acompletions``.
-        controls: ``timeout``, ``total_timeout``, ``rate_limit``, ``budget``, ``hedge``, …: those of
-            every batch. ``retry`` is ``Retry(max_wait=900)`` and ``attempt_timeout`` 600 unless
-            given.
+        controls: ``timeout``, ``total_timeout``, ``rate_limit``, ``budget``, ``hedge``, …, as for
+            every batch. Defaults here: ``retry=Retry(max_wait=900)`` and ``attempt_timeout=600``.
 
     Returns:
-        What has become of the requests. When it is cancelled instead, the calls in flight are
-        cancelled, and what had come before is on disk.
+        The outcome of the run. If the run is cancelled instead, the calls in flight are cancelled,
+        and all earlier results are on disk.
 
     Raises:
-        InputFileError: the file is bad; nothing was sent. (One that changes later ends the run in
-            order: see ``RunSummary.input_error``.)
-        ValueError, TypeError: an option is out of range, or a model of the file is not one of the
-            Router's; nothing was sent.
-        DifferentRunError: ``output`` is of another run; nothing was sent.
-        JournalError: an answer could not be written. Calls were cancelled; the error tells where
-            what was paid for is.
-        WorkersLostError: the calls are made by workers, and there are none any more. What had come
-            before is on disk.
+        InputFileError: the file is invalid; nothing was sent. (A file that changes later ends the
+            run without this error: see ``RunSummary.input_error``.)
+        ValueError, TypeError: an option is out of range, or the Router lacks a model of the file;
+            nothing was sent.
+        DifferentRunError: ``output`` belongs to another run; nothing was sent.
+        JournalError: an answer could not be written. Calls were cancelled; the error says where
+            the paid results are.
+        WorkersLostError: workers make the calls, and all of them are lost. Earlier results are on
+            disk.
         OSError: a file cannot be read.
     """
     if limit is not None:
@@ -197,10 +197,10 @@ async def run_file(
                 raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
 
         if may_send is not None and (kinds or force_new):
-            # These change what is there.
-            looked = await _looked(None if force_new else open_journal, scope, kinds)
-            if not may_send(looked):
-                return _declined(looked, paths)
+            # These options change existing files: ask before opening the journal with them.
+            preview = await _preview(None if force_new else open_journal, scope, kinds)
+            if not may_send(preview):
+                return _declined(preview, paths)
             may_send = None
         stopping = Stopping()
         in_this_loop = _caller_from_other_threads()
@@ -238,7 +238,7 @@ async def run_file(
                 on_open(run.opening())
             async with _opened(router, needed=run.opening().left > 0) as sender:
                 if not calls_run_in_workers(sender):
-                    # The output needs files, too, or answers that are paid for are not written.
+                    # The output needs open files too; without them paid answers are not written.
                     per_call = 1 if controls.get("hedge") is None else 2
                     concurrency, note = fit_open_files(concurrency, per_call)
                     if note is not None:
@@ -282,21 +282,21 @@ async def _opened(router: Any, *, needed: bool) -> AsyncGenerator[Any, None]:
     if hasattr(router, "acompletion") or not hasattr(router, "__aenter__"):
         yield router
     elif not needed:
-        yield router.router  # no call is made
+        yield router.router  # no call will be made
     else:
         async with router as sender:
             yield sender
 
 
 def _losses(router: Any) -> tuple[int, int]:
-    """Workers that a Router of workers has lost up to now, and requests that it has sent again."""
+    """Return how many workers a Router of workers has lost, and how many requests it has resent."""
     if isinstance(router, RouterHost):
         router = router.router
     return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
 
 
 def describe_problems(summary: InputSummary) -> str:
-    """Bad lines as a text for people, the first of many."""
+    """Describe the first invalid lines as a text for people."""
     lines = [
         f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
         for problem in summary.problems
@@ -313,11 +313,11 @@ def check_requests(
     controls: Controls,
     limit: int | None = None,
 ) -> None:
-    """Refuse what could not be sent, before anything is.
+    """Check that all requests can be sent, before the first one is.
 
     Raises:
-        ValueError: the Router lacks a model of the file, or the budget cannot tell what a request
-            may cost.
+        ValueError: the Router lacks a model of the file, or the budget cannot determine the
+            maximum cost of a request.
     """
     unknown = unknown_models(router, summary.models)
     if unknown:
@@ -336,7 +336,7 @@ def check_requests(
 
 
 def _check_paths(source: InputFile, paths: RunPaths) -> None:
-    """Refuse to write to what is read.
+    """Check that the run does not write to its input.
 
     Raises:
         InputFileError: one of the files of the run is its input.
@@ -345,7 +345,7 @@ def _check_paths(source: InputFile, paths: RunPaths) -> None:
         if _are_the_same(path, source.path):
             raise InputFileError(
                 f"{path} is the input, and the run would write to it: give another output, or "
-                "another name to the input"
+                "rename the input"
             )
 
 
@@ -353,11 +353,13 @@ def _are_the_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-async def _looked(
+async def _preview(
     open_journal: Callable[[], Journal] | None, scope: RunScope, kinds: Collection[FailureKind]
 ) -> RunOpening:
-    """Return what there will be to do when failures of these kinds are sent again; or all, where
-    the run starts over."""
+    """Return the opening of a run that sends failures of these kinds again, without changing files.
+
+    Without ``open_journal`` the run starts over, and every request is to be sent.
+    """
     if open_journal is None:
 
         def all_of_them() -> Iterator[RouterParallelRequest]:
@@ -410,14 +412,14 @@ def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
 
 
 def _caller_from_other_threads() -> Callable[[Callable[[], object]], None]:
-    """What calls a function soon where the current task runs, from any thread."""
+    """Return a function that schedules a call in the current event loop, from any thread."""
     if sniffio.current_async_library() == "trio":
         in_trio = trio.lowlevel.current_trio_token().run_sync_soon
         return lambda function: in_trio(function)
     in_asyncio = asyncio.get_running_loop().call_soon_threadsafe
 
     def call(function: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs in it
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing runs in it
             in_asyncio(function)
 
     return call

@@ -1,4 +1,4 @@
-"""One run of a file: from the input into a batch, and from the batch into the journal."""
+"""The loop of a run: move requests from the input to a batch, and results to the journal."""
 
 from __future__ import annotations
 
@@ -56,17 +56,18 @@ from .records import Ending, RunOpening, RunProgress, RunStop, RunStraggler, Run
 
 T = TypeVar("T")
 
-# Failures of ours, not of a provider: nothing came of these requests, and the next run sends them.
+# The batch ended these requests, not a provider. They have no result; the next run sends them.
 _UNFINISHED = (StoppedError, BatchTimeoutError, BudgetExceededError)
+_MOST_HELD_BACK = 256  # failures of a model kept in memory; the next run sends further requests
+_FEW_LEFT = 0.02  # share of unfinished requests below which a run names its stragglers
 # Nothing was paid for, and the same request may succeed in the next run.
-_MOST_WITHOUT_A_LINE = 256  # of a model, in memory; the next run sends what is beyond that
-_FEW_LEFT = 0.02  # share of the requests of a run of which stragglers are named
-_NOTHING_CAME: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
-_MAY_BE_EVERYBODYS: frozenset[FailureKind] = frozenset(("account", "overloaded"))
+_UNPAID_KINDS: frozenset[FailureKind] = frozenset(("unreachable", "cooling_down", "local"))
+# These may affect every request of a model.
+_SHARED_KINDS: frozenset[FailureKind] = frozenset(("account", "overloaded"))
 
 
 class RunScope:
-    """What of the input a run is to bring to an end."""
+    """The part of the input that a run must finish: its requests and, on request, invalid lines."""
 
     def __init__(
         self, source: InputFile, summary: InputSummary, limit: int | None, *, with_problems: bool
@@ -79,18 +80,18 @@ class RunScope:
         self.total += self.bad_lines
 
     def problems(self) -> Iterator[InputProblem]:
-        """The bad lines that are to be written as failures."""
+        """Return the invalid lines that must be written as failures."""
         return self._source.problems() if self.bad_lines else iter(())
 
     def requests(self, finished: Callable[[str], bool] | None = None) -> Iterator[InputRequest]:
-        """Those that are to be sent, and are not finished."""
+        """Return the requests that are not finished."""
         if self.limit is None:
             return self._source.requests() if finished is None else self._source.requests(finished)
         first = itertools.islice(self._source.requests(), self.limit)
         return (request for request in first if finished is None or not finished(request.custom_id))
 
     def names(self) -> Iterator[str]:
-        """The names in the output of all that is to be brought to an end, in any order."""
+        """Return the output ids of all requests and invalid lines, in any order."""
         names: Iterator[str]
         if self.limit is None:
             names = self._source.names()
@@ -99,7 +100,7 @@ class RunScope:
         return itertools.chain(names, map(_id_of, self.problems()))
 
     def ids(self) -> Iterator[str]:
-        """The names in the output, in the order of the input."""
+        """Return the output ids of all requests and invalid lines, in input order."""
         requests = ((request.line, request.custom_id) for request in self._source.requests())
         problems = ((problem.line, _id_of(problem)) for problem in self.problems())
         return (custom_id for _, custom_id in heapq.merge(requests, problems))
@@ -110,7 +111,7 @@ def _id_of(problem: InputProblem) -> str:
 
 
 class Run:
-    """One run: from the source into the batch, from the batch into the journal."""
+    """One run: moves requests from the source to the batch, and results to the journal."""
 
     def __init__(
         self,
@@ -132,12 +133,12 @@ class Run:
         self._redactor = redactor
         self._meter = meter
         self._on_progress = on_progress
-        # Those that have been drawn, by index: their names, and what comes back with their results.
+        # Requests in the batch, by index: their ids, and the members copied to their result lines.
         self._drawn: dict[int, tuple[str, Mapping[str, msgspec.Raw] | None]] = {}
-        # What is on disk is this run's as far as it is more.
+        # Results on disk beyond these counts are from this run.
         self._ok_before = journal.succeeded
         self._failed_before = journal.failed
-        # Of those that are to be brought to an end now; others may be finished, too.
+        # Counts of requests in the scope of this run; the output may have results of others.
         self._earlier_ok = 0
         self._earlier_failed = 0
         self._earlier_final = 0
@@ -145,13 +146,13 @@ class Run:
         self._others = 0
         self._failed_first = False
         self.input_error: str | None = None  # why the input could not be read to its end
-        self._seen = Counter[type[Exception]]()  # of requests that did not come to an end
+        self._seen = Counter[type[Exception]]()  # errors of unfinished requests
         self._failures = FailureGroups(redactor)
         self._finish_reasons = Counter[str]()
         self._without_text = 0
-        # Why requests of a model do not get through.
+        # The error for which requests of a model do not get through.
         self._blocked: dict[str, BaseException] = {}
-        self._waiting = defaultdict[str, list[Any]](list)  # failures without a line yet, by model
+        self._held_back = defaultdict[str, list[Any]](list)  # failures not written yet, by model
         self._stopped = set[str]()  # models whose requests are not sent any more
         self._failed_deployments: dict[str, str] = {}
         self._failure: BaseException | None = None
@@ -164,9 +165,9 @@ class Run:
     # --- into the batch ---
 
     def count_earlier(self) -> None:
-        """How many of those that are to be brought to an end are finished.
+        """Count the requests in scope that earlier runs finished.
 
-        With a limit, or where the input was another one, the output has results beside them.
+        With a limit, or after a change of the input, the output also has results of other requests.
         """
         found = self._journal.opening
         if not found.resumed:
@@ -184,7 +185,7 @@ class Run:
             self._others = in_all - self._earlier_ok - self._earlier_failed - self._to_retry
 
     def opening(self) -> RunOpening:
-        """What there is to do."""
+        """Return what the run found and has to do."""
 
         def requests() -> Iterator[RouterParallelRequest]:
             unfinished = self._scope.requests(self._journal.is_finished)
@@ -201,9 +202,9 @@ class Run:
         )
 
     async def write_problems(self) -> None:
-        """Bad lines are failures that need no call."""
+        """Write the invalid lines as failures, without a call."""
         problems = self._scope.problems()
-        # The file is read for them, in parts, in a thread.
+        # Read the file in parts, in a thread.
         while part := await in_thread(lambda: list(itertools.islice(problems, 1000))):
             for problem in part:
                 custom_id = _id_of(problem)
@@ -215,7 +216,7 @@ class Run:
                     self._failures.add(custom_id, failure)
 
     def requests(self) -> Iterator[RouterParallelRequest]:
-        """What is to be sent. It ends where the input has become another one."""
+        """Yield the requests to send, up to where the input was changed."""
         unfinished = self._scope.requests(self._journal.is_finished)
         try:
             for index, request in enumerate(unfinished):
@@ -225,7 +226,7 @@ class Run:
             self.input_error = str(error)
 
     def watched(self, controls: Controls) -> Controls:
-        """The controls, with our progress among them."""
+        """Return the controls with the progress callback of this run added."""
         if self._on_progress is None:
             return controls
         own = controls.get("on_progress")
@@ -233,8 +234,8 @@ class Run:
         def on_progress(progress: Progress) -> None:
             if own is not None:
                 own(progress)
-            if not progress.finished:  # what is in the channel still is not on disk
-                self._tell(progress)
+            if not progress.finished:  # results in the channel are not on disk yet
+                self._report(progress)
 
         self._last_progress: Progress | None = None
         return {**controls, "on_progress": on_progress}
@@ -244,10 +245,10 @@ class Run:
     async def to_the_end(
         self, batch: ParallelBatch[RouterParallelResult], stop: RunStop | None
     ) -> None:
-        """Write what comes, until nothing more does.
+        """Write results until the batch ends.
 
-        A cancellation is no reason to lose an answer that is there: it stops the batch, and goes on
-        when all is written.
+        A cancellation must not lose an answer that arrived: it stops the batch, and is raised when
+        all results are written.
         """
         began = time.perf_counter()
         self._began_at = time.time()
@@ -269,7 +270,7 @@ class Run:
         self._elapsed = time.perf_counter() - began
         if self._failure is not None:
             raise self._failure
-        self._tell_the_last()
+        self._report_last()
 
     def _stop_asked(self, stop: RunStop) -> None:
         if stop.requests == 1:
@@ -284,7 +285,7 @@ class Run:
                     async for result in batch:
                         await self._take(result)
                         self._record_limit(batch.limit_changes)
-                    await self._write_failures_that_waited()
+                    await self._write_held_back()
                 self._usage = batch.usage
                 self._failed_deployments = {
                     name: self._redactor.redact(why)
@@ -300,11 +301,11 @@ class Run:
     async def _take(self, result: RouterParallelResult) -> None:
         custom_id, returned = self._drawn.pop(result.index)
         error = result.exception
-        if isinstance(error, WorkersLostError):  # no failure of this request, nor of any other
+        if isinstance(error, WorkersLostError):  # not the failure of a single request
             if self._failure is None:
                 self._failure = error
             self.stopping.cancel()
-        elif not await self._came_to_no_end(custom_id, result, returned):
+        elif not await self._stays_unfinished(custom_id, result, returned):
             await self._write(custom_id, result, returned)
 
     async def _write(
@@ -324,21 +325,21 @@ class Run:
         try:
             await self._journal.append(entry)
         except JournalError as failure:
-            # The journal keeps what comes still; nothing more is paid for.
+            # The journal still keeps results that arrive; cancel, so that nothing more is paid for.
             self._failure = failure
             self.stopping.cancel()
 
-    async def _came_to_no_end(
+    async def _stays_unfinished(
         self,
         custom_id: str,
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
     ) -> bool:
-        """Return True if a request has no result that a line could hold: the next run sends it.
+        """Return True if no line is written for a request now; without one, the next run sends it.
 
-        A fault of the account, and overload, are no failures of a request if they are everybody's.
-        So the lines of such failures wait until another request of the model succeeds that was sent
-        later. Of overload they are written at the end, too, unless the model was stopped.
+        Account faults and overload are not failures of a request if they affect every request. So
+        these failures are held back until a request of the model that was sent later succeeds.
+        Overload failures are also written at the end, unless the model was stopped.
         """
         error = result.exception
         model = result.request.model
@@ -353,37 +354,39 @@ class Run:
             self._stopped.add(model)
             return True
         kind = classify(error).kind
-        if self._fail_fast or not (kind in _NOTHING_CAME or kind in _MAY_BE_EVERYBODYS):
+        if self._fail_fast or not (kind in _UNPAID_KINDS or kind in _SHARED_KINDS):
             return False
         if kind != "overloaded" and (kind != "cooling_down" or model not in self._blocked):
-            self._blocked[model] = error  # a Router that pauses does not say why
-        waiting = self._waiting[model]
-        if kind in _MAY_BE_EVERYBODYS:
-            if len(waiting) < _MOST_WITHOUT_A_LINE:
-                waiting.append((custom_id, result, returned))
+            self._blocked[model] = error  # keep an earlier cause: a cooldown does not say why
+        held_back = self._held_back[model]
+        if kind in _SHARED_KINDS:
+            if len(held_back) < _MOST_HELD_BACK:
+                held_back.append((custom_id, result, returned))
             elif kind == "overloaded":
                 return False
         return True
 
     async def _got_through(self, model: str, began: float) -> None:
-        """Write failures that are not everybody's: a request that was sent after them succeeded.
+        """Write held-back failures that ended before ``began``, the start of a successful request.
 
-        One that was sent before them says nothing: a key may have been refused meanwhile.
+        A request that was sent before a failure proves nothing: the key may have been refused
+        meanwhile.
         """
-        waiting = self._waiting.pop(model, [])
-        for entry in waiting:
+        held_back = self._held_back.pop(model, [])
+        for entry in held_back:
             _, failed, _ = entry
             if began < failed.started_at + failed.duration:
-                self._waiting[model].append(entry)
+                self._held_back[model].append(entry)
             else:
                 await self._write(*entry)
-        if model not in self._waiting:
+        if model not in self._held_back:
             self._blocked.pop(model, None)
 
-    async def _write_failures_that_waited(self) -> None:
-        for model, waiting in self._waiting.items():
+    async def _write_held_back(self) -> None:
+        """Write held-back overload failures of models that were not stopped."""
+        for model, held_back in self._held_back.items():
             if model not in self._stopped:
-                for entry in waiting:
+                for entry in held_back:
                     if classify(entry[1].exception).kind == "overloaded":
                         await self._write(*entry)
 
@@ -393,7 +396,7 @@ class Run:
         result: RouterParallelResult,
         returned: Mapping[str, msgspec.Raw] | None,
     ) -> tuple[CallStatistics, bytes]:
-        """Return how a call went, and its line."""
+        """Return the statistics of a call, and its result line."""
         try:
             usage = result.usage
             if usage is None and result.response is not None:
@@ -402,7 +405,7 @@ class Run:
             measured = call_statistics(custom_id, result, usage)
             line = result_line(custom_id, result, self._redactor, returned)
             message = None if failure is None else self._failures.add(custom_id, failure, result)
-        except Exception as error:  # noqa: BLE001 - one strange answer is no reason to lose others
+        except Exception as error:  # noqa: BLE001 - one strange answer must not lose the others
             line, failure = unwritable_line(custom_id, error, returned)
             message = self._failures.add(custom_id, failure)
             measured = CallStatistics(
@@ -426,11 +429,11 @@ class Run:
         record = LimitStatistics(at=at, limit=limit, reason=reason)
         self._journal.record(statistics_line(record))
 
-    # --- what is told ---
+    # --- reporting ---
 
     @property
     def is_complete(self) -> bool:
-        """Whether every request has come to an end."""
+        """True if every request is finished."""
         return self._done == self._scope.total
 
     @property
@@ -445,18 +448,18 @@ class Run:
     def _failed(self) -> int:
         return self._journal.failed - self._failed_before
 
-    def _tell(self, progress: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         self._last_progress = progress
         assert self._on_progress is not None
         self._on_progress(self._snapshot(progress, finished=False))
 
-    def _tell_the_last(self) -> None:
+    def _report_last(self) -> None:
         if self._on_progress is not None and self._last_progress is not None:
             self._on_progress(self._snapshot(self._last_progress, finished=True))
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
         left = self._scope.total - self._done
-        rate = 0.0 if progress.waiting else progress.rate  # of calls that are not made now
+        rate = 0.0 if progress.waiting else progress.rate  # a waiting run makes no progress
         eta = left / rate if rate > 0 else None
         return RunProgress(
             total=self._scope.total,
@@ -478,7 +481,7 @@ class Run:
         )
 
     def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
-        """Name the calls that take long, if the run waits for little else."""
+        """Return the calls that take long, if the run waits for little else."""
         if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
             return ()
         return tuple(
@@ -495,6 +498,7 @@ class Run:
         resent_requests: int,
         not_sorted: str | None,
     ) -> RunSummary:
+        """Return the outcome of the run."""
         failures = self._failures.all()
         final = sum(group.count for group in failures if group.kind in FINAL)
         return RunSummary(
@@ -544,5 +548,6 @@ def is_near_the_end(total: int, left: int, stragglers: int) -> bool:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Run what blocks, and wait for it whatever happens: a lock that it takes must not be lost."""
+    """Run a blocking function in a thread. A cancellation waits for it, so that a lock which it
+    takes is not lost."""
     return await anyio.to_thread.run_sync(function, abandon_on_cancel=False)

@@ -1,4 +1,4 @@
-"""What a run of a file tells of itself, and how it is told to stop."""
+"""Options, progress and summary of a run, and the handle that stops it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ending = Literal["complete", "stopped", "total_timeout", "budget", "failure", "i
 
 
 class RunOptions(Controls):
-    """The options of :func:`run_file`, which describes them, and of the command ``run``."""
+    """The options of :func:`run_file`, which documents them, and of the command ``run``."""
 
     concurrency: Concurrency
     error_file: Path | str | None
@@ -32,15 +32,15 @@ class RunOptions(Controls):
 
 
 class FailureGroup(msgspec.Struct, frozen=True):
-    """Failures of a run that have their kind and their status in common.
+    """Failures of a run with the same kind and status.
 
     Attributes:
-        kind: what they mean (``docs/failures.md``).
-        count: how many there are.
-        message: what the first of them said: the status and the provider's words, shortened;
+        kind: kind of the failures (``docs/failures.md``).
+        count: number of failures.
+        message: message of the first failure: the status and the provider's words, shortened;
             without keys, and without contents of requests.
-        custom_ids: of the first three.
-        status_code: of HTTP; None where there was no answer.
+        custom_ids: ids of the first three.
+        status_code: HTTP status; None if there was no HTTP response.
     """
 
     kind: FailureKind
@@ -54,9 +54,9 @@ class RunStraggler(msgspec.Struct, frozen=True):
     """A call near the end of a run that takes much longer than the others.
 
     Attributes:
-        custom_id: of its request.
-        seconds: for which this attempt has been running.
-        median: seconds that half of the last 1,000 calls that succeeded took at most.
+        custom_id: id of its request.
+        seconds: time that this attempt has been running.
+        median: median duration of the last 1,000 successful calls, in seconds.
     """
 
     custom_id: str
@@ -65,27 +65,27 @@ class RunStraggler(msgspec.Struct, frozen=True):
 
 
 class RunProgress(msgspec.Struct, frozen=True):
-    """How far a run is: a snapshot. What is counted as done is on disk.
+    """Snapshot of a run's progress. Everything counted as done is on disk.
 
     Attributes:
-        total: requests of the file that the run is to bring to an end, those that earlier runs
-            have finished among them.
-        earlier: requests that earlier runs have finished.
-        succeeded: answers of this run that are on disk.
-        failed: failures of this run that are on disk.
-        in_flight: calls that are running now.
+        total: number of requests of the file that the run must finish, including those that
+            earlier runs finished.
+        earlier: number of requests that earlier runs finished.
+        succeeded: number of answers of this run on disk.
+        failed: number of failures of this run on disk.
+        in_flight: number of calls that are running now.
         elapsed: seconds since the first call.
-        rate: calls that finished per second, of about the last ten seconds.
+        rate: calls that finished per second, over about the last ten seconds.
         token_rate: tokens of those calls per second.
-        eta: seconds until all is done, at this rate; None where that cannot be told.
+        eta: seconds until the run is done, at this rate; None if unknown.
         usage: tokens, and USD, of the calls of this run.
-        limit: calls that may be in flight now.
+        limit: maximum number of calls in flight now.
         failures: failures of this run by kind and status, the most frequent first.
-        stopping: whether no new calls are made any more.
-        finished: whether this is the last snapshot.
-        waiting: the models none of whose calls gets through at the moment.
+        stopping: True if no new calls are made any more.
+        finished: True for the last snapshot.
+        waiting: models whose calls do not get through at the moment.
         stragglers: calls that take 10 times longer than the median, if less than 2 % of the
-            requests, or only such calls, are left; the longest ones first, five at most.
+            requests, or only such calls, are left; the longest ones first, at most five.
     """
 
     total: int
@@ -107,21 +107,21 @@ class RunProgress(msgspec.Struct, frozen=True):
 
     @property
     def done(self) -> int:
-        """Requests that have come to an end, in this run and before."""
+        """Number of requests that are finished, in this run and in earlier ones."""
         return self.earlier + self.succeeded + self.failed
 
 
 class RunOpening(NamedTuple):
-    """What a run finds, and has to do, before its first call.
+    """The state of a run before its first call.
 
     Attributes:
-        total: requests of the file that the run is to bring to an end.
-        left: those that have not come to one in earlier runs.
-        journal: what was found in the output, and what has become of it.
-        requests: gives those that are left, once more each time it is called.
-        others: results in the output of requests that are not in the input, which stay.
-        named_by_line: whether the input has requests that are named by the number of their line.
-        earlier_failed: those that have failed in earlier runs, and are not sent again.
+        total: number of requests of the file that the run must finish.
+        left: number of those that earlier runs did not finish.
+        journal: the state of the output when it was opened.
+        requests: returns a new iterator over the unfinished requests each time it is called.
+        others: number of results in the output whose requests are not in the input. They stay.
+        named_by_line: True if some requests of the input have their line number as id.
+        earlier_failed: number of requests that failed in earlier runs and are not sent again.
     """
 
     total: int
@@ -134,41 +134,40 @@ class RunOpening(NamedTuple):
 
 
 class RunSummary(msgspec.Struct, frozen=True):
-    """How a run has ended.
+    """The outcome of a run.
 
     Attributes:
-        ending: ``"complete"``: every request has come to an end. ``"stopped"``: somebody asked for
-            it. ``"total_timeout"``, ``"budget"``: that was used up. ``"failure"``: the first one,
-            where that ends the run. ``"input"``: it could not be read to its end. ``"blocked"``:
-            requests of a model cannot get through.
-        total: requests of the file, as far as ``limit`` let them.
-        earlier_succeeded, earlier_failed: what earlier runs had finished.
-        succeeded, failed: of this run; all of them are on disk.
+        ending: ``"complete"``: every request is finished. ``"stopped"``: the run was stopped on
+            request. ``"total_timeout"``, ``"budget"``: it was used up. ``"failure"``: the first
+            failure, with ``fail_fast``. ``"input"``: the input could not be read to its end.
+            ``"blocked"``: requests of a model do not get through.
+        total: number of requests of the file, up to ``limit``.
+        earlier_succeeded, earlier_failed: numbers of requests that earlier runs finished.
+        succeeded, failed: numbers of results of this run; all of them are on disk.
         failures: failures of this run by kind and status, the most frequent first.
-        unfinished: requests without a result of this run or, where failures are not sent again, of
-            an earlier one; the same run sends them when it is resumed.
-        cut_off: those among them whose call was on its way, and may have to be paid for.
+        unfinished: number of requests without a result from this run or, if failures are not sent
+            again, an earlier one. Resuming the run sends them.
+        cut_off: number of those whose call was in flight; they may have to be paid for.
         usage: tokens, and USD, of this run.
         elapsed: seconds from the first call to the last.
         paths: the files.
-        lost_workers: workers on Ray that died in this run, and were replaced.
-        resent_requests: requests that were in flight in those, and were sent again: they may have
-            to be paid for twice.
-        not_sorted: why the output is not in the order of the input, where that was asked for. All
-            results are in it.
-        input_error: why the input could not be read to its end: it is not what was checked any
-            more. Nothing that was not checked has been sent.
-        blocked: why requests of a model could not get through, and where they were sent, by model:
-            its key was refused, its credit is used up, its server is away. They are unfinished.
-        failed_deployments: why requests were sent past a deployment, by its id: its key was refused
-            or the like, and others of its model got them.
-        finish_reasons: answers of this run by finish reason, the most frequent first. An answer
-            with several choices counts once, by the worst: ``content_filter``, then ``length`` (it
-            was cut at ``max_tokens``), then any other.
-        without_text: answers of this run with a choice that has no text, and nothing in place of
-            it: no call of a tool, no refusal, no audio, no image.
-        final_failures: failures, of this run and of earlier ones, that would fail again: the
-            request itself is wrong, too large or refused.
+        lost_workers: number of Ray workers that died in this run and were replaced.
+        resent_requests: number of requests that were in flight in those workers and were sent
+            again; they may have to be paid for twice.
+        not_sorted: why the output is not in input order, if that was requested. It has all results.
+        input_error: why the input could not be read to its end: it was changed after the check.
+            Nothing unchecked was sent.
+        blocked: by model, why its requests did not get through, and where they were sent: the key
+            was refused, the credit is used up, the server is away. The requests are unfinished.
+        failed_deployments: by deployment id, why its requests went to other deployments of the
+            model: its key was refused, for instance.
+        finish_reasons: number of answers of this run by finish reason, the most frequent first. An
+            answer with several choices counts once, by the worst: ``content_filter``, then
+            ``length`` (it was cut at ``max_tokens``), then any other.
+        without_text: number of answers of this run with a choice that has no text, and nothing in
+            place of it: no tool call, no refusal, no audio, no image.
+        final_failures: number of failures, of this run and of earlier ones, that would fail again:
+            the request itself is wrong, too large or refused.
     """
 
     ending: Ending
@@ -195,20 +194,20 @@ class RunSummary(msgspec.Struct, frozen=True):
 
     @property
     def failures_that_may_pass(self) -> int:
-        """Failures, of this run and of earlier ones, that ``retry_failed`` sends again."""
+        """Number of failures, of this run and earlier ones, that ``retry_failed`` sends again."""
         return self.failed + self.earlier_failed - self.final_failures
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer to every request of the input as it is."""
+        """True if every request of the input has an answer, and the input was not changed."""
         left = self.earlier_failed or self.failed or self.unfinished
         return not left and self.input_error is None
 
 
 class RunStop:
-    """Ends a run before its time: give it to :func:`run_file`, and call :meth:`request`.
+    """Ends a run early: pass it to :func:`run_file`, and call :meth:`request`.
 
-    Belongs to the thread in which the run is: a signal handler of asyncio's event loop may call it.
+    Use it only in the thread of the run; a signal handler of asyncio's event loop may call it.
     """
 
     def __init__(self) -> None:
@@ -216,14 +215,17 @@ class RunStop:
         self._on_request: Callable[[], None] | None = None
 
     def request(self) -> None:
-        """The first time: send nothing more, and let calls in flight end within the grace. The
-        second time: cancel them."""
+        """Stop the run.
+
+        The first call stops sending, and lets calls in flight finish within the grace period. The
+        second call cancels them.
+        """
         self.requests += 1
         if self._on_request is not None:
             self._on_request()
 
     def watch(self, on_request: Callable[[], None] | None) -> None:
-        """Have a function called at each request, and now if there was one."""
+        """Set a function to call at each request; call it now if there was one already."""
         self._on_request = on_request
         if self.requests and on_request is not None:
             on_request()

@@ -161,7 +161,7 @@ def test_a_line_that_is_appended_while_it_runs_is_not_sent(bench: Bench) -> None
     done = the_end_of(running)
     assert done.code == 1
     assert "has been changed since it was checked" in done.said
-    assert "the same command goes on" in done.said
+    assert "the same command resumes the run" in done.said
     assert "--allow-changed" in done.said
     assert "evil" not in bench.ids()
     bench.path("in.jsonl").write_bytes(before)

@@ -68,8 +68,8 @@ def test_bad_lines_are_read_again_with_names_of_their_own(tmp_path: Path) -> Non
         names += [request.custom_id for request in file.requests()]
         assert len(set(names)) == len(names) == len(lines)
         assert list(file.problems()) == problems
-        assert "is that of line 1" in problems[0].message
-        assert problems[-1].message.endswith("is that of line 41")
+        assert "is already used by line 1" in problems[0].message
+        assert problems[-1].message.endswith("is already used by line 41")
         assert names[:2] == ["a#line-2#line-2", "a#line-3"] or names[0] == "a#line-2"
 
 

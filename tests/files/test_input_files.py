@@ -58,7 +58,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     table.write_text("one,one\n1,2\n")
     assert "same name" in refused(table, model="gpt", template="{{one}}")
     table.write_text('"one"x\n')
-    assert "no CSV" in refused(table, model="gpt", template="{{one}}")
+    assert "not valid CSV" in refused(table, model="gpt", template="{{one}}")
     with pytest.raises(ValueError, match="format must be"):
         InputFile(lines, format="xml")  # type: ignore[arg-type]
 

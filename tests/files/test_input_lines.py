@@ -74,7 +74,7 @@ def test_the_second_of_two_lines_with_one_id_is_refused(tmp_path: Path) -> None:
         (4, "duplicate_custom_id", "a#line-4"),
     ]
     assert {problem.message for problem in summary.problems} == {
-        "the custom_id 'a' is that of line 2"
+        "the custom_id 'a' is already used by line 2"
     }
     assert summary.requests == 2
 

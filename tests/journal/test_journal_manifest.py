@@ -165,11 +165,11 @@ def test_a_manifest_without_a_note_of_results_gets_one_when_its_run_is_resumed(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no manifest of a run"),
-        (b"[]", "no manifest of a run"),
+        (b"", "not the manifest of a run"),
+        (b"[]", "not the manifest of a run"),
         (b'{"format_version": 99, "fields": {}}', "has the format 99, and this version .* knows"),
-        (b'{"format_version": 2, "fields": {}}', "no manifest of a run"),
-        (b'{"format_version": "2", "fields": {}}', "no manifest of a run"),
+        (b'{"format_version": 2, "fields": {}}', "not the manifest of a run"),
+        (b'{"format_version": "2", "fields": {}}', "not the manifest of a run"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(paths: RunPaths, content: bytes, message: str) -> None:

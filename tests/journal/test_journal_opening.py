@@ -148,7 +148,7 @@ def test_a_broken_line_in_the_middle_is_named_and_nothing_changed(
 ) -> None:
     content = line_of("a") + b"\n\n" + broken + b"\n" + line_of("b")[:20]
     begun(paths, content)
-    with pytest.raises(JournalError, match=r"out\.jsonl, line 3 is no (JSON|result)"):
+    with pytest.raises(JournalError, match=r"out\.jsonl, line 3 is not (valid JSON|the result)"):
         Journal.open(paths, MANIFEST)
     assert paths.output.read_bytes() == content
 
@@ -156,11 +156,11 @@ def test_a_broken_line_in_the_middle_is_named_and_nothing_changed(
 @pytest.mark.parametrize(
     ("last", "why"),
     [
-        (b'{"note": "mine"}\n', "is no result of a request"),
-        (b'{"note": "mine"}', "is no result of a request"),
-        (b"{not JSON}\n", "is no JSON"),
-        (b'{"custom_id":"b","response":{"status_co\n', "is no JSON"),
-        (b"a note of mine", "is no JSON"),
+        (b'{"note": "mine"}\n', "is not the result of a request"),
+        (b'{"note": "mine"}', "is not the result of a request"),
+        (b"{not JSON}\n", "is not valid JSON"),
+        (b'{"custom_id":"b","response":{"status_co\n', "is not valid JSON"),
+        (b"a note of mine", "is not valid JSON"),
     ],
 )
 def test_a_last_line_that_no_crash_leaves_is_named_and_not_cut(

@@ -177,7 +177,9 @@ def test_what_is_closed_takes_nothing(paths: RunPaths) -> None:
     append(journal, entry(0))
     journal.close()
     journal.record(b"{}")
-    with pytest.raises(RuntimeError, match=r"^the journal is closed: append before that$"):
+    with pytest.raises(
+        RuntimeError, match=r"^the journal is closed: append results before closing it$"
+    ):
         append(journal, entry(1))
     assert ids_in(paths.output) == ["0"]
     assert not paths.statistics.exists()
@@ -216,8 +218,8 @@ def test_what_was_rescued_and_where_is_said(paths: RunPaths, number: int) -> Non
     results = "1 result" if number == 1 else "2 results"
     assert text == (
         f"{paths.output} cannot be written: {FULL}; {results} of calls that were "
-        f"made could not be written and are in {paths.rescue}. Mend that and run the same again: "
-        "it goes on, and takes them from there"
+        f"made could not be written and are in {paths.rescue}. Fix the cause and start the "
+        "same run again: it resumes, and takes them from there"
     )
     # The first to be told is the callback, when one had been saved.
     assert [str(error) for error in told] == [text.replace("2 results", "1 result")]
@@ -256,7 +258,9 @@ def test_what_is_lost_is_said(
         raise OSError(errno.ENOSPC, "full")
 
     _, text, _ = failed(paths, disk, break_it, entry(0))
-    assert text.endswith("; 1 result of calls that were made could be written nowhere and are lost")
+    assert text.endswith(
+        "; 1 result of calls that were made could not be written anywhere and are lost"
+    )
 
 
 def test_a_loss_after_some_were_rescued(
@@ -279,8 +283,8 @@ def test_a_loss_after_some_were_rescued(
     with pytest.raises(JournalError) as caught:
         journal.close()
     assert str(caught.value).endswith(
-        "; 2 results of calls that were made could be written nowhere and are lost, but for those "
-        f"in {paths.rescue}"
+        "; 2 results of calls that were made could not be written anywhere and are lost, "
+        f"except for those in {paths.rescue}"
     )
 
 
@@ -310,7 +314,7 @@ def test_a_failure_that_cost_no_result(paths: RunPaths) -> None:
         value.error() for value in vars(writer).values() if type(value).__name__ == "JournalWriter"
     )
     journal.close()
-    assert str(error) == "None; mend that and run the same again: it goes on"
+    assert str(error) == "None; fix the cause and start the same run again: it resumes"
     assert error.__cause__ is None
 
 
@@ -341,7 +345,7 @@ def test_statistics_that_cannot_be_written_are_named_once(
         append(journal, entry(0, statistics=b"{}"), entry(1, statistics=b"{}"))
     assert ids_in(paths.output) == ["0", "1"]
     assert [record.getMessage() for record in caplog.records] == [
-        (f"{paths.statistics} cannot be written ({FULL}): the run goes on without statistics")
+        (f"{paths.statistics} cannot be written ({FULL}): the run continues without statistics")
     ]
 
 
@@ -360,9 +364,8 @@ def test_failures_that_stay_in_the_file_are_named(
         monkeypatch.setattr("parallel_core.journal.writer.drop_superseded", full)
     assert [record.getMessage() for record in caplog.records] == [
         (
-            f"{paths.output} keeps failures of requests that were sent again and have a newer "
-            f"result: it cannot be rewritten ({FULL}). No result is lost; the next run drops "
-            "them"
+            f"{paths.output} still has failures of requests that have a newer result: it cannot "
+            f"be rewritten ({FULL}). No result is lost; the next run drops these failures"
         )
     ]
 

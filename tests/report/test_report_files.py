@@ -68,7 +68,7 @@ def test_the_output_says_how_a_request_ended(tmp_path: Path) -> None:
     summary = summarize(output)
     assert summary.total.failures == {"server_error (500)": 1}
     assert (summary.total.ok, summary.total.failed) == (2, 1)
-    lost = "Answers that are in the statistics and not in the output: 1. It is not whole."
+    lost = "Answers that are in the statistics but not in the output: 1. The output is incomplete."
     assert lost in summary.notes
 
 
@@ -124,7 +124,7 @@ def test_lines_that_a_loss_of_power_has_spoiled_are_told(tmp_path: Path) -> None
     output.write_bytes(bytes(99) + b"\n" + output.read_bytes())
     summary = summarize(output)
     assert summary.total.requests == 1
-    assert any("a loss of power has spoiled: 1" in note for note in summary.notes)
+    assert any("a loss of power damaged: 1" in note for note in summary.notes)
 
 
 @pytest.mark.parametrize("torn", [b'{"id":"b-c","custom_id":"c","resp', b"\0\0\0\0"])
@@ -133,7 +133,7 @@ def test_a_torn_last_line_is_not_counted_and_told(tmp_path: Path, torn: bytes) -
     output.write_bytes(output.read_bytes() + torn)
     summary = summarize(output)
     assert summary.total.requests == 2
-    assert any("The last line of out.jsonl is torn" in note for note in summary.notes)
+    assert any("The last line of out.jsonl is incomplete" in note for note in summary.notes)
 
 
 TOO_DEEP = "nested too deeply"
@@ -154,7 +154,7 @@ REQUEST = {"custom_id": "a", "method": "POST", "body": {"messages": []}}
         (b"\n\n", "has no results yet"),
         (b'{"custom_id":"a","respo', "has no results yet"),
         (b"name,age\nx,1\n", "line 1 of"),
-        (b"\x89PNG\r\n\x1a\n\xff", "is no JSON"),
+        (b"\x89PNG\r\n\x1a\n\xff", "is not valid JSON"),
         (b"[1, 2]\n", "needs a custom_id"),
         (b"null", "needs a custom_id"),
         (json.dumps(REQUEST).encode(), "it is a request"),
