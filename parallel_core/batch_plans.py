@@ -123,8 +123,8 @@ def _router_plan(
     in_workers = calls_run_in_workers(router)
     if in_workers and (streaming or on_chunk is not None):
         raise ValueError(
-            f"{'iter_parallel_streams' if streaming else 'on_chunk'} needs a Router of this "
-            "process: workers read the streams of their calls and send whole answers"
+            f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
+            "their calls and send whole answers; use a Router of this process instead"
         )
     # The attempts of a hedged call share one timeout, so a single worker cannot apply it.
     timed_by_workers = in_workers and controls.get("hedge") is None
