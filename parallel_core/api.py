@@ -99,7 +99,7 @@ def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
     return decorate
 
 
-# Those that are not None. Whether a batch retries depends on what it calls.
+# Controls whose default is not None. The default of `retry` depends on what the batch calls.
 _DEFAULTS: Final[dict[str, object]] = {"progress": False, "retry": ...}
 
 

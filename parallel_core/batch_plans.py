@@ -1,4 +1,4 @@
-"""What a batch is asked to do: its arguments, checked once for both worlds."""
+"""Check the arguments of a batch and make its plan, for trio and asyncio alike."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Requests: TypeAlias = Source[RouterParallelRequest | Mapping[str, Any]]
 def map_plan(
     function: Callable[[ItemT], Awaitable[ValueT]], items: Source[ItemT], options: BatchOptions
 ) -> BatchPlan[ParallelResult[ItemT, ValueT]]:
-    """Check the arguments of a ``parallel_map`` and make a plan of them."""
+    """Check the arguments of a ``parallel_map`` and return its plan."""
     if not callable(function):
         raise TypeError(f"expected an async callable, not {type(function).__qualname__}")
     limit = checked_concurrency(options.concurrency)
@@ -89,7 +89,7 @@ def completion_plan(
     requests: Requests,
     options: BatchOptions,
 ) -> BatchPlan[RouterParallelResult]:
-    """Check the arguments of a ``parallel_acompletions`` and make a plan of them."""
+    """Check the arguments of a ``parallel_acompletions`` and return its plan."""
     return _router_plan(router, requests, completion_result, options)
 
 
@@ -98,9 +98,11 @@ def stream_plan(
     requests: Requests,
     options: BatchOptions,
 ) -> BatchPlan[StreamChunk | StreamEnd]:
-    """Check the arguments of an ``iter_parallel_streams`` and make a plan of them."""
+    """Check the arguments of an ``iter_parallel_streams`` and return its plan."""
     if options.controls.get("hedge") is not None:
-        raise ValueError("hedge: streams go without it, since two attempts would both give chunks")
+        raise ValueError(
+            "hedge cannot be used with iter_parallel_streams: both attempts would deliver chunks"
+        )
     return _router_plan(router, requests, stream_end, options, streaming=True)
 
 
@@ -117,14 +119,14 @@ def _router_plan(
     may_reject: Mapping[str, int] = {}
     check_controls(controls)
     stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
-    elsewhere = calls_run_in_workers(router)
-    if elsewhere and (streaming or on_chunk is not None):
+    in_workers = calls_run_in_workers(router)
+    if in_workers and (streaming or on_chunk is not None):
         raise ValueError(
             f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
-            "their calls and send whole answers; take a Router of this process, or leave it out"
+            "their calls and send whole answers; use a Router of this process instead"
         )
-    # The attempts of a hedged call have one timeout together, which none of them could know.
-    timed_elsewhere = elsewhere and controls.get("hedge") is None
+    # The attempts of a hedged call share one timeout, so a single worker cannot apply it.
+    timed_by_workers = in_workers and controls.get("hedge") is None
     is_router = hasattr(router, "acompletion")
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
     retried_by_us = controls.get("retry", is_router or is_adaptive or None) is not None
@@ -132,8 +134,8 @@ def _router_plan(
         router,
         retried_by_us=retried_by_us,
         attempt_timeout=controls.get("attempt_timeout"),
-        left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_elsewhere)
-        if elsewhere
+        left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_by_workers)
+        if in_workers
         else None,
     )
     check_all(requests)
@@ -156,15 +158,15 @@ def _router_plan(
     if isinstance(limit, AdaptiveConcurrency):
         may_reject = parallel_limits(router)
         limit = _within_parallel_limits(limit, router, may_reject)
-    if not elsewhere:
+    if not in_workers:
         warn_of_connections(most_calls(limit))
     streams = Streams(
         meter,
         all_of_them=streaming,
         emit=streaming,
         on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
-        stall_timeout=None if elsewhere else stall_timeout,
-        read_elsewhere=elsewhere,
+        stall_timeout=None if in_workers else stall_timeout,
+        read_elsewhere=in_workers,
     )
     answered = streams.wrap(call)
     if hasattr(unwrap_router(router), "acompletion"):  # workers may call a function
@@ -173,7 +175,7 @@ def _router_plan(
         total=_length(source),
         meter=meter,
         of_requests=True,
-        timed_elsewhere=timed_elsewhere,
+        timed_elsewhere=timed_by_workers,
         may_reject=may_reject,
         router=router_traits(router),
     )
@@ -184,7 +186,7 @@ def _router_plan(
         prepare=as_request,
         attachments=[*plan.attachments, streams],
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
-        before=None if elsewhere else preparation(router),
+        before=None if in_workers else preparation(router),
     )
 
 
@@ -212,20 +214,20 @@ def _plan(
 
 
 def _length(source: object) -> int | None:
-    """How many there are, where that is known before they are drawn."""
+    """Return the length of a source if it is known in advance, else None."""
     if isinstance(source, AsyncIterable) or not isinstance(source, Sized):
         return None
     try:
         return len(source)
-    except Exception:  # noqa: BLE001 - a progress bar around a generator has a length, or raises
+    except Exception:  # noqa: BLE001 - a progress bar around a generator may raise
         return None
 
 
 def _check_for_items(controls: Controls) -> None:
-    """Refuse what only requests have."""
+    """Refuse controls that apply only to requests."""
     rate_limit = controls.get("rate_limit")
     if isinstance(rate_limit, Mapping):
-        raise ValueError(  # noqa: TRY004 - elsewhere it is a value of the right type
+        raise ValueError(  # noqa: TRY004 - the type is right for requests
             "rate_limit by model is for requests; items of parallel_map take one RateLimit"
         )
     for name in ("on_chunk", "stall_timeout"):
@@ -241,15 +243,14 @@ def _check_for_items(controls: Controls) -> None:
         controls.get("budget") is not None or needs_tokens(rate_limit)
     ):
         raise ValueError(
-            "budget and tokens_per_minute need to know what calls use: requests tell, items of "
-            "parallel_map need meter="
+            "budget and tokens_per_minute need to know what calls use: pass meter= to parallel_map"
         )
 
 
 def _within_parallel_limits(
     settings: AdaptiveConcurrency, router: object, places: Mapping[str, int]
 ) -> AdaptiveConcurrency:
-    """No limit above what all deployments of a Router take together."""
+    """Lower the limits to the number of calls that all deployments of a Router take together."""
     if not places or model_groups(router) - places.keys():
         return settings
     maximum = min(settings.maximum, sum(places.values()))

@@ -1,10 +1,10 @@
-"""The engine on an asyncio loop: its backend, and the door to the trio guest that carries it.
+"""The engine on an asyncio loop: its backend, and the entry to the trio guest run that carries it.
 
 A batch is the same trio nursery (:mod:`parallel_core.nursery_engine`), in a trio guest run on the
-caller's loop. A call is a plain ``asyncio.Task`` that a trio task of the nursery supervises, so
-calls are ordinary asyncio code, and trio wakes only for what it is good at: start, first error,
-end. ``trio.lowlevel.start_guest_run`` documents that synchronous trio functions may be called from
-the carrier; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
+caller's loop. A call is a plain ``asyncio.Task`` that a trio task of the nursery supervises. So
+calls are ordinary asyncio code, and trio wakes only for the start, the first error and the end.
+``trio.lowlevel.start_guest_run`` documents that synchronous trio functions may be called from the
+host loop; cancelling a nursery and using a memory channel with ``…_nowait`` are such functions.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ T = TypeVar("T")
 class TaskScope:
     """A cancel scope around a part of an asyncio task: it cancels the task once, like a timeout.
 
-    The algorithm is that of ``asyncio.timeout``: a cancellation that somebody else has requested
-    as well is not absorbed. A task that is on its way out already, for another scope or the end of
-    its batch, is not cancelled again, which would cut short what it cleans up; an inner scope then
-    lets the cancellation through to the outer one.
+    The algorithm is that of ``asyncio.timeout``: a cancellation that other code has also requested
+    is not absorbed. A task that is already leaving, because of another scope or the end of its
+    batch, is not cancelled again, since that would interrupt its clean-up. An inner scope then
+    passes the cancellation on to the outer one.
     """
 
     def __init__(self, seconds: float | None = None, scopes: _Scopes | None = None) -> None:
@@ -102,7 +102,7 @@ class TaskScope:
         is_next = outer is not None or self._scopes.all_cancelled
         if self.cancelled and isinstance(exc, asyncio.CancelledError):
             return requests <= self._requests_before and not is_next
-        if self._requested and is_next:  # the body has absorbed the cancellation: there is another
+        if self._requested and is_next:  # the body absorbed the cancellation: request the next one
             loop = task.get_loop()
             if outer is None:
                 loop.call_soon(self._scopes.cancel, task)
@@ -118,14 +118,14 @@ class TaskScope:
         if task is None or task.get_loop().is_closed():
             return
         if task is _current_task():
-            # Not at once: the request would reach the first await behind the scope, if the task is
-            # just about to leave it.
+            # Not at once: if the task is about to leave the scope, the cancellation would hit its
+            # first await after the scope.
             task.get_loop().call_soon(self.request)
         else:
             self.request()
 
     def request(self) -> None:
-        """Cancel the task, if it is still inside."""
+        """Cancel the task if it is still inside."""
         if self._task is not None and not self._requested:
             self._requested = self._scopes.cancel(self._task, self)
 
@@ -134,11 +134,11 @@ class _Scopes:
     """The scopes and groups of one batch.
 
     Attributes:
-        innermost: the scope in which a task is.
-        groups: those that a task has opened.
-        leaving: tasks that have been cancelled, on their way out of a scope or to their end.
-        all_cancelled: the batch has cancelled all of its tasks.
-        shutting_down: returns True while somebody cancels all tasks of the loop.
+        innermost: the innermost scope of each task.
+        groups: the groups that each task has opened.
+        leaving: cancelled tasks that are leaving a scope, or ending.
+        all_cancelled: True if the batch has cancelled all of its tasks.
+        shutting_down: returns True while all tasks of the loop are being cancelled.
     """
 
     def __init__(self) -> None:
@@ -149,16 +149,16 @@ class _Scopes:
         self.shutting_down: Callable[[], bool] = lambda: False
 
     def cancel(self, task: asyncio.Task[Any], scope: TaskScope | None = None) -> bool:
-        """Cancel a task that is not on its way out, and its groups. Return True if it was not.
+        """Cancel a task and its groups, unless the task is leaving. Return True if it was not.
 
         Args:
-            task: what to cancel.
-            scope: of the task, in which the groups are; None: all of them.
+            task: the task to cancel.
+            scope: cancel only the groups inside this scope of the task; None: all of them.
         """
         for group in self.groups.get(task, ()):
             if scope is None or group.is_inside(scope):
                 group.cancel()
-        # Whoever shuts the loop down has cancelled the task already.
+        # The shutdown of the loop has already cancelled the task.
         if task in self.leaving or (task.cancelling() and self.shutting_down()):
             return False
         self.leaving.add(task)
@@ -174,7 +174,7 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 
 class _AsyncioGroup:
-    """Tasks beside the one that opens the group. They are cancelled once, and waited for."""
+    """Tasks beside the task that opens the group. They are cancelled once, and awaited."""
 
     def __init__(self, scopes: _Scopes) -> None:
         self._scopes = scopes
@@ -247,7 +247,7 @@ def _wait_for_first_step() -> Generator[None, None, None]:
 
 
 class AsyncioTasks(Generic[T]):
-    """Asyncio tasks, and the one trio task in the nursery that stands for all of them."""
+    """Asyncio tasks, and one trio task in the nursery that represents all of them."""
 
     def __init__(
         self,
@@ -271,13 +271,13 @@ class AsyncioTasks(Generic[T]):
     def start(self, argument: T, name: str) -> bool:
         loop = self._loop
         if loop.is_closed():
-            self.release()  # nothing runs there any more
+            self.release()  # no task runs there any more
             return False
         coroutine = self._run(argument)
-        # Into its `try`: a task that is cancelled before its first step would never get there.
+        # Step into its `try`: a task that is cancelled before its first step would never enter it.
         coroutine.send(None)
-        # Not loop.create_task: an eager task would start inside a step of trio. The context is
-        # the caller's, not that of the task which may be running here.
+        # Not loop.create_task: an eager task would start inside a trio step. Use the context of the
+        # caller, not that of the task that may be running here.
         self.tasks[argument] = task = asyncio.Task(
             coroutine, loop=loop, name=name, context=self._context.copy()
         )
@@ -298,13 +298,13 @@ class AsyncioTasks(Generic[T]):
             self._end(argument, None)
             raise
         except BaseException:
-            # When the loop knows: it is about to be shut down by an interrupt.
+            # Report it after the loop has seen it: an interrupt is about to shut the loop down.
             if argument in self.tasks:
                 self.tasks[argument].add_done_callback(
                     functools.partial(self._end_with_error, argument)
                 )
             raise
-        # As `_end` does, for the path of nearly every call.
+        # The same as `_end`, inlined for the path of nearly every call.
         del self.tasks[argument]
         if not self._backend.abandoned:
             self._ended(argument, None, cancelled=False)
@@ -335,7 +335,7 @@ class AsyncioTasks(Generic[T]):
             self._wake()
 
     def lose_loop(self) -> None:
-        """Take note that the loop has been closed: no task will be stepped again."""
+        """Close all tasks: the loop was closed, and runs no task again."""
         wake = self._wake
         self._released = True
         self._close_all()
@@ -343,7 +343,7 @@ class AsyncioTasks(Generic[T]):
             wake()
 
     def _close_all(self) -> None:
-        # Their `finally` blocks run now, or never.
+        # Their `finally` blocks run now or never.
         self._wake = None
         tasks = list(self.tasks.values())
         self.tasks.clear()
@@ -351,9 +351,9 @@ class AsyncioTasks(Generic[T]):
             close_task(task)
 
     async def _supervise(self) -> None:
-        """Wait in trio until every task is done; cancelled, cancel them and wait all the same.
+        """Wait in trio until every task is done. If cancelled, cancel the tasks and keep waiting.
 
-        It never raises: what a task raised is reported to the batch.
+        It never raises: exceptions of tasks are reported to the batch.
         """
         supervisor = trio.lowlevel.current_task()
 
@@ -384,13 +384,13 @@ class AsyncioTasks(Generic[T]):
 
 
 class _NoShield(contextlib.nullcontext[None]):
-    """A task that is being cancelled may await in asyncio."""
+    """A shield that does nothing: in asyncio a task that is being cancelled may await."""
 
     shield = False
 
 
 class AsyncioBackend:
-    """Calls are asyncio tasks on the caller's loop."""
+    """The asyncio backend: calls are asyncio tasks on the caller's loop."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
@@ -440,7 +440,8 @@ class AsyncioBackend:
             finally:
                 called.set()
 
-        # On the loop, and not in this step of trio: a task that it made could start in here.
+        # On the loop, not in this trio step: an eager task that the function creates would start
+        # inside the step.
         self.loop.call_soon(call, context=self.context.copy())
         self._called.add(called)  # unless the loop is closed meanwhile
         with trio.CancelScope(shield=True):
@@ -463,12 +464,12 @@ class AsyncioBackend:
     ) -> Callable[[], None]:
         if self.loop.is_closed():
             return lambda: None
-        # A timer of the loop: unlike one of trio it costs no wake of the guest.
+        # A timer of the loop does not wake the guest run, unlike one of trio.
         return self.loop.call_later(seconds, function).cancel
 
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        # SIGINT has hit the thread during a step of trio. It was meant for the loop, which
-        # raises it now as if it had come a moment later.
+        # SIGINT has hit the thread during a trio step. It was meant for the loop, which now raises
+        # it as if it had come a moment later.
         self.loop.call_soon(raise_, interrupt)
 
     def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
@@ -491,8 +492,11 @@ def _without_cancelled(exception: BaseException) -> BaseException | None:
 
 
 class _CarriedBatch:
-    """The batch as the guest run carries it. It knows nothing of the iterator that the user holds,
-    so that dropping the iterator is noticed."""
+    """The batch as the guest run carries it.
+
+    It has no reference to the user's iterator, so that the iterator is finalized when it is
+    dropped.
+    """
 
     def __init__(self, engine: BatchEngine[Any], backend: AsyncioBackend) -> None:
         self._engine = engine
@@ -504,7 +508,7 @@ class _CarriedBatch:
         try:
             await engine.run()
         except RuntimeError:
-            if not self._backend.loop.is_closed():  # then nobody is left to be woken
+            if not self._backend.loop.is_closed():  # on a closed loop there is no one to wake
                 raise
         finally:
             if engine.cancelled_from_outside:
@@ -555,7 +559,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         self._begun = True
         backend = self._backend
         backend.loop = loop = asyncio.get_running_loop()
-        prepare_trio_asyncio_loop(loop)  # where a Router's calls would fail
+        prepare_trio_asyncio_loop(loop)  # a Router's calls would fail on it otherwise
         backend.context = self._engine.enter()
         try:
             self._carrier = await join_trio_run(self._carried)
@@ -578,14 +582,14 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         traceback: TracebackType | None,
     ) -> None:
         await self._close()
-        # asyncio has raised an interrupt out of the loop already, and the shutdown which that has
-        # begun is what cancels us. A second time it would end the shutdown in the middle.
+        # asyncio has already raised the interrupt, and the shutdown that followed is what cancels
+        # this task. Raising it a second time would break off the shutdown.
         if self.interrupt is None or not isinstance(exc, asyncio.CancelledError):
             raise_crash(self._engine, exc)
 
     @property
     def interrupt(self) -> BaseException | None:
-        """The KeyboardInterrupt or SystemExit of a call, of which the consumer was not told."""
+        """Return the KeyboardInterrupt or SystemExit of a call that the consumer has not seen."""
         crash = self._engine.crash_error
         return crash if isinstance(crash, KeyboardInterrupt | SystemExit) else None
 
@@ -618,9 +622,9 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         return True
 
     async def _ended(self) -> None:
-        """Wait for the end of the batch, and with the last one for the end of the guest run.
+        """Wait for the end of the batch and, if it is the last one, of the guest run.
 
-        However often the waiting task is cancelled meanwhile: a cancellation is raised when
+        Wait on, however often the task is cancelled meanwhile. A cancellation is raised when
         nothing is left.
         """
         carrier = self._carrier
@@ -633,11 +637,11 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
         )
 
     def __del__(self) -> None:
-        # May run in any thread. The batch goes on without its iterator until the loop tells it.
+        # May run in any thread. The batch continues without its iterator until the loop stops it.
         batch = getattr(self, "_carried", None)
         if batch is None or batch.ended or self._carrier is None:
             return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no task runs any more
             self._backend.loop.call_soon_threadsafe(batch.stop)
 
 
@@ -661,7 +665,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a function of :mod:`parallel_core.api`, which stands above this module."""
+    """Return a function of :mod:`parallel_core.api`, which imports this module."""
     if name in __all__:
         return getattr(importlib.import_module("parallel_core.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

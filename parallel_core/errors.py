@@ -12,18 +12,19 @@ if TYPE_CHECKING:
 
 
 class InvalidRequestError(ValueError):
-    """A request cannot be sent as it is.
+    """A request is invalid and cannot be sent.
 
     A list, a tuple or another sequence, set or view is checked as a whole before the first call:
-    the error then names every bad index and nothing has been sent. A bad item of a lazy source is
-    the exception of that index's result, or the first error of a fail-fast batch.
+    the error then names every invalid index, and nothing has been sent. For an invalid item of a
+    lazy source the error is the exception of that index's result, or the first error of a fail-fast
+    batch.
 
     Attributes:
-        problems: what is wrong, by index of the request.
+        problems: the problem of each invalid request, by index.
     """
 
     def __init__(self, problems: Mapping[int, str]) -> None:
-        # The argument is kept as it is, so that the error survives pickling.
+        # Keep the argument unchanged, so that the error can be pickled.
         super().__init__(problems)
         self.problems: dict[int, str] = dict(problems)
 
@@ -39,16 +40,17 @@ class InvalidRequestError(ValueError):
 
 
 class CallCancelledError(Exception):
-    """A call, or a source, ended in a cancellation that its batch had not asked for.
+    """A call, or a source, ended in a cancellation that its batch had not requested.
 
-    For instance because the call awaited a future that somebody else cancelled. It is an error of
-    that call alone: the exception of its result, or the first error of a fail-fast batch. Of a
-    source it is what ends the batch. The original ``CancelledError`` is its ``__cause__``.
+    For instance the call awaited a future that other code cancelled. This is an error of that call
+    alone: the exception of its result, or the first error of a fail-fast batch. If the source ended
+    in such a cancellation, the error ends the batch. The original ``CancelledError`` is the
+    ``__cause__``.
     """
 
 
 def cancelled_unasked(what: str, cancellation: BaseException | None = None) -> CallCancelledError:
-    """The error that stands for a cancellation nobody has asked for."""
+    """Return the error for a cancellation that the batch had not requested."""
     error = CallCancelledError(f"{what} ended in a cancellation that the batch had not asked for")
     error.__cause__ = cancellation
     return error
@@ -57,24 +59,24 @@ def cancelled_unasked(what: str, cancellation: BaseException | None = None) -> C
 class BatchAbortedError(RuntimeError):
     """The event loop or trio run that carried a batch was shut down before the batch had ended.
 
-    Raised by the batch's iterator, after every call has been cancelled, to a consumer that was
+    The iterator of the batch raises it, after every call has been cancelled, if the consumer was
     not cancelled itself.
     """
 
 
 class RequestTimeoutError(TimeoutError):
-    """A call took longer than its ``timeout``: it has been cancelled, and has ended.
+    """A call took longer than its ``timeout``: it was cancelled and has ended.
 
-    The exception of its result, or the first error of a fail-fast batch.
+    It is the exception of its result, or the first error of a fail-fast batch.
 
     Attributes:
-        index: of the request.
-        model: of the request; ``None`` for items of :func:`parallel_map`.
+        index: index of the request.
+        model: model of the request; ``None`` for items of :func:`parallel_map`.
         limit: the timeout, in seconds.
-        text: of a streamed answer, what had arrived.
-        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        text: the part of a streamed answer that had arrived.
+        usage: tokens and cost of that part; ``None`` if nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            where nothing was streamed, or nothing had arrived.
+            if nothing was streamed or nothing had arrived.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class RequestTimeoutError(TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        # One argument: of two, OSError would make an errno.
+        # Pass one argument: OSError takes the first of two as an errno.
         of_model = "" if model is None else f" (model {model!r})"
         super().__init__(f"request {index}{of_model} took longer than its timeout of {limit:g} s")
         self.index = index
@@ -104,17 +106,17 @@ class RequestTimeoutError(TimeoutError):
 class BatchTimeoutError(TimeoutError):
     """The ``total_timeout`` of the batch has passed.
 
-    The exception of every request that was not finished: one in flight was cancelled, of the others
-    none was sent. Of a source whose length is unknown, those that had not been drawn get no result.
-    A fail-fast batch raises it.
+    It is the exception of every unfinished request: requests in flight were cancelled, the others
+    were not sent. If the length of the source is unknown, requests that had not been drawn get no
+    result. A fail-fast batch raises it.
 
     Attributes:
-        index: of the request; ``None`` where the batch raises it.
+        index: index of the request; ``None`` if the batch raises it.
         limit: the total timeout, in seconds from the start of the batch.
-        text: of a streamed answer, what had arrived.
-        usage: tokens and cost of that; ``None`` where nothing had arrived.
+        text: the part of a streamed answer that had arrived.
+        usage: tokens and cost of that part; ``None`` if nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            where nothing was streamed, or nothing had arrived.
+            if nothing was streamed or nothing had arrived.
     """
 
     def __init__(
@@ -139,15 +141,15 @@ class BatchTimeoutError(TimeoutError):
 
 
 class BudgetExceededError(Exception):
-    """The worst case of a request does not fit into what is left of the budget: it was not sent.
+    """The worst case of a request does not fit into the rest of the budget: it was not sent.
 
-    The exception of its result, or the first error of a fail-fast batch.
+    It is the exception of its result, or the first error of a fail-fast batch.
 
     Attributes:
-        index: of the request.
-        limit: which limit it is, for instance ``"max_cost of 2 USD"``.
+        index: index of the request.
+        limit: the limit that would be exceeded, for instance ``"max_cost of 2 USD"``.
         needed: the worst case of the request, in the unit of the limit.
-        left: what is left, in that unit.
+        left: the rest of the limit, in that unit.
     """
 
     def __init__(self, index: int, limit: str, needed: float, left: float) -> None:
@@ -159,24 +161,24 @@ class BudgetExceededError(Exception):
 
     def __str__(self) -> str:
         return (
-            f"request {self.index} was not sent: it may use {self.needed:g}, and of the budget's "
-            f"{self.limit} only {self.left:g} is left"
+            f"request {self.index} was not sent: it may use {self.needed:g}, but only "
+            f"{self.left:g} is left of the budget's {self.limit}"
         )
 
 
 class NotSentError(Exception):
-    """A request was not sent, because nothing of its model can get through.
+    """A request was not sent, because no request of its model can get through.
 
-    The exception of its result. Requests of the same model failed before it for a reason that is
-    not their own: the key was refused, the credit is used up, the server is away. That failure is
-    the ``__cause__``.
+    It is the exception of its result. Earlier requests of the same model failed for a reason that
+    is not their own: the key was refused, the credit is used up, the server is away. That failure
+    is the ``__cause__``.
 
     Attributes:
-        index: of the request.
-        model: of the request; None for an item without one.
-        reason: why, in one sentence without contents and keys.
-        too_long: which wait was longer than ``Retry.max_wait`` allows: the one that the provider
-            asks for, or the outage so far. Empty if waiting would not help.
+        index: index of the request.
+        model: model of the request; None for an item without one.
+        reason: the reason in one sentence, without contents and keys.
+        too_long: the wait that exceeds ``Retry.max_wait``: the one that the provider asks for, or
+            the outage so far. Empty if waiting would not help.
     """
 
     def __init__(self, index: int, model: str | None, reason: str, too_long: str = "") -> None:
@@ -193,17 +195,17 @@ class NotSentError(Exception):
 
 
 class EmptyResponseError(Exception):
-    """A provider answered a call of a Router without any choice: ``"choices": []``, or none at all.
+    """A provider answered a call of a Router with no choices: ``"choices": []``, or no such field.
 
-    The exception of its result, or the first error of a fail-fast batch. The call has been paid
-    for, and is not sent again. An answer whose choices have no text is an answer.
+    It is the exception of its result, or the first error of a fail-fast batch. The call has been
+    paid for and is not sent again. An answer whose choices have no text is not such an error.
 
     Attributes:
-        index: of the request.
-        model: of the request.
-        usage: tokens and cost of the call; ``None`` where the provider has not told.
+        index: index of the request.
+        model: model of the request.
+        usage: tokens and cost of the call; ``None`` if the provider did not report them.
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
-            ``None`` where nothing was streamed.
+            ``None`` if nothing was streamed.
     """
 
     def __init__(
@@ -225,13 +227,13 @@ class EmptyResponseError(Exception):
 
 
 class NoCompletionError(TypeError):
-    """A callable in the place of a Router returned what is no chat completion.
+    """A callable in the place of a Router returned something that is not a chat completion.
 
-    Files of results hold chat completions: such a request has a failure there.
+    Result files hold chat completions, so such a request is written there as failed.
     """
 
     def __init__(self) -> None:
-        super().__init__("the answer is no chat completion")
+        super().__init__("the answer is not a chat completion")
 
     def __reduce__(self) -> tuple[type[NoCompletionError], tuple[()]]:
         return type(self), ()
@@ -240,18 +242,19 @@ class NoCompletionError(TypeError):
 class StreamInterruptedError(Exception):
     """A stream broke off after its first chunk, or ended without a finish reason.
 
-    The exception of its result, or the first error of a fail-fast batch. What broke it is its
-    ``__cause__``. A stream that fails before its first chunk has failed with that error itself.
+    It is the exception of its result, or the first error of a fail-fast batch. The error that broke
+    the stream is the ``__cause__``. A call whose stream fails before its first chunk fails with
+    that error itself.
 
     Attributes:
-        index: of the request.
-        model: of the request.
-        text: what had arrived.
-        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
-            nobody can tell.
+        index: index of the request.
+        model: model of the request.
+        text: the part of the answer that had arrived.
+        usage: tokens and cost of that part, estimated if the provider did not report them; ``None``
+            if unknown.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk.
-        is_complete: the stream did not break off. All of its chunks arrived, but they cannot be
-            put together; the ``__cause__`` says why.
+        is_complete: True if the stream did not break off: all of its chunks arrived, but they
+            cannot be merged. The ``__cause__`` says why.
     """
 
     def __init__(
@@ -263,10 +266,10 @@ class StreamInterruptedError(Exception):
         time_to_first_chunk: float | None = None,
         is_complete: bool = False,
     ) -> None:
-        happened = f"broke off after {len(text)} characters"
+        happened = f"broke off after {_characters(text)}"
         if is_complete:
             happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
-        # Not the text, in a repr either: messages do not belong into logs.
+        # The message and the repr never contain the text: it must not get into logs.
         super().__init__(f"the stream of request {index} (model {model!r}) {happened}")
         self.index = index
         self.model = model
@@ -281,19 +284,19 @@ class StreamInterruptedError(Exception):
 
 
 class StreamStalledError(TimeoutError):
-    """A stream gave no chunk for ``stall_timeout`` seconds: it has been cancelled, and is closed.
+    """A stream sent no chunk for ``stall_timeout`` seconds: it was cancelled and is closed.
 
-    The exception of its result, or the first error of a fail-fast batch.
+    It is the exception of its result, or the first error of a fail-fast batch.
 
     Attributes:
-        index: of the request.
-        model: of the request.
+        index: index of the request.
+        model: model of the request.
         limit: the timeout, in seconds.
-        text: what had arrived.
-        usage: tokens and cost of it, estimated as far as the provider has not told; ``None`` where
-            nothing had arrived.
+        text: the part of the answer that had arrived.
+        usage: tokens and cost of that part, estimated if the provider did not report them; ``None``
+            if nothing had arrived.
         time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            where none had come.
+            if none had arrived.
     """
 
     def __init__(
@@ -305,10 +308,10 @@ class StreamStalledError(TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        # One argument: of two, OSError would make an errno.
+        # Pass one argument: OSError takes the first of two as an errno.
         super().__init__(
             f"the stream of request {index} (model {model!r}) gave nothing for {limit:g} s after "
-            f"{len(text)} characters"
+            f"{_characters(text)}"
         )
         self.index = index
         self.model = model
@@ -323,12 +326,12 @@ class StreamStalledError(TimeoutError):
 
 
 class StoppedError(Exception):
-    """A run of a file was stopped before this request had come to its end.
+    """A run of a file was stopped before this request was finished.
 
-    Nobody gets it: such requests have no line in the output, and the next run sends them.
+    Users never see it: such requests have no line in the output, and the next run sends them.
 
     Attributes:
-        index: of the request.
+        index: index of the request.
     """
 
     def __init__(self, index: int) -> None:
@@ -336,10 +339,10 @@ class StoppedError(Exception):
         self.index = index
 
     def __str__(self) -> str:
-        return f"request {self.index} had not come to its end when its run was stopped"
+        return f"request {self.index} was not finished when its run was stopped"
 
 
-# They tell what the call has used: those of a stream that has begun, and of an empty answer.
+# Errors with the usage of the call: those of a started stream, and that of an empty answer.
 WITH_USAGE = (
     EmptyResponseError,
     StreamInterruptedError,
@@ -350,10 +353,10 @@ WITH_USAGE = (
 
 
 class RouterHostClosedError(RuntimeError):
-    """The asyncio loop on which trio has a Router's calls made has been closed.
+    """The asyncio loop that runs a Router's calls for trio has been closed.
 
-    A call gets it that is made on a host whose ``async with`` block has been left (or on a loop of
-    trio-asyncio that was closed), or that was running when that happened.
+    A call raises it if it is made after the ``async with`` block of its host was left (or after its
+    trio-asyncio loop was closed), or if it was running when that happened.
     """
 
     def __init__(self) -> None:
@@ -366,27 +369,28 @@ class RouterHostClosedError(RuntimeError):
 
 
 class WorkersLostError(RuntimeError):
-    """No worker on Ray is there, and none could be started.
+    """There is no Ray worker, and none could be started.
 
-    Raised on opening, and by calls where the last workers were lost meanwhile and new ones could
-    not be started again and again. The text says what Ray tells, and what to do.
+    It is raised when the workers are opened, and by calls after the last workers were lost and
+    repeated attempts to start new ones failed. The text says what Ray reports and what to do.
     """
 
 
 class WorkerDiedError(RuntimeError):
-    """A request was in flight in several workers that died, one after the other.
+    """A request was in flight in several workers that died one after the other.
 
-    It is not sent again: it may be what kills them. The exception of that request's result.
+    The request is not sent again, because it may have killed them. This error is the exception of
+    its result.
 
     Attributes:
-        deaths: so many workers.
+        deaths: number of workers that died.
     """
 
     def __init__(self, deaths: int) -> None:
         super().__init__(
             f"{deaths} workers have died while this request was in flight in them, the last one "
-            "with this request alone: it is not sent again. Look for what ends the process: memory "
-            "that runs out, or code that crashes"
+            "with this request alone: it is not sent again. Find out why the process ended: it may "
+            "have run out of memory or crashed"
         )
         self.deaths = deaths
 
@@ -395,15 +399,15 @@ class WorkerDiedError(RuntimeError):
 
 
 class RemoteCallError(RuntimeError):
-    """Stands for an exception, or for a response, of a worker that cannot be brought here.
+    """A substitute for an exception or a response of a worker that cannot be sent to this process.
 
-    For instance because its class cannot be imported here, or because it cannot be pickled. The
-    exception of its result, or the first error of a fail-fast batch. What else the exception had on
-    it, a ``status_code`` for instance, is on this one as well, as far as that can be brought.
+    For instance its class cannot be imported here, or it cannot be pickled. This error is the
+    exception of its result, or the first error of a fail-fast batch. It also has the attributes of
+    the original exception, for instance ``status_code``, as far as they can be sent.
 
     Attributes:
-        type_name: of the exception or the response, with its module.
-        text: what the exception said; of a response empty.
+        type_name: type of the exception or the response, with its module.
+        text: text of the exception; empty for a response.
     """
 
     def __init__(self, problem: str, type_name: str, text: str) -> None:
@@ -413,42 +417,42 @@ class RemoteCallError(RuntimeError):
 
     @classmethod
     def standing_for(cls, error: BaseException) -> RemoteCallError:
-        """The error that stands for this exception."""
+        """Return the substitute for this exception."""
         return cls.standing_for_type(full_name(error), text_of(error))
 
     @classmethod
     def standing_for_type(cls, type_name: str, text: str) -> RemoteCallError:
-        """The error that stands for an exception of which only this is known."""
-        problem = f"a {type_name} of a worker, which cannot be brought here as itself: {text}"
+        """Return the substitute for an exception of which only type and text are known."""
+        problem = f"a worker raised {type_name}, which cannot be rebuilt in this process: {text}"
         return cls(problem, type_name, text)
 
     @classmethod
     def for_response(cls, response: object, why: str) -> RemoteCallError:
-        """The error that stands for this response."""
+        """Return the substitute for this response."""
         type_name = full_name(response)
-        return cls(f"a worker has got a {type_name} as its response: {why}", type_name, "")
+        return cls(f"a worker got a {type_name} as its response: {why}", type_name, "")
 
     def __reduce__(self) -> tuple[type[RemoteCallError], tuple[Any, ...], dict[str, Any]]:
         return type(self), (*self.args, self.type_name, self.text), self.__dict__
 
 
 def full_name(value: object) -> str:
-    """The name of a value's class, with its module."""
+    """Return the name of a value's class, with its module."""
     kind = type(value)
     in_module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return f"{in_module}{kind.__qualname__}"
 
 
 def text_of(error: BaseException) -> str:
-    """``str(error)``, also where the code of its class fails."""
+    """Return ``str(error)``, or a placeholder if the code of its class fails."""
     try:
         return str(error)
-    except Exception as failure:  # noqa: BLE001 - whatever the error's own code raises
+    except Exception as failure:  # noqa: BLE001 - the error's own code may raise anything
         return f"(no text: its __str__ raises a {full_name(failure)})"
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Add a note to an exception, unless it is one that cannot be written to."""
+    """Add a note to an exception, unless it does not accept notes."""
     with contextlib.suppress(Exception):
         error.add_note(f"parallel_core: {text}")
 
@@ -456,34 +460,34 @@ def add_note(error: BaseException, text: str) -> None:
 class InputFileError(ValueError):
     """A file of requests cannot be used as it is.
 
-    Raised before the first call where the file as a whole is at fault: it is not there, is empty,
-    is compressed, or does not go with the options. Also where it has changed since it was checked.
-    The text says what to do. What is wrong with single lines is in the summary of the check.
+    It is raised before the first call if the file as a whole is at fault: it is missing, empty or
+    compressed, or does not match the options. It is also raised if the file has changed since it
+    was checked. The text says what to do. Problems of single lines are in the summary of the check.
     """
 
 
 class JournalError(RuntimeError):
-    """Results cannot be kept on disk, or what is there cannot be gone on with.
+    """Results cannot be written to disk, or the existing files cannot be resumed.
 
-    Raised when a journal is opened, and by everything of a journal whose disk has failed. The text
-    says which file it is, what is wrong with it, and where results are that could not be written.
+    It is raised when a journal is opened, and by every method of a journal whose disk has failed.
+    The text names the file and the problem, and says where results are that could not be written.
     """
 
 
 class JournalInUseError(JournalError):
     """Another run, in this process or another one, writes to the same output file.
 
-    Raised when a journal is opened.
+    It is raised when a journal is opened.
 
     Attributes:
         path: the file that is in use.
-        process: the process id of the other run; ``None`` where the system does not tell.
+        process: process id of the other run; ``None`` if the system does not report it.
     """
 
     def __init__(self, path: str, process: int | None) -> None:
         by = "another run" if process is None else f"another run, process {process}"
         super().__init__(
-            f"{path} is in use by {by}: wait until that has ended, or stop it, or give another "
+            f"{path} is in use by {by}: wait until that run has ended, stop it, or give another "
             "output file"
         )
         self.path = path
@@ -494,11 +498,11 @@ class JournalInUseError(JournalError):
 
 
 class OrderError(JournalError):
-    """The output could not be brought into the order of the input. It is as it was, and whole.
+    """The output could not be sorted into the order of the input. It is complete and unchanged.
 
     Attributes:
         path: the file that could not be sorted.
-        reason: why.
+        reason: the reason.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -514,15 +518,15 @@ class OrderError(JournalError):
 
 
 class DifferentRunError(JournalError):
-    """The output file holds the results of a run whose answers depend on something else.
+    """The output file holds the results of a run with different settings.
 
-    Raised when a journal is opened. Nothing has been changed.
+    It is raised when a journal is opened. Nothing has been changed.
 
     Attributes:
         path: the output file.
-        differences: what differs: by the field's name the value of then and the value of now.
-            ``None`` is also a field that was not there.
-        note: what to mind, where there is something.
+        differences: the old and the new value of each field that differs, by name. ``None`` also
+            stands for a missing field.
+        note: a further warning, or empty.
     """
 
     def __init__(
@@ -551,8 +555,12 @@ NAMED_BY_LINE = (
 )
 
 
+def _characters(text: str) -> str:
+    return "1 character" if len(text) == 1 else f"{len(text)} characters"
+
+
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Name what differs between a run then and now."""
+    """Return a text that lists the differences between a run then and now."""
     return "; ".join(
         _INPUT_OF_FORMAT_1
         if name == "input" and isinstance(old, str) and len(old) == _DIGITS_OF_FORMAT_1
@@ -563,8 +571,8 @@ def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 _DIGITS_OF_FORMAT_1 = 64
 _INPUT_OF_FORMAT_1 = (
-    "input is not the same file, byte for byte, as in that run, which is of an older version, and "
-    "cannot be compared with it in detail"
+    "input is not the same file, byte for byte, as in that run, which is of an older version and "
+    "recorded no details to compare"
 )
 
 
@@ -573,7 +581,7 @@ def _shown(value: object) -> str:
 
 
 def _ranges(indexes: Iterable[int]) -> str:
-    """``[0, 1, 2, 7]`` as ``"0-2, 7"``: every index is named, a long list stays readable."""
+    """Return ``[0, 1, 2, 7]`` as ``"0-2, 7"``, so that a long list of indexes stays readable."""
     spans: list[list[int]] = []
     for index in sorted(indexes):
         if spans and index == spans[-1][1] + 1:

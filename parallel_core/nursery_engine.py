@@ -1,10 +1,10 @@
 """The engine: a batch is a nursery of calls and a memory channel of results.
 
-One task draws the source. Each call is a task of its own. When a call ends, its result is delivered
-and the next item is drawn and started. Numbered comments tell the algorithm in order.
+One task draws the source. Each call runs in a separate task. When a call ends, its result is
+delivered and the next item is drawn and started. Numbered comments explain the algorithm in order.
 
-What differs between trio and asyncio is a :class:`~parallel_core.engine.backend.Backend`: there is
-:mod:`parallel_core.engine.trio_backend`, and :mod:`parallel_core.bridge` for asyncio.
+A :class:`~parallel_core.engine.backend.Backend` holds the differences between trio and asyncio:
+:mod:`parallel_core.engine.trio_backend` for trio, and :mod:`parallel_core.bridge` for asyncio.
 """
 
 from __future__ import annotations
@@ -58,22 +58,22 @@ from .types import StreamChunk, Usage
 logger = logging.getLogger("parallel_core")
 
 # Results that may wait for the consumer, calls in flight included, as multiples of `concurrency`.
-# Input order needs more room, or one slow call would idle the other slots.
+# Input order needs more room, otherwise one slow call would idle the other slots.
 COMPLETION_ORDER_WINDOW: Final = 2
 INPUT_ORDER_WINDOW: Final = 8
 
-# Others get a turn after so many items have been drawn, or so many seconds.
+# Other tasks get a turn after this many draws, or after this many seconds.
 DRAWS_IN_A_TURN: Final = 100
 LONGEST_TURN: Final = 0.001
 
-# Seconds after which a call that ignores its cancellation is named in the log, and again.
+# Seconds until a call that ignores its cancellation is named in the log: first, and repeatedly.
 STUBBORN_CALL_FIRST_WARNING: Final = 5.0
 STUBBORN_CALL_NEXT_WARNING: Final = 30.0
 
-# Raised in place of an attempt.
+# Errors of refused requests: they do not count as an attempt.
 _REFUSED = (BudgetExceededError, InvalidRequestError, NotSentError)
 
-# The batches in whose calls or sources the running code is.
+# The batches whose calls or sources contain the running code.
 _inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
     "parallel_core_inside", default=()
 )
@@ -82,8 +82,8 @@ _inside: contextvars.ContextVar[tuple[object, ...]] = contextvars.ContextVar(
 class BatchEngine(Generic[ResultT]):
     """One batch: its calls, its counts, its results and its first error.
 
-    :meth:`run` is the batch itself and runs in trio. Everything else may be called where the calls
-    run, in the same thread.
+    :meth:`run` is the batch itself and runs in trio. Call all other methods where the calls run, in
+    the same thread.
     """
 
     def __init__(self, plan: BatchPlan[ResultT], backend: Backend) -> None:
@@ -91,10 +91,10 @@ class BatchEngine(Generic[ResultT]):
         self._backend = backend
         self._context = contextvars.Context()
         self._token = object()
-        self._thread: int | None = None  # in which it runs
+        self._thread: int | None = None  # thread in which the batch runs
 
-        # In input order, what has been drawn must be able to begin, or the request whose result is
-        # next might not: there the room is counted in draws.
+        # In input order every drawn request must be able to begin, otherwise the request with the
+        # next result might not. So the window counts draws.
         self._counts_draws = plan.preserve_order
         window = plan.window or plan.concurrency * (
             INPUT_ORDER_WINDOW if plan.preserve_order else COMPLETION_ORDER_WINDOW
@@ -116,11 +116,11 @@ class BatchEngine(Generic[ResultT]):
         self._nursery: trio.Nursery | None = None
         self._tasks: Tasks[Entry] | None = None
         self._timers = Timers(backend, self.fail)
-        self.calls: dict[int, Any] = {}  # in flight, by index: their items
+        self.calls: dict[int, Any] = {}  # items of the calls in flight, by index
         self.succeeded = 0
         self.failed = 0
 
-        # The window bounds what can be in the channel, so that a result never waits to be sent.
+        # The window bounds the results in the channel, so sending a result never blocks.
         self._chunk_room = Semaphore(plan.waiting_chunks, backend.new_event)
         self._send_channel: trio.MemorySendChannel[ResultT]
         self.results: trio.MemoryReceiveChannel[ResultT]
@@ -129,13 +129,13 @@ class BatchEngine(Generic[ResultT]):
         )
         self._kept: list[ResultT] | None = None
         self.arrivals = Waiters(backend.new_event)
-        self._early: dict[int, ResultT] = {}  # in input order: done before their turn
+        self._early: dict[int, ResultT] = {}  # in input order: results before their turn
         self._next_index = 0
-        self._undelivered = 0  # results that wait for the consumer, or for their turn
+        self._undelivered = 0  # results that wait for the consumer or for their turn
         self.delivered = 0
 
         self.stopping = False
-        self.cancelled_from_outside = False  # by a scope around the batch
+        self.cancelled_from_outside = False  # cancelled by a scope around the batch
         self._watching = trio.CancelScope()
         self._calls_have_ended = self._source_has_ended = False
         self._error: Exception | None = None
@@ -145,7 +145,7 @@ class BatchEngine(Generic[ResultT]):
     # --- 1. The batch: a nursery that holds the source and the calls ---
 
     def enter(self) -> contextvars.Context:
-        """Take the context of the caller, of which each call gets a copy."""
+        """Copy the context of the caller. Each call gets its own copy of it."""
         self._thread = threading.get_ident()
         self._context = contextvars.copy_context()
         self._context.run(_inside.set, (*_inside.get(), self._token))
@@ -154,13 +154,13 @@ class BatchEngine(Generic[ResultT]):
     async def run(self) -> None:
         """Run the batch until the source is exhausted or the batch is stopped.
 
-        Returns or raises ``trio.Cancelled`` when no call is in flight any more; all else that goes
-        wrong is kept for the consumer (:meth:`take_error`).
+        Return, or raise ``trio.Cancelled``, when no call is in flight any more. Every other error
+        is kept for the consumer (:meth:`take_error`).
         """
         try:
             async with trio.open_nursery() as self._helpers:
                 self._helpers.start_soon(self._notice_cancellation)
-                if self._plan.before is not None:  # and before any clock starts
+                if self._plan.before is not None:  # before any clock starts
                     await trio.to_thread.run_sync(self._plan.before)
                 if self._plan.attachments:
                     await self._backend.call(self._attach)
@@ -175,9 +175,9 @@ class BatchEngine(Generic[ResultT]):
             if self._plan.attachments:
                 await self._backend.call(self._detach)
             self.stopping = True
-            for index in sorted(self._early):  # stopped with gaps: what is done is handed out
+            for index in sorted(self._early):  # stopped with gaps: hand out the finished results
                 self._hand_over(self._early.pop(index))
-            self._kept = None  # the list is its owner's; what is left here may be in a cycle
+            self._kept = None  # the caller owns the list; a reference here may be part of a cycle
             self._send_channel.close()
             self.arrivals.wake_all()
 
@@ -186,7 +186,7 @@ class BatchEngine(Generic[ResultT]):
             self._tasks = self._backend.new_tasks(
                 self._nursery, self._context, self._make_call, self._call_ended
             )
-            # Beside the nursery of the calls: a source may await while it is closed.
+            # Outside the nursery of the calls: a source may await while it is closed.
             drawing = self._backend.new_tasks(
                 helpers, self._context, self._draw_all, self._drawing_ended
             )
@@ -210,7 +210,7 @@ class BatchEngine(Generic[ResultT]):
                 self.fail(exception)
 
     def _end_watching(self) -> None:
-        # Not before the source has ended: a cancellation is to reach what it awaits in its end.
+        # Not before the source has ended: a cancellation must reach what it awaits at its end.
         if self._calls_have_ended and self._source_has_ended:
             self._watching.cancel()
 
@@ -220,7 +220,7 @@ class BatchEngine(Generic[ResultT]):
                 try:
                     await trio.sleep_forever()
                 except trio.Cancelled:
-                    if not self._watching.cancel_called:  # then all has ended
+                    if not self._watching.cancel_called:  # otherwise the batch has ended
                         self.cancelled_from_outside = True
                         self._closing.shield = False
                         self.stop()
@@ -238,14 +238,14 @@ class BatchEngine(Generic[ResultT]):
                 except BaseException as exception:
                     is_ending = self._exhausted or self.stopping
                     error = self._backend.error_of(exception, "the source", is_ending)
-                    if error is None:  # cancelled: then the batch is about to be stopped
+                    if error is None:  # cancelled: the batch is about to be stopped
                         raise
                     (self.crash if is_ending else self._source_failed)(error)
                     del error  # no reference cycle through the traceback
                 self._exhaust()
             finally:
-                # Inside of both scopes: the source may hold one of its own. It may await while it
-                # is closed, unless somebody has cancelled the whole batch.
+                # Inside both scopes, because the source may hold a scope. It may await while it is
+                # closed, unless the whole batch was cancelled from outside.
                 self._closing.shield = not self.cancelled_from_outside
                 await self._close_source()
 
@@ -254,7 +254,7 @@ class BatchEngine(Generic[ResultT]):
             await self._source.close()
         except Exception as exception:  # noqa: BLE001 - reported to the consumer
             self.crash(exception)
-        except BaseExceptionGroup as group:  # a task group that is left by GeneratorExit
+        except BaseExceptionGroup as group:  # GeneratorExit left a task group of the source
             rest = group.split(GeneratorExit)[1]
             if rest is not None:
                 self.crash(rest)
@@ -284,7 +284,7 @@ class BatchEngine(Generic[ResultT]):
     async def _wait(self, wait: Callable[[], Awaitable[object]]) -> bool:
         """Await something between two items. Return True if the source has ended meanwhile.
 
-        A cancellation that is not of the engine comes from a scope that the source holds.
+        A cancellation that the engine did not request comes from a scope that the source holds.
         """
         try:
             await wait()
@@ -305,14 +305,14 @@ class BatchEngine(Generic[ResultT]):
         return False
 
     def _wanted_items(self) -> int:
-        """Return how many items are to be drawn: one for each slot, and those to look ahead."""
+        """Return the number of items to draw: one for each free slot, and those to look ahead."""
         wanted = self._order.look_ahead - len(self._order) + self._free_slots()
         if self._counts_draws:
             wanted = min(wanted, self._window - self._drawn + self.delivered)
         return max(wanted, 0)
 
     def _free_slots(self) -> int:
-        """Return how many calls may begin that have never been made."""
+        """Return the number of new calls that may begin: calls that were never made before."""
         if self._backlog.held:
             return 0
         in_flight = len(self.calls)
@@ -320,8 +320,8 @@ class BatchEngine(Generic[ResultT]):
         if not self._counts_draws:
             free = min(free, self._window - in_flight - self._undelivered)
             if self._backlog.again:
-                # What is to be sent again has no place in the window, or rejected keys would fill
-                # it and idle the others. Beyond the order's bound it keeps out new requests.
+                # Requests to be sent again do not count in the window, otherwise rejected keys
+                # would fill it and idle the others. Those beyond the order's bound block new ones.
                 free -= max(0, self._backlog.again - self._order.uncounted)
         return max(free, 0)
 
@@ -346,10 +346,10 @@ class BatchEngine(Generic[ResultT]):
         if exception is not None:
             self.crash(exception)
         elif not (self._exhausted or self.stopping or cancelled):
-            # Somebody else has cancelled its task before the first step.
+            # Other code has cancelled its task before the first step.
             self._source_failed(cancelled_unasked("the source"))
 
-    # --- 3. Start calls while there are slots: what is to be sent again, then what is new ---
+    # --- 3. Start calls while there are slots: first requests to be sent again, then new ones ---
 
     def _start_calls(self) -> None:
         backlog, order = self._backlog, self._order
@@ -364,7 +364,7 @@ class BatchEngine(Generic[ResultT]):
                 if entry is None or self.stopping:
                     return
                 self._start(entry)
-        except BaseException as exception:  # noqa: BLE001 - of the user's keys; reported
+        except BaseException as exception:  # noqa: BLE001 - raised by the user's keys; reported
             self.fail(exception)
 
     def _may_resume(self) -> bool:
@@ -378,7 +378,7 @@ class BatchEngine(Generic[ResultT]):
             self.calls[entry.index] = entry.item
 
     def _advance(self) -> None:
-        """Something has changed: start what may start, draw, or end."""
+        """Start calls, wake the source or end the batch, after something has changed."""
         if self.stopping or self._tasks is None:
             return
         if self._order or self._backlog.due:
@@ -388,10 +388,10 @@ class BatchEngine(Generic[ResultT]):
                 self._room.wake_one()
         elif not (self.calls or self._order or self._backlog.again):
             self._calls_have_ended = True
-            self._end_watching()  # said here as well as at the end, it saves a step of trio
+            self._end_watching()  # here as well as at the end: it saves a trio step
             self._tasks.release()
 
-    # --- 4. A call: prepare the item, await the call, deliver what came of it ---
+    # --- 4. A call: prepare the item, await the call, deliver its result ---
 
     async def _make_call(self, entry: Entry) -> None:
         if self.stopping:
@@ -421,10 +421,10 @@ class BatchEngine(Generic[ResultT]):
     def _call_ended(
         self, entry: Entry, exception: BaseException | None, *, cancelled: bool
     ) -> None:
-        """The task of a call has ended: its slot is free."""
+        """Free the slot of a call whose task has ended."""
         if entry.index in self.calls:  # it has no result
             if exception is None and not (cancelled or self.stopping):
-                # Somebody else has cancelled its task before the first step.
+                # Other code has cancelled its task before the first step.
                 self._complete(entry, entry.item, None, cancelled_unasked("the call"))
             else:
                 del self.calls[entry.index]
@@ -437,7 +437,7 @@ class BatchEngine(Generic[ResultT]):
         del self.calls[index]
         try:
             self._order.ended(entry)
-        except Exception as exception:  # noqa: BLE001 - of a key; what the call gave is delivered
+        except Exception as exception:  # noqa: BLE001 - raised by a key; the result is delivered
             add_note(exception, f"found when {describe(index, item)} had ended")
             self.fail(exception)
         if failure is None:
@@ -467,7 +467,7 @@ class BatchEngine(Generic[ResultT]):
         if failure is None and tally is not None:
             try:
                 tally.add(item, value)
-            except Exception as exception:  # noqa: BLE001 - of a meter; the result is delivered
+            except Exception as exception:  # noqa: BLE001 - raised by a meter; result is delivered
                 self.fail(exception)
 
     def _postpone(self, entry: Entry, delay: float) -> None:
@@ -481,10 +481,10 @@ class BatchEngine(Generic[ResultT]):
     # --- 5. Deliver in completion order, or hold a result back until its turn in input order ---
 
     def collect_into(self, results: list[ResultT]) -> None:
-        """Before the start: put every result there, in completion order.
+        """Add every result to this list, in completion order. Call it before the start.
 
-        A consumer that wants them all need not be woken for each, and sets no pace. It waits for
-        the end of :attr:`results`, which stays empty.
+        A consumer of all results need not be woken for each one, and does not set the pace. It
+        waits for the end of :attr:`results`, which stays empty.
         """
         self._window = sys.maxsize
         self._kept = results
@@ -520,7 +520,7 @@ class BatchEngine(Generic[ResultT]):
         self.arrivals.wake_one()
 
     def handed_out(self, result: object) -> None:
-        """The consumer has taken this from ``results``: there is room for one more."""
+        """Make room for one more, after the consumer has taken this from ``results``."""
         if type(result) is StreamChunk:
             self._chunk_room.release()
             return
@@ -528,7 +528,7 @@ class BatchEngine(Generic[ResultT]):
         self._undelivered -= 1
         self._advance()
 
-    # --- 6. The first error stops a fail-fast batch; not what calls raise on their way out
+    # --- 6. The first error stops a fail-fast batch; errors of calls being cancelled do not ---
 
     def stop(self) -> None:
         """Cancel every call and start no more. :meth:`run` ends when the last call has ended."""
@@ -557,11 +557,14 @@ class BatchEngine(Generic[ResultT]):
             self._set_first_error(exception, f"the source, drawing request {self._drawn}")
 
     def crash(self, exception: BaseException) -> None:
-        """Stop the batch for something that no result can carry: KeyboardInterrupt, SystemExit,
-        an error of a source while it is closed, a broken backend."""
+        """Stop the batch for an error that no result can carry.
+
+        For instance KeyboardInterrupt, SystemExit, an error of a source that is being closed, or a
+        broken backend.
+        """
         interrupt = not isinstance(exception, Exception)
         if self._error is not None and not interrupt:
-            # The first error stays the one that comes out.
+            # The first error remains the one that is raised.
             if not isinstance(exception, BatchAbortedError):
                 add_note(self._error, f"then its batch failed to end: {exception!r}")
         elif self._crash is None or (interrupt and isinstance(self._crash, Exception)):
@@ -571,7 +574,7 @@ class BatchEngine(Generic[ResultT]):
             self.on_crash()
 
     def abandon(self, error: BaseException) -> None:
-        """End without :meth:`run`, whose world is gone; the consumer is told why."""
+        """End the batch without :meth:`run`: its trio run is gone. The consumer gets the error."""
         self.stopping = True
         if self._crash is None:
             self._crash = error
@@ -581,11 +584,11 @@ class BatchEngine(Generic[ResultT]):
 
     @property
     def crash_error(self) -> BaseException | None:
-        """What no result can carry, until somebody has been told."""
+        """Return the error that no result can carry, until it has been raised."""
         return self._crash
 
     def take_error(self) -> BaseException | None:
-        """What the consumer must be told, once, when the last result has been handed out."""
+        """Return the error to raise after the last result, once; None if there is none."""
         error = self._error if self._crash is None else self._crash
         self._crash = self._error = None
         return error
@@ -597,7 +600,7 @@ class BatchEngine(Generic[ResultT]):
             )
         self.call_later(STUBBORN_CALL_NEXT_WARNING, self._name_stubborn_calls)
 
-    # --- what the handle asks (engine.handle.RunningBatch) ---
+    # --- the interface to the handle (engine.handle.RunningBatch) ---
 
     @property
     def started(self) -> int:
@@ -624,7 +627,7 @@ class BatchEngine(Generic[ResultT]):
         return self._plan.failed_deployments()
 
     def check_not_inside(self) -> None:
-        """Refuse to let a call of this batch, or its source, wait for the end of the batch."""
+        """Raise if a call of this batch, or its source, is about to wait for the batch's end."""
         if self._token in _inside.get():
             raise RuntimeError(
                 "a call or a source, or a task that it has started, cannot wait for the end of "
@@ -632,14 +635,14 @@ class BatchEngine(Generic[ResultT]):
             )
 
     def check_thread(self) -> None:
-        """Refuse to be used in another thread than the one in which the batch runs."""
+        """Raise if the calling thread is not the one in which the batch runs."""
         if self._thread not in (None, threading.get_ident()):
             raise RuntimeError(
                 "this batch runs in another thread: use it there (to cancel it from here, call "
                 "loop.call_soon_threadsafe(batch.cancel), or run_sync_soon of its TrioToken)"
             )
 
-    # --- what controls may ask (control._engine.Engine) ---
+    # --- the interface to controls (control.engine.Engine) ---
 
     def current_time(self) -> float:
         return self._backend.current_time()
@@ -651,7 +654,7 @@ class BatchEngine(Generic[ResultT]):
         return self._backend.new_group()
 
     def drop_results(self) -> None:
-        """The consumer will not take what is left."""
+        """Drop the results that the consumer will not take."""
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
                 self.results.receive_nowait()
@@ -667,7 +670,7 @@ class BatchEngine(Generic[ResultT]):
         known = self._crash if self._error is None else self._error
         if known is not None:
             add_note(known, f"then a control failed: {error!r}")
-        elif self.stopping:  # the consumer is on its way out, and is told there
+        elif self.stopping:  # the consumer is leaving: raise it there
             self._crash = error
         else:
             self._error = error
@@ -678,7 +681,7 @@ class BatchEngine(Generic[ResultT]):
         self._drawing.cancel()
 
     def set_limit(self, limit: int) -> None:
-        """Let more or fewer calls be in flight. Those that are too many are not cancelled."""
+        """Change the number of calls that may be in flight. Excess calls are not cancelled."""
         self._limit = limit
         self._advance()
 
@@ -697,13 +700,13 @@ class BatchEngine(Generic[ResultT]):
         self._advance()
 
     def skip_waits(self) -> None:
-        self._skips_waits = True  # from now on: a call that is just ending may be postponed still
+        self._skips_waits = True  # also for calls that are ending now and may yet be postponed
         self._backlog.skip_waits()
         self._advance()
 
 
 class TrioParallelBatch(ParallelBatch[ResultT]):
-    """A batch in trio: ``async with`` it, then iterate."""
+    """A batch in trio: enter it with ``async with``, then iterate."""
 
     _is_checkpoint = True
 
@@ -719,7 +722,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         self._begun = True
         self._nursery_manager = trio.open_nursery()
         self._nursery = nursery = await self._nursery_manager.__aenter__()
-        # Something like KeyboardInterrupt in a call ends the caller's block too.
+        # An error like KeyboardInterrupt in a call also ends the caller's block.
         self._engine.on_crash = nursery.cancel_scope.cancel
         self._engine.enter()
         nursery.start_soon(self._run)
@@ -747,8 +750,8 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
         assert self._nursery_manager is not None
         engine = self._engine
         engine.stop()
-        # The nursery is told what the body was left by only where that is a cancellation which may
-        # be its own: anything else would come out of it in a group.
+        # Pass the exception of the body to the nursery only if it is a cancellation that may be the
+        # nursery's: the nursery would wrap any other exception in a group.
         body = (exc_type, exc, traceback)
         cancelled_by_us = (
             self._nursery.cancel_scope.cancel_called
@@ -761,7 +764,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             absorbed = await self._nursery_manager.__aexit__(
                 *(body if cancelled_by_us else (None, None, None))
             )
-        except BaseException as exception:  # noqa: BLE001 - raised below, if nothing else is
+        except BaseException as exception:  # noqa: BLE001 - raised below, if nothing else is raised
             leaving = exception
         finally:
             self._closed = True
@@ -771,8 +774,8 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
             if interrupt is not None:
                 raise only_member(interrupt)
             raise_crash(engine, leaving if exc is None else exc)
-            # Cancelled while waiting. What the body raised goes first; trio raises the cancellation
-            # again at the next checkpoint.
+            # Cancelled while waiting. The exception of the body takes precedence; trio raises the
+            # cancellation again at the next checkpoint.
             if leaving is not None and exc is None:
                 raise leaving
         finally:
@@ -815,7 +818,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a function of :mod:`parallel_core.api`, which stands above this module."""
+    """Return a function of :mod:`parallel_core.api`, which imports this module."""
     if name in __all__:
         return getattr(importlib.import_module("parallel_core.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

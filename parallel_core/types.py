@@ -19,18 +19,18 @@ class SupportsAcompletion(Protocol):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens and money.
+    """Tokens and cost of calls.
 
-    Two of them can be added.
+    Two Usage objects can be added.
 
     Attributes:
-        prompt_tokens: tokens of the prompts, those from a cache included.
-        completion_tokens: tokens of the answers, those of the reasoning included.
+        prompt_tokens: tokens of the prompts, cached ones included.
+        completion_tokens: tokens of the answers, reasoning included.
         cached_tokens: tokens of the prompts that the provider had in its cache.
         reasoning_tokens: tokens of the answers that are reasoning.
-        cost: USD, of those calls whose price is known.
-        unpriced_calls: calls whose price is unknown; ``cost`` is without them.
-        estimated_calls: calls whose tokens the provider has not told, so that they are estimated.
+        cost: USD of the calls whose price is known.
+        unpriced_calls: calls whose price is unknown; ``cost`` does not include them.
+        estimated_calls: calls with estimated tokens, because the provider did not report them.
     """
 
     prompt_tokens: int = 0
@@ -43,17 +43,17 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of prompts and answers together."""
+        """Number of tokens of prompts and answers together."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
     def known_cost(self) -> float | None:
-        """USD of the calls whose price is known; None if there were calls, and none has a price."""
+        """USD of the calls whose price is known; None if there were calls but none has a price."""
         return None if self.unpriced_calls and not self.cost else self.cost
 
     @property
     def estimated(self) -> bool:
-        """Whether some of the tokens are estimated."""
+        """True if some of the tokens are estimated."""
         return self.estimated_calls > 0
 
     def __add__(self, other: Usage) -> Usage:
@@ -69,31 +69,36 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Meter(Protocol):
-    """Tells what calls use. Requests to a Router have one already; for other calls, and for prices
-    of your own, it is the option ``meter``."""
+    """A reporter of what calls use.
+
+    Requests to a Router have one already. For other calls, and for your own prices, pass one as the
+    option ``meter``.
+    """
 
     def worst_case(self, item: Any, /) -> Usage:
-        """The most that a call of this item (of a Router: this request) can use."""
+        """Return the most that a call of this item (for a Router: this request) can use."""
         ...
 
     def usage(self, value: Any, /) -> Usage | None:
-        """What a call that has returned this value (of a Router: this response) has used; None
-        where that cannot be told."""
+        """Return the usage of a call that returned this value (for a Router: this response).
+
+        Return None if it is unknown.
+        """
         ...
 
 
 class RouterParallelRequest(msgspec.Struct, frozen=True):
-    """What one call is made of.
+    """The arguments of one call.
 
     Wherever a request is accepted, a plain mapping ``{"model": …, "messages": …, **kwargs}`` is
     accepted too; its ``timeout`` means the same as here.
 
     Attributes:
-        model: the name of a model (group) that the Router knows.
+        model: name of a model (group) of the Router.
         messages: the conversation, as ``acompletion`` takes it.
         kwargs: extra arguments of ``acompletion``, for instance ``{"temperature": 0.2}``.
         timeout: seconds that the whole call may take, with the Router's retries; takes precedence
-            over that of the batch. (``kwargs["timeout"]`` is litellm's own, for each attempt.)
+            over the timeout of the batch. (``kwargs["timeout"]`` is litellm's own, per attempt.)
     """
 
     model: str
@@ -102,7 +107,7 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
     timeout: float | None = None
 
     def __repr__(self) -> str:
-        """Shows no message contents and no argument values: a repr ends up in logs."""
+        """Return a repr without message contents and argument values, since it may be logged."""
         model: object = self.model
         messages: object = self.messages
         kwargs: object = self.kwargs
@@ -118,17 +123,17 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
 
 
 class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=False):
-    """How one item of :func:`parallel_map` ended: with a value, or with an exception.
+    """The result of one item of :func:`parallel_map`: a value or an exception.
 
     Attributes:
         index: position of the item in its source, from 0.
         item: the item.
         value: what the call returned; ``None`` when it failed.
         exception: what the call raised; ``None`` when it succeeded.
-        started_at: when the call began, in seconds since the epoch (``time.time``).
-        duration: how long the call took, in seconds.
-        attempts: how often the batch made the call: several times if it was made again, 0 if it
-            was refused before.
+        started_at: start of the call, in seconds since the epoch (``time.time``).
+        duration: duration of the call, in seconds.
+        attempts: number of times that the batch made the call: above 1 if it was made again, 0 if
+            it was refused first.
     """
 
     index: int
@@ -141,7 +146,7 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
 
     @property
     def ok(self) -> bool:
-        """Whether the call succeeded."""
+        """True if the call succeeded."""
         return self.exception is None
 
     def unwrap(self) -> ValueT:
@@ -158,7 +163,7 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
 
 
 class StreamedResponse(msgspec.Struct, frozen=True, eq=False):
-    """What a call returns inside of a batch when its answer was streamed."""
+    """The value that a call returns inside a batch when its answer was streamed."""
 
     response: Any
     usage: Usage | None
@@ -166,24 +171,24 @@ class StreamedResponse(msgspec.Struct, frozen=True, eq=False):
 
 
 class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
-    """How one request ended: with a response, or with an exception.
+    """The result of one request: a response or an exception.
 
     Attributes:
         index: position of the request in its source, from 0.
-        request: the request. A mapping has become a :class:`RouterParallelRequest`; only an item
-            of a lazy source that is no valid request (``exception`` is then an
-            ``InvalidRequestError``) is here as it was given.
+        request: the request. A mapping becomes a :class:`RouterParallelRequest`; only an invalid
+            item of a lazy source (``exception`` is then an ``InvalidRequestError``) stays as it was
+            given.
         response: what ``acompletion`` returned; ``None`` when it failed.
         exception: what ``acompletion`` raised; ``None`` when it succeeded.
-        started_at: when the call began, in seconds since the epoch (``time.time``).
-        duration: how long the call took, retries and fallbacks included, in seconds.
+        started_at: start of the call, in seconds since the epoch (``time.time``).
+        duration: duration of the call, retries and fallbacks included, in seconds.
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
-            ``None`` where nothing was streamed, or nothing came.
-        usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 where the provider
-            did not tell them), and of one that failed with an ``EmptyResponseError``; ``None``
-            where nothing was streamed.
-        attempts: how often the batch sent the request: several times if it was sent again
-            (``retry``), 0 if it was refused before. The Router's own retries are not counted.
+            ``None`` if nothing was streamed or nothing arrived.
+        usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 if the provider
+            did not report them), and of a call that failed with an ``EmptyResponseError``; ``None``
+            if nothing was streamed.
+        attempts: number of times that the batch sent the request: above 1 if it was sent again
+            (``retry``), 0 if it was refused first. The Router's own retries are not counted.
     """
 
     index: int
@@ -198,7 +203,7 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def ok(self) -> bool:
-        """Whether the call succeeded."""
+        """True if the call succeeded."""
         return self.exception is None
 
     def unwrap(self) -> Any:
@@ -211,7 +216,7 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         return self.response
 
     def __repr__(self) -> str:
-        request = cast("object", self.request)  # a bad item of a lazy source may be anything
+        request = cast("object", self.request)  # an invalid item of a lazy source may be anything
         is_request = isinstance(request, RouterParallelRequest)
         model = _name(self.request.model) if is_request else _kind(request)
         return (
@@ -226,9 +231,9 @@ class StreamChunk(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         index: position of the request in its source, from 0.
         request: the request.
-        chunk: what litellm's stream gave.
-        text: what it adds to the text of the answer; often nothing.
-        choice: of which of the answers it is, from 0, where the request asks for ``n`` of them.
+        chunk: the chunk of litellm's stream.
+        text: the text that it adds to the answer; often empty.
+        choice: index of its answer, from 0, if the request asks for ``n`` answers.
     """
 
     index: int
@@ -238,15 +243,16 @@ class StreamChunk(msgspec.Struct, frozen=True, eq=False):
     choice: int = 0
 
     def __repr__(self) -> str:
-        return f"<StreamChunk index={self.index} {len(self.text)} characters>"
+        size = "1 character" if len(self.text) == 1 else f"{len(self.text)} characters"
+        return f"<StreamChunk index={self.index} {size}>"
 
 
 class StreamEnd(msgspec.Struct, frozen=True, eq=False):
-    """A stream has ended, well or not. It comes after all of its chunks.
+    """The end of a stream, successful or not. It comes after all chunks of the stream.
 
     Attributes:
-        result: ``response`` is the whole answer, as if it had not been streamed: text, tool calls,
-            finish reason and usage.
+        result: the result. Its ``response`` is the whole answer, as if it had not been streamed:
+            text, tool calls, finish reason and usage.
     """
 
     result: RouterParallelResult
@@ -258,12 +264,12 @@ class StreamEnd(msgspec.Struct, frozen=True, eq=False):
 
 
 def _outcome(exception: Exception | None, duration: float) -> str:
-    # The text of an exception may quote the prompt; its type does not.
+    # The text of an exception may quote the prompt, so show only its type.
     outcome = "ok" if exception is None else f"exception={type(exception).__qualname__}"
     return f"{outcome} duration={duration:.3f}s"
 
 
-# A request that is not valid yet has to have a repr too, and it may hold a prompt anywhere.
+# An unchecked request needs a repr too, and any of its fields may hold a prompt.
 
 
 def _name(model: object) -> str:

@@ -20,10 +20,10 @@ async def wait_until(
     wait: Callable[[], Awaitable[object]],
     cancelled: Callable[[], object] | None = None,
 ) -> None:
-    """Await ``wait()`` again and again until ``condition()`` is true.
+    """Await ``wait()`` repeatedly until ``condition()`` is true.
 
-    A cancellation that comes meanwhile is raised after that. In asyncio ``cancelled`` is called
-    when one has come.
+    A cancellation that comes meanwhile is raised after that. In asyncio ``cancelled`` is called at
+    each cancellation.
     """
     if sniffio.current_async_library() == "trio":
         with trio.CancelScope(shield=True):
@@ -49,7 +49,7 @@ async def wait_until(
 async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine to its end. A cancellation that comes meanwhile is raised after that.
 
-    In asyncio the coroutine runs in a task of its own. If it raises an error as well, that is the
+    In asyncio the coroutine runs in a separate task. If it also raises an error, that error is the
     ``__context__`` of the cancellation.
     """
     if sniffio.current_async_library() == "trio":
@@ -67,8 +67,8 @@ async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
 def _shield_from_anyio() -> contextlib.AbstractContextManager[object]:
     """Return a shield from anyio's scopes, which repeat a cancellation on every pass of asyncio.
 
-    Where none can have been opened, the first use of a scope would import that part of anyio: ten
-    milliseconds and more between the first failure of a process and its exception.
+    Return no shield if anyio's asyncio part is not imported, because then no scope can be open.
+    Importing it here would put 10 ms or more between the first failure and its exception.
     """
     if "anyio._backends._asyncio" in sys.modules:
         return anyio.CancelScope(shield=True)

@@ -1,8 +1,9 @@
-"""What may be put around a call or a batch: one small module for each control.
+"""Controls of a call or a batch: one small module for each control.
 
 A control that wraps a call is a function from call to call, so that one version serves trio and
-asyncio. One that orders requests hands them to the engine in another order. One that watches a
-batch is called with its results. None of them knows the engine; ``compose`` puts them together.
+asyncio. A control that orders requests hands them to the engine in another order. A control that
+watches a batch is called with its results. None of them imports the engine; ``compose`` combines
+them.
 """
 
 from .adaptive import AdaptiveConcurrency, LimitChange

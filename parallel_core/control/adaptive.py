@@ -1,4 +1,4 @@
-"""Adaptive concurrency: find out how many calls at a time a provider can take."""
+"""Adaptive concurrency: find out how many calls a provider can take at a time."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from .call import Call
 from .checks import checked_count, checked_number
 from .engine import Engine
 
-# The curve, in shares of the ceiling per cubed round trip, and for how many round trips it is
-# followed beyond the ceiling: it has been above by a call or more then.
+# Curvature of the curve, in shares of the ceiling per cubed round trip.
 _CURVATURE = 0.008
+# The limit follows the curve for this many round trips beyond the ceiling. By then it has exceeded
+# the ceiling by at least one call.
 _ROUND_TRIPS_BEYOND = 2.5
-# From this limit on it grows by two for each call that returns, where no ceiling is known. Below, a
-# second rejection would be a large share of the calls.
+# While no ceiling is known, the limit grows by two per returned call from this value on. Below it,
+# a second rejection would be a large share of the calls.
 _GROWS_BY_TWO = 16
-_USUAL_LIMIT = 16  # to begin with
-# Weight of one call's duration in the round trip.
+_USUAL_LIMIT = 16  # the first limit
+# Weight of one call's duration in the average round trip.
 _NEWEST = 0.1
-# A pause is over for all waiting calls at once; the jitter of one is of this share.
+# A pause ends for all waiting calls at once. Jitter adds up to this share to it.
 _JITTER = 0.25
-_LONGEST_DELAY = 60.0  # seconds, where the provider does not say how long to wait
+_LONGEST_DELAY = 60.0  # seconds, if the provider does not say how long to wait
 _MANY_ATTEMPTS = 10
 _CHANGES_KEPT = 4096
-# Where each key waits by itself, all wait after so many round trips without any success.
+# If each key waits by itself, all keys wait after this many round trips without any success.
 _FRUITLESS_ROUND_TRIPS = 2.0
 _KEYS_KEPT = 1024  # limits of keys without calls
 
@@ -43,30 +44,30 @@ _KEYS_KEPT = 1024  # limits of keys without calls
 class AdaptiveConcurrency:
     """A concurrency that follows what the provider can take.
 
-    It begins with ``initial`` calls at a time and triples in each round trip (slow start; below 16
-    it doubles) until a call fails in a way that may pass (:func:`classify_failure`), a 429 or a
-    timeout for instance. Then it goes down to ``decrease`` of what was in flight, once for each
-    round trip, and comes back along the curve of CUBIC: quickly at first, slowly near the last
-    ceiling, and beyond it when nothing is rejected there.
+    The limit begins at ``initial`` and triples in each round trip (slow start; below 16 it doubles)
+    until a call fails in a way that may pass (:func:`classify_failure`), for instance with a 429 or
+    a timeout. Then it falls to the share ``decrease`` of the calls in flight, once per round trip,
+    and recovers along the curve of CUBIC: quickly at first, slowly near the last ceiling, and
+    beyond the ceiling if nothing is rejected there.
 
     A rejected request waits as long as the provider asks and is sent again (:class:`Retry`); its
-    slot is free for other calls meanwhile. While no call gets through any more (a rate limit and
-    not a limit of concurrency), all calls wait together until the latest told wait is over.
+    slot is free for other calls meanwhile. While no call gets through (a rate limit, not a limit of
+    concurrency), all calls wait together until the longest wait that was asked for is over.
 
-    With ``fair_by`` each key has a limit of its own, and waits by itself. Models share nothing;
-    for the keys of a function there is a limit for all of them, too, which goes down where calls of
-    different keys that do get through are rejected at a time; and all wait where nothing gets
-    through of any.
+    With ``fair_by`` each key has its own limit, and waits by itself. Models share nothing. The keys
+    of a function also share a common limit. It falls when calls of different keys, which otherwise
+    get through, are rejected in the same round trip. All keys wait when no call of any key gets
+    through.
 
     Sources: slow start and multiplicative decrease, Jacobson, "Congestion Avoidance and Control",
     SIGCOMM 1988; the curve, Ha, Rhee, Xu, "CUBIC: a new TCP-friendly high-speed TCP variant", ACM
     SIGOPS Operating Systems Review 42 (5), 2008, and RFC 9438, with round trips instead of seconds.
 
     Attributes:
-        initial: calls in flight at the beginning; None: 16, if minimum and maximum allow it.
-        minimum: calls in flight at least.
-        maximum: calls in flight at most.
-        decrease: share of the calls in flight that is left after a rejection, between 0 and 1.
+        initial: first limit of calls in flight; None: 16, if minimum and maximum allow it.
+        minimum: lowest limit of calls in flight.
+        maximum: highest limit of calls in flight.
+        decrease: share of the calls in flight that remains after a rejection, between 0 and 1.
 
     Raises:
         TypeError, ValueError: a value is out of its range.
@@ -94,21 +95,21 @@ class AdaptiveConcurrency:
 
     @property
     def first_limit(self) -> int:
-        """Calls in flight at the beginning."""
+        """Number of calls that may be in flight at the beginning."""
         if self.initial is None:
             return min(max(_USUAL_LIMIT, self.minimum), self.maximum)
         return self.initial
 
 
 class LimitChange(msgspec.Struct, frozen=True):
-    """A moment in the life of an adaptive limit.
+    """A change of an adaptive limit.
 
     Attributes:
         elapsed: seconds since the beginning of the batch.
         limit: calls that may be in flight from now on; 0 while all wait.
         in_flight: calls in flight.
         rejected: calls rejected for overload so far.
-        key: the key of ``fair_by`` that the limit, and the two counts, are of; None: all.
+        key: the key of ``fair_by`` to which the limit and both counts apply; None: the whole batch.
     """
 
     elapsed: float
@@ -119,50 +120,50 @@ class LimitChange(msgspec.Struct, frozen=True):
 
 
 class AdaptiveLimit:
-    """The algorithm, without a clock and without calls: it is told what happens, and when.
+    """The algorithm, without a clock and without calls: its methods report events and their times.
 
-    Every time is in seconds, on any clock that does not go back.
+    Every time is in seconds, on any monotonic clock.
 
     Args:
-        patient: have calls wait only when none has got through for a round trip.
+        patient: make calls wait only after a whole round trip in which none got through.
     """
 
     def __init__(self, settings: AdaptiveConcurrency, *, patient: bool = False) -> None:
         self._settings = settings
         self._patient = patient
         self._limit = float(settings.first_limit)
-        self._ceiling = math.inf  # what was in flight when a call was last rejected
+        self._ceiling = math.inf  # calls in flight at the last rejection
         self._slow_start_until = math.inf
         self._round_trip: float | None = None  # seconds, smoothed
-        self._epoch = 0.0  # of the curve
+        self._epoch = 0.0  # start of the curve
         self._decreased_at = -math.inf
-        self._got_through = True  # a call begun since then has succeeded:
+        self._got_through = True  # a call begun after `_fruitless_since` has succeeded
         self._fruitless_since = -math.inf
         self._holding_until: float | None = None
         self._last_success = -math.inf
 
     @property
     def limit(self) -> int:
-        """Calls that may be in flight."""
+        """Number of calls that may be in flight."""
         return int(self._limit)
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds that a call takes, smoothed; None before one has returned."""
+        """Seconds that a call takes, smoothed; None before the first call has returned."""
         return self._round_trip
 
     @property
     def got_through(self) -> bool:
-        """Whether a call has succeeded that began after the limit was last turned down."""
+        """True if a call that began after the last decrease of the limit has succeeded."""
         return self._got_through
 
     @property
     def holding_until(self) -> float | None:
-        """When calls may begin again; None while they may."""
+        """Time at which calls may begin again; None while they may begin."""
         return self._holding_until
 
     def succeeded(self, began: float, now: float, in_flight: int) -> None:
-        """A call has returned. ``in_flight``: how many there were, this one included."""
+        """Note that a call has returned. ``in_flight``: calls in flight, this one included."""
         duration = now - began
         self._last_success = now
         if self._round_trip is None:
@@ -172,7 +173,7 @@ class AdaptiveLimit:
         if self._patient or began >= self._fruitless_since:
             self._got_through = True
         if in_flight < self.limit:
-            # The limit is not what holds calls back: nothing is known of a higher one.
+            # The limit did not hold calls back, so this says nothing about a higher limit.
             self._epoch = max(self._epoch, now - self._back_at_ceiling * self._round_trip)
         elif self._limit < self._slow_start_until:
             fast = self._slow_start_until == math.inf and self._limit >= _GROWS_BY_TWO
@@ -184,32 +185,32 @@ class AdaptiveLimit:
         round_trips = (now - self._epoch) / max(self._round_trip or 0.0, 1e-9)
         beyond = round_trips - self._back_at_ceiling
         if beyond > _ROUND_TRIPS_BEYOND:
-            self._slow_start_until = math.inf  # nobody is up here: look for the new ceiling
+            self._slow_start_until = math.inf  # nothing was rejected: look for the new ceiling
             return
-        # Not by more than one at a time: one rejection tells as much as ten do.
+        # Grow by at most one per call: a single rejection is enough to find the ceiling.
         curve = self._ceiling * (1 + _CURVATURE * beyond**3)
         self._set(max(self._limit, min(curve, self._limit + 1)))
 
     @property
     def _back_at_ceiling(self) -> float:
-        """Round trips from a decrease to the ceiling."""
+        """Number of round trips from a decrease back to the ceiling."""
         if self._ceiling == math.inf:
             return 0.0
         return math.cbrt((1 - self._settings.decrease) / _CURVATURE)
 
     def overloaded(self, began: float, now: float, in_flight: int, wait: float) -> None:
-        """A call was rejected.
+        """Note that a call was rejected.
 
         Args:
-            began: when it began.
-            now: when it was rejected.
+            began: time at which the call began.
+            now: time of the rejection.
             in_flight: calls in flight, without this one.
-            wait: seconds after which it may be sent again.
+            wait: seconds after which the request may be sent again.
         """
         if self._holding_until is not None:
             self._holding_until = max(self._holding_until, now + wait)
         if began < self._decreased_at:
-            return  # of the same round trip as the last decrease: it tells nothing new
+            return  # same round trip as the last decrease: nothing new
         if self._nothing_gets_through(now) and self._holding_until is None:
             self._holding_until = now + wait
         self._decrease(now, in_flight)
@@ -230,13 +231,13 @@ class AdaptiveLimit:
         self._got_through = False
 
     def hold_if_fruitless(self, now: float, wait: float) -> None:
-        """Have all calls wait if none has succeeded for some round trips."""
+        """Make all calls wait if none has succeeded for some round trips."""
         silence = now - self._last_success
         if self._round_trip is not None and silence > _FRUITLESS_ROUND_TRIPS * self._round_trip:
             self._holding_until = max(self._holding_until or now, now + wait)
 
-    def go_on(self, now: float, in_flight: int) -> None:
-        """The wait is over: calls may begin again, but not all of them at once."""
+    def resume(self, now: float, in_flight: int) -> None:
+        """End the wait: calls may begin again, but not all of them at once."""
         self._holding_until = None
         self._slow_start_until = self._limit
         self._set(max(in_flight + 1, self._limit / 2))
@@ -249,19 +250,19 @@ class AdaptiveLimit:
 
 
 class KeyedOrder(Protocol):
-    """An order of requests that can keep back those of one key (:class:`.fairness.FairQueue`)."""
+    """An order of requests that can hold back those of one key (:class:`.fairness.FairQueue`)."""
 
     def key_of(self, index: int) -> Hashable:
-        """The key of a request that is in flight."""
+        """Return the key of a request that is in flight."""
         ...
 
     def make_room(self, key: Hashable) -> bool:
-        """More calls of this key may begin than when it was last asked."""
+        """Note that more calls of this key may begin than at the last check."""
         ...
 
 
 class _Scope:
-    """What one limit is for: a key, or the whole batch."""
+    """The limit of a key or of the whole batch, and its counts."""
 
     __slots__ = ("cancel", "in_flight", "key", "limit", "recorded", "rejected")
 
@@ -277,7 +278,7 @@ class _Scope:
 
     @property
     def allowed(self) -> int:
-        """Calls that may be in flight; 0 while all wait."""
+        """Number of calls that may be in flight; 0 while all wait."""
         return 0 if self.limit.holding_until is not None else self.limit.limit
 
     @property
@@ -286,19 +287,20 @@ class _Scope:
 
 
 class Adaptation:
-    """The adaptive limits of one batch: watches its calls.
+    """The adaptive limits of one batch: they follow the outcome of its calls.
 
-    The limit of the whole batch is set as that of the engine. A limit for each key is enforced by
-    the order in which requests begin, which asks :meth:`allowed`.
+    The limit of the whole batch becomes the limit of the engine. The order of requests enforces
+    the limit of each key: it asks :meth:`allowed`.
 
     Args:
-        settings: of each limit.
-        keyed: the order, if each key is to have a limit. Keys that share what they overload find
-            their shares as the connections of TCP do, but each takes one call at least. So a limit
-            for all goes down where calls of different keys are rejected in one round trip.
-        apart: the keys share nothing; there is no limit for all.
+        settings: settings of each limit.
+        keyed: the order of requests, if each key is to have a limit. Keys that overload the same
+            provider find their shares as TCP connections do, but each takes at least one call.
+            Therefore a common limit falls when calls of different keys are rejected in one round
+            trip.
+        apart: the keys share nothing; there is no common limit.
         failed_attempts: returns how often a request has failed so far, by its index.
-        jitter: gives numbers between 0 and 1.
+        jitter: returns numbers between 0 and 1.
     """
 
     def __init__(
@@ -313,11 +315,11 @@ class Adaptation:
         self._settings = settings
         self._keyed = keyed
         self._jitter = jitter
-        # With limits of keys, which wait by themselves, all need not wait so soon.
+        # Keys with their own limits wait by themselves, so the whole batch can wait later.
         self._whole = None if apart else _Scope(None, settings, patient=keyed is not None)
         self._of_key: dict[Hashable, _Scope] = {}
         self._sweep_at = _KEYS_KEPT
-        self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key, and when
+        self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key and time
         self._failed_attempts = failed_attempts
         self._began = 0.0
         self._engine: Engine
@@ -327,12 +329,12 @@ class Adaptation:
 
     @property
     def first_limit(self) -> int:
-        """Calls of the batch that may be in flight at the beginning."""
+        """Number of calls of the batch that may be in flight at the beginning."""
         return self._settings.maximum if self._whole is None else self._settings.first_limit
 
     @property
     def changes(self) -> list[LimitChange]:
-        """How the limits went; where they changed very often, not each change."""
+        """Return the changes of the limits; only some of them if there were very many."""
         return list(self._changes)
 
     def begin(self, engine: Engine) -> None:
@@ -348,37 +350,37 @@ class Adaptation:
             self._record(self._whole)
 
     def allowed(self, key: Hashable) -> int:
-        """Calls of this key that may be in flight."""
+        """Return the number of calls of this key that may be in flight."""
         scope = self._of_key.get(key)
         return self._settings.first_limit if scope is None else scope.allowed
 
     def held_until(self, model: Hashable) -> float | None:
-        """Return when calls of this model may begin again; None while they may."""
+        """Return the time at which calls of this model may begin again; None while they may."""
         scope = self._scope_of(model)
         return None if scope is None else scope.limit.holding_until
 
-    def let_go(self, model: Hashable) -> None:
+    def end_hold(self, model: Hashable) -> None:
         """End the wait of a model whose requests are not sent any more.
 
-        Where models share one limit, the others may begin before the wait is over, one or a few at
-        a time.
+        If models share one limit, requests of the other models may begin before the wait is over,
+        one or a few at a time.
         """
         scope = self._scope_of(model)
         if scope is not None and scope.limit.holding_until is not None:
             scope.cancel()
-            self._go_on(scope)
+            self._resume(scope)
 
     def _scope_of(self, model: Hashable) -> _Scope | None:
         return self._of_key.get(model) if self._whole is None else self._whole
 
     def _scopes_of(self, index: int) -> list[_Scope]:
-        """The limits that a call counts for."""
+        """Return the limits that a call counts against."""
         scopes = [] if self._whole is None else [self._whole]
         if self._keyed is not None:
             key = self._keyed.key_of(index)
             scope = self._of_key.get(key)
             if scope is None:
-                if len(self._of_key) >= self._sweep_at:  # of keys without end, some are forgotten
+                if len(self._of_key) >= self._sweep_at:  # drop idle keys: their number is unbounded
                     self._of_key = {k: kept for k, kept in self._of_key.items() if not kept.idle}
                     self._sweep_at = max(_KEYS_KEPT, 2 * len(self._of_key))
                 scope = self._of_key[key] = _Scope(key, self._settings)
@@ -386,7 +388,7 @@ class Adaptation:
         return scopes
 
     def watch(self, call: Call) -> Call:
-        """Watch each attempt: this is put around the call itself."""
+        """Wrap the call itself, to watch each attempt."""
 
         async def watched(index: int, item: Any) -> Any:
             scopes = self._scopes_of(index)
@@ -408,7 +410,7 @@ class Adaptation:
                     now = anyio.current_time()
                     for scope in scopes:
                         in_flight = scope.in_flight
-                        if scope is not scopes[-1]:  # a key is held back by half of this limit
+                        if scope is not scopes[-1]:  # one key may use half of this limit
                             in_flight = max(in_flight, 2 * scopes[-1].in_flight)
                         scope.limit.succeeded(began, now, in_flight)
                 for scope in scopes:
@@ -422,13 +424,13 @@ class Adaptation:
         return watched
 
     def watch_timeouts(self, call: Call) -> Call:
-        """Watch for our own timeouts, which are further out than what :meth:`watch` sees."""
+        """Wrap a call with its timeout, which :meth:`watch` does not see."""
 
         async def watched(index: int, item: Any) -> Any:
             began = anyio.current_time()
             try:
                 return await call(index, item)
-            except StreamStalledError:  # which `watch` has seen
+            except StreamStalledError:  # `watch` has seen it
                 raise
             except RequestTimeoutError:
                 self._overloaded(self._scopes_of(index), began, 0.0)
@@ -441,7 +443,7 @@ class Adaptation:
         wait = failure.retry_after
         if wait is None:
             wait = min(longer, _LONGEST_DELAY)
-        # A provider that says "at once" again and again would have used up all attempts in no time.
+        # A provider that keeps asking for no wait would use up all attempts within moments.
         wait = max(wait, min(longer - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
@@ -458,10 +460,10 @@ class Adaptation:
             self._follow(scope, held, now)
 
     def _matters_to_all(self, scope: _Scope, now: float) -> bool:
-        """Whether the rejection of a call of this key may be for what it shares with others.
+        """Return True if the keys may have been rejected for a capacity that they share.
 
-        Not where nothing of the key gets through, whatever the others do; and only together with
-        the rejection of another key, in the same round trip.
+        That is so if another key was rejected in the same round trip. It is not so if no call of
+        this key gets through, whatever the other keys do.
         """
         if self._whole is None or not scope.limit.got_through:
             return False
@@ -471,19 +473,19 @@ class Adaptation:
         return key != scope.key and (round_trip is None or now - at <= round_trip)
 
     def _follow(self, scope: _Scope, held: float | None, now: float) -> None:
-        """Do what a limit says after a rejection; ``held``: until when calls had to wait before."""
+        """Apply a limit after a rejection; ``held``: its ``holding_until`` before that."""
         until = scope.limit.holding_until
         if until is not None and until != held:
             if scope is self._whole:
                 self._engine.pause_calls()
             scope.cancel()
             scope.cancel = self._engine.call_later(
-                until - now, functools.partial(self._go_on, scope)
+                until - now, functools.partial(self._resume, scope)
             )
         self._apply(scope)
 
-    def _go_on(self, scope: _Scope) -> None:
-        scope.limit.go_on(self._engine.current_time(), scope.in_flight)
+    def _resume(self, scope: _Scope) -> None:
+        scope.limit.resume(self._engine.current_time(), scope.in_flight)
         self._apply(scope)
         if scope is self._whole:
             self._engine.resume_calls()

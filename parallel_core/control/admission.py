@@ -1,4 +1,4 @@
-"""What a call waits for before it is sent: room in the budget, and its turn in the rate limit."""
+"""Admission of a call: it waits for room in the budget, and for its turn in the rate limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Admission:
         self._model_of = model_of
 
     def wrap(self, call: Call) -> Call:
-        """Have a call wait, and count what it has used."""
+        """Make a call wait before it is sent, and count what it used."""
 
         async def admitted(index: int, item: Any) -> Any:
             reservation = await self._reserve(index, item)
@@ -51,7 +51,7 @@ class Admission:
         return admitted
 
     def try_extra(self, index: int, item: Any) -> ExtraTicket | None:
-        """What a second attempt needs; None where the budget has no room for it now."""
+        """Return the ticket of a second attempt; None if the budget has no room for it now."""
         reservation = None
         if self._budget is not None and self._meter is not None:
             worst = self._budget.worst_case(self._meter, item)
@@ -72,7 +72,7 @@ class Admission:
 
 
 class Ticket:
-    """One attempt: what it has reserved, and what becomes of that."""
+    """The reservation of one attempt, and its settlement."""
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class Ticket:
             usage = None if self._meter is None else self._meter.usage_of(item, value)
             if usage is not None and self._reservation is not None:
                 self._reservation.settle(usage)
-        except Exception:  # noqa: BLE001 - of a meter of the user; the answer is not lost for it
-            usage = None  # the batch's tally asks as well, when it is delivered, and is told
+        except Exception:  # noqa: BLE001 - the user's meter failed; the answer is kept
+            usage = None  # the tally of the batch calls the meter again and reports the error
         self._used(usage)
 
     def failed(self, error: BaseException | None) -> None:
-        """It has ended without an answer: in an error, or cancelled (None)."""
-        if isinstance(error, EmptyResponseError):  # as if it had been an answer
+        """Settle an attempt that ended without an answer: in an error, or cancelled (None)."""
+        if isinstance(error, EmptyResponseError):  # it counts like an answer
             if error.usage is not None and self._reservation is not None:
                 self._reservation.settle(error.usage)
             self._used(error.usage)
@@ -116,11 +116,11 @@ class Ticket:
         if self._reservation is not None:
             self._reservation.release()
         if self._sent and self._rate_limit is not None:
-            # The provider counts requests that it rejects, and no tokens.
+            # The provider counts requests that it rejects, but not their tokens.
             self._rate_limit.correct(self._expected, 0)
 
     def _used(self, usage: Usage | None) -> None:
-        self._unknown()  # where it is not settled
+        self._unknown()  # does nothing if it is already settled
         if usage is not None and self._rate_limit is not None:
             self._rate_limit.correct(self._expected, usage.total_tokens)
 
@@ -130,10 +130,10 @@ class Ticket:
 
 
 class ExtraTicket:
-    """The second attempt of a hedged call.
+    """The ticket of the second attempt of a hedged call.
 
-    The ticket of the first one pays for the answer, whichever attempt has given it; this one pays
-    for the other.
+    The ticket of the first attempt pays for the answer, whichever attempt gave it; this one pays
+    for the other attempt.
     """
 
     def __init__(self, ticket: Ticket, item: Any) -> None:
@@ -148,5 +148,5 @@ class ExtraTicket:
 
 
 def costs_nothing(error: BaseException) -> bool:
-    """Return True if a call that ended in this error has cost nothing for certain."""
+    """Return True if a call that ended in this error certainly cost nothing."""
     return classify(error.error if isinstance(error, RetryLater) else error).sent is False

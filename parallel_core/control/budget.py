@@ -1,4 +1,4 @@
-"""A hard cap on what calls cost."""
+"""A hard cap on the cost and the tokens of calls."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from parallel_core.types import RouterParallelRequest, Usage
 
 from .checks import checked_count, checked_number
 from .metering import ItemMeter, RouterMeter
-from .turns import InOrder, Serial, Turn, World, current_world
+from .turns import EventLoop, InOrder, Serial, Turn, current_event_loop
 
-# The reservations of the calls that the running code is inside of.
+# Reservations of the calls that enclose the running code.
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
     "parallel_core_reservations", default=()
 )
 
 
 class Budget:
-    """What calls may cost at most, in money, in tokens or in both.
+    """A cap on what calls may cost: in money, in tokens or in both.
 
-    The worst case of a call is reserved before it begins: its prompt, and as many tokens of an
-    answer as it may have. When it has ended, the reservation becomes what it has really used.
-    Spent and reserved together never exceed the cap. A call for which there is no room waits while
-    other calls may still give some back, in the order in which they came; when there is none left
-    to come it is refused with :class:`BudgetExceededError`.
+    The worst case of a call is reserved before the call begins: its prompt, and the longest answer
+    that it may get. When the call has ended, its real usage replaces the reservation. Spent and
+    reserved together never exceed the cap. A call that does not fit waits, first come, first
+    served, while other calls may still give room back. When none can, it is refused with
+    :class:`BudgetExceededError`.
 
-    An attempt whose bill nobody knows (it was cancelled, it timed out, its connection broke) counts
+    An attempt with an unknown bill (it was cancelled, it timed out, its connection broke) counts
     with its worst case. An attempt that a provider has answered with an error costs nothing.
 
     One object may be used by several batches, at once or one after another, also in several
     threads. A batch inside a call of another batch with the same budget does not wait for room,
-    since the call around it holds some. A copy, also one in another process, counts for itself.
+    since the call around it holds some. A copy, also one in another process, keeps its own count.
 
-    What cannot be capped: attempts that a Router makes inside of one call (``num_retries``) and
-    does not report. Use a Router without retries where the last cent counts.
+    The cap does not cover attempts that a Router makes inside one call (``num_retries``) and does
+    not report. Use a Router without retries if the last cent counts.
 
     Attributes:
-        max_cost: USD. Every model must have a price: of its deployment, of litellm's map, or of
+        max_cost: USD. Every model must have a price, from its deployment, litellm's map or
             ``prices``.
         max_tokens: tokens of prompts and answers.
-        assume_output_tokens: tokens of an answer at most, where neither the request
-            (``max_tokens``) nor what is known of its model says so.
-        prices: USD for each token of the prompt and of the answer, by model; they go before all
-            other prices.
+        assume_output_tokens: length of the longest answer in tokens, used if neither the request
+            (``max_tokens``) nor the data of its model has a limit.
+        prices: USD per token of the prompt and per token of the answer, by model. They take
+            precedence over all other prices.
 
     Raises:
         TypeError, ValueError: a value is out of its range, or no cap is given.
@@ -77,7 +77,7 @@ class Budget:
         self.max_tokens = max_tokens
         self.assume_output_tokens = assume_output_tokens
         self.prices = _checked_prices(prices)
-        # Exact sums: with floats, what was added and taken away again leaves something behind.
+        # Sums are exact: with floats, adding and subtracting the same amount leaves a remainder.
         self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
         self._reserved = _Amount()
@@ -99,12 +99,12 @@ class Budget:
 
     @property
     def spent_cost(self) -> float:
-        """USD of the calls that have ended, as far as it is known; else their worst case."""
+        """USD of the calls that have ended, with the worst case for each unknown bill."""
         return float(self._spent.cost)
 
     @property
     def spent_tokens(self) -> int:
-        """Tokens of the calls that have ended."""
+        """Number of tokens of the calls that have ended."""
         return self._spent.tokens
 
     @property
@@ -114,7 +114,7 @@ class Budget:
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that the calls in flight may use."""
+        """Number of tokens that the calls in flight may use."""
         return self._reserved.tokens
 
     def check(
@@ -123,10 +123,10 @@ class Budget:
         models: Iterable[str],
         requests: Iterable[RouterParallelRequest],
     ) -> None:
-        """Refuse requests whose worst case is unknown, before the first of many is sent.
+        """Refuse requests with an unknown worst case, before the first of many is sent.
 
         Raises:
-            ValueError: names each model without a price, or a request without a limit.
+            ValueError: models have no price, or a request has no limit. The error names them.
         """
         self._check_prices(meter, models)
         for request in requests:
@@ -140,7 +140,7 @@ class Budget:
             raise UnpricedError(", ".join(map(repr, unpriced)))
 
     def worst_case(self, meter: RouterMeter | ItemMeter, item: Any) -> Usage:
-        """The worst case of a request.
+        """Return the worst case of a request.
 
         Raises:
             ValueError: it is unknown.
@@ -156,7 +156,7 @@ class Budget:
         """Reserve the worst case of a call, or wait until there is room for it.
 
         Raises:
-            BudgetExceededError: there is no room, and none will come.
+            BudgetExceededError: there is no room, and there will be none.
         """
         place = self._serial.run(self._reserve_or_queue, index, _Amount.of(worst))
         if isinstance(place, Reservation):
@@ -166,7 +166,7 @@ class Budget:
         except BaseException:
             self._serial.run_soon(functools.partial(self._leave, place))
             raise
-        self._serial.run(self._in_order.gone_on, place)
+        self._serial.run(self._in_order.resumed, place)
         if place.reservation is not None:
             return place.reservation
         assert place.refused is not None
@@ -176,10 +176,10 @@ class Budget:
             del place  # no reference cycle through the traceback
 
     def try_reserve(self, worst: Usage) -> Reservation | None:
-        """Reserve the worst case of a call if there is room now, and nobody waits for it."""
+        """Reserve the worst case of a call if there is room now and no other call waits for it."""
         return self._serial.run(self._try_reserve, _Amount.of(worst))
 
-    # --- what follows runs in `_serial` ---
+    # --- the methods below run inside `_serial` ---
 
     def _reserve_or_queue(self, index: int, amount: _Amount) -> Reservation | _Turn:
         inside = any(held.is_open_in(self) for held in _held.get())
@@ -189,9 +189,9 @@ class Budget:
                 return reservation
         if inside or not self._may_fit(amount):
             raise self._exceeded(index, amount)
-        world = current_world()
-        assert world is not None  # `reserve` is async
-        turn = _Turn(world, index, amount)
+        loop = current_event_loop()
+        assert loop is not None  # `reserve` is async
+        turn = _Turn(loop, index, amount)
         self._waiting.append(turn)
         return turn
 
@@ -205,9 +205,9 @@ class Budget:
         return Reservation(self, amount)
 
     def _serve(self) -> None:
-        """Give room to those who wait, in their order, or refuse them.
+        """Give room to the waiting calls in their order, or refuse them.
 
-        Whoever makes room does this, so that nobody waits for a thread that is blocked.
+        The code that makes room calls this, so that no call depends on a blocked thread.
         """
         while self._waiting:
             turn = self._waiting[0]
@@ -223,9 +223,9 @@ class Budget:
                 self._reserved -= turn.amount
 
     def _leave(self, turn: _Turn) -> None:
-        """Somebody who waits was cancelled, maybe after having been served."""
+        """Remove a waiting call that was cancelled, possibly after it was served."""
         if turn.is_served:
-            self._in_order.gone_on(turn)
+            self._in_order.resumed(turn)
         if turn.reservation is not None:
             self._settle(turn.reservation, _Amount())
         elif turn in self._waiting:
@@ -239,8 +239,8 @@ class Budget:
             self._spent += spent
             self._serve()
 
-    def _end_lost(self, reservation: Reservation, index: int) -> BudgetExceededError | None:
-        """Count an attempt of which nobody knows what it has used, if there is room for another."""
+    def _count_lost(self, reservation: Reservation, index: int) -> BudgetExceededError | None:
+        """Count an attempt whose usage is unknown, if there is room for another attempt."""
         if not reservation.is_open:
             return None
         if self._left(reservation.amount, self._spent + self._reserved) is not None:
@@ -249,11 +249,11 @@ class Budget:
         return None
 
     def _may_fit(self, amount: _Amount) -> bool:
-        """Whether there is room if the calls in flight turn out to cost nothing."""
+        """Return True if there would be room if the calls in flight cost nothing."""
         return self._left(amount, self._spent) is None
 
     def _left(self, amount: _Amount, used: _Amount) -> tuple[str, float, float] | None:
-        """The limit that would be exceeded, what is needed and what is left; None where none is."""
+        """Return the limit that would be exceeded, the need and the rest; None if all fits."""
         if self._cap is not None and used.cost + amount.cost > self._cap:
             left = self._cap - used.cost
             return f"max_cost of {self.max_cost:g} USD", float(amount.cost), float(left)
@@ -271,12 +271,12 @@ class Budget:
 
 
 class _Turn(Turn):
-    """Somebody who waits for room, and what became of that."""
+    """A call that waits for room, and the outcome."""
 
     __slots__ = ("amount", "index", "is_served", "refused", "reservation")
 
-    def __init__(self, world: World, index: int, amount: _Amount) -> None:
-        super().__init__(world)
+    def __init__(self, loop: EventLoop, index: int, amount: _Amount) -> None:
+        super().__init__(loop)
         self.index = index
         self.amount = amount
         self.is_served = False
@@ -285,7 +285,7 @@ class _Turn(Turn):
 
 
 class Reservation:
-    """Room in a budget, for one attempt. It is settled once: what comes later changes nothing.
+    """Room in a budget for one attempt. It is settled once; later calls change nothing.
 
     Its methods may be called from any thread.
     """
@@ -296,32 +296,31 @@ class Reservation:
         self.is_open = True
 
     def is_open_in(self, budget: Budget) -> bool:
-        """Whether it holds room in that budget."""
+        """Return True if it holds room in that budget."""
         return self.is_open and self._budget is budget
 
     def settle(self, usage: Usage) -> None:
-        """Replace the reservation by the usage; an unpriced call costs at least the estimate."""
+        """Replace the reservation by the usage; an unpriced call costs at least the reservation."""
         spent = _Amount.of(usage)
         if usage.unpriced_calls:
             spent = _Amount(max(spent.cost, self.amount.cost), spent.tokens)
         self._end(spent)
 
     def attempt_again(self, index: int) -> BudgetExceededError | None:
-        """The attempt was lost, and nobody knows what it has used: it counts with its worst case,
-        and room is kept for another.
+        """Count a lost attempt with its worst case, and keep room for another attempt.
 
         Returns:
-            Why there can be no other.
+            The reason why there is no room for another attempt; None if there is.
         """
         budget = self._budget
-        return budget._serial.run(budget._end_lost, self, index)  # pyright: ignore[reportPrivateUsage]
+        return budget._serial.run(budget._count_lost, self, index)  # pyright: ignore[reportPrivateUsage]
 
     def settle_unknown(self) -> None:
-        """The attempt was sent, and nobody knows what it has used."""
+        """Settle with the worst case: the attempt was sent, and its usage is unknown."""
         self._end(self.amount)
 
     def release(self) -> None:
-        """Nothing was used."""
+        """Give the room back: nothing was used."""
         self._end(_Amount())
 
     def _end(self, spent: _Amount) -> None:
@@ -330,21 +329,23 @@ class Reservation:
 
 
 def mark_as_held(reservation: Reservation) -> None:
-    """For the code of this call, and what it starts: it is inside a call that holds room, for as
-    long as the reservation is open."""
+    """Mark the running code, and what it starts, as inside a call that holds this reservation.
+
+    The mark counts for as long as the reservation is open.
+    """
     _held.set((*(held for held in _held.get() if held.is_open), reservation))
 
 
 def held_reservation() -> Reservation | None:
-    """That of the call inside of which this is asked."""
+    """Return the open reservation of the innermost call around the running code, if any."""
     return next((held for held in reversed(_held.get()) if held.is_open), None)
 
 
 class UnpricedError(ValueError):
-    """A budget in USD cannot hold for calls whose price is unknown.
+    """A budget in USD cannot cap calls whose price is unknown.
 
     Attributes:
-        what: the calls, for a message.
+        what: names the calls, for the message.
     """
 
     def __init__(self, what: str) -> None:
@@ -379,7 +380,7 @@ class _Amount:
 
 
 def _exact(cost: float) -> Fraction:
-    # To a billionth of a cent: sums of exact binary fractions would grow without end.
+    # Round to a billionth of a cent: sums of exact binary fractions would grow without bound.
     scaled = cost * 10**11
     return Fraction(cost) if math.isinf(scaled) else Fraction(round(scaled), 10**11)
 

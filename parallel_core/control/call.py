@@ -1,4 +1,4 @@
-"""The words that controls have in common."""
+"""Types that controls share."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 Call: TypeAlias = Callable[[int, Any], Awaitable[Any]]
-"""``async (index, item) -> value``: one call of a batch. A control makes one out of another."""
+"""``async (index, item) -> value``: one call of a batch. A control wraps one in another."""
 
 
-class RetryLater(Exception):  # noqa: N818 - it is no error
-    """Raised by a control: the engine is to make this call again, after a time, and to use the slot
-    for another one meanwhile.
+class RetryLater(Exception):  # noqa: N818 - it is not an error
+    """Signal from a control to the engine: make this call again later, and free its slot meanwhile.
 
-    It never reaches a user: where the engine does not make the call again, ``error`` stands for it.
+    It never reaches a user: if the engine does not make the call again, it uses ``error`` instead.
 
     Attributes:
-        error: what the call has raised.
-        delay: seconds until the call is to be made again, at least.
-        counts: whether this was an attempt; not if the call was held back.
+        error: what the call raised.
+        delay: minimum seconds until the call is made again.
+        counts: True if this was an attempt; False if the call was held back.
     """
 
     def __init__(self, error: Exception, delay: float, *, counts: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What the values of options may be. Each message names the option, and what is accepted."""
+"""Checks of option values. Each message names the option and what it accepts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def checked_number(name: str, value: object, *, zero: bool = False) -> float:
-    """A finite number above 0 (or from 0 on).
+    """Return a value that must be a finite number above 0 (``zero``: at least 0).
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -28,10 +28,10 @@ def checked_number(name: str, value: object, *, zero: bool = False) -> float:
 
 
 def checked_count(name: str, value: object, *, minimum: int = 1) -> int:
-    """An integer from ``minimum`` on.
+    """Return a value that must be an integer of at least ``minimum``.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is not an integer.
         ValueError: it is below the minimum.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -44,10 +44,10 @@ def checked_count(name: str, value: object, *, minimum: int = 1) -> int:
 
 
 def checked_callback(name: str, value: object) -> Callable[[Any], object]:
-    """A plain function of one argument.
+    """Return a wrapper of a value that must be a plain function of one argument.
 
-    The function that comes back raises TypeError when what ``value`` returns would have to be
-    awaited: nobody does that. A coroutine is closed first.
+    The wrapper raises TypeError if ``value`` returns an awaitable, which nothing would await. It
+    closes a coroutine first.
 
     Raises:
         TypeError: it cannot be called, or it is an async function.
@@ -62,7 +62,7 @@ def checked_callback(name: str, value: object) -> Callable[[Any], object]:
         if inspect.isawaitable(returned):
             close: Any = getattr(returned, "close", None)
             if callable(close):
-                close()  # or it would complain that it was never awaited
+                close()  # or Python would warn that it was never awaited
             raise TypeError(
                 f"{name} must be a plain function: it has returned "
                 f"{type(returned).__qualname__}, which nobody awaits"
@@ -80,7 +80,7 @@ def checked_flag(name: str, value: object) -> bool:
     """Return a value that must be True or False.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither True nor False.
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type(value).__qualname__}")

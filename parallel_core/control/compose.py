@@ -1,4 +1,4 @@
-"""Put the controls of a batch together."""
+"""Combine the controls of a batch."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .watching import ProgressWatch, UsageTally
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
 
-# Requests that are drawn ahead for fairness, as a multiple of the concurrency, and at least.
+# Requests drawn ahead for fairness: a multiple of the concurrency, and a minimum.
 _LOOK_AHEAD = 16
 _LEAST_LOOK_AHEAD = 1024
-# Requests that may be passed over while their model is held, as a multiple of the concurrency.
+# Requests that may be held back while their model is held, as a multiple of the concurrency.
 _HELD = 16
 
 
 @dataclass
 class Composition:
-    """A call with its controls, and what they need of the engine."""
+    """A call with its controls, and what the controls need from the engine."""
 
     call: Call
     concurrency: int
@@ -50,15 +50,15 @@ class Composition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTraits:
-    """What is known of the calls of a batch, besides its options.
+    """Facts about the calls of a batch, besides its options.
 
     Attributes:
-        total: how many there are; None where nobody knows.
-        meter: tells what they use; None where nothing can.
-        of_requests: the items are requests, with a model and maybe a timeout.
-        timed_elsewhere: who makes the calls sees to their timeouts.
+        total: number of calls; None if unknown.
+        meter: reports the usage of calls; None if nothing can.
+        of_requests: the items are requests, with a model and possibly a timeout.
+        timed_elsewhere: the workers that make the calls apply the timeouts.
         may_reject: calls in flight, by model, above which the Router itself rejects.
-        router: of what makes the calls.
+        router: facts about the Router or callable that makes the calls.
     """
 
     total: int | None = None
@@ -72,11 +72,11 @@ class CallTraits:
 def compose(
     call: Call, concurrency: int | AdaptiveConcurrency, options: BatchOptions, traits: CallTraits
 ) -> Composition:
-    """Put the controls around a call, in the order in which they must be.
+    """Wrap a call in its controls, in the required order.
 
     From the outside: the total timeout; the attempts; budget and rate limit, for which a call
-    waits; then, around what is really sent, the timeout, the hedge, what adaptive concurrency
-    watches, and the places of a deployment that rejects instead of waiting.
+    waits; then, around what is really sent, the timeout, the hedge, the watch of adaptive
+    concurrency, and the limit of a deployment that rejects calls instead of queueing them.
     """
     controls, stopping, meter = options.controls, options.stopping, traits.meter
     settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
@@ -119,24 +119,24 @@ def compose(
             bar=bar,
             callback=callback,
             total=traits.total,
-            waiting=_none_waits if retrying is None else retrying.waiting,
+            waiting=_no_waiting if retrying is None else retrying.waiting,
         )
         composition.call = progress.watch(composition.call)
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
     if traits.may_reject:
-        composition.call = _with_places(composition.call, traits.may_reject)
+        composition.call = _limit_calls_per_model(composition.call, traits.may_reject)
     if settings is not None:
         failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
         adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
         if retrying is not None:
             retrying.held_until = adaptation.held_until
-            retrying.let_go = adaptation.let_go
+            retrying.end_hold = adaptation.end_hold
         composition.initial_limit = adaptation.first_limit
         composition.call = adaptation.watch(composition.call)
         composition.limit_changes = lambda: adaptation.changes
         composition.attachments.append(adaptation)
-    _put_around_what_is_sent(composition, controls, traits)
+    _wrap_sent_call(composition, controls, traits)
     if adaptation is not None:
         composition.call = adaptation.watch_timeouts(composition.call)
     if retrying is not None:
@@ -164,10 +164,10 @@ def _adaptation(
     queue: FairQueue | None,
     failed_attempts: Callable[[int], int],
 ) -> Adaptation:
-    """One limit for all, or one for each key."""
+    """Return one adaptive limit for the batch, or one for each key."""
     if queue is None:
         return Adaptation(settings, failed_attempts=failed_attempts)
-    # Providers count what a model gets. What the keys of a function share is not known.
+    # Providers count per model. What the keys of a function share is unknown.
     adaptation = Adaptation(
         settings, queue, apart=fair_by == "model", failed_attempts=failed_attempts
     )
@@ -175,7 +175,7 @@ def _adaptation(
     return adaptation
 
 
-def _put_around_what_is_sent(
+def _wrap_sent_call(
     composition: Composition,
     controls: Controls,
     traits: CallTraits,
@@ -206,7 +206,7 @@ def _never_failed(index: int) -> int:
     return 0
 
 
-def _none_waits(now: float) -> tuple[Waiting, ...]:
+def _no_waiting(now: float) -> tuple[Waiting, ...]:
     return ()
 
 
@@ -218,8 +218,8 @@ def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:
     return timeout_of
 
 
-def _with_places(call: Call, places: Mapping[str, int]) -> Call:
-    """Wait for a place at a deployment that rejects what is too much."""
+def _limit_calls_per_model(call: Call, places: Mapping[str, int]) -> Call:
+    """Make calls wait for a deployment that rejects calls above a limit."""
     limiters: dict[str, anyio.CapacityLimiter] = {}
 
     async def placed(index: int, item: Any) -> Any:
@@ -235,7 +235,7 @@ def _with_places(call: Call, places: Mapping[str, int]) -> Call:
 
 
 def needs_tokens(rate_limit: RateLimit | Mapping[str, RateLimit] | None) -> bool:
-    """Whether a rate limit counts tokens."""
+    """Return True if a rate limit counts tokens."""
     if rate_limit is None:
         return False
     limits = rate_limit.values() if isinstance(rate_limit, Mapping) else [rate_limit]

@@ -1,4 +1,4 @@
-"""What a control may ask of the engine that runs its batch."""
+"""The interface of the engine to the controls of its batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Scope(Protocol):
     """A cancel scope around a part of one task.
 
     In asyncio its cancellation is edge-triggered: the task gets one ``CancelledError``, and may
-    await while it cleans up. In trio it is level-triggered, as everywhere.
+    await while it cleans up. In trio it is level-triggered, as usual.
     """
 
     def __enter__(self) -> object: ...
@@ -28,7 +28,7 @@ class Scope(Protocol):
 
 
 class Group(Protocol):
-    """Runs functions beside the task that opens it. Leaving it waits for them."""
+    """A group of functions that run beside the task that opens it. Leaving it waits for them."""
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(
@@ -42,67 +42,73 @@ class Group(Protocol):
 
 
 class Engine(SupportsCounts, Protocol):
-    """A running batch, as its controls see it. All of it belongs to the thread of the batch."""
+    """A running batch, as its controls see it. Use it only in the thread of the batch."""
 
     def current_time(self) -> float:
-        """Seconds on the clock of the event loop, or of the trio run."""
+        """Return the seconds on the clock of the event loop, or of the trio run."""
         ...
 
     def new_scope(self, seconds: float | None = None) -> Scope:
-        """Return a scope that is cancelled when so many seconds have passed since its entry."""
+        """Return a scope that is cancelled this many seconds after its entry."""
         ...
 
     def new_group(self) -> Group: ...
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
-        """Call ``function`` after a time, in the world of the batch; what it raises fails the
-        batch. Gives a function that takes this back. Nothing is called after the batch's end."""
+        """Call ``function`` after a delay, on the event loop of the batch.
+
+        What it raises fails the batch. Nothing is called after the end of the batch.
+
+        Returns:
+            A function that cancels the call.
+        """
         ...
 
     def fail(self, error: Exception) -> None:
-        """End the batch: cancel every call, and raise ``error`` to the consumer, after the results
-        that are there."""
+        """End the batch: cancel every call, and raise ``error`` to the consumer.
+
+        The consumer first gets the results that are ready.
+        """
         ...
 
     def stop_drawing(self) -> None:
-        """Begin no request that has not been drawn."""
+        """Draw no more requests from the source."""
         ...
 
     def set_limit(self, limit: int) -> None:
-        """Let more or fewer calls be in flight. Those that are too many are not cancelled."""
+        """Change the number of calls that may be in flight. Excess calls are not cancelled."""
         ...
 
     async def emit(self, piece: object) -> None:
-        """Hand a piece of a result to the consumer, when it has room for it; first come, first
-        served."""
+        """Wait for room at the consumer (first come, first served), then hand it a piece."""
         ...
 
     def pause_calls(self) -> None:
-        """Begin no call until :meth:`resume_calls`."""
+        """Start no call until :meth:`resume_calls`."""
         ...
 
     def resume_calls(self) -> None: ...
 
     def recheck(self) -> None:
-        """Requests that might not begin may now."""
+        """Check again which requests may begin, because more may begin now."""
         ...
 
     def bring_forward(self, indexes: Collection[int]) -> None:
-        """Send at once what waits to be sent again, of these requests."""
+        """Send at once those of these requests that wait to be sent again."""
         ...
 
     def skip_waits(self) -> None:
-        """Send at once what waits to be sent again, and go on."""
+        """Send at once every request that waits to be sent again, and resume calls."""
         ...
 
 
 class Attachment(Protocol):
-    """A control that is told of the beginning and the end of its batch."""
+    """A control that the engine calls at the beginning and at the end of its batch."""
 
     def begin(self, engine: Engine) -> None:
-        """Called before the first call, in the world of the batch."""
+        """Prepare for a batch. Called before the first call, on the event loop of the batch."""
         ...
 
     def end(self) -> None:
-        """Called when no call is in flight any more. What it raises fails the batch."""
+        """Clean up. Called when no call is in flight any more; what it raises fails the batch."""
         ...

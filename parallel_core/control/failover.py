@@ -1,8 +1,8 @@
-"""Send a request that failed on one deployment to another one of its model, at once.
+"""Send a request that failed on one deployment at once to another deployment of its model.
 
-A Router does that by letting a deployment pause, and when all of them pause its calls fail within
-milliseconds. Here the last one that is left is never passed over, unless the Router falls back from
-it to another model.
+A Router does that by pausing a deployment, and when all of them are paused its calls fail within
+milliseconds. Here the last remaining deployment is never excluded, unless the Router falls back
+from it to another model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from parallel_core.failures import Failure, FailureKind, describe, evidence_of
 
 _PAUSES: Mapping[FailureKind, float] = {"account": 60.0, "unreachable": 5.0}
 """Seconds for which no request is sent to a deployment that failed in this way. For other kinds the
-deployment pauses for as long as the provider asks, and only the request itself goes elsewhere."""
+deployment pauses for as long as the provider asks, and only the failed request goes to another."""
 
 _NOT_OF_THE_DEPLOYMENT: Set[FailureKind] = frozenset(("request", "local", "cooling_down"))
-# Failures of a deployment without a success between, whatever they are, after which it pauses.
+# A deployment pauses after this many failures of any kind in a row.
 _FAILURES_IN_A_ROW = 3
 _LONGEST_PAUSE = 60.0
 
 
-def _answered_by_nobody(value: Any) -> tuple[str, bool]:
+def _unknown_deployment(value: Any) -> tuple[str, bool]:
     return "", False
 
 
@@ -34,15 +34,15 @@ def _has_no_fallback(model: str) -> bool:
 
 @dataclass(slots=True)
 class _Deployment:
-    """What is known of a deployment that has failed.
+    """The state of a deployment that has failed.
 
     Attributes:
         row: failures since the last success.
-        pauses: pauses since the last success, which grow.
-        paused_until: the time.
-        last_failed: the time.
-        prober: index of the request that finds out whether it is back.
-        cause: the last failure that came out of the Router, and its error.
+        pauses: pauses since the last success; each is longer than the one before.
+        paused_until: time at which the pause ends.
+        last_failed: time of the last failure.
+        prober: index of the request that checks if the deployment is back.
+        cause: the last failure that the Router raised, and its error.
     """
 
     row: int = 0
@@ -57,7 +57,7 @@ class _Deployment:
         self.last_failed = now
         pause = least
         if self.row >= _FAILURES_IN_A_ROW:
-            if now >= self.paused_until:  # not one of several calls that began together
+            if now >= self.paused_until:  # count calls that began together once
                 self.pauses += 1
             pause = max(pause, min(2.0 ** (self.pauses - 1), _LONGEST_PAUSE))
         if pause:
@@ -69,33 +69,33 @@ class _Deployment:
         if began >= self.last_failed:
             self.paused_until = -math.inf
 
-    def rests(self, now: float, index: int | None) -> bool:
-        """Return True if a request is not to be sent to it."""
+    def is_resting(self, now: float, index: int | None) -> bool:
+        """Return True if this request must not be sent to it."""
         if now < self.paused_until:
             return True
         return self.row >= _FAILURES_IN_A_ROW and self.prober not in (None, index)
 
 
 class Failover:
-    """Knows which deployments of a model are not to be asked now.
+    """The deployments of each model that must not be asked now.
 
     Args:
         deployments_of: returns the ids of the deployments of a model, each with its order: the
-            Router asks those of a higher one when those of a lower one have failed.
+            Router asks those with a higher order when those with a lower one have failed.
         without: returns a request that is not sent to these deployments.
-        answered_by: returns the id of the deployment that gave an answer, empty if not known, and
-            True if the Router has fallen back to it after another one has failed.
+        answered_by: returns the id of the deployment that gave an answer, empty if unknown, and
+            True if the Router fell back to it after another one had failed.
         falls_back: returns True if the Router asks another model when one has no deployment left.
 
     Attributes:
-        failed_deployments: why a deployment was passed over whose account is at fault, by its id.
+        failed_deployments: by deployment id, why its account is at fault and it was excluded.
     """
 
     def __init__(
         self,
         deployments_of: Callable[[str], Mapping[str, float]],
         without: Callable[[Any, Set[str]], Any],
-        answered_by: Callable[[Any], tuple[str, bool]] = _answered_by_nobody,
+        answered_by: Callable[[Any], tuple[str, bool]] = _unknown_deployment,
         falls_back: Callable[[str], bool] = _has_no_fallback,
     ) -> None:
         self.without = without
@@ -107,7 +107,7 @@ class Failover:
         self._failing: dict[str, _Deployment] = {}
 
     def failed(self, model: str | None, failure: Failure, error: Exception, now: float) -> str:
-        """Note a failure; return the id of the deployment that it is of, empty if not known."""
+        """Note a failure; return the id of the deployment that failed, empty if unknown."""
         deployment: object = evidence_of(error).attribute("failed_deployment_id")
         if (
             model is None
@@ -115,9 +115,9 @@ class Failover:
             or deployment not in self._all_of(model)
         ):
             if deployment is None and failure.kind == "timeout":
-                # Any of them may be the one that hangs; those that answer do not stay suspected.
+                # Any of them may hang. An answer clears the suspicion.
                 self._suspect(self._all_of(model).keys() - self._resting(model, now, None), now)
-            return ""  # a deployment of a fallback is another model's
+            return ""  # a deployment of a fallback belongs to another model
         if failure.kind == "account" and deployment not in self.failed_deployments:
             self.failed_deployments[deployment] = describe(model, error)
         if failure.kind not in _NOT_OF_THE_DEPLOYMENT:
@@ -127,37 +127,38 @@ class Failover:
         return deployment
 
     def got_through(
-        self, model: str | None, value: Any, passed_over: Set[str], began: float, now: float
+        self, model: str | None, value: Any, excluded: Set[str], began: float, now: float
     ) -> None:
-        """Note an answer to a request that was not to be sent to ``passed_over``."""
+        """Note an answer to a request that could not be sent to ``excluded``."""
         deployment, fell_back = self._answered_by(value)
-        # Where it is not known, it may have been any of those that it could go to.
-        may_have_answered = {deployment} if deployment else self._all_of(model).keys() - passed_over
+        # If it is unknown, it may be any deployment that was not excluded.
+        may_have_answered = {deployment} if deployment else self._all_of(model).keys() - excluded
         for one in may_have_answered & self._failing.keys():
             self._failing[one].got_through(began)
-        if fell_back:  # the failures of those that were asked before do not come out of the Router
+        if fell_back:  # the Router does not report the failures of those that it asked before
             deployments = self._all_of(model)
             order = deployments.get(deployment, math.inf)
             is_another_models = deployment not in deployments
             asked = (one for one in deployments if is_another_models or deployments[one] < order)
-            self._suspect(set(asked) - passed_over, now)
+            self._suspect(set(asked) - excluded, now)
 
     def _suspect(self, deployments: Iterable[str], now: float) -> None:
         for deployment in deployments:
             self._failing.setdefault(deployment, _Deployment()).failed(0.0, now)
 
-    def is_one_left(self, model: str | None, tried: Set[str], now: float) -> bool:
-        """Return True if there is a deployment that a request has not tried, and may ask now."""
+    def has_untried(self, model: str | None, tried: Set[str], now: float) -> bool:
+        """Return True if a deployment is left that was not tried and may be asked now."""
         return bool(self._all_of(model).keys() - tried - self._resting(model, now, None))
 
-    def passed_over(
+    def excluded(
         self, model: str | None, tried: Set[str], now: float, index: int | None = None
     ) -> Set[str]:
-        """Return the ids of deployments that a request is not to be sent to: never all of them,
-        unless the Router falls back.
+        """Return the ids of the deployments to which a request must not be sent.
+
+        These are never all deployments, unless the Router falls back.
 
         Args:
-            index: of the request; :meth:`ended` is to be called when its attempt has ended.
+            index: index of the request. Call :meth:`ended` when its attempt has ended.
         """
         if not tried and not self._failing:
             return frozenset()
@@ -176,7 +177,7 @@ class Failover:
         return dead if deployments - dead else frozenset()
 
     def may_come_back(self, model: str | None) -> tuple[Failure, Exception] | None:
-        """Return a failure of a deployment of a model that may pass; None if there is none."""
+        """Return a failure that may pass of a deployment of this model; None if there is none."""
         states = (self._failing.get(one) for one in self._all_of(model))
         causes = (state.cause for state in states if state is not None and state.cause is not None)
         return next((cause for cause in causes if cause[0].may_pass), None)
@@ -186,11 +187,11 @@ class Failover:
         return cause is not None and cause[0].kind == "account"
 
     def end(self) -> None:
-        """Forget what has failed: errors keep what their calls had."""
+        """Forget the failures: their errors keep references to objects of the calls."""
         self._failing.clear()
 
     def ended(self, index: int) -> None:
-        """An attempt of this request has ended."""
+        """Note that an attempt of this request has ended."""
         for state in self._failing.values():
             if state.prober == index:
                 state.prober = None
@@ -199,7 +200,7 @@ class Failover:
         if not self._failing:
             return frozenset()
         states = ((one, self._failing.get(one)) for one in self._all_of(model))
-        return {one for one, state in states if state is not None and state.rests(now, index)}
+        return {one for one, state in states if state is not None and state.is_resting(now, index)}
 
     def _all_of(self, model: str | None) -> Mapping[str, float]:
         if model is None:

@@ -1,4 +1,4 @@
-"""The order in which the requests of a batch begin."""
+"""Orders in which the requests of a batch begin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Waiting(Protocol):
 
 
 def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
-    """The function that gives the key of a request.
+    """Return the function that returns the key of a request.
 
     Raises:
         TypeError, ValueError: ``fair_by`` is neither ``"model"`` nor a function.
@@ -27,7 +27,7 @@ def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
     if fair_by == "model":
         return _model_of
     if isinstance(fair_by, str):
-        raise ValueError(  # noqa: TRY004 - another string would do
+        raise ValueError(  # noqa: TRY004 - a string has the right type
             f"fair_by must be 'model' or a function of the request, not {fair_by!r}"
         )
     if not callable(fair_by):
@@ -35,13 +35,13 @@ def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
             "fair_by must be 'model' or a function of the request, not "
             f"{type(fair_by).__qualname__}"
         )
-    if inspect.iscoroutinefunction(fair_by):  # each coroutine would be a key of its own
+    if inspect.iscoroutinefunction(fair_by):  # each coroutine would be a different key
         raise TypeError("fair_by must be 'model' or a plain function, not an async function")
     return cast("Callable[[Any], Hashable]", fair_by)
 
 
 def _model_of(item: object) -> Hashable:
-    """The model of a request; None for what is no request, and will be refused as such."""
+    """Return the model of a request; None for an item that is no request: it is refused later."""
     model: object = None
     if isinstance(item, RouterParallelRequest):
         model = item.model
@@ -51,23 +51,23 @@ def _model_of(item: object) -> Hashable:
 
 
 class FirstInFirstOut:
-    """The order of the source; requests of a model that is held back are passed over.
+    """The order of the source, except that requests of a held model wait aside.
 
-    Nothing is drawn ahead but the next request, and as many as are passed over.
+    It draws ahead only the next request, and as many as wait aside.
 
     Args:
-        most_held: requests that may be passed over at a time; with more of them, others wait too.
+        most_held: highest number of requests that wait aside; beyond it, all others wait too.
 
     Attributes:
-        allowed: calls of a model that something else allows to be in flight. Where this grows
-            without a call of the model having ended, :meth:`make_room` is to be called.
+        allowed: returns the number of calls of a model that another control allows in flight. Call
+            :meth:`make_room` when it grows although no call of the model has ended.
     """
 
     def __init__(self, most_held: int = 0) -> None:
         self.allowed: Callable[[Hashable], float] | None = None
         self.uncounted = self._most_held = most_held
         self._waiting: deque[Any] = deque()
-        self._held: dict[Hashable, deque[Any]] = {}  # by model, passed over
+        self._held: dict[Hashable, deque[Any]] = {}  # requests that wait aside, by model
         self._released: deque[Hashable] = deque()  # models whose held requests may begin
         self._held_count = 0
         self._running: dict[Hashable, int] = {}
@@ -95,7 +95,7 @@ class FirstInFirstOut:
                 self._held.pop(model, None)
         while self._waiting:
             entry = self._waiting.popleft()
-            # Those that were passed over are older.
+            # Requests that wait aside are older.
             if not self._held.get(entry.key) and self._may_begin(entry.key):
                 return self._begins(entry)
             self._held.setdefault(entry.key, deque()).append(entry)
@@ -125,7 +125,7 @@ class FirstInFirstOut:
         self.make_room(entry.key)
 
     def make_room(self, key: Hashable) -> bool:
-        """Let requests of this model begin that were passed over. Return True if there are some."""
+        """Let held requests of this model begin. Return True if there are any."""
         held = bool(self._held.get(key))
         if held and key not in self._released:
             self._released.append(key)
@@ -135,13 +135,13 @@ class FirstInFirstOut:
         pass
 
     def skip_waits(self) -> None:
-        """Let all begin, whatever was :attr:`allowed`."""
+        """Let all requests begin, without regard to :attr:`allowed`."""
         self.allowed = None
         self._released.extend(self._held)
 
 
 class _Key:
-    """One key: what waits for its turn, and how many of its calls run."""
+    """The waiting requests of one key, and the number of its running calls."""
 
     __slots__ = ("running", "waiting")
 
@@ -151,25 +151,27 @@ class _Key:
 
 
 class FairQueue:
-    """Keys take turns: deficit round robin, where each request costs as much as any other.
+    """A queue in which keys take turns: deficit round robin with an equal cost for each request.
 
-    With equal costs the deficit of a key is spent in each of its turns, and what is left of the
-    algorithm is the ring of keys that have something waiting. Keys whose calls are as many as they
-    may be are taken out of the ring until one has ended, so that a turn takes the same time however
-    many keys there are.
+    With equal costs a key spends its deficit in each of its turns, so the algorithm reduces to a
+    ring of the keys with waiting requests. A key that has as many calls in flight as it may have
+    leaves the ring until one of them ends, so the time of a turn does not depend on the number of
+    keys.
 
     Source: Shreedhar and Varghese, "Efficient fair queuing using deficit round robin", SIGCOMM
     1995.
 
     Args:
-        key: gives the key of a request.
-        concurrency_per_key: calls of one key at most. None: half of the limit, rounded up, so that
-            one whose calls hang leaves room for the others; all of it for the last key.
-        look_ahead: requests that may wait here at most, and as many more that are to be sent again.
+        key: returns the key of a request.
+        concurrency_per_key: highest number of calls of one key in flight. None: half of the limit,
+            rounded up, so that a key whose calls hang leaves room for the others; the whole limit
+            for the last key.
+        look_ahead: highest number of requests that wait here, and of further ones that wait to be
+            sent again.
 
     Attributes:
-        allowed: calls of a key that something else allows to be in flight. Where this grows without
-            a call of the key having ended, :meth:`make_room` is to be called.
+        allowed: returns the number of calls of a key that another control allows in flight. Call
+            :meth:`make_room` when it grows although no call of the key has ended.
     """
 
     def __init__(
@@ -180,22 +182,22 @@ class FairQueue:
         self._key_function = key
         self._running: dict[int, Hashable] = {}  # the key of each running call, by index
         self._concurrency_per_key = concurrency_per_key
-        self._keys: dict[Hashable, _Key] = {}  # that have something waiting or running
-        self._ring: deque[Hashable] = deque()  # that have something waiting, and room for it
-        self._full: dict[Hashable, None] = {}  # that have something waiting, and no room
+        self._keys: dict[Hashable, _Key] = {}  # keys with waiting or running requests
+        self._ring: deque[Hashable] = deque()  # keys with waiting requests, and room for them
+        self._full: dict[Hashable, None] = {}  # keys with waiting requests, and no room
         self._more_may_come = True
-        self._most = 0  # what `_full` was found out with
+        self._most = 0  # calls per key with which `_full` was determined
         self._waiting = 0
 
     def __len__(self) -> int:
         return self._waiting
 
     def push(self, entry: Waiting) -> None:
-        """Let a request wait for the turn of its key.
+        """Queue a request until the turn of its key.
 
         Raises:
             TypeError: its key is not hashable.
-            Exception: what the key function raises.
+            Exception: the key function raised it.
         """
         entry.key = name = self._key_function(entry.item)
         key = self._keys.get(name)
@@ -207,11 +209,13 @@ class FairQueue:
         self._waiting += 1
 
     def pop(self, limit: int) -> Any:
-        """The next request that may begin, where ``limit`` calls of the batch may be in flight; it
-        counts as running then. None: every key that has one waiting runs as many as it may.
+        """Return the next request that may begin, and count it as running.
+
+        Return None if every key with waiting requests has as many calls in flight as it may have.
+        ``limit``: calls of the batch that may be in flight.
 
         Raises:
-            TypeError: a key has another hash than it had.
+            TypeError: the hash of a key has changed.
         """
         self._look_again(limit)
         while self._ring:
@@ -234,8 +238,8 @@ class FairQueue:
             return self._keys[name]
         except KeyError:
             raise TypeError(
-                f"fair_by gave a key (of type {type(name).__qualname__}) whose hash has changed "
-                "since: a key must stay what it is, as a string or a tuple of strings does"
+                f"fair_by returned a key of type {type(name).__qualname__} whose hash has changed "
+                "since: use an immutable key, such as a string or a tuple of strings"
             ) from None
 
     def _has_room(self, name: Hashable, key: _Key) -> bool:
@@ -244,7 +248,7 @@ class FairQueue:
         )
 
     def resume(self, entry: Waiting, limit: int) -> bool:
-        """Count a request that is to be sent again as running, if its key has room."""
+        """Count a request to be sent again as running, if its key has room."""
         self._look_again(limit)
         key = self._keys.get(entry.key)
         if key is None:
@@ -256,10 +260,10 @@ class FairQueue:
         return True
 
     def ended(self, entry: Waiting) -> None:
-        """A call of this request has ended: its key has room for another.
+        """Note that a call of this request has ended: its key has room for another.
 
         Raises:
-            TypeError: the key has another hash than it had.
+            TypeError: the hash of the key has changed.
         """
         name = self._running.pop(entry.index)
         key = self._known(name)
@@ -269,12 +273,11 @@ class FairQueue:
             del self._keys[name]
 
     def key_of(self, index: int) -> Hashable:
-        """The key of a request that is in flight."""
+        """Return the key of a request that is in flight."""
         return self._running[index]
 
     def make_room(self, key: Hashable) -> bool:
-        """More calls of this key may be in flight than when it had no room. Return True if one is
-        waiting."""
+        """Let a key without room take turns again. Return True if one of its requests waits."""
         if key not in self._full:
             return False
         del self._full[key]
@@ -282,17 +285,17 @@ class FairQueue:
         return True
 
     def skip_waits(self) -> None:
-        """What was :attr:`allowed` does not count any more."""
+        """Stop applying :attr:`allowed`."""
         self.allowed = None
         self._ring.extend(self._full)
         self._full.clear()
 
     def source_ended(self) -> None:
-        """What waits is all there will be: a key that is alone need not leave room for another."""
+        """Note that no request will be added: a last key need not leave room for others."""
         self._more_may_come = False
 
     def _look_again(self, limit: int) -> None:
-        """Where keys may run more calls than before, those that had no room take turns again."""
+        """Return keys without room to the ring if keys may have more calls in flight now."""
         most = self._concurrency_per_key
         if most is None:
             alone = len(self._keys) < 2 and not self._more_may_come

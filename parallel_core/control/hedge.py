@@ -1,4 +1,4 @@
-"""A second attempt of a call that takes long: the first answer wins."""
+"""A second attempt of a slow call: the first answer wins."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .call import Call
 from .checks import checked_number
 from .engine import Engine
 
-# Durations of which a percentile is taken, and how many there must be.
+# Number of durations kept for a percentile, and the minimum that it needs.
 _KEPT = 1000
 _NEEDED = 20
 
 
 @dataclass(frozen=True)
 class Hedge:
-    """Send a second attempt of a call that has not ended after a time.
+    """Settings for a second attempt of a call that has not ended after some time.
 
     The first answer wins; the other attempt is cancelled, and has ended when the call returns. If
-    one fails, the other may still answer.
+    one attempt fails, the other may still answer.
 
     Source: Dean and Barroso, "The tail at scale", Communications of the ACM 56 (2), 2013.
 
     Attributes:
-        after: seconds, or a percentile of the durations of the last 1,000 calls of the batch that
-            succeeded, for instance ``"p95"``. (Before 20 have, none is sent a second time.)
-        max_extra: second attempts at most, as a share of the calls begun so far: above 0 and up
-            to 1.
+        after: seconds, or a percentile, for instance ``"p95"``, of the durations of the last 1,000
+            calls of the batch that succeeded. (No second attempt is sent before 20 have succeeded.)
+        max_extra: highest share of the calls begun so far that get a second attempt: above 0 and
+            up to 1.
 
     Raises:
         TypeError, ValueError: a value is out of its range.
@@ -70,18 +70,20 @@ def _percentile(text: str) -> float:
 
 
 class SecondAttempt(Protocol):
-    """What a second attempt must be granted (:class:`~.admission.ExtraTicket`)."""
+    """The ticket that a second attempt needs (:class:`~.admission.ExtraTicket`)."""
 
     async def admit(self) -> None: ...
 
     def settle(self, loser: BaseException | None, /) -> None:
-        """Both attempts have ended. ``loser``: what the one that has not won ended in, or None
-        where it was cancelled."""
+        """Settle the ticket when both attempts have ended.
+
+        ``loser``: the exception of the attempt that did not win; None if it was cancelled.
+        """
         ...
 
 
 class Durations:
-    """The durations of the last calls, in order."""
+    """The durations of the last calls, in order and sorted."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque()
@@ -95,7 +97,7 @@ class Durations:
         bisect.insort(self._sorted, duration)
 
     def percentile(self, percent: float) -> float | None:
-        """The nearest-rank percentile, in seconds; None while too few are known."""
+        """Return the nearest-rank percentile, in seconds; None while too few are known."""
         if len(self._sorted) < _NEEDED:
             return None
         numerator, denominator = _share(percent)
@@ -104,7 +106,7 @@ class Durations:
 
 @functools.lru_cache
 def _share(percent: float) -> tuple[int, int]:
-    """A percentage as it is written: 7 % of 100 in floats is more than 7."""
+    """Return a percentage as an exact fraction: in floats, 7 % of 100 is more than 7."""
     return (Fraction(str(percent)) / 100).as_integer_ratio()
 
 
@@ -112,8 +114,9 @@ class Hedging:
     """The hedge of one batch.
 
     Args:
-        hedge: when, and how often.
-        grant: called with index and item for each second attempt; None: it may not be sent.
+        hedge: settings: when, and how often.
+        grant: called with index and item before each second attempt; returns its ticket, or None
+            if it may not be sent.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class Hedging:
         self._grant = grant
         self._durations = Durations()
         self._calls = 0
-        self._waiting: deque[anyio.Event] = deque()  # stragglers, while all shares are used up
+        self._waiting: deque[anyio.Event] = deque()  # slow calls that wait for `max_extra`
         self.extra_calls = 0
         self._engine: Engine
 
@@ -160,7 +163,7 @@ class Hedging:
         return self.extra_calls + 1 <= self._hedge.max_extra * self._calls
 
     async def wait_for_room(self) -> None:
-        """Until there may be one more second attempt; the call that has waited longest is first."""
+        """Wait until one more second attempt is allowed; the longest waiting call comes first."""
         while not self._has_room():
             turn = anyio.Event()
             self._waiting.append(turn)
@@ -171,8 +174,10 @@ class Hedging:
                     self._waiting.remove(turn)
 
     def grant(self, index: int, item: Any) -> tuple[bool, SecondAttempt | None]:
-        """Whether a second attempt may be sent now, where there is room for it, and what comes
-        with it."""
+        """Return True if a second attempt may be sent now, and its ticket if it needs one.
+
+        Call it when there is room for one more (:meth:`wait_for_room`).
+        """
         ticket = None
         if self._grant is not None:
             ticket = self._grant(index, item)
@@ -183,11 +188,11 @@ class Hedging:
 
 
 class _Race:
-    """One call and, if it takes long, a second attempt beside it.
+    """One call and, if it is slow, a second attempt beside it.
 
-    Nothing that an attempt ends in comes through the task group: it is kept, and raised behind it.
-    So nothing comes out in a group; and an interrupt of the second attempt is raised in the task of
-    the call, while in its own it would end a loop of asyncio.
+    No exception of an attempt passes through the task group: it is kept, and raised after the group
+    has ended. So no exception is wrapped in a group, and an interrupt of the second attempt is
+    raised in the task of the call; in its own task it would end an asyncio event loop.
     """
 
     def __init__(self, hedging: Hedging, engine: Engine, call: Call, index: int, item: Any) -> None:
@@ -202,7 +207,7 @@ class _Race:
         self._second_error: BaseException | None = None
         self._second_runs = False
         self._interrupt: BaseException | None = None
-        self._answer: list[Any] = []  # of whoever is first to have one
+        self._answer: list[Any] = []  # the first answer
         self._ticket: SecondAttempt | None = None
 
     async def run(self, delay: float) -> Any:
@@ -214,10 +219,10 @@ class _Race:
                 return self._answer.pop()
             if self._first_error is not None:
                 raise self._first_error
-            # Somebody has cancelled the task of the second attempt before its first step.
+            # The task of the second attempt was cancelled from outside before its first step.
             raise anyio.get_cancelled_exc_class()
         finally:
-            # Their tracebacks keep this object.
+            # Their tracebacks refer to this object: avoid a reference cycle.
             self._first_error = self._second_error = self._interrupt = None
 
     async def _run_both(self, delay: float) -> None:
@@ -225,7 +230,7 @@ class _Race:
             async with self._engine.new_group() as attempts:
                 attempts.start_soon(functools.partial(self._run_second, delay))
                 await self._run_first()
-        except BaseExceptionGroup as group:  # of trio, where Ctrl-C comes while it waits
+        except BaseExceptionGroup as group:  # raised by trio if Ctrl-C comes while it waits
             self._interrupt = _interrupt_in(group)
         finally:
             if self._ticket is not None:
@@ -233,8 +238,11 @@ class _Race:
 
     @property
     def _loser(self) -> BaseException | None:
-        """What the attempt ended in that the ticket of the second one pays for: the one without the
-        answer, and the second where there is none. None: it was cancelled."""
+        """Return the exception of the attempt for which the second ticket pays.
+
+        That is the attempt without the answer; the second attempt if there is no answer. Return
+        None if it was cancelled.
+        """
         if self._answer and self._first_error is not None:
             return self._first_error
         return self._second_error
@@ -242,8 +250,8 @@ class _Race:
     async def _run_first(self) -> None:
         may_wait = False
         try:
-            # The scope is left before the handler: what a cancelled call raises may be a group of
-            # its cancellation and an error.
+            # Leave the scope before the handler runs: a cancelled call may raise a group of its
+            # cancellation and an error.
             with self._first:
                 self._win(await self._call(self._index, self._item))
         except GeneratorExit:
@@ -253,7 +261,7 @@ class _Race:
             if _is_interrupt(error):
                 self._keep_interrupt(error)
             else:
-                # The second one may still have an answer.
+                # The second attempt may still get an answer.
                 may_wait = self._second_runs and not _cancelled_from_outside()
         if not may_wait:
             self._second.cancel()
@@ -296,7 +304,7 @@ def _is_cancellation(error: BaseException) -> bool:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether it is neither an error nor a cancellation, nor a group of these."""
+    """Return True if it is neither an error nor a cancellation, nor a group of these."""
     members: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     if isinstance(error, BaseExceptionGroup):
         return any(_is_interrupt(member) for member in members)
@@ -304,8 +312,10 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def _cancelled_from_outside() -> bool:
-    """Whether the attempt that has ended was cancelled by somebody who may: by a scope around it,
-    or the task itself. A future that it awaited may have been cancelled as well."""
+    """Return True if a scope around the attempt, or its task itself, was cancelled.
+
+    False if only a future that the attempt awaited was cancelled.
+    """
     if anyio.current_effective_deadline() == -math.inf:
         return True
     if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
@@ -315,7 +325,7 @@ def _cancelled_from_outside() -> bool:
 
 
 def _interrupt_in(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The interrupt itself, where it is the only thing in the groups of task groups."""
+    """Return the interrupt itself if it is the only exception in the group, else the group."""
     members: tuple[BaseException, ...] = group.exceptions
     if len(members) == 1 and isinstance(members[0], KeyboardInterrupt | SystemExit):
         return members[0]

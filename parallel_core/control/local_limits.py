@@ -1,4 +1,4 @@
-"""What this machine and litellm allow a process: open files, and connections to one host."""
+"""Limits of this machine and of litellm for a process: open files, and connections per host."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .options import Concurrency, checked_concurrency
 
 logger = logging.getLogger("parallel_core")
 
-# Files beside the connections: the output, its lock, sockets of name look-ups, modules, pipes.
+# Files besides the connections: the output, its lock, sockets of name look-ups, modules, pipes.
 _RESERVE = 64
-_USUALLY_OPEN = 32  # where the system does not list them
-_OF_MACOS = 10_240  # its most, where the hard limit claims to be infinite
+_USUALLY_OPEN = 32  # if the system does not list open files
+_OF_MACOS = 10_240  # its real limit if it reports an infinite hard limit
 
 
 def raise_open_files() -> None:
-    """Raise this process's soft limit of open files to the hard one, if the system lets it."""
+    """Raise this process's soft limit of open files to the hard limit, if the system allows it."""
     if sys.platform == "win32":
         return
     import resource
@@ -51,12 +51,12 @@ def fit_open_files(
     """Lower a concurrency for which this process may not open enough files.
 
     Args:
-        concurrency: of the calls of one process.
-        connections_per_call: a hedged call has two.
-        to_be_opened: files that are certain to be opened still.
+        concurrency: concurrency of one process.
+        connections_per_call: connections of one call; a hedged call has two.
+        to_be_opened: files that will certainly be opened later.
 
     Returns:
-        The concurrency, and a note for the user if it is another one.
+        The concurrency, and a note for the user if it was lowered.
     """
     limit = _soft_limit()
     if limit is None:
@@ -84,7 +84,7 @@ def fit_open_files(
 
 
 def most_calls(concurrency: Concurrency) -> int:
-    """Return how many calls a concurrency can have in flight."""
+    """Return the highest number of calls that a concurrency allows in flight."""
     settings = checked_concurrency(concurrency)
     return settings if isinstance(settings, int) else settings.maximum
 
@@ -99,11 +99,11 @@ def _open_files() -> int:
 
 
 def allow_connections(calls: int) -> None:
-    """Have litellm keep its connections alive, and open one for each call.
+    """Make litellm keep its connections alive, and open one connection per call.
 
-    By default it opens 500 to a host, and does not notice that a server is gone while it waits for
-    an answer. litellm reads these variables of the environment when it is imported, so later this
-    has no effect; what the user has set stays.
+    By default litellm opens 500 connections to a host, and does not notice that a server has gone
+    while it waits for an answer. litellm reads these environment variables when it is imported, so
+    a later call has no effect. Values that the user has set stay.
     """
     os.environ.setdefault("AIOHTTP_SO_KEEPALIVE", "true")
     for name, usual in (
@@ -115,7 +115,7 @@ def allow_connections(calls: int) -> None:
 
 
 def warn_of_connections(concurrency: int) -> None:
-    """Log that litellm has been imported with fewer connections than calls in flight."""
+    """Warn in the log if the imported litellm allows fewer connections than calls in flight."""
     limit: object = getattr(
         sys.modules.get("litellm.constants"), "AIOHTTP_CONNECTOR_LIMIT_PER_HOST", None
     )
@@ -126,7 +126,7 @@ def warn_of_connections(concurrency: int) -> None:
 @functools.cache
 def _warn_once(limit: int, concurrency: int) -> None:
     logger.warning(
-        "litellm opens %d connections to a host, and up to %d calls are to be in flight: set the "
+        "litellm opens %d connections to a host, but up to %d calls may be in flight: set the "
         "environment variable AIOHTTP_CONNECTOR_LIMIT_PER_HOST (and AIOHTTP_CONNECTOR_LIMIT, if "
         "above 1000) to %d before litellm is imported",
         limit,

@@ -1,4 +1,4 @@
-"""What calls use: the worst case before, the truth after. litellm is imported where needed."""
+"""Usage of calls: the worst case before, the real usage after. litellm is imported lazily."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import msgspec
 from parallel_core.config import aliases, deployments, setting
 from parallel_core.types import Meter, RouterParallelRequest, StreamedResponse, Usage
 
-# Of what is not text: more than any provider counts for an image of usual size.
+# Tokens of a part that is not text: more than any provider counts for an image of usual size.
 _TOKENS_OF_A_PART = 65_536
 _TOKENS_AROUND_A_MESSAGE = 16
-# Characters from which counting tokens would hold the event loop for too long.
+# Texts with more characters are counted in a thread: they would block the event loop too long.
 _LONG = 20_000
 
-# Tokens that an answer is expected to have as long as there has been none.
+# Expected tokens of an answer before the first one.
 _FIRST_ANSWERS = 500
 
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
-# Parts whose tokens have nothing to do with the length of what carries them.
+# Parts whose tokens do not depend on the length of their data.
 _PICTURES = ("image", "image_url", "input_image")
 _RECORDINGS = ("audio", "audio_url", "input_audio", "video", "video_url")
 _BYTES_OF_A_RECORDED_TOKEN = 32  # at the lowest bit rates in use
-# Arguments that are a part of the prompt.
+# Arguments that count as part of the prompt.
 _IN_THE_PROMPT = (
     "tools", "functions", "tool_choice", "response_format", "prediction", "system", "extra_body",
 )  # fmt: skip
@@ -38,18 +38,18 @@ _FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks
 
 
 class Price(NamedTuple):
-    """USD for each token."""
+    """USD per token."""
 
     of_input: float
     of_output: float
 
     def of(self, prompt: int, completion: int) -> float:
-        """USD of so many tokens."""
+        """Return the cost of these tokens in USD."""
         return prompt * self.of_input + completion * self.of_output
 
 
 class ItemMeter:
-    """A meter of the user."""
+    """A meter that the user supplies."""
 
     def __init__(self, meter: Meter) -> None:
         for name in ("worst_case", "usage"):
@@ -60,7 +60,7 @@ class ItemMeter:
         self._meter = meter
 
     def price_of(self, model: str | None) -> Price | None:
-        return Price(0.0, 0.0)  # the meter itself tells costs
+        return Price(0.0, 0.0)  # the meter itself reports costs
 
     def worst_case(self, item: Any) -> Usage:
         return _checked("meter.worst_case", self._meter.worst_case(item))
@@ -72,7 +72,7 @@ class ItemMeter:
         return None if usage is None else _checked("meter.usage", usage)
 
     def usage_of_part(self, item: Any, usage: Usage | None) -> Usage | None:
-        """A part of an answer is nothing that the user's meter knows."""
+        """Return None: the user's meter knows only whole answers."""
         return None
 
     async def expected_tokens(self, item: Any) -> int:
@@ -80,29 +80,30 @@ class ItemMeter:
 
 
 def _checked(origin: str, usage: object) -> Usage:
-    """What a meter of the user has told: with less than nothing, a cap would rise.
+    """Return the usage that a meter of the user reported. A negative one would raise the cap.
 
     Raises:
-        TypeError: it is no Usage.
-        ValueError: a number of it is negative or not finite.
+        TypeError: it is not a Usage.
+        ValueError: one of its numbers is negative or not finite.
     """
     if not isinstance(usage, Usage):
         raise TypeError(f"{origin} must return a Usage, not {type(usage).__qualname__}")
     for name, value in zip(usage.__struct_fields__, msgspec.structs.astuple(usage), strict=True):
         if not _is_amount(value):
             raise ValueError(
-                f"{origin} must return a Usage of finite numbers from 0 on, not {name}={value!r}"
+                f"{origin} must return a Usage of finite numbers >= 0, not {name}={value!r}"
             )
     return usage
 
 
 class RouterMeter:
-    """Tells what requests to a Router, or to a callable in its place, use.
+    """A meter of requests to a Router, or to a callable in its place.
 
     Args:
-        router: its deployments tell models and prices.
-        prices: USD for each token of prompt and of answer, by model; they go before all others.
-        assume_output_tokens: tokens of an answer at most, where the request does not say.
+        router: the Router; its deployments provide models and prices.
+        prices: USD per token of the prompt and per token of the answer, by model. They take
+            precedence over all other prices.
+        assume_output_tokens: length of the longest answer in tokens, if the request has no limit.
     """
 
     def __init__(
@@ -124,20 +125,20 @@ class RouterMeter:
     # --- before the call ---
 
     def worst_case(self, item: RouterParallelRequest) -> Usage:
-        """The most that a request can use.
+        """Return the most that a request can use.
 
-        A token is at least a byte, so the bytes of a prompt are more than its tokens, with any
+        A token has at least one byte, so a prompt has at least as many bytes as tokens, with any
         tokenizer.
 
         Raises:
-            ValueError: nothing says how long the answer may be.
+            ValueError: the length of the longest answer is unknown.
         """
         arguments = item.kwargs or {}
         output = self._output_limit(item.model, arguments)
         if output is None:
             raise ValueError(
-                f"nothing says how many tokens an answer of model {item.model!r} has at most: give "
-                "the request max_tokens, or the budget assume_output_tokens"
+                f"it is unknown how many tokens an answer of model {item.model!r} may have: set "
+                "max_tokens in the request, or assume_output_tokens in the budget"
             )
         prompt = _prompt_bytes(item)
         output *= _choices(arguments)
@@ -146,8 +147,11 @@ class RouterMeter:
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
     def likely_cost(self, item: RouterParallelRequest, answer_tokens: int) -> float | None:
-        """USD that a request costs if its answer has so many tokens, or as many as it allows if
-        those are fewer; None where the price is unknown. A guess, made without a tokenizer."""
+        """Return the cost in USD of a request whose answer has this many tokens.
+
+        The answer counts with no more tokens than the request allows. Return None if the price is
+        unknown. This is a guess, made without a tokenizer.
+        """
         price = self.price_of(item.model)
         if price is None:
             return None
@@ -173,8 +177,10 @@ class RouterMeter:
         return self._output_limits[model]
 
     def price_of(self, model: str) -> Price | None:
-        """The dearest of what a Router may choose for a model, fallbacks included; None where the
-        price of one is unknown."""
+        """Return the highest price that a Router may choose for a model, fallbacks included.
+
+        Return None if one of these prices is unknown.
+        """
         if model in self._given:
             return self._given[model]
         if model not in self._prices:
@@ -191,7 +197,7 @@ class RouterMeter:
         return _dearest([self.price_of(model) for model in models])
 
     def _entries(self, groups: set[str]) -> list[dict[str, Any]]:
-        """What is known of each model that may answer for these."""
+        """Return litellm's data of each model that may answer for these."""
         known = deployments(self._router)
         if not known:
             return [_known_of(group) for group in groups]
@@ -205,7 +211,7 @@ class RouterMeter:
                 if own.get("input_cost_per_token") is not None:
                     entry = {name: value for name, value in entry.items() if "cost" not in name}
                 entry.update({name: value for name, value in own.items() if value is not None})
-                # A deployment's max_tokens is what it sends where the request says nothing.
+                # A deployment sends its own max_tokens if the request has none.
                 sent = _asked_output(parameters)
                 if sent is not None:
                     entry["max_output_tokens"] = sent * _choices(parameters)
@@ -213,8 +219,11 @@ class RouterMeter:
         return entries
 
     async def expected_tokens(self, item: RouterParallelRequest) -> int:
-        """An estimate: the tokens of the prompt, and of the answer as many as the request allows,
-        or as the answers so far have had; 500 before there was one."""
+        """Return an estimate of the tokens of the prompt and of the answer.
+
+        The answer counts with the limit of the request, else with the average of the answers so
+        far, and with 500 tokens before the first one.
+        """
         prompt = await self._count(item)
         arguments = item.kwargs or {}
         asked = _asked_output(arguments)
@@ -224,7 +233,7 @@ class RouterMeter:
 
     async def _count(self, item: RouterParallelRequest) -> int:
         if item.model not in self._counted:
-            # The first time a tokenizer is loaded, and litellm may be imported: one thread waits.
+            # The first count loads a tokenizer and may import litellm: do it once, in a thread.
             async with self._loading:
                 if item.model not in self._counted:
                     prompt = await anyio.to_thread.run_sync(_count_prompt_tokens, item)
@@ -239,9 +248,9 @@ class RouterMeter:
     async def estimate(
         self, item: RouterParallelRequest, text: str, *, at_once: bool = False
     ) -> Usage:
-        """What an answer of this text has used, where the provider has not told.
+        """Estimate the usage of an answer with this text, if the provider did not report it.
 
-        ``at_once``: there is no time to load a tokenizer, or to count a long text.
+        ``at_once``: do not take the time to load a tokenizer or to count a long text.
         """
         if at_once and (item.model not in self._counted or len(text) > _LONG):
             prompt = _prompt_bytes(item) // _BYTES_OF_A_TOKEN
@@ -257,9 +266,9 @@ class RouterMeter:
     def usage_told(
         self, item: RouterParallelRequest, reported: Any, completion_estimated: int
     ) -> Usage:
-        """What a call has used that failed after its provider had told this usage.
+        """Return the usage of a call that failed after its provider had reported this usage.
 
-        ``completion_estimated``: tokens of the answer, where more of it came after that; else 0.
+        ``completion_estimated``: tokens of the answer, if more of it came after the report; else 0.
         """
         completion = _number_of_tokens(reported, "completion_tokens") or 0
         usage = Usage(
@@ -272,7 +281,7 @@ class RouterMeter:
         return self._priced(item, usage)
 
     def _priced(self, item: RouterParallelRequest, usage: Usage) -> Usage:
-        """The same with a cost, at the dearest price that the call may have had."""
+        """Return the usage with a cost, at the highest price that the call may have had."""
         price = self.price_of(item.model)
         if price is None:
             return msgspec.structs.replace(usage, unpriced_calls=1)
@@ -280,16 +289,16 @@ class RouterMeter:
         return msgspec.structs.replace(usage, cost=cost)
 
     def usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
-        """What the provider says that a call has used; None where it says nothing."""
+        """Return the usage of a call as the provider reported it; None if it did not."""
         if type(value) is StreamedResponse:
             return self.usage_of_part(item, value.usage)
         try:
             return self._usage_of(item, value)
-        except Exception:  # noqa: BLE001 - an object of a provider whose attributes raise
+        except Exception:  # noqa: BLE001 - the attributes of a provider's object may raise
             return None
 
     def usage_of_part(self, item: RouterParallelRequest, usage: Usage | None) -> Usage | None:
-        """What a stream has used that was read in another process, where nobody knew the price."""
+        """Add the user's price to the usage of a stream; another process may have read it."""
         given = self._given.get(item.model)
         if usage is None or given is None:
             return usage
@@ -302,7 +311,7 @@ class RouterMeter:
             return None
         prompt = _number_of_tokens(reported, "prompt_tokens")
         completion = _number_of_tokens(reported, "completion_tokens", 0)
-        # litellm reports zeros where a provider has told nothing.
+        # litellm reports zeros if a provider has reported nothing.
         if prompt is None or completion is None or prompt + completion == 0:
             return None
         self._answers += 1
@@ -322,10 +331,10 @@ class RouterMeter:
         if _is_amount(cost) and cost > 0:
             return float(cost)
         if "litellm" not in sys.modules:
-            # Nobody has asked for prices yet, and the import would hold the loop for seconds.
+            # Prices were not needed so far, and the import would block the event loop for seconds.
             return None
-        # litellm says 0 for what it does not know as well as for what is free; 1.110 also for
-        # streams of deployments with prices of their own.
+        # litellm reports 0 both for unknown prices and for free models; 1.110 also for streams of
+        # deployments with their own prices.
         price = self.price_of(item.model)
         return None if price is None else price.of(prompt, completion)
 
@@ -355,7 +364,7 @@ def _with_fallbacks(router: object, model: str) -> set[str]:
 
 
 def _named_fallbacks(others: Any) -> list[str]:
-    """The models in a list of fallbacks, where each is a name or a mapping of arguments."""
+    """Return the models in a list of fallbacks; each is a name or a mapping of arguments."""
     if isinstance(others, str):
         return [others]
     names: list[str] = []
@@ -367,7 +376,7 @@ def _named_fallbacks(others: Any) -> list[str]:
 
 
 def _known_of(model: str, provider: object = None) -> dict[str, Any]:
-    """What litellm's map of models has."""
+    """Return the entry of a model in litellm's map of models."""
     import litellm
 
     models = cast("dict[str, dict[str, Any]]", cast("Any", litellm).model_cost)
@@ -376,12 +385,12 @@ def _known_of(model: str, provider: object = None) -> dict[str, Any]:
         return entry
     provider, _, name = model.partition("/")
     entry = models.get(name) or {}
-    # The same name elsewhere has another price.
+    # A model of the same name at another provider has another price.
     return entry if str(entry.get("litellm_provider", "")).startswith(provider) else {}
 
 
 def _price_of_entry(entry: Mapping[str, Any]) -> Price | None:
-    """The highest price of each kind, over all tiers (long contexts, priorities, reasoning)."""
+    """Return the highest price of each kind, over all tiers (long context, priority, reasoning)."""
     if _highest(entry, "input_cost_per_token") is None:
         return None
     of_input = _highest(entry, "input_cost_per_token", "cache_creation_input_token_cost")
@@ -407,7 +416,7 @@ def _choices(arguments: Mapping[str, Any]) -> int:
 
 
 def _largest(arguments: Mapping[str, Any], names: Sequence[str]) -> int | None:
-    """``extra_body`` goes before what is beside it, but not everywhere."""
+    """Return the largest of these arguments; ``extra_body`` overrides others only sometimes."""
     found = [
         value
         for source in (arguments, arguments.get("extra_body"))
@@ -420,7 +429,7 @@ def _largest(arguments: Mapping[str, Any], names: Sequence[str]) -> int | None:
 
 
 def _is_amount(value: object) -> bool:
-    """Whether it is a finite number from 0 on."""
+    """Return True if it is a finite number >= 0."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
@@ -436,7 +445,7 @@ def _prompt_bytes(request: RouterParallelRequest) -> int:
 
 
 def _fields_of(message: Any) -> Any:
-    # Answers of litellm (pydantic objects) are messages of the next turn.
+    # A message may be an answer of litellm (a pydantic object) from an earlier turn.
     if isinstance(message, Mapping):
         return cast("Any", message)
     dump = getattr(message, "model_dump", None)
@@ -461,7 +470,7 @@ def _bytes_of(value: Any) -> int:
         return sum(2 + _bytes_of(member) for member in cast("Any", value))
     try:
         return len(json.dumps(value))
-    except (TypeError, ValueError):  # a class of pydantic as response_format
+    except (TypeError, ValueError):  # a pydantic class as response_format
         schema = getattr(value, "model_json_schema", None)
         return len(json.dumps(schema())) if callable(schema) else len(repr(value))
 
@@ -477,10 +486,10 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
                 model=request.model,
                 messages=[_fields_of(message) for message in request.messages],
                 tools=arguments.get("tools"),
-                use_default_image_token_count=True,  # else it fetches them
+                use_default_image_token_count=True,  # otherwise it downloads the images
             )
         )
-    except Exception:  # noqa: BLE001 - of messages that the counter does not understand
+    except Exception:  # noqa: BLE001 - the counter does not understand the messages
         return _prompt_bytes(request) // _BYTES_OF_A_TOKEN
 
 
@@ -489,12 +498,12 @@ def _count_tokens(model: str, text: str) -> int:
 
     try:
         return int(cast("Any", litellm).token_counter(model=model, text=text))
-    except Exception:  # noqa: BLE001 - of a tokenizer that does not take it
+    except Exception:  # noqa: BLE001 - the tokenizer does not accept the text
         return _bytes_of(text) // _BYTES_OF_A_TOKEN
 
 
 def _field(value: Any, name: str) -> Any:
-    if isinstance(value, dict):  # not any mapping: it is asked for each answer
+    if isinstance(value, dict):  # faster than Mapping, and this runs for each answer
         return cast("dict[str, Any]", value).get(name)
     return getattr(value, name, None)
 

@@ -1,4 +1,4 @@
-"""The options of a batch that are controls, checked before anything is sent."""
+"""Options of a batch, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 class Controls(TypedDict, total=False):
     """The controls of a batch. None (for ``progress``: False) turns one off.
 
-    ``docs/controls.md`` tells what each promises and what it costs.
+    ``docs/controls.md`` says what each one promises and costs.
 
     Attributes:
         timeout: seconds that a call may take, with the Router's retries; then it is cancelled, and
             fails with :class:`RequestTimeoutError`. The ``timeout`` of a request takes precedence.
             Waiting for ``rate_limit`` and ``budget`` does not count.
-        attempt_timeout: seconds that litellm gives to each attempt of a call, if nobody has set a
-            ``timeout`` on the Router, one of its deployments, or in the request's ``kwargs``. Not
+        attempt_timeout: seconds that litellm gives to each attempt of a call, unless a ``timeout``
+            is set on the Router, on one of its deployments, or in the request's ``kwargs``. Not
             for callables. Such a failure has the kind ``timeout``.
         total_timeout: seconds that the batch may take. Then no call begins, and those in flight are
-            cancelled; what is unfinished has failed with :class:`BatchTimeoutError`. A fail-fast
-            batch raises it.
-        progress: draw a bar on stderr, if that is a terminal (or in Jupyter).
+            cancelled; unfinished requests fail with :class:`BatchTimeoutError`. A fail-fast batch
+            raises it.
+        progress: draw a bar on stderr, if stderr is a terminal (or in Jupyter).
         on_progress: called with a :class:`Progress` at most ten times a second, and at the end.
             What it raises ends the batch.
         rate_limit: requests and tokens per minute. With a Router, also a mapping from model to
             limit. Calls wait for their turn.
         budget: a hard cap on cost or tokens.
-        fair_by: ``"model"``, or a function of the item (of a Router: of the request) that gives its
+        fair_by: ``"model"``, or a function of the item (for a Router: the request) that returns its
             key. Keys take turns.
-        concurrency_per_key: calls in flight for one key of ``fair_by``.
-        hedge: send a second attempt of a call that takes long.
+        concurrency_per_key: highest number of calls in flight for one key of ``fair_by``.
+        hedge: send a second attempt of a slow call.
         on_chunk: called with each piece of a streamed answer. What it raises ends the batch.
         retry: when a request is sent again. Default: ``Retry()`` for a Router and for an adaptive
             concurrency, else never. None: never.
-        stall_timeout: seconds that a stream may take to its first chunk, and from one to the next;
-            then it is cancelled, and fails with :class:`StreamStalledError`.
-        meter: reports what a call uses, for ``budget`` and ``rate_limit``. Requests have one.
+        stall_timeout: seconds that a stream may take to its first chunk, and from one chunk to the
+            next; then it is cancelled, and fails with :class:`StreamStalledError`.
+        meter: reports the usage of a call, for ``budget`` and ``rate_limit``. Requests to a Router
+            have one already.
     """
 
     timeout: float | None
@@ -73,12 +74,12 @@ class Controls(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOptions:
-    """How a batch is to be run.
+    """The options of a batch.
 
     Attributes:
         concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
-        controls: what is put around its calls.
-        stopping: ends the batch before its time; None where nobody will.
+        controls: the controls of the batch and of its calls.
+        stopping: stops the batch early; None if nothing will.
     """
 
     concurrency: Concurrency = 8
@@ -97,17 +98,16 @@ _OPTIONS = ("concurrency", "return_exceptions", "preserve_order", "router_host")
 
 
 def check_controls(controls: Controls) -> None:
-    """Refuse what is no control, and values that are out of range or contradict each other.
+    """Refuse unknown controls, and values that are out of range or contradict each other.
 
     Raises:
-        TypeError: there is no such option, or its value is of another type.
-        ValueError: a value is out of range, or goes with another option only.
+        TypeError: there is no such option, or its value has the wrong type.
+        ValueError: a value is out of range, or options cannot be combined.
     """
     for name in controls:
         if name == "deadline":
             raise TypeError(
-                "unexpected keyword argument 'deadline': the seconds that a batch may take are "
-                "called total_timeout now"
+                "unexpected keyword argument 'deadline': the option is called total_timeout now"
             )
         if name not in _NAMES:
             near = difflib.get_close_matches(name, (*_NAMES, *_OPTIONS), 1)
@@ -129,7 +129,9 @@ def check_controls(controls: Controls) -> None:
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__qualname__}")
     if controls.get("hedge") is not None and controls.get("on_chunk") is not None:
-        raise ValueError("on_chunk goes without hedge: two attempts would both give chunks")
+        raise ValueError(
+            "on_chunk cannot be combined with hedge: both attempts would deliver chunks"
+        )
     _check_fairness(controls)
 
 
@@ -140,11 +142,11 @@ def _check_fairness(controls: Controls) -> None:
     if per_key is not None:
         checked_count("concurrency_per_key", per_key)
         if fair_by is None:
-            raise ValueError("concurrency_per_key needs fair_by, which says what the key is")
+            raise ValueError("concurrency_per_key needs fair_by, which defines the key")
 
 
 def checked_concurrency(concurrency: object) -> int | AdaptiveConcurrency:
-    """Calls in flight at most, or how to find out.
+    """Return the limit of calls in flight, or the settings to find it.
 
     Raises:
         TypeError: it is neither an integer nor ``"auto"`` nor an AdaptiveConcurrency.

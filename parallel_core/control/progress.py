@@ -1,8 +1,8 @@
-"""Watching a batch: snapshots of what it has done.
+"""Progress of a batch: snapshots of its counts.
 
-The engine ticks a :class:`ProgressReporter`; that makes a :class:`Progress` of the batch's counts
-and hands it to the callbacks: to the user's ``on_progress``, to a
-:class:`~parallel_core.control.progress_bar.ProgressBar`, or to both.
+The engine ticks a :class:`ProgressReporter`, which makes a :class:`Progress` from the counts of the
+batch and passes it to the callbacks: the user's ``on_progress``, a
+:class:`~parallel_core.control.progress_bar.ProgressBar`, or both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 
 from parallel_core.types import Usage
 
-# The rate is that of so many seconds: long enough to be calm, short enough to show a change.
+# Seconds over which the rate is measured: long enough to be smooth, short enough to show a change.
 RATE_WINDOW = 10.0
-# Samples are at least so far apart, however often the engine ticks: there are never many.
+# Minimum seconds between two samples: it bounds their number, however often the engine ticks.
 _SAMPLE_SPACING = RATE_WINDOW / 100
-# Where nothing happens, there still is a snapshot after so many seconds: its clock goes on.
+# Maximum seconds between two snapshots, also while nothing changes: the elapsed time advances.
 _LONGEST_SILENCE = 1.0
 
 
@@ -27,11 +27,11 @@ class Waiting(msgspec.Struct, frozen=True):
     """A model whose requests wait, because none of its calls gets through at the moment.
 
     Attributes:
-        model: the model; None for items that have none.
-        endpoint: where its calls go, ``http://127.0.0.1:8000``; None if the Router does not say.
-        reason: what the last call failed with, as in :class:`~parallel_core.Failure`.
+        model: the model; None for items without one.
+        endpoint: URL of its server, for instance ``http://127.0.0.1:8000``; None if unknown.
+        reason: why the last call failed, as in :class:`~parallel_core.Failure`.
         since: seconds since the first of these failures.
-        next_try: seconds until a request is sent again; None while one is on its way.
+        next_try: seconds until a request is sent again; None while one is in flight.
     """
 
     model: str | None
@@ -45,9 +45,9 @@ class Straggler(msgspec.Struct, frozen=True):
     """A call in flight that takes much longer than the others: 10 times the median, and 5 s.
 
     Attributes:
-        index: of its request.
-        seconds: for which this attempt has been running.
-        median: seconds that half of the last 1,000 calls that succeeded took at most.
+        index: index of its request.
+        seconds: duration of this attempt so far.
+        median: median duration of the last 1,000 calls that succeeded, in seconds.
     """
 
     index: int
@@ -56,26 +56,26 @@ class Straggler(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a batch is: a snapshot.
+    """A snapshot of the progress of a batch.
 
     Attributes:
-        total: calls that the batch will make; ``None`` where the length of its source is unknown.
+        total: calls that the batch will make; ``None`` if the length of its source is unknown.
         started: calls that have begun so far.
         succeeded: calls that returned.
         failed: calls that raised.
         in_flight: calls that are running now.
         elapsed: seconds since the batch began.
-        rate: calls that finished per second, of about the last ten seconds; 0.0 while none has.
+        rate: calls finished per second, over about the last ten seconds; 0.0 before the first one.
         token_rate: tokens of those calls per second, prompts and answers together.
-        eta: seconds until all calls have finished, at this rate. ``None`` where that cannot be
-            told: ``total`` is unknown, ``rate`` is 0, or the batch has ended early. 0.0 when all
-            have finished.
-        usage: tokens, and USD, of the calls that have finished.
+        eta: seconds until all calls have finished, at this rate. ``None`` if it is unknown:
+            ``total`` is unknown, ``rate`` is 0, or the batch has ended early. 0.0 when all have
+            finished.
+        usage: tokens and cost (USD) of the calls that have finished.
         limit: calls that may be in flight now. Adaptive concurrency changes it.
-        finished: whether the batch has ended and this is its last snapshot.
-        waiting: the models none of whose calls gets through at the moment.
-        stragglers: calls in flight that take much longer than the others, the longest ones first;
-            five at most.
+        finished: True if the batch has ended and this is its last snapshot.
+        waiting: models of which no call gets through at the moment.
+        stragglers: calls in flight that take much longer than the others, the longest first; at
+            most five.
     """
 
     total: int | None
@@ -95,12 +95,12 @@ class Progress(msgspec.Struct, frozen=True):
 
     @property
     def done(self) -> int:
-        """Calls that have finished: those that succeeded, and those that failed."""
+        """Number of calls that have finished: succeeded and failed."""
         return self.succeeded + self.failed
 
 
 class _Sample(NamedTuple):
-    """How many calls had finished at some time, and their tokens."""
+    """The number of finished calls at some time, and their tokens."""
 
     at: float
     done: int
@@ -108,7 +108,7 @@ class _Sample(NamedTuple):
 
 
 class SupportsCounts(Protocol):
-    """What a batch tells of itself. :class:`Progress` says what each count means."""
+    """The counts of a batch. :class:`Progress` describes each."""
 
     @property
     def started(self) -> int: ...
@@ -125,7 +125,7 @@ class SupportsCounts(Protocol):
 
 
 def checked_progress(value: object) -> bool:
-    """The option ``progress``: whether a bar is drawn.
+    """Return the option ``progress``: True if a bar is drawn.
 
     Raises:
         TypeError: it is neither True nor False.
@@ -140,21 +140,19 @@ def _none_of_them(now: float) -> tuple[Any, ...]:
 
 
 class ProgressReporter:
-    """Makes the snapshots of one batch and tells the callbacks.
+    """A reporter that makes the snapshots of one batch and calls the callbacks.
 
-    The engine calls :meth:`tick` again and again, and :meth:`finish` once, when no call
-    is in flight any more. Both raise what a callback raises. That callback is not called again; the
-    others are, so that none of them misses the last snapshot. It is no matter in which order they
-    are given.
+    The engine calls :meth:`tick` repeatedly, and :meth:`finish` once, when no call is in flight any
+    more. Both raise what a callback raises. A callback that raised is not called again. The others
+    are, in whatever order they are given, so that none of them misses the last snapshot.
 
     Args:
-        counts: of the batch; read at each tick.
+        counts: counts of the batch; read at each tick.
         callbacks: called with each snapshot, in this order.
-        total: calls that the batch will make; None where that is unknown.
-        started_at: when the batch began, in seconds on the clock of the ticks; None: at the first
-            tick.
-        waiting: returns what the batch waits for, at a time.
-        stragglers: returns the calls that take long, at a time.
+        total: calls that the batch will make; None if unknown.
+        started_at: start of the batch, in seconds on the clock of the ticks; None: the first tick.
+        waiting: returns the models for which the batch waits at a time.
+        stragglers: returns the slow calls at a time.
     """
 
     def __init__(
@@ -180,34 +178,34 @@ class ProgressReporter:
             self._begin(started_at)
 
     def tick(self, now: float) -> None:
-        """Tell the callbacks if anything has changed, or they have not heard anything for a second.
+        """Call the callbacks if a count has changed, or if the last snapshot is one second old.
 
         Args:
             now: seconds on a monotonic clock.
 
         Raises:
-            BaseException: what a callback raised.
+            BaseException: a callback raised it.
         """
         if self._finished:
             return
         progress = self._snapshot(now, finished=False)
         self._take_sample(_Sample(now, progress.done, progress.usage.total_tokens))
         if self._last is None or _differs(progress, self._last):
-            self._tell(progress)
+            self._call_callbacks(progress)
 
     def finish(self, now: float) -> None:
-        """Tell the callbacks for the last time, also where nothing has changed. Once.
+        """Call the callbacks once for the last time, even if nothing has changed. Idempotent.
 
         Args:
             now: seconds on a monotonic clock.
 
         Raises:
-            BaseException: what a callback raised.
+            BaseException: a callback raised it.
         """
         if self._finished:
             return
         self._finished = True
-        self._tell(self._snapshot(now, finished=True))
+        self._call_callbacks(self._snapshot(now, finished=True))
 
     def _begin(self, now: float) -> None:
         self._started_at = now
@@ -240,8 +238,8 @@ class ProgressReporter:
         )
 
     def _rates(self, now: _Sample) -> tuple[float, float]:
-        """Calls and tokens per second."""
-        # Of those samples that are older than the window, the newest is where the window begins.
+        """Return calls and tokens per second."""
+        # The window begins at the newest sample that is older than the window.
         while len(self._samples) > 1 and self._samples[1].at <= now.at - RATE_WINDOW:
             self._samples.popleft()
         since = self._samples[0]
@@ -254,17 +252,17 @@ class ProgressReporter:
         if sample.at - self._samples[-1].at >= _SAMPLE_SPACING:
             self._samples.append(sample)
 
-    def _tell(self, progress: Progress) -> None:
+    def _call_callbacks(self, progress: Progress) -> None:
         self._last = progress
         errors: list[BaseException] = []
         for callback in list(self._callbacks):
             try:
                 callback(progress)
-            except BaseException as error:  # noqa: BLE001 - it is raised below, when all are told
+            except BaseException as error:  # noqa: BLE001 - raised below, after all callbacks
                 errors.append(error)
                 self._callbacks.remove(callback)
         if errors:
-            # The first one; but Ctrl-C must not be lost behind an error.
+            # Raise the first error, but prefer an interrupt: Ctrl-C must not be lost.
             interrupts = [error for error in errors if not isinstance(error, Exception)]
             raise (interrupts or errors)[0]
 
@@ -278,7 +276,7 @@ def _differs(progress: Progress, last: Progress) -> bool:
             snapshot.in_flight,
             snapshot.limit,
             snapshot.usage,
-            # Their seconds change all the time.
+            # Not their times, which change constantly.
             [(waiting.model, waiting.reason) for waiting in snapshot.waiting],
             [straggler.index for straggler in snapshot.stragglers],
         )

@@ -1,4 +1,4 @@
-"""The bar that draws the progress of batches on a terminal."""
+"""A progress bar for batches on a terminal."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ if TYPE_CHECKING:  # rich takes a while to import, and most batches draw nothing
 logger = logging.getLogger("parallel_core")
 
 _BAR_WIDTH = 16
-# On narrower terminals the other figures need all the room.
+# Narrower terminals have no room for the bar (or the token rate) beside the other figures.
 _NARROWEST_WITH_BAR = 121
 _NARROWEST_WITH_TOKEN_RATE = 94
 
 
 class ProgressBar:
-    """Draws the snapshots of one batch as a row on the terminal: a callback.
+    """A callback that draws the snapshots of one batch as a row on the terminal.
 
-    It appears with the first snapshot and stays on the terminal as the last one has left it. All
-    bars that are on one terminal at the same time share a display, with a row for each; what the
-    program prints meanwhile goes above. Where the bar cannot be drawn it draws nothing: a broken
-    terminal is no reason to lose a batch.
+    The row appears with the first snapshot, and the last snapshot stays on the terminal. All bars
+    on one terminal share a display, with a row for each; output of the program appears above it. A
+    bar that cannot be drawn draws nothing: a broken terminal must not end a batch.
 
     Args:
-        console: where to draw. None: on ``sys.stderr`` as it is now, if that is a terminal or a
+        console: where to draw. None: on the current ``sys.stderr``, if that is a terminal or a
             Jupyter notebook.
 
     Attributes:
-        quiet: whether it draws nothing: where it is not on a terminal, or that has broken.
+        quiet: True if it draws nothing: there is no terminal, or the terminal has failed.
     """
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
@@ -61,12 +60,12 @@ class ProgressBar:
             self.close()
 
     def close(self) -> None:
-        """Leave the row on the terminal as it is now. Does nothing when that has been done."""
+        """Leave the row on the terminal as it is now. Idempotent."""
         with _displays_lock:
             display, self._display = self._display, None
             if display is not None:
                 self.quiet = True
-                with contextlib.suppress(Exception):  # a terminal that is not there any more
+                with contextlib.suppress(Exception):  # the terminal may be gone
                     display.remove(self._row)
 
     def _draw(self, console: rich.console.Console, progress: Progress) -> None:
@@ -78,8 +77,9 @@ class ProgressBar:
             self._display.update(self._row, progress)
 
 
-# The displays that are on a terminal now, by the id of the stream that they write to. Batches may
-# run in several threads; and a console's own print may lead here again while it is drawing.
+# The open displays, by the id of the stream that they write to. The lock is needed because batches
+# may run in several threads; it is reentrant because printing on a console may call this module
+# again while it draws.
 _displays_lock = threading.RLock()
 _displays: dict[int, _Display] = {}
 
@@ -90,14 +90,14 @@ class _Display:
     def __init__(self, console: rich.console.Console) -> None:
         import rich.progress
 
-        # What is redirected ends up on this console. That is right only for what would have come
-        # out on the same terminal: results that are piped into a file must go on to the file.
-        self._stream = console.file  # kept, so that its id stays its own
+        # Redirected output appears on this console. That is right only for output that goes to the
+        # same terminal: results that are piped into a file must still reach the file.
+        self._stream = console.file  # keep a reference, so that its id is not reused
         to_notebook = console.is_jupyter
         self._progress = rich.progress.Progress(
             *_columns(console),
             console=console,
-            auto_refresh=False,  # there is no thread: each snapshot draws
+            auto_refresh=False,  # no thread: each snapshot draws
             redirect_stdout=to_notebook
             or (_is_terminal(sys.stdout) and _is_terminal(self._stream)),
             redirect_stderr=to_notebook or _without_proxy(sys.stderr) is self._stream,
@@ -109,9 +109,9 @@ class _Display:
             row = self._progress.add_task(
                 "", total=_bar_total(progress), completed=progress.done, **_figures(progress)
             )
-            self._progress.start()  # where it has not been
+            self._progress.start()  # does nothing if it has started
         except BaseException:
-            # rich may have drawn a half, and has not said which row it is.
+            # rich may have added a row without returning its id.
             for unwanted in set(self._progress.task_ids) - set(others):
                 with contextlib.suppress(Exception):
                     self.remove(unwanted)
@@ -129,12 +129,12 @@ class _Display:
         )
 
     def remove(self, row: rich.progress.TaskID) -> None:
-        """Take a row out of the display; it stays on the terminal."""
+        """Remove a row from the display; it stays on the terminal."""
         if len(self._progress.tasks) == 1:
             self._stop()
             return
-        # Above the rows that go on. It cannot stay among them: where batches keep overlapping,
-        # the display would grow for ever.
+        # Print it above the rows of running batches. If it stayed among them, the display would
+        # grow without bound while batches overlap.
         ended = [task for task in self._progress.tasks if task.id == row]
         self._progress.remove_task(row)
         with self._progress.console as console:
@@ -152,7 +152,7 @@ def _stderr_console() -> rich.console.Console | None:
     stream = _without_proxy(sys.stderr)
     if stream is None:  # a program without a terminal on Windows
         return None
-    # rich takes a pipe for a terminal where FORCE_COLOR asks for colours.
+    # rich takes a pipe for a terminal if FORCE_COLOR is set.
     return Console(file=stream, force_terminal=None if _is_terminal(stream) else False)
 
 
@@ -161,14 +161,14 @@ def _can_draw(console: rich.console.Console) -> bool:
 
 
 def _without_proxy(stream: TextIO | None) -> TextIO | None:
-    """The stream itself, where rich has put its redirection in its place."""
+    """Return the original stream if rich has replaced it with a redirection."""
     return cast("TextIO | None", getattr(stream, "rich_proxied_file", stream))
 
 
 def _is_terminal(stream: Any) -> bool:
     try:
         return stream is not None and bool(stream.isatty())
-    except (AttributeError, ValueError):  # it is only a little like a file, or it is closed
+    except (AttributeError, ValueError):  # it is not a real file, or it is closed
         return False
 
 
@@ -185,12 +185,12 @@ def _columns(console: rich.console.Console) -> list[rich.progress.ProgressColumn
 
 
 def _bar_total(progress: Progress) -> int | None:
-    # In the end an unknown length is known, and the bar is full.
+    # At the end an unknown total becomes known, so the bar is full.
     return progress.done if progress.finished and progress.total is None else progress.total
 
 
 def _figures(progress: Progress) -> dict[str, Any]:
-    """What the columns show, by name; with rich's markup."""
+    """Return the texts of the columns by name, in rich's markup."""
     total = "" if progress.total is None else f"/{progress.total}"
     failed = f"{progress.failed} failed"
     cost = progress.usage.cost
@@ -211,7 +211,7 @@ def _figures(progress: Progress) -> dict[str, Any]:
 
 
 def _rates_shown(progress: Progress) -> tuple[float, float]:
-    # The last row stands beside the whole time: the rates are those of the whole batch.
+    # The last row shows the total time, so its rates are averages over the whole batch.
     if not progress.finished:
         return progress.rate, progress.token_rate
     if progress.elapsed <= 0:
@@ -228,14 +228,14 @@ def _time_shown(progress: Progress) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """``4000.3`` as ``"1:06:40"``, ``61`` as ``"1:01"``."""
+    """Format seconds: ``4000.3`` as ``"1:06:40"``, ``61`` as ``"1:01"``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _humanised(count: int) -> str:
-    """``1234`` as ``"1.2k"``."""
+    """Format a count: ``1234`` as ``"1.2k"``."""
     amount = float(count)
     for unit in ("", "k", "M"):
         if round(amount, 1) < 1000:

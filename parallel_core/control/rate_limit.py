@@ -1,4 +1,4 @@
-"""Requests and tokens for each minute: a call waits for its turn, and is never rejected."""
+"""Limits of requests and tokens per minute: a call waits for its turn, and is never rejected."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import anyio
 
 from .checks import checked_count, checked_number
 from .router_rates import rates_of
-from .turns import InOrder, Serial, Turn, World, current_world
+from .turns import EventLoop, InOrder, Serial, Turn, current_event_loop
 
 MINUTE = 60.0  # seconds
-# A turn that was given and not taken for so many seconds (its loop was blocked) is given anew, or
-# requests would begin together that had their turns one after another.
+# A turn expires if its request does not begin within this many seconds because its loop is blocked.
+# Otherwise requests with successive turns would begin together when the loop resumes.
 _LATE = 1.0
 
 
 class _Bucket:
-    """A token bucket: filled at a rate, up to its size. It may go into debt."""
+    """A token bucket: it fills at a constant rate up to its size. Its level may be negative."""
 
     def __init__(self, per_minute: float, size: float) -> None:
         self.per_minute = per_minute
@@ -36,7 +36,7 @@ class _Bucket:
         self.level = min(self.size, self.level + seconds * self.per_minute / MINUTE)
 
     def seconds_until(self, amount: float) -> float:
-        """Return the wait for an amount. One larger than the bucket waits until it is full."""
+        """Return the wait for an amount. An amount above the size waits for a full bucket."""
         missing = min(amount, self.size) - self.level
         return max(0.0, missing * MINUTE / self.per_minute)
 
@@ -46,9 +46,9 @@ class _Turn(Turn):
 
     __slots__ = ("given_at", "number", "tokens")
 
-    def __init__(self, world: World, number: int, tokens: int) -> None:
-        super().__init__(world)
-        self.number = number  # in the order in which they came
+    def __init__(self, loop: EventLoop, number: int, tokens: int) -> None:
+        super().__init__(loop)
+        self.number = number  # order of arrival
         self.tokens = tokens
         self.given_at: float | None = None
 
@@ -56,12 +56,12 @@ class _Turn(Turn):
 class RateLimit:
     """A limit of requests per minute, of tokens per minute, or of both.
 
-    Calls wait for their turn, first come, first served. In any 60 seconds at most the
-    limit plus ``burst`` begin. Tokens are estimated before a call and corrected by its usage.
+    Calls wait for their turn, first come, first served. In any 60 seconds at most the limit plus
+    ``burst`` requests begin. Tokens are estimated before a call and corrected by its usage.
 
     One object may be used by several batches at the same time, also in several threads, and in a
-    mapping for several models that share it. A copy, also one in another process, counts for
-    itself.
+    mapping for several models that share it. A copy, also one in another process, keeps its own
+    count.
 
     The algorithm is the token bucket: Turner, "New directions in communications", IEEE
     Communications Magazine 24 (10), 1986; RFC 2697.
@@ -69,8 +69,8 @@ class RateLimit:
     Attributes:
         requests_per_minute: requests that may begin in 60 s; None: any number.
         tokens_per_minute: tokens of these requests and their answers; None: any number.
-        burst: requests that may begin at once after a time without any; as a default what comes
-            in a second, and 1 at least. Of tokens, the same share of a minute.
+        burst: requests that may begin at once after a time without any. Default: the requests of
+            one second, but at least 1. The burst of tokens is the same share of a minute.
 
     Raises:
         TypeError, ValueError: a value is out of its range, or no limit is given.
@@ -95,7 +95,7 @@ class RateLimit:
             burst = checked_count("RateLimit.burst", burst)
             if requests_per_minute is None:
                 raise ValueError(
-                    "RateLimit.burst is a number of requests, and needs requests_per_minute"
+                    "RateLimit.burst is a number of requests and needs requests_per_minute"
                 )
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
@@ -114,19 +114,19 @@ class RateLimit:
             if tokens_per_minute is None
             else _Bucket(tokens_per_minute, max(1.0, tokens_per_minute * share))
         )
-        # The time up to which the buckets are filled, on the clock of the first loop; that of each
+        # Time up to which the buckets are filled, on the clock of the first loop. The clock of each
         # other loop differs from it by a constant. `_seen_at` is the same moment on a clock that
-        # goes on without a loop; None before the first use.
+        # runs without a loop; None before the first use.
         self._now = 0.0
         self._seen_at: float | None = None
         self._begin()
 
     def _begin(self) -> None:
         self._serial = Serial()
-        self._differences: weakref.WeakKeyDictionary[World, float] = weakref.WeakKeyDictionary()
-        # Those who wait, by loop. The first of each loop has a timer there, so that nobody depends
-        # on a loop that is blocked.
-        self._lines: dict[World, deque[_Turn]] = {}
+        self._differences: weakref.WeakKeyDictionary[EventLoop, float] = weakref.WeakKeyDictionary()
+        # The waiting requests, by loop. The first request of each loop has a timer on that loop, so
+        # that no request depends on a blocked loop.
+        self._lines: dict[EventLoop, deque[_Turn]] = {}
         self._arrivals = 0
         self._in_order = InOrder()
 
@@ -146,29 +146,29 @@ class RateLimit:
 
     @classmethod
     def from_router(cls, router: object, models: Iterable[str] = ()) -> dict[str, RateLimit]:
-        """Make rate limits of the ``rpm`` and ``tpm`` that a Router's deployments have.
+        """Return rate limits made from the ``rpm`` and ``tpm`` of a Router's deployments.
 
-        Pass the result as ``rate_limit`` of a batch: its calls then wait where the Router, or the
-        provider, would reject them. ``rpm`` and ``tpm`` are read from each deployment itself, its
-        ``litellm_params`` or its ``model_info``, as they are now.
+        Pass the result as ``rate_limit`` of a batch: its calls then wait instead of being rejected
+        by the Router or the provider. The current ``rpm`` and ``tpm`` are read from each deployment
+        itself, from its ``litellm_params`` or from its ``model_info``.
 
-        - A model has the sum over its deployments. If one of them has no ``rpm``, the model has no
-          limit of requests; the same for ``tpm``. A rate of 0 adds nothing to the sum.
-        - An alias shares the limit of the model that it stands for. The names in ``models`` that a
-          pattern (``openai/*``) serves share the limit of the pattern.
-        - A call counts for the model that its request names, also if a fallback of the Router
+        - The limit of a model is the sum over its deployments. If one of them has no ``rpm``, the
+          model has no limit of requests; the same for ``tpm``. A rate of 0 adds nothing to the sum.
+        - An alias shares the limit of its model. The names in ``models`` that a pattern
+          (``openai/*``) serves share the limit of the pattern.
+        - A call counts for the model that its request names, even if a fallback of the Router
           answers it. Retries inside the Router are not counted; those of the batch are.
 
         Args:
             router: a ``litellm.Router``, or a ``ParallelRouter``.
-            models: names that requests will use besides those of the Router.
+            models: further names that requests will use, besides those of the Router.
 
         Returns:
             The limits by model, without the models that have none.
 
         Raises:
-            TypeError: ``router`` is no Router.
-            ValueError: an ``rpm`` or ``tpm`` is no number, or below 0.
+            TypeError: ``router`` is not a Router.
+            ValueError: an ``rpm`` or ``tpm`` is not a number, or is below 0.
         """
         limits: dict[str, RateLimit] = {}
         for group in rates_of(router, models):
@@ -180,7 +180,7 @@ class RateLimit:
         return limits
 
     async def acquire(self, tokens: int) -> None:
-        """Wait until a request with so many tokens may begin, and count it."""
+        """Wait until a request with this many tokens may begin, and count it."""
         turn = self._serial.run(self._take_or_queue, tokens)
         if turn is None:
             return
@@ -193,59 +193,60 @@ class RateLimit:
             raise
 
     def correct(self, estimated: int, actual: int) -> None:
-        """A call has used another number of tokens than was estimated.
+        """Replace the estimated tokens of a call by the actual ones.
 
         The difference counts from now on.
         """
         self._serial.run_soon(functools.partial(self._count, 0, actual - estimated))
 
     def release(self, tokens: int) -> None:
-        """A call was not sent."""
+        """Undo the count of a call that was not sent."""
         self._serial.run_soon(functools.partial(self._count, -1, -tokens))
 
-    # --- what follows runs in `_serial` ---
+    # --- the methods below run inside `_serial` ---
 
     def _take_or_queue(self, tokens: int) -> _Turn | None:
-        world = current_world()
-        assert world is not None  # `acquire` is async
-        if world not in self._differences:
-            self._add_clock(world)
-        self._fill(world)
+        loop = current_event_loop()
+        assert loop is not None  # `acquire` is async
+        if loop not in self._differences:
+            self._add_clock(loop)
+        self._fill(loop)
         if not self._lines and self._seconds_until(tokens) <= 0:
             self._take(1, tokens)
             return None
-        turn = _Turn(world, self._arrivals, tokens)
+        turn = _Turn(loop, self._arrivals, tokens)
         self._arrivals += 1
-        self._lines.setdefault(world, deque()).append(turn)
+        self._lines.setdefault(loop, deque()).append(turn)
         return turn
 
     def _time_to_wait(self, turn: _Turn) -> float | None:
-        """Seconds that the caller must wait, unless it is woken; None when it has its turn."""
-        self._fill(turn.world)
+        """Return the seconds that the caller must wait unless it is woken; None at its turn."""
+        self._fill(turn.loop)
         if turn.given_at is not None:
-            self._in_order.gone_on(turn)
+            self._in_order.resumed(turn)
             if self._now - turn.given_at <= _LATE:
                 return None
             turn.given_at = None
             bisect.insort(
-                self._lines.setdefault(turn.world, deque()), turn, key=lambda other: other.number
+                self._lines.setdefault(turn.loop, deque()), turn, key=lambda other: other.number
             )
         turn.rearm()
         wait = self._serve()
         if turn.given_at is not None:
-            self._in_order.gone_on(turn)
+            self._in_order.resumed(turn)
             return None
-        if self._lines[turn.world][0] is not turn:
+        if self._lines[turn.loop][0] is not turn:
             return math.inf
-        # So long that the clock moves on meanwhile, whatever it shows.
+        # Wait long enough for the clock to change despite the rounding of large floats.
         return max(wait, 1e-12 * max(self._now, anyio.current_time()))
 
     def _serve(self) -> float:
-        """Give turns to those who wait, in their order. Returns the seconds until the next turn.
+        """Give turns to the waiting requests in their order. Return seconds until the next turn.
 
-        Whoever is awake does this for all, so that nobody waits for a thread that is blocked.
+        Any loop that is awake does this for all loops, so that no request depends on a blocked
+        thread.
         """
-        shorter: set[World] = set()
+        shorter: set[EventLoop] = set()
         wait = math.inf
         while self._lines:
             turn = self._first()
@@ -253,14 +254,14 @@ class RateLimit:
             if wait > 0:
                 break
             self._remove(turn)
-            shorter.add(turn.world)
+            shorter.add(turn.loop)
             turn.given_at = self._now
             if self._in_order.wake(turn):
                 self._take(1, turn.tokens)
             else:  # its loop is closed
                 turn.given_at = None
-        for world in shorter.intersection(self._lines):
-            self._lines[world][0].wake()  # it needs a timer now
+        for loop in shorter.intersection(self._lines):
+            self._lines[loop][0].wake()  # it needs a timer now
         return wait
 
     def _first(self) -> _Turn:
@@ -270,32 +271,32 @@ class RateLimit:
         return min((line[0] for line in lines), key=lambda turn: turn.number)
 
     def _remove(self, turn: _Turn) -> None:
-        line = self._lines[turn.world]
+        line = self._lines[turn.loop]
         line.remove(turn)
         if not line:
-            del self._lines[turn.world]
+            del self._lines[turn.loop]
 
     def _leave(self, turn: _Turn) -> None:
-        """The caller was cancelled, maybe after it had been given its turn."""
+        """Remove a caller that was cancelled, possibly after it had been given its turn."""
         if turn.given_at is not None:
-            self._in_order.gone_on(turn)
+            self._in_order.resumed(turn)
             self._count(-1, -turn.tokens)
-        elif turn in self._lines.get(turn.world, ()):
+        elif turn in self._lines.get(turn.loop, ()):
             self._remove(turn)
             self._serve_earlier()
-            if turn.world in self._lines:
-                self._lines[turn.world][0].wake()  # it may need a timer now
+            if turn.loop in self._lines:
+                self._lines[turn.loop][0].wake()  # it may need a timer now
 
     def _count(self, requests: int, tokens: int) -> None:
-        world = current_world()
-        if world is not None:
-            self._fill(world)  # what is taken now is not made good by the time before
+        loop = current_event_loop()
+        if loop is not None:
+            self._fill(loop)  # first: earlier time must not refill what is taken now
         self._take(requests, tokens)
         if requests < 0 or tokens < 0:
             self._serve_earlier()
 
     def _serve_earlier(self) -> None:
-        """Give turns that may be earlier than the timers were set for."""
+        """Give turns that may come earlier than their timers."""
         self._serve()
         if self._lines:
             self._first().wake()
@@ -312,22 +313,22 @@ class RateLimit:
             if bucket is not None:
                 bucket.level = min(bucket.size, bucket.level - amount)
 
-    def _fill(self, world: World) -> None:
-        difference = self._differences.get(world)
+    def _fill(self, loop: EventLoop) -> None:
+        difference = self._differences.get(loop)
         if difference is None:
-            return  # a call of another loop has ended: its time is not that of the buckets
+            return  # a call of another loop has ended: the offset of its clock is unknown
         now = anyio.current_time() + difference
         if now < self._now - _LATE:  # a virtual clock in another thread has run ahead
-            self._differences[world] = difference + self._now - now
+            self._differences[loop] = difference + self._now - now
         self._advance(now)
 
-    def _add_clock(self, world: World) -> None:
-        """Count the time since the last use, and use the clock of this loop, too."""
+    def _add_clock(self, loop: EventLoop) -> None:
+        """Count the time since the last use, and register the clock of this loop."""
         if self._seen_at is None:
             self._now = anyio.current_time()
         else:
             self._advance(self._now + time.monotonic() - self._seen_at)
-        self._differences[world] = self._now - anyio.current_time()
+        self._differences[loop] = self._now - anyio.current_time()
 
     def _advance(self, now: float) -> None:
         if now > self._now:
@@ -345,7 +346,7 @@ class RateLimit:
 
 
 def checked_rate_limit(value: object) -> None:
-    """Raises TypeError where it is neither a RateLimit nor a mapping from model to RateLimit."""
+    """Raise TypeError unless it is a RateLimit, a mapping from model to RateLimit, or None."""
     if value is None or isinstance(value, RateLimit):
         return
     if not isinstance(value, Mapping):

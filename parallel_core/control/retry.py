@@ -1,14 +1,14 @@
-"""Send again what may pass, hold what cannot get through, stop what is doomed.
+"""Retry requests that may succeed, hold them during an outage, and stop those that cannot succeed.
 
-Three rules, for each model of a batch by itself:
+Three rules apply to each model of a batch separately:
 
-1. A request whose failure may pass (``failures.MAY_PASS``) is sent again after a wait, in which its
-   slot makes other calls. The waits of a request double while all fail; the more attempts get
-   through, the less they grow. A deployment that the request has not tried is tried first, without
-   a wait.
-2. When nothing gets through any more, a gate closes: one call at a time finds out whether the
-   provider is back, with exponential back-off; the others wait without being sent. This is a
-   circuit breaker: Nygard, "Release It!", 2007.
+1. A request with a failure that may pass (``failures.MAY_PASS``) is sent again after a wait, during
+   which its slot makes other calls. The waits of a request double while all attempts fail; the more
+   attempts get through, the less they grow. A deployment that the request has not tried is tried
+   first, without a wait.
+2. When nothing gets through any more, a gate closes: one call at a time checks if the provider is
+   back, with exponential back-off; the others wait without being sent. This is a circuit breaker:
+   Nygard, "Release It!", 2007.
 3. When the account is at fault (a wrong key, no credit) three times in a row, or nothing has got
    through for ``max_wait``, the remaining requests of the model are not sent.
 """
@@ -38,25 +38,26 @@ from .failover import Failover
 from .progress import Waiting
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
-_JITTER = 0.25  # share of a wait that is added at random, so that not all come back at once
-# Failures in a row after which the gate may close: fewer happen by chance.
+_JITTER = 0.25  # random share added to a wait, so that requests do not return all at once
+# Failures in a row before the gate may close: fewer happen by chance.
 _FEWEST_IN_A_ROW = 8
-_WEIGHT = 1 / 32  # of the newest attempt in the share of attempts that fail
+_WEIGHT = 1 / 32  # weight of the newest attempt in the share of failed attempts
 _ACCOUNT_FAILURES_IN_A_ROW = 3
-# Some of the answer may have been handed out; or the user has set the limit.
+# Not retried: part of the answer may have been delivered, or the user has set this limit.
 _NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
-_TIMEOUTS = 2  # attempts of a request that may end in a timeout: each may be billed
+_TIMEOUTS = 2  # attempts of a request that may time out: each may be billed
 
 
 @dataclass(frozen=True)
 class Retry:
-    """When a batch sends a request again.
+    """Settings for sending failed requests again.
 
     Attributes:
-        max_attempts: how often a request is sent at most, at least 1. All deployments of a model
-            together count as one attempt: a request that fails on one goes to the next at once.
-        max_wait: seconds that a request may wait in all between its attempts. When nothing gets
-            through for so long, the remaining requests of the model are not sent.
+        max_attempts: highest number of attempts of a request, at least 1. All deployments of a
+            model together count as one attempt: a request that fails on one goes to the next at
+            once.
+        max_wait: seconds that a request may wait in total between its attempts. When nothing gets
+            through for this long, the remaining requests of the model are not sent.
 
     Raises:
         TypeError, ValueError: a value is out of its range.
@@ -71,34 +72,39 @@ class Retry:
 
 
 class HoldingOrder(Protocol):
-    """An order of requests that holds those of a model back (:mod:`.fairness`)."""
+    """An order of requests that can hold back those of one model (:mod:`.fairness`)."""
 
     allowed: Callable[[Hashable], float] | None
 
     def make_room(self, key: Hashable) -> bool:
-        """Let requests of this model begin, as far as ``allowed`` lets them. Return True if there
-        are some."""
+        """Let held requests of this model begin, as far as ``allowed`` permits.
+
+        Return True if there are any.
+        """
         ...
 
 
 @dataclass(slots=True)
 class _Attempts:
-    """What is known of a request that has failed."""
+    """The attempts of a request that has failed."""
 
     model: str | None
     first_began: float
     first_failed: float
     sent: int = 0  # calls of the Router
-    failed: int = 0  # attempts: in each, no deployment was left
-    tried: set[str] = field(default_factory=set[str])  # deployments, in this attempt
+    failed: int = 0  # attempts that failed on every deployment
+    tried: set[str] = field(default_factory=set[str])  # deployments tried in this attempt
     timeouts: int = 0
     waited: float = 0.0
-    reason: str = ""  # of the last failure
-    due: float | None = None  # when it is sent again; None while it is on its way
+    reason: str = ""  # reason of the last failure
+    due: float | None = None  # time of the next attempt; None while one is in flight
 
 
 class _Gate:
-    """Whether calls of one model may begin. It has no clock: it is told what happens, and when."""
+    """A circuit breaker for the calls of one model.
+
+    It has no clock: its methods report events and their times.
+    """
 
     def __init__(self, concurrency: int, max_wait: float, *, closes: bool) -> None:
         self._concurrency = concurrency
@@ -107,33 +113,34 @@ class _Gate:
         self._row = 0  # failures since the last success
         self._row_needed = 0
         self._fruitless = 0  # waits since the last success
-        self.failing_since = math.inf  # the first failure since the last success
+        self.failing_since = math.inf  # time of the first failure since the last success
         self._limit: AdaptiveLimit | None = None  # None: the gate is open
         self._account_row = 0
-        self._failing = 1.0  # share of the newest attempts that failed: an exponential average
+        self._failing = 1.0  # share of attempts that failed: an exponential average
         self.in_flight = 0
         self.last_success = -math.inf
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
-        self._may_have_cooled: Exception | None = None  # the last one of all; no account's
+        # The last failure that was not the account's: a likely reason for a pause of the Router.
+        self._may_have_cooled: Exception | None = None
         self.doomed: Exception | None = None  # why nothing is sent any more
-        self.doomed_by_wait = ""  # which wait was too long; empty if the account is at fault
+        self.doomed_by_wait = ""  # the wait that was too long; empty if the account is at fault
 
     @property
     def allowed(self) -> float:
-        """Calls that may be in flight."""
+        """Number of calls that may be in flight."""
         if self._limit is None or self.doomed is not None:
             return math.inf
         return 0 if self.holding_until is not None else self._limit.limit
 
     @property
     def paused_by_account(self) -> bool:
-        """Whether the last failure that a provider caused was the account's."""
+        """True if the account caused the last failure that came from a provider."""
         return self.cause is not None and classify(self.cause).kind == "account"
 
     @property
     def nothing_passes(self) -> bool:
-        """Whether nothing gets through any more, and more is to be sent."""
+        """True if nothing gets through at the moment, but requests are still to be sent."""
         if self.cause is None or self.doomed is not None:
             return False
         is_held = self.holding_until is not None or self._fruitless > 0
@@ -141,16 +148,16 @@ class _Gate:
 
     @property
     def is_first_failure(self) -> bool:
-        """Whether one call has failed since the last success."""
+        """True if exactly one call has failed since the last success."""
         return self._row == 1
 
     @property
     def draining(self) -> bool:
-        """Whether no call may begin until one in flight gets through or all have ended."""
+        """True if no call may begin until one in flight gets through or all have ended."""
         return self.holding_until == math.inf
 
     def got_through(self, began: float, now: float) -> None:
-        """Note that the provider has answered a call; it is still counted as in flight."""
+        """Note that the provider has answered a call, which still counts as in flight."""
         self._row = self._account_row = self._fruitless = 0
         self._failing -= _WEIGHT * self._failing
         self.failing_since = math.inf
@@ -165,13 +172,12 @@ class _Gate:
                 self._limit = None
 
     def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
-        """Note that a call failed in a way that may pass, or by the account; it still counts as in
-        flight."""
+        """Note a failure that may pass, or one of the account; the call is still in flight."""
         self._failing += _WEIGHT * (1 - self._failing)
         self.failing_since = min(self.failing_since, now)
         if failure.kind != "cooling_down":
             self.cause = error
-        elif self.cause is None:  # a Router that pauses does not say why
+        elif self.cause is None:  # a Router that pauses does not report the reason
             self.cause = self._may_have_cooled or error
         if failure.kind == "account":
             self._account_row += 1
@@ -181,7 +187,7 @@ class _Gate:
         self._may_have_cooled = self.cause
         if now - self.failing_since >= self._max_wait:
             self.doomed = self.cause
-            self.doomed_by_wait = _away_too_long(now - self.failing_since, self._max_wait)
+            self.doomed_by_wait = _outage_too_long(now - self.failing_since, self._max_wait)
             return
         if not self._row:
             self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
@@ -197,24 +203,24 @@ class _Gate:
             self._limit = self._limit_from(1)
             self.holding_until = math.inf
 
-    def hold(self, told: float | None, now: float, jitter: float) -> float:
-        """Let no call begin for a while, then one at a time; return the seconds.
+    def hold(self, requested: float | None, now: float, jitter: float) -> float:
+        """Let no call begin for a while, then one at a time; return the wait in seconds.
 
         Args:
-            told: seconds that the provider, or the Router, asks for.
-            now: the time.
-            jitter: between 0 and 1.
+            requested: seconds that the provider, or the Router, asks for.
+            now: current time.
+            jitter: number between 0 and 1.
         """
-        wait = max(told or 0.0, _back_off(self._fruitless)) * (1 + _JITTER * jitter)
+        wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + _JITTER * jitter)
         self._fruitless += 1
         self.holding_until = now + wait
         return wait
 
     def back_off(self, attempts: int) -> float:
-        """Return the seconds for which a request waits that has failed so often before.
+        """Return the wait in seconds of a request that has failed this often before.
 
-        Long waits relieve a provider that answers nobody. One that answers most needs none, and
-        a batch would end long after its last first attempt.
+        Long waits relieve a provider that answers no request. A provider that answers most requests
+        does not need them, and they would end the batch long after its last first attempt.
         """
         return _back_off(attempts, 1 + self._failing)
 
@@ -224,57 +230,57 @@ class _Gate:
 
 
 def _back_off(attempts: int, growth: float = 2.0) -> float:
-    """Return the seconds to wait after so many attempts before: 1, 2, 4 and so on up to 60."""
+    """Return the seconds to wait after this many earlier attempts: 1, 2, 4 and so on up to 60."""
     return min(growth ** min(attempts, 10), _LONGEST_BACK_OFF)
 
 
-def _is_not_known(model: str) -> None:
+def _unknown_endpoint(model: str) -> None:
     return None
 
 
 @dataclass(frozen=True)
 class RouterTraits:
-    """What is known of the Router, or of the callable, that makes the calls of a batch.
+    """Facts about the Router, or the callable, that makes the calls of a batch.
 
     Attributes:
-        is_router: requests are sent again unless the batch is told otherwise.
+        is_router: requests are sent again, unless the batch has another ``retry``.
         server_errors: attempts of a request that may end in a plain 500: as many as the Router
             would make by itself.
         failover: finds another deployment; None if there is no Router.
-        endpoint_of: returns where the calls of a model go; None if that is not known.
+        endpoint_of: returns the URL to which the calls of a model go; None if unknown.
     """
 
     is_router: bool = False
     server_errors: int = 1
     failover: Failover | None = None
-    endpoint_of: Callable[[str], str | None] = _is_not_known
+    endpoint_of: Callable[[str], str | None] = _unknown_endpoint
 
 
 NO_ROUTER = RouterTraits()
 
 
-def _is_not_held(model: Hashable) -> None:
+def _not_held(model: Hashable) -> None:
     return None
 
 
 class Retrying:
-    """Sends the requests of one batch again. All of it belongs to the thread of the batch.
+    """The retries of one batch. Use it only in the thread of the batch.
 
     Args:
-        settings: how often, and how long.
-        concurrency: calls of the batch in flight at most.
-        model_of: returns the model of an item; None for what has none.
-        timeout_of: returns the seconds that an item may take in all; None without a timeout.
-        order: keeps requests back while their gate is closed; None if it cannot by model.
-        adaptive: the limit is adaptive, and holds calls back instead of a gate.
+        settings: how often and for how long requests are sent again.
+        concurrency: highest number of calls of the batch in flight.
+        model_of: returns the model of an item; None if it has none.
+        timeout_of: returns the seconds that an item may take in total; None without a timeout.
+        order: holds requests back while their gate is closed; None if it cannot do so by model.
+        adaptive: an adaptive limit holds calls back instead of a gate.
         dooms: stop the requests of a model that cannot succeed.
-        router: of the Router that makes the calls.
+        router: facts about the Router that makes the calls.
         jitter: returns numbers between 0 and 1.
 
     Attributes:
-        held_until: returns when calls of a model may begin again, if something else than a gate
-            holds them; None while they may.
-        let_go: ends that hold, for nothing of the model is sent any more.
+        held_until: returns the time until which something other than a gate holds calls of a
+            model; None while nothing does.
+        end_hold: ends that hold, because no request of the model is sent any more.
     """
 
     def __init__(
@@ -301,10 +307,10 @@ class Retrying:
         self._failover = router.failover
         self._endpoint_of = router.endpoint_of
         self._jitter = jitter
-        self.held_until: Callable[[Hashable], float | None] = _is_not_held
-        self.let_go: Callable[[Hashable], None] = _is_not_held
+        self.held_until: Callable[[Hashable], float | None] = _not_held
+        self.end_hold: Callable[[Hashable], None] = _not_held
         self._gates: dict[Hashable, _Gate] = {}
-        self._attempts: dict[int, _Attempts] = {}  # of requests that have failed, by index
+        self._attempts: dict[int, _Attempts] = {}  # requests that have failed, by index
         self._engine: Engine
         if order is not None:
             order.allowed = self.allowed
@@ -313,18 +319,18 @@ class Retrying:
         self._engine = engine
 
     def end(self) -> None:
-        self._gates.clear()  # they keep errors, whose tracebacks keep what calls had
+        self._gates.clear()  # they keep errors, and these keep objects of the calls
         self._attempts.clear()
         if self._failover is not None:
             self._failover.end()
 
     def allowed(self, model: Hashable) -> float:
-        """Return the calls of a model that may be in flight."""
+        """Return the number of calls of a model that may be in flight."""
         gate = self._gates.get(model)
         return math.inf if gate is None else gate.allowed
 
     def waiting(self, now: float) -> tuple[Waiting, ...]:
-        """Return the models of which nothing gets through, or whose last requests wait."""
+        """Return the models of which no call gets through, or whose last requests wait."""
         waiting = dict[Hashable, list[_Attempts]]()
         for attempts in self._attempts.values():
             if attempts.due is not None:
@@ -352,7 +358,7 @@ class Retrying:
         return tuple(found)
 
     def _next_try(self, model: Hashable, gate: _Gate, waiting: Iterable[_Attempts]) -> float | None:
-        """Return when a request of a model is sent again; None while one is on its way."""
+        """Return the time of the next attempt of a model; None while one is in flight."""
         held = self.held_until(model) if gate.holding_until is None else gate.holding_until
         if held is not None:
             return None if held == math.inf else held
@@ -360,7 +366,7 @@ class Retrying:
         return None if gate.in_flight else min(due, default=None)
 
     def failed_deployments(self) -> dict[str, str]:
-        """Return why requests were sent past a deployment, by its id."""
+        """Return, by deployment id, why requests avoided a deployment."""
         return {} if self._failover is None else dict(self._failover.failed_deployments)
 
     def failed_attempts(self, index: int) -> int:
@@ -369,7 +375,7 @@ class Retrying:
         return 0 if attempts is None else attempts.sent
 
     def wrap(self, call: Call) -> Call:
-        """Put this around all that one attempt consists of."""
+        """Wrap everything that belongs to one attempt."""
 
         async def attempt(index: int, item: Any) -> Any:
             model = self._model_of(item)
@@ -384,7 +390,7 @@ class Retrying:
                 raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
             attempts = self._attempts.get(index)
             if gate.in_flight >= gate.allowed and gate.cause is not None:
-                # Not an attempt: the order could not hold the request back.
+                # This is not an attempt: the order could not hold the request back.
                 until = gate.holding_until
                 if until is None or gate.draining:
                     wait = 1.0
@@ -397,16 +403,16 @@ class Retrying:
             if attempts is not None:
                 attempts.due = None
             gate.in_flight += 1
-            passed_over = self._passed_over(index, model, began)
+            excluded = self._excluded(index, model, began)
             try:
-                value = await call(index, self._without(item, passed_over))
+                value = await call(index, self._without(item, excluded))
                 self._attempts.pop(index, None)
                 now = self._engine.current_time()
                 gate.got_through(began, now)
                 if self._failover is not None:
-                    self._failover.got_through(model, value, passed_over, began, now)
+                    self._failover.got_through(model, value, excluded, began, now)
             except Exception as error:
-                then = self._after(index, item, gate, error, began, passed_over)
+                then = self._after(index, item, gate, error, began, excluded)
                 if then is error:
                     raise
                 raise then from then.__cause__
@@ -418,14 +424,14 @@ class Retrying:
                     self._stop(model)
                 if gate.draining and not gate.in_flight:
                     self._hold(model, gate, None)
-                self._look_again(model, gate)
+                self._recheck(model, gate)
             return value
 
         return attempt
 
     def _stop(self, model: str | None) -> None:
-        """Let nothing wait for a model whose requests are not sent any more."""
-        self.let_go(model)
+        """End all waits for a model whose requests are not sent any more."""
+        self.end_hold(model)
         waiting = {index for index, one in self._attempts.items() if one.model == model}
         self._engine.bring_forward(waiting)
 
@@ -436,31 +442,31 @@ class Retrying:
         gate: _Gate,
         error: Exception,
         began: float,
-        passed_over: Set[str],
+        excluded: Set[str],
     ) -> Exception:
-        """Return what a failed attempt raises: its error, or the order to try again later."""
+        """Return the exception of a failed attempt: its error, or a :class:`RetryLater`."""
         now = self._engine.current_time()
         failure = classify(error)
         attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
         attempts.sent += 1
         attempts.timeouts += failure.kind == "timeout"
         was_sent = failure.kind != "cooling_down"
-        elsewhere = self._goes_elsewhere(item, failure, error, attempts, now)
-        if not was_sent and passed_over and self._failover is not None:
-            # The Router says how long the others pause. Those that it was not to ask may be back
-            # before that: what counts is why they were passed over.
+        fails_over = self._can_fail_over(item, failure, error, attempts, now)
+        if not was_sent and excluded and self._failover is not None:
+            # The Router reports how long the other deployments pause. The excluded ones may be back
+            # earlier, so the failure for which they were excluded decides.
             attempts.tried.clear()
             failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
-        if elsewhere and failure.kind == "account":
-            self._attempts[index] = attempts  # it is the deployment's, and none of the model
+        if fails_over and failure.kind == "account":
+            self._attempts[index] = attempts  # a failure of the deployment, not of the model
             return RetryLater(error, 0.0)
-        attempts.failed += not elsewhere
+        attempts.failed += not fails_over
         if failure.kind == "account" and self._failover is not None:
-            # One key is refused, and the others are busy: they will answer.
+            # One key is refused, and the other deployments are busy: they will answer later.
             failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
         cause = error
         if failure.kind == "cooling_down" and gate.paused_by_account:
-            # The Router only says that it pauses; why it does is what matters.
+            # The Router only reports its pause; the reason for the pause decides.
             assert gate.cause is not None
             cause = gate.cause
             failure, error = classify(cause), not_sent(index, self._model_of(item), cause)
@@ -473,7 +479,7 @@ class Retrying:
         if failure.kind == "cooling_down" and gate.doomed is not None:
             return not_sent(index, attempts.model, gate.doomed, gate.doomed_by_wait)
         wait: float | None = 0.0
-        if not elsewhere:
+        if not fails_over:
             wait = self._wait(item, failure, error, attempts, gate, began, now)
         if wait is None:
             return error
@@ -483,19 +489,19 @@ class Retrying:
         self._attempts[index] = attempts
         return RetryLater(error, wait, counts=was_sent)
 
-    def _passed_over(self, index: int, model: str | None, now: float) -> Set[str]:
+    def _excluded(self, index: int, model: str | None, now: float) -> Set[str]:
         if self._failover is None:
             return frozenset()
         attempts = self._attempts.get(index)
         tried: Set[str] = frozenset() if attempts is None else attempts.tried
-        return self._failover.passed_over(model, tried, now, index)
+        return self._failover.excluded(model, tried, now, index)
 
     def _without(self, item: Any, deployments: Set[str]) -> Any:
         if self._failover is None or not deployments:
             return item
         return self._failover.without(item, deployments)
 
-    def _goes_elsewhere(
+    def _can_fail_over(
         self, item: Any, failure: Failure, error: Exception, attempts: _Attempts, now: float
     ) -> bool:
         """Return True if another deployment of the model is left for a request that failed."""
@@ -511,7 +517,7 @@ class Retrying:
         )
         if failure.kind == "timeout":
             is_this_request = attempts.timeouts >= _TIMEOUTS
-        if not is_this_request and self._failover.is_one_left(model, attempts.tried, now):
+        if not is_this_request and self._failover.has_untried(model, attempts.tried, now):
             return True
         attempts.tried.clear()
         return False
@@ -526,7 +532,7 @@ class Retrying:
         began: float,
         now: float,
     ) -> float | None:
-        """Return the seconds until the next attempt; None if there is none."""
+        """Return the seconds until the next attempt; None if there is no next attempt."""
         if isinstance(error, _NOT_AGAIN):
             return None
         failed_by_itself = failure.kind == "unknown" and (failure.status_code or 0) >= 500
@@ -535,8 +541,8 @@ class Retrying:
             most = min(most, self._server_errors)
         if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
-        # A server that hangs for all is not paid for twice. One call alone, as under an adaptive
-        # limit that has fallen, says nothing of the others.
+        # Do not pay twice for a server that hangs for all calls. A single call, for instance under
+        # an adaptive limit that has fallen, says nothing about the others.
         hangs_for_all = gate.last_success < began and not gate.is_first_failure
         if failure.kind == "timeout" and (attempts.timeouts >= _TIMEOUTS or hangs_for_all):
             return None
@@ -552,19 +558,19 @@ class Retrying:
         left = math.inf if timeout is None else attempts.first_began + timeout - now
         return wait if wait < left else None
 
-    def _hold(self, model: Hashable, gate: _Gate, told: float | None) -> None:
-        wait = gate.hold(told, self._engine.current_time(), self._jitter())
+    def _hold(self, model: Hashable, gate: _Gate, requested: float | None) -> None:
+        wait = gate.hold(requested, self._engine.current_time(), self._jitter())
         until = gate.holding_until
 
         def release() -> None:
             if gate.holding_until == until:
                 gate.holding_until = None
-                self._look_again(model, gate)
-                self._engine.recheck()  # for those that have been sent before
+                self._recheck(model, gate)
+                self._engine.recheck()  # for requests that are to be sent again
 
         self._engine.call_later(wait, release)
 
-    def _look_again(self, model: Hashable, gate: _Gate) -> None:
+    def _recheck(self, model: Hashable, gate: _Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:
             return
         if self._order.make_room(model):
@@ -572,7 +578,7 @@ class Retrying:
 
 
 def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:
-    """Say that ``max_wait`` is shorter than what is asked for, and what to do."""
+    """Return a text: the requested wait is longer than ``max_wait``, and what to do."""
     who = "the Router" if failure.kind == "cooling_down" else "the provider"
     after = f" after {waited:,.0f} s of waiting" if waited else ""
     return (
@@ -581,7 +587,7 @@ def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> st
     )
 
 
-def _away_too_long(seconds: float, max_wait: float) -> str:
+def _outage_too_long(seconds: float, max_wait: float) -> str:
     return (
         f"nothing got through for {seconds:,.0f} s, longer than Retry.max_wait "
         f"({max_wait:,.10g} s; --max-outage of a run) allows"
@@ -595,7 +601,7 @@ def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry
 
 
 def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:
-    """Return the error of a request that is not sent because of what others have met."""
+    """Return the error of a request that is not sent because of the failures of others."""
     error = NotSentError(index, model, classify(cause).reason, why)
     error.__cause__ = cause
     return error

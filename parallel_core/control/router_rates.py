@@ -1,4 +1,4 @@
-"""Requests and tokens per minute that the deployments of a Router may take, by model."""
+"""Requests and tokens per minute that the deployments of a Router allow, by model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ModelRates(NamedTuple):
 
     Attributes:
         models: the model's name, its aliases, and names that its pattern serves.
-        deployments: how many serve it.
-        rates: of all its deployments together; any number of what is not in it.
-        unlimited: deployments that lack a rate which others of this model have, by rate.
+        deployments: number of its deployments.
+        rates: rates of all its deployments together; a missing rate is unlimited.
+        unlimited: by rate, number of deployments without it if others of this model have it.
     """
 
     models: list[str]
@@ -32,12 +32,12 @@ def rates_of(router: object, models: Iterable[str] = ()) -> list[ModelRates]:
     """Return the rates of each model of a Router.
 
     Args:
-        router: a litellm Router, or what stands around one.
-        models: names that requests use besides: those that a pattern serves.
+        router: a litellm Router, or a wrapper around one.
+        models: further names that requests use, which a pattern serves.
 
     Raises:
-        TypeError: it is no Router.
-        ValueError: a rate is no number, or below 0.
+        TypeError: it is not a Router.
+        ValueError: a rate is not a number, or is below 0.
     """
     router = unwrap_router(router)
     if not (hasattr(router, "registry") or hasattr(router, "model_list")):
@@ -48,7 +48,7 @@ def rates_of(router: object, models: Iterable[str] = ()) -> list[ModelRates]:
     found: dict[frozenset[object], ModelRates] = {}
     for model in dict.fromkeys([*named, *aliases(router), *models]):
         group = named.get(model) or deployments_for(router, model)
-        # An alias, and each name that a pattern serves, have the deployments of another name.
+        # An alias, and each name that a pattern serves, use the deployments of another name.
         key = frozenset(map(_identity, group)) or frozenset([model])
         if key not in found:
             found[key] = _rates_of_group(model, group)
@@ -77,7 +77,7 @@ def _rates_of_group(model: str, group: list[Any]) -> ModelRates:
 
 def _rate(kind: RateKind, model: str, deployment: Mapping[str, Any]) -> float | None:
     """Return a rate of a deployment; None if it has none."""
-    # The order in which the Router looks.
+    # The same order as in the Router.
     places = (deployment, deployment.get("litellm_params"), deployment.get("model_info"))
     for settings in places:
         value = None if settings is None else cast("Any", settings).get(kind)
@@ -89,7 +89,7 @@ def _rate(kind: RateKind, model: str, deployment: Mapping[str, Any]) -> float | 
             rate = math.nan
         if isinstance(value, bool) or not 0 <= rate < math.inf:
             raise ValueError(
-                f"{kind} of a deployment of {model!r} must be a number from 0 on, not {value!r}"
+                f"{kind} of a deployment of {model!r} must be a number of at least 0, not {value!r}"
             )
         return rate
     return None

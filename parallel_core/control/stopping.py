@@ -1,4 +1,4 @@
-"""Ending a batch before its time, without losing what is on its way."""
+"""Stop a batch early, without losing the calls in flight."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .engine import Engine, Scope
 
 
 class Stopping:
-    """Stops one batch, in two steps.
+    """A control that stops one batch, in two steps.
 
-    :meth:`stop` sends nothing more; calls that have been sent may end, for as long as the grace
-    lasts. :meth:`cancel` ends those too. Each request that has not come to its end fails with
-    :class:`StoppedError`, so that there is a result for each one that was drawn.
+    :meth:`stop` sends nothing more; calls that were sent may end within the grace period.
+    :meth:`cancel` cancels those too. Each unfinished request fails with :class:`StoppedError`, so
+    that every request that was drawn has a result.
 
-    All of it belongs to the thread of the batch.
+    Use it only in the thread of the batch.
     """
 
     def __init__(self) -> None:
         self.stopped = False
-        self.cut_off = 0  # calls that were on their way
-        self._calls: dict[int, Scope] = {}  # by the index of their requests
+        self.cut_off = 0  # calls that were cancelled after they had been sent
+        self._calls: dict[int, Scope] = {}  # by index of the request
         self._sent: set[int] = set()
         self._engine: Engine | None = None
         self._take_back: Callable[[], None] | None = None
 
     def watch(self, call: Call) -> Call:
-        """Around what is really sent: nothing is, once the batch is stopped."""
+        """Wrap what is really sent: nothing is sent once the batch is stopped."""
 
         async def sent(index: int, item: Any) -> Any:
             if self.stopped:
@@ -45,7 +45,7 @@ class Stopping:
         return sent
 
     def wrap(self, call: Call) -> Call:
-        """Around the call with all its controls, for which it may wait."""
+        """Wrap the call with all its controls, which may make it wait."""
 
         async def stoppable(index: int, item: Any) -> Any:
             if not self.stopped:
@@ -59,7 +59,7 @@ class Stopping:
                         return result
                     finally:
                         del self._calls[index]
-                        # By us, or by the total timeout.
+                        # Cancelled by this control, or by the total timeout.
                         self.cut_off += index in self._sent
                         self._sent.discard(index)
             raise StoppedError(index)
@@ -77,7 +77,7 @@ class Stopping:
     def stop(self, grace: float | None) -> None:
         """Send nothing more.
 
-        ``grace``: seconds after which calls that were sent are cancelled; None: never.
+        ``grace``: seconds until calls that were sent are cancelled; None: never.
         """
         self.stopped = True
         for index, scope in list(self._calls.items()):

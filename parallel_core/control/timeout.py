@@ -1,4 +1,4 @@
-"""How long a call, and how long a batch may take."""
+"""Timeouts of a call and of a batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .engine import Engine, Scope
 
 
 class Timeouts:
-    """Cancels a call that takes longer than ``seconds``, or than its request's own ``timeout``.
+    """A control that cancels a call after ``seconds``, or after its request's own ``timeout``.
 
-    The limit is ours and not the provider's: some ignore the one that they are given. The call has
-    ended when its error is raised. A call that returns all the same has succeeded.
+    The limit is enforced here, because some providers ignore the timeout that they are given. The
+    call has ended when its error is raised. A call that returns in spite of its cancellation has
+    succeeded.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -47,15 +48,15 @@ class Timeouts:
 class TotalTimeout:
     """The total timeout of one batch.
 
-    At its expiry the calls in flight are cancelled, each for itself. What is still to be drawn is
-    refused, so that there is a result for each request, the order and the pace
-    are kept, and nothing is made up in memory for a million requests at once.
+    When it expires, each call in flight is cancelled. Requests that are drawn later are refused one
+    by one. So each request has a result, order and pace are kept, and a million results are not
+    made in memory at once.
     """
 
     def __init__(self, seconds: float, *, fail_fast: bool, total: int | None) -> None:
         self._seconds = seconds
         self._fail_fast = fail_fast
-        self._total = total  # requests; None: nobody knows how many would come
+        self._total = total  # number of requests; None if unknown
         self._expired = False
         self._calls: set[Scope] = set()
         self._engine: Engine
@@ -71,7 +72,7 @@ class TotalTimeout:
                     finally:
                         self._calls.discard(scope)
             if self._total is not None and index >= self._total - 1:
-                self._engine.stop_drawing()  # the length of a source may be wrong
+                self._engine.stop_drawing()  # a source may report a wrong length
             raise BatchTimeoutError(index, self._seconds)
 
         return limited

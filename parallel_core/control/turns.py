@@ -1,4 +1,4 @@
-"""What batches in several threads need to share an object: one lock, and wake-ups across loops."""
+"""Share an object between batches in several threads: a lock, and wake-ups across loops."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import trio
 P = ParamSpec("P")
 T = TypeVar("T")
 
-World: TypeAlias = trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
+EventLoop: TypeAlias = trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
 """A trio run or an asyncio loop."""
 
 
-def current_world() -> World | None:
-    """Return what runs the calling code; None in code that is not async."""
+def current_event_loop() -> EventLoop | None:
+    """Return the trio run or asyncio loop that runs the calling code; None if there is none."""
     try:
         if sniffio.current_async_library() == "trio":
             return trio.lowlevel.current_trio_token()
@@ -33,13 +33,13 @@ class Turn:
     """One waiting caller. Any thread may wake it.
 
     Attributes:
-        world: where the caller waits.
+        loop: the event loop on which the caller waits.
     """
 
-    __slots__ = ("_event", "world")
+    __slots__ = ("_event", "loop")
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, loop: EventLoop) -> None:
+        self.loop = loop
         self._event = anyio.Event()
 
     def rearm(self) -> None:
@@ -52,58 +52,58 @@ class Turn:
 
     def wake(self) -> bool:
         """Wake the caller. Return False if its loop or trio run has ended."""
-        if self.world is current_world():
+        if self.loop is current_event_loop():
             self._event.set()
             return True
         try:
-            if isinstance(self.world, trio.lowlevel.TrioToken):
-                self.world.run_sync_soon(self._event.set)
+            if isinstance(self.loop, trio.lowlevel.TrioToken):
+                self.loop.run_sync_soon(self._event.set)
             else:
-                self.world.call_soon_threadsafe(self._event.set)
-        except RuntimeError:  # RunFinishedError of trio is one
+                self.loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:  # trio.RunFinishedError is a RuntimeError
             return False
         return True
 
 
 class InOrder:
-    """Wakes callers one after another on each loop, in the order in which they are to go on.
+    """A queue that wakes callers one after another on each loop, in order.
 
-    Trio runs tasks that are woken at the same time in any order.
+    It is needed because trio runs tasks that are woken at the same time in any order.
     """
 
     def __init__(self) -> None:
-        self._woken: dict[World, deque[Turn]] = {}
+        self._woken: dict[EventLoop, deque[Turn]] = {}
 
     def wake(self, turn: Turn) -> bool:
-        """Wake a caller when those before it have gone on. Return False if its loop has ended."""
-        if isinstance(turn.world, asyncio.AbstractEventLoop) and turn.world.is_closed():
+        """Wake a caller when those before it have resumed. Return False if its loop has ended."""
+        if isinstance(turn.loop, asyncio.AbstractEventLoop) and turn.loop.is_closed():
             return False
-        before = self._woken.get(turn.world)
+        before = self._woken.get(turn.loop)
         if before is not None:
             before.append(turn)
             return True
         if not turn.wake():
             return False
-        self._woken[turn.world] = deque((turn,))
+        self._woken[turn.loop] = deque((turn,))
         return True
 
-    def gone_on(self, turn: Turn) -> None:
-        """A caller that :meth:`wake` was told of goes on, or was cancelled."""
-        woken = self._woken[turn.world]
+    def resumed(self, turn: Turn) -> None:
+        """Note that a caller has resumed after :meth:`wake`, or was cancelled."""
+        woken = self._woken[turn.loop]
         was_first = woken[0] is turn
         woken.remove(turn)
         if not woken:
-            del self._woken[turn.world]
+            del self._woken[turn.loop]
         elif was_first:
             woken[0].wake()
 
 
 class Serial:
-    """Runs functions one at a time, in whichever threads they are called.
+    """A lock that runs functions one at a time, in whichever threads they are called.
 
-    The garbage collector may close a coroutine, and with it run that coroutine's clean-up, in the
-    middle of such a function. A plain lock would deadlock there. What :meth:`run_soon` is given
-    then runs right after the function that it has interrupted.
+    The garbage collector may close a coroutine, and so run that coroutine's clean-up, in the middle
+    of such a function. A plain lock would deadlock there. A function that the clean-up passes to
+    :meth:`run_soon` runs right after the interrupted function.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Serial:
         self._postponed: deque[Callable[[], object]] = deque()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return ``function(…)``. Not for clean-up, which must use :meth:`run_soon`."""
+        """Return ``function(…)``. Clean-up must use :meth:`run_soon` instead."""
         with self._lock:
             self._busy = True
             try:
@@ -123,7 +123,7 @@ class Serial:
                     self.run_soon(self._postponed.popleft())
 
     def run_soon(self, function: Callable[[], object]) -> None:
-        """Call ``function()`` now, or as soon as this thread has left the function it is in."""
+        """Call ``function()`` now, or right after the function that this thread is running."""
         with self._lock:
             if self._busy:
                 self._postponed.append(function)

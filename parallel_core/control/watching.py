@@ -1,4 +1,4 @@
-"""What watches a batch: its usage, and its progress."""
+"""Watch the usage and the progress of a batch."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from .progress import Progress, ProgressReporter, Straggler, Waiting
 from .progress_bar import ProgressBar
 
 SNAPSHOT_INTERVAL = 0.1  # seconds
-# A call is a straggler if it takes so many times longer than the median call, and so many seconds.
+# A call is a straggler if it takes this many times as long as the median call, and this many
+# seconds.
 _MUCH_LONGER = 10
 _LEAST_SECONDS = 5.0
 _MOST_STRAGGLERS = 5
 
 
 class UsageTally:
-    """What the calls of a batch have used."""
+    """The total usage of the calls of a batch."""
 
     def __init__(self, meter: RouterMeter | ItemMeter) -> None:
         self._usage_of = meter.usage_of
-        self._told = Usage()
-        self._not_told = 0  # calls
+        self._reported = Usage()
+        self._unreported = 0  # calls
 
     def add(self, item: Any, value: Any) -> None:
         usage = self._usage_of(item, value)
         if usage is None:
-            self._not_told += 1
+            self._unreported += 1
         else:
-            self._told += usage
+            self._reported += usage
 
     def add_failed(self, error: Exception) -> None:
-        """A call has failed. Some failures tell what had been used."""
+        """Note that a call has failed. Some errors report what the call used."""
         if isinstance(error, WITH_USAGE):
-            self._told += error.usage or Usage()
-            # An answer that was paid for, unlike a stream of which nothing had come.
-            self._not_told += isinstance(error, EmptyResponseError) and error.usage is None
+            self._reported += error.usage or Usage()
+            # An empty answer is paid for, unlike a stream of which nothing has arrived.
+            self._unreported += isinstance(error, EmptyResponseError) and error.usage is None
 
     def usage(self) -> Usage:
-        return self._told + Usage(unpriced_calls=self._not_told)
+        return self._reported + Usage(unpriced_calls=self._unreported)
 
 
 class Stragglers:
-    """Finds the calls in flight that take much longer than the others."""
+    """Calls in flight that take much longer than the others."""
 
     def __init__(self) -> None:
         self._durations = Durations()
@@ -73,7 +74,7 @@ class Stragglers:
         return timed
 
     def now(self, now: float) -> tuple[Straggler, ...]:
-        """Return the calls that take long at this time, the longest ones first."""
+        """Return the slow calls at this time, the longest first."""
         median = self._durations.percentile(50)
         if median is None:
             return ()
@@ -87,7 +88,7 @@ class Stragglers:
 
 
 class ProgressWatch:
-    """Reports the progress of one batch, at a bounded rate and at its end."""
+    """A control that reports the progress of one batch, at a bounded rate and at its end."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class ProgressWatch:
         self._reporter: ProgressReporter | None = None
 
     def watch(self, call: Call) -> Call:
-        """Put this around what is really sent: it times it."""
+        """Wrap what is really sent, to measure its duration."""
         return self._stragglers.watch(call)
 
     def begin(self, engine: Engine) -> None:
@@ -120,7 +121,7 @@ class ProgressWatch:
         self._engine.call_later(SNAPSHOT_INTERVAL, self._tick)
 
     def _report(self) -> ProgressReporter:
-        # Not in `begin`, which may be a step of trio in the middle of an asyncio program.
+        # Not in `begin`, which may run inside a trio step of an asyncio program.
         if self._reporter is None:
             callbacks: list[Callable[[Progress], object]] = []
             if self._callback is not None:

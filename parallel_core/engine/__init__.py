@@ -1,6 +1,6 @@
-"""What the engine is made of: the handle, the source, the backlog, waiting, timers, the guest run.
+"""Parts of the engine: the handle, the source, the backlog, waiting, timers, the guest run.
 
-:mod:`parallel_core.nursery_engine` puts them together. Trio and asyncio differ in their backend.
+:mod:`parallel_core.nursery_engine` combines them. Trio and asyncio differ in their backend.
 """
 
 from .backend import Backend, Event, Shield, TaskEnded, Tasks

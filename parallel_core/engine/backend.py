@@ -1,4 +1,4 @@
-"""What differs between trio and asyncio under the engine."""
+"""The interface of a backend: the differences between trio and asyncio under the engine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Event(Protocol):
-    """What trio.Event and asyncio.Event have in common."""
+    """The common part of trio.Event and asyncio.Event."""
 
     def set(self) -> None: ...
     async def wait(self) -> object: ...
 
 
 class Shield(Protocol):
-    """A part of a task that cancellations do not reach, while ``shield`` is true."""
+    """A part of a task that cancellations do not reach while ``shield`` is true."""
 
     @property
     def shield(self) -> bool: ...
@@ -39,23 +39,23 @@ class Shield(Protocol):
 
 
 class TaskEnded(Protocol[T_contra]):
-    """Called once for each task, when it has ended."""
+    """A callback that is called once for each task, when the task has ended."""
 
     def __call__(
         self, argument: T_contra, exception: BaseException | None, /, *, cancelled: bool
     ) -> None:
-        """Take what the task raised, unless that was a cancellation.
+        """Take the exception of the task, unless that was a cancellation.
 
-        ``cancelled`` says whether its group has cancelled it.
+        ``cancelled``: True if its group has cancelled it.
         """
         ...
 
 
 class Tasks(Protocol[T_contra]):
-    """Tasks that run one function each, under a nursery of trio.
+    """Tasks that run one function each, under a trio nursery.
 
     Cancelling the nursery cancels them and waits for their end. The nursery stays open until
-    :meth:`release` has been called and the last one has ended.
+    :meth:`release` has been called and the last task has ended.
     """
 
     def start(self, argument: T_contra, name: str) -> bool:
@@ -66,16 +66,16 @@ class Tasks(Protocol[T_contra]):
 
 
 class Backend(Protocol):
-    """Trio, or an asyncio loop: where the tasks of a batch run, and what they wait on."""
+    """Trio or an asyncio loop: it runs the tasks of a batch and makes the objects they wait on."""
 
     def new_event(self) -> Event: ...
 
     def new_scope(self, seconds: float | None = None) -> Scope:
-        """Return a scope that is cancelled when so many seconds have passed since its entry."""
+        """Return a scope that is cancelled this many seconds after its entry."""
         ...
 
     def new_shield(self) -> Shield:
-        """Return what lets code await in spite of the scopes around it, if ``shield`` is set."""
+        """Return a shield: code in it can await in spite of outer scopes, if ``shield`` is set."""
         ...
 
     def new_group(self) -> Group: ...
@@ -85,11 +85,11 @@ class Backend(Protocol):
         ...
 
     async def pause(self) -> None:
-        """Let others run."""
+        """Let other tasks run."""
         ...
 
     async def call(self, function: Callable[[], None]) -> None:
-        """From trio: call a function of the user where its calls run, also if trio is cancelled."""
+        """Call a user's function where the calls run, also if trio is cancelled. Use it in trio."""
         ...
 
     def new_tasks(
@@ -105,16 +105,16 @@ class Backend(Protocol):
     def call_later(
         self, nursery: trio.Nursery, seconds: float, function: Callable[[], None]
     ) -> Callable[[], None]:
-        """Call ``function`` after a time.
+        """Call ``function`` after a delay.
 
-        Return a function that takes this back. It must be called before ``nursery`` can end.
+        Return a function that cancels the timer. Call that function before ``nursery`` can end.
         """
         ...
 
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        """Raise a SIGINT that has hit a task of the engine, or hand it to whom it was meant for."""
+        """Raise a SIGINT that has hit a task of the engine, or pass it to the event loop."""
         ...
 
     def error_of(self, exception: BaseException, what: str, stopping: bool) -> Exception | None:
-        """Return the error that ``what`` (a call, a source) ended in, None if it is not its own."""
+        """Return the error that ``what`` (a call, a source) raised itself; None if it did not."""
         ...

@@ -1,6 +1,6 @@
 """The backlog of a batch: requests that are drawn and not in flight.
 
-They have been read ahead for fairness, or wait to be sent again.
+They were read ahead for fairness, or wait to be sent again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Entry(msgspec.Struct, eq=False):
     """A request on its way through a batch.
 
     Attributes:
-        key: given by the order.
-        started_at: time of day of the first attempt.
-        began: the same, on a clock that only goes forward; None before.
-        attempts: how often it has been sent.
+        key: key that the order has set.
+        started_at: start of the first attempt, in seconds since the epoch.
+        began: start of the first attempt, on a monotonic clock; None before.
+        attempts: number of attempts so far.
     """
 
     index: int
@@ -35,20 +35,21 @@ class Order(Protocol):
 
     @property
     def look_ahead(self) -> int:
-        """Requests that may wait here, besides one that begins at once."""
+        """Number of requests that may wait here, besides those that begin at once."""
         ...
 
     @property
     def uncounted(self) -> int:
-        """Requests to be sent again that leave room for others: they count neither as under way nor
-        as waiting for the consumer."""
+        """Number of requests to be sent again that do not use up the window of the batch."""
         ...
 
     def push(self, entry: Any, /) -> None: ...
 
     def pop(self, limit: int, /) -> Any:
-        """The next entry that may begin, where ``limit`` calls of the batch may be in flight; it
-        counts as running then. None: none may."""
+        """Return the next entry that may begin, and count it as running; None if none may begin.
+
+        ``limit``: calls of the batch that may be in flight.
+        """
         ...
 
     def resume(self, entry: Any, limit: int, /) -> bool:
@@ -56,22 +57,22 @@ class Order(Protocol):
         ...
 
     def ended(self, entry: Any, /) -> None:
-        """A call has ended, for good or to be made again."""
+        """Note that a call has ended, finally or until it is made again."""
         ...
 
     def source_ended(self) -> None:
-        """What waits is all there will be."""
+        """Note that no entry will be added."""
         ...
 
     def skip_waits(self) -> None:
-        """No request is kept back for the sake of the provider any more."""
+        """Stop holding requests back for the sake of the provider."""
         ...
 
     def __len__(self) -> int: ...
 
 
 class InputOrder:
-    """Requests begin as they are drawn."""
+    """The order in which requests are drawn."""
 
     look_ahead = 0
     uncounted = 0
@@ -100,7 +101,7 @@ class InputOrder:
 
 
 class Backlog:
-    """What waits for a slot besides new requests: those that are to be sent again."""
+    """The requests that are to be sent again, now or later."""
 
     def __init__(self, order: Order) -> None:
         self._order = order
@@ -110,11 +111,11 @@ class Backlog:
 
     @property
     def again(self) -> int:
-        """Requests that are to be sent again, now or later."""
+        """Number of requests that are to be sent again, now or later."""
         return len(self.due) + len(self._postponed)
 
     def next_due(self, limit: int) -> Entry | None:
-        """Return a request whose time to be sent again has come."""
+        """Return a request that is due and may begin; None if there is none."""
         for position, entry in enumerate(self.due):
             if self._order.resume(entry, limit):
                 del self.due[position]
@@ -130,7 +131,7 @@ class Backlog:
         self.due.append(entry)
 
     def skip_waits(self) -> None:
-        """Let no request wait for its time any more."""
+        """End all waits: make every request due, and hold nothing back."""
         self.held = False
         self._order.skip_waits()
         self.bring_forward({entry.index for entry in self._postponed})

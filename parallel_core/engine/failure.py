@@ -1,4 +1,4 @@
-"""What the user sees of a call that failed."""
+"""Tools for the errors of calls: clean tracebacks, and names for logs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ENGINE_MODULES = tuple(
 def as_the_calls_own(exception: Exception) -> Exception:
     """Strip the engine's frames from an exception raised by a call.
 
-    Its traceback then begins in the user's function, and an exception that the user keeps does not
-    keep the engine alive, with the item and the result it was working on.
+    Its traceback then begins in the user's function, and a kept exception does not keep the engine
+    alive, with its current item and result.
 
-    A StopIteration, which only a plain function can raise, becomes a RuntimeError, as it would in
-    a coroutine (PEP 479): raised as it is, it would silently end a generator of the user.
+    A StopIteration, which only a plain function can raise, becomes a RuntimeError, as in a
+    coroutine (PEP 479). Otherwise it would silently end a generator of the user.
     """
     traceback = exception.__traceback__
     while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(
@@ -35,7 +35,7 @@ def as_the_calls_own(exception: Exception) -> Exception:
 
 
 def describe(index: int, item: object) -> str:
-    """Name a call in a log or a note: its index and model, never what it says."""
+    """Name a call in a log or a note by index and model, without its contents."""
     model: object = None
     if isinstance(item, RouterParallelRequest):
         model = item.model

@@ -1,8 +1,8 @@
-"""The trio run that lives on the asyncio loops of a thread.
+"""The trio run on the asyncio loops of a thread.
 
-A thread can hold one trio run at a time. All batches of a thread therefore share one: the first
-starts it in guest mode, the last ends it. Where the thread runs trio already (a guest run of
-somebody else, or asyncio under trio-asyncio), that run is used and left alone.
+A thread can have one trio run at a time, so all batches of a thread share one: the first batch
+starts it in guest mode, the last batch ends it. If the thread already runs trio (another library's
+guest run, or asyncio under trio-asyncio), that run is used and left alone.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from .waiting import Waiters
 
 
 class CarriedBatch(Protocol):
-    """A batch, as the run that carries it sees it."""
+    """A batch, as seen by the trio run that carries it."""
 
     async def run(self) -> None:
-        """The batch, in trio."""
+        """Run the batch, in trio."""
         ...
 
     def abort(self, reason: str) -> None:
-        """Cancel the batch: what carries it is being shut down."""
+        """Cancel the batch: its carrier is being shut down."""
         ...
 
     def lose_loop(self) -> None:
-        """End the batch: its event loop was closed, and steps no task any more."""
+        """End the batch: its event loop was closed and runs no task any more."""
         ...
 
     def abandon(self, error: BaseException) -> None:
-        """Give the batch up: its trio run broke, and will not run it to its end."""
+        """Give the batch up: its trio run has crashed and cannot finish it."""
         ...
 
 
@@ -50,7 +50,7 @@ _thread = _ThreadState()
 
 
 class TrioRun:
-    """The trio run of a thread: a guest of our own, or one that was there before us."""
+    """The trio run of a thread: our own guest run, or one that already existed."""
 
     def __init__(self, *, ours: bool) -> None:
         self.ours = ours
@@ -60,9 +60,9 @@ class TrioRun:
         self._idle = trio.Event()
         self.carriers: dict[asyncio.AbstractEventLoop, Carrier] = {}
         self.token: trio.lowlevel.TrioToken
-        # Trio hands us callbacks to run "on the host loop". They wait here for whichever loop of
-        # this thread goes round first, so that the run goes on when a loop was stopped or closed
-        # under it and the thread goes on with another one.
+        # Trio passes callbacks to run "on the host loop". They wait here, and the first loop of
+        # this thread that makes a pass runs them. So the trio run continues on another loop if one
+        # is stopped or closed.
         self._callbacks: deque[Callable[[], object]] = deque()
         self._context = contextvars.Context()
 
@@ -86,14 +86,14 @@ class TrioRun:
         return run
 
     async def join(self, loop: asyncio.AbstractEventLoop, batch: CarriedBatch) -> Carrier | None:
-        """Take a batch in; None when this run is ending and the next one must be joined."""
+        """Carry a batch; return None if this run is ending and the next one must be joined."""
         self.outlive_closed_loops()
         carrier = self.carriers.get(loop) or self._add_carrier(loop)
         if self._ending:
             await carrier.changed.wait()
             return None
         self._batch_count += 1
-        carrier.take_in(batch)
+        carrier.add(batch)
         trio.lowlevel.spawn_system_task(self._carry, carrier, batch, name="parallel_core batch")
         return carrier
 
@@ -111,7 +111,7 @@ class TrioRun:
             self._batch_count -= 1
             if not self._batch_count:
                 self._idle.set()
-            carrier.let_go(batch)
+            carrier.remove(batch)
 
     @property
     def idle(self) -> bool:
@@ -121,7 +121,7 @@ class TrioRun:
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._add_carrier(loop)
-        # In a context of its own: the run outlives the batch that happens to start it.
+        # Use a separate context: the run outlives the batch that starts it.
         self._context.run(
             _leaving_sigint_alone,
             lambda: trio.lowlevel.start_guest_run(
@@ -141,8 +141,8 @@ class TrioRun:
                 await self._idle.wait()
             except KeyboardInterrupt as interrupt:
                 self._raise_on_loop(interrupt)
-        # From here on the run unwinds, over some passes of the loop. A batch that comes now has
-        # to wait for its end.
+        # From here on the run unwinds, over several passes of the loop. A batch that comes now must
+        # wait for its end.
         self._ending = True
 
     def _done(self, result: outcome.Outcome[None]) -> None:
@@ -158,13 +158,13 @@ class TrioRun:
         for carrier in self.carriers.values():
             for batch in list(carrier.batches):
                 batch.abandon(error)
-                carrier.let_go(batch)
+                carrier.remove(batch)
         interrupt = error if isinstance(error, KeyboardInterrupt) else error.__cause__
         if isinstance(interrupt, KeyboardInterrupt):
             self._raise_on_loop(interrupt)
 
     def _raise_on_loop(self, interrupt: KeyboardInterrupt) -> None:
-        """Raise an interrupt out of the loop: SIGINT has hit a step of trio instead."""
+        """Raise an interrupt in the loop, because SIGINT has hit a trio step instead."""
         asyncio.get_running_loop().call_soon(raise_, interrupt)
 
     def _run_sync_soon_threadsafe(self, callback: Callable[[], object]) -> None:
@@ -178,12 +178,12 @@ class TrioRun:
             carrier.wake(carrier.loop.call_soon)
 
     def run_callbacks(self) -> None:
-        """Called by whichever loop goes round first."""
+        """Run the waiting callbacks of trio. The first loop that makes a pass calls this."""
         for _ in range(len(self._callbacks)):
             self._context.run(self._callbacks.popleft())
 
     def outlive_closed_loops(self) -> None:
-        """End what was left on closed loops, on the passes of those that are open."""
+        """End the batches of closed loops, on the passes of open loops."""
         for other, carrier in list(self.carriers.items()):
             if other.is_closed():
                 del self.carriers[other]
@@ -194,11 +194,11 @@ class TrioRun:
 
 
 class Carrier:
-    """An asyncio loop that carries batches. One task of it makes its shutdown wait for them.
+    """An asyncio loop that carries batches. Its keeper task makes the shutdown wait for them.
 
-    ``asyncio.run`` ends by cancelling every task and waiting for all of them. The keeper is
-    cancelled like the calls, which distinguishes that shutdown from the cancellation of one; and by
-    not ending before the batches and their trio run have, it lets them end in order.
+    ``asyncio.run`` ends by cancelling every task and waiting for all of them. It cancels the keeper
+    too, which distinguishes a shutdown from the cancellation of a single call. The keeper ends only
+    after the batches and their trio run, so that they end in order.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, run: TrioRun) -> None:
@@ -214,22 +214,22 @@ class Carrier:
 
     @property
     def shutting_down(self) -> bool:
-        """Whether somebody is cancelling the tasks of the loop."""
+        """True if the tasks of the loop are being cancelled."""
         return self.keeper.cancelling() > 0 or self.keeper.cancelled()
 
     @property
     def settled(self) -> bool:
-        """Whether nothing has to be waited for: others go on here, or all has ended."""
+        """True if a finished batch need not wait: other batches run here, or all has ended."""
         return bool(self.batches) or self.keeper.done()
 
     def wake(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        """Have the loop run the callbacks of trio on its next pass; from any thread."""
-        # Looked at after the callback has been added, and taken back before the callbacks are
-        # run: no callback is missed, and a stopped loop does not pile up requests.
+        """Make the loop run the callbacks of trio on its next pass. Call it from any thread."""
+        # `_woken` is checked after a callback is added, and reset before the callbacks run. So no
+        # callback is missed, and a stopped loop does not collect wake-ups.
         if self._woken:
             return
         self._woken = True
-        with contextlib.suppress(RuntimeError):  # it is closed: the others, or a later one, will do
+        with contextlib.suppress(RuntimeError):  # the loop is closed: another one will run them
             call_soon(self._run_callbacks)
 
     def _run_callbacks(self) -> None:
@@ -237,14 +237,14 @@ class Carrier:
         try:
             self._run.run_callbacks()
         except BaseException:
-            self.wake(self.loop.call_soon)  # an interrupt: the rest on the next pass
+            self.wake(self.loop.call_soon)  # an interrupt: run the rest on the next pass
             raise
 
-    def take_in(self, batch: CarriedBatch) -> None:
+    def add(self, batch: CarriedBatch) -> None:
         self.batches[batch] = trio.CancelScope()
         self.notify()
 
-    def let_go(self, batch: CarriedBatch) -> None:
+    def remove(self, batch: CarriedBatch) -> None:
         self.batches.pop(batch, None)
         self.notify()
 
@@ -271,14 +271,14 @@ class Carrier:
 
 
 def outlive_closed_loops() -> None:
-    """End what was left on closed loops of this thread, on the passes of the running loop."""
+    """End the batches of closed loops of this thread, on the passes of the running loop."""
     run = _thread.run
     if run is not None:
         run.outlive_closed_loops()
 
 
 async def join_trio_run(batch: CarriedBatch) -> Carrier:
-    """Have the trio run of this thread carry a batch, on the running loop."""
+    """Make the trio run of this thread carry a batch, on the running loop."""
     loop = asyncio.get_running_loop()
     while True:
         carrier = await TrioRun.of_this_thread(loop).join(loop, batch)
@@ -287,7 +287,7 @@ async def join_trio_run(batch: CarriedBatch) -> Carrier:
 
 
 def _leaving_sigint_alone(start: Callable[[], None]) -> None:
-    """Start the run and leave SIGINT to the loop. Trio would take over Python's own handler."""
+    """Start the run and leave SIGINT to the loop: trio would replace Python's default handler."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -308,8 +308,8 @@ def raise_(exception: BaseException) -> None:
 def close_task(task: asyncio.Task[None]) -> None:
     """Close the coroutine of a task whose loop is closed: its clean-up runs now, or never."""
     state: Any = task
-    state._log_destroy_pending = False  # as asyncio itself does where a task stays unfinished
+    state._log_destroy_pending = False  # as asyncio does for tasks that stay unfinished
     coroutine = task.get_coro()
     if isinstance(coroutine, Coroutine):
-        with contextlib.suppress(Exception):  # nobody is left to be told
+        with contextlib.suppress(Exception):  # there is no consumer to report it to
             coroutine.close()

@@ -1,4 +1,4 @@
-"""A running batch as its user holds it, in trio and in asyncio alike."""
+"""The handle of a running batch, for trio and asyncio."""
 
 from __future__ import annotations
 
@@ -57,66 +57,70 @@ class RunningBatch(Protocol[RunningT]):
 class ParallelBatch(ABC, Generic[ResultT]):
     """A running batch: an async iterator of its results, with live counts.
 
-    Obtained from :func:`iter_parallel_acompletions` and :func:`iter_parallel_map`. Leaving its
-    ``async with`` block, in whatever way, cancels every call that is in flight and waits for it.
+    :func:`iter_parallel_acompletions` and :func:`iter_parallel_map` return one. Leaving its
+    ``async with`` block, in whatever way, cancels every call in flight and waits for it.
     """
 
     _running: RunningBatch[ResultT]
     _begun: bool = False
     _closed: bool = False
-    _is_checkpoint: ClassVar[bool] = False  # also where a result is there, as in all of trio
+    # True in trio: receiving a ready result is a checkpoint too.
+    _is_checkpoint: ClassVar[bool] = False
 
     @property
     def started(self) -> int:
-        """Requests taken from the source so far; one that is refused as invalid counts too."""
+        """Number of requests begun so far, including those refused as invalid."""
         return self._running.started
 
     @property
     def succeeded(self) -> int:
-        """Calls that returned."""
+        """Number of calls that returned."""
         return self._running.succeeded
 
     @property
     def failed(self) -> int:
-        """Calls that raised, and requests that were refused."""
+        """Number of calls that raised, including refused requests."""
         return self._running.failed
 
     @property
     def in_flight(self) -> int:
-        """Calls that are running now."""
+        """Number of calls that are running now."""
         return self._running.in_flight
 
     @property
     def delivered(self) -> int:
-        """Results handed out to the consumer."""
+        """Number of results handed out to the consumer."""
         return self._running.delivered
 
     @property
     def limit(self) -> int:
-        """Calls that may be in flight now: ``concurrency``, unless that is adaptive."""
+        """Number of calls that may be in flight now: ``concurrency``, unless that is adaptive."""
         return self._running.limit
 
     @property
     def limit_changes(self) -> list[LimitChange]:
-        """How an adaptive limit went, from the beginning of the batch; empty for a fixed one."""
+        """Return the changes of an adaptive limit since the beginning; empty for a fixed limit."""
         return self._running.limit_changes
 
     @property
     def failed_deployments(self) -> dict[str, str]:
-        """Why requests were sent past a deployment, by its id: its key was refused, its credit is
-        used up, it has no such model. Others of its model got them."""
+        """Return, by deployment id, why requests avoided a deployment.
+
+        For instance its key was refused, its credit is used up, or it has no such model. Other
+        deployments of its model got the requests.
+        """
         return self._running.failed_deployments
 
     @property
     def usage(self) -> Usage:
-        """Tokens and cost of the calls that returned, as the provider tells them."""
+        """Return tokens and cost of the calls that returned, as the provider reports them."""
         return self._running.usage
 
     def cancel(self) -> None:
         """Cancel every call in flight and start no more.
 
-        The iterator hands out the results that are there and then ends, without an error. Call it
-        from the thread in which the batch runs.
+        The iterator hands out the results that are ready and then ends without an error. Call this
+        method in the thread in which the batch runs.
 
         Raises:
             RuntimeError: the batch runs in another thread.
@@ -139,20 +143,20 @@ class ParallelBatch(ABC, Generic[ResultT]):
     async def aclose(self) -> None:
         """Cancel every call in flight and wait until it has ended. Idempotent.
 
-        The iterator is exhausted then: results that were not handed out are dropped.
+        The iterator is then exhausted: results that were not handed out are dropped.
         """
 
     def __aiter__(self) -> AsyncIterator[ResultT]:
         return self
 
     async def __anext__(self) -> ResultT:
-        """The next result.
+        """Return the next result.
 
         Raises:
             StopAsyncIteration: all results have been handed out, or the block has been left.
-            Exception: fail-fast only: the exception object of the first call that failed, after
-                the results that were there before it, when no call is in flight any more. In
-                either mode: what the source raised.
+            Exception: in fail-fast mode, the exception object of the first call that failed. It is
+                raised after the results that were ready before it, when no call is in flight any
+                more. In either mode, the exception that the source raised.
         """
         if not self._begun:
             await self._begin()
@@ -177,7 +181,7 @@ class ParallelBatch(ABC, Generic[ResultT]):
         await self._ended()
         error = engine.take_error()
         if isinstance(error, StopAsyncIteration | StopIteration):
-            # As PEP 479 does: raised here as it is, it would look like the end of the batch.
+            # As in PEP 479: raised unchanged, it would look like the end of the batch.
             wrapped = RuntimeError(f"the batch raised {type(error).__name__}")
             wrapped.__cause__ = error
             error = wrapped
@@ -190,21 +194,21 @@ class ParallelBatch(ABC, Generic[ResultT]):
 
     @abstractmethod
     async def _begin(self) -> None:
-        """Called at the first result of a batch that has not been entered: start it, or refuse."""
+        """Start a batch that has not been entered, at its first result, or refuse to."""
 
     def _before_waiting(self) -> None:
-        """Called when there is no result yet: refuse to wait where none can arrive."""
+        """Refuse to wait for a result if none can arrive."""
 
     async def _ended(self) -> None:
-        """Called when the last result has been handed out: wait until nothing is left."""
+        """Wait until nothing is left, after the last result has been handed out."""
 
 
 def raise_crash(engine: RunningBatch[Any], body_exception: BaseException | None) -> None:
-    """On leaving a batch: raise what nobody has been told yet.
+    """Raise an error of the batch that was not raised yet, when the batch is left.
 
-    What the caller's own body is left by, a cancellation included, goes before an error of a source
-    that could not be closed or of a control that failed at the end, and before the news that the
-    batch was aborted. KeyboardInterrupt and SystemExit go before everything.
+    The exception that leaves the caller's body, a cancellation included, takes precedence over the
+    error of a source that could not be closed, over the error of a control that failed at the end,
+    and over a BatchAbortedError. KeyboardInterrupt and SystemExit take precedence over everything.
     """
     crash = engine.crash_error
     if crash is None:
@@ -212,8 +216,8 @@ def raise_crash(engine: RunningBatch[Any], body_exception: BaseException | None)
     engine.take_error()
     if isinstance(crash, Exception) and body_exception is not None:
         if not isinstance(crash, BatchAbortedError):
-            # The text of an exception may quote what the source holds: it goes to the caller, with
-            # the exception that is on its way, and not to the log.
+            # The text of an exception may quote data of the source. So it goes to the caller, as a
+            # note on the exception of the body, and not to the log.
             add_note(body_exception, f"then its batch failed to end: {crash!r}")
             logger.error(
                 "a batch failed to end while it was left by %s: %s",
@@ -240,23 +244,23 @@ async def collect(
 ) -> list[IndexedT]:
     """Run a batch to its end and return its results as a list.
 
-    In input order the list is sorted at the end: nobody waits for the next result, so the batch
-    needs no reorder window, which could hold calls back.
+    In input order the list is sorted at the end. No consumer waits for the next result, so the
+    batch needs no reorder window, which could hold calls back.
 
     Args:
-        batch: what to run.
+        batch: the batch to run.
         preserve_order: sort the results.
-        results: they are put there, also if the batch ends in an error.
+        results: list to which the results are added, also if the batch ends in an error.
 
     Raises:
-        BaseException: what ends the batch. Its attribute ``results`` has those that had finished.
+        BaseException: the batch ended in it. Its attribute ``results`` has the finished results.
     """
     results = [] if results is None else results
     batch._running.collect_into(results)  # pyright: ignore[reportPrivateUsage]  # of this module
     try:
         async with batch:
             async for _ in batch:
-                raise AssertionError("a result has not gone into the list")
+                raise AssertionError("a result was not added to the list")
     except BaseException as error:
         attach_results(error, results, preserve_order)
         raise
@@ -270,21 +274,21 @@ def _index(result: _Indexed) -> int:
 
 
 class FinishedResults(list[Any]):
-    """The results of a batch that ended in an error. They do not go to other processes with it."""
+    """The results of a batch that ended in an error. Pickling the error drops them."""
 
     def __reduce__(self) -> tuple[type[FinishedResults], tuple[()]]:
         return type(self), ()
 
 
 def attach_results(error: BaseException, results: Iterable[_Indexed], preserve_order: bool) -> None:
-    """Put results on an exception, unless its class says what its attribute ``results`` is."""
+    """Put results on an exception, unless its class already defines an attribute ``results``."""
     known = inspect.getattr_static(error, "results", None)
     if known is not None and type(known) is not FinishedResults:
         return
     finished = FinishedResults(sorted(results, key=_index) if preserve_order else results)
     try:
         vars(error)["results"] = finished
-    except TypeError:  # it takes no attributes
+    except TypeError:  # it accepts no attributes
         return
     if finished:
         number = "1 result" if len(finished) == 1 else f"{len(finished)} results"
@@ -294,8 +298,8 @@ def attach_results(error: BaseException, results: Iterable[_Indexed], preserve_o
 def results_of(error: BaseException) -> list[Any]:
     """Return the results that had finished when a list function raised; empty if there are none.
 
-    Looks at the exception and then at what it was raised from: ``asyncio.timeout`` turns the
-    cancellation that has them into a ``TimeoutError``.
+    It checks the exception and its chain of causes, because ``asyncio.timeout`` turns the
+    cancellation that holds the results into a ``TimeoutError``.
     """
     seen: set[int] = set()
     current: BaseException | None = error

@@ -1,4 +1,4 @@
-"""What a batch is to do, in either world."""
+"""The plan of a batch, the same for trio and asyncio."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ResultT = TypeVar("ResultT", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan(Generic[ResultT]):
-    """What a batch is to do, in either world.
+    """The plan of a batch, the same for trio and asyncio.
 
     Attributes:
-        call: ``async (index, item) -> value``, with all its controls around it.
+        call: ``async (index, item) -> value``, wrapped in all its controls.
         source: the items.
-        result_type: makes a result of index, item, value, exception, start, duration and attempts.
+        result_type: makes a result from index, item, value, exception, start, duration, attempts.
         prepare: checks an item before its call, and may replace it.
-        concurrency: the most that the limit can become.
-        limit: calls in flight, at first.
+        concurrency: highest value of the limit.
+        limit: first limit of calls in flight.
         return_exceptions: an exception of a call becomes its result; False: it ends the batch.
         preserve_order: hand out results in input order.
-        order: the order in which items that have been drawn begin.
-        attachments: controls that are told of the beginning and the end of the batch.
-        tally: adds up what the calls use; None if nothing can tell.
-        usage, limit_changes, failed_deployments: what the controls report of the batch.
-        waiting_chunks: waiting_chunks of results that may wait for the consumer.
-        window: calls begun minus results handed out, at most; None: as the order needs it.
-        before: blocks; runs in a thread before the first call.
+        order: the order in which drawn items begin.
+        attachments: controls that are called at the beginning and at the end of the batch.
+        tally: adds up the usage of the calls; None if nothing reports it.
+        usage, limit_changes, failed_deployments: return what the controls report about the batch.
+        waiting_chunks: highest number of chunks that wait for the consumer.
+        window: highest value of calls begun minus results handed out; None: as the order needs it.
+        before: a blocking function that runs in a thread before the first call.
     """
 
     call: Call

@@ -1,4 +1,4 @@
-"""The source of a batch: one task draws it, from its first item to its end."""
+"""The source of a batch: one task draws all of its items."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ NOTHING: Final = object()
 
 
 class Source:
-    """Draws items from an iterable or an async iterable.
+    """A reader of items from an iterable or an async iterable.
 
-    All of it belongs to one task, in one context: a source may hold a cancel scope, a timeout or
-    the token of a context variable between two items.
+    Use it only in one task and one context: a source may hold a cancel scope, a timeout or the
+    token of a context variable between two items.
     """
 
     def __init__(self, items: Any) -> None:
         self._items = items
-        # An object that is both is made for async code: its sync form would block.
+        # An object that is both is meant for async code: its sync form would block.
         self.is_async = isinstance(items, AsyncIterable)
         self._iterator: Any = None
 
@@ -40,7 +40,8 @@ class Source:
     async def throw(self, cancellation: BaseException) -> Any:
         """Raise a cancellation in the generator, at its ``yield``; return the next item.
 
-        Between two items it hits the task that draws, though a scope of the generator asked for it.
+        Between two items a cancellation hits the task that draws, although a scope in the generator
+        requested it.
         """
         iterator = self._iterator
         try:
@@ -53,8 +54,8 @@ class Source:
         raise cancellation
 
     async def close(self) -> None:
-        """Close a generator."""
-        # If `__aiter__` is a generator function, the generator that it returned.
+        """Close the source if it is a generator."""
+        # If `__aiter__` is a generator function, close the generator that it returned.
         iterator = self._items if self._iterator is None else self._iterator
         if isinstance(iterator, AsyncGenerator):
             await cast("AsyncGenerator[Any, None]", iterator).aclose()

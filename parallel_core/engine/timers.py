@@ -1,4 +1,4 @@
-"""What a batch does later, unless it ends before."""
+"""Timers of a batch, cancelled when it ends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Timers:
     """The timers of one batch.
 
     Args:
-        backend: on whose clock they run.
-        failed: told what a function has raised.
+        backend: provides the clock.
+        failed: called with an exception that a function raised.
     """
 
     def __init__(self, backend: Backend, failed: Callable[[BaseException], None]) -> None:
@@ -30,8 +30,10 @@ class Timers:
         seconds: float,
         function: Callable[[], None],
     ) -> Callable[[], None]:
-        """Call ``function`` after a time, in a copy of ``context``. Gives a function that takes
-        this back."""
+        """Call ``function`` after a delay, in a copy of ``context``.
+
+        Return a function that cancels the timer.
+        """
         timer = _Timer(self, context.copy(), function)
         self._waiting.add(timer)
         timer.cancel_handle = self._backend.call_later(nursery, seconds, timer.fire)
@@ -42,7 +44,7 @@ class Timers:
             timer.cancel()
 
     def remove(self, timer: _Timer) -> bool:
-        """Whether it was still waiting."""
+        """Remove a timer. Return True if it was still waiting."""
         waiting = timer in self._waiting
         self._waiting.discard(timer)
         return waiting
@@ -65,7 +67,7 @@ class _Timer:
     def fire(self) -> None:
         if not self._timers.remove(self):
             return
-        self.cancel_handle = _nothing  # it knows the handle of the loop, which knows this timer
+        self.cancel_handle = _nothing  # break the cycle: timer, handle of the loop, timer
         try:
             self._context.run(self._function)
         except BaseException as exception:  # noqa: BLE001 - reported to the consumer

@@ -1,4 +1,4 @@
-"""Trio under the engine: calls are trio tasks of the batch's nursery."""
+"""The trio backend of the engine: calls are trio tasks of the batch's nursery."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class TrioBackend:
-    """Calls are trio tasks."""
+    """The trio backend: calls are trio tasks."""
 
     def new_event(self) -> Event:
         return trio.Event()
@@ -73,7 +73,7 @@ class TrioBackend:
         # dropped here: trio raises it again at the next checkpoint.
         error = without_cancelled(exception)
         if error is None and trio.current_effective_deadline() > -math.inf:
-            # Nobody has cancelled us: a Cancelled that was kept from somewhere else.
+            # No scope around this task is cancelled: the Cancelled was kept from another place.
             return cancelled_unasked(what, exception)
         return error if isinstance(error, Exception) else None
 
@@ -101,7 +101,7 @@ class _TrioGroup:
             if without_cancelled(group) is not None:
                 raise
             cancelled = only_member(group.exceptions[0])
-        raise cancelled  # one cancellation of several tasks
+        raise cancelled  # several tasks had the same cancellation
 
     def start_soon(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         name = f"{trio.lowlevel.current_task().name}, second attempt"
@@ -109,7 +109,7 @@ class _TrioGroup:
 
 
 class _TrioTasks(Generic[T]):
-    """The tasks of one kind in a nursery, and one that keeps it open for them."""
+    """Tasks that run one function in a nursery, and a task that keeps the nursery open for them."""
 
     def __init__(
         self,
@@ -128,9 +128,10 @@ class _TrioTasks(Generic[T]):
 
     def start(self, argument: T, name: str) -> bool:
         try:
-            # A task copies the context that is current when it is started: not that of the source.
+            # A task copies the context that is current at its start: use that of the batch, not
+            # that of the source.
             self._context.run(self._nursery.start_soon, self._run)
-        except RuntimeError:  # the nursery is closed: it was cancelled, and nothing was in flight
+        except RuntimeError:  # the nursery is closed: it was cancelled with nothing in flight
             return False
         self._arguments.append((argument, name))
         return True
@@ -139,7 +140,8 @@ class _TrioTasks(Generic[T]):
         self._released.set()
 
     async def _run(self) -> None:
-        # Taken now: trio runs new tasks in a random order, and calls begin in that of the source.
+        # Take the argument now, not at the start: trio runs new tasks in a random order, but calls
+        # must begin in the order of the source.
         argument, trio.lowlevel.current_task().name = self._arguments.popleft()
         try:
             await self._function(argument)
@@ -162,6 +164,6 @@ def without_cancelled(exception: BaseException) -> BaseException | None:
 
 
 def only_member(exception: BaseException) -> BaseException:
-    """Return an exception without the groups that nurseries have put around it."""
+    """Return an exception without the groups in which nurseries have wrapped it."""
     members: tuple[BaseException, ...] = getattr(exception, "exceptions", ())
     return only_member(members[0]) if len(members) == 1 else exception

@@ -1,4 +1,4 @@
-"""Waiting, in trio and in asyncio alike."""
+"""Waiting lists for trio and asyncio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .backend import Event
 
 
 class Semaphore:
-    """A counting semaphore: a place goes to whoever came first, and to nobody else."""
+    """A counting semaphore that is strictly first come, first served."""
 
     __slots__ = ("_free", "_new_event", "_queue")
 
@@ -30,7 +30,7 @@ class Semaphore:
         except BaseException:
             try:
                 self._queue.remove(event)
-            except ValueError:  # given a place and cancelled at once
+            except ValueError:  # it got a place and was cancelled before it ran
                 self.release()
             raise
 
@@ -43,13 +43,13 @@ class Semaphore:
 
 
 class Waiters:
-    """Tasks that wait for something that comes one at a time; the first to come is woken first."""
+    """A list of waiting tasks, woken one at a time, first come, first served."""
 
     __slots__ = ("_new_event", "events")
 
     def __init__(self, new_event: Callable[[], Event]) -> None:
         self._new_event = new_event
-        # Open to be looked at: on the path of every result, an empty deque saves a call.
+        # Public, so that the path of every result can check for an empty deque without a call.
         self.events: deque[Event] = deque()
 
     async def wait(self) -> None:
@@ -60,7 +60,7 @@ class Waiters:
         except BaseException:
             try:
                 self.events.remove(event)
-            except ValueError:  # woken and cancelled at once: the turn goes to the next
+            except ValueError:  # it was woken and cancelled before it ran: wake the next
                 self.wake_one()
             raise
 

@@ -395,14 +395,14 @@ def test_an_interrupt_that_broke_the_run_is_handed_to_the_loop(asyncio_host: Hos
     async def main() -> None:
         run = TrioRun(ours=True)
         tenants = {CarriedBatch(): trio.CancelScope()}
-        let_go: list[Any] = []
+        removed: list[Any] = []
 
         class FakeHost:
             def __init__(self) -> None:
                 self.batches = tenants
 
-            def let_go(self, tenant: Any) -> None:
-                let_go.append(tenant)
+            def remove(self, tenant: Any) -> None:
+                removed.append(tenant)
 
         hosts: Any = {None: FakeHost()}
         run.carriers = hosts
@@ -412,7 +412,7 @@ def test_an_interrupt_that_broke_the_run_is_handed_to_the_loop(asyncio_host: Hos
         run._raise_on_loop = handed.append  # type: ignore[method-assign,assignment]
         run._broke(error)
         assert complaints == [error]
-        assert let_go == list(tenants)
+        assert removed == list(tenants)
         assert handed == [interrupt]
         run._broke(interrupt)
         assert handed == [interrupt, interrupt]

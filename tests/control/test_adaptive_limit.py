@@ -69,7 +69,7 @@ def test_the_limit_stays_in_its_range_and_a_hold_ends(
         until = limit.holding_until
         if until is not None and (not flights or until <= flights[0].ends):
             now = max(now, until)
-            limit.go_on(now, len(flights))
+            limit.resume(now, len(flights))
             assert limit.holding_until is None
         elif until is None and len(flights) < limit.limit:
             if len(flights) < capacity:

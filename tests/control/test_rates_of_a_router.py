@@ -100,7 +100,9 @@ def test_a_rate_of_a_router_that_is_none_is_refused(rate: object) -> None:
         model_list: ClassVar = [deployment("gpt", info={"tpm": rate})]
 
     router = StandIn()
-    with pytest.raises(ValueError, match=r"tpm of a deployment of 'gpt' must be a number from 0"):
+    with pytest.raises(
+        ValueError, match=r"tpm of a deployment of 'gpt' must be a number of at least 0"
+    ):
         RateLimit.from_router(router)
 
 
