@@ -13,6 +13,7 @@ from collections.abc import (
 )
 from typing import Any, TypeAlias, cast
 
+from .config import unwrap_router
 from .control import (
     AdaptiveConcurrency,
     BatchMeter,
