@@ -1,4 +1,4 @@
-"""Silence the logs and warnings of litellm and pydantic while a command runs."""
+"""Silence logs and warnings of libraries while a command runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 @contextlib.contextmanager
 def only_our_words() -> Generator[None]:
-    """Silence litellm's logs and all Python warnings, until the block is left.
+    """Silence the logs of litellm and asyncio, and all Python warnings, until the block is left.
 
     They quote prompts, answers and keys. If ``LITELLM_LOG`` is set, nothing is silenced.
     """
