@@ -24,7 +24,7 @@ from .run_command import INTERRUPTED
 from .run_signals import interrupt_on_signals
 from .terminal import json_line, printable, program, shell_line, survive_any_encoding
 
-# Of click, or of the copy that newer versions of typer bring.
+# ClickException of click, or of the copy of click in newer versions of typer.
 _ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
 
 
@@ -35,34 +35,34 @@ def _version(wanted: bool) -> None:
 
 
 class _Commands(TyperGroup):
-    """The commands: what is wrong with their options is said as they say everything else."""
+    """The commands. Wrong options are reported like all other errors: as text, or as JSON."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run the command that is called; the program ends with it."""
+        """Run the command, and end the program."""
         survive_any_encoding()
         self._words = list(sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with self._told_errors():
+        with self._reported_errors():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with self._told_errors():
+        with self._reported_errors():
             return super().invoke(ctx)
 
     @contextlib.contextmanager
-    def _told_errors(self) -> Generator[None]:
+    def _reported_errors(self) -> Generator[None]:
         try:
             yield
         except _ClickError as error:
             if "--json" in self._words:
                 typer.echo(json_line(event="error", text=error.format_message()))
                 raise typer.Exit(error.exit_code) from None
-            if not all(map(str.isprintable, self._words)):  # which the text quotes
+            if not all(map(str.isprintable, self._words)):  # the text quotes the words
                 error.message = printable(error.message)
             raise
-        except KeyboardInterrupt:  # a run that has begun handles it itself
+        except KeyboardInterrupt:  # a run handles it itself once it has begun
             text = "interrupted before anything was sent"
             if "--json" in self._words:
                 typer.echo(json_line(event="error", text=text))
@@ -77,7 +77,7 @@ app = typer.Typer(
     help="Send many LLM requests at once through a litellm Router.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # its tracebacks print the values of variables: prompts, keys
+    pretty_exceptions_enable=False,  # its tracebacks show values of variables: prompts and keys
 )
 app.command("run", cls=RunCommand)(run_command.command)
 app.command("report")(report_command.command)
@@ -97,7 +97,7 @@ def options(
 
 @app.command()
 def demo(
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at most.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most calls in flight.")] = 32,
     trouble: Annotated[
         bool,
         typer.Option(
@@ -107,10 +107,10 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Run the example file against a local server: "run --demo", with nothing to set up.
+    """Run the example file against a local server, like "run --demo". It needs no setup.
 
-    Nothing leaves this machine and nothing is paid for: the server's answers are synthetic. The
-    exit code is that of the run; with --trouble it is 0 if all went as it should, although some
+    Nothing leaves this machine, and nothing costs money: the server's answers are synthetic. The
+    exit code is that of the run. With --trouble it is 0 if everything went as expected; some
     requests are meant to fail.
     """
     with resources.as_file(_example_requests()) as requests:
@@ -125,22 +125,22 @@ def demo(
 
 def _run_here(arguments: Sequence[str]) -> int:
     """Run a command of this program, and return its exit code."""
-    # It says how to resume, by what it was called with.
+    # The command to resume, which it prints, is made from sys.argv.
     sys.argv[1:] = arguments
     return int(app(list(arguments), standalone_mode=False) or 0)
 
 
 def _example_requests() -> Traversable:
     packed = resources.files("parallel_core") / "demo_requests.jsonl"
-    # In a checkout the examples are where they are written.
+    # In a checkout, the examples are in their source folder.
     checkout = Path(__file__).resolve().parents[2] / "examples" / "requests.jsonl"
     return packed if packed.is_file() else checkout
 
 
 def main() -> None:
-    """Run the command line, in a process of its own."""
+    """Run the command line as the program of this process."""
     try:
         interrupt_on_signals()
         app()
-    except KeyboardInterrupt:  # while it ends
+    except KeyboardInterrupt:  # it came while the program ended
         sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What ``parallel-core doctor`` shows: whether a run can work on this machine, and what lacks."""
+"""The command ``parallel-core doctor``: check if a run can work on this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from parallel_core.config.run_router import router_from_config, router_from_mode
 
 from .terminal import console, json_line, printable
 
-CONNECT_TIMEOUT: Final = 5.0  # seconds that an endpoint has to answer
+CONNECT_TIMEOUT: Final = 5.0  # seconds for an endpoint to answer
 CHECKS_AT_ONCE: Final = 16
 PACKAGES: Final = (
     *("parallel_core", "litellm", "trio", "trio-asyncio", "anyio", "aiohttp", "openai"),
@@ -42,11 +42,11 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class Reachability(msgspec.Struct, frozen=True):
-    """Whether an address answers.
+    """Result of a request to an address.
 
     Attributes:
-        ok: it does, whatever the answer is.
-        text: the HTTP status, or what went wrong.
+        ok: True if the address answered, with any status.
+        text: the HTTP status, or the error.
     """
 
     ok: bool
@@ -54,16 +54,16 @@ class Reachability(msgspec.Struct, frozen=True):
 
 
 class EndpointFinding(msgspec.Struct, frozen=True):
-    """What was found out about the address of a deployment.
+    """Findings about a deployment.
 
     Attributes:
         model_name: the name that requests use.
-        model: what litellm calls it.
-        address: where its calls go; None where that is not known before a call.
-        reachable: None where it could not be tried.
-        answer: the HTTP status, or what went wrong.
+        model: litellm's name of the model.
+        address: address of its calls; None if it is not known before a call.
+        reachable: True if the address answered; None if it was not tried.
+        answer: the HTTP status, or the error.
         missing_keys: environment variables that are needed and not set.
-        is_key_known: False where only a call can tell whether there is a key.
+        is_key_known: False if only a call can show whether there is a key.
     """
 
     model_name: str
@@ -76,16 +76,16 @@ class EndpointFinding(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True):
-    """All that the command finds out. Of keys and proxies there are the variables' names only.
+    """All findings of the command. For keys and proxies, only the variables' names are included.
 
     Attributes:
-        versions: of Python and of packages.
+        versions: versions of Python and of packages.
         config: the file.
-        endpoints: one for each deployment.
-        missing: what the config refers to and is not set, and where.
+        endpoints: findings for each deployment.
+        missing: variables that the config refers to and that are not set, with their places.
         keys: the variables of keys that are set.
         proxies: the variables of proxies that are set.
-        warnings: what of the config is ignored.
+        warnings: settings of the config that are ignored.
     """
 
     versions: dict[str, str]
@@ -98,7 +98,7 @@ class Findings(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every address that could be tried answers, and nothing is missing."""
+        """True if every address that was tried answered, and nothing is missing."""
         return not self.missing and all(
             e.reachable is not False and not e.missing_keys for e in self.endpoints
         )
@@ -109,18 +109,18 @@ def command(
         Path | None, typer.Option("--config", help="YAML file of litellm's proxy.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model as litellm calls it: openai/gpt-4o-mini.")
+        str | None, typer.Option(help="Model, by its litellm name, such as openai/gpt-4o-mini.")
     ] = None,
     api_base: Annotated[str | None, typer.Option(help="Address of the model's server.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show versions, the config, which keys are set (names only), and which endpoints answer.
+    """Show versions, the config, the names of the keys that are set, and which endpoints answer.
 
-    Each endpoint gets one GET of its list of models, without a key; any HTTP status counts as an
+    Each endpoint gets one GET of its list of models, without a key. Any HTTP status counts as an
     answer. Exit codes: 0 all is well, 1 an endpoint does not answer or a key is missing, 2 the
     config or an option is wrong.
     """
-    # litellm would otherwise fetch its price map over the network at import. No price is asked for.
+    # Otherwise litellm fetches its price map over the network at import. No prices are needed here.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         if api_base is not None and model is None:
@@ -146,11 +146,11 @@ def command(
 def examine(
     config: Path | None = None, *, model: str | None = None, api_base: str | None = None
 ) -> Findings:
-    """Find out about this machine, and about the endpoints of a config or of a model.
+    """Examine this machine, and the endpoints of a config or of a model.
 
     Raises:
-        RouterConfigError: the config is wrong, or litellm does not know the model's provider. A key
-            that is missing is a finding.
+        RouterConfigError: the config is wrong, or litellm does not know the model's provider. A
+            missing key is a finding, not an error.
     """
     endpoints: list[Endpoint] = []
     missing: list[str] = []
@@ -177,11 +177,11 @@ def examine(
     )
 
 
-# --- what is configured ---
+# --- configuration ---
 
 
 def _endpoints_of_config(config: ProxyConfig, *, is_complete: bool) -> list[Endpoint]:
-    if is_complete:  # then it is made, as for a run, which finds what else is wrong
+    if is_complete:  # make the Router, as a run does: this finds further problems
         with router_from_config(config.path) as run_router:
             return run_router.endpoints
     problems: list[str] = []
@@ -238,10 +238,10 @@ async def _try_all(addresses: Iterable[str]) -> dict[str, Reachability]:
 
 
 async def _try(address: str) -> Reachability:
-    """Ask for the list of models. It costs nothing, and the key stays here."""
+    """Request the list of models. It costs nothing, and no key is sent."""
     import aiohttp
 
-    # A proxy of the environment cannot reach this host's loopback.
+    # A proxy from the environment cannot reach the loopback of this machine.
     through_proxy = urlsplit(address).hostname not in LOOPBACK
     timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT)
     try:
@@ -253,20 +253,21 @@ async def _try(address: str) -> Reachability:
     except TimeoutError:
         return Reachability(False, f"no answer within {CONNECT_TIMEOUT:g} s")
     except aiohttp.ClientConnectorCertificateError:
-        return Reachability(False, "its certificate is not trusted")
+        return Reachability(False, "certificate not trusted")
     except aiohttp.ClientConnectorDNSError:
-        return Reachability(False, "its name is not known")
+        return Reachability(False, "host name not found")
     except aiohttp.ClientConnectorError as error:
         reason = os.strerror(error.errno) if error.errno else "no connection"
         return Reachability(False, reason)
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # whose texts may quote a proxy
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # their texts may quote a proxy
         return Reachability(False, type(error).__name__)
 
 
-# --- what the user sees ---
+# --- output ---
 
 
 def show_findings(screen: Console, findings: Findings) -> None:
+    """Print the findings as tables and lines."""
     versions = Table("package", "version", title="versions", title_justify="left")
     for package, version in findings.versions.items():
         versions.add_row(package, version)
@@ -278,7 +279,7 @@ def show_findings(screen: Console, findings: Findings) -> None:
     if findings.endpoints:
         screen.print(_endpoint_table(findings))
     else:
-        say("endpoints: none; --config FILE or --model NAME tries theirs")
+        say("endpoints: none; give --config FILE or --model NAME to check them")
     say(f"keys that are set: {', '.join(findings.keys) or 'none'}")
     say(f"proxies that are set: {', '.join(findings.proxies) or 'none'}")
     for missing in findings.missing:
@@ -288,15 +289,15 @@ def show_findings(screen: Console, findings: Findings) -> None:
     if findings.ok:
         say("", "all is well", "green")
     else:
-        say("", "an endpoint does not answer, or something is missing: see above", "red")
+        say("", "an endpoint does not answer, or a key or a variable is missing: see above", "red")
 
 
 def _endpoint_table(findings: Findings) -> Table:
     title = "endpoints"
     if findings.config is not None:
-        title += f" of {printable(findings.config)}"
+        title += f" in {printable(findings.config)}"
     table = Table(title=Text(title, style="table.title"), title_justify="left")
-    for heading in ("model", "of litellm", "address", "answer", "key"):
+    for heading in ("model", "litellm model", "address", "answer", "key"):
         table.add_column(heading, overflow="fold")
     for endpoint in findings.endpoints:
         colour = {True: "green", False: "red", None: "yellow"}[endpoint.reachable]

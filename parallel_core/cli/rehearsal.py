@@ -1,4 +1,4 @@
-"""The command ``parallel-core demo --trouble``: a run of a file through what providers do."""
+"""The command ``parallel-core demo --trouble``: a run of a file with failures of providers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REVOKED: Final = "demo-3"
 _SHOWN: Final = (
     (
         Trouble("bad_key", key=_REVOKED),
-        "the key of the model smart is refused: the run stops this model, the others go on",
+        "the key of the model smart is refused: the run stops this model, the others continue",
     ),
     (
         Trouble("overloaded", key="demo-2", after=20, seconds=1.5),
@@ -28,7 +28,7 @@ _SHOWN: Final = (
     ),
     (
         Trouble("rate_limited", share=0.05, retry_after=1),
-        "one request in twenty is told to come back after a second",
+        "one request in twenty gets a 429 that asks to wait for a second",
     ),
     (
         Trouble("away", after=90, seconds=3),
@@ -47,7 +47,7 @@ _SHOWN: Final = (
         "two answers are cut",
     ),
 )
-_MAY_FAIL: Final = 2  # the request that is too large, and the answer without choices
+_MAY_FAIL: Final = 2  # the request that is too large, and the one whose answer has no choices
 _DEPLOYMENTS: Final = (
     ("fast", "demo-1"),
     ("fast", "demo-2"),
@@ -57,20 +57,20 @@ _DEPLOYMENTS: Final = (
 
 
 def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: int) -> int:
-    """Run a file through trouble, and once more when the trouble is over.
+    """Run a file with trouble, and again when the trouble is over.
 
     Args:
-        run: runs the command line ``parallel-core`` with these words; returns its exit code.
+        run: runs the command line ``parallel-core`` with these words, and returns its exit code.
         requests: a file with requests for the models fast, slow and smart.
-        concurrency: calls in flight at most.
+        concurrency: maximum number of calls in flight.
 
     Returns:
-        0 if each request has exactly one line in the end, and no more have failed than are meant
-        to; 1 if not; the code of a run that ended in another way, such as 130 by Ctrl-C.
+        0 if each request has exactly one line in the end, and no more requests have failed than are
+        meant to; else 1. If a run ended in another way, its exit code, such as 130 for Ctrl-C.
     """
     from parallel_core.demo_server import demo_server_process
 
-    # litellm would otherwise fetch its price map over the network at import.
+    # Otherwise litellm fetches its price map over the network at import.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     folder = Path(tempfile.mkdtemp(prefix="parallel-core-demo-"))
     output, config = folder / "answers.jsonl", folder / "config.yaml"
@@ -79,45 +79,45 @@ def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: i
     settings = DemoServerSettings(trouble=[trouble for trouble, _ in _SHOWN])
     with demo_server_process(settings) as server:
         config.write_text(_config(server.url), encoding="utf-8")
-        typer.echo("A server on this machine makes up the answers, and makes this trouble:\n")
+        typer.echo("A server on this machine sends synthetic answers, and makes this trouble:\n")
         for trouble, meaning in _SHOWN:
             typer.echo(f"  {trouble.to_text()}\n      {meaning}")
-        code = _act(run, command)
+        code = _run_and_echo(run, command)
         if code not in (0, 1):
             return code
         problems = [] if code else ["the run ended with 0, though a key was refused"]
         server.set_trouble(())
         typer.echo(
             "\nExit code 1: a model was stopped, and requests have failed.\n"
-            "The key is accepted from now on, as if you had replaced it. The same command sends "
-            "what is left, and nothing else:"
+            "From now on the key is accepted, as if you had replaced it. The same command sends "
+            "only the requests that are left:"
         )
-        code = _act(run, command)
+        code = _run_and_echo(run, command)
         if code not in (0, 1):
             return code
-    more_problems, told = _examine(requests, output)
+    more_problems, counts = _examine(requests, output)
     problems += more_problems
     report = shell_line([*program(), "report", str(output)])
-    typer.echo(f"\n{told}\n\nWhat to look at:")
+    typer.echo(f"\n{counts}\n\nWhat to look at:")
     for what, why in (
         ("the first run", "what it waited for, which model was stopped and why, what has failed"),
         (str(output), "the answers, and the failures in the provider's words"),
         (report, "both runs together: failures, attempts, latency"),
-        ('docs/failures.md, "Rehearse it"', "the same trouble for a config of your own"),
+        ('docs/failures.md, "Rehearse it"', "the same trouble for your own config"),
     ):
         typer.echo(f"  {what}\n      {why}")
     for problem in problems:
-        typer.echo(f"This should not be: {problem}", err=True)
+        typer.echo(f"Unexpected: {problem}", err=True)
     return 1 if problems else 0
 
 
-def _act(run: Callable[[Sequence[str]], int], command: Sequence[str]) -> int:
+def _run_and_echo(run: Callable[[Sequence[str]], int], command: Sequence[str]) -> int:
     typer.echo(f"\n$ {shell_line([*program(), *command])}")
     return run(command)
 
 
 def _config(url: str) -> str:
-    """A config of litellm's proxy: JSON is YAML."""
+    """Return a config of litellm's proxy, as JSON, which is valid YAML."""
     deployments = [
         {
             "model_name": model,
@@ -129,7 +129,7 @@ def _config(url: str) -> str:
 
 
 def _examine(requests: Path, output: Path) -> tuple[list[str], str]:
-    """What is wrong with the output, and a sentence about it."""
+    """Return the problems of the output, and a sentence with its counts."""
     wanted = sum(1 for line in requests.read_text(encoding="utf-8").split("\n") if line.strip())
     seen = Counter[str]()
     failed = 0
@@ -141,11 +141,15 @@ def _examine(requests: Path, output: Path) -> tuple[list[str], str]:
             failed += answer is None or answer["status_code"] != 200
     problems: list[str] = []
     if twice := [custom_id for custom_id, times in seen.items() if times > 1]:
-        problems.append(f"{len(twice)} of the requests have more than one line, such as {twice[0]}")
+        requests_have = "1 request has" if len(twice) == 1 else f"{len(twice)} requests have"
+        problems.append(f"{requests_have} more than one line, such as {twice[0]}")
     if len(seen) != wanted:
-        problems.append(f"{wanted - len(seen)} of {wanted} requests have no line")
+        missing = wanted - len(seen)
+        problems.append(
+            f"{missing} of {wanted} requests {'has' if missing == 1 else 'have'} no line"
+        )
     if failed > _MAY_FAIL:
-        problems.append(f"{failed} requests have failed, and at most {_MAY_FAIL} are meant to")
+        problems.append(f"{failed} requests have failed, and at most {_MAY_FAIL} are meant to fail")
     return problems, (
         f"{wanted} requests, {sum(seen.values())} lines: {len(seen) - failed} answers, "
         f"{failed} {'failure' if failed == 1 else 'failures'}."

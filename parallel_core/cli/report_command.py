@@ -16,27 +16,27 @@ from .terminal import console, printable
 
 def command(
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT.jsonl", help="The file with the results of a run.")
+        Path, typer.Argument(metavar="OUTPUT.jsonl", help="File with the results of a run.")
     ],
     errors: Annotated[
         Path | None,
-        typer.Option("--error-file", help="The file with the failures, if they have their own."),
+        typer.Option("--error-file", help="File with the failures, if the run had --error-file."),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Write the report with charts to this file, as one page. Of files that exist, "
-            "only such a page is overwritten."
+            help="Write the report with charts to this file, as one HTML page. An existing file "
+            "is only overwritten if it is such a page."
         ),
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write the charts into this folder, as PNG."),
+        typer.Option(metavar="DIR", help="Write the charts to this folder, as PNG."),
     ] = None,
 ) -> None:
     """Sum up a run: requests, failures, latency, tokens, cost, throughput.
 
-    Exit code 0; 2 if there is nothing to report of, or something cannot be written.
+    Exit codes: 0, or 2 if there are no results, or the report cannot be written.
     """
     try:
         report = summarize(output, errors)
@@ -58,7 +58,7 @@ def command(
 
 
 def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
-    """A slip on the command line must not cost what a run has paid for."""
+    """Refuse to overwrite files other than a report page: answers have been paid for."""
     if html is None or not html.is_file():
         return
     for path in paths.files:
@@ -68,7 +68,7 @@ def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:
         beginning = file.read(len(BEGINNING))
     if beginning and beginning != BEGINNING.encode():
         raise ReportError(
-            f"{html} exists, and is no page of a report: give --html another name, or delete it"
+            f"{html} exists and is not a report page: give --html another name, or delete it"
         )
 
 

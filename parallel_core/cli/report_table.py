@@ -13,7 +13,7 @@ from .terminal import printable
 
 
 def print_report(report: RunReport, console: Console) -> None:
-    """Print the report. What comes from files is never read as markup."""
+    """Print the report. Text from files is never interpreted as markup."""
     console.print(Text(f"Report of {printable(report.name)}", style="bold"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)

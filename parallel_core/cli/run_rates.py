@@ -1,4 +1,4 @@
-"""The rates that a run of a file holds: of its config, and of ``--rpm`` and ``--tpm``."""
+"""The rates that a run of a file holds: from its config, ``--rpm`` and ``--tpm``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MOST_NAMED = 3  # models in a note
 
 
 class HeldRates(NamedTuple):
-    """What a run holds.
+    """Rates that a run holds.
 
     Attributes:
-        limit: ``rate_limit`` of its batch; None if it holds nothing.
-        notes: what the user should know of it, a sentence each.
+        limit: ``rate_limit`` of its batch; None if it holds no rate.
+        notes: notes about the rates for the user, a sentence each.
     """
 
     limit: RateLimit | dict[str, RateLimit] | None
@@ -28,11 +28,11 @@ class HeldRates(NamedTuple):
 
 
 class RunRates:
-    """The options ``--rpm`` and ``--tpm`` of a run, each with all of its values.
+    """The options ``--rpm`` and ``--tpm`` of a run, each with all its values.
 
     Raises:
-        typer.BadParameter: a value is neither a number above 0 nor ``off``, or they contradict each
-            other.
+        typer.BadParameter: a value is neither a number above 0 nor ``off``, or values contradict
+            each other.
     """
 
     def __init__(self, rpm: Sequence[str] | None, tpm: Sequence[str] | None) -> None:
@@ -48,7 +48,7 @@ class RunRates:
             raise typer.BadParameter(_contradicts(_options(self._together), by_model[0]))
 
     def held(self, router: object, asked: Iterable[str], known: Iterable[str]) -> HeldRates:
-        """Return what a run holds.
+        """Return the rates that a run holds.
 
         Args:
             router: the Router of the run.
@@ -56,8 +56,8 @@ class RunRates:
             known: the models that the Router knows by name.
 
         Raises:
-            ValueError: an option names a model that is in neither, or the config has a rate that is
-                no number.
+            ValueError: an option names a model that is neither asked nor known, or the config has a
+                rate that is not a number.
         """
         asked = list(asked)
         groups = rates_of(router, [*asked, *known])
@@ -107,13 +107,13 @@ class RunRates:
 
 
 class _Option:
-    """One of ``--rpm`` and ``--tpm``, with all of its values.
+    """One of ``--rpm`` and ``--tpm``, with all its values.
 
     Attributes:
-        name: of the option.
-        total: a number for all models together; None if there is none.
-        off: what the config says is not held, but for ``by_model``.
-        by_model: a number for a model; None: any number.
+        name: name of the option.
+        total: number for all models together; None if there is none.
+        off: True if the rates of the config are not held, except for models in ``by_model``.
+        by_model: number for a model; None: no limit.
     """
 
     def __init__(self, name: str, values: Iterable[str]) -> None:
@@ -137,7 +137,7 @@ class _Option:
             raise typer.BadParameter(_contradicts(name, f"{name} for {next(iter(self.by_model))}"))
 
     def by_place(self, place_of: Mapping[str, int]) -> dict[int, float | None]:
-        """Return ``by_model`` by the place of the model, which may have several names."""
+        """Return ``by_model`` by the place of the model. A model may have several names."""
         rates: dict[int, float | None] = {}
         names: dict[int, str] = {}
         for model, rate in self.by_model.items():
@@ -177,8 +177,8 @@ def _accepted(name: str) -> str:
 
 def _contradicts(together: str, by_model: str) -> str:
     return (
-        f"{together} for all models together goes without {by_model}: give a number for each "
-        "model, or one for all"
+        f"{together} for all models together cannot be combined with {by_model}: give a number "
+        "for each model, or one for all"
     )
 
 

@@ -1,4 +1,4 @@
-"""What ``parallel-core run`` shows: live on a terminal, as plain lines elsewhere, or as JSON."""
+"""Output of ``parallel-core run``: live on a terminal, else as plain lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
 from parallel_core.types import Usage
 
-from .terminal import as_far_as_it_is_seen, console, is_live, json_line, printable, printable_name
+from .terminal import console, ignore_output_errors, is_live, json_line, printable, printable_name
 
 SECONDS_BETWEEN_LINES = 5.0
-_SECONDS_BEFORE_NEWS = 1.0  # that the run waits, or does not any more
-_MOST_NAMED = 20  # of many models
-_MOST_GROUPS = 5  # of failures, in a live view
+_SECONDS_BEFORE_NEWS = 1.0  # least time to a line about a wait that has begun or ended
+_MOST_NAMED = 20  # models in a line
+_MOST_GROUPS = 5  # groups of failures in a live view
 _LONGEST_NAME = 40  # characters of a custom_id
-_MOST_WAITING = 3  # endpoints that are waited for
-_PATIENCE = 2.0  # seconds, with a terminal that takes nothing
+_MOST_WAITING = 3  # endpoints in a list of waits
+_PATIENCE = 2.0  # seconds to wait for a terminal that accepts no output
 
 
 class RunView(Protocol):
-    """Shows one run. None of its methods raises because nobody is there to see."""
+    """Shows one run. Its methods do not raise if the output is closed."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Show a note for the user."""
         ...
 
     def error(self, text: str) -> None:
-        """Why the run does not go on."""
+        """Show the reason why the run ends."""
         ...
 
     def problem(self, problem: InputProblem) -> None: ...
 
     def checked(self, summary: InputSummary) -> None:
-        """The input has been checked."""
+        """Show the result of the check of the input."""
         ...
 
     def estimate(self, estimate: CostEstimate) -> None: ...
@@ -61,27 +61,27 @@ class RunView(Protocol):
     def progress(self, progress: RunProgress) -> None: ...
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
-        """The run has ended; ``resume`` is the command that goes on with it."""
+        """Show the summary of a run that has ended. ``resume`` is the command that resumes it."""
         ...
 
     def waiting(self, what: str) -> contextlib.AbstractContextManager[object]:
-        """Something takes a while."""
+        """Show ``what`` as long as the block takes."""
         ...
 
     def close(self) -> None: ...
 
 
 class TextView:
-    """For people: live where standard error is a terminal, else a line every few seconds."""
+    """A view for people: live if standard error is a terminal, else a line every few seconds."""
 
     def __init__(self, error: Console | None = None, output: Console | None = None) -> None:
         self._console = console(stderr=True) if error is None else error
         self._output = console(stderr=False) if output is None else output
         self._is_live = is_live(self._console.file)
         self._live: Live | None = None
-        self._told_at: float | None = None
-        self._told_kinds: set[tuple[str, int | None]] = set()  # of failures
-        self._told_to_wait = False
+        self._line_at: float | None = None
+        self._shown_failures: set[tuple[str, int | None]] = set()  # kind and status code
+        self._shown_as_waiting = False
 
     def note(self, text: str) -> None:
         self._print(self._console, Text(printable(text)))
@@ -112,32 +112,32 @@ class TextView:
         if self._is_live:
             self._draw(progress)
         else:
-            self._tell(progress)
+            self._print_progress(progress)
 
     def _draw(self, progress: RunProgress) -> None:
-        with as_far_as_it_is_seen():
+        with ignore_output_errors():
             if self._live is None:
-                # There is no thread that draws: each snapshot does.
+                # No thread of rich redraws: each snapshot does.
                 self._live = Live(console=self._console, auto_refresh=False)
                 self._live.start()
             self._live.update(_picture(progress), refresh=True)
         if progress.finished:
             self.close()
 
-    def _tell(self, progress: RunProgress) -> None:
+    def _print_progress(self, progress: RunProgress) -> None:
         now = time.monotonic()
-        is_news = bool(progress.waiting) != self._told_to_wait
+        is_news = bool(progress.waiting) != self._shown_as_waiting
         pause = _SECONDS_BEFORE_NEWS if is_news else SECONDS_BETWEEN_LINES
-        due = self._told_at is None or now - self._told_at >= pause
+        due = self._line_at is None or now - self._line_at >= pause
         if due or progress.finished:
-            self._told_at = now
-            self._told_to_wait = bool(progress.waiting)
+            self._line_at = now
+            self._shown_as_waiting = bool(progress.waiting)
             clock = time.strftime("%H:%M:%S")
             self.note(f"{clock} {describe_progress(progress)}")
             for group in progress.failures:
                 kind = group.kind, group.status_code
-                if kind not in self._told_kinds:
-                    self._told_kinds.add(kind)
+                if kind not in self._shown_failures:
+                    self._shown_failures.add(kind)
                     self.note(f"{clock} {describe_group(group, counted=False)}")
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
@@ -158,18 +158,18 @@ class TextView:
     def close(self) -> None:
         live, self._live = self._live, None
         if live is not None:
-            with as_far_as_it_is_seen():
+            with ignore_output_errors():
                 live.stop()
 
     def _print(self, console: Console, what: Text) -> None:
-        with as_far_as_it_is_seen():
-            # A line stays a line, however narrow the terminal is: what is copied from there, such
-            # as a command, and what is read in a log.
+        with ignore_output_errors():
+            # A line is not wrapped, even on a narrow terminal: so commands can be copied, and logs
+            # have whole lines.
             console.print(what, soft_wrap=True)
 
 
 class JsonView:
-    """For machines: an object on each line of standard output, told apart by ``event``."""
+    """A view for programs: a JSON object on each line of standard output, with its ``event``."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -205,9 +205,7 @@ class JsonView:
     def progress(self, progress: RunProgress) -> None:
         fields = msgspec.structs.asdict(progress)
         usage = _usage_fields(progress.usage)
-        if (
-            progress.usage == Usage()
-        ):  # no call has an answer: whether they have a price is not known
+        if progress.usage == Usage():  # no call has been answered, so the cost is not known
             usage["cost"] = None
         self._write("progress", **{**fields, "usage": usage})
 
@@ -228,7 +226,7 @@ class JsonView:
 
     def _write(self, event: str, **fields: Any) -> None:
         line = json_line(event=event, **fields)
-        with as_far_as_it_is_seen():
+        with ignore_output_errors():
             print(line, file=self._stream, flush=True)
 
 
@@ -237,14 +235,13 @@ def _usage_fields(usage: Usage) -> dict[str, Any]:
 
 
 class Painter:
-    """Shows a run from a thread of its own.
+    """Shows a run from its own thread.
 
-    A terminal that is stopped, or a pipe that is full and that nobody reads, holds up this thread,
-    and neither the calls nor the signals that are to end them. Of the progress, what is shown is
-    the latest.
+    A stopped terminal, or a full pipe without a reader, blocks this thread. It does not block the
+    calls, or the signals that end them. Only the latest progress is shown.
 
     Attributes:
-        stuck: whether, at the end, the thread could not get rid of what there was to show.
+        stuck: True if the thread could not write all its output in the end.
     """
 
     def __init__(self, view: RunView) -> None:
@@ -253,8 +250,8 @@ class Painter:
         self._changed = threading.Condition()
         self._notes: list[str] = []
         self._progress: RunProgress | None = None
-        self._takes_a_while: str | None = None
-        self._shown: str | None = None  # of what takes a while
+        self._waiting_for: str | None = None
+        self._shown_wait: str | None = None
         self._thread = threading.Thread(target=self._paint, name="run view", daemon=True)
         self._ended = False
 
@@ -270,16 +267,16 @@ class Painter:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
-        """Something takes a while."""
-        self._wait_for(what)
+        """Show ``what`` as long as the block takes."""
+        self._set_waiting_for(what)
         try:
             yield
         finally:
-            self._wait_for(None)
+            self._set_waiting_for(None)
 
-    def _wait_for(self, what: str | None) -> None:
+    def _set_waiting_for(self, what: str | None) -> None:
         with self._changed:
-            self._takes_a_while = what
+            self._waiting_for = what
             self._changed.notify()
 
     def __enter__(self) -> Painter:
@@ -302,19 +299,19 @@ class Painter:
                         return
                     notes, self._notes = self._notes, []
                     progress, self._progress = self._progress, None
-                    takes_a_while = self._takes_a_while
-                if takes_a_while != self._shown:
-                    self._shown = takes_a_while
+                    waiting_for = self._waiting_for
+                if waiting_for != self._shown_wait:
+                    self._shown_wait = waiting_for
                     waiting.close()
-                    if takes_a_while is not None:
-                        waiting.enter_context(self._view.waiting(takes_a_while))
+                    if waiting_for is not None:
+                        waiting.enter_context(self._view.waiting(waiting_for))
                 for note in notes:
                     self._view.note(note)
                 if progress is not None:
                     self._view.progress(progress)
 
     def _has_news(self) -> bool:
-        return bool(self._notes or self._progress or self._takes_a_while != self._shown)
+        return bool(self._notes or self._progress or self._waiting_for != self._shown_wait)
 
 
 # --- texts ---
@@ -326,7 +323,7 @@ def _first_of(texts: Sequence[str]) -> str:
 
 
 def describe_progress(progress: RunProgress) -> str:
-    """A snapshot as a line."""
+    """Return a snapshot as a line."""
     share = 100 * progress.done / progress.total if progress.total else 100.0
     parts = [
         f"{progress.done:,}/{progress.total:,} ({share:.1f} %)",
@@ -342,7 +339,7 @@ def describe_progress(progress: RunProgress) -> str:
 
 
 def _counts(failures: Sequence[FailureGroup]) -> str:
-    """Failures by kind, in brackets."""
+    """Return the numbers of failures by kind, in brackets."""
     counts = Counter[str]()
     for group in failures:
         counts[group.kind] += group.count
@@ -351,7 +348,7 @@ def _counts(failures: Sequence[FailureGroup]) -> str:
 
 
 def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
-    """Failures of one kind and status as a line."""
+    """Return the failures of one kind and status as a line."""
     more = ", …" if group.count > len(group.custom_ids) else ""
     ids = ", ".join(printable_name(shortened(custom_id)) for custom_id in group.custom_ids)
     count = f" {group.count:,}" if counted else ""
@@ -359,12 +356,12 @@ def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
 
 
 def shortened(name: str) -> str:
-    """A name as it is shown beside others."""
+    """Shorten a name for a list of names."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
-    """Say what a run waits for: a text for each endpoint and reason."""
+    """Describe what a run waits for: a text for each endpoint and reason."""
     found: dict[tuple[str, str], list[Waiting]] = {}
     for one in waiting:
         found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
@@ -385,7 +382,7 @@ def _next_try(waiting: Sequence[Waiting]) -> str:
 
 
 def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
-    """Name the calls that hold up the end of a run, and say what ends them."""
+    """Name the calls that delay the end of a run, with the options that end them."""
     if not stragglers:
         return []
     names = ", ".join(f"{one.custom_id} ({one.seconds:,.0f} s)" for one in stragglers)
@@ -411,7 +408,7 @@ def _figures(progress: RunProgress) -> list[str]:
 
 
 def describe_estimate(estimate: CostEstimate) -> str:
-    """What a run will cost, as a sentence."""
+    """Return the estimated cost of a run as a sentence."""
     if estimate.known_cost is None:
         number = estimate.requests
         return f"{number:,} {_requests(number)}; the cost is not known"
@@ -421,36 +418,45 @@ def describe_estimate(estimate: CostEstimate) -> str:
 
 
 def describe_opening(opening: RunOpening) -> list[str]:
-    """What was found in the output, as far as there is something to tell."""
+    """Return lines about an existing output: what was found, and what was changed."""
     found = opening.journal
     earlier = opening.total - opening.left
     lines: list[str] = []
     if found.backups:
         lines.append(f"moved aside: {', '.join(map(printable_name, found.backups))}")
     if found.torn_bytes:
-        lines.append(f"cut {found.torn_bytes:,} bytes of a line that was not finished")
+        unit = "byte" if found.torn_bytes == 1 else "bytes"
+        lines.append(f"removed {found.torn_bytes:,} {unit} of an unfinished line")
     if found.rescued:
-        lines.append(f"put {found.rescued:,} results of the rescue file where they belong")
+        lines.append(
+            f"moved {found.rescued:,} {_results(found.rescued)} from the rescue file to the output"
+        )
     if found.changes:
         lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
     if "input" in found.changes and opening.named_by_line:
         lines.append(NAMED_BY_LINE)
     if opening.others:
         lines.append(
-            f"results of requests that are not in the input, which stay: {opening.others:,}"
+            f"kept {opening.others:,} {_results(opening.others)} of requests that are not in the "
+            "input"
         )
     if found.retried:
         lines.append(f"{found.retried:,} failed {_requests(found.retried)} to send again")
     if found.duplicates:
         ids = ", ".join(found.duplicate_ids)
-        lines.append(f"answers beside an earlier one: {found.duplicates:,} ({ids})")
+        answers = "answer" if found.duplicates == 1 else "answers"
+        lines.append(f"kept {found.duplicates:,} duplicate {answers} ({ids})")
     if earlier:
-        lines.append(f"going on: {earlier:,} of {opening.total:,} requests are finished")
+        lines.append(f"resuming: {earlier:,} of {opening.total:,} requests are finished")
     return lines
 
 
 def _requests(number: int) -> str:
     return "request" if number == 1 else "requests"
+
+
+def _results(number: int) -> str:
+    return "result" if number == 1 else "results"
 
 
 def _picture(progress: RunProgress) -> Group:
@@ -479,7 +485,8 @@ def _picture(progress: RunProgress) -> Group:
         text = printable(describe_group(group))
         rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
     if (more := len(progress.failures) - _MOST_GROUPS) > 0:
-        rows.append(Text(f"and {more} more kinds of failures", style="red"))
+        kinds = "kind" if more == 1 else "kinds"
+        rows.append(Text(f"and {more} more {kinds} of failures", style="red"))
     held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
     rows += [Text(printable(line), style="yellow") for line in held_up]
     return Group(*rows)
@@ -510,15 +517,16 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
         row("final", f"{summary.final_failures:,} failures are final: they would fail again")
     for why in summary.failed_deployments.values():
         if why not in summary.blocked.values():
-            row("passed over", f"{why}; its requests went to other deployments")
+            row("skipped", f"{why}; its requests went to other deployments")
     if summary.unfinished:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
     usage = summary.usage
+    calls = "call" if usage.estimated_calls == 1 else "calls"
     row(
         "tokens",
         f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}"
-        + (f", {usage.estimated_calls:,} calls estimated" if usage.estimated_calls else ""),
+        + (f", {usage.estimated_calls:,} {calls} estimated" if usage.estimated_calls else ""),
     )
     if money := _money(usage):
         row("cost", money)
@@ -528,8 +536,8 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.lost_workers:
         row(
             "workers",
-            f"{summary.lost_workers:,} lost and replaced, {summary.resent_requests:,} requests "
-            "sent again",
+            f"{summary.lost_workers:,} lost and replaced, {summary.resent_requests:,} "
+            f"{_requests(summary.resent_requests)} sent again",
         )
     row("output", printable_name(summary.paths.output))
     if summary.paths.errors is not None:
@@ -538,9 +546,9 @@ def _rows_of(summary: RunSummary) -> list[tuple[str, str]]:
 
 
 def describe_end(summary: RunSummary, resume: str | None) -> list[str]:
-    """Say why a run was stopped, and which command resumes it."""
+    """Return lines with the reason why a run was stopped, and the command that resumes it."""
     if summary.ending != "blocked":
-        again = [] if resume is None else [f"to go on: {resume}"]
+        again = [] if resume is None else [f"resume with: {resume}"]
         return [*(f"cannot get through: {why}" for why in summary.blocked.values()), *again]
     lines = [f"stopped: {reason}" for reason in summary.blocked.values()]
     left = summary.unfinished

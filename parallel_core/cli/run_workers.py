@@ -1,6 +1,6 @@
-"""Workers on Ray for the command ``run``: started when there is something to send, and not before.
+"""Workers on Ray for the command ``run``. They start when there is something to send.
 
-Importing this imports no Ray.
+Importing this module does not import Ray.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .run_view import Painter
 if TYPE_CHECKING:
     from parallel_core.ray_engine import RayRouter
 
-# Their texts tell all.
+# The texts of these errors are complete: the name of the class is not needed.
 _OWN_ERRORS: Final = (RouterConfigError, WorkersLostError)
 
 
 class Workers(NamedTuple):
-    """What the user asks for.
+    """The options of the user for workers.
 
     Attributes:
-        number: of worker processes.
-        address: of a Ray cluster; None: Ray is started on this machine.
+        number: number of worker processes.
+        address: address of a Ray cluster; None: Ray is started on this machine.
     """
 
     number: int
@@ -40,15 +40,16 @@ class Workers(NamedTuple):
 
 
 class WorkersNotStartedError(Exception):
-    """There are no workers for a run, and so nothing was sent. The text says why, without keys."""
+    """The workers of a run cannot be started, so nothing was sent. The text has the reason, without
+    keys."""
 
 
 class RunWorkers:
-    """The workers of one run: an async context manager that gives the Router of the run.
+    """The workers of one run: an async context manager that returns the Router of the run.
 
     Attributes:
         router: the Router of this process, for checks.
-        concurrency: of the run, so that all workers are busy.
+        concurrency: concurrency of the run that keeps all workers busy.
     """
 
     def __init__(
@@ -78,27 +79,27 @@ class RunWorkers:
         self._stop = stop
         self._painter = painter
         self._redactor = redactor
-        self._told = 0  # lost workers
+        self._reported_losses = 0
 
     async def __aenter__(self) -> Any:
-        """Start them, unless the run is to stop meanwhile: then nothing is sent any more.
+        """Start the workers. If the run is stopped meanwhile, nothing is sent any more.
 
         Raises:
-            WorkersNotStartedError: they cannot be.
+            WorkersNotStartedError: the workers cannot be started.
         """
         starting = asyncio.ensure_future(self._workers.start())
 
-        def no_more() -> None:
+        def stop_starting() -> None:
             starting.cancel()
 
-        self._stop.watch(no_more)
+        self._stop.watch(stop_starting)
         plural = "s" if self._number > 1 else ""
         try:
             with self._painter.waiting(f"starting {self._number} worker{plural}"):
                 await asyncio.wait({starting})
         finally:
             self._stop.watch(None)
-            if not starting.done():  # this task is cancelled, not that one
+            if not starting.done():  # this task was cancelled, not the starting task
                 starting.cancel()
                 await asyncio.wait({starting})
         if starting.cancelled():
@@ -108,7 +109,7 @@ class RunWorkers:
             return self._workers
         if not isinstance(error, Exception):
             raise error
-        # Ray raises what it likes.
+        # Ray may raise any exception.
         kind = "" if isinstance(error, _OWN_ERRORS) else f"{type(error).__name__}: "
         text = self._redactor.redact_secrets(f"{kind}{error}")
         raise WorkersNotStartedError(f"the workers cannot be started: {text}") from error
@@ -119,31 +120,31 @@ class RunWorkers:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._tell_losses()
+        self._report_losses()
         await self._workers.aclose()
 
     def progress(self, progress: RunProgress) -> None:
-        """Show it, after what there is to tell of the workers."""
-        self._tell_losses()
+        """Show the progress, after the losses of workers."""
+        self._report_losses()
         self._painter.progress(progress)
 
     def close(self) -> None:
-        """The run has ended, maybe before it had workers. Idempotent."""
+        """Discard the workers at the end of the run, even if they were not started. Idempotent."""
         self._workers.discard()
 
-    def _tell_losses(self) -> None:
-        lost = self._workers.lost_workers
-        if lost > self._told:
+    def _report_losses(self) -> None:
+        lost, resent = self._workers.lost_workers, self._workers.resent_requests
+        if lost > self._reported_losses:
             self._painter.note(
-                f"a worker has died, and is replaced ({lost:,} up to now, "
-                f"{self._workers.resent_requests:,} requests sent again)"
+                f"a worker died and was replaced ({lost:,} so far, "
+                f"{resent:,} {'request' if resent == 1 else 'requests'} sent again)"
             )
-        self._told = lost
+        self._reported_losses = lost
 
 
 @contextlib.contextmanager
 def quiet_ray() -> Generator[None]:
-    """What Ray has to say stays in its logs: the view tells what there is to know."""
+    """Keep Ray's messages in its own log files. The view reports what the user needs to know."""
     loggers = [logging.getLogger(name) for name in ("ray", "parallel_core")]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:

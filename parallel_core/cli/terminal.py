@@ -1,4 +1,4 @@
-"""What commands write: texts that no terminal obeys, in whatever encoding, and JSON lines."""
+"""Output of commands: text without control characters, in any encoding, and JSON lines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _HARMLESS: Final = "\n\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{IDEOGRAPHIC 
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey: control characters, and those that turn the writing round.
+    """Escape control characters, and characters that change the direction of the text.
 
-    Line feeds stay. Names of models, ids, file names and errors of providers come from elsewhere.
+    A terminal would obey them, and names of models, ids, file names and errors of providers come
+    from others. Line feeds are kept.
     """
     if text.isprintable():
         return text
@@ -34,7 +35,7 @@ def printable(text: str) -> str:
 
 
 def printable_name(name: object) -> str:
-    """:func:`printable` in one line: the name of a file."""
+    """Escape a name like :func:`printable`, and also its line feeds."""
     return printable(str(name)).replace("\n", "\\n")
 
 
@@ -45,30 +46,33 @@ def _escaped(letter: str) -> str:
 
 
 def json_line(**fields: Any) -> str:
-    """An object as a line of JSON in ASCII, which every encoding has and no terminal obeys."""
+    """Return an object as a line of JSON in ASCII, which is safe in every encoding and terminal."""
     return json.dumps(msgspec.to_builtins(fields), separators=(",", ":"))
 
 
 def survive_any_encoding() -> None:
-    """Have characters escaped that standard output cannot encode: a run does not end for those."""
+    """Escape characters that standard output and standard error cannot encode.
+
+    So such characters do not end a run.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 
 def is_live(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal on which lines can be drawn again."""
-    with contextlib.suppress(ValueError):  # it is closed
+    """Return True if a stream is a terminal on which lines can be redrawn."""
+    with contextlib.suppress(ValueError):  # the stream is closed
         return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return False
 
 
 class _Console(Console):
-    """A console whose reader may go away: rich would end the program."""
+    """A console whose reader may go away. rich's own console would end the program."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        # What is in its buffer would fail once more when Python ends.
+        # Otherwise writing the rest of the buffer would fail again when Python exits.
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.file.fileno())
@@ -76,14 +80,14 @@ class _Console(Console):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that prints what it is given: no markup, and no colours of its own choice."""
+    """Return a console that prints text unchanged: without markup and automatic colours."""
     return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 @contextlib.contextmanager
-def as_far_as_it_is_seen() -> Generator[None]:
-    """A terminal that has gone, or a pipe that nobody reads, is no reason to end a run."""
-    # ValueError: the stream is closed.
+def ignore_output_errors() -> Generator[None]:
+    """Ignore errors of output: a closed terminal or pipe must not end a run."""
+    # A closed stream raises ValueError.
     with contextlib.suppress(OSError, ValueError):
         yield
 
@@ -92,7 +96,7 @@ def as_far_as_it_is_seen() -> Generator[None]:
 
 
 def program() -> list[str]:
-    """How this program was started: the words before its arguments."""
+    """Return the words that start this program, without its arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name.partition(".")[0] == "parallel_core":
         return [_shortest(sys.executable), "-m", spec.name.removesuffix(".__main__")]
@@ -101,10 +105,10 @@ def program() -> list[str]:
 
 
 def _shortest(program: str) -> str:
-    """The name of a program where the shell finds that one by its name, else its path."""
+    """Return the name of a program if the shell finds it by its name, else its path."""
     name = Path(program).name
     found = shutil.which(name)
-    # Not what links point to: the Python of a virtual environment is a link to another one.
+    # Links are not resolved: the Python of a virtual environment is a link to another Python.
     is_found = found is not None and Path(found).absolute() == Path(program).absolute()
     return name if is_found else program
 
@@ -118,14 +122,14 @@ def _is_encoded_by(stream: TextIO | None, text: str) -> bool:
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """A command as one line for a shell."""
+    """Return a command as one line for a shell."""
     return " ".join(map(_shell_word, words))
 
 
 def _shell_word(word: str) -> str:
     if word.isprintable() and _is_encoded_by(sys.stdout, word):
         return shlex.quote(word)
-    # A name may hold line feeds, control characters, and bytes that are no text.
+    # A name may contain line feeds, control characters, and bytes that are not text.
     letters = (
         chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\{byte:03o}"
         for byte in os.fsencode(word)

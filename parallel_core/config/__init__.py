@@ -1,4 +1,4 @@
-"""A Router from a proxy's YAML, a model name or the demo, and what can be read from a Router."""
+"""A Router from a proxy YAML, a model name or the demo; and functions that read from a Router."""
 
 from .endpoints import Endpoint, endpoint_of, is_key_variable, secrets_sent
 from .identity import RequestsDigest, read_older_fields

@@ -1,6 +1,6 @@
-"""Find out where the calls of a deployment go, and which keys are missing, before the first call.
+"""Find the address of a deployment's calls, and its missing keys, before the first call.
 
-litellm is asked for it, and imported by the functions only: that takes seconds.
+The functions ask litellm. They import it themselves, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .proxy_values import (
     secrets_in,
 )
 
-# Variables that litellm reads beside the one that it reports as missing, unless it finds their key
-# before a call. A test compares them with litellm's source.
+# Variables that litellm accepts in place of the one that it reports as missing. Those whose key it
+# finds before a call are not listed. A test compares them with litellm's source.
 _OTHER_NAMES: Final = {
     "AZURE_API_KEY": ("AZURE_OPENAI_API_KEY",),
     "COHERE_API_KEY": ("CO_API_KEY",),
@@ -48,29 +48,29 @@ _KEY_VARIABLE: Final = re.compile(
     "API_?KEY$|API_(TOKEN|SECRET)$|(ACCESS|SECRET|MASTER)_KEY$|(ACCESS|AUTH|SESSION)_TOKEN$|_SECRET$"
     "|^(AZURE_AD|HF|WATSONX|FRIENDLI|VERCEL_OIDC|[A-Z]+_AI)_TOKEN$|_BEARER_TOKEN_|_CREDENTIALS$|^AZURE_PASSWORD$"
 )
-# Variables, beside the one of the key, that log in to a provider: AZURE_CLIENT_ID.
+# Variables other than that of the key that log in to a provider, such as AZURE_CLIENT_ID.
 _LOGIN_VARIABLE: Final = re.compile(
     "(TOKEN|CLIENT_ID|TENANT_ID|FEDERATION_RULE_ID|SERVICE_ACCOUNT_ID|CREDENTIALS)$"
 )
-# Variables that set another address of a provider: GROQ_API_BASE.
+# Variables that override the address of a provider, such as GROQ_API_BASE.
 _ADDRESS_VARIABLE: Final = re.compile("(BASE|URL|URI|ENDPOINT|HOST)$")
-# Parameters of litellm's credentials that say where a call goes, and not who sends it.
+# Parameters of litellm's credentials that set where a call goes, not who sends it.
 _PLACE_PARAMETER: Final = re.compile(
     "^api_|region|location|project|bucket|endpoint|tags|organization|legacy"
 )
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where the calls of one deployment go.
+    """Address and keys of one deployment.
 
     Attributes:
         model_name: the name that requests use.
-        model: what litellm calls it, ``provider/model``.
+        model: litellm's name of the model, ``provider/model``.
         provider: litellm's name of the provider.
-        api_base: the address, without user, password and query; None where litellm does not tell
+        api_base: the address, without user, password and query. None if litellm does not report
             it before a call.
-        missing_keys: the names of environment variables that are needed and not set.
-        is_key_known: whether it can be told before a call that there is a key, or that none is
+        missing_keys: names of environment variables that are needed and not set.
+        is_key_known: True if it is known before a call that there is a key, or that none is
             needed. Clouds have further ways to log in: files, roles, the machine itself.
     """
 
@@ -85,9 +85,9 @@ class Endpoint(msgspec.Struct, frozen=True):
 def secrets_sent(deployments: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """Return the keys that deployments with these ``litellm_params`` send.
 
-    These are the keys among the parameters and, where there is no ``api_key``, what litellm takes
-    from the environment for the provider. Other variables of the environment are no business of a
-    Router, whatever their names.
+    These are the keys among the parameters and, without an ``api_key``, those that litellm takes
+    from the environment for the provider. Other environment variables are not included, even if
+    they are named like keys.
     """
     found: set[str] = set()
     for parameters in deployments:
@@ -101,32 +101,33 @@ def secrets_sent(deployments: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def _key_variables(model: str, provider: str | None) -> set[str]:
-    """The names of the environment variables from which litellm may take a key for a model."""
+    """Return the environment variables from which litellm may take a key for a model."""
     import litellm
 
     names: set[str] = set()
-    if model == "*":  # the model of each request tells the provider
+    if model == "*":  # each request names its own provider
         providers = known_providers()
     else:
         provider = provider or _provider_of(model)
         providers = {provider}
         looked_up = _LookedUp()
         validate: Any = inspect.unwrap(cast("Any", litellm).validate_environment)
-        # A copy of litellm's function with an environment of its own: what it asks for is noted,
-        # and nothing changes for anybody else. For some providers, litellm's way to tell the
-        # provider of a model would begin to log in.
+        # This makes a copy of litellm's function that sees another environment, which records the
+        # names that it looks up. The rest of the process is not affected. litellm's own
+        # get_llm_provider is replaced in the copy: for some providers it would begin to log in.
 
-        def told(**_: Any) -> tuple[str, str | None, None, None]:
+        def known_provider(**_: Any) -> tuple[str, str | None, None, None]:
             return model, provider, None, None
 
         scope = {
             **validate.__globals__,
             "os": SimpleNamespace(environ=looked_up, getenv=looked_up.get),
-            "litellm_utils": SimpleNamespace(get_llm_provider=told),
+            "litellm_utils": SimpleNamespace(get_llm_provider=known_provider),
         }
         ask = FunctionType(validate.__code__, scope, None, validate.__defaults__)
         names = looked_up.names.union(ask(f"{provider}/*")["missing_keys"])
-    # It does not ask for every way to log in. Others begin in the same way: AWS_…, AZURE_….
+    # litellm's function does not look up every way to log in. The variables of the other ways have
+    # the same prefix: AWS_…, AZURE_….
     prefixes = {name.partition("_")[0] for name in names} | {name.upper() for name in providers}
     beginnings = tuple(f"{prefix}_" for prefix in prefixes)
     return names | {
@@ -143,12 +144,12 @@ def _provider_of(model: str) -> str:
     try:
         with quiet_litellm():
             return str(litellm.get_llm_provider(model)[1])
-    except Exception:  # noqa: BLE001 - whatever it raises: no call of this model can be sent
+    except Exception:  # noqa: BLE001 - it may raise anything; no call of this model can be sent
         return prefix
 
 
 class _LookedUp(dict[str, str]):
-    """An environment with nothing in it, which notes the names that are looked up."""
+    """An empty environment that records the names that are looked up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,12 +165,12 @@ class _LookedUp(dict[str, str]):
 
 
 def is_key_variable(name: str) -> bool:
-    """Whether an environment variable of this name usually holds a key for a provider."""
+    """Return True if an environment variable of this name usually holds a key for a provider."""
     return _KEY_VARIABLE.search(name.upper()) is not None
 
 
 def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
-    """Where the calls of a deployment with these ``litellm_params`` go.
+    """Return the endpoint of a deployment with these ``litellm_params``.
 
     Raises:
         RouterConfigError: litellm does not know the provider, a parameter that must be a text is a
@@ -188,20 +189,20 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
     model = str(values["model"])
     api_base = values.get("api_base") or values.get("base_url")
     provider = values.get("custom_llm_provider")
-    told: Any = None
+    default_address: Any = None
     found_key: Any = None
-    # litellm chooses the model of these later.
+    # For patterns and auto routers, litellm chooses the model later.
     if "*" not in model and not model.startswith("auto_router/"):
         try:
             with quiet_litellm():
-                _, provider, found_key, told = litellm.get_llm_provider(
+                _, provider, found_key, default_address = litellm.get_llm_provider(
                     model, custom_llm_provider=provider, api_base=api_base
                 )
-        except Exception:  # noqa: BLE001 - whatever it raises, and its text would mislead here
+        except Exception:  # noqa: BLE001 - it may raise anything; its text would mislead here
             raise RouterConfigError([_unknown_provider(model)]) from None
     elif provider is None:
         provider, slash, _ = model.partition("/")
-        if not slash:  # "*", each request has its own
+        if not slash:  # the model is "*": each request names its own provider
             address = shown_url(api_base) if api_base else None
             return Endpoint(name, model, "*", address, is_key_known=False)
     provider = str(provider)
@@ -211,7 +212,7 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
         missing, is_known = _missing_keys(full_name, provider, values, found_key)
         if api_base and is_known and not missing:
             _refuse_address_of_another(full_name, provider, str(api_base))
-    address = api_base or told or _usual_address(model, provider)
+    address = api_base or default_address or _usual_address(model, provider)
     return Endpoint(
         model_name=name,
         model=full_name,
@@ -223,7 +224,7 @@ def endpoint_of(name: str, parameters: Mapping[str, Any]) -> Endpoint:
 
 
 def _wrong_types(parameters: Mapping[str, Any]) -> list[str]:
-    """Say which parameters must be texts, and are not."""
+    """Report each parameter that must be a text and is not."""
     known = deployment_parameters()
     return [
         not_a_text(f"litellm_params.{name}", value)
@@ -243,11 +244,11 @@ def _values_of_credential(name: object) -> dict[str, Any]:
 
 
 def _usual_address(model: str, provider: str) -> str | None:
-    """Where litellm sends calls of a provider, if it can say so without a call."""
+    """Return the address of a provider; None if litellm does not know it before a call."""
     from litellm.types.utils import LlmProviders
     from litellm.utils import ProviderConfigManager
 
-    def told_by(kind: LlmProviders) -> str | None:
+    def address_of(kind: LlmProviders) -> str | None:
         info: Any = ProviderConfigManager.get_provider_model_info(model, kind)
         with contextlib.suppress(NotImplementedError, ValueError):
             return None if info is None else info.get_api_base()
@@ -255,14 +256,14 @@ def _usual_address(model: str, provider: str) -> str | None:
 
     if provider not in {kind.value for kind in LlmProviders}:
         return None
-    address = told_by(LlmProviders(provider))
+    address = address_of(LlmProviders(provider))
     # Classes of compatible providers inherit OpenAI's address.
-    is_inherited = provider != "openai" and address == told_by(LlmProviders.OPENAI)
+    is_inherited = provider != "openai" and address == address_of(LlmProviders.OPENAI)
     return None if is_inherited else address
 
 
 def _has_key(values: Mapping[str, Any]) -> bool:
-    """Whether the parameters of a deployment have a key, or headers, which may have one."""
+    """Return True if the parameters of a deployment have a key, or headers that may have one."""
     return any(
         is_secret_name(name) or "headers" in name or name == "mock_response"
         for name, value in values.items()
@@ -273,15 +274,18 @@ def _has_key(values: Mapping[str, Any]) -> bool:
 def _missing_keys(
     model: str, provider: str, values: Mapping[str, Any], found_key: object
 ) -> tuple[list[str], bool]:
-    """The names of the variables of a key that is needed and nowhere set; and whether it is known
-    before a call that there is one."""
+    """Return the missing variables of a key, and whether it is known that there is a key.
+
+    The list has the variables of a key that is needed and not set. The boolean is False if only a
+    call can show whether there is a key.
+    """
     import litellm
 
     module = cast("Any", litellm)
     known_keys = (found_key, module.api_key, getattr(module, f"{provider}_key", None))
     if any(isinstance(key, str) and key.strip() for key in known_keys):
         return [], True
-    if isinstance(found_key, str):  # litellm has looked, and what it would send is blank
+    if isinstance(found_key, str):  # litellm has found a blank key, and would send it
         return _blank_keys_of(provider), True
     # litellm counts variables that are set and blank as set.
     with _without_variables(lambda _, text: not text.strip()):
@@ -289,11 +293,11 @@ def _missing_keys(
     if found["keys_in_environment"]:
         return [], True
     names = cast("list[str]", found["missing_keys"])
-    # What is no key (a region, a version) may be given elsewhere.
+    # A variable that is not a key (a region, a version) may be set in another way.
     missing = [name for name in names if name.endswith("_API_KEY")]
     if not missing:
-        # A provider that needs an address only needs no key. Others log in with files, roles or
-        # the machine itself; of those that have no name here, litellm does not say.
+        # A provider that needs only an address needs no key. Others log in with files, roles or
+        # the machine itself. Without any names, litellm does not report what the provider needs.
         return [], bool(names) and all(name.endswith("_API_BASE") for name in names)
     others = [other for name in missing for other in _OTHER_NAMES.get(name, ())]
     if any(is_set(name, os.environ) for name in others):
@@ -311,11 +315,11 @@ def _blank_keys_of(provider: str) -> list[str]:
 
 
 def _may_log_in_otherwise(keys: Sequence[str], values: Mapping[str, Any]) -> bool:
-    """Whether there are an identity, a role or the like, instead of one of these keys."""
+    """Return True if an identity, a role or the like is set in place of one of these keys."""
     import litellm
     from litellm.types.router import CredentialLiteLLMParams
 
-    # AZURE_CLIENT_ID, where the key is AZURE_API_KEY.
+    # AZURE_CLIENT_ID belongs to the key AZURE_API_KEY.
     prefixes = tuple(key.removesuffix("API_KEY") for key in keys)
     is_azure = "AZURE_API_KEY" in keys
     return (
@@ -334,7 +338,7 @@ def _may_log_in_otherwise(keys: Sequence[str], values: Mapping[str, Any]) -> boo
 
 @contextlib.contextmanager
 def _without_variables(is_hidden: Callable[[str, str], object]) -> Generator[None]:
-    """Take variables out of the environment, which litellm looks into, until the block is left."""
+    """Remove variables from the environment that litellm reads, until the block is left."""
     hidden = {name: text for name, text in os.environ.items() if is_hidden(name, text)}
     for name in hidden:
         del os.environ[name]
@@ -359,7 +363,7 @@ def _refuse_address_of_another(model: str, provider: str, api_base: str) -> None
 
 
 def owner_of(api_base: str) -> str | None:
-    """Return the provider that litellm knows an address to belong to."""
+    """Return the provider to which an address belongs; None if litellm does not know it."""
     owners = _owners_of(api_base)
     return owners[0] if owners else None
 
@@ -368,7 +372,7 @@ def _owners_of(api_base: str) -> tuple[str, ...]:
     """Return litellm's names of the provider of an address, the most usual one first.
 
     It is the provider that litellm recognizes by the address, else those whose default address
-    has the same host, else the one whose name is that of the domain.
+    has the same host, else the one that is named like the domain.
     """
     import litellm
 
@@ -378,9 +382,9 @@ def _owners_of(api_base: str) -> tuple[str, ...]:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return ()
-    # litellm compares texts.
+    # litellm compares addresses as texts.
     address = parts._replace(netloc=f"{host}{port}").geturl()
-    with contextlib.suppress(Exception), quiet_litellm():  # it raises where it knows none
+    with contextlib.suppress(Exception), quiet_litellm():  # it raises if it knows no provider
         if provider := litellm.get_llm_provider("-", api_base=address)[1]:
             return (str(provider),)
     if owners := _providers_by_host().get(host):
@@ -390,27 +394,27 @@ def _owners_of(api_base: str) -> tuple[str, ...]:
 
 
 def _host_of(address: str) -> str:
-    """The host of an address in lower case, without the dot that may end a full name."""
+    """Return the host of an address in lower case, without a dot at its end."""
     return (urlsplit(address).hostname or "").removesuffix(".")
 
 
 @functools.cache
 def _providers_by_host() -> dict[str, tuple[str, ...]]:
-    """The providers whose default address has a host."""
+    """Return the providers of each host, by their default addresses."""
     import litellm
 
     found: dict[str, tuple[str, ...]] = {}
     with quiet_litellm(), _without_variables(lambda name, _: _ADDRESS_VARIABLE.search(name)):
-        # These two log in over the network when they are only asked for their name.
+        # For these two, get_llm_provider logs in over the network.
         for provider in sorted(known_providers() - {"github_copilot", "chatgpt"}):
             model = f"{provider}/-"
-            told: list[str | None] = []
-            with contextlib.suppress(Exception):  # it wants a variable or a package first
-                told.append(litellm.get_llm_provider(model)[3])
+            addresses: list[str | None] = []
+            with contextlib.suppress(Exception):  # it may need a variable or a package first
+                addresses.append(litellm.get_llm_provider(model)[3])
             with contextlib.suppress(Exception):
-                told.append(_usual_address(model, provider))
-            for host in {_host_of(address) for address in told if address}:
-                if "." in host and not host.startswith("127."):  # no server on this machine
+                addresses.append(_usual_address(model, provider))
+            for host in {_host_of(address) for address in addresses if address}:
+                if "." in host and not host.startswith("127."):  # not a server on this machine
                     found[host] = (*found.get(host, ()), provider)
     return found
 
@@ -419,8 +423,8 @@ def _unknown_provider(model: str) -> str:
     prefix, slash, rest = model.partition("/")
     near = nearest(prefix, known_providers()) if slash else None
     hint = (
-        f"write it as <provider>/<model>, for instance openai/{model}; for a server of your own "
-        "that speaks OpenAI's API give its address, too (--api-base)"
+        f"write it as <provider>/<model>, for instance openai/{model}; for your own server with "
+        "OpenAI's API, also give its address (--api-base)"
     )
     if near:
         hint = f"is {near}/{rest} meant?"
@@ -429,11 +433,11 @@ def _unknown_provider(model: str) -> str:
 
 @contextlib.contextmanager
 def quiet_litellm() -> Generator[None]:
-    """Keep litellm from printing advice into the terminal, until the block is left."""
+    """Keep litellm from printing advice to the terminal, until the block is left."""
     import litellm
 
     before = litellm.suppress_debug_info
-    litellm.suppress_debug_info = True  # it prints a list of its providers otherwise
+    litellm.suppress_debug_info = True  # otherwise it prints a list of its providers
     try:
         yield
     finally:
@@ -441,20 +445,20 @@ def quiet_litellm() -> Generator[None]:
 
 
 def known_providers() -> set[str]:
-    """litellm's names of the providers."""
+    """Return litellm's names of the providers."""
     import litellm
 
     return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be shown: without user, password, query and fragment."""
+    """Return a URL that is safe to show: without user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return "(no valid URL)"
+        return "(invalid URL)"
     if ":" in host:
         host = f"[{host}]"
     return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else url.partition("?")[0]

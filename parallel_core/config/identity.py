@@ -1,9 +1,8 @@
-"""What makes two runs the same: whatever may change an answer, and nothing else.
+"""Identity of a run: everything that may change an answer, and nothing else.
 
-These are the requests (names, models, messages and parameters), which models answer for the names
+This is: the requests (names, models, messages and parameters), the models that answer for the names
 that the requests use, and the parameters that a config adds. Addresses, keys, retries, limits and
-prices are not among them. :func:`request_digest` stands for one request, so that it can be compared
-on its own.
+prices are not part of it. :func:`request_digest` identifies a single request.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ Fields: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 WITHOUT_INFLUENCE: Final = frozenset(
     {
-        # Parameters of OpenAI's API that change how an answer is sent, kept, paid for or found.
+        # Parameters of OpenAI's API that change how an answer is sent, stored, paid for or found.
         *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
         *("safety_identifier", "service_tier", "store", "stream", "stream_options", "user"),
         # Arguments of the call.
         *("additional_drop_params", "request_timeout", "stream_timeout", "timeout"),
     }
 )
-"""Parameters of a request that do not change what is answered."""
+"""Parameters of a request that do not change the answer."""
 
-_MODEL = "model "  # begins the name of a field
+_MODEL = "model "  # prefix of the field names of models
 _DIGEST_OF_FORMAT_1 = re.compile(" with [0-9a-f]{12}")
 _encode: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=str, order="deterministic").encode
 
@@ -45,7 +44,7 @@ _encode: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=str, order="dete
 
 
 def request_digest(custom_id: str, request: RouterParallelRequest) -> int:
-    """A number of 128 bits: the same for requests that ask for the same answer."""
+    """Return a 128-bit number that is the same for requests that ask for the same answer."""
     kwargs = request.kwargs
     if kwargs and not WITHOUT_INFLUENCE.isdisjoint(kwargs):
         kwargs = {
@@ -56,17 +55,17 @@ def request_digest(custom_id: str, request: RouterParallelRequest) -> int:
 
 
 class RequestsDigest:
-    """Stands for many requests, in whichever order they come."""
+    """Digest of many requests. Their order does not matter."""
 
     def __init__(self) -> None:
         self._sum = 0
 
     def add(self, custom_id: str, request: RouterParallelRequest) -> None:
-        """Count a request in."""
+        """Add a request."""
         self._sum += request_digest(custom_id, request)
 
     def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
+        """Return the digest as 32 hexadecimal digits."""
         return f"{self._sum % (1 << 128):032x}"
 
 
@@ -78,18 +77,20 @@ def describe_deployments(
     aliases: Mapping[str, Any],
     for_all: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Say for each model name which models answer, with a digest of parameters that change answers.
+    """Describe for each model name the models that answer.
+
+    A description has a digest of the parameters that change answers.
 
     Args:
         deployments: names, each with its ``litellm_params``.
-        aliases: as Routers have them (``model_group_alias``).
-        for_all: parameters of all deployments that do not set them.
+        aliases: the ``model_group_alias`` of a Router.
+        for_all: default parameters of all deployments.
     """
     groups: dict[str, set[str]] = {}
     for name, parameters in deployments:
         groups.setdefault(name, set()).add(_describe_deployment({**for_all, **parameters}))
     for alias, target in aliases.items():
-        group: Any = target  # or an object with the group as its model
+        group: Any = target  # a group's name, or a mapping with the name as its "model"
         if isinstance(target, Mapping):
             group = cast("Mapping[str, Any]", target).get("model")
         if group in groups:
@@ -111,7 +112,10 @@ def _describe_deployment(parameters: Mapping[str, Any]) -> str:
 
 
 def describe_models(description: Fields, models: Iterable[str]) -> dict[str, Any]:
-    """Of the description of a Router, what concerns these names. Patterns are ``openai/*``."""
+    """Return the part of a Router's description that concerns these models.
+
+    A name in the description may be a pattern such as ``openai/*``.
+    """
     described = {name: value for name, value in description.items() if not name.startswith(_MODEL)}
     patterns = [name for name in description if name.startswith(_MODEL) and "*" in name]
     for model in sorted(models):
@@ -124,9 +128,9 @@ def describe_models(description: Fields, models: Iterable[str]) -> dict[str, Any
 
 @functools.cache
 def _settings_of_litellm() -> frozenset[str]:
-    """Parameters of a deployment that are for litellm and its clients, not for the model.
+    """Return parameters of a deployment that are for litellm and its clients, not for the model.
 
-    litellm puts all others into the body of a request: OpenAI's, and those that it does not know.
+    litellm puts all others into the body of a request: those of OpenAI's API, and unknown ones.
     """
     import litellm
     from litellm.types.router import LiteLLM_Params
@@ -135,16 +139,21 @@ def _settings_of_litellm() -> frozenset[str]:
     from openai.resources.chat import AsyncCompletions
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-    of_module = {
+    module_variables = {
         name
         for name, value in vars(litellm).items()
         if not callable(value) and not isinstance(value, ModuleType)
     }
-    of_clients = {
+    client_arguments = {
         *inspect.signature(AsyncOpenAI.__init__).parameters,
         *inspect.signature(AsyncCompletions.create).parameters,
     }
-    own = {*all_litellm_params, *LiteLLM_Params.model_fields, *of_module, *of_clients}
+    own = {
+        *all_litellm_params,
+        *LiteLLM_Params.model_fields,
+        *module_variables,
+        *client_arguments,
+    }
     sent = {*CompletionCreateParamsBase.__annotations__, "extra_body"} - {"model", "messages"}
     return frozenset((own - sent) | WITHOUT_INFLUENCE)
 
@@ -153,19 +162,20 @@ def _settings_of_litellm() -> frozenset[str]:
 
 
 def read_older_fields(then: Fields, now: Fields, input_of_format_1: Callable[[], str]) -> Fields:
-    """Bring the fields of a manifest of the first format into the form of today.
+    """Convert the fields of a manifest of the first format to the current format.
 
-    They had a digest of the bytes of the input, all models of a config, and the address of a
-    server. What cannot be compared any more (the digest of a model's parameters) counts as equal.
+    The first format had a digest of the bytes of the input, all models of a config, and the address
+    of a server. Fields that can no longer be compared (the digest of a model's parameters) count as
+    equal.
 
     Args:
         then: fields of the manifest.
         now: fields of the run.
-        input_of_format_1: gives the digest that the input had in that format.
+        input_of_format_1: returns the digest that the input had in the first format.
     """
     fields = {name: then.get(name, value) for name, value in now.items()}
     if then.get("router") == "demo":
-        fields["router"] = "demo"  # answers that are made up are never mixed with others
+        fields["router"] = "demo"  # so synthetic answers are never mixed with others
     if "input" in fields and fields["input"] == input_of_format_1():
         fields["input"] = now["input"]
     for name, text in fields.items():

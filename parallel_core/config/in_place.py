@@ -1,4 +1,4 @@
-"""Make the settings of a config those of the process, until its Router is closed."""
+"""Apply the settings of a config to the process, until its Router is closed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ABSENT: Final = object()
 
 @contextlib.contextmanager
 def config_in_place(config: ProxyConfig) -> Generator[None]:
-    """Make the settings of a config those of the process, until the block is left.
+    """Apply the settings of a config to the process, until the block is left.
 
     Raises:
-        RouterConfigError: a setting that must be a number is none, or a credential is incomplete.
+        RouterConfigError: a setting that must be a number is not, or a credential is incomplete.
     """
     import litellm
 
@@ -33,7 +33,7 @@ def config_in_place(config: ProxyConfig) -> Generator[None]:
             settings["request_timeout_explicitly_set"] = True
         if config.credentials:
             settings["credential_list"] = _credentials(config)
-        # litellm prints its advice into the terminal otherwise, for each failed call.
+        # Otherwise litellm prints advice to the terminal for each failed call.
         settings["suppress_debug_info"] = True
         for name, value in settings.items():
             changes.callback(_put_attribute, module, name, getattr(module, name, _ABSENT))
@@ -44,13 +44,13 @@ def config_in_place(config: ProxyConfig) -> Generator[None]:
 def resolved_settings(
     settings: Mapping[str, Setting], known: Mapping[str, Types]
 ) -> dict[str, Any]:
-    """The values of the settings that litellm knows, with those of the environment.
+    """Return the values of the settings that litellm knows, with variables resolved.
 
-    litellm does not check their types before it uses them in a call: what must be a number, and is
-    none, is found here.
+    A setting that must be a number is checked here: litellm does not check the types before it
+    uses the settings in a call.
 
     Raises:
-        RouterConfigError: with each of those.
+        RouterConfigError: settings must be numbers and are not; it lists each of them.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -60,7 +60,7 @@ def resolved_settings(
         value = values[name] = resolved(setting.value, os.environ)
         if value is None or not is_number(known[name]):
             continue
-        if isinstance(value, str):  # as in the environment everything is
+        if isinstance(value, str):  # values from the environment are texts
             with contextlib.suppress(ValueError):
                 number = float(value)
                 value = values[name] = int(number) if number.is_integer() else number
@@ -72,7 +72,7 @@ def resolved_settings(
 
 
 def unknown_litellm_settings(config: ProxyConfig) -> list[str]:
-    """Say which ``litellm_settings`` this litellm does not have. They are ignored."""
+    """Report the ``litellm_settings`` that the installed litellm does not have and ignores."""
     known = module_settings()
     warnings: list[str] = []
     for name, setting in config.litellm_settings.items():
@@ -113,7 +113,7 @@ def _credentials(config: ProxyConfig) -> list[Any]:
                     credential_info=fields.get("credential_info") or {},
                 )
             )
-        except (KeyError, TypeError, ValueError):  # whose texts quote the values
+        except (KeyError, TypeError, ValueError):  # their texts quote the values
             problem = "must have credential_name and credential_values"
             raise RouterConfigError([f"{setting.place}: {problem}"]) from None
     return items

@@ -1,6 +1,6 @@
-"""Ask litellm which settings it has; and the few of them that a run of a file leaves out.
+"""The settings of the installed litellm, and the lists of those that a run of a file ignores.
 
-litellm is imported by the functions only: that takes seconds.
+Only the functions import litellm, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import (
 _DATA: Final = (NoneType, bool, int, float, str, list, tuple, dict, set)
 
 Types: TypeAlias = frozenset[Any]
-"""The types that a setting may have, without None; empty where litellm does not say."""
+"""The types that a setting may have, without None. Empty if litellm does not declare them."""
 
 WRITES_LOGS: Final = frozenset(
     {
@@ -31,7 +31,7 @@ WRITES_LOGS: Final = frozenset(
         *("set_verbose", "suppress_debug_info"),
     }
 )
-"""Settings of litellm's module and Router that have messages, or advice, written into logs."""
+"""Settings of litellm's module and Router that make it write messages or advice to logs."""
 
 LOADS_CODE: Final = frozenset(
     {"custom_provider_map", "plugins", "post_call_rules", "pre_call_rules"}
@@ -39,9 +39,9 @@ LOADS_CODE: Final = frozenset(
 """Settings of litellm's module and Router that name Python code."""
 
 # Names of litellm_settings. A test reads litellm's source: a name that only the proxy server and
-# its integrations read must be listed here, or be passed on for a stated reason.
-OF_THE_PROXY: Final = frozenset((
-    # Callbacks, and what is for them alone.
+# its integrations read must be listed here, or be passed to litellm for a stated reason.
+PROXY_ONLY: Final = frozenset((
+    # Callbacks, and settings that only callbacks read.
     "argilla_batch_size", "argilla_transformation_object", "audit_log_callbacks",
     "aws_sqs_callback_params", "batch_line_item_callbacks", "callback_settings", "callbacks",
     "cold_storage_custom_logger", "custom_prometheus_metadata_labels", "custom_prometheus_tags",
@@ -105,7 +105,7 @@ OF_THE_PROXY: Final = frozenset((
 
 
 def module_settings() -> dict[str, Types]:
-    """The variables of the module ``litellm``, which ``litellm_settings`` may set."""
+    """Return the variables of the module ``litellm``, which ``litellm_settings`` may set."""
     import litellm
 
     values: dict[str, Any] = dict(vars(litellm))
@@ -119,22 +119,22 @@ def module_settings() -> dict[str, Types]:
 
 
 def router_settings() -> dict[str, Types]:
-    """The arguments of ``litellm.Router`` that a config may give in ``router_settings``."""
+    """Return the arguments of ``litellm.Router`` that ``router_settings`` may have."""
     from litellm import constants
     from litellm.router import Router
 
-    # A section of its own, or objects that the proxy server makes.
-    elsewhere = getattr(constants, "ROUTER_SETTINGS_MANAGED_OUTSIDE_CONFIG", frozenset[str]())
+    # These have their own section, or are objects that the proxy server makes.
+    not_in_section = getattr(constants, "ROUTER_SETTINGS_MANAGED_OUTSIDE_CONFIG", frozenset[str]())
     parameters = inspect.signature(cast("Any", Router).__init__).parameters
     return {
         name: types_of(parameter.annotation)
         for name, parameter in parameters.items()
-        if name not in {"self", "model_list", *elsewhere}
+        if name not in {"self", "model_list", *not_in_section}
     }
 
 
 def deployment_parameters() -> dict[str, Types]:
-    """The ``litellm_params`` that litellm describes; a deployment may have others, too."""
+    """Return the ``litellm_params`` that litellm declares. A deployment may have others as well."""
     from litellm.types.router import LiteLLM_Params
 
     fields = cast("Mapping[str, Any]", LiteLLM_Params.model_fields)
@@ -142,17 +142,17 @@ def deployment_parameters() -> dict[str, Types]:
 
 
 def is_number(types: Types) -> bool:
-    """Whether a setting of these types must be a number."""
+    """Return True if a setting of these types must be a number."""
     return bool(types) and types <= {int, float}
 
 
 def is_text(types: Types) -> bool:
-    """Whether a setting of these types may be a text, and no number or boolean."""
+    """Return True if a setting of these types may be a text, but not a number or a boolean."""
     return str in types and not types & {bool, int, float, object, Any}
 
 
 def types_of(annotation: Any) -> Types:
-    """The types that an annotation allows, without None."""
+    """Return the types that an annotation allows, without None."""
     if annotation is inspect.Parameter.empty:
         return frozenset()
     if get_origin(annotation) in (Union, UnionType):
@@ -167,6 +167,6 @@ def _types_of_variable(annotation: Any, value: object, names: dict[str, Any]) ->
         return frozenset({type(value)} - {NoneType})
     try:
         hints = get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), names)
-    except (NameError, TypeError):  # of a name that litellm imports for type checkers only
+    except (NameError, TypeError):  # litellm imports the name only for type checkers
         return frozenset()
     return types_of(hints["it"])

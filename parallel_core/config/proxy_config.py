@@ -1,6 +1,6 @@
-"""Read the YAML file of litellm's proxy, as far as it shapes calls, and find what is wrong in it.
+"""Read and check the YAML file of litellm's proxy, as far as it affects calls.
 
-Nothing here imports litellm or changes anything: what is read is a value.
+This module does not import litellm and changes nothing in the process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from .litellm_settings import LOADS_CODE, OF_THE_PROXY, WRITES_LOGS
+from .litellm_settings import LOADS_CODE, PROXY_ONLY, WRITES_LOGS
 from .proxy_values import (
     RouterConfigError,
     dotted,
@@ -23,7 +23,7 @@ from .proxy_values import (
 )
 from .proxy_yaml import Document
 
-ONLY_OF_THE_PROXY: Final = "only the proxy server uses it"
+_WHY_PROXY_ONLY: Final = "only the proxy server uses it"
 
 _SECTIONS: Final = frozenset(
     {
@@ -31,7 +31,8 @@ _SECTIONS: Final = frozenset(
         *("model_list", "router_settings"),
     }
 )
-# They say which programs are run, and as whom. A test compares them with those of the proxy server.
+# These decide which programs run, and as which user. A test compares them with the list of the
+# proxy server.
 _BLOCKED_VARIABLES: Final = frozenset(
     {
         *("DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "HOME", "LD_LIBRARY_PATH", "LD_PRELOAD"),
@@ -46,8 +47,8 @@ class MissingVariable:
     """An environment variable that the file refers to and that is not set.
 
     Attributes:
-        name: of the variable.
-        place: the file, the line, and which setting refers to it.
+        name: name of the variable.
+        place: the file, the line and the setting that refers to it.
     """
 
     name: str
@@ -55,7 +56,7 @@ class MissingVariable:
 
     def __str__(self) -> str:
         return (
-            f"{self.place}: the environment variable {self.name} is not set, or is empty; set it, "
+            f"{self.place}: the environment variable {self.name} is not set or is empty; set it, "
             "for instance with export"
         )
 
@@ -67,7 +68,7 @@ class Deployment:
     Attributes:
         place: the file and the line.
         name: the name that requests use.
-        values: the entry, as the Router takes it.
+        values: the entry, in the form that the Router takes.
     """
 
     place: str
@@ -76,13 +77,13 @@ class Deployment:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Its ``litellm_params``."""
+        """Return the ``litellm_params`` of the deployment."""
         return cast("dict[str, Any]", self.values["litellm_params"])
 
 
 @dataclass(frozen=True, repr=False)
 class Setting:
-    """A value of a section, and where it is."""
+    """A value of a section, with its place in the file."""
 
     place: str
     value: Any
@@ -90,18 +91,18 @@ class Setting:
 
 @dataclass(frozen=True, repr=False)
 class ProxyConfig:
-    """What a file of litellm's proxy says about calls.
+    """The parts of a file of litellm's proxy that affect calls.
 
     Attributes:
-        path: of the file.
-        deployments: the entries of ``model_list``, those of included files too.
+        path: path of the file.
+        deployments: the entries of ``model_list``, including those of included files.
         router_settings: arguments of the Router; their names are not checked yet.
         litellm_settings: all but those that only the proxy server uses; their names are not checked
             yet.
         variables: the ``environment_variables``.
         credentials: the entries of ``credential_list``.
-        warnings: what is ignored, for the user to read.
-        other_secrets: keys in what is ignored.
+        warnings: the ignored settings, as lines for the user.
+        other_secrets: keys in the ignored settings.
     """
 
     path: Path
@@ -114,7 +115,7 @@ class ProxyConfig:
     other_secrets: frozenset[str]
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """The variables that the file sets, where ``environment`` is what is set already."""
+        """Return the variables that the file sets. It may refer to those in ``environment``."""
         return {
             name: str(value)
             for name, setting in self.variables.items()
@@ -122,7 +123,7 @@ class ProxyConfig:
         }
 
     def missing(self, environment: Mapping[str, str]) -> list[MissingVariable]:
-        """The variables that are referred to and not set: neither there nor by the file itself."""
+        """Return the variables that the file refers to, but neither it nor ``environment`` sets."""
         known = {**environment, **self.environment(environment)}
         settings = [
             *((f"{d.place}: litellm_params", d.parameters) for d in self.deployments),
@@ -138,7 +139,7 @@ class ProxyConfig:
         ]
 
     def secrets(self, environment: Mapping[str, str]) -> frozenset[str]:
-        """Every key that the file holds or refers to."""
+        """Return every key that the file contains or refers to."""
         known = {**environment, **self.environment(environment)}
         sections: list[Any] = [
             *(deployment.values for deployment in self.deployments),
@@ -152,10 +153,10 @@ class ProxyConfig:
 
 
 def read_proxy_config(path: Path) -> ProxyConfig:
-    """Read and check the file, with the files that it includes.
+    """Read and check a file, with the files that it includes.
 
     Raises:
-        RouterConfigError: with every problem that was found.
+        RouterConfigError: the file has problems; it lists all of them.
     """
     reading = _Reading()
     reading.read(path)
@@ -180,7 +181,7 @@ def read_proxy_config(path: Path) -> ProxyConfig:
 
 @dataclass
 class _Reading:
-    """What has been read up to now. A file that is included adds to it, and its settings win."""
+    """Contents read so far. An included file adds to them, and its settings take precedence."""
 
     problems: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
@@ -244,7 +245,7 @@ class _Reading:
                 continue
             place = f"{place} ({name!r})"
             if not isinstance(parameters, dict):
-                self.problems.append(f"{place}: litellm_params is missing, or no mapping")
+                self.problems.append(f"{place}: litellm_params is missing, or is not a mapping")
                 continue
             known = cast("dict[str, Any]", parameters)
             model = known.get("model")
@@ -267,11 +268,11 @@ class _Reading:
                 self.router_settings[name] = Setting(place, value)
 
     def _take_litellm_settings(self, document: Document) -> None:
-        of_the_proxy: list[str] = []
+        only_of_the_proxy: list[str] = []
         for name, value in document.mapping_of("litellm_settings", self.problems).items():
             place = document.place("litellm_settings", name)
             why = _why_left_out(name)
-            if why is None and name not in _SECTIONS and name not in OF_THE_PROXY:
+            if why is None and name not in _SECTIONS and name not in PROXY_ONLY:
                 self.litellm_settings[name] = Setting(place, value)
                 continue
             self.other_secrets.update(secrets_in(value, name))
@@ -280,10 +281,10 @@ class _Reading:
             elif name in _SECTIONS:
                 self._ignore(place, "it is a section of its own")
             else:
-                of_the_proxy.append(name)
-        if of_the_proxy:
-            place = f"{document.place('litellm_settings')}: {', '.join(of_the_proxy)}"
-            self._ignore(place, ONLY_OF_THE_PROXY)
+                only_of_the_proxy.append(name)
+        if only_of_the_proxy:
+            place = f"{document.place('litellm_settings')}: {', '.join(only_of_the_proxy)}"
+            self._ignore(place, _WHY_PROXY_ONLY)
 
     def _take_variables(self, document: Document) -> None:
         for name, value in document.mapping_of("environment_variables", self.problems).items():
@@ -300,7 +301,7 @@ class _Reading:
     def _ignore_section(self, document: Document, name: str) -> None:
         self.other_secrets.update(secrets_in(document.values[name], name))
         near = nearest(name, _SECTIONS, likeness=0.85)
-        why = f"there is no such section; is {near} meant?" if near else ONLY_OF_THE_PROXY
+        why = f"there is no such section; is {near} meant?" if near else _WHY_PROXY_ONLY
         self._ignore(document.place(name), why)
 
     def _ignore(self, place: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Values of a config file: what of them refers to the environment, and what of them is a key."""
+"""Values of a config file: references to environment variables, keys, and misspelt names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place: TypeAlias = tuple[str | int, ...]
 
 ENVIRONMENT_PREFIX: Final = "os.environ/"
 SHORTEST_SECRET: Final = 6  # characters; shorter ones are parts of ordinary words
-LONGEST_WORD: Final = 12  # letters; a key of no more is a word such as "ollama", and no secret
+LONGEST_WORD: Final = 12  # letters; a shorter key of letters only is a word such as "ollama"
 PLACEHOLDERS: Final = frozenset({"fake-key", "no-key", "not-needed", "not-used"})
 
 _SECRET_NAME: Final = re.compile(
@@ -24,10 +24,10 @@ _SCHEME: Final = re.compile(r"(?:basic|bearer|token) +", re.IGNORECASE)
 
 
 class RouterConfigError(ValueError):
-    """A Router cannot be made from what a user has given: a file, a model's name, an address.
+    """No Router can be made from the file, the model name or the address of the user.
 
-    Raised before any call. Its text names every problem, where it is and what to do, one a line; no
-    key is in it.
+    It is raised before any call. Its text has a line for each problem: what is wrong, where, and
+    what to do. It contains no key.
 
     Attributes:
         problems: the lines.
@@ -42,7 +42,7 @@ class RouterConfigError(ValueError):
 
 
 def references(value: object, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Each ``os.environ/NAME`` in a value: where it is, and the name."""
+    """Yield the place and the ``NAME`` of each ``os.environ/NAME`` in a value."""
     if isinstance(value, dict):
         for name, inner in cast("dict[str, object]", value).items():
             yield from references(inner, (*place, name))
@@ -54,9 +54,10 @@ def references(value: object, place: Place = ()) -> Iterator[tuple[Place, str]]:
 
 
 def resolved(value: object, environment: Mapping[str, str]) -> Any:
-    """A copy of a value, with what is in the environment in place of each ``os.environ/NAME``.
+    """Return a copy of a value in which each ``os.environ/NAME`` is replaced by the variable.
 
-    ``None`` where it is not set; ``true`` and ``false`` become booleans, as litellm has it.
+    A variable that is not set becomes ``None``. The texts ``true`` and ``false`` become booleans,
+    as in litellm.
     """
     if isinstance(value, dict):
         mapping = cast("dict[object, object]", value)
@@ -74,9 +75,9 @@ def resolved(value: object, environment: Mapping[str, str]) -> Any:
 
 
 def variable_of(value: object) -> str | None:
-    """``NAME`` of ``os.environ/NAME``; None for other values.
+    """Return the ``NAME`` of ``os.environ/NAME``; None for other values.
 
-    ``os.environ/oidc/…`` is a token that litellm fetches itself.
+    ``os.environ/oidc/…`` is a token that litellm fetches itself, so the result is None.
     """
     if not isinstance(value, str) or not value.startswith(ENVIRONMENT_PREFIX):
         return None
@@ -85,17 +86,17 @@ def variable_of(value: object) -> str | None:
 
 
 def is_set(variable: str, environment: Mapping[str, str]) -> bool:
-    """Whether an environment variable has a value. An empty one, or spaces, is none."""
+    """Return True if an environment variable has a value other than spaces."""
     return bool(environment.get(variable, "").strip())
 
 
 def _is_pointer(name: object) -> bool:
-    # Such a parameter names where a secret is; litellm reads it itself when it needs it.
+    # Such a parameter names the place of a secret. litellm itself reads the secret when needed.
     return isinstance(name, str) and name.endswith("_ref")
 
 
 def secrets_in(value: object, name: str = "") -> Iterator[str]:
-    """Every text in a value that is a key, judged by its name; and what URLs hide."""
+    """Yield every text in a value that is a key, judged by its name, and the secrets in URLs."""
     if isinstance(value, dict):
         for key, inner in cast("dict[object, object]", value).items():
             yield from secrets_in(inner, str(key))
@@ -110,7 +111,7 @@ def secrets_in(value: object, name: str = "") -> Iterator[str]:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what has this name is a key, a token or a password."""
+    """Return True if this is the name of a key, a token or a password."""
     return _SECRET_NAME.search(name) is not None
 
 
@@ -125,29 +126,29 @@ def _secrets_of_url(url: str) -> Iterator[str]:
 
 
 def not_a_text(what: str, value: bool | float) -> str:
-    """Say that a value must be a text. The value is not quoted: it may be a key."""
-    kind = "true or false, to YAML" if isinstance(value, bool) else "a number"
-    return f'{what} must be a text, and is {kind}: put it into quotes, as in "on" or "123"'
+    """Return the message that a value must be a text. It does not quote the value, maybe a key."""
+    kind = "true or false" if isinstance(value, bool) else "a number"
+    return f'{what} must be a text, but YAML reads {kind}: put it in quotes, as in "on" or "123"'
 
 
 def _is_worth_hiding(text: str) -> bool:
-    """Return False for what stands for a key: texts are full of such words.
+    """Return False for short texts, words and placeholders: ordinary texts contain them.
 
-    Where a text presents such a word as a key (``Bearer ollama``), it is taken out all the same.
+    The Redactor still removes such a word where a text presents it as a key (``Bearer ollama``).
     """
     is_word = text.isascii() and text.isalpha() and len(text) <= LONGEST_WORD
     return len(text) >= SHORTEST_SECRET and not is_word and text.lower() not in PLACEHOLDERS
 
 
 def nearest(name: str, names: Iterable[str], *, likeness: float = 0.75) -> str | None:
-    """The name among ``names`` that a misspelt one means; None where none is so like it.
+    """Return the name in ``names`` that is most similar to a misspelt one; None if none is similar.
 
-    ``likeness`` is from 0 to 1: the same.
+    ``likeness`` is the least similarity, from 0 to 1 (equal).
     """
     found = difflib.get_close_matches(name, sorted(names), n=1, cutoff=likeness)
     return found[0] if found else None
 
 
 def dotted(place: Place) -> str:
-    """``("model_list", 0, "model_name")`` as ``".model_list[0].model_name"``."""
+    """Convert ``("model_list", 0, "model_name")`` to ``".model_list[0].model_name"``."""
     return "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in place)

@@ -1,4 +1,4 @@
-"""A YAML file, with the lines of what is in it, and what is wrong with it in words.
+"""A YAML file with the line of each value, and messages about what is wrong in it.
 
 No message quotes a value of the file, since it may be a key.
 """
@@ -14,11 +14,11 @@ import yaml
 
 from .proxy_values import Place, RouterConfigError, dotted
 
-MOST_VALUES: Final = 100_000  # in a file with its anchors written out: no real one has so many
+MOST_VALUES: Final = 100_000  # in a file, with anchors expanded; no real file has so many
 
 
 class Document:
-    """A YAML file whose top is a mapping, and the lines of what is in it."""
+    """A YAML file whose top level is a mapping, with the line of each value."""
 
     def __init__(self, path: Path, values: dict[str, Any], lines: Mapping[Place, int]) -> None:
         self.path = path
@@ -38,24 +38,24 @@ class Document:
         except yaml.MarkedYAMLError as error:
             raise RouterConfigError([_wrong_yaml(path, error)]) from None
         except yaml.YAMLError:
-            problem = f"{path} is not YAML: it has bytes or characters that a text cannot have"
+            problem = f"{path} is not YAML: it has bytes or characters that are not text"
             raise RouterConfigError([problem]) from None
         except RecursionError:
-            raise RouterConfigError([f"{path} is nested too deeply, or in itself"]) from None
-        except (ValueError, TypeError):  # whose texts quote the file
+            raise RouterConfigError([f"{path} is nested too deeply, or contains itself"]) from None
+        except (ValueError, TypeError):  # their texts quote the file
             problem = f"{path} is not valid YAML: a date, a number or a key of a mapping is wrong"
             raise RouterConfigError([problem]) from None
         if values is None:
             raise RouterConfigError([f"{path} is empty; it needs a model_list"])
         if not isinstance(values, dict):
             what = "a list" if isinstance(values, list) else "a single value"
-            problem = f"{path}, line 1: the file is {what}; at its top there must be model_list:"
+            problem = f"{path}, line 1: the file is {what}; its top level must have model_list:"
             raise RouterConfigError([problem])
         sections = cast("dict[object, Any]", values)
         return cls(path, {str(name): value for name, value in sections.items()}, lines)
 
     def place(self, *inner: str | int) -> str:
-        """Where something is, for the user: the file, the line and the names."""
+        """Return the place of a value, for messages: the file, the line and the names."""
         line = self._lines.get(inner)
         where = f"{self.path}, line {line}" if line else f"{self.path}"
         return f"{where}: {dotted(inner).removeprefix('.')}"
@@ -89,7 +89,7 @@ def _parse(path: Path, text: bytes) -> tuple[Any, dict[Place, int]]:
         for place, line, is_duplicate in _walk(node):
             if is_duplicate:
                 duplicates.append(
-                    f"{path}, line {line}: {dotted(place).removeprefix('.')} is there twice; "
+                    f"{path}, line {line}: {dotted(place).removeprefix('.')} appears twice; "
                     "keep one of them"
                 )
             lines.setdefault(place, line)
@@ -105,7 +105,8 @@ def _parse(path: Path, text: bytes) -> tuple[Any, dict[Place, int]]:
 def _walk(
     node: yaml.Node, place: Place = (), above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[Place, int, bool]]:
-    """Each value below a node: its names, its line from 1, and whether its key was there before."""
+    """Yield for each value below a node: its place, its line from 1, and True if its key is a
+    duplicate."""
     if id(node) in above:
         raise RecursionError
     above |= {id(node)}
@@ -125,9 +126,9 @@ def _walk(
 
 
 def _plain(value: object) -> Any:
-    """A copy, in which what anchors share is not shared, and a date is the text that it was.
+    """Return a copy without shared anchors, in which a date is a text.
 
-    ``api_version: 2024-02-01`` without quotes is a date to YAML and a text to everybody else.
+    ``api_version: 2024-02-01`` without quotes is a date in YAML, but the setting is a text.
     """
     if isinstance(value, dict):
         mapping = cast("dict[object, Any]", value)

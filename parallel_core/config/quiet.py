@@ -1,4 +1,4 @@
-"""What commands show is what they say themselves."""
+"""Silence logs and warnings of libraries while a command runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Generator
 
 @contextlib.contextmanager
 def only_our_words() -> Generator[None]:
-    """What litellm logs, and what pydantic warns of, quotes prompts, answers and keys.
+    """Silence the logs of litellm and asyncio, and all Python warnings, until the block is left.
 
-    Who sets ``LITELLM_LOG`` wants to see it.
+    They quote prompts, answers and keys. If ``LITELLM_LOG`` is set, nothing is silenced.
     """
     loggers = [
         logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""Takes keys out of texts of errors, of logs and of the terminal. Answers are left alone."""
+"""Redact keys in texts of errors, logs and the terminal. Answers are not changed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 REDACTED = "[redacted]"
 
-_SHORTEST_SECRET = 6  # characters: of shorter ones, half of the text would be taken out
+_SHORTEST_SECRET = 6  # characters; shorter ones occur in ordinary text
 _NEVER = "(?!)"
-_TAIL = 4  # characters: providers show so much of a key
+_TAIL = 4  # characters of a key's end that providers show
 
-# A key and what is before it, which stays.
+# Matches a key with the text before it. The group "before" is kept.
 _KEYS = re.compile(
     r"""
     (?P<before>
@@ -37,19 +37,18 @@ _KEYS = re.compile(
 
 
 class Redactor:
-    """Replaces keys in texts by ``[redacted]``.
+    """Replaces keys in texts with ``[redacted]``.
 
-    What is redacted already stays as it is. Its repr shows no secret.
+    Text that is already redacted does not change. The repr shows no secret.
 
     Args:
-        secrets: texts that must not be seen anywhere, of at least six characters; shorter ones are
-            left alone.
+        secrets: texts that must not be shown. Those of fewer than six characters are ignored.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         known |= {quote(secret, safe="", errors="surrogatepass") for secret in known}
-        # Not a part of the replacement, or it would be replaced again and again.
+        # A secret that is a part of the replacement would be replaced again and again.
         known = {secret for secret in known if secret not in REDACTED}
         self._known = sorted(known)
         longest_first = sorted(known, key=lambda secret: (-len(secret), secret))
@@ -59,15 +58,15 @@ class Redactor:
         return "<Redactor>"
 
     def redact(self, text: str) -> str:
-        """Take out the secrets, and whatever looks like a key."""
+        """Replace the secrets, and everything that looks like a key."""
         return _KEYS.sub(_without_key, self.redact_secrets(text))
 
     def redact_secrets(self, text: str) -> str:
-        """Take out the secrets alone."""
+        """Replace only the secrets."""
         return self._secrets.sub(REDACTED, text)
 
     def shows_a_part(self, text: str) -> bool:
-        """Return True if a text has six characters of a secret in a row, or the end of one."""
+        """Return True if a text has six characters of a secret in a row, or the end of a secret."""
         return any(
             any(
                 secret[start : start + _SHORTEST_SECRET] in text
@@ -78,7 +77,7 @@ class Redactor:
         )
 
     def redact_all(self, value: Any) -> Any:
-        """Redact every text in a JSON value. The names of members stay."""
+        """Redact every text in a JSON value. The names of members do not change."""
         if isinstance(value, str):
             return self.redact(value)
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""What a batch reads of a Router, on each generation of litellm.
+"""Access to the members of a Router, for each generation of litellm.
 
-litellm 1.110 has entry points (``registry()``, ``settings()``, ``retire()``), and deprecates the
-members that earlier versions have in their place. A Router is asked for what it has; stand-ins may
+litellm 1.110 has entry points (``registry()``, ``settings()``, ``retire()``) and deprecates the
+members that earlier versions have instead. The functions use what the Router has. Stand-ins may
 have neither.
 """
 
@@ -11,26 +11,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 LAYERS: Final = 3
-"""Longest chain of ``router`` attributes: host in trio, Router of workers, Router. A mock has every
-attribute, so its chain never ends."""
+"""Longest chain of ``router`` attributes: host in trio, Router of workers, Router. The limit is
+needed because a mock has every attribute, so its chain never ends."""
 
 
 def unwrap_router(router: object) -> Any:
-    """Return the Router itself, where it is given on its host or stands for others elsewhere."""
+    """Return the innermost Router of a router host or of a Router of workers."""
     for _ in range(LAYERS):
         router = getattr(router, "router", router)
     return cast("Any", router)
 
 
 def deployments(router: object) -> list[Any]:
-    """The deployments of a Router, in the form of ``model_list``."""
+    """Return the deployments of a Router, in the form of ``model_list``."""
     registry = _entry_point(router, "registry")
     found: Any = registry().all() if registry else getattr(router, "model_list", None)
     return list(found or [])
 
 
 def deployments_for(router: object, model: str) -> list[Any]:
-    """The deployments that serve a model: by its name, an alias or a pattern."""
+    """Return the deployments that serve a model: by its name, an alias or a pattern."""
     found: Any = None
     if registry := _entry_point(router, "registry"):
         found = registry().deployments(model)
@@ -40,14 +40,14 @@ def deployments_for(router: object, model: str) -> list[Any]:
 
 
 def aliases(router: object) -> Mapping[str, Any]:
-    """The models that each alias of the Router stands for."""
+    """Return the model of each alias of the Router."""
     registry = _entry_point(router, "registry")
     found: Any = registry().aliases() if registry else getattr(router, "model_group_alias", None)
     return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def setting(router: object, name: str) -> Any:
-    """A setting of the Router; None where it has none of this name."""
+    """Return a setting of the Router; None if it has no setting of this name."""
     settings = _entry_point(router, "settings")
     if settings and hasattr(values := settings(), name):
         return getattr(values, name)
@@ -55,7 +55,7 @@ def setting(router: object, name: str) -> Any:
 
 
 def retire(router: object) -> None:
-    """Remove the Router from litellm's lists for the whole process."""
+    """Remove the Router from litellm's process-wide lists."""
     end = _entry_point(router, "retire") or _entry_point(router, "discard")
     if end:
         end()

@@ -1,7 +1,7 @@
-"""Where the Router of a file run comes from: a file of litellm's proxy, a model's name, or a demo.
+"""Make the Router of a file run: from a file of litellm's proxy, a model name, or a demo.
 
-Each of the three functions gives a :class:`RunRouter`. All that can be found wrong is found before
-the first call. litellm is imported by the functions only: that takes seconds.
+Each of the three functions returns a :class:`RunRouter`. All problems that can be found are found
+before the first call. Only the functions import litellm, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ if TYPE_CHECKING:
 
 RouterKind: TypeAlias = Literal["config", "model", "demo"]
 
-_MOST_NAMED: Final = 3  # models that miss the same key
+_MOST_NAMED: Final = 3  # models in a message about one missing key
 _MANY_MODELS: Final = 1000  # names that fit on the command line of the demo server
 
 
 class RunRouter:
-    """A Router for a run of a file, and what a run has to know about it. A context manager.
+    """A Router for a run of a file, with data about it. A context manager.
 
-    While it is open, the settings of its config are those of the process: environment variables,
-    and attributes of the module ``litellm``, as in litellm's proxy. Closing puts back what was
-    there before, and stops the demo server. Close it in the reverse order of opening.
+    While it is open, the settings of its config apply to the process: environment variables and
+    attributes of the module ``litellm``, as in litellm's proxy. Closing restores the previous
+    values and stops the demo server. Close RunRouters in the reverse order of opening.
 
     Attributes:
-        kind: where it comes from.
+        kind: source of the Router.
         router: the Router. Its ``repr`` is litellm's: never log it.
-        secrets: every key that it sends or that its config holds: those of the environment
-            variables that the config refers to, and of the variable that litellm takes for a
-            deployment without a key, ``OPENAI_API_KEY``. To take them out of errors.
-        models: the names that requests can use, sorted. Some may be patterns, ``openai/*``.
-        description: what the answers depend on, for the manifest of a run: which models answer for
-            each name, and a digest of the parameters that they are sent. A run may be resumed with
-            another key, address, region or number of retries.
-        endpoints: where the calls go.
-        warnings: what the user should read before the run, a line each.
-        key_warnings: which models miss a key, a line for each variable.
-        recipe: gives such a RunRouter in another process, which asks the same servers. It can be
-            pickled. Of the environment, it takes what is set there; a demo server stays this one's.
-        server: the demo server; None where there is none.
+        secrets: every key that it sends or that its config contains, for redaction of errors. It
+            includes those of the environment variables that the config refers to, and of the
+            variable that litellm uses for a deployment without a key, such as ``OPENAI_API_KEY``.
+        models: the names that requests can use, sorted. Some may be patterns such as ``openai/*``.
+        description: what the answers depend on, for the manifest of a run: the models that answer
+            for each name, and a digest of their parameters. A run may be resumed with another key,
+            address, region or number of retries.
+        endpoints: addresses and keys of the deployments.
+        warnings: warnings for the user before the run, a line each.
+        key_warnings: models without a key, a line for each missing variable.
+        recipe: makes such a RunRouter in another process, with the same servers. It can be
+            pickled. It uses the environment of that process. A demo server remains the one of this
+            process.
+        server: the demo server, or None.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class RunRouter:
         self._has_fallbacks = has_fallbacks
 
     def serves(self, model: str) -> bool:
-        """Whether the Router has a deployment for requests with this model: by its name, an alias,
-        or a pattern."""
+        """Return True if the Router has a deployment for this model: by its name, an alias or a
+        pattern."""
         return model in self.models or bool(deployments_for(self.router, model))
 
     def describe(self, models: Iterable[str]) -> dict[str, Any]:
@@ -101,23 +102,25 @@ class RunRouter:
         return describe_models(self.description, models)
 
     def missing_keys(self, models: Iterable[str]) -> list[str]:
-        """Say which of these models no call can reach, since all of their deployments miss a key:
-        a line for each variable that is missing."""
-        if self._has_fallbacks:  # a model without a key may have one that answers in its place
+        """Report which of these models cannot be called because all their deployments lack a key:
+        a line for each missing variable."""
+        if self._has_fallbacks:  # another model may answer for one without a key
             return []
         asked = set(models)
-        of_model: dict[str, list[Endpoint]] = {}
+        by_model: dict[str, list[Endpoint]] = {}
         for endpoint in self.endpoints:
-            of_model.setdefault(endpoint.model_name, []).append(endpoint)
+            by_model.setdefault(endpoint.model_name, []).append(endpoint)
         return _need_keys(
             endpoints[0]
-            for name, endpoints in of_model.items()
+            for name, endpoints in by_model.items()
             if name in asked and all(endpoint.missing_keys for endpoint in endpoints)
         )
 
     def close(self) -> None:
-        """Put back the settings that were there before, and stop the demo server. Calls that are
-        in flight have to be ended before."""
+        """Restore the previous settings, and stop the demo server.
+
+        All calls in flight must have ended.
+        """
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -136,10 +139,10 @@ class RunRouter:
 
 
 class RunRouterRecipe:
-    """Opens a RunRouter when it is called, in whichever process.
+    """Opens a RunRouter when it is called, in any process.
 
-    It can be pickled, with what the Router is made of; so it may hold keys, and its ``repr`` shows
-    none.
+    It can be pickled with the arguments of the Router. These may contain keys, so its ``repr`` does
+    not show them.
     """
 
     def __init__(self, open_router: Callable[..., RunRouter], *arguments: Any) -> None:
@@ -157,10 +160,10 @@ class RunRouterRecipe:
 
 
 def router_from_config(path: Path, *, attempt_timeout: float | None = None) -> RunRouter:
-    """The Router that litellm's proxy would make of its config file.
+    """Make the Router that litellm's proxy would make from its config file.
 
-    It takes ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``,
-    ``include`` and ``litellm_settings``: what the installed litellm has is passed on to it.
+    It reads ``model_list``, ``router_settings``, ``credential_list``, ``environment_variables``,
+    ``include`` and ``litellm_settings``. Settings of the installed litellm are passed to it.
     Settings that only the proxy server uses (callbacks, cache, budgets of users, guardrails,
     ``general_settings``) are ignored, and listed in ``warnings``. ``environment_variables`` are set
     first, so that ``os.environ/NAME`` can refer to them.
@@ -171,20 +174,22 @@ def router_from_config(path: Path, *, attempt_timeout: float | None = None) -> R
             timeout; None: litellm's default.
 
     Raises:
-        RouterConfigError: with every problem that was found, among them each variable of an
-            ``os.environ/NAME`` that is not set.
+        RouterConfigError: the file has problems; it lists all of them, including each variable of
+            an ``os.environ/NAME`` that is not set.
     """
     return router_of_config(read_proxy_config(path), attempt_timeout)
 
 
 def router_of_config(config: ProxyConfig, attempt_timeout: float | None = None) -> RunRouter:
-    """:func:`router_from_config` of a file that has been read, maybe on another machine.
+    """Make the Router of :func:`router_from_config` from a file that has been read already.
+
+    It may have been read on another machine.
 
     Raises:
-        RouterConfigError: with every problem that was found.
+        RouterConfigError: the file has problems; it lists all of them.
     """
     with contextlib.ExitStack() as resources:
-        # Imports litellm, which may read an .env file into the environment.
+        # This imports litellm, which may read an .env file into the environment.
         resources.enter_context(config_in_place(config))
         problems = [str(missing) for missing in config.missing(os.environ)]
         problems += _unknown_router_settings(config)
@@ -238,8 +243,11 @@ def _unknown_router_settings(config: ProxyConfig) -> Iterator[str]:
 
 
 def _for_router(deployment: Deployment) -> dict[str, Any]:
-    """The entry as the Router takes it: it resolves ``os.environ/NAME`` itself, but not those that
-    are deeper in, in headers for instance."""
+    """Return the entry in the form that the Router takes.
+
+    The Router itself resolves ``os.environ/NAME`` at the top level. Nested ones, for instance in
+    headers, are resolved here.
+    """
     parameters = {
         name: value if isinstance(value, str) else resolved(value, os.environ)
         for name, value in deployment.parameters.items()
@@ -248,7 +256,7 @@ def _for_router(deployment: Deployment) -> dict[str, Any]:
 
 
 def _need_keys(endpoints: Iterable[Endpoint]) -> list[str]:
-    """Say what is missing: a problem for each variable, however many models need it."""
+    """Return a problem for each missing variable, with all models that need it."""
     return [
         f"{'the models' if len(names) > 1 else 'the model'} {_first_names(map(repr, names))} "
         f"{'need' if len(names) > 1 else 'needs'} a key: set the environment variable {variable}, "
@@ -283,7 +291,7 @@ def _first_names(names: Iterable[str]) -> str:
 
 
 def _describe_config(config: ProxyConfig, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Which models answer for each name, and with what; ``settings`` are those of the Router."""
+    """Describe the models of each name and their parameters. ``settings`` are the Router's."""
     for_all = cast("dict[str, Any]", settings.get("default_litellm_params") or {})
     aliases = cast("dict[str, Any]", settings.get("model_group_alias") or {})
     deployments = [(deployment.name, deployment.parameters) for deployment in config.deployments]
@@ -302,31 +310,32 @@ def router_from_model(
     num_retries: int | None = None,
     attempt_timeout: float | None = None,
 ) -> RunRouter:
-    """A Router with one deployment for each model name.
+    """Make a Router with one deployment for each model name.
 
-    A line of a file keeps the model that it names; ``model`` is for those that name none. So there
-    is a deployment of ``model`` and of each of ``others``.
+    A line of a file that names a model keeps it; ``model`` is for the lines that name none. So
+    there is a deployment of ``model`` and of each of ``others``.
 
-    With ``api_base``, all of them are at that address, and of the provider of ``model``: the one of
-    its prefix, else the one that litellm knows to have the address, else ``openai``, a server that
-    speaks OpenAI's API. What another name has before its slash is a part of the name then. The
-    server gets the key ``api_key``, else that provider's key of the environment, else ``none``; it
-    is never sent another provider's key. A prefix of the provider itself (``openai/``) is not sent.
+    With ``api_base``, all deployments have that address and the provider of ``model``. This is the
+    provider of its prefix, else the one to which the address belongs as far as litellm knows, else
+    ``openai`` (any server with OpenAI's API). In other names, the text before a slash is then a
+    part of the name. The server gets ``api_key``, else the key of that provider in the environment,
+    else ``none``; it never gets the key of another provider. A prefix of the provider itself
+    (``openai/``) is not sent.
 
     Without ``api_base``, a name with the prefix of a provider goes to that provider, and a name
-    without one to the provider of ``model``; each with its own key.
+    without a prefix goes to the provider of ``model``; each with its own key.
 
     Args:
-        model: as litellm calls it, for instance ``openai/gpt-4o-mini``.
+        model: litellm's name of the model, for instance ``openai/gpt-4o-mini``.
         api_base: the address of the server, for instance ``http://127.0.0.1:8000/v1``.
-        api_key: the key for it.
+        api_key: the key for the server.
         others: further model names.
         num_retries: retries of the Router; ``None``: litellm's default.
         attempt_timeout: seconds for each attempt of a call; ``None``: litellm's default.
 
     Raises:
-        RouterConfigError: a name of which litellm does not know the provider, a provider whose key
-            is not set or empty, an ``api_base`` that is no URL, or one of another provider.
+        RouterConfigError: litellm does not know the provider of a name, the key of a provider is
+            not set or is empty, ``api_base`` is not a URL, or it belongs to another provider.
     """
     names = list(dict.fromkeys([model, *others]))
     if api_base is not None and not _is_url(api_base):
@@ -344,12 +353,14 @@ def _router_of_models(
     given: Mapping[str, Mapping[str, Any]],
     num_retries: int | None,
     attempt_timeout: float | None,
-    has_free_choice: bool,
+    key_is_optional: bool,
 ) -> RunRouter:
-    """:func:`router_from_model`, with the ``litellm_params`` of each name but its ``model``.
+    """Make the Router of :func:`router_from_model`.
 
-    With ``has_free_choice``, a deployment at ``api_base`` without a key gets the key ``none``.
-    Deployments with a key need the same key in other processes.
+    Args:
+        given: the ``litellm_params`` of each name, without ``model``.
+        key_is_optional: True if a deployment at ``api_base`` without a key gets the key ``none``.
+            It is False in other processes: deployments with a key need the same key there.
     """
     with contextlib.ExitStack() as resources:
         resources.enter_context(quiet_litellm())
@@ -365,7 +376,7 @@ def _router_of_models(
             except RouterConfigError as error:
                 problems += error.problems
                 continue
-            if endpoint.missing_keys and api_base is not None and has_free_choice:
+            if endpoint.missing_keys and api_base is not None and key_is_optional:
                 parameters["api_key"] = "none"
                 endpoint = msgspec.structs.replace(endpoint, missing_keys=())
             elif endpoint.missing_keys:
@@ -407,7 +418,7 @@ def _router_of_models(
 
 
 def _provider_of(model: str, api_base: str | None) -> str | None:
-    """The provider of the names that say none; None where litellm chooses it by the name."""
+    """Return the provider of names without a prefix; None if litellm chooses it by the name."""
     prefix, slash, _ = model.partition("/")
     if slash and prefix in known_providers():
         return prefix
@@ -441,12 +452,14 @@ def demo_router(
     num_retries: int | None = None,
     attempt_timeout: float | None = None,
 ) -> RunRouter:
-    """A Router whose models are all served by a demo server, which runs in a process of its own
-    until the Router is closed. Its answers are made up; nothing is paid for.
+    """Make a Router whose models are all served by a demo server.
+
+    The server runs in its own process until the Router is closed. Its answers are synthetic and
+    cost nothing.
 
     Args:
-        model_names: every model name of the requests; without any, those of the demo server.
-        seed: of its latencies, answers and faults.
+        model_names: every model name of the requests; if empty, those of the demo server.
+        seed: seed of its latencies, answers and faults.
         latency: median of the time to an answer, in seconds.
         rate_limited: share of requests (0 to 1) that it answers with 429.
         server_error: share of requests (0 to 1) that it answers with 500.
@@ -454,14 +467,16 @@ def demo_router(
         attempt_timeout: seconds for each attempt of a call; ``None``: litellm's default.
 
     Raises:
-        RouterConfigError: names that the demo server cannot have, or too many of them.
+        RouterConfigError: the demo server cannot have these names, or there are too many of them.
     """
     from parallel_core.demo_server.servers import DemoServerSettings, demo_server_process
 
     usual = DemoServerSettings().models
     names = list(dict.fromkeys(model_names)) or list(usual)
     if len(names) > _MANY_MODELS:
-        problem = f"the demo server has at most {_MANY_MODELS} models, and {len(names)} are named"
+        problem = (
+            f"the demo server has at most {_MANY_MODELS} models, but the requests name {len(names)}"
+        )
         raise RouterConfigError([problem])
     try:
         settings = DemoServerSettings(
@@ -474,7 +489,7 @@ def demo_router(
     except ValueError as error:
         raise RouterConfigError([f"the demo server cannot serve this: {error}"]) from None
     with contextlib.ExitStack() as resources:
-        # litellm would otherwise fetch its price map over the network at import.
+        # Otherwise litellm fetches its price map over the network at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         server = resources.enter_context(demo_server_process(settings))
         return _router_of_demo(
@@ -490,7 +505,10 @@ def _router_of_demo(
     attempt_timeout: float | None,
     resources: contextlib.ExitStack | None = None,
 ) -> RunRouter:
-    """:func:`demo_router` with a server that is there; ``resources`` are ended with the Router."""
+    """Make the Router of :func:`demo_router` for a running server.
+
+    ``resources`` are closed with the Router.
+    """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     with resources or contextlib.ExitStack() as held:
         held.enter_context(quiet_litellm())
@@ -528,19 +546,22 @@ def _router_of_demo(
 
 
 def make_router(
-    whose: str,
+    source: str,
     secrets: Iterable[str],
     model_list: list[dict[str, Any]],
     settings: Mapping[str, Any],
     attempt_timeout: float | None = None,
 ) -> Router:
-    """A Router of litellm.
+    """Make a Router of litellm.
 
-    ``attempt_timeout``: seconds for an attempt where nobody says, instead of litellm's 6,000.
+    Args:
+        source: the name for error messages.
+        attempt_timeout: seconds for each attempt without its own timeout, instead of litellm's
+            6,000.
 
     Raises:
-        RouterConfigError: litellm cannot make it. Its text has neither ``secrets`` nor what looks
-            like a key.
+        RouterConfigError: litellm cannot make it. The text contains neither ``secrets`` nor
+            anything that looks like a key.
     """
     from litellm.litellm_core_utils.request_timeout_resolver import get_configured_request_timeout
     from litellm.router import Router
@@ -554,15 +575,15 @@ def make_router(
         module = (error.name or "").partition(".")[0]
         needed_by = [name for name in settings if module and module in name]
         problem = (
-            f"{whose}: {', '.join(needed_by) or 'one of its settings'} "
+            f"{source}: {', '.join(needed_by) or 'one of its settings'} "
             f"{'need' if len(needed_by) > 1 else 'needs'} the package "
             f"{module or 'of a provider'}, which is not installed: pip install {module}"
         )
-    except Exception as error:  # noqa: BLE001 - of a wrong setting, whatever litellm raises
+    except Exception as error:  # noqa: BLE001 - litellm may raise anything for a wrong setting
         reason = Redactor(secrets).redact(f"{type(error).__name__}: {error}")
-        # Of pydantic, only the first line says something, and the others quote values.
+        # The first line of an error of pydantic has the reason; the others quote values.
         first_line = reason.strip().splitlines()[0]
-        problem = f"{whose}: litellm cannot make a Router of it: {first_line}"
+        problem = f"{source}: litellm cannot make a Router of it: {first_line}"
     else:
         return router
     raise RouterConfigError([problem])

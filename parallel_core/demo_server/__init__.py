@@ -1,49 +1,49 @@
-"""A server that speaks OpenAI's chat completions API and answers with made-up text.
+"""A server with OpenAI's chat completions API that answers with synthetic text.
 
-**Its answers are synthetic**: there is no model behind it, and nothing it says has to do with the
-question, but for one: a prompt that asks for ``positive or negative`` is answered by counting
-words of praise and of blame. It is there to try out and to test clients, with latencies and faults
-as they happen with real providers, but the same ones on every run: what happens to the n-th request
-of a model depends only on the seed, on the model and on n (requests are numbered as they arrive in
+**Its answers are synthetic**: there is no model behind it, and the answers have nothing to do with
+the question. There is one exception: for a prompt that asks for ``positive or negative``, it counts
+words of praise and of blame. The server is for trying out and testing clients. It has the latencies
+and faults of real providers, but the same ones on every run: what happens to the n-th request of a
+model depends only on the seed, the model and n (requests are numbered when they have arrived in
 full).
 
-It listens on 127.0.0.1 only, and logs nothing. Any API key will do, unless there is to be
-trouble with it: :class:`Trouble` has what real providers do on bad days, for all requests or for
-those of a model or a key. Its paths are
+It listens on 127.0.0.1 only, and logs nothing. It accepts any API key, except for keys with
+trouble: :class:`Trouble` describes failures of real providers, for all requests or for those of a
+model or a key. Its paths are
 
 - ``POST /v1/chat/completions``: an answer, or with ``"stream": true`` a stream of server-sent
-  events. These parameters have their effect: ``response_format`` (JSON, which fits the schema),
+  events. These parameters have an effect: ``response_format`` (JSON that fits the schema),
   ``tools``, ``tool_choice`` and ``parallel_tool_calls`` (calls with arguments that fit the
-  parameters; after a tool's message comes a text), ``n``, ``logprobs`` and ``top_logprobs``,
-  ``stop``, ``max_tokens`` and ``max_completion_tokens``. All else is accepted and has none.
-  A field ``"demo"`` in the body decides for this request what is otherwise drawn:
-  ``{"latency": 0.1, "chunk_gap": 0.0, "fault": "hang", "reply": "text"}``, each of them optional;
-  with ``"tool_arguments": "text"`` it is a call of the tool ``"demo"``, and with
-  ``"usage": false`` it has no usage; with ``"held": true`` it waits while the server holds;
-  ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds,
-  ``fault`` is ``none``, or a kind of :class:`Trouble` but ``away``. With litellm:
+  parameters; a text after a tool's message), ``n``, ``logprobs`` and ``top_logprobs``, ``stop``,
+  ``max_tokens`` and ``max_completion_tokens``. All other parameters are accepted and ignored.
+  A field ``"demo"`` in the body sets for this request what is otherwise drawn at random:
+  ``{"latency": 0.1, "chunk_gap": 0.0, "fault": "hang", "reply": "text"}``, each of them optional.
+  With ``"tool_arguments": "text"`` the answer is a call of the tool ``"demo"``, with
+  ``"usage": false`` it has no usage, and with ``"held": true`` it waits while the server holds.
+  ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds.
+  ``fault`` is ``none``, or a kind of :class:`Trouble` except ``away``. With litellm:
   ``acompletion(…, extra_body={"demo": {…}})``.
 - ``GET /v1/models`` and ``GET /v1/models/{id}``: the models' names.
-- ``GET /requests``: the newest requests with their answers, where the setting ``keep_requests``
-  says how many are kept; :class:`RecordedRequest` describes them.
+- ``GET /requests``: the newest requests with their answers. The setting ``keep_requests`` limits
+  their number; :class:`RecordedRequest` describes them.
 - ``GET /stats``: the counts that :class:`DemoServerStats` describes, as JSON.
-- ``POST /stats/reset``: counts from nothing again, forgets kept requests, and starts the numbers n
-  again, so that the next requests see the same latencies and faults as the first ones did.
+- ``POST /stats/reset``: sets the counts to 0, forgets kept requests, and numbers requests from 1
+  again, so that the next requests have the same latencies and faults as the first ones had.
 - ``POST /capacity``: ``{"capacity": 16}`` or ``{"capacity": null}`` changes the capacity of the
-  settings from now on; requests in flight go on.
-- ``POST /trouble``: ``{"trouble": [{"kind": "bad_key", "key": "sk-1"}, …]}`` makes other trouble
-  from now on; :class:`Trouble` describes it. An empty list ends it.
-- ``POST /away``: ``{"seconds": 5}`` closes every connection and refuses new ones for so long.
-- ``POST /hold`` and ``POST /release``: from the one to the other, the requests with
-  ``"held": true`` wait, be they in flight already or not; whatever has to happen to them happens
-  when they are released. So tests are ordered by what has happened, and not by latencies.
+  settings from now on. Requests in flight are not affected.
+- ``POST /trouble``: ``{"trouble": [{"kind": "bad_key", "key": "sk-1"}, …]}`` replaces the trouble
+  from now on; :class:`Trouble` describes it. An empty list ends all trouble.
+- ``POST /away``: ``{"seconds": 5}`` closes every connection and refuses new ones for this time.
+- ``POST /hold`` and ``POST /release``: between the two, requests with ``"held": true`` wait before
+  their latency. Their answers or faults come after the release. So tests can order events without
+  relying on latencies.
 
-Other paths and methods are answered with 404 and 405, and errors have OpenAI's form.
+Other paths and methods are answered with 404 and 405. Errors have OpenAI's form.
 
-``python -m parallel_core.demo_server --port 0`` runs it until SIGINT or SIGTERM. The first line of
-its output is a JSON object with its address: ``{"url": "http://127.0.0.1:…/v1", …}``. In Python
-there are :class:`DemoServer` (in the running asyncio loop), :class:`DemoServerThread` (for trio,
-and for code without a loop) and :func:`demo_server_process`.
+``python -m parallel_core.demo_server --port 0`` runs the server until SIGINT or SIGTERM. The first
+line of its output is a JSON object with its address: ``{"url": "http://127.0.0.1:…/v1", …}``. In
+Python there are :class:`DemoServer` (in the running asyncio loop), :class:`DemoServerThread` (for
+trio, and for code without a loop) and :func:`demo_server_process`.
 """
 
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a server when it is asked for: with aiohttp that takes a third of a second."""
+    """Import a server class on first access: with aiohttp, the import takes a third of a second."""
     if name == "DemoServer":
         from .app import DemoServer
 

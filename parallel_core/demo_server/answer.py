@@ -1,4 +1,4 @@
-"""What the demo server answers: made-up texts, JSON and calls of tools, whole or in pieces."""
+"""Synthetic answers of the demo server: texts, JSON and tool calls, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEMO_TOOL = "demo"
 
 @dataclass(frozen=True, repr=False)
 class _Call:
-    """A call of a tool. ``pieces`` are the tokens of its arguments."""
+    """A tool call. ``pieces`` are the tokens of its arguments."""
 
     id: str
     name: str
@@ -34,14 +34,14 @@ class _Call:
 
 @dataclass(frozen=True, repr=False)
 class _Choice:
-    """One of the choices of an answer: a text, or calls of tools.
+    """One of the choices of an answer: a text, or tool calls.
 
     Attributes:
-        pieces: the tokens of the text; a word each, with the space before it.
-        finish_reason: ``"stop"``, ``"tool_calls"``, ``"length"`` when ``max_tokens`` or the trouble
+        pieces: the tokens of the text; each is a word with the space before it.
+        finish_reason: ``"stop"``, ``"tool_calls"``, ``"length"`` if ``max_tokens`` or a trouble
             has cut it, or ``"content_filter"``.
         top_logprobs: number of alternatives of each token; ``None``: no logprobs.
-        reasoning_tokens: tokens that are paid for and not shown.
+        reasoning_tokens: tokens that are billed and not shown.
     """
 
     index: int
@@ -72,8 +72,8 @@ class _Choice:
         }
 
     def deltas(self) -> Iterator[dict[str, Any]]:
-        """Its parts of the chunks of a stream: one for each token, and the finish."""
-        # The role comes along with the first token, so that the first chunk is the first token.
+        """Yield the deltas of a stream: one for each token, and one for the finish reason."""
+        # The role comes with the first token, so that the first chunk has the first token.
         start: dict[str, Any] = {"role": "assistant"}
         for number, piece in enumerate(self.pieces):
             yield self._delta({**start, "content": piece}, logprobs=self._logprobs(number, 1))
@@ -110,7 +110,7 @@ class Answer:
     """A synthetic answer, ready to be sent as a whole or in pieces.
 
     Attributes:
-        created: when it was made, in whole seconds.
+        created: time when the answer was made, in whole seconds since the epoch.
     """
 
     request: ChatRequest
@@ -120,7 +120,7 @@ class Answer:
 
     @staticmethod
     def to(request: ChatRequest, plan: RequestPlan) -> Answer:
-        """Make the answer; raises ``BadRequestError`` where nothing fits a schema."""
+        """Make the answer. Raises ``BadRequestError`` if no value fits a schema."""
         choices = tuple(_choice(request, plan, index) for index in range(request.n))
         if plan.fault is not None:
             choices = _troubled(choices, request, plan)
@@ -131,13 +131,13 @@ class Answer:
         return sum(choice.tokens for choice in self.choices)
 
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         choices = [choice.to_json() for choice in self.choices]
         usage = {"usage": self._usage()} if self._has_usage else {}
         return {**self._envelope("chat.completion"), "choices": choices, **usage}
 
     def chunks(self) -> Iterator[dict[str, Any]]:
-        """The chunks of a stream: the choices in turn, and the usage if asked for."""
+        """Yield the chunks of a stream: the choices in turn, and the usage if requested."""
         envelope = self._envelope("chat.completion.chunk")
         no_usage = {"usage": None} if self.request.include_usage else {}
         for together in zip_longest(*(choice.deltas() for choice in self.choices)):
@@ -171,7 +171,7 @@ class Answer:
 def _troubled(
     choices: tuple[_Choice, ...], request: ChatRequest, plan: RequestPlan
 ) -> tuple[_Choice, ...]:
-    """What becomes of the choices of an answer that is whole, and not what was asked for."""
+    """Apply a fault to the choices: the answer stays complete, but is not what was requested."""
     if plan.fault == "empty":
         return ()
     if plan.fault == "cut":
@@ -247,7 +247,7 @@ def _bad_schema(param: str, reason: str) -> BadRequestError:
 
 
 def _words(reply: str, index: int) -> list[str]:
-    """The words of a choice: those of the reply, from another one on, after its mark."""
+    """Return the words of a choice: the reply's mark, then its words, rotated by the index."""
     mark, *words = reply.split(" ")
     start = index % max(1, len(words))
     return [mark, *words[start:], *words[:start]]
@@ -259,7 +259,7 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 
 def _token(text: str, position: int, alternatives: int) -> dict[str, Any]:
-    """A token with made-up probabilities, which sum up to less than 1."""
+    """Return a token with synthetic probabilities whose sum is less than 1."""
     itself = _probability(text, -0.5 - 0.01 * (position % 10))
     others = [_probability(f" other{rank}", -2.0 - 0.5 * rank) for rank in range(1, alternatives)]
     return {**itself, "top_logprobs": [itself, *others] if alternatives else []}

@@ -1,4 +1,4 @@
-"""How the demo server sends an answer, or fails to, on purpose."""
+"""Send an answer of the demo server, or fail on purpose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAST_EVENT: Final = b"data: [DONE]\n\n"
 
 
 class Flight:
-    """A request in flight: it begins here, and ends once."""
+    """A request in flight. It begins when the object is made, and ends once."""
 
     def __init__(self, ledger: Ledger, model: str, key: str | None) -> None:
         self._ledger = ledger
@@ -43,7 +43,7 @@ class Flight:
         self.end("finished")
 
     def end(self, how: RequestEnd, fault: str | None = None) -> None:
-        """Count the end; a request that has ended already stays as it was."""
+        """Count the end. Do nothing if the request has already ended."""
         if self._ended:
             return
         self._ended = True
@@ -55,13 +55,14 @@ class Flight:
 async def send_answer(
     request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight, gate: asyncio.Event
 ) -> web.StreamResponse:
-    """Do as the plan says. The flight has ended before the client can have the whole answer.
+    """Send the answer or the fault of the plan.
 
-    What is held waits until the gate is set.
+    The flight ends before the client can have the whole answer. A held request waits until the
+    gate is set.
     """
     if plan.fault == "hang":
         flight.count_fault("hang")
-        # Until the client or the server closes the connection, which cancels this task.
+        # This waits until the client or the server closes the connection, which cancels this task.
         await asyncio.get_running_loop().create_future()
     if plan.held:
         await gate.wait()
@@ -70,7 +71,7 @@ async def send_answer(
         flight.end("finished", plan.fault)
         return error_response("The demo server fails on purpose.", status=500)
     fault = plan.fault
-    if fault in ODD_ANSWERS:  # it is sent as a whole one
+    if fault in ODD_ANSWERS:  # the answer already has the fault, and is sent like a good one
         flight.count_fault(fault)
         fault = None
     if answer.request.stream:
@@ -123,13 +124,13 @@ def _break_off(request: web.Request, fault: str, flight: Flight) -> None:
     """Close the connection before the answer is complete."""
     flight.end("finished", fault)
     transport = request.transport
-    if transport is None:  # the client was faster
+    if transport is None:  # the client has closed the connection already
         return
     if fault == "truncated":
-        transport.close()  # what has been written is still sent
+        transport.close()  # data that was written is still sent
         return
     connection = transport.get_extra_info("socket")
-    # To close a socket that must not linger is to reset its connection.
+    # With a linger time of 0, closing the socket resets the connection.
     linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     transport.abort()

@@ -1,4 +1,4 @@
-"""The demo server in an asyncio loop: its paths, and what it does with a request."""
+"""The demo server in an asyncio loop: its paths and their handlers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 
 class DemoServer:
-    """A demo server in the running asyncio loop, for as long as its ``async with`` block lasts.
+    """A demo server in the running asyncio loop, for the time of its ``async with`` block.
 
-    Leaving the block cuts off what is in flight.
+    Leaving the block cuts off requests in flight.
 
     Args:
-        settings: how it behaves; the default settings if ``None``.
-        port: the TCP port to listen on. 0: any free one.
+        settings: settings of the server; ``None``: the defaults.
+        port: the TCP port to listen on; 0: any free port.
     """
 
     def __init__(self, settings: DemoServerSettings | None = None, *, port: int = 0) -> None:
@@ -72,7 +72,7 @@ class DemoServer:
             app,
             handler_cancellation=True,  # a client's disconnect cancels the handler, and is counted
             access_log=None,
-            # aiohttp would log what it cannot parse, which may be a part of a prompt.
+            # aiohttp would log data that it cannot parse, which may be a part of a prompt.
             logger=logging.Logger("demo-server", logging.CRITICAL + 1),
             shutdown_timeout=0.2,
         )
@@ -98,30 +98,30 @@ class DemoServer:
 
     @property
     def url(self) -> str:
-        """The address that clients need, ``http://127.0.0.1:<port>/v1``."""
+        """Address for clients, ``http://127.0.0.1:<port>/v1``."""
         return f"http://{HOST}:{self._port}/v1"
 
     @property
     def stats(self) -> DemoServerStats:
-        """What has been counted up to now."""
+        """Current counts."""
         server = None if self._runner is None else self._runner.server
         connections = [] if server is None else server.connections
         return self._ledger.snapshot(sum(connection.connected for connection in connections))
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """The requests that are kept, in the order of their arrival; see ``keep_requests``.
+        """Kept requests, in the order of their arrival; see ``keep_requests``.
 
-        Raises ``RuntimeError`` where the settings keep none.
+        Raises ``RuntimeError`` if the settings keep none.
         """
         if not self._recording.is_on:
             raise RuntimeError("no requests are kept: set keep_requests in the settings")
         return self._recording.requests()
 
     def reset_stats(self) -> None:
-        """Count from nothing again, and number each model's requests from 1 again.
+        """Set the counts to 0, and number each model's requests from 1 again.
 
-        Requests in flight stay counted, as accepted ones. Requests that were kept are forgotten.
+        Requests in flight are still counted, as accepted ones. Kept requests are forgotten.
         """
         self._recording.clear()
         self._ledger.reset()
@@ -129,27 +129,27 @@ class DemoServer:
         self._trouble.restart()
 
     def set_capacity(self, capacity: int | None) -> None:
-        """Answer 429 above another number of requests in flight from now on; ``None``: never.
+        """Answer 429 above this number of requests in flight, from now on; ``None``: never.
 
-        Raises ``ValueError`` where it is no integer of at least 1.
+        Raises ``ValueError`` if it is not an integer of at least 1.
         """
         self._capacity = replace(self.settings, capacity=capacity).capacity
 
     def set_trouble(self, trouble: Iterable[Trouble]) -> None:
-        """Make other trouble from now on, counted from here; none of it ends what there was.
+        """Replace the trouble from now on, and count from here. An empty list ends all trouble.
 
-        An absence that has begun goes on. Raises ``ValueError`` as the settings do.
+        An absence that has begun continues. Raises ``ValueError`` like the settings.
         """
         self._trouble = self._schedule(replace(self.settings, trouble=tuple(trouble)))
 
     async def go_away(self, seconds: float | None = None) -> None:
-        """Cut off everything in flight, and refuse connections; returns when that is so.
+        """Cut off everything in flight, and refuse connections. Return when they are refused.
 
         Args:
-            seconds: until it is back. ``None``: until :meth:`come_back`.
+            seconds: seconds until the server is back. ``None``: until :meth:`come_back`.
 
         Raises:
-            ValueError: the seconds are no finite number above 0.
+            ValueError: the seconds are not a finite number above 0.
         """
         if seconds is not None:
             Trouble("away", seconds=seconds)
@@ -157,22 +157,22 @@ class DemoServer:
         await self._listener.leave(seconds)
 
     async def come_back(self) -> None:
-        """Accept connections again, at the same address. Nothing happens if it is not away.
+        """Accept connections again, at the same address. Do nothing if the server is not away.
 
-        Raises ``OSError`` where another program has taken the port.
+        Raises ``OSError`` if another program has taken the port.
         """
         assert self._listener is not None, "the server is not started"
         await self._listener.come_back()
 
     def hold(self) -> None:
-        """Let the requests wait that say ``"held": true``, until :meth:`release`.
+        """Make requests with ``"held": true`` wait until :meth:`release`.
 
-        A request that waits for its latency already is not held any more.
+        A request whose latency has already begun is not held.
         """
         self._gate.clear()
 
     def release(self) -> None:
-        """Answer what is held, and hold nothing from now on."""
+        """Answer the held requests, and hold no more."""
         self._gate.set()
 
     async def wait_idle(self) -> None:
@@ -189,7 +189,7 @@ class DemoServer:
         await self._ledger.wait_until(lambda counts: counts.in_flight >= count)
 
     async def wait_finished(self, count: int) -> None:
-        """Wait until at least ``count`` requests are finished, those that it refuses included.
+        """Wait until at least ``count`` requests are finished, including refused ones.
 
         Raises ``RuntimeError`` if the server stops before that.
         """
@@ -198,9 +198,9 @@ class DemoServer:
         await self._ledger.wait_until(lambda counts: counts.finished >= count)
 
     async def _hang_up(self, _: web.Application) -> None:
-        """Close every connection now: a handler may be waiting for ever, or its client be stuck."""
+        """Close every connection now: a handler may wait for ever, or its client may be stuck."""
         self._cut_off("shutdown")
-        await asyncio.sleep(0)  # the handlers are cancelled
+        await asyncio.sleep(0)  # let the handlers be cancelled
 
     def _cut_off(self, fault: str) -> None:
         for flight in self._flights:
@@ -271,7 +271,7 @@ class DemoServer:
         response = web.json_response(self.stats.to_json())
 
         async def answer() -> None:
-            with contextlib.suppress(ConnectionError):  # nobody waits for it
+            with contextlib.suppress(ConnectionError):  # the client has gone
                 await response.prepare(request)
                 await response.write_eof()
 
@@ -321,13 +321,13 @@ class DemoServer:
             if trouble is not None and trouble.kind == "away":
                 assert self._listener is not None
                 await self._listener.leave(trouble.seconds)
-                await asyncio.get_running_loop().create_future()  # it is cut off with the others
+                await asyncio.get_running_loop().create_future()  # this request is cut off, too
             return await send_answer(request, answer, plan, flight, self._gate)
         except (asyncio.CancelledError, ConnectionError):
-            flight.end("disconnected")  # unless it was cut off from here
+            flight.end("disconnected")  # no effect if the server has cut it off
             raise
         finally:
-            flight.end("finished")  # whatever happens, nothing stays in flight
+            flight.end("finished")  # no effect if it has ended; nothing stays in flight
             self._flights.discard(flight)
 
 
@@ -335,7 +335,7 @@ class DemoServer:
 async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Word the errors of aiohttp itself as OpenAI does: no such path, no such method."""
+    """Convert aiohttp's own errors to OpenAI's form: unknown path, wrong method."""
     try:
         return await handler(request)
     except web.HTTPNotFound:
@@ -356,7 +356,7 @@ def _refusal(error: BadRequestError) -> web.Response:
 
 
 def _key_of(request: web.Request) -> str | None:
-    """The API key, as clients of OpenAI, Azure or Anthropic send it."""
+    """Return the API key from the headers that clients of OpenAI, Azure or Anthropic send."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()

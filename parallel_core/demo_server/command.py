@@ -18,12 +18,12 @@ from .trouble import TROUBLE_KINDS, Trouble
 
 def command(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free one.")
+        int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free port.")
     ] = 0,
     seed: Annotated[
         int,
         typer.Option(
-            help="Seed of the random latencies and faults: the same seed draws the same ones."
+            help="Seed of the random latencies and faults: the same seed gives the same ones."
         ),
     ] = DemoServerSettings.seed,
     latency_median: Annotated[
@@ -54,22 +54,22 @@ def command(
         float, typer.Option(help="Share of requests (0 to 1) whose answer is cut off.")
     ] = DemoServerSettings.truncated,
     invalid_json: Annotated[
-        float, typer.Option(help="Share of requests (0 to 1) whose answer is no JSON.")
+        float, typer.Option(help="Share of requests (0 to 1) whose answer is not JSON.")
     ] = DemoServerSettings.invalid_json,
     retry_after: Annotated[
-        float, typer.Option(help="What a 429 tells the client to wait, in seconds.")
+        float, typer.Option(help="Seconds that a 429 asks the client to wait.")
     ] = DemoServerSettings.retry_after,
     capacity: Annotated[
         int | None, typer.Option(help="Requests in flight above which it answers 429.")
     ] = DemoServerSettings.capacity,
     keep_requests: Annotated[
-        int, typer.Option(help="Newest requests that GET /requests shows, with their answers.")
+        int, typer.Option(help="Number of newest requests that GET /requests shows, with answers.")
     ] = DemoServerSettings.keep_requests,
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=FACTOR]",
-            help="A model, and what its latency is multiplied by; repeat for more models.",
+            help="A model, and the factor of its latency; repeat for more models.",
         ),
     ] = None,
     trouble: Annotated[
@@ -77,7 +77,7 @@ def command(
         typer.Option(
             metavar="KIND[,NAME=VALUE…]",
             help="Trouble on demand; repeat for more: the first that is due happens. KIND: "
-            f"{', '.join(TROUBLE_KINDS)}. NAME: model, key (whom it meets); after, count (numbers "
+            f"{', '.join(TROUBLE_KINDS)}. NAME: model, key (which requests); after, count (numbers "
             "of requests), share (0 to 1), seconds (when); retry_after (seconds). Examples: "
             "'rate_limited,share=0.03', 'bad_key,key=sk-1', 'away,after=20,seconds=5'.",
         ),
@@ -86,13 +86,13 @@ def command(
         bool,
         typer.Option(
             "--until-stdin-closes",
-            help="Stop when standard input ends: a pipe from a process ends with that process.",
+            help="Stop when standard input ends: a pipe from another process ends with it.",
         ),
     ] = False,
 ) -> None:
-    """Serve synthetic answers over OpenAI's chat completions API, on this machine only.
+    """Serve synthetic answers with OpenAI's chat completions API, on this machine only.
 
-    No model is behind it. The first line of output is a JSON object with the address ("url").
+    There is no model behind it. The first line of output is a JSON object with the address ("url").
     """
     try:
         settings = DemoServerSettings(
@@ -115,14 +115,14 @@ def command(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    with contextlib.suppress(KeyboardInterrupt):  # where asyncio cannot handle signals: Windows
-        asyncio.run(_serve_until_told(settings, port, until_stdin_closes))
+    with contextlib.suppress(KeyboardInterrupt):  # on Windows, asyncio cannot handle signals
+        asyncio.run(_serve_until_stopped(settings, port, until_stdin_closes))
 
 
-async def _serve_until_told(
+async def _serve_until_stopped(
     settings: DemoServerSettings, port: int, until_stdin_closes: bool
 ) -> None:
-    from .app import DemoServer  # and with it, aiohttp
+    from .app import DemoServer  # imports aiohttp
     from .listener import HOST
 
     stop_requested = asyncio.Event()
@@ -144,24 +144,24 @@ async def _serve_until_told(
                 typer.echo("Nobody reads the address: standard output is closed.", err=True)
             raise  # typer ends the process with exit code 1
         if until_stdin_closes:
-            # Not a thread of the loop's own: the process would wait for it at its end.
+            # This is not a thread of the loop's executor: the process would wait for it at exit.
             threading.Thread(
                 target=_wait_for_end_of_stdin, args=(loop, stop_requested), daemon=True
             ).start()
         await stop_requested.wait()
 
 
-def _wait_for_end_of_stdin(loop: asyncio.AbstractEventLoop, then: asyncio.Event) -> None:
-    # Past the buffer of sys.stdin, whose lock an ending interpreter would want to have.
+def _wait_for_end_of_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    # This bypasses the buffer of sys.stdin: the interpreter needs its lock at exit.
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended already
-        loop.call_soon_threadsafe(then.set)
+    with contextlib.suppress(RuntimeError):  # the loop is already closed
+        loop.call_soon_threadsafe(stop.set)
 
 
 def main() -> None:
-    """Run the command on its own: ``python -m parallel_core.demo_server``."""
+    """Run the command as ``python -m parallel_core.demo_server``."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app(prog_name="python -m parallel_core.demo_server")

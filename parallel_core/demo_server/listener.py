@@ -1,4 +1,4 @@
-"""The address of a demo server, which may go away and come back."""
+"""Listening socket of a demo server, which can go away and come back."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Final
 from aiohttp import web
 
 HOST: Final = "127.0.0.1"
-_BACKLOG: Final = 4096  # thousands of connections may come at once
+_BACKLOG: Final = 4096  # thousands of connections may arrive at once
 
 
 class Listener:
     """Listens at one address for a runner of aiohttp, with pauses.
 
     Args:
-        port: the TCP port. 0: any free one, which stays the same from then on.
-        on_leave: called when no connection is accepted any more, to close those that are there.
+        port: the TCP port; 0: any free port, which is then kept.
+        on_leave: called when no more connections are accepted, to close the existing ones.
     """
 
     def __init__(self, runner: web.AppRunner, port: int, on_leave: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ class Listener:
         self._may_return = asyncio.Event()
 
     async def listen(self) -> None:
-        """Accept connections; raises ``OSError`` where the port is taken."""
+        """Accept connections. Raises ``OSError`` if the port is taken."""
         protocols = self._runner.server
         assert protocols is not None, "the runner is not set up"
         loop = asyncio.get_running_loop()
@@ -44,13 +44,14 @@ class Listener:
     def leave(
         self, seconds: float | None, farewell: Callable[[], Awaitable[None]] | None = None
     ) -> Awaitable[None]:
-        """Begin an absence, unless there is one; awaiting it waits until connections are refused.
+        """Begin an absence, unless there is one. Await the result until connections are refused.
 
-        It begins, and ends after ``seconds`` (None: never), though nobody awaits it.
+        The absence begins, and ends after ``seconds`` (None: never), even if the result is not
+        awaited.
 
         Args:
-            farewell: called between the two: no connection is accepted any more, and those that
-                are there are not closed yet.
+            farewell: called when no more connections are accepted, and before the existing ones
+                are closed.
         """
         if self._departure is None:
             self._may_return.clear()
@@ -58,7 +59,7 @@ class Listener:
         return asyncio.shield(self._departure)
 
     async def come_back(self) -> None:
-        """End an absence; raises ``OSError`` where another program has taken the port."""
+        """End an absence. Raises ``OSError`` if another program has taken the port."""
         if self._departure is not None:
             await asyncio.shield(self._departure)
             assert self._return is not None
@@ -66,7 +67,7 @@ class Listener:
             await asyncio.shield(self._return)
 
     async def close(self) -> None:
-        """Accept no connections any more. Raises what has gone wrong in an absence."""
+        """Stop accepting connections. Raises the error of an absence, if there was one."""
         try:
             for task in (self._departure, self._return):
                 if task is not None:
@@ -91,9 +92,10 @@ class Listener:
             return
         server, self._server = self._server, None
         loop = asyncio.get_running_loop()
-        # asyncio loses a connection that it has accepted and not yet set up when its server closes:
-        # the socket stays open until it is garbage, and its client waits. So no more are accepted
-        # first, and those that are there get some passes of the loop. (Proactors have no readers.)
+        # When its server closes, asyncio loses a connection that it has accepted and not yet set
+        # up: the socket stays open until it is garbage-collected, and its client waits. So stop
+        # accepting first, and give accepted connections some passes of the loop. (Proactors have
+        # no readers.)
         for listening in server.sockets:
             with contextlib.suppress(NotImplementedError):
                 loop.remove_reader(listening.fileno())
@@ -114,12 +116,12 @@ class Listener:
 
 
 def _reserved(port: int) -> socket.socket | None:
-    """Hold a port without listening, so that no other program gets it and clients are refused.
+    """Bind a port without listening, so that no other program gets it and clients are refused.
 
-    Otherwise a client that connects again and again may be given this very port for its own end,
-    and be connected to itself.
+    Otherwise a client that reconnects repeatedly may get this port as its own local port, and
+    connect to itself.
     """
-    if os.name != "posix":  # SO_REUSEADDR means something else there
+    if os.name != "posix":  # on Windows, SO_REUSEADDR has another meaning
         return None
     reservation = socket.socket()
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

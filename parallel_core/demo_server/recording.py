@@ -1,4 +1,4 @@
-"""The requests that a demo server keeps, for tests of what a client sends."""
+"""Requests that a demo server keeps, for tests of what a client sends."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _SECRET_NAMES: Final = ("auth", "cookie", "key", "secret", "token")
 
 @dataclass(frozen=True, repr=False)  # a repr would show the messages
 class RecordedRequest:
-    """A request as it arrived at ``/v1/…``, and what was answered.
+    """A request that arrived at ``/v1/…``, and its answer.
 
     Attributes:
-        method: of HTTP.
-        path: with the query.
-        headers: by their names in lower case. Of one that may carry a key there is no more than
-            :func:`digest`.
-        body: as JSON; None where it is none.
-        answer: the body of the answer, whole also where it was sent as a stream; None where it was
-            no chat completion, or a fault.
+        method: HTTP method.
+        path: path with the query.
+        headers: values by the headers' names in lower case. A header that may contain a key has
+            only its :func:`digest`.
+        body: the parsed JSON; None if the body is not JSON.
+        answer: the body of the answer, also whole if it was sent as a stream; None for a fault,
+            or if it was not a chat completion.
     """
 
     method: str
@@ -34,22 +34,22 @@ class RecordedRequest:
     answer: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary that ``json.dumps`` takes."""
+        """Return the request as a dictionary for ``json.dumps``."""
         return asdict(self)
 
     @staticmethod
     def all_from_json(value: Mapping[str, Any]) -> list[RecordedRequest]:
-        """Read what ``/requests`` answers."""
-        return [RecordedRequest(**cast("dict[str, Any]", of)) for of in value["requests"]]
+        """Read the answer of ``/requests``."""
+        return [RecordedRequest(**cast("dict[str, Any]", one)) for one in value["requests"]]
 
 
 def digest(value: str) -> str:
-    """What is kept of a header that may carry a key: enough to compare it."""
+    """Return a digest of a header that may contain a key, for comparisons."""
     return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
 class Recording:
-    """Keeps the newest requests, as texts, within a number and 64 MiB.
+    """Keeps the newest requests as texts, up to a number and 64 MiB.
 
     Args:
         most: number of requests; 0: none is kept.
@@ -67,7 +67,7 @@ class Recording:
     def add(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> RecordedAnswer | None:
-        """Keep a request; returns where its answer goes."""
+        """Keep a request. Return the place for its answer, or None if requests are not kept."""
         if not self.is_on:
             return None
         names = {name.lower(): value for name, value in headers.items()}
@@ -83,7 +83,7 @@ class Recording:
         return RecordedAnswer(self, entry)
 
     def requests(self) -> list[RecordedRequest]:
-        """Parse what is kept, the oldest first."""
+        """Return the kept requests, the oldest first."""
         requests: list[RecordedRequest] = []
         for request, *answer in self._kept:
             fields: dict[str, Any] = json.loads(request)
@@ -99,7 +99,7 @@ class Recording:
         self._size = 0
 
     def keep_answer(self, entry: list[str], answer: Mapping[str, Any]) -> None:
-        if entry:  # it is empty once it is not kept any more
+        if entry:  # an entry that is no longer kept is empty
             entry[1:] = [json.dumps(answer)]
             self._grow(len(entry[1]))
 
@@ -112,7 +112,7 @@ class Recording:
 
 
 class RecordedAnswer:
-    """Where the answer of a recorded request goes."""
+    """Place for the answer of a recorded request."""
 
     def __init__(self, recording: Recording, entry: list[str]) -> None:
         self._recording = recording

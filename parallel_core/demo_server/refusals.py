@@ -1,4 +1,4 @@
-"""How the demo server refuses a request: each kind of trouble in the words of its provider."""
+"""Error responses of the demo server: each kind of trouble with the text of its provider."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from aiohttp import web
 
 @dataclass(frozen=True)
 class _Refusal:
-    """An error of HTTP.
+    """An HTTP error.
 
     Attributes:
-        body: makes the JSON from the model's name and the seconds to wait; a text is HTML.
-        says_when: whether the wait goes into the header Retry-After.
+        body: makes the JSON from the model's name and the seconds to wait. A string is HTML.
+        says_when: True if the header Retry-After has the seconds to wait.
     """
 
     status: int
@@ -24,11 +24,11 @@ class _Refusal:
 
 
 def refusal_response(fault: str, model: str, retry_after: float | None) -> web.Response:
-    """Make the answer.
+    """Make the error response of a fault.
 
     Args:
         fault: one of ``REFUSALS``, or ``over_capacity``.
-        retry_after: seconds that it asks to wait; None: it does not say.
+        retry_after: seconds that it asks the client to wait; None: it does not ask.
     """
     refusal = _REFUSALS[fault]
     body = refusal.body(model, retry_after)
@@ -44,7 +44,7 @@ def refusal_response(fault: str, model: str, retry_after: float | None) -> web.R
 def error_response(
     message: str, *, status: int, code: str | None = None, param: str | None = None
 ) -> web.Response:
-    """An error as OpenAI's API words it."""
+    """Make an error response in the form of OpenAI's API."""
     kind = {429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
     return web.json_response(_openai(message, kind, code, param), status=status)
 
@@ -65,7 +65,7 @@ def _too_many(code: str) -> Callable[[str, float | None], Any]:
 
 
 def _gemini(model: str, wait: float | None) -> list[Any]:
-    """A list, as Gemini's endpoint for OpenAI's clients sends it."""
+    """Make the body of Gemini's OpenAI-compatible endpoint, which is a list."""
     google = "type.googleapis.com/google.rpc."
     metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
     message = (
@@ -95,7 +95,7 @@ def _page(title: str) -> Callable[[str, float | None], Any]:
 
 
 def _seconds(value: float) -> str:
-    """To the millisecond, and never with an exponent."""
+    """Format seconds to the millisecond, never with an exponent."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""A request for a chat completion, as the demo server reads it."""
+"""Parse and check a request for a chat completion."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_STOPS: Final = 4
 
 
 class BadRequestError(Exception):
-    """A request that gets a 4xx answer. The message quotes nothing but names.
+    """A request gets a 4xx answer. The message quotes only names.
 
     Attributes:
-        param: the parameter that is wrong.
+        param: the wrong parameter.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class Tool:
 
 @dataclass(frozen=True, repr=False)  # a repr would show the messages
 class ChatRequest:
-    """A request for a chat completion, as far as the demo server cares.
+    """The parts of a request for a chat completion that the demo server uses.
 
     Attributes:
-        prompt_tokens: as many as the messages have words, and some for each message.
+        prompt_tokens: number of words in the messages, plus some for each message.
         max_tokens: most tokens (here: words) of each choice, or ``None``.
-        include_usage: whether a stream ends with a chunk that has the usage.
+        include_usage: True if a stream ends with a chunk that has the usage.
         sentiment: the answer to a prompt that asks for ``positive or negative``; else ``None``.
         n: number of choices.
-        stop: texts that end an answer; they are not in it.
+        stop: texts that end an answer; the answer does not contain them.
         top_logprobs: number of alternatives of each token; ``None``: no logprobs.
         schema: the JSON schema that the text must fit; ``None``: any text.
-        calls: the tools that the answer calls, one after the other; empty: it is a text.
+        calls: the tools that the answer calls, in order; empty: the answer is a text.
     """
 
     model: str
@@ -75,7 +75,7 @@ class ChatRequest:
 
     @staticmethod
     def from_body(value: object, models: Collection[str]) -> ChatRequest:
-        """Read a request's body, parsed; raises ``BadRequestError``."""
+        """Read the parsed body of a request. Raises ``BadRequestError``."""
         if not isinstance(value, dict):
             raise BadRequestError("The body must be a JSON object.")
         fields = cast("dict[str, object]", value)
@@ -110,7 +110,7 @@ class ChatRequest:
 
 
 def parse_body(body: bytes) -> object:
-    """Parse a body; raises ``BadRequestError``, which quotes nothing of it."""
+    """Parse a body. Raises ``BadRequestError``, which does not quote the body."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -119,7 +119,7 @@ def parse_body(body: bytes) -> object:
 
 def unknown_model(model: str, models: Collection[str]) -> BadRequestError:
     return BadRequestError(
-        f"The model {model!r} does not exist. There are: {', '.join(models)}.",
+        f"The model {model!r} does not exist. The models are: {', '.join(models)}.",
         status=404,
         code="model_not_found",
         param="model",
@@ -144,7 +144,7 @@ def _messages_of(messages: object) -> list[dict[str, object]]:
 
 
 def _text_of(content: object) -> str:
-    if content is None:  # as in a message that only calls tools
+    if content is None:  # a message that only calls tools has no content
         return ""
     if isinstance(content, str):
         return content
@@ -213,10 +213,10 @@ def _schema(fields: dict[str, object]) -> object:
 def _calls(
     fields: dict[str, object], last: dict[str, object], override: RequestOverride
 ) -> tuple[Tool, ...]:
-    """Which tools the answer calls.
+    """Return the tools that the answer calls.
 
-    Left to choose, it calls a tool, unless a tool has just answered or ``demo.reply`` has a text;
-    with ``"parallel_tool_calls": true`` it calls each of them once.
+    If the request leaves the choice, the answer calls a tool, unless the last message is that of a
+    tool or ``demo.reply`` has a text. With ``"parallel_tool_calls": true`` it calls each tool once.
     """
     tools = _tools(fields)
     together = fields.get("parallel_tool_calls")
@@ -240,7 +240,7 @@ def _calls(
 
 
 def _chosen(choice: dict[str, Any], tools: list[Tool]) -> tuple[list[Tool], str]:
-    """The tools that a choice allows, and whether one of them must be called."""
+    """Return the tools that a choice allows, and its mode: ``required`` if one must be called."""
     if choice.get("type") == "allowed_tools":
         allowed: Any = choice.get("allowed_tools")
         allowed = cast("dict[str, Any]", allowed) if isinstance(allowed, dict) else {}

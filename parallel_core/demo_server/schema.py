@@ -1,4 +1,4 @@
-"""Made-up values that fit a JSON schema: what the demo server answers where an answer has one."""
+"""Make synthetic values that fit a JSON schema, for answers of the demo server."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _MOST_VALUES: Final = 10_000
 
 
 class SchemaError(ValueError):
-    """No value is made for a schema. The message quotes names of keywords and paths only."""
+    """No value can be made for a schema. The message quotes only names of keywords and paths."""
 
 
 def instance_of(schema: object, words: Sequence[str]) -> Any:
     """Make a value that fits a schema. The same schema and words give the same value.
 
-    Optional properties are there as well, unless their schema contains itself. Texts are made of
+    Optional properties are included, unless their schema contains itself. Texts are made of
     ``words``.
 
     Raises:
-        SchemaError: the schema is none, nothing fits it, or it uses a keyword that is not known.
+        SchemaError: the schema is invalid, no value fits it, or it uses an unknown keyword.
     """
     return _Maker(schema, words).make(schema, ())
 
@@ -63,14 +63,14 @@ class _Maker:
     def __init__(self, root: object, words: Sequence[str]) -> None:
         self._root = root
         self._words = words
-        self._made = 0  # values of any kind; what varies, varies with it
+        self._made = 0  # number of values of any kind; values vary with it
 
     def make(self, schema: object, references: tuple[str, ...]) -> Any:
-        """Make a value. ``references``: those that are being followed.
+        """Make a value. ``references`` are the references that are being followed.
 
-        A smallest value never contains a value of a schema that it is itself made by, so a
-        reference that is met again is refused, and an optional property or another branch of
-        ``anyOf`` is the way out.
+        The smallest value for a schema never contains another value for the same schema. So a
+        reference that is already being followed is refused; then an optional property is left out,
+        or another branch of ``anyOf`` is used.
         """
         if schema is True:
             schema = {}
@@ -139,7 +139,7 @@ class _Maker:
         return target
 
     def _merged(self, schema: Mapping[str, Any], references: tuple[str, ...]) -> dict[str, Any]:
-        """A schema and those of its ``allOf`` as one."""
+        """Merge a schema with those of its ``allOf``."""
         merged = {name: schema[name] for name in schema if name != "allOf"}
         for part in _list_of(schema, "allOf"):
             followed = references
@@ -180,9 +180,9 @@ class _Maker:
             raise SchemaError("properties must be an object")
         more = schema.get("additionalProperties", True)
         made: dict[str, Any] = {}
-        for name, of in cast("Mapping[str, Any]", properties).items():
+        for name, property_schema in cast("Mapping[str, Any]", properties).items():
             try:
-                made[name] = self.make(of, references)
+                made[name] = self.make(property_schema, references)
             except SchemaError:
                 if name in required:
                     raise
@@ -212,9 +212,9 @@ class _Maker:
         made: list[Any] = []
         tries = 0
         while len(made) < count:
-            of = first[len(made)] if len(made) < len(first) else items
+            item_schema = first[len(made)] if len(made) < len(first) else items
             try:
-                value = self.make(of, references)
+                value = self.make(item_schema, references)
             except SchemaError:
                 if len(made) < fewest:
                     raise
@@ -222,7 +222,7 @@ class _Maker:
             tries += 1
             if schema.get("uniqueItems") and _json(value) in map(_json, made):
                 if tries > 10 * _MOST_ITEMS or tries > 100 * (len(made) + 1):
-                    raise SchemaError("not so many different items are found")
+                    raise SchemaError("there are not enough different items")
                 continue
             made.append(value)
         return made
@@ -266,7 +266,7 @@ class _Maker:
         if number > last:
             if whole or "multipleOf" in schema or high is None or high < low:
                 raise SchemaError("no number is between the limits")
-            return (low + high) / 2  # less than a step
+            return (low + high) / 2  # the limits are less than a step apart
         value = (number + self._made % (min(last - number, 10) + 1)) * step
         return int(value) if whole or value == int(value) else value
 
@@ -274,7 +274,7 @@ class _Maker:
 def _type_of(schema: Mapping[str, Any]) -> str:
     given: object = schema.get("type")
     if given is None:
-        # Without a type, the other keywords say for which one they are meant.
+        # Without a type, the other keywords imply it.
         for kind, keywords in {
             "object": ("properties", "required", "additionalProperties", "minProperties"),
             "array": ("items", "prefixItems", "minItems"),
@@ -291,7 +291,7 @@ def _type_of(schema: Mapping[str, Any]) -> str:
 
 
 def _both(name: str, one: Any, other: Any) -> Any:
-    """The value of a keyword that two schemas of an ``allOf`` have."""
+    """Merge the values of a keyword that two schemas of an ``allOf`` have."""
     if one == other or name in _NO_RESTRICTION:
         return one
     if name == "properties":
@@ -341,7 +341,7 @@ def _matches(pattern: object, text: str) -> bool:
     try:
         return re.search(pattern, text) is not None
     except re.error:
-        raise SchemaError("pattern is no regular expression") from None
+        raise SchemaError("pattern is not a regular expression") from None
 
 
 def _json(value: object) -> str:

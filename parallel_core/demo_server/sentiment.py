@@ -1,7 +1,7 @@
-"""How the demo server answers the question whether a text is positive or negative: by counting.
+"""Count words to judge whether a text is positive or negative.
 
-**No model is behind it.** It is a list of words that usually praise and one of words that usually
-blame; a word after "not", "never" and the like counts for the other side. It is here so that an
+**There is no model behind it.** There is a list of words that usually praise, and a list of words
+that usually blame. A word after "not", "never" and the like counts for the other side. So an
 example with real texts can measure something real: how often a rule of forty lines is right.
 """
 
@@ -49,37 +49,38 @@ _NEGATIVE: Final = _words(
     unfunny unoriginal unpleasant unwatchable vapid waste wasted weak wooden worse worst worthless
     """
 )
-_TURNS_ROUND: Final = _words(
+_NEGATIONS: Final = _words(
     "aren't barely cannot can't couldn't didn't doesn't don't hardly isn't neither never no nor "
     "not nothing wasn't without won't wouldn't"
 )
-_REACH: Final = 3  # words that a "not" turns round
+_REACH: Final = 3  # words that a negation inverts
 _WORD: Final = re.compile(r"[a-z]+(?:['-][a-z]+)*|[.;:!?]")
 
 
 def sentiment_of(texts: Sequence[str]) -> str | None:
-    """``"positive"`` or ``"negative"`` where one of a prompt's texts asks for it, else ``None``.
+    """Return ``"positive"`` or ``"negative"`` if a prompt's texts ask for it, else ``None``.
 
     Args:
-        texts: the texts of the messages. Of a text with the question, what follows it is judged.
+        texts: the texts of the messages. In a text with the question, only the part after the
+            question counts.
     """
     lowered = [text.lower() for text in texts]
     if not any(QUESTION in text for text in lowered):
         return None
     score = sum(_score(text.rpartition(QUESTION)[2]) for text in lowered)
-    # Of a text without any such word nobody knows: praise is the more usual.
+    # For a text without any such word, the more frequent answer is returned.
     return "positive" if score >= 0 else "negative"
 
 
 def _score(text: str) -> int:
-    """How many words praise, less those that blame."""
+    """Return the number of words that praise minus the number of words that blame."""
     score = 0
-    turned = 0
+    inverted = 0  # words that the last negation still inverts
     for word in _WORD.findall(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
         value = (word in _POSITIVE) - (word in _NEGATIVE)
-        score += -value if turned else value
-        if word in _TURNS_ROUND:
-            turned = _REACH
+        score += -value if inverted else value
+        if word in _NEGATIONS:
+            inverted = _REACH
         else:
-            turned = 0 if len(word) == 1 and not word.isalpha() else max(0, turned - 1)
+            inverted = 0 if len(word) == 1 and not word.isalpha() else max(0, inverted - 1)
     return score

@@ -1,4 +1,4 @@
-"""The demo server in a thread, or in a process of its own."""
+"""The demo server in a thread or in another process."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .trouble import TroubleKind as TroubleKind
 
 T = TypeVar("T")
 
-_STOP_TIMEOUT: Final = 5.0  # seconds that a process has to stop before it is killed
+_STOP_TIMEOUT: Final = 5.0  # seconds for a process to stop before it is killed
 
 
 class DemoServerThread:
-    """A demo server in a thread of its own, for as long as its ``with`` block lasts.
+    """A demo server in its own thread, for the time of its ``with`` block.
 
-    Every method may be called from any thread; those that wait block the thread that calls them.
+    Every method may be called from any thread. Methods that wait block the calling thread.
 
     Args:
-        settings: how it behaves; the default settings if ``None``.
-        port: the TCP port to listen on. 0: any free one.
+        settings: settings of the server; ``None``: the defaults.
+        port: the TCP port to listen on; 0: any free port.
     """
 
     def __init__(self, settings: DemoServerSettings | None = None, *, port: int = 0) -> None:
@@ -44,14 +44,14 @@ class DemoServerThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._started = concurrent.futures.Future[None]()
-        self._stop_requested = asyncio.Event()  # of the thread's loop
+        self._stop_requested = asyncio.Event()  # used in the thread's loop
 
     def __enter__(self) -> Self:
         if self._thread is not None:
             raise RuntimeError("a DemoServerThread can be started only once")
-        # A plain loop, whatever the policy in force would make: it has to be the same everywhere.
+        # Ignore the event loop policy: the loop has to be the same everywhere.
         self._loop = asyncio.SelectorEventLoop()
-        # A daemon, so that an interpreter that exits in the middle of the block does not wait.
+        # The thread is a daemon, so that an interpreter that exits inside the block does not wait.
         self._thread = threading.Thread(target=self._run, name="demo-server", daemon=True)
         try:
             self._thread.start()
@@ -66,11 +66,11 @@ class DemoServerThread:
 
     @property
     def url(self) -> str:
-        """The address that clients need, ``http://127.0.0.1:<port>/v1``."""
+        """Address for clients, ``http://127.0.0.1:<port>/v1``."""
         return self._server.url
 
     def stats(self) -> DemoServerStats:
-        """What has been counted up to now."""
+        """Return the current counts."""
 
         async def read() -> DemoServerStats:
             return self._server.stats
@@ -78,7 +78,7 @@ class DemoServerThread:
         return self._call(read) if self._is_running() else self._server.stats
 
     def requests(self) -> list[RecordedRequest]:
-        """As :attr:`DemoServer.requests`."""
+        """Return :attr:`DemoServer.requests`."""
 
         async def read() -> list[RecordedRequest]:
             return self._server.requests
@@ -86,7 +86,7 @@ class DemoServerThread:
         return self._call(read) if self._is_running() else self._server.requests
 
     def reset_stats(self) -> None:
-        """As :meth:`DemoServer.reset_stats`."""
+        """Call :meth:`DemoServer.reset_stats`."""
 
         async def reset() -> None:
             self._server.reset_stats()
@@ -94,7 +94,7 @@ class DemoServerThread:
         self._call(reset)
 
     def set_capacity(self, capacity: int | None) -> None:
-        """As :meth:`DemoServer.set_capacity`."""
+        """Call :meth:`DemoServer.set_capacity`."""
 
         async def change() -> None:
             self._server.set_capacity(capacity)
@@ -102,7 +102,7 @@ class DemoServerThread:
         self._call(change)
 
     def set_trouble(self, trouble: Iterable[Trouble]) -> None:
-        """As :meth:`DemoServer.set_trouble`."""
+        """Call :meth:`DemoServer.set_trouble`."""
         troubles = tuple(trouble)
 
         async def change() -> None:
@@ -111,28 +111,28 @@ class DemoServerThread:
         self._call(change)
 
     def go_away(self, seconds: float | None = None) -> None:
-        """As :meth:`DemoServer.go_away`."""
+        """Call :meth:`DemoServer.go_away`."""
         self._call(lambda: self._server.go_away(seconds))
 
     def come_back(self) -> None:
-        """As :meth:`DemoServer.come_back`."""
+        """Call :meth:`DemoServer.come_back`."""
         self._call(self._server.come_back)
 
     def hold(self) -> None:
-        """As :meth:`DemoServer.hold`."""
+        """Call :meth:`DemoServer.hold`."""
 
-        async def close() -> None:
+        async def hold() -> None:
             self._server.hold()
 
-        self._call(close)
+        self._call(hold)
 
     def release(self) -> None:
-        """As :meth:`DemoServer.release`."""
+        """Call :meth:`DemoServer.release`."""
 
-        async def open_again() -> None:
+        async def release() -> None:
             self._server.release()
 
-        self._call(open_again)
+        self._call(release)
 
     def wait_idle(self, timeout: float | None = None) -> None:
         """Wait until no request is in flight.
@@ -149,7 +149,7 @@ class DemoServerThread:
         self._call(lambda: self._server.wait_in_flight(count), timeout)
 
     def wait_finished(self, count: int, timeout: float | None = None) -> None:
-        """Wait until at least ``count`` requests are finished, those that it refuses included.
+        """Wait until at least ``count`` requests are finished, including refused ones.
 
         Raises ``TimeoutError`` after ``timeout`` seconds; ``None``: never.
         """
@@ -164,7 +164,7 @@ class DemoServerThread:
                 return await function()
 
         if self._loop is None or self._loop.is_closed():
-            raise RuntimeError("the demo server does not run")
+            raise RuntimeError("the demo server is not running")
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
     def _run(self) -> None:
@@ -186,7 +186,7 @@ class DemoServerThread:
     def _stop(self) -> None:
         assert self._loop is not None
         assert self._thread is not None
-        if self._thread.ident is None:  # it could not be started
+        if self._thread.ident is None:  # the thread could not be started
             self._loop.close()
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server did not start
@@ -195,12 +195,12 @@ class DemoServerThread:
 
 
 class DemoServerProcess:
-    """A demo server in another process, as :func:`demo_server_process` gives it.
+    """A demo server in another process, made by :func:`demo_server_process`.
 
-    While it is away, every method raises ``OSError``: it is asked over HTTP.
+    The methods use HTTP. While the server is away, every method raises ``OSError``.
 
     Attributes:
-        url: the address that clients need, ``http://127.0.0.1:<port>/v1``.
+        url: address for clients, ``http://127.0.0.1:<port>/v1``.
         pid: the id of the process.
     """
 
@@ -209,43 +209,43 @@ class DemoServerProcess:
         self.pid = pid
 
     def stats(self) -> DemoServerStats:
-        """What has been counted up to now."""
+        """Return the current counts."""
         return self._ask("stats", "GET")
 
     def requests(self) -> list[RecordedRequest]:
-        """As :attr:`DemoServer.requests`, but an ``OSError`` where none are kept."""
-        return RecordedRequest.all_from_json(self._answer("requests", "GET"))
+        """Return :attr:`DemoServer.requests`. Raises ``OSError`` if none are kept."""
+        return RecordedRequest.all_from_json(self._ask_json("requests", "GET"))
 
     def reset_stats(self) -> None:
-        """As :meth:`DemoServer.reset_stats`."""
+        """Call :meth:`DemoServer.reset_stats`."""
         self._ask("stats/reset", "POST")
 
     def set_capacity(self, capacity: int | None) -> None:
-        """As :meth:`DemoServer.set_capacity`."""
+        """Call :meth:`DemoServer.set_capacity`."""
         self._ask("capacity", "POST", json.dumps({"capacity": capacity}).encode())
 
     def set_trouble(self, trouble: Iterable[Trouble]) -> None:
-        """As :meth:`DemoServer.set_trouble`, but a bad model is an ``OSError``."""
+        """Call :meth:`DemoServer.set_trouble`. An unknown model raises ``OSError``."""
         body = {"trouble": [one.to_json() for one in trouble]}
         self._ask("trouble", "POST", json.dumps(body).encode())
 
     def go_away(self, seconds: float) -> None:
-        """As :meth:`DemoServer.go_away`, for ``seconds`` above 0."""
+        """Call :meth:`DemoServer.go_away`, for ``seconds`` above 0."""
         Trouble("away", seconds=seconds)
         self._ask("away", "POST", json.dumps({"seconds": seconds}).encode())
 
     def hold(self) -> None:
-        """As :meth:`DemoServer.hold`."""
+        """Call :meth:`DemoServer.hold`."""
         self._ask("hold", "POST")
 
     def release(self) -> None:
-        """As :meth:`DemoServer.release`."""
+        """Call :meth:`DemoServer.release`."""
         self._ask("release", "POST")
 
     def _ask(self, path: str, method: str, body: bytes | None = None) -> DemoServerStats:
-        return DemoServerStats.from_json(self._answer(path, method, body))
+        return DemoServerStats.from_json(self._ask_json(path, method, body))
 
-    def _answer(self, path: str, method: str, body: bytes | None = None) -> Any:
+    def _ask_json(self, path: str, method: str, body: bytes | None = None) -> Any:
         request = urllib.request.Request(
             f"{self.url.removesuffix('v1')}{path}", data=body, method=method
         )
@@ -259,34 +259,34 @@ class DemoServerProcess:
 def demo_server_process(
     settings: DemoServerSettings | None = None, *, port: int = 0
 ) -> Generator[DemoServerProcess, None, None]:
-    """Run a demo server in a process of its own, for as long as the ``with`` block lasts.
+    """Run a demo server in another process, for the time of the ``with`` block.
 
-    It ends with this process, however that ends, but not by Ctrl-C: the signals of a terminal do
-    not reach it, since requests that are in flight then are to get their answers.
+    It ends when this process ends, in whatever way. Ctrl-C does not end it: the signals of a
+    terminal do not reach it, so that requests in flight still get their answers.
 
     Args:
-        settings: how it behaves; the default settings if ``None``.
-        port: the TCP port to listen on. 0: any free one.
+        settings: settings of the server; ``None``: the defaults.
+        port: the TCP port to listen on; 0: any free port.
     """
     options = [
         "--until-stdin-closes",
         f"--port={port}",
         *(settings or DemoServerSettings()).to_arguments(),
     ]
-    # Where this process found the package is where that one has to look for it.
+    # The other process has to find the package at the same place.
     search_path = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parents[2])]
     process = subprocess.Popen(
         [sys.executable, "-m", "parallel_core.demo_server", *options],
-        # Nothing is written into it: it closes when this process is gone, even by SIGKILL.
+        # Nothing is written to this pipe. It closes when this process ends, even by SIGKILL.
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
         text=True,
-        # A terminal sends its signals to the processes of one session, or one console.
+        # A terminal sends its signals to all processes of a session, or of a console.
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
-    with process:  # closes its pipe, and waits for it
+    with process:  # at its end, this closes the pipe and waits for the process
         try:
             assert process.stdout is not None
             first_line = process.stdout.readline()

@@ -1,4 +1,4 @@
-"""What the demo server is asked to do: its settings, and what they mean for one request."""
+"""Settings of the demo server, and the plan that they give for one request."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ _WORDS: Final = [
 
 @dataclass(frozen=True)
 class DemoServerSettings:
-    """How a demo server behaves. Every time is in seconds, every rate a share from 0 to 1.
+    """Settings of a demo server. Every time is in seconds, every rate a share from 0 to 1.
 
-    What happens to the n-th request of a model depends on ``seed``, on the model and on n alone.
+    What happens to the n-th request of a model depends only on ``seed``, the model and n.
 
     Attributes:
-        seed: where the drawing of latencies, faults and answers starts.
+        seed: seed of the random latencies, faults and answers.
         latency_median: seconds from a request to its whole answer; the median of a log-normal
             distribution. 0: at once.
         latency_sigma: standard deviation of the latency's natural logarithm (no unit). 0: every
             request takes the median.
-        time_to_first_token: seconds from a streaming request to its first token. It varies just
-            as the latency does, which a streaming request does not have.
-        chunk_gap: seconds between one token of a stream and the next; does not vary.
+        time_to_first_token: seconds from a streaming request to its first token. It varies like
+            the latency. A streaming request has no latency.
+        chunk_gap: seconds between one token of a stream and the next. It does not vary.
         rate_limited: share of requests answered at once with 429 and Retry-After.
         server_error: share of requests answered with 500.
         hang: share of requests never answered.
-        reset: share of requests whose connection is reset; of a stream, in its middle.
+        reset: share of requests whose connection is reset; in a stream, in the middle.
         truncated: share of requests whose connection is closed in the middle of the answer.
-        invalid_json: share of requests answered with 200 and a body (or a chunk) that is no JSON.
-        retry_after: seconds that every 429 asks the client to wait, but for those of ``trouble``.
-            HTTP has whole seconds only; OpenAI's and litellm's clients understand fractions, too.
+        invalid_json: share of requests answered with 200 and a body (or a chunk) that is not JSON.
+        retry_after: seconds that every 429 asks the client to wait, except those of ``trouble``.
+            HTTP has only whole seconds; OpenAI's and litellm's clients also accept fractions.
         capacity: requests in flight above which the server answers 429. ``None``: no limit.
-        keep_requests: how many of the newest requests are kept, for ``GET /requests``, with their
-            answers; at most 64 MiB of them. 0: none.
-        models: the models' names, each with the factor (no unit) that its latency and its time
-            to first token are multiplied by.
+        keep_requests: number of newest requests that are kept with their answers, for
+            ``GET /requests``; at most 64 MiB of them. 0: none.
+        models: the models' names, each with the factor (no unit) of its latency and its time to
+            first token.
         trouble: what happens to requests of certain models or keys, for a time or always; see
             :class:`Trouble`. The first that is due for a request takes precedence over the rates.
     """
@@ -109,8 +109,8 @@ class DemoServerSettings:
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be a rate from 0 to 1, not {getattr(self, name)!r}")
         total = math.fsum(self.rates().values())
-        if total > 1 + 1e-9:  # ten rates of 0.1 are no error
-            raise ValueError(f"the rates of all faults must sum up to at most 1, not {total:g}")
+        if total > 1 + 1e-9:  # ten rates of 0.1 are allowed
+            raise ValueError(f"the sum of the rates of all faults must be at most 1, not {total:g}")
         if not _is_integer(self.seed):
             raise ValueError(f"seed must be an integer, not {self.seed!r}")
         if self.capacity is not None and not (_is_integer(self.capacity) and self.capacity >= 1):
@@ -123,16 +123,16 @@ class DemoServerSettings:
             if not model or "=" in model:
                 raise ValueError(f"a model's name must not be empty or contain '=': {model!r}")
             _check_not_negative(f"the latency factor of model {model!r}", factor)
-        # A copy: the caller's mapping may change.
+        # Keep a copy: the caller's mapping may change.
         object.__setattr__(self, "models", dict(self.models))
         object.__setattr__(self, "trouble", check_troubles(self.trouble, self.models))
 
     def rates(self) -> dict[str, float]:
-        """The rate of every fault, by the fault's name."""
+        """Return the rate of every fault, by the fault's name."""
         return {name: getattr(self, name) for name in RATED_FAULTS}
 
     def to_arguments(self) -> list[str]:
-        """The command-line options of ``parallel_core.demo_server`` that mean these settings."""
+        """Return the command-line options of ``parallel_core.demo_server`` for these settings."""
         arguments: list[str] = []
         for setting in fields(self):
             value: object = getattr(self, setting.name)
@@ -142,13 +142,13 @@ class DemoServerSettings:
             elif setting.name == "trouble":
                 arguments += [f"--trouble={trouble.to_text()}" for trouble in self.trouble]
             elif value is not None:
-                # One word: a negative seed would be taken for an option of its own.
+                # Use one word: a negative seed would be parsed as another option.
                 arguments.append(f"--{setting.name.replace('_', '-')}={value!r}")
         return arguments
 
 
 def parse_models(options: Iterable[str]) -> dict[str, float]:
-    """Read ``NAME`` (a factor of 1) or ``NAME=FACTOR``, each the value of a ``--model`` option."""
+    """Parse values of ``--model`` options: ``NAME`` (a factor of 1) or ``NAME=FACTOR``."""
     models: dict[str, float] = {}
     for option in options:
         name, _, factor = option.partition("=")
@@ -161,19 +161,20 @@ def parse_models(options: Iterable[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """What will happen to one request.
+    """Plan of what happens to one request.
 
     Attributes:
         number: the request's number among those of its model, from 1.
         fault: one of ``TROUBLE_KINDS``, or ``None``.
-        retry_after: seconds that an answer which may say so asks to wait; ``None``: it does not.
-        latency: seconds to the whole answer, when it is not streamed.
-        time_to_first_token: seconds to the first token, when the answer is streamed.
+        retry_after: seconds that a refusal asks the client to wait, if its kind allows it;
+            ``None``: it does not ask.
+        latency: seconds to the whole answer, if it is not streamed.
+        time_to_first_token: seconds to the first token, if the answer is streamed.
         chunk_gap: seconds between the tokens of a stream.
         reply: the text of the answer.
-        tool_arguments: the arguments of the tool call that the answer is instead, or ``None``.
-        held: whether the answer waits while the server holds.
-        cut_after: chunks after which a stream ends as if it were whole, or ``None``.
+        tool_arguments: arguments of a tool call that replaces the text, or ``None``.
+        held: True if the answer waits while the server holds.
+        cut_after: number of chunks after which a stream ends as if it were whole, or ``None``.
     """
 
     number: int
@@ -190,17 +191,18 @@ class RequestPlan:
 
 @dataclass(frozen=True)
 class RequestOverride:
-    """What the field ``demo`` of a request's body asks for. ``None``: as the settings say.
+    """Contents of the field ``demo`` of a request's body. ``None``: the settings apply.
 
     Attributes:
         latency: seconds to the answer, or to the first token of a stream.
         chunk_gap: seconds between the tokens of a stream.
-        fault: one of ``TROUBLE_KINDS`` but ``"away"``, or ``"none"`` for an answer without fault.
+        fault: one of ``TROUBLE_KINDS`` except ``"away"``, or ``"none"`` for no fault.
         reply: the text of the answer.
         tool_arguments: the answer is a call of the tool ``"demo"`` with these arguments.
-        usage: ``False``: the answer does not tell its usage.
+        usage: ``False``: the answer has no usage.
         held: ``True``: the answer waits while the server holds.
-        cut_after: a stream ends after so many chunks, with ``[DONE]`` and without a finish reason.
+        cut_after: number of chunks after which a stream ends, with ``[DONE]`` and without a finish
+            reason.
     """
 
     latency: float | None = None
@@ -214,7 +216,7 @@ class RequestOverride:
 
     @staticmethod
     def from_json(value: object) -> RequestOverride:
-        """Read the field's value; raises ``ValueError``, which quotes no text of the request."""
+        """Read the field's value. Raises ``ValueError``, which quotes no text of the request."""
         if value is None:
             return RequestOverride()
         if not isinstance(value, dict):
@@ -222,7 +224,7 @@ class RequestOverride:
         known = {setting.name for setting in fields(RequestOverride)}
         override = cast("dict[str, object]", value)
         if not override.keys() <= known:
-            raise ValueError(f"'demo' may have the fields {', '.join(sorted(known))} only")
+            raise ValueError(f"'demo' may only have the fields {', '.join(sorted(known))}")
         fault: Any = override.get("fault")
         reply = override.get("reply")
         if fault is not None and fault not in _FAULTS_OF_A_REQUEST:
@@ -259,13 +261,13 @@ def plan_request(
     override: RequestOverride,
     trouble: Trouble | None = None,
 ) -> RequestPlan:
-    """Decide what happens to the ``number``-th request of a model. The same plan every time.
+    """Decide what happens to the ``number``-th request of a model. The plan is deterministic.
 
-    What the request asks for takes precedence over the trouble, and that over the rates.
+    The override takes precedence over the trouble, and the trouble over the rates.
     """
     draw = random.Random(f"{settings.seed}:{model}:{number}")
-    # Everything is drawn for every request, in one order: an override or another rate of faults
-    # does not change what else was drawn.
+    # All values are drawn for every request, in the same order. So an override or another rate of
+    # faults does not change the other values.
     fault: str | None = _draw_fault(settings, draw.random())
     slowness = settings.models[model] * math.exp(settings.latency_sigma * draw.gauss(0.0, 1.0))
     words = draw.choices(_WORDS, k=draw.randint(5, 30))

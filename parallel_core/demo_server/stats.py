@@ -1,4 +1,4 @@
-"""What the demo server counts."""
+"""Counts of the demo server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from .recording import digest
 
 RequestEnd = Literal["finished", "disconnected"]
-_MOST_KEYS: Final = 1000  # a client that invents keys does not fill the memory
+_MOST_KEYS: Final = 1000  # a limit, so that a client that invents keys does not fill the memory
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,23 @@ class DemoModelStats:
     """Counts of requests. ``accepted == finished + disconnected + in_flight``, at any moment.
 
     Attributes:
-        accepted: requests that were understood, those answered with a fault included.
-        finished: requests that the server is done with: what is left of the answer goes to the
-            socket next, so that a client that has it all finds itself counted; or the server has
-            failed the request on purpose.
+        accepted: valid requests, including those answered with a fault.
+        finished: requests that the server has completed or failed on purpose. A request is counted
+            before the rest of its answer is written to the socket. So a client that has the whole
+            answer finds it counted.
         disconnected: requests whose client closed the connection before the answer was complete.
-        in_flight: requests that the server is busy with right now.
-        max_in_flight: the most requests in flight at any one moment.
-        faults: how many requests met with each kind of fault: those of the settings (of ``away``:
-            how many it has cut off), as well as
-            ``over_capacity`` (answered 429) and ``shutdown`` (cut off because the server stopped).
-            All of these are in ``finished``, but for ``hang``: it is counted here when it begins,
-            and ends as ``disconnected`` or by the server's shutdown.
-        prompt_tokens: tokens of the prompts of those requests whose answer was sent as a whole.
+        in_flight: requests that the server is working on now.
+        max_in_flight: the most requests in flight at any moment.
+        faults: number of requests with each kind of fault: those of the settings (for ``away``,
+            the number of requests that were cut off), ``over_capacity`` (answered 429) and
+            ``shutdown`` (cut off because the server stopped). All of them are in ``finished``,
+            except ``hang``: it is counted here when it begins, and ends as ``disconnected`` or by
+            the server's shutdown.
+        prompt_tokens: prompt tokens of the requests whose answer was sent as a whole.
         completion_tokens: tokens of these answers.
-        last_finished_at: when the last of ``finished`` was, in seconds since the epoch
+        last_finished_at: time of the last request in ``finished``, in seconds since the epoch
             (``time.time``); None: there was none.
-        last_disconnected_at: the same of ``disconnected``.
+        last_disconnected_at: time of the last request in ``disconnected``, likewise.
     """
 
     accepted: int
@@ -47,22 +47,22 @@ class DemoModelStats:
     faults: Mapping[str, int]
     prompt_tokens: int = field(default=0, kw_only=True)
     completion_tokens: int = field(default=0, kw_only=True)
-    # When is no count: two servers that have counted the same are equal.
+    # Times are not compared: statistics with the same counts are equal.
     last_finished_at: float | None = field(default=None, kw_only=True, compare=False)
     last_disconnected_at: float | None = field(default=None, kw_only=True, compare=False)
 
 
 @dataclass(frozen=True)
 class DemoServerStats(DemoModelStats):
-    """What a demo server has counted, over all models and for each.
+    """Counts of a demo server, in total and for each model and key.
 
     Attributes:
-        rejected: chat completions that were not understood (400, 404, 413). Not in ``accepted``.
-        open_connections: sockets open right now as the server sees it, the one that asks for
-            ``/stats`` included.
+        rejected: invalid chat completions (400, 404, 413). They are not in ``accepted``.
+        open_connections: sockets that the server sees open now, including the one that asks for
+            ``/stats``.
         models: the counts of every model, by its name.
-        keys: the counts of the first 1,000 API keys, by what :func:`digest` makes of them;
-            :meth:`of_key` looks one up.
+        keys: the counts of the first 1,000 API keys, by their :func:`digest`; :meth:`of_key` looks
+            one up.
     """
 
     rejected: int
@@ -71,25 +71,25 @@ class DemoServerStats(DemoModelStats):
     keys: Mapping[str, DemoModelStats] = field(default_factory=dict[str, DemoModelStats])
 
     def of_key(self, key: str) -> DemoModelStats:
-        """The counts of the requests with an API key; all 0 if there was none."""
+        """Return the counts of the requests with an API key; all 0 if there were none."""
         return self.keys.get(digest(key)) or DemoModelStats(0, 0, 0, 0, 0, {})
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary that ``json.dumps`` takes."""
+        """Return the counts as a dictionary for ``json.dumps``."""
         return asdict(self)
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> DemoServerStats:
-        """Read what ``/stats`` answers."""
+        """Read the answer of ``/stats``."""
         fields: dict[str, Any] = dict(value)
         for what in ("models", "keys"):
-            fields[what] = {name: DemoModelStats(**of) for name, of in fields[what].items()}
+            fields[what] = {name: DemoModelStats(**counts) for name, counts in fields[what].items()}
         return DemoServerStats(**fields)
 
 
 @dataclass
 class _Counts:
-    """The counts of one model, of one key, or of all."""
+    """Counts of one model, of one key, or of all requests."""
 
     accepted: int = 0
     finished: int = 0
@@ -117,7 +117,7 @@ class _Counts:
             self.last_disconnected_at = time.time()
 
     def refuse(self) -> None:
-        """Begin and end a request at once: it does not raise ``max_in_flight``."""
+        """Begin and end a request at once. It does not increase ``max_in_flight``."""
         self.accepted += 1
         self.finished += 1
         self.last_finished_at = time.time()
@@ -131,9 +131,9 @@ class _Counts:
 
 
 class Ledger:
-    """Counts requests, and wakes those who wait for a number of requests.
+    """Counts requests, and wakes tasks that wait for a number of requests.
 
-    A ``key`` is what :func:`digest` makes of an API key; None where a request has none.
+    A ``key`` is the :func:`digest` of an API key, or None if a request has no key.
     """
 
     def __init__(self, models: Iterable[str]) -> None:
@@ -183,11 +183,11 @@ class Ledger:
         return found
 
     def reset(self) -> None:
-        """Count from nothing again. What is in flight stays, as the first of the accepted."""
+        """Set the counts to 0. Requests in flight are still counted, as accepted ones."""
         self.rejected = 0
         for counts in (self._total, *self._by_model.values(), *self._by_key.values()):
             counts.reset()
-        # One that has requests in flight is to count their ends.
+        # Keep the counts of keys with requests in flight: they count how these end.
         self._by_key = {key: counts for key, counts in self._by_key.items() if counts.in_flight}
 
     def snapshot(self, open_connections: int) -> DemoServerStats:
@@ -199,11 +199,13 @@ class Ledger:
                 model: DemoModelStats(**_as_fields(counts))
                 for model, counts in self._by_model.items()
             },
-            keys={key: DemoModelStats(**_as_fields(of)) for key, of in self._by_key.items()},
+            keys={
+                key: DemoModelStats(**_as_fields(counts)) for key, counts in self._by_key.items()
+            },
         )
 
     async def wait_until(self, reached: Callable[[Ledger], bool]) -> None:
-        """Wait until ``reached`` holds for the numbers of requests."""
+        """Wait until ``reached`` returns True for the counts."""
         if reached(self):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -214,7 +216,7 @@ class Ledger:
             self._waiters.pop(waiter, None)
 
     def fail_waiters(self, reason: str) -> None:
-        """What they wait for cannot happen any more."""
+        """Raise ``RuntimeError`` in all waiting tasks: their counts can no longer be reached."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(RuntimeError(reason))

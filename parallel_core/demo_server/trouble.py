@@ -1,4 +1,4 @@
-"""Trouble that the demo server makes on demand: which kinds there are, whom they meet, and when."""
+"""Failures that the demo server makes on demand: their kinds, the affected requests, and times."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ OddAnswer: TypeAlias = Literal["empty", "no_text", "cut", "filtered"]
 TroubleKind: TypeAlias = Literal[RatedFault, Refusal, OddAnswer, "away"]
 
 RATED_FAULTS: Final[tuple[RatedFault, ...]] = get_args(RatedFault)
-"""What can go wrong with a request at a rate of the settings."""
+"""Faults that the settings give a rate."""
 REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
-"""Answered at once with an error; no model has worked on the request."""
+"""Errors that are answered at once; no model has worked on the request."""
 ODD_ANSWERS: Final[tuple[OddAnswer, ...]] = get_args(OddAnswer)
-"""A 200 that is paid for, and is not what was asked for."""
+"""Answers with status 200 that are billed, but are not what was requested."""
 TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = tuple(
     dict.fromkeys((*REFUSALS, *RATED_FAULTS, *ODD_ANSWERS, "away"))
 )
-"""Every kind of trouble. A request may ask for each of them but ``away``."""
+"""Every kind of trouble. A request may ask for each of them except ``away``."""
 WITH_RETRY_AFTER: Final[tuple[TroubleKind, ...]] = (
     "rate_limited",
     "gemini_quota",
@@ -46,7 +46,7 @@ WITH_RETRY_AFTER: Final[tuple[TroubleKind, ...]] = (
     "bad_gateway",
     "unavailable",
 )
-"""Kinds that may say how long to wait."""
+"""Kinds that may ask the client to wait."""
 
 _INTEGERS: Final = ("after", "count")
 _NUMBERS: Final = ("share", "seconds", "retry_after")
@@ -54,23 +54,24 @@ _NUMBERS: Final = ("share", "seconds", "retry_after")
 
 @dataclass(frozen=True)
 class Trouble:
-    """Trouble of a demo server, for all requests or for those of a model or a key.
+    """A failure that a demo server makes, for all requests or for those of a model or a key.
 
-    Requests are counted as they arrive in full, for each Trouble on its own: those of its model and
-    its key. The same requests in the same order meet with the same trouble on every run.
+    Each Trouble counts the requests of its model and its key, when they have arrived in full. The
+    same requests in the same order have the same trouble on every run.
 
     Attributes:
         kind: what happens to a request. The server answers at once with
 
             - ``rate_limited``: 429;
-            - ``gemini_quota``: 429 as Gemini words a quota per minute, the wait in the body;
-            - ``overloaded``: 529 as Anthropic words it (``overloaded_error``);
-            - ``bad_gateway``, ``unavailable``: a page of HTML with 502 or 503;
+            - ``gemini_quota``: 429 in Gemini's form of a quota per minute, with the wait in the
+              body;
+            - ``overloaded``: 529 in Anthropic's form (``overloaded_error``);
+            - ``bad_gateway``, ``unavailable``: an HTML page with 502 or 503;
             - ``bad_key``: 401;
             - ``forbidden``: 403;
             - ``unknown_model``: 404;
             - ``quota``: 429 with ``insufficient_quota``;
-            - ``no_credit``: 400, as Anthropic says that the credit balance is too low;
+            - ``no_credit``: 400 in Anthropic's form, the credit balance is too low;
             - ``request_too_large``: 429, ``Limit 30000, Requested 36055``;
             - ``context_length``: 400 with ``context_length_exceeded``;
             - ``content_refused``: 400 with ``content_policy_violation``;
@@ -78,9 +79,9 @@ class Trouble:
             after the latency of an answer comes
 
             - ``server_error``: 500;
-            - ``reset``: a connection that is reset; of a stream, in its middle;
+            - ``reset``: a connection that is reset; in a stream, in the middle;
             - ``truncated``: half of the answer, and the end of the connection;
-            - ``invalid_json``: a body (or a chunk) that is no JSON;
+            - ``invalid_json``: a body (or a chunk) that is not JSON;
             - ``empty``: a whole answer with ``"choices": []``;
             - ``no_text``: no text, ``"finish_reason": "length"``: reasoning took all tokens;
             - ``cut``: half of the text, ``"finish_reason": "length"``;
@@ -90,20 +91,20 @@ class Trouble:
 
             - ``hang``: the request is never answered;
             - ``away``: the server goes away for ``seconds``. It cuts off everything in flight, and
-              connections are refused until it is back. Requests of other models and keys are
-              affected, too: there is one server.
+              refuses connections until it is back. Requests of other models and keys are affected,
+              too: there is one server.
         model: only requests of this model. None: of every model.
-        key: only requests with this API key, as ``Authorization: Bearer …`` sends it. None: any.
-        after: number of requests that come first and are spared.
-        count: most requests that it happens to. None: no limit.
-        share: share of the requests (above 0, to 1) that it happens to; drawn with the seed.
-        seconds: it ends so many seconds after it has first happened. None: never.
+        key: only requests with this API key, sent as ``Authorization: Bearer …``. None: any.
+        after: number of first requests that are not affected.
+        count: most requests that are affected. None: no limit.
+        share: share of the requests (above 0, to 1) that are affected; drawn with the seed.
+        seconds: seconds from the first affected request to the end of the trouble. None: no end.
         retry_after: seconds that the answer asks the client to wait, in the header Retry-After
-            (``gemini_quota``: in the body). None: it does not say. Only with ``rate_limited``,
+            (``gemini_quota``: in the body). None: it does not ask. Only with ``rate_limited``,
             ``gemini_quota``, ``overloaded``, ``bad_gateway`` and ``unavailable``.
 
     Raises:
-        ValueError: a value is out of its range; the message has the accepted ones.
+        ValueError: a value is out of its range; the message has the accepted range.
     """
 
     kind: TroubleKind
@@ -140,16 +141,16 @@ class Trouble:
             return
         if self.kind not in WITH_RETRY_AFTER:
             raise ValueError(
-                f"trouble {self.kind!r}: retry_after goes with {', '.join(WITH_RETRY_AFTER)} only"
+                f"trouble {self.kind!r}: only {', '.join(WITH_RETRY_AFTER)} take retry_after"
             )
         if not _is_number(self.retry_after) or not 0 <= self.retry_after < math.inf:
             raise self._wrong("retry_after", "a finite number of at least 0", self.retry_after)
 
     @staticmethod
     def parse(text: str) -> Trouble:
-        """Read ``KIND[,NAME=VALUE…]``, for instance ``rate_limited,share=0.03,retry_after=1``.
+        """Parse ``KIND[,NAME=VALUE…]``, for instance ``rate_limited,share=0.03,retry_after=1``.
 
-        Raises ``ValueError``, which quotes the text and has what is accepted.
+        Raises ``ValueError``, which quotes the text and has the accepted form.
         """
         kind, *options = text.split(",")
         values: dict[str, object] = {"kind": kind.strip()}
@@ -158,8 +159,8 @@ class Trouble:
             name = name.strip()
             if not equals or name not in _OPTIONS:
                 raise ValueError(
-                    f"{text!r}: after the kind come NAME=VALUE, with commas between them; the "
-                    f"names are {', '.join(_OPTIONS)}"
+                    f"{text!r}: write NAME=VALUE after the kind, separated by commas; the names "
+                    f"are {', '.join(_OPTIONS)}"
                 )
             values[name] = _parsed(name, value, text)
         try:
@@ -169,7 +170,7 @@ class Trouble:
 
     @staticmethod
     def from_json(value: object) -> Trouble:
-        """Read an object with the attributes' names; raises ``ValueError``."""
+        """Read an object with the attributes' names. Raises ``ValueError``."""
         if not _is_object(value):
             raise ValueError(f"trouble must be an object, not {value!r}")
         values = cast("dict[str, Any]", value)
@@ -180,19 +181,19 @@ class Trouble:
 
     @staticmethod
     def all_from_json(value: object) -> list[Trouble]:
-        """Read ``{"trouble": [{"kind": …}, …]}``; raises ``ValueError``."""
+        """Read ``{"trouble": [{"kind": …}, …]}``. Raises ``ValueError``."""
         entries = cast("dict[str, object]", value).get("trouble") if _is_object(value) else None
         if not isinstance(entries, list):
             raise ValueError('the body must be {"trouble": [{"kind": …}, …]}')
         return [Trouble.from_json(entry) for entry in cast("list[object]", entries)]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary that ``json.dumps`` takes, without what is left out anyway."""
+        """Return the Trouble as a dictionary for ``json.dumps``, without default values."""
         values = ((each, getattr(self, each.name)) for each in fields(self))
         return {each.name: value for each, value in values if value != each.default}
 
     def to_text(self) -> str:
-        """What :meth:`parse` reads. Raises ``ValueError`` where a comma is in a name."""
+        """Return the text for :meth:`parse`. Raises ``ValueError`` if a value has a comma."""
         values = self.to_json()
         kind = str(values.pop("kind"))
         for name, value in values.items():
@@ -212,7 +213,9 @@ _OPTIONS: Final = tuple(each.name for each in fields(Trouble) if each.name != "k
 
 
 def check_troubles(troubles: Iterable[object], models: Collection[str]) -> tuple[Trouble, ...]:
-    """Return them; raises ``ValueError`` where one is no Trouble, or of a model that is not there.
+    """Return the troubles as a tuple.
+
+    Raises ``ValueError`` if one is not a Trouble, or names a model that the server does not have.
 
     Args:
         models: the names of the server's models.
@@ -223,18 +226,18 @@ def check_troubles(troubles: Iterable[object], models: Collection[str]) -> tuple
             raise ValueError(f"trouble[{number}] must be a Trouble, not {trouble!r}")
         if trouble.model is not None and trouble.model not in models:
             raise ValueError(
-                f"trouble[{number}] ({trouble.kind}): there is no model {trouble.model!r}; "
-                f"there are: {', '.join(models)}"
+                f"trouble[{number}] ({trouble.kind}): there is no model {trouble.model!r}; the "
+                f"models are: {', '.join(models)}"
             )
         checked.append(trouble)
     return tuple(checked)
 
 
 class TroubleSchedule:
-    """Decides which request meets with which trouble. The first Trouble that is due is the one.
+    """Decides which trouble a request has: the first Trouble that is due.
 
     Args:
-        now: the time in seconds, of any clock that does not go back.
+        now: returns the time in seconds, of any clock that does not go back.
     """
 
     def __init__(self, troubles: tuple[Trouble, ...], seed: int, now: Callable[[], float]) -> None:
@@ -243,22 +246,22 @@ class TroubleSchedule:
         self._entries = [_Entry(trouble) for trouble in troubles]
 
     def next_for(self, model: str, key: str | None) -> Trouble | None:
-        """Count a request, and return what happens to it."""
-        met: Trouble | None = None
+        """Count a request, and return its trouble, or None."""
+        found: Trouble | None = None
         for position, entry in enumerate(self._entries):
             trouble = entry.trouble
             if not trouble.fits(model, key):
                 continue
-            # Counted for each of them, so that they do not depend on one another.
+            # Every fitting Trouble counts the request, so that they do not depend on each other.
             entry.requests += 1
-            if met is None and self._is_due(entry, position):
+            if found is None and self._is_due(entry, position):
                 entry.hits += 1
                 entry.began = self._now() if entry.began is None else entry.began
-                met = trouble
-        return met
+                found = trouble
+        return found
 
     def restart(self) -> None:
-        """Count from nothing again."""
+        """Set all counts to 0."""
         self._entries = [_Entry(entry.trouble) for entry in self._entries]
 
     def _is_due(self, entry: _Entry, position: int) -> bool:
@@ -268,7 +271,7 @@ class TroubleSchedule:
         if trouble.count is not None and entry.hits >= trouble.count:
             return False
         if trouble.kind == "away" and entry.hits:
-            return False  # it has been away
+            return False  # the server has already been away
         age = 0.0 if entry.began is None else self._now() - entry.began
         if trouble.seconds is not None and age >= trouble.seconds:
             return False

@@ -13,13 +13,14 @@ from typing import Any
 
 
 class ImportFinder(MetaPathFinder):
-    """Find added modules, and run a hook whenever an existing module has been loaded.
+    """Finds added modules, and runs a hook whenever an existing module has been loaded.
 
     ``importlib.reload`` asks the finders again, so it works for both.
 
     Args:
-        added: source file of each module that is added, by the module's full name.
-        hooks: function to call with a module after each execution of it, by its full name.
+        added: source file of each added module, by the module's full name.
+        hooks: function that is called with a module each time the module has been executed, by the
+            module's full name.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class ImportFinder(MetaPathFinder):
         self._added = added
         self._hooks = hooks
         self.extended_classes: list[type] = []
-        """What the hooks have extended, for whoever undoes it."""
+        """Classes that the hooks have extended. ``uninstall`` reads it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -44,20 +45,20 @@ class ImportFinder(MetaPathFinder):
         return None
 
     def has_loaded(self, module: ModuleType | None) -> bool:
-        """Return True if the module is one of those that this finder adds."""
+        """Return True if this finder has loaded the module."""
         spec = getattr(module, "__spec__", None)
         return spec is not None and spec.origin == str(self._added.get(spec.name))
 
 
 class _HookedLoader(Loader):
-    """Load like the module's own loader, which the module keeps, and call the hook."""
+    """Loads a module with its own loader, then calls the hook. The module keeps its own loader."""
 
     def __init__(self, loader: Loader, hook: Callable[[ModuleType], None]) -> None:
         self._loader = loader
         self._hook = hook
 
     def __getattr__(self, name: str) -> Any:
-        # get_code, get_source, get_filename and the like, for whoever inspects the module's spec.
+        # Tools that inspect the module's spec call get_code, get_source, get_filename and the like.
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._loader, name)

@@ -1,6 +1,7 @@
-"""The helper functions of the proposal. Loaded as ``litellm.router_utils.parallel_acompletion``.
+"""Helper functions of the original proposal.
 
-Their defaults are those of the proposal, whatever those of the package's own functions are.
+Loaded as ``litellm.router_utils.parallel_acompletion``. Their defaults are those of the proposal
+and do not follow those of the package's own functions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ async def gather_parallel_acompletions(
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> list[RouterParallelResult]:
-    """:func:`parallel_core.parallel_acompletions` with the defaults of the proposal."""
+    """Call :func:`parallel_core.parallel_acompletions` with the defaults of the proposal."""
     return await api.parallel_acompletions(
         router,
         requests,
@@ -55,7 +56,7 @@ def iter_parallel_acompletions(
     router_host: RouterHost | RouterHostName | None = None,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
-    """:func:`parallel_core.iter_parallel_acompletions` with the defaults of the proposal."""
+    """Call :func:`parallel_core.iter_parallel_acompletions` with the defaults of the proposal."""
     return api.iter_parallel_acompletions(
         router,
         requests,

@@ -1,8 +1,8 @@
 """The API of the original proposal: methods on ``litellm.Router``, behind its flag.
 
-``install()`` makes code that was written for the proposal run unchanged. litellm is imported by
-``install``, not by this module. The methods have the defaults of the proposal, whatever those of
-the package's own functions are.
+With ``install()``, code that was written for the proposal runs unchanged. ``install`` imports
+litellm; this module does not. The defaults of the methods are those of the proposal and do not
+follow those of the package's own functions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _parallel_acompletions(
     preserve_order: bool = False,
     **controls: Unpack[Controls],
 ) -> Coroutine[Any, Any, list[RouterParallelResult]]:
-    """:func:`parallel_core.parallel_acompletions` with this Router.
+    """Call :func:`parallel_core.parallel_acompletions` with this Router.
 
     Raises:
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
@@ -65,7 +65,7 @@ def _iter_parallel_acompletions(
     preserve_order: bool = False,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[RouterParallelResult]:
-    """:func:`parallel_core.iter_parallel_acompletions` with this Router.
+    """Call :func:`parallel_core.iter_parallel_acompletions` with this Router.
 
     Raises:
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
@@ -89,7 +89,7 @@ def _iter_parallel_streams(
     return_exceptions: bool = True,
     **controls: Unpack[Controls],
 ) -> ParallelBatch[StreamChunk | StreamEnd]:
-    """:func:`parallel_core.iter_parallel_streams` with this Router.
+    """Call :func:`parallel_core.iter_parallel_streams` with this Router.
 
     Raises:
         RuntimeError: the flag ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` is off.
@@ -101,7 +101,7 @@ def _iter_parallel_streams(
 
 
 def _require_flag() -> None:
-    # Looked up for every call: tests patch it, and a reload may have changed it.
+    # Look it up for every call: tests patch it, and a reload may have changed it.
     if not getattr(importlib.import_module(_ROUTER_MODULE), _FLAG_NAME, False):
         raise RuntimeError(
             "parallel_acompletions disabled: it is experimental and off by default. Set the "
@@ -116,7 +116,7 @@ _METHODS = {
     "iter_parallel_acompletions": _iter_parallel_acompletions,
     "iter_parallel_streams": _iter_parallel_streams,
 }
-# Recognizes the methods after this module has been reloaded or imported anew.
+# The mark identifies the methods after this module has been reloaded or imported again.
 _MARK = "_put_into_litellm_by_parallel_core"
 for _method in _METHODS.values():
     setattr(_method, _MARK, True)
@@ -128,22 +128,22 @@ _ADDED = {
 
 
 def install() -> None:
-    """Put the proposal's API into litellm. Calling it again does nothing.
+    """Add the proposal's API to litellm. Calling it again does nothing.
 
     ``litellm.Router`` gets ``parallel_acompletions``, ``iter_parallel_acompletions`` and
     ``iter_parallel_streams``, gated by the flag ``litellm.router.ENABLE_PARALLEL_ACOMPLETIONS``;
     ``litellm.router_utils.parallel_acompletion`` and ``litellm.experimental_flags`` become
     importable. Reloading ``litellm.experimental_flags`` or ``litellm.router`` reads the environment
     variable ``LITELLM_ENABLE_PARALLEL_ACOMPLETIONS`` again. This changes the ``Router`` class of
-    the whole process; :class:`parallel_core.ParallelRouter` is the way without patching.
+    the whole process. :class:`parallel_core.ParallelRouter` needs no patching.
 
     Raises:
-        RuntimeError: this litellm brings one of these itself; nothing has been changed.
+        RuntimeError: the installed litellm already has one of these. Nothing has been changed.
     """
     finder = _installed_finder()
     if isinstance(finder, ImportFinder):
         return
-    if finder is not None:  # of a parallel_core that has been imported anew since
+    if finder is not None:  # it comes from an earlier import of parallel_core
         uninstall()
     router = importlib.import_module(_ROUTER_MODULE)
     taken = [
@@ -154,8 +154,9 @@ def install() -> None:
     taken += [name for name in _ADDED if _exists(name)]
     if taken:
         raise RuntimeError(
-            f"parallel_core.install() would overwrite {', '.join(taken)}, which this litellm "
-            "brings itself; use litellm's own, or parallel_core.parallel_acompletions(router, …)"
+            f"parallel_core.install() would overwrite {', '.join(taken)}, which the installed "
+            "litellm already has; use litellm's own, or "
+            "parallel_core.parallel_acompletions(router, …)"
         )
     sys.meta_path.insert(0, ImportFinder(_ADDED, {_ROUTER_MODULE: _extend}))
     for name in _ADDED:
@@ -164,7 +165,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Take out of litellm what :func:`install` put in. Does nothing when nothing is there."""
+    """Remove from litellm what :func:`install` added. Do nothing if nothing is installed."""
     finder = _installed_finder()
     if finder is None:
         return
@@ -184,9 +185,9 @@ def uninstall() -> None:
 
 
 def _extend(router: ModuleType) -> None:
-    """Put the methods and the flag into ``litellm.router``, which has just been (re)loaded."""
+    """Add the methods and the flag to ``litellm.router``, which has just been (re)loaded."""
     flags = importlib.import_module(_FLAGS_MODULE)
-    if flags.ENABLE_PARALLEL_ACOMPLETIONS is flags.VALUE_IN_ENVIRONMENT:  # it is not patched
+    if flags.ENABLE_PARALLEL_ACOMPLETIONS is flags.VALUE_IN_ENVIRONMENT:  # the flag is not patched
         flags = importlib.reload(flags)
     setattr(router, _FLAG_NAME, flags.ENABLE_PARALLEL_ACOMPLETIONS)
     finder = _installed_finder()
@@ -198,20 +199,24 @@ def _extend(router: ModuleType) -> None:
 
 
 def _router_classes(router: ModuleType) -> list[type[Any]]:
-    """The classes that users import: ``litellm`` keeps its own through a reload of the module."""
-    of_package = vars(sys.modules["litellm"]).get("Router", router.Router)
-    return [router.Router] if of_package is router.Router else [router.Router, of_package]
+    """Return the Router classes that users import.
+
+    After a reload of ``litellm.router``, ``litellm.Router`` is still the earlier class.
+    """
+    exported = vars(sys.modules["litellm"]).get("Router", router.Router)
+    return [router.Router] if exported is router.Router else [router.Router, exported]
 
 
 def _installed_finder() -> ImportFinder | None:
-    """The finder of :func:`install`, also one whose class is of an earlier import."""
+    """Return the finder of :func:`install`, even if an earlier import made its class."""
+    wanted = ImportFinder.__module__, ImportFinder.__qualname__
     for finder in sys.meta_path:
-        of = finder if isinstance(finder, type) else type(finder)
-        if (of.__module__, of.__qualname__) == (ImportFinder.__module__, ImportFinder.__qualname__):
+        cls = finder if isinstance(finder, type) else type(finder)
+        if (cls.__module__, cls.__qualname__) == wanted:
             return cast("ImportFinder", finder)
     return None
 
 
 def _exists(module: str) -> bool:
-    """Return True if litellm itself has this module."""
+    """Return True if the installed litellm has this module."""
     return module in sys.modules or importlib.util.find_spec(module) is not None

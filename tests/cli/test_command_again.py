@@ -141,7 +141,7 @@ def test_the_command_that_resumes_is_one_line(monkeypatch: pytest.MonkeyPatch, w
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, markup=False)
     TextView(error=console, output=console).summary(summary_of(), command)
-    assert f"to go on: {command}\n" in shown.getvalue()
+    assert f"resume with: {command}\n" in shown.getvalue()
 
 
 def test_the_command_that_resumes_starts_the_same_program(

@@ -60,8 +60,11 @@ BAD_LINES = f"""\
         (["--demo", "--rpm==5"], "--rpm '=5' names no model: --rpm takes a finite number above 0"),
         (["--demo", "--rpm=5", "--rpm=6"], "--rpm is given twice for all models"),
         (["--demo", "--rpm=a=5", "--rpm=a=6"], "--rpm is given twice for a"),
-        (["--demo", "--rpm=5", "--rpm=a=6"], "--rpm for all models together goes without --rpm"),
-        (["--demo", "--rpm=5", "--tpm=a=6"], "--rpm for all models together goes without --tpm"),
+        (["--demo", "--rpm=5", "--rpm=a=6"], "--rpm for all models together cannot be combined"),
+        (
+            ["--demo", "--rpm=5", "--tpm=a=6"],
+            "for all models together cannot be combined with --tpm",
+        ),
         (["--demo", "--max-outage=-1"], "--max-outage"),
         (["--demo", "--max-outage=nan"], "--max-outage"),
         (["--demo", "--max-outage=inf"], "--max-outage must be a finite number of seconds from 0"),

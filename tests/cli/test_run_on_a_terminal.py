@@ -158,7 +158,7 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
     assert run.wait() == 130
     assert sorted(bench.ids()) == ids(0, 1)
     # It is wider than the terminal, and one line all the same.
-    again = f"to go on: parallel-core run in.jsonl -o out.jsonl {' '.join(options)} --config="
+    again = f"resume with: parallel-core run in.jsonl -o out.jsonl {' '.join(options)} --config="
     assert again in run.stderr
     assert "Traceback" not in run.stderr
 

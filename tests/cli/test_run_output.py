@@ -95,7 +95,7 @@ def test_an_output_that_vanishes_ends_the_run_with_3(bench: Bench) -> None:
     bench.server.wait_in_flight(1, PATIENCE)
     again.send_signal(signal.SIGTERM)
     assert again.wait() == 130
-    assert "put 1 results of the rescue file where they belong" in " ".join(again.output.split())
+    assert "moved 1 result from the rescue file to the output" in " ".join(again.output.split())
     assert bench.ids() == ids(0)
     assert bench.accepted == 3
 
@@ -187,7 +187,7 @@ def test_a_password_in_an_address_is_not_told_again(bench: Bench) -> None:
         *("in.jsonl", "-o", "out.jsonl", "--model=fast", "--api-base", address), router=False
     )
     assert done.code == 1
-    assert "to go on: parallel-core run --retry-failed in.jsonl" in done.said
+    assert "resume with: parallel-core run --retry-failed in.jsonl" in done.said
     assert "PASSWORD-xyz" not in done.said
 
 

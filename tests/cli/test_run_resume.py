@@ -22,10 +22,10 @@ def test_an_end_without_failures_is_0_and_the_same_again_sends_nothing(bench: Be
     assert sorted(bench.ids()) == ids(0, 1, 2, 3, 4)
     assert "5/5 (100.0 %), ok 5, failed 0" in first.stderr
     assert "\x1b" not in first.stdout + first.stderr
-    assert "to go on" not in first.said
+    assert "resume with" not in first.said
     again = bench.run("in.jsonl", "-o", "out.jsonl")
     assert again.code == 0
-    assert "going on: 5 of 5 requests are finished" in again.said
+    assert "resuming: 5 of 5 requests are finished" in again.said
     assert bench.accepted == 5
 
 

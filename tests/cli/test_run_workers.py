@@ -199,7 +199,7 @@ def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench, clust
     assert bench.accepted <= 12 + summary["resent_requests"]
     notes = [event["text"] for event in events if event["event"] == "note"]
     sent_again = f"{summary['resent_requests']} requests sent again"
-    assert notes == [f"a worker has died, and is replaced (1 up to now, {sent_again})"]
+    assert notes == [f"a worker died and was replaced (1 so far, {sent_again})"]
     assert sorted(bench.ids()) == sorted(f"id-{number}" for number in range(12))
 
 
@@ -256,7 +256,7 @@ def test_ctrl_c_twice_ends_the_calls_and_leaves_no_process(bench: RayBench) -> N
         os.write(keyboard, b"\x03")
         assert run.wait() == 130
     check_all_end(processes)
-    assert "to go on: parallel-core run in.jsonl -o out.jsonl --workers=2 --con" in run.output
+    assert "resume with: parallel-core run in.jsonl -o out.jsonl --workers=2 --con" in run.output
     told = re.search(r"left +20, (\d+) of them cut off", without_colours(run.output))
     assert told is not None
     assert 6 <= int(told[1]) <= 12  # what waits in a worker is not known to have been sent

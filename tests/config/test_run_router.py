@@ -280,7 +280,7 @@ def test_a_model_takes_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_addresses_are_shown_without_what_is_secret_in_them() -> None:
     assert shown_url("http://u:p@Host:8000/v1?key=k#f") == "http://host:8000/v1"
     assert shown_url("https://[::1]:9/") == "https://[::1]:9/"
-    assert shown_url("http://h:port/") == "(no valid URL)"
+    assert shown_url("http://h:port/") == "(invalid URL)"
     assert shown_url("no-url?key=k") == "no-url"
 
 

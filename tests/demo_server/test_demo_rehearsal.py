@@ -78,9 +78,13 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("runs", "code", "said"),
     [
         ([("1 -2 3", 1), ("4 5", 1)], 0, "5 requests, 5 lines: 4 answers, 1 failure."),
-        ([("1 2 3", 1), ("3 4 5", 0)], 1, "1 of the requests have more than one line, such as 3"),
-        ([("1 2 3", 1), ("4", 0)], 1, "1 of 5 requests have no line"),
-        ([("1 -2 -3 -4", 1), ("5", 0)], 1, "3 requests have failed, and at most 2"),
+        ([("1 2 3", 1), ("3 4 5", 0)], 1, "1 request has more than one line, such as 3"),
+        ([("1 2 3", 1), ("4", 0)], 1, "1 of 5 requests has no line"),
+        (
+            [("1 -2 -3 -4", 1), ("5", 0)],
+            1,
+            "3 requests have failed, and at most 2 are meant to fail",
+        ),
         ([("1 2 3 4", 0), ("5", 0)], 1, "the run ended with 0, though a key was refused"),
         ([("1", 130)], 130, ""),
         ([("1", 1), ("2", 130)], 130, ""),

@@ -105,7 +105,7 @@ def plan(settings: DemoServerSettings, model: str, number: int) -> Any:
         ({"retry_after": -1}, "retry_after"),
         ({"hang": 1.5}, "hang must be a rate from 0 to 1, not 1.5"),
         ({"reset": -0.5}, "reset"),
-        ({"hang": 0.6, "reset": 0.6}, "sum up to at most 1, not 1.2"),
+        ({"hang": 0.6, "reset": 0.6}, "must be at most 1, not 1.2"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"capacity": 0}, "capacity must be None or at least 1, not 0"),
         ({"models": {}}, "at least one model"),
@@ -161,7 +161,7 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert not until_stdin_closes
         served.append((settings, port))
 
-    monkeypatch.setattr(command, "_serve_until_told", serve)
+    monkeypatch.setattr(command, "_serve_until_stopped", serve)
     settings = DemoServerSettings(
         seed=-1,
         latency_median=1.5,

@@ -288,7 +288,7 @@ def test_trouble_can_be_changed_over_http() -> None:
             ({"trouble": [{}]}, "trouble has a kind"),
             ({"trouble": [{"kind": "quota", "often": 1}]}, "after, count, share"),
             ({"trouble": [{"kind": "quotta"}]}, "rate_limited, gemini_quota"),
-            ({"trouble": [{"kind": "quota", "model": "fsat"}]}, "there are: fast, slow, smart"),
+            ({"trouble": [{"kind": "quota", "model": "fsat"}]}, "models are: fast, slow, smart"),
         ]
         for body, words in wrong:
             status, text = await change(body)
@@ -314,10 +314,10 @@ def test_trouble_can_be_changed_over_http() -> None:
         ("quota,share=nan", "share must be a number above 0 and at most 1"),
         ("quota,seconds=0", "seconds must be a finite number above 0"),
         ("quota,model=", "model must be a text that is not empty"),
-        ("quota,retry_after=1", "retry_after goes with rate_limited, gemini_quota"),
+        ("quota,retry_after=1", "only rate_limited, gemini_quota"),
         ("rate_limited,retry_after=-1", "retry_after must be a finite number of at least 0"),
         ("away", "give seconds"),
-        ("quota,model=fsat", "there are: fast, slow, smart"),
+        ("quota,model=fsat", "models are: fast, slow, smart"),
     ],
 )
 def test_bad_trouble_is_refused_with_what_is_accepted(text: str, words: str) -> None:
@@ -339,7 +339,7 @@ def test_options_mean_the_same_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(settings: DemoServerSettings, *_: Any) -> None:
         served.append(settings)
 
-    monkeypatch.setattr(command, "_serve_until_told", serve)
+    monkeypatch.setattr(command, "_serve_until_stopped", serve)
     trouble = (
         Trouble("rate_limited", "fast", "sk=1", 3, 4, 1e-07, 0.1, 1 / 3),
         Trouble("away", seconds=2),

@@ -151,4 +151,4 @@ def test_a_blocked_run_says_what_is_left_and_how_to_resume() -> None:
         "stopped: the key is wrong; 9,940 requests are left; fix it and resume with: run",
     ]
     stopped = summary_of(ending="stopped", blocked={"a": "no connection"})
-    assert describe_end(stopped, "run") == ["cannot get through: no connection", "to go on: run"]
+    assert describe_end(stopped, "run") == ["cannot get through: no connection", "resume with: run"]

@@ -323,4 +323,4 @@ class FailuresOfARun(FailuresOfAWay):
         for model in ACCOUNT:
             assert model in cell.said
         if cell.deployments > 1:
-            assert "passed over   the key of deployment openai/one_key" in cell.said
+            assert "skipped       the key of deployment openai/one_key" in cell.said

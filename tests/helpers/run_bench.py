@@ -85,8 +85,8 @@ class Bench:
 
     def go_on(self, said: str) -> Done:
         """Run the command that a run has named."""
-        line = next(line for line in said.splitlines() if line.startswith("to go on: "))
-        program, *arguments = shlex.split(line.removeprefix("to go on: "))
+        line = next(line for line in said.splitlines() if line.startswith("resume with: "))
+        program, *arguments = shlex.split(line.removeprefix("resume with: "))
         assert program == "parallel-core"
         return the_end_of(self.commands.start(arguments, folder=self.folder))
 

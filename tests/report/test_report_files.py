@@ -217,7 +217,7 @@ def test_the_page_overwrites_an_older_page_and_nothing_else(tmp_path: Path) -> N
         other.write_bytes(content)
         done = invoke(output, "--html", other)
         assert done.exit_code == 2
-        assert "input.jsonl exists, and is no page of a report" in done.stderr
+        assert "input.jsonl exists and is not a report page" in done.stderr
         assert other.read_bytes() == content
     other.write_bytes(b"")
     assert invoke(output, "--html", other).exit_code == 0

@@ -26,7 +26,7 @@ from parallel_core.config.endpoints import (
 )
 from parallel_core.config.litellm_settings import (
     LOADS_CODE,
-    OF_THE_PROXY,
+    PROXY_ONLY,
     WRITES_LOGS,
     deployment_parameters,
     module_settings,
@@ -104,11 +104,11 @@ def test_settings_that_only_the_proxy_server_reads_are_listed(
         and not DATA.search(name)
         and (where := readers.get(name))
         and where <= set(OUTSIDE_OF_CALLS)
-        and name not in OF_THE_PROXY | LOADS_CODE | WRITES_LOGS | CHANGE_CALLS
+        and name not in PROXY_ONLY | LOADS_CODE | WRITES_LOGS | CHANGE_CALLS
     }
     assert not unseen, (
         "only the proxy server or an integration reads these settings of litellm: add them to "
-        "OF_THE_PROXY, or to CHANGE_CALLS if a call depends on them"
+        "PROXY_ONLY, or to CHANGE_CALLS if a call depends on them"
     )
 
 
@@ -126,12 +126,12 @@ def test_no_setting_that_a_call_reads_is_listed_for_the_proxy_server(
     known = module_settings()
     lost = {
         name
-        for name in OF_THE_PROXY
+        for name in PROXY_ONLY
         if name in known
         and readers.get(name, set()) - set(OUTSIDE_OF_CALLS)
         and not NEED_THE_PROXY.search(name)
     }
-    assert not lost, "calls of this litellm read these settings: take them out of OF_THE_PROXY"
+    assert not lost, "calls of this litellm read these settings: take them out of PROXY_ONLY"
 
 
 def test_settings_that_load_code_or_write_logs_are_listed() -> None:
@@ -143,7 +143,7 @@ def test_settings_that_load_code_or_write_logs_are_listed() -> None:
         and re.search(r"Callable|CustomLogger\b|CustomProviderMapItem", str(annotation))
     }
     assert {"pre_call_rules", "callbacks"} <= takes_code
-    assert takes_code <= LOADS_CODE | OF_THE_PROXY, "does a config name code with these settings?"
+    assert takes_code <= LOADS_CODE | PROXY_ONLY, "does a config name code with these settings?"
     of_logs = {
         name
         for name in (*module_settings(), *router_settings())
@@ -154,7 +154,7 @@ def test_settings_that_load_code_or_write_logs_are_listed() -> None:
         *("verbose_logger", "log_level", "expose_router_debug_in_errors", "error_logs"),
         *("request_correlation_in_logs", "global_disable_no_log_param"),
     }
-    undecided = of_logs - WRITES_LOGS - OF_THE_PROXY - decided
+    undecided = of_logs - WRITES_LOGS - PROXY_ONLY - decided
     assert not undecided, "do these settings have messages written into logs? Then: WRITES_LOGS"
 
 
@@ -168,8 +168,8 @@ def test_what_the_proxy_server_takes_of_litellm_settings_is_known(
         for name in re.findall(r'\blitellm_settings(?:\.get\(|\[)\s*"(\w+)"', text)
     }
     assert {"cache_params", "callbacks"} & names
-    known = {*module_settings(), *OF_THE_PROXY, *LOADS_CODE, *WRITES_LOGS, *CHANGE_CALLS}
-    assert names <= known, "the proxy server reads these of litellm_settings: add to OF_THE_PROXY"
+    known = {*module_settings(), *PROXY_ONLY, *LOADS_CODE, *WRITES_LOGS, *CHANGE_CALLS}
+    assert names <= known, "the proxy server reads these of litellm_settings: add to PROXY_ONLY"
 
 
 def test_a_setting_of_a_newer_litellm_is_passed_on(
