@@ -160,7 +160,7 @@ def _above_zero(option: str, value: float | None, unit: str) -> float | None:
 
 def _controls(given: RunArguments) -> Controls:
     if given.assume_output_tokens is not None and given.max_cost is None:
-        raise typer.BadParameter("--assume-output-tokens goes with --max-cost")
+        raise typer.BadParameter("--assume-output-tokens needs --max-cost")
     max_cost = _above_zero("--max-cost", given.max_cost, "USD")
     max_outage = _seconds("--max-outage", given.max_outage)
     controls: Controls = {
@@ -196,9 +196,11 @@ def _router_factory(given: RunArguments) -> RouterFactory | None:
     config, model, api_base = given.config, given.model, given.api_base
     attempt_timeout = given.attempt_timeout or None
     if api_base is not None and (model is None or config is not None or given.demo):
-        raise typer.BadParameter("--api-base goes with --model, without --config and --demo")
+        raise typer.BadParameter("--api-base needs --model, without --config and --demo")
     if given.demo and config is not None:
-        raise typer.BadParameter("--demo goes without --config: it serves all models of the input")
+        raise typer.BadParameter(
+            "--demo cannot be combined with --config: it serves all models of the input"
+        )
     if given.demo:
         return functools.partial(demo_router, attempt_timeout=attempt_timeout)
     if config is not None:
@@ -220,7 +222,7 @@ def _router_factory(given: RunArguments) -> RouterFactory | None:
 def _workers(number: int | None, address: str | None) -> Workers | None:
     if number is None:
         if address is not None:
-            raise typer.BadParameter("--ray-address goes with --workers")
+            raise typer.BadParameter("--ray-address needs --workers")
         return None
     if not is_ray_installed():
         raise typer.BadParameter(f"--workers needs Ray: {HOW_TO_INSTALL}")

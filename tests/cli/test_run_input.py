@@ -33,9 +33,9 @@ BAD_LINES = f"""\
     ("options", "says"),
     [
         ([], "--config FILE, --model PROVIDER/MODEL, or --demo"),
-        (["--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
-        (["--demo", "--config=c.yaml"], "--demo goes without --config"),
-        (["--demo", "--api-base=http://127.0.0.1:9/v1"], "--api-base goes with --model"),
+        (["--api-base=http://127.0.0.1:9/v1"], "--api-base needs --model"),
+        (["--demo", "--config=c.yaml"], "--demo cannot be combined with --config"),
+        (["--demo", "--api-base=http://127.0.0.1:9/v1"], "--api-base needs --model"),
         (["--demo", "--order=random"], "'random' is not one of 'completion', 'input'"),
         (["--demo", "--format=xml"], "'xml' is not one of 'auto', 'jsonl', 'csv', 'text'"),
         (
@@ -74,7 +74,7 @@ BAD_LINES = f"""\
         ),
         (["--demo", "--max-cost=0"], "--max-cost must be a finite number of USD above 0, not 0"),
         (["--demo", "--max-cost=nan"], "--max-cost must be a finite number of USD above 0"),
-        (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens goes with --max-cost"),
+        (["--demo", "--assume-output-tokens=9"], "--assume-output-tokens needs --max-cost"),
         (["--demo", "--fair-by=user"], "'user' is not one of 'model'"),
         (["--demo", "--limit=0"], "--limit"),
         (["--demo", "--grace=-1"], "--grace"),

@@ -312,7 +312,7 @@ def test_without_ray_it_tells_how_to_install_it_before_anything_else(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--ray-address=auto"], "--ray-address goes with --workers"),
+        (["--ray-address=auto"], "--ray-address needs --workers"),
         (["--workers=0"], "should be greater than or equal to 1"),
         (["--workers=1000000000"], "should be less than or equal to 10000"),
     ],
