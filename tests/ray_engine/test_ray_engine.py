@@ -220,7 +220,7 @@ def test_too_many_workers_are_refused() -> None:
 def test_a_router_of_another_loop_is_refused(asyncio_only: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1) as router:
-            with pytest.raises(RuntimeError, match="on the event loop that it was opened on"):
+            with pytest.raises(RuntimeError, match="on the event loop on which it was opened"):
                 await asyncio.to_thread(asyncio.run, router.acompletion(**request(1)))
 
     asyncio_only.run(main)
@@ -286,7 +286,7 @@ def test_a_router_of_workers_is_opened_once_and_closed_once(asyncio_only: Host) 
     async def main() -> None:
         async with open_ray_router(scripted, workers=1) as router:
             assert repr(router) == "<RayRouter workers=1 concurrency=8 open>"
-            with pytest.raises(RuntimeError, match="opened once"):
+            with pytest.raises(RuntimeError, match="opened only once"):
                 await router.start()
         await router.aclose()
         with pytest.raises(RuntimeError, match="this RayRouter is closed"):
