@@ -5,10 +5,41 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from .types import Usage
+
+
+class _RebuiltError(Exception):
+    """Base class of errors that are pickled as the arguments of their constructor."""
+
+    _arguments: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, name) for name in self._arguments)
+
+
+class PartialAnswerError(_RebuiltError):
+    """Base class of the errors that carry what had arrived of an answer.
+
+    Attributes:
+        text: the part of a streamed answer that had arrived.
+        usage: tokens and cost of that part, estimated if the provider did not report them; ``None``
+            if unknown, or if nothing had arrived.
+        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
+            if nothing was streamed or nothing had arrived.
+    """
+
+    def __init__(
+        self, message: str, text: str, usage: Usage | None, time_to_first_chunk: float | None
+    ) -> None:
+        # Pass one argument: OSError takes the first of two as an errno. The message and the repr
+        # never contain the text: it must not get into logs.
+        super().__init__(message)
+        self.text = text
+        self.usage = usage
+        self.time_to_first_chunk = time_to_first_chunk
 
 
 class InvalidRequestError(ValueError):
@@ -64,7 +95,7 @@ class BatchAbortedError(RuntimeError):
     """
 
 
-class RequestTimeoutError(TimeoutError):
+class RequestTimeoutError(PartialAnswerError, TimeoutError):
     """A call took longer than its ``timeout``: it was cancelled and has ended.
 
     It is the exception of its result, or the first error of a fail-fast batch.
@@ -73,11 +104,10 @@ class RequestTimeoutError(TimeoutError):
         index: index of the request.
         model: model of the request; ``None`` for items of :func:`parallel_map`.
         limit: the timeout, in seconds.
-        text: the part of a streamed answer that had arrived.
-        usage: tokens and cost of that part; ``None`` if nothing had arrived.
-        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            if nothing was streamed or nothing had arrived.
+        text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
+
+    _arguments = ("index", "model", "limit", "text", "usage", "time_to_first_chunk")
 
     def __init__(
         self,
@@ -88,22 +118,15 @@ class RequestTimeoutError(TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        # Pass one argument: OSError takes the first of two as an errno.
         of_model = "" if model is None else f" (model {model!r})"
-        super().__init__(f"request {index}{of_model} took longer than its timeout of {limit:g} s")
+        message = f"request {index}{of_model} took longer than its timeout of {limit:g} s"
+        super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.model = model
         self.limit = limit
-        self.text = text
-        self.usage = usage
-        self.time_to_first_chunk = time_to_first_chunk
-
-    def __reduce__(self) -> tuple[type[RequestTimeoutError], tuple[Any, ...]]:
-        fields = (self.index, self.model, self.limit, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
-class BatchTimeoutError(TimeoutError):
+class BatchTimeoutError(PartialAnswerError, TimeoutError):
     """The ``total_timeout`` of the batch has passed.
 
     It is the exception of every unfinished request: requests in flight were cancelled, the others
@@ -113,11 +136,10 @@ class BatchTimeoutError(TimeoutError):
     Attributes:
         index: index of the request; ``None`` if the batch raises it.
         limit: the total timeout, in seconds from the start of the batch.
-        text: the part of a streamed answer that had arrived.
-        usage: tokens and cost of that part; ``None`` if nothing had arrived.
-        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            if nothing was streamed or nothing had arrived.
+        text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
+
+    _arguments = ("index", "limit", "text", "usage", "time_to_first_chunk")
 
     def __init__(
         self,
@@ -128,16 +150,10 @@ class BatchTimeoutError(TimeoutError):
         time_to_first_chunk: float | None = None,
     ) -> None:
         who, whose = ("the batch", "its") if index is None else (f"request {index}", "the batch's")
-        super().__init__(f"{who} was not finished within {whose} total timeout of {limit:g} s")
+        message = f"{who} was not finished within {whose} total timeout of {limit:g} s"
+        super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.limit = limit
-        self.text = text
-        self.usage = usage
-        self.time_to_first_chunk = time_to_first_chunk
-
-    def __reduce__(self) -> tuple[type[BatchTimeoutError], tuple[Any, ...]]:
-        fields = (self.index, self.limit, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class BudgetExceededError(Exception):
@@ -194,7 +210,7 @@ class NotSentError(Exception):
         return f"request {self.index}{of_model} was not sent: {self.reason}{too_long}"
 
 
-class EmptyResponseError(Exception):
+class EmptyResponseError(PartialAnswerError):
     """A provider answered a call of a Router with no choices: ``"choices": []``, or no such field.
 
     It is the exception of its result, or the first error of a fail-fast batch. The call has been
@@ -208,6 +224,8 @@ class EmptyResponseError(Exception):
             ``None`` if nothing was streamed.
     """
 
+    _arguments = ("index", "model", "usage", "time_to_first_chunk")
+
     def __init__(
         self,
         index: int,
@@ -215,18 +233,13 @@ class EmptyResponseError(Exception):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        super().__init__(f"the answer (model {model!r}) has no choices")
+        message = f"the answer (model {model!r}) has no choices"
+        super().__init__(message, "", usage, time_to_first_chunk)
         self.index = index
         self.model = model
-        self.usage = usage
-        self.time_to_first_chunk = time_to_first_chunk
-
-    def __reduce__(self) -> tuple[type[EmptyResponseError], tuple[Any, ...]]:
-        fields = (self.index, self.model, self.usage, self.time_to_first_chunk)
-        return type(self), fields
 
 
-class NoCompletionError(TypeError):
+class NoCompletionError(_RebuiltError, TypeError):
     """A callable in the place of a Router returned something that is not a chat completion.
 
     Result files hold chat completions, so such a request is written there as failed.
@@ -235,11 +248,8 @@ class NoCompletionError(TypeError):
     def __init__(self) -> None:
         super().__init__("the answer is not a chat completion")
 
-    def __reduce__(self) -> tuple[type[NoCompletionError], tuple[()]]:
-        return type(self), ()
 
-
-class StreamInterruptedError(Exception):
+class StreamInterruptedError(PartialAnswerError):
     """A stream broke off after its first chunk, or ended without a finish reason.
 
     It is the exception of its result, or the first error of a fail-fast batch. The error that broke
@@ -249,13 +259,12 @@ class StreamInterruptedError(Exception):
     Attributes:
         index: index of the request.
         model: model of the request.
-        text: the part of the answer that had arrived.
-        usage: tokens and cost of that part, estimated if the provider did not report them; ``None``
-            if unknown.
-        time_to_first_chunk: seconds from the beginning of the call to the first chunk.
+        text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
         is_complete: True if the stream did not break off: all of its chunks arrived, but they
             cannot be merged. The ``__cause__`` says why.
     """
+
+    _arguments = ("index", "model", "text", "usage", "time_to_first_chunk", "is_complete")
 
     def __init__(
         self,
@@ -269,21 +278,14 @@ class StreamInterruptedError(Exception):
         happened = f"broke off after {_characters(text)}"
         if is_complete:
             happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
-        # The message and the repr never contain the text: it must not get into logs.
-        super().__init__(f"the stream of request {index} (model {model!r}) {happened}")
+        message = f"the stream of request {index} (model {model!r}) {happened}"
+        super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.model = model
-        self.text = text
-        self.usage = usage
-        self.time_to_first_chunk = time_to_first_chunk
         self.is_complete = is_complete
 
-    def __reduce__(self) -> tuple[type[StreamInterruptedError], tuple[Any, ...]]:
-        fields = (self.index, self.model, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk, self.is_complete)
 
-
-class StreamStalledError(TimeoutError):
+class StreamStalledError(PartialAnswerError, TimeoutError):
     """A stream sent no chunk for ``stall_timeout`` seconds: it was cancelled and is closed.
 
     It is the exception of its result, or the first error of a fail-fast batch.
@@ -292,12 +294,10 @@ class StreamStalledError(TimeoutError):
         index: index of the request.
         model: model of the request.
         limit: the timeout, in seconds.
-        text: the part of the answer that had arrived.
-        usage: tokens and cost of that part, estimated if the provider did not report them; ``None``
-            if nothing had arrived.
-        time_to_first_chunk: seconds from the beginning of the call to the first chunk; ``None``
-            if none had arrived.
+        text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
+
+    _arguments = ("index", "model", "limit", "text", "usage", "time_to_first_chunk")
 
     def __init__(
         self,
@@ -308,21 +308,14 @@ class StreamStalledError(TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        # Pass one argument: OSError takes the first of two as an errno.
-        super().__init__(
+        message = (
             f"the stream of request {index} (model {model!r}) gave nothing for {limit:g} s after "
             f"{_characters(text)}"
         )
+        super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.model = model
         self.limit = limit
-        self.text = text
-        self.usage = usage
-        self.time_to_first_chunk = time_to_first_chunk
-
-    def __reduce__(self) -> tuple[type[StreamStalledError], tuple[Any, ...]]:
-        fields = (self.index, self.model, self.limit, self.text)
-        return type(self), (*fields, self.usage, self.time_to_first_chunk)
 
 
 class StoppedError(Exception):
@@ -342,17 +335,7 @@ class StoppedError(Exception):
         return f"request {self.index} was not finished when its run was stopped"
 
 
-# Errors with the usage of the call: those of a started stream, and that of an empty answer.
-WITH_USAGE = (
-    EmptyResponseError,
-    StreamInterruptedError,
-    StreamStalledError,
-    RequestTimeoutError,
-    BatchTimeoutError,
-)
-
-
-class RouterHostClosedError(RuntimeError):
+class RouterHostClosedError(_RebuiltError, RuntimeError):
     """The asyncio loop that runs a Router's calls for trio has been closed.
 
     A call raises it if it is made after the ``async with`` block of its host was left (or after its
@@ -364,9 +347,6 @@ class RouterHostClosedError(RuntimeError):
             "the host of the Router has been closed: make calls inside its async with block"
         )
 
-    def __reduce__(self) -> tuple[type[RouterHostClosedError], tuple[()]]:
-        return type(self), ()
-
 
 class WorkersLostError(RuntimeError):
     """There is no Ray worker, and none could be started.
@@ -376,7 +356,7 @@ class WorkersLostError(RuntimeError):
     """
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(_RebuiltError, RuntimeError):
     """A request was in flight in several workers that died one after the other.
 
     The request is not sent again, because it may have killed them. This error is the exception of
@@ -386,6 +366,8 @@ class WorkerDiedError(RuntimeError):
         deaths: number of workers that died.
     """
 
+    _arguments = ("deaths",)
+
     def __init__(self, deaths: int) -> None:
         super().__init__(
             f"{deaths} workers have died while this request was in flight in them, the last one "
@@ -393,9 +375,6 @@ class WorkerDiedError(RuntimeError):
             "have run out of memory or crashed"
         )
         self.deaths = deaths
-
-    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[int]]:
-        return type(self), (self.deaths,)
 
 
 class RemoteCallError(RuntimeError):
@@ -474,7 +453,7 @@ class JournalError(RuntimeError):
     """
 
 
-class JournalInUseError(JournalError):
+class JournalInUseError(_RebuiltError, JournalError):
     """Another run, in this process or another one, writes to the same output file.
 
     It is raised when a journal is opened.
@@ -483,6 +462,8 @@ class JournalInUseError(JournalError):
         path: the file that is in use.
         process: process id of the other run; ``None`` if the system does not report it.
     """
+
+    _arguments = ("path", "process")
 
     def __init__(self, path: str, process: int | None) -> None:
         by = "another run" if process is None else f"another run, process {process}"
@@ -493,17 +474,16 @@ class JournalInUseError(JournalError):
         self.path = path
         self.process = process
 
-    def __reduce__(self) -> tuple[type[JournalInUseError], tuple[str, int | None]]:
-        return type(self), (self.path, self.process)
 
-
-class OrderError(JournalError):
+class OrderError(_RebuiltError, JournalError):
     """The output could not be sorted into the order of the input. It is complete and unchanged.
 
     Attributes:
         path: the file that could not be sorted.
         reason: the reason.
     """
+
+    _arguments = ("path", "reason")
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
@@ -513,11 +493,8 @@ class OrderError(JournalError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[OrderError], tuple[str, str]]:
-        return type(self), (self.path, self.reason)
 
-
-class DifferentRunError(JournalError):
+class DifferentRunError(_RebuiltError, JournalError):
     """The output file holds the results of a run with different settings.
 
     It is raised when a journal is opened. Nothing has been changed.
@@ -528,6 +505,8 @@ class DifferentRunError(JournalError):
             stands for a missing field.
         note: a further warning, or empty.
     """
+
+    _arguments = ("path", "differences", "note")
 
     def __init__(
         self, path: str, differences: Mapping[str, tuple[Any, Any]], note: str = ""
@@ -542,11 +521,6 @@ class DifferentRunError(JournalError):
         self.path = path
         self.differences: dict[str, tuple[Any, Any]] = dict(differences)
         self.note = note
-
-    def __reduce__(
-        self,
-    ) -> tuple[type[DifferentRunError], tuple[str, dict[str, tuple[Any, Any]], str]]:
-        return type(self), (self.path, self.differences, self.note)
 
 
 NAMED_BY_LINE = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from parallel_core.errors import WITH_USAGE, EmptyResponseError
+from parallel_core.errors import EmptyResponseError, PartialAnswerError
 from parallel_core.types import Usage
 
 from .call import Call
@@ -43,7 +43,7 @@ class UsageTally:
 
     def add_failed(self, error: Exception) -> None:
         """Note that a call has failed. Some errors report what the call used."""
-        if isinstance(error, WITH_USAGE):
+        if isinstance(error, PartialAnswerError):
             self._reported += error.usage or Usage()
             # An empty answer is paid for, unlike a stream of which nothing has arrived.
             self._unreported += isinstance(error, EmptyResponseError) and error.usage is None

@@ -14,8 +14,8 @@ import msgspec
 
 from parallel_core.control import Call, Engine, ItemMeter, RouterMeter
 from parallel_core.errors import (
-    WITH_USAGE,
     BatchTimeoutError,
+    PartialAnswerError,
     RequestTimeoutError,
     StreamStalledError,
 )
@@ -57,7 +57,7 @@ def completion_result(
     usage: Usage | None = None
     if type(value) is StreamedResponse:
         first, usage, value = value.time_to_first_chunk, value.usage, value.response
-    elif isinstance(exception, WITH_USAGE):
+    elif isinstance(exception, PartialAnswerError):
         first, usage = exception.time_to_first_chunk, exception.usage
     return RouterParallelResult(
         index, request, value, exception, started_at, duration, first, usage, attempts
@@ -151,7 +151,7 @@ class Streams:
     async def _metered(self, call: Call, index: int, request: RouterParallelRequest) -> Any:
         try:
             value = await call(index, request)
-        except WITH_USAGE as error:
+        except PartialAnswerError as error:
             error.usage = self._meter.usage_of_part(request, error.usage)
             raise
         if type(value) is not StreamedResponse:
