@@ -6,7 +6,7 @@ watches a batch is called with its results. None of them imports the engine; ``c
 them.
 """
 
-from .adaptive import AdaptiveConcurrency, LimitChange
+from .adaptive_limit import AdaptiveConcurrency, LimitChange
 from .budget import Budget, UnpricedError, held_reservation
 from .call import Call, RetryLater
 from .checks import checked_callback, checked_count, checked_flag, checked_number

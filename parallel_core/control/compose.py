@@ -10,7 +10,8 @@ import anyio
 
 from parallel_core.types import RouterParallelRequest, Usage
 
-from .adaptive import Adaptation, AdaptiveConcurrency, LimitChange
+from .adaptive import Adaptation
+from .adaptive_limit import AdaptiveConcurrency, LimitChange
 from .admission import Admission
 from .call import Call
 from .engine import Attachment

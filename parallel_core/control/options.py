@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 from parallel_core.types import Meter, StreamChunk
 
-from .adaptive import AdaptiveConcurrency
+from .adaptive_limit import AdaptiveConcurrency
 from .budget import Budget
 from .checks import checked_callback, checked_count, checked_flag, checked_number
 from .fairness import fair_key

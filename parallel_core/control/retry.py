@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from parallel_core.errors import (
@@ -30,19 +30,13 @@ from parallel_core.errors import (
 )
 from parallel_core.failures import Failure, classify
 
-from .adaptive import AdaptiveConcurrency, AdaptiveLimit
 from .call import Call, RetryLater
 from .checks import checked_count, checked_number
 from .engine import Engine
 from .failover import Failover
+from .outages import JITTER, Attempts, Gate, exceeds_patience, unknown_endpoint
 from .progress import Waiting
 
-_LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
-_JITTER = 0.25  # random share added to a wait, so that requests do not return all at once
-# Failures in a row before the gate may close: fewer happen by chance.
-_FEWEST_IN_A_ROW = 8
-_WEIGHT = 1 / 32  # weight of the newest attempt in the share of failed attempts
-_ACCOUNT_FAILURES_IN_A_ROW = 3
 # Not retried: part of the answer may have been delivered, or the user has set this limit.
 _NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
 _TIMEOUTS = 2  # attempts of a request that may time out: each may be billed
@@ -84,160 +78,6 @@ class HoldingOrder(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """The attempts of a request that has failed."""
-
-    model: str | None
-    first_began: float
-    first_failed: float
-    sent: int = 0  # calls of the Router
-    failed: int = 0  # attempts that failed on every deployment
-    tried: set[str] = field(default_factory=set[str])  # deployments tried in this attempt
-    timeouts: int = 0
-    waited: float = 0.0
-    reason: str = ""  # reason of the last failure
-    due: float | None = None  # time of the next attempt; None while one is in flight
-
-
-class _Gate:
-    """A circuit breaker for the calls of one model.
-
-    It has no clock: its methods report events and their times.
-    """
-
-    def __init__(self, concurrency: int, max_wait: float, *, closes: bool) -> None:
-        self._concurrency = concurrency
-        self._closes = closes
-        self._max_wait = max_wait
-        self._row = 0  # failures since the last success
-        self._row_needed = 0
-        self._fruitless = 0  # waits since the last success
-        self.failing_since = math.inf  # time of the first failure since the last success
-        self._limit: AdaptiveLimit | None = None  # None: the gate is open
-        self._account_row = 0
-        self._failing = 1.0  # share of attempts that failed: an exponential average
-        self.in_flight = 0
-        self.last_success = -math.inf
-        self.holding_until: float | None = None
-        self.cause: Exception | None = None  # the last failure that a provider caused
-        # The last failure that was not the account's: a likely reason for a pause of the Router.
-        self._may_have_cooled: Exception | None = None
-        self.doomed: Exception | None = None  # why nothing is sent any more
-        self.doomed_by_wait = ""  # the wait that was too long; empty if the account is at fault
-
-    @property
-    def allowed(self) -> float:
-        """Number of calls that may be in flight."""
-        if self._limit is None or self.doomed is not None:
-            return math.inf
-        return 0 if self.holding_until is not None else self._limit.limit
-
-    @property
-    def paused_by_account(self) -> bool:
-        """True if the account caused the last failure that came from a provider."""
-        return self.cause is not None and classify(self.cause).kind == "account"
-
-    @property
-    def nothing_passes(self) -> bool:
-        """True if nothing gets through at the moment, but requests are still to be sent."""
-        if self.cause is None or self.doomed is not None:
-            return False
-        is_held = self.holding_until is not None or self._fruitless > 0
-        return is_held or 0 < self._row_needed <= self._row
-
-    @property
-    def is_first_failure(self) -> bool:
-        """True if exactly one call has failed since the last success."""
-        return self._row == 1
-
-    @property
-    def draining(self) -> bool:
-        """True if no call may begin until one in flight gets through or all have ended."""
-        return self.holding_until == math.inf
-
-    def got_through(self, began: float, now: float) -> None:
-        """Note that the provider has answered a call, which still counts as in flight."""
-        self._row = self._account_row = self._fruitless = 0
-        self._failing -= _WEIGHT * self._failing
-        self.failing_since = math.inf
-        self.last_success = now
-        self.cause = None
-        if self._limit is not None:
-            if self.draining:
-                self._limit = self._limit_from(self.in_flight)
-            self.holding_until = None
-            self._limit.succeeded(began, now, self.in_flight)
-            if self._limit.limit >= self._concurrency:
-                self._limit = None
-
-    def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
-        """Note a failure that may pass, or one of the account; the call is still in flight."""
-        self._failing += _WEIGHT * (1 - self._failing)
-        self.failing_since = min(self.failing_since, now)
-        if failure.kind != "cooling_down":
-            self.cause = error
-        elif self.cause is None:  # a Router that pauses does not report the reason
-            self.cause = self._may_have_cooled or error
-        if failure.kind == "account":
-            self._account_row += 1
-            if self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW:
-                self.doomed = error
-            return
-        self._may_have_cooled = self.cause
-        if now - self.failing_since >= self._max_wait:
-            self.doomed = self.cause
-            self.doomed_by_wait = _outage_too_long(now - self.failing_since, self._max_wait)
-            return
-        if not self._row:
-            self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
-        self._row += 1
-        if self._limit is not None and not self.draining:
-            self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
-        nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
-        if nothing_passes and (failure.retry_after or 0.0) > self._max_wait:
-            self.doomed = self.cause
-            self.doomed_by_wait = asked_too_long(failure, self._max_wait)
-            return
-        if self._closes and nothing_passes and self.holding_until is None:
-            self._limit = self._limit_from(1)
-            self.holding_until = math.inf
-
-    def hold(self, requested: float | None, now: float, jitter: float) -> float:
-        """Let no call begin for a while, then one at a time; return the wait in seconds.
-
-        Args:
-            requested: seconds that the provider, or the Router, asks for.
-            now: current time.
-            jitter: number between 0 and 1.
-        """
-        wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + _JITTER * jitter)
-        self._fruitless += 1
-        self.holding_until = now + wait
-        return wait
-
-    def back_off(self, attempts: int) -> float:
-        """Return the wait in seconds of a request that has failed this often before.
-
-        Long waits relieve a provider that answers no request. A provider that answers most requests
-        does not need them, and they would end the batch long after its last first attempt.
-        """
-        return _back_off(attempts, 1 + self._failing)
-
-    def _limit_from(self, calls: int) -> AdaptiveLimit:
-        most = self._concurrency
-        return AdaptiveLimit(AdaptiveConcurrency(initial=min(max(1, calls), most), maximum=most))
-
-
-def _back_off(attempts: int, growth: float = 2.0) -> float:
-    """Return the seconds to wait after this many earlier attempts: 1, 2, 4 and so on up to 60."""
-    return min(growth ** min(attempts, 10), _LONGEST_BACK_OFF)
-
-
-def _unknown_endpoint(model: str) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class RouterTraits:
     """Facts about the Router, or the callable, that makes the calls of a batch.
@@ -253,7 +93,7 @@ class RouterTraits:
     is_router: bool = False
     server_errors: int = 1
     failover: Failover | None = None
-    endpoint_of: Callable[[str], str | None] = _unknown_endpoint
+    endpoint_of: Callable[[str], str | None] = unknown_endpoint
 
 
 NO_ROUTER = RouterTraits()
@@ -309,8 +149,8 @@ class Retrying:
         self._jitter = jitter
         self.held_until: Callable[[Hashable], float | None] = _not_held
         self.end_hold: Callable[[Hashable], None] = _not_held
-        self._gates: dict[Hashable, _Gate] = {}
-        self._attempts: dict[int, _Attempts] = {}  # requests that have failed, by index
+        self._gates: dict[Hashable, Gate] = {}
+        self._attempts: dict[int, Attempts] = {}  # requests that have failed, by index
         self._engine: Engine
         if order is not None:
             order.allowed = self.allowed
@@ -331,7 +171,7 @@ class Retrying:
 
     def waiting(self, now: float) -> tuple[Waiting, ...]:
         """Return the models of which no call gets through, or whose last requests wait."""
-        waiting = dict[Hashable, list[_Attempts]]()
+        waiting = dict[Hashable, list[Attempts]]()
         for attempts in self._attempts.values():
             if attempts.due is not None:
                 waiting.setdefault(attempts.model, []).append(attempts)
@@ -357,7 +197,7 @@ class Retrying:
             )
         return tuple(found)
 
-    def _next_try(self, model: Hashable, gate: _Gate, waiting: Iterable[_Attempts]) -> float | None:
+    def _next_try(self, model: Hashable, gate: Gate, waiting: Iterable[Attempts]) -> float | None:
         """Return the time of the next attempt of a model; None while one is in flight."""
         held = self.held_until(model) if gate.holding_until is None else gate.holding_until
         if held is not None:
@@ -382,7 +222,7 @@ class Retrying:
             gate = self._gates.get(model)
             if gate is None:
                 longest = self._settings.max_wait if self._dooms else math.inf
-                gate = self._gates[model] = _Gate(
+                gate = self._gates[model] = Gate(
                     self._concurrency, longest, closes=not self._adaptive
                 )
             if gate.doomed is not None:
@@ -439,7 +279,7 @@ class Retrying:
         self,
         index: int,
         item: Any,
-        gate: _Gate,
+        gate: Gate,
         error: Exception,
         began: float,
         excluded: Set[str],
@@ -447,7 +287,7 @@ class Retrying:
         """Return the exception of a failed attempt: its error, or a :class:`RetryLater`."""
         now = self._engine.current_time()
         failure = classify(error)
-        attempts = self._attempts.pop(index, None) or _Attempts(self._model_of(item), began, now)
+        attempts = self._attempts.pop(index, None) or Attempts(self._model_of(item), began, now)
         attempts.sent += 1
         attempts.timeouts += failure.kind == "timeout"
         was_sent = failure.kind != "cooling_down"
@@ -502,7 +342,7 @@ class Retrying:
         return self._failover.without(item, deployments)
 
     def _can_fail_over(
-        self, item: Any, failure: Failure, error: Exception, attempts: _Attempts, now: float
+        self, item: Any, failure: Failure, error: Exception, attempts: Attempts, now: float
     ) -> bool:
         """Return True if another deployment of the model is left for a request that failed."""
         if self._failover is None:
@@ -527,8 +367,8 @@ class Retrying:
         item: Any,
         failure: Failure,
         error: Exception,
-        attempts: _Attempts,
-        gate: _Gate,
+        attempts: Attempts,
+        gate: Gate,
         began: float,
         now: float,
     ) -> float | None:
@@ -551,14 +391,17 @@ class Retrying:
             wait = failure.retry_after
         longest = self._settings.max_wait - attempts.waited
         if wait > longest:
-            add_note(error, f"not sent again: {_exceeds(wait, failure, attempts, self._settings)}")
+            add_note(
+                error,
+                f"not sent again: {exceeds_patience(wait, failure, attempts, self._settings.max_wait)}",
+            )
             return None
-        wait = min(wait * (1 + _JITTER * self._jitter()), longest)
+        wait = min(wait * (1 + JITTER * self._jitter()), longest)
         timeout = self._timeout_of(item)
         left = math.inf if timeout is None else attempts.first_began + timeout - now
         return wait if wait < left else None
 
-    def _hold(self, model: Hashable, gate: _Gate, requested: float | None) -> None:
+    def _hold(self, model: Hashable, gate: Gate, requested: float | None) -> None:
         wait = gate.hold(requested, self._engine.current_time(), self._jitter())
         until = gate.holding_until
 
@@ -570,34 +413,11 @@ class Retrying:
 
         self._engine.call_later(wait, release)
 
-    def _recheck(self, model: Hashable, gate: _Gate) -> None:
+    def _recheck(self, model: Hashable, gate: Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:
             return
         if self._order.make_room(model):
             self._engine.recheck()
-
-
-def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> str:
-    """Return a text: the requested wait is longer than ``max_wait``, and what to do."""
-    who = "the Router" if failure.kind == "cooling_down" else "the provider"
-    after = f" after {waited:,.0f} s of waiting" if waited else ""
-    return (
-        f"{who} asks to wait {failure.retry_after:,.10g} s{after}, more than Retry.max_wait "
-        f"({max_wait:,.10g} s; --max-outage of a run) allows: raise it"
-    )
-
-
-def _outage_too_long(seconds: float, max_wait: float) -> str:
-    return (
-        f"nothing got through for {seconds:,.0f} s, longer than Retry.max_wait "
-        f"({max_wait:,.10g} s; --max-outage of a run) allows"
-    )
-
-
-def _exceeds(wait: float, failure: Failure, attempts: _Attempts, settings: Retry) -> str:
-    if failure.retry_after == wait:
-        return asked_too_long(failure, settings.max_wait, attempts.waited)
-    return f"{wait:g} s more would exceed Retry.max_wait ({settings.max_wait:,.10g} s)"
 
 
 def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:

@@ -11,10 +11,7 @@ import functools
 import hashlib
 import io
 import os
-import shutil
 import stat
-import sys
-import tempfile
 import threading
 from array import array
 from bisect import bisect_left
@@ -39,6 +36,16 @@ from .input_records import (
     RecordReader,
     shown,
 )
+from .input_streams import (
+    BLOCK,
+    STANDARD_INPUT,
+    Blocks,
+    View,
+    copied,
+    digest_of_block,
+    standard_input,
+    state_of,
+)
 
 __all__ = [
     "InputColumn",
@@ -48,12 +55,7 @@ __all__ = [
     "InputRequest",
     "InputSummary",
 ]
-
 InputFormat: TypeAlias = Literal["auto", "jsonl", "csv", "text"]
-
-STANDARD_INPUT = "-"
-
-_BLOCK = 1 << 20  # bytes
 _BUFFER = 1 << 16  # bytes
 _PROBLEMS_KEPT = 20
 _MOST_DIGITS = 18  # of a line number
@@ -66,9 +68,6 @@ _PACKED = {
 }
 _ARCHIVE = b"PK\x03\x04"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-
-
-OnBlock: TypeAlias = Callable[[int, memoryview], object]
 
 
 def never(custom_id: str) -> bool:
@@ -209,10 +208,10 @@ class InputFile:
 
         def note(file: int, number: int, block: memoryview) -> None:
             if block:
-                blocks.append(_digest_of_block(block))
+                blocks.append(digest_of_block(block))
 
         with self._opened(note) as (stream, file):
-            before = _state_of(file)
+            before = state_of(file)
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
                 if type(found) is InputRequest:
@@ -228,9 +227,9 @@ class InputFile:
                     digest.add(found.custom_id, found.request)
                 else:
                     self._bad_lines.append(line)
-            while not stream.closed and stream.read(_BLOCK):
+            while not stream.closed and stream.read(BLOCK):
                 pass  # read to the end for the digests: a reader may stop early
-            if _state_of(file) != before:
+            if state_of(file) != before:
                 raise self._changed()
             if not self._bad_lines:  # a bad line may have the missing column
                 reader.refuse_missing()
@@ -264,7 +263,7 @@ class InputFile:
         self.check()
         digest = hashlib.sha256()
         with self._opened_again() as stream:
-            while block := stream.read(_BLOCK):
+            while block := stream.read(BLOCK):
                 digest.update(block)
         meaning = [digest.hexdigest(), self._reader.format, *self._reader.meaning()]
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
@@ -390,7 +389,7 @@ class InputFile:
 
         def compare(file: int, number: int, block: memoryview) -> None:
             known = self._blocks[number] if number < len(self._blocks) else b""
-            found = _digest_of_block(block) if block else b""
+            found = digest_of_block(block) if block else b""
             if found != known or os.fstat(file).st_size != self._size:
                 raise self._changed()
 
@@ -410,7 +409,7 @@ class InputFile:
         except OSError as error:
             reason = error.strerror or type(error).__qualname__
             raise InputFileError(f"{self._name}: cannot be read: {reason}") from None
-        blocks = _Blocks(raw, functools.partial(on_block, number))
+        blocks = Blocks(raw, functools.partial(on_block, number))
         with raw, io.BufferedReader(blocks, _BUFFER) as stream:
             self._refuse_packed(stream.peek(8)[:8])
             try:
@@ -421,14 +420,14 @@ class InputFile:
     def _raw(self) -> tuple[io.RawIOBase, int]:
         if self._copy is None:
             if self._is_standard_input:
-                self._copy = _copied(self._standard_input or _standard_input())
+                self._copy = copied(self._standard_input or standard_input())
             else:
                 raw = self._path.open("rb", buffering=0)
                 if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
                     return raw, raw.fileno()
                 with raw:  # a pipe cannot be read twice
-                    self._copy = _copied(raw)
-        return _View(self._copy, self._copy_lock), self._copy.fileno()
+                    self._copy = copied(raw)
+        return View(self._copy, self._copy_lock), self._copy.fileno()
 
     def _refuse_packed(self, beginning: bytes) -> None:
         for mark, command in _PACKED.items():
@@ -459,85 +458,6 @@ class InputFile:
             "resumes the run; with new contents it is a different run (see allow_changed, "
             "--allow-changed)"
         )
-
-
-class _Blocks(io.RawIOBase):
-    """Reads a stream in blocks of equal size, and passes each to a function before returning it.
-
-    The function gets the number of the block and the block; at the end of the stream the block is
-    empty.
-    """
-
-    def __init__(self, raw: io.RawIOBase, on_block: OnBlock) -> None:
-        self._raw = raw
-        self._on_block = on_block
-        self._number = 0
-        self._buffer = bytearray(_BLOCK)
-        self._left = memoryview(self._buffer)[:0]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = self._next_block()
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def _next_block(self) -> memoryview:
-        whole = memoryview(self._buffer)
-        size = 0
-        while size < _BLOCK and (count := self._raw.readinto(whole[size:])):
-            size += count
-        self._on_block(self._number, whole[:size])
-        self._number += 1
-        return whole[:size]
-
-
-class _View(io.RawIOBase):
-    """Reads a shared file from its beginning, with a separate position."""
-
-    def __init__(self, file: BinaryIO, lock: threading.Lock) -> None:
-        self._file = file
-        self._lock = lock
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with self._lock:
-            self._file.seek(self._position)
-            block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
-        self._position += len(block)
-        return len(block)
-
-
-def _standard_input() -> BinaryIO:
-    stdin: Any = sys.stdin
-    if stdin is None or stdin.closed:  # None if the process was started without one
-        raise InputFileError(f"{STANDARD_INPUT}: standard input is closed: name a file instead")
-    return cast("BinaryIO", stdin.buffer)
-
-
-def _copied(source: Any) -> BinaryIO:
-    """Copy a stream to a temporary file that no other program can open. Closing it deletes it."""
-    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - kept open
-    shutil.copyfileobj(source, copy, _BLOCK)
-    copy.flush()
-    return copy
-
-
-def _state_of(number: int) -> tuple[int, ...]:
-    status = os.fstat(number)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _digest_of_block(block: memoryview) -> bytes:
-    return hashlib.blake2b(block, digest_size=16).digest()
 
 
 def _digest(custom_id: str) -> int:

@@ -19,7 +19,8 @@ from helpers.odd_texts import EVIL, HARMLESS
 from helpers.run_values import progress_of, summary_of
 from parallel_core import RunStraggler, Usage, Waiting
 from parallel_core.cli import run_view
-from parallel_core.cli.run_view import JsonView, TextView, describe_stragglers, describe_waiting
+from parallel_core.cli.run_texts import describe_stragglers, describe_waiting
+from parallel_core.cli.run_view import JsonView, TextView
 from parallel_core.cli.terminal import is_live
 from parallel_core.router.cost_estimate import CostEstimate
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.providers import Provider, answered_within
 from parallel_core import AdaptiveConcurrency
-from parallel_core.control.adaptive import AdaptiveLimit
+from parallel_core.control.adaptive_limit import AdaptiveLimit
 
 
 @pytest.mark.parametrize("capacity", [8, 16, 32, 64])

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.file_runs import Provider, answer_of, ids_of, line, write_lines
 from helpers.hosts import ASYNCIO_HOSTS, Host
-from parallel_core.cli.run_view import describe_opening
+from parallel_core.cli.run_texts import describe_opening
 from parallel_core.errors import DifferentRunError
 from parallel_core.journal.run_statistics import RunPaths, older_names
 from parallel_core.run.file_run import RunOpening, RunProgress, run_file
