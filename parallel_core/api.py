@@ -27,9 +27,9 @@ from .router_hosts import (
     RouterHost,
     RouterHostName,
     enter_loop,
-    in_trio,
     leave_this_loop,
     plain_loop_factory,
+    router_for_trio,
 )
 from .types import (
     ItemT,
@@ -143,7 +143,7 @@ def iter_parallel_map(
         ``concurrency`` (eight times in input order). Nothing begins before it is entered.
 
     Raises:
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running.
     """
@@ -194,7 +194,7 @@ async def parallel_map(
         A :class:`ParallelResult` for each item.
 
     Raises:
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
@@ -259,7 +259,7 @@ def iter_parallel_acompletions(
     Raises:
         InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
             item of a lazy source becomes the result of its index, or the first error if fail-fast.
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
@@ -319,7 +319,7 @@ async def parallel_acompletions(
     Raises:
         InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
             item of a lazy source becomes the result of its index, or the first error if fail-fast.
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
@@ -384,7 +384,7 @@ def iter_parallel_streams(
 
     Raises:
         InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent.
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other; ``hedge`` is
             given, whose two attempts would both give chunks.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
@@ -439,7 +439,7 @@ def parallel_completions(
     Raises:
         InvalidRequestError: a list (a tuple, …) has bad requests; nothing has been sent. A bad
             item of a lazy source becomes the result of its index, or the first error if fail-fast.
-        TypeError: an argument is of another type, or there is no such option.
+        TypeError: an argument has the wrong type, or there is no such option.
         ValueError: a value is out of its range, or two options contradict each other.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
             raised. The exception, also a KeyboardInterrupt, has the finished results in its
@@ -519,7 +519,7 @@ def _call_for_this_library(
     router_host: RouterHost | RouterHostName | None,
 ) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
     """Return what makes the calls in the library that is running here."""
-    here = in_trio if _running_library() == "trio" else _router_in_asyncio
+    here = router_for_trio if _running_library() == "trio" else _router_in_asyncio
     return here(router, router_host)
 
 

@@ -149,7 +149,9 @@ class _Scopes:
         self.shutting_down: Callable[[], bool] = lambda: False
 
     def cancel(self, task: asyncio.Task[Any], scope: TaskScope | None = None) -> bool:
-        """Cancel a task and its groups, unless the task is leaving. Return True if it was not.
+        """Cancel the groups of a task, and the task unless it is leaving or the loop shuts down.
+
+        Return True if the task was cancelled.
 
         Args:
             task: the task to cancel.

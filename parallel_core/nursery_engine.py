@@ -414,7 +414,7 @@ class BatchEngine(Generic[ResultT]):
             if failure is None:
                 raise
         try:
-            self._complete(entry, item, value, failure)
+            self._settle(entry, item, value, failure)
         finally:
             del value, failure  # no reference cycle through the traceback
 
@@ -425,14 +425,14 @@ class BatchEngine(Generic[ResultT]):
         if entry.index in self.calls:  # it has no result
             if exception is None and not (cancelled or self.stopping):
                 # Other code has cancelled its task before the first step.
-                self._complete(entry, entry.item, None, cancelled_unasked("the call"))
+                self._settle(entry, entry.item, None, cancelled_unasked("the call"))
             else:
                 del self.calls[entry.index]
         if exception is not None:
             self.crash(exception)
         self._advance()
 
-    def _complete(self, entry: Entry, item: Any, value: Any, failure: Exception | None) -> None:
+    def _settle(self, entry: Entry, item: Any, value: Any, failure: Exception | None) -> None:
         index, plan, tally = entry.index, self._plan, self._plan.tally
         del self.calls[index]
         try:
@@ -642,7 +642,7 @@ class BatchEngine(Generic[ResultT]):
                 "loop.call_soon_threadsafe(batch.cancel), or run_sync_soon of its TrioToken)"
             )
 
-    # --- the interface to controls (control.engine.Engine) ---
+    # --- the interface to controls (control.protocols.Engine) ---
 
     def current_time(self) -> float:
         return self._backend.current_time()

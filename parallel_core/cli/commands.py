@@ -97,7 +97,9 @@ def options(
 
 @app.command()
 def demo(
-    concurrency: Annotated[int, typer.Option(min=1, help="Most calls in flight.")] = 32,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Maximum number of calls in flight.")
+    ] = 32,
     trouble: Annotated[
         bool,
         typer.Option(

@@ -186,8 +186,8 @@ class RunArguments:
         list[str] | None,
         typer.Option(
             metavar=_RATE,
-            help="Requests per minute, of all models together, or of one (repeatable); off: those "
-            "of the config are not held.",
+            help="Requests per minute, of all models together or of one (gpt=60; repeatable); off "
+            "ignores the limits of the config.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None

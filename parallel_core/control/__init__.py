@@ -1,9 +1,8 @@
-"""Controls of a call or a batch: one small module for each control.
+"""Controls of calls and batches: timeouts, retries, budgets, limits, hedges, fairness, progress.
 
 A control that wraps a call is a function from call to call, so that one version serves trio and
-asyncio. A control that orders requests hands them to the engine in another order. A control that
-watches a batch is called with its results. None of them imports the engine; ``compose`` combines
-them.
+asyncio. One that orders requests hands them to the engine in another order. A control asks the engine
+through the protocols in ``protocols``; ``compose`` puts the controls of a batch around each other.
 """
 
 from .adaptive_limit import AdaptiveConcurrency, LimitChange
@@ -11,7 +10,6 @@ from .budget import Budget, UnpricedError, held_reservation
 from .call import Call, RetryLater
 from .checks import checked_callback, checked_count, checked_flag, checked_number
 from .compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
-from .engine import Attachment, Engine, Group, Scope
 from .failover import Failover
 from .hedge import Hedge
 from .local_limits import (
@@ -24,6 +22,7 @@ from .local_limits import (
 from .metering import ItemMeter, RouterMeter
 from .options import BatchOptions, Concurrency, Controls, check_controls, checked_concurrency
 from .progress import Progress, Straggler, Waiting
+from .protocols import Attachment, Engine, Group, Scope
 from .rate_limit import RateLimit
 from .retry import Retry, RouterTraits
 from .router_rates import KINDS, ModelRates, RateKind, rates_of

@@ -15,7 +15,7 @@ from parallel_core.failures import Failure, classify
 
 from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit, LimitChange
 from .call import Call
-from .engine import Engine
+from .protocols import Engine
 
 # A pause ends for all waiting calls at once. Jitter adds up to this share to it.
 _JITTER = 0.25
@@ -37,7 +37,7 @@ class KeyedOrder(Protocol):
         ...
 
 
-class _Scope:
+class _KeyLimit:
     """The limit of a key or of the whole batch, and its counts."""
 
     __slots__ = ("cancel", "in_flight", "key", "limit", "recorded", "rejected")
@@ -92,8 +92,8 @@ class Adaptation:
         self._keyed = keyed
         self._jitter = jitter
         # Keys with their own limits wait by themselves, so the whole batch can wait later.
-        self._whole = None if apart else _Scope(None, settings, patient=keyed is not None)
-        self._of_key: dict[Hashable, _Scope] = {}
+        self._whole = None if apart else _KeyLimit(None, settings, patient=keyed is not None)
+        self._of_key: dict[Hashable, _KeyLimit] = {}
         self._sweep_at = _KEYS_KEPT
         self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key and time
         self._failed_attempts = failed_attempts
@@ -146,10 +146,10 @@ class Adaptation:
             scope.cancel()
             self._resume(scope)
 
-    def _scope_of(self, model: Hashable) -> _Scope | None:
+    def _scope_of(self, model: Hashable) -> _KeyLimit | None:
         return self._of_key.get(model) if self._whole is None else self._whole
 
-    def _scopes_of(self, index: int) -> list[_Scope]:
+    def _scopes_of(self, index: int) -> list[_KeyLimit]:
         """Return the limits that a call counts against."""
         scopes = [] if self._whole is None else [self._whole]
         if self._keyed is not None:
@@ -159,7 +159,7 @@ class Adaptation:
                 if len(self._of_key) >= self._sweep_at:  # drop idle keys: their number is unbounded
                     self._of_key = {k: kept for k, kept in self._of_key.items() if not kept.idle}
                     self._sweep_at = max(_KEYS_KEPT, 2 * len(self._of_key))
-                scope = self._of_key[key] = _Scope(key, self._settings)
+                scope = self._of_key[key] = _KeyLimit(key, self._settings)
             scopes.append(scope)
         return scopes
 
@@ -223,7 +223,7 @@ class Adaptation:
         wait = max(wait, min(longer - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
-    def _overloaded(self, scopes: list[_Scope], began: float, wait: float) -> None:
+    def _overloaded(self, scopes: list[_KeyLimit], began: float, wait: float) -> None:
         now = anyio.current_time()
         matters_to_all = self._keyed is None or self._matters_to_all(scopes[-1], now)
         for scope in scopes:
@@ -235,7 +235,7 @@ class Adaptation:
                 scope.limit.hold_if_fruitless(now, wait)
             self._follow(scope, held, now)
 
-    def _matters_to_all(self, scope: _Scope, now: float) -> bool:
+    def _matters_to_all(self, scope: _KeyLimit, now: float) -> bool:
         """Return True if the keys may have been rejected for a capacity that they share.
 
         That is so if another key was rejected in the same round trip. It is not so if no call of
@@ -248,7 +248,7 @@ class Adaptation:
         round_trip = self._whole.limit.round_trip
         return key != scope.key and (round_trip is None or now - at <= round_trip)
 
-    def _follow(self, scope: _Scope, held: float | None, now: float) -> None:
+    def _follow(self, scope: _KeyLimit, held: float | None, now: float) -> None:
         """Apply a limit after a rejection; ``held``: its ``holding_until`` before that."""
         until = scope.limit.holding_until
         if until is not None and until != held:
@@ -260,7 +260,7 @@ class Adaptation:
             )
         self._apply(scope)
 
-    def _resume(self, scope: _Scope) -> None:
+    def _resume(self, scope: _KeyLimit) -> None:
         scope.limit.resume(self._engine.current_time(), scope.in_flight)
         self._apply(scope)
         if scope is self._whole:
@@ -270,14 +270,14 @@ class Adaptation:
             self._keyed.make_room(scope.key)
             self._engine.recheck()
 
-    def _apply(self, scope: _Scope) -> None:
+    def _apply(self, scope: _KeyLimit) -> None:
         limit = scope.limit.limit
         if scope is self._whole and limit != self._engine.limit:
             self._engine.set_limit(limit)
         if scope.allowed != scope.recorded:
             self._record(scope)
 
-    def _record(self, scope: _Scope) -> None:
+    def _record(self, scope: _KeyLimit) -> None:
         scope.recorded = scope.allowed
         self._skipped += 1
         if self._skipped < self._keep_every:

@@ -85,7 +85,7 @@ class Budget:
 
     def _begin(self) -> None:
         self._serial = Serial()
-        self._waiting: deque[_Turn] = deque()
+        self._waiting: deque[_BudgetTurn] = deque()
         self._in_order = InOrder()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Budget:
 
     # --- the methods below run inside `_serial` ---
 
-    def _reserve_or_queue(self, index: int, amount: _Amount) -> Reservation | _Turn:
+    def _reserve_or_queue(self, index: int, amount: _Amount) -> Reservation | _BudgetTurn:
         inside = any(held.is_open_in(self) for held in _held.get())
         if inside or not self._waiting:
             reservation = self._take(amount)
@@ -191,7 +191,7 @@ class Budget:
             raise self._exceeded(index, amount)
         loop = current_event_loop()
         assert loop is not None  # `reserve` is async
-        turn = _Turn(loop, index, amount)
+        turn = _BudgetTurn(loop, index, amount)
         self._waiting.append(turn)
         return turn
 
@@ -222,7 +222,7 @@ class Budget:
                 reservation.is_open = False
                 self._reserved -= turn.amount
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, turn: _BudgetTurn) -> None:
         """Remove a waiting call that was cancelled, possibly after it was served."""
         if turn.is_served:
             self._in_order.resumed(turn)
@@ -270,7 +270,7 @@ class Budget:
         return f"Budget(max_cost={self.max_cost}, max_tokens={self.max_tokens})"
 
 
-class _Turn(Turn):
+class _BudgetTurn(Turn):
     """A call that waits for room, and the outcome."""
 
     __slots__ = ("amount", "index", "is_served", "refused", "reservation")

@@ -14,12 +14,12 @@ from .adaptive import Adaptation
 from .adaptive_limit import AdaptiveConcurrency, LimitChange
 from .admission import Admission
 from .call import Call
-from .engine import Attachment
 from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
 from .metering import ItemMeter, RouterMeter
 from .options import BatchOptions, Controls
 from .progress import Waiting
+from .protocols import Attachment
 from .rate_limit import RateLimit
 from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
 from .timeout import Timeouts, TotalTimeout

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from parallel_core.types import RouterParallelRequest
 
 
-class Waiting(Protocol):
+class QueuedRequest(Protocol):
     """A request that waits for a slot."""
 
     index: int
@@ -28,11 +28,11 @@ def fair_key(fair_by: object) -> Callable[[Any], Hashable]:
         return _model_of
     if isinstance(fair_by, str):
         raise ValueError(  # noqa: TRY004 - a string has the right type
-            f"fair_by must be 'model' or a function of the request, not {fair_by!r}"
+            f"fair_by must be 'model' or a function of the request or item, not {fair_by!r}"
         )
     if not callable(fair_by):
         raise TypeError(
-            "fair_by must be 'model' or a function of the request, not "
+            "fair_by must be 'model' or a function of the request or item, not "
             f"{type(fair_by).__qualname__}"
         )
     if inspect.iscoroutinefunction(fair_by):  # each coroutine would be a different key
@@ -79,7 +79,7 @@ class FirstInFirstOut:
     def __len__(self) -> int:
         return len(self._waiting) + self._held_count
 
-    def push(self, entry: Waiting) -> None:
+    def push(self, entry: QueuedRequest) -> None:
         entry.key = _model_of(entry.item)
         self._waiting.append(entry)
 
@@ -105,7 +105,7 @@ class FirstInFirstOut:
                 return self.pop(limit)
         return None
 
-    def resume(self, entry: Waiting, limit: int) -> bool:
+    def resume(self, entry: QueuedRequest, limit: int) -> bool:
         may_begin = self._may_begin(entry.key)
         if may_begin:
             self._begins(entry)
@@ -118,7 +118,7 @@ class FirstInFirstOut:
         self._running[entry.key] = self._running.get(entry.key, 0) + 1
         return entry
 
-    def ended(self, entry: Waiting) -> None:
+    def ended(self, entry: QueuedRequest) -> None:
         running = self._running.pop(entry.key) - 1
         if running:
             self._running[entry.key] = running
@@ -192,7 +192,7 @@ class FairQueue:
     def __len__(self) -> int:
         return self._waiting
 
-    def push(self, entry: Waiting) -> None:
+    def push(self, entry: QueuedRequest) -> None:
         """Queue a request until the turn of its key.
 
         Raises:
@@ -247,7 +247,7 @@ class FairQueue:
             self.allowed is None or key.running < self.allowed(name)
         )
 
-    def resume(self, entry: Waiting, limit: int) -> bool:
+    def resume(self, entry: QueuedRequest, limit: int) -> bool:
         """Count a request to be sent again as running, if its key has room."""
         self._look_again(limit)
         key = self._keys.get(entry.key)
@@ -259,7 +259,7 @@ class FairQueue:
         self._running[entry.index] = entry.key
         return True
 
-    def ended(self, entry: Waiting) -> None:
+    def ended(self, entry: QueuedRequest) -> None:
         """Note that a call of this request has ended: its key has room for another.
 
         Raises:

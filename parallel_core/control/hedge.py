@@ -16,7 +16,7 @@ import anyio
 
 from .call import Call
 from .checks import checked_number
-from .engine import Engine
+from .protocols import Engine
 
 # Number of durations kept for a percentile, and the minimum that it needs.
 _KEPT = 1000
@@ -190,9 +190,9 @@ class Hedging:
 class _Race:
     """One call and, if it is slow, a second attempt beside it.
 
-    No exception of an attempt passes through the task group: it is kept, and raised after the group
-    has ended. So no exception is wrapped in a group, and an interrupt of the second attempt is
-    raised in the task of the call; in its own task it would end an asyncio event loop.
+    Both attempts store their exception instead of raising it in the task group, and the task of the
+    call raises it after the group has ended. So no exception is wrapped in a group. An interrupt of
+    the second attempt would end an asyncio loop if the task of that attempt raised it.
     """
 
     def __init__(self, hedging: Hedging, engine: Engine, call: Call, index: int, item: Any) -> None:

@@ -41,7 +41,7 @@ class _Bucket:
         return max(0.0, missing * MINUTE / self.per_minute)
 
 
-class _Turn(Turn):
+class _RateTurn(Turn):
     """A request that waits for its turn."""
 
     __slots__ = ("given_at", "number", "tokens")
@@ -126,7 +126,7 @@ class RateLimit:
         self._differences: weakref.WeakKeyDictionary[EventLoop, float] = weakref.WeakKeyDictionary()
         # The waiting requests, by loop. The first request of each loop has a timer on that loop, so
         # that no request depends on a blocked loop.
-        self._lines: dict[EventLoop, deque[_Turn]] = {}
+        self._lines: dict[EventLoop, deque[_RateTurn]] = {}
         self._arrivals = 0
         self._in_order = InOrder()
 
@@ -205,7 +205,7 @@ class RateLimit:
 
     # --- the methods below run inside `_serial` ---
 
-    def _take_or_queue(self, tokens: int) -> _Turn | None:
+    def _take_or_queue(self, tokens: int) -> _RateTurn | None:
         loop = current_event_loop()
         assert loop is not None  # `acquire` is async
         if loop not in self._differences:
@@ -214,12 +214,12 @@ class RateLimit:
         if not self._lines and self._seconds_until(tokens) <= 0:
             self._take(1, tokens)
             return None
-        turn = _Turn(loop, self._arrivals, tokens)
+        turn = _RateTurn(loop, self._arrivals, tokens)
         self._arrivals += 1
         self._lines.setdefault(loop, deque()).append(turn)
         return turn
 
-    def _time_to_wait(self, turn: _Turn) -> float | None:
+    def _time_to_wait(self, turn: _RateTurn) -> float | None:
         """Return the seconds that the caller must wait unless it is woken; None at its turn."""
         self._fill(turn.loop)
         if turn.given_at is not None:
@@ -264,19 +264,19 @@ class RateLimit:
             self._lines[loop][0].wake()  # it needs a timer now
         return wait
 
-    def _first(self) -> _Turn:
+    def _first(self) -> _RateTurn:
         lines = self._lines.values()
         if len(lines) == 1:
             return next(iter(lines))[0]
         return min((line[0] for line in lines), key=lambda turn: turn.number)
 
-    def _remove(self, turn: _Turn) -> None:
+    def _remove(self, turn: _RateTurn) -> None:
         line = self._lines[turn.loop]
         line.remove(turn)
         if not line:
             del self._lines[turn.loop]
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, turn: _RateTurn) -> None:
         """Remove a caller that was cancelled, possibly after it had been given its turn."""
         if turn.given_at is not None:
             self._in_order.resumed(turn)

@@ -32,10 +32,10 @@ from parallel_core.failures import Failure, classify
 
 from .call import Call, RetryLater
 from .checks import checked_count, checked_number
-from .engine import Engine
 from .failover import Failover
 from .outages import JITTER, Attempts, Gate, exceeds_patience, unknown_endpoint
 from .progress import Waiting
+from .protocols import Engine
 
 # Not retried: part of the answer may have been delivered, or the user has set this limit.
 _NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
@@ -391,10 +391,8 @@ class Retrying:
             wait = failure.retry_after
         longest = self._settings.max_wait - attempts.waited
         if wait > longest:
-            add_note(
-                error,
-                f"not sent again: {exceeds_patience(wait, failure, attempts, self._settings.max_wait)}",
-            )
+            reason = exceeds_patience(wait, failure, attempts, self._settings.max_wait)
+            add_note(error, f"not sent again: {reason}")
             return None
         wait = min(wait * (1 + JITTER * self._jitter()), longest)
         timeout = self._timeout_of(item)

@@ -8,7 +8,7 @@ from typing import Any
 from parallel_core.errors import StoppedError
 
 from .call import Call
-from .engine import Engine, Scope
+from .protocols import Engine, Scope
 
 
 class Stopping:

@@ -9,7 +9,7 @@ from parallel_core.errors import BatchTimeoutError, RequestTimeoutError
 from parallel_core.types import RouterParallelRequest
 
 from .call import Call
-from .engine import Engine, Scope
+from .protocols import Engine, Scope
 
 
 class Timeouts:

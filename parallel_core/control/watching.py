@@ -12,11 +12,11 @@ from parallel_core.types import Usage
 
 from .call import Call
 from .checks import checked_callback
-from .engine import Engine
 from .hedge import Durations
 from .metering import ItemMeter, RouterMeter
 from .progress import Progress, ProgressReporter, Straggler, Waiting
 from .progress_bar import ProgressBar
+from .protocols import Engine
 
 SNAPSHOT_INTERVAL = 0.1  # seconds
 # A call is a straggler if it takes this many times as long as the median call, and this many

@@ -86,7 +86,8 @@ def command(
         bool,
         typer.Option(
             "--until-stdin-closes",
-            help="Stop when standard input ends: a pipe from another process ends with it.",
+            help="Stop when standard input ends: a pipe from another process ends with that "
+            "process.",
         ),
     ] = False,
 ) -> None:

@@ -207,8 +207,12 @@ class _Maker:
         first = _list_of(schema, "prefixItems") if "prefixItems" in schema else []
         items = schema.get("items", True)
         count = max(fewest, min(most, max(1, len(first))))
-        if count > _MOST_ITEMS or fewest > most:
-            raise SchemaError("minItems is too large")
+        if fewest > most:
+            raise SchemaError(f"minItems ({fewest}) is above maxItems ({most})")
+        if count > _MOST_ITEMS:
+            raise SchemaError(
+                f"the server makes arrays of at most {_MOST_ITEMS} items, not {count}"
+            )
         made: list[Any] = []
         tries = 0
         while len(made) < count:
@@ -231,7 +235,9 @@ class _Maker:
         fewest = _count(schema, "minLength", 0)
         most = _count(schema, "maxLength", max(fewest, _MOST_CHARACTERS))
         if fewest > min(most, _MOST_CHARACTERS):
-            raise SchemaError("minLength is too large")
+            raise SchemaError(
+                f"minLength ({fewest}) is above maxLength, or above {_MOST_CHARACTERS} characters"
+            )
         text = _FORMATS.get(cast("str", schema.get("format", "")))
         if text is None:
             text = self._words[self._made % len(self._words)]

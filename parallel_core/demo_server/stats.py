@@ -183,7 +183,7 @@ class Ledger:
         return found
 
     def reset(self) -> None:
-        """Set the counts to 0. Requests in flight are still counted, as accepted ones."""
+        """Restart all counts. ``accepted`` starts at the number of requests in flight."""
         self.rejected = 0
         for counts in (self._total, *self._by_model.values(), *self._by_key.values()):
             counts.reset()

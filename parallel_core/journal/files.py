@@ -76,8 +76,8 @@ class FileChangedError(OSError):
 class LockedFile:
     """A regular file that only one run appends to.
 
-    After taking the lock, a run checks that the path still leads to the locked file. So the holder
-    of the lock may replace the file by another one that is already locked.
+    A run that has taken the lock checks that the path still leads to the locked file: the holder
+    before it may have replaced the file, and the lock is then on a stale one.
 
     Attributes:
         path: the path without symbolic links.

@@ -235,7 +235,9 @@ class _Opening:
             if not folder.is_dir():
                 raise JournalError(f"{path} cannot be made: there is no folder {folder}")
             if path != paths.output and _are_same(path, paths.output):
-                raise JournalError(f"{path} is the output file too: give two names")
+                raise JournalError(
+                    f"{path} is both the output file and the error file: give two names"
+                )
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise JournalError(f"{path} cannot be written: the folder {folder} is read-only")
 

@@ -18,7 +18,11 @@ def open_flags(*names: str) -> int:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Read like ``os.pread``; without it, only one thread may use the file, and only append."""
+    """Read like ``os.pread``.
+
+    Where that is missing, this moves the position of the file: only one thread may use it, and it
+    must be open for appending.
+    """
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)

@@ -49,7 +49,7 @@ def interval(workers: int) -> float:
 
 
 def largest_block(workers: int, concurrency: int) -> int:
-    """Return the maximum number of calls that wait in a worker."""
+    """Return how many calls may queue in a worker, so that it stays busy between two messages."""
     return min(concurrency, round(_CALLS_PER_SECOND * interval(workers)))
 
 
@@ -483,7 +483,10 @@ class Fleet:
         member.cancel(assignment)
 
         def kill() -> None:
-            logger.warning("a worker did not end a cancelled call: it is killed")
+            logger.warning(
+                "killing a worker that did not end a cancelled call; "
+                "its other calls may be sent again"
+            )
             member.handle.kill()
 
         loop = asyncio.get_running_loop()

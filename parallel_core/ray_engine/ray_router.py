@@ -25,7 +25,7 @@ from parallel_core.control import (
 )
 from parallel_core.engine import ParallelBatch, collect
 from parallel_core.router import INDEX
-from parallel_core.router_hosts import RouterHost, RouterHostName, in_trio, open_router_host
+from parallel_core.router_hosts import RouterHost, RouterHostName, open_router_host, router_for_trio
 from parallel_core.types import RouterParallelResult, StreamedResponse
 from parallel_core.uninterrupted import to_the_end
 
@@ -332,7 +332,7 @@ def iter_parallel_acompletions(
     # The driver times a hedged call from its beginning, so no call may wait in a worker.
     slots = router.slots if controls.get("hedge") is None else workers * router.concurrency
     is_trio = sniffio.current_async_library() == "trio"
-    host = in_trio(router, router_host) if is_trio else router
+    host = router_for_trio(router, router_host) if is_trio else router
     try:
         batch = api.iter_parallel_acompletions(
             host,

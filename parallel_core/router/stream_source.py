@@ -128,7 +128,7 @@ class StreamSource:
 
     @property
     def has_no_finish_reason(self) -> bool:
-        """Return True if litellm's finish reason, now or at the end, is not the provider's."""
+        """True if the provider sent no finish reason. litellm then makes one up."""
         self._look()
         reader = self._reader
         if reader is None or self.is_mock:

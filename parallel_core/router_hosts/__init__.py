@@ -6,9 +6,9 @@ from .router_host import (
     RouterHost,
     RouterHostName,
     RouterStream,
-    in_trio,
     open_router_host,
     open_trio_asyncio,
+    router_for_trio,
 )
 from .trio_asyncio_loop import prepare_trio_asyncio_loop
 
@@ -17,10 +17,10 @@ __all__ = [
     "RouterHostName",
     "RouterStream",
     "enter_loop",
-    "in_trio",
     "leave_this_loop",
     "open_router_host",
     "open_trio_asyncio",
     "plain_loop_factory",
     "prepare_trio_asyncio_loop",
+    "router_for_trio",
 ]

@@ -266,7 +266,7 @@ async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]
                 await shared.close()
 
 
-def in_trio(
+def router_for_trio(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     router_host: RouterHost | RouterHostName | None,
 ) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
@@ -310,7 +310,9 @@ def _require_trio(what: str) -> None:
 
 
 def _check_router(router: object) -> None:
-    if not hasattr(router, "acompletion") or isinstance(router, RouterHost):
+    if isinstance(router, RouterHost):
+        raise TypeError("this is a RouterHost already: pass the Router that it was opened for")
+    if not hasattr(router, "acompletion"):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method), not "
             f"{type(router).__qualname__}"
