@@ -1,8 +1,8 @@
 """Controls of calls and batches: timeouts, retries, budgets, limits, hedges, fairness, progress.
 
 A control that wraps a call is a function from call to call, so that one version serves trio and
-asyncio. One that orders requests hands them to the engine in another order. A control asks the engine
-through the protocols in ``protocols``; ``compose`` puts the controls of a batch around each other.
+asyncio. One that orders requests hands them to the engine in another order. A control asks the
+engine through the protocols in ``protocols``; ``compose`` puts the controls around each other.
 """
 
 from .adaptive_limit import AdaptiveConcurrency, LimitChange
