@@ -1,4 +1,4 @@
-"""What is known about an endpoint that fails: who waits, until when, and what ends it."""
+"""Failing endpoints: who waits for them, until when, and what ends the wait."""
 
 from __future__ import annotations
 
