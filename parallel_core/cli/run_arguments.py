@@ -27,7 +27,7 @@ _RATE = "NUMBER or MODEL=NUMBER"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunArguments:
-    """Arguments as the user has written them. Each field is an argument or an option of the command."""
+    """Arguments as written by the user. Each field is an argument or an option of the command."""
 
     source: Annotated[
         str,
