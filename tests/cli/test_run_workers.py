@@ -123,7 +123,7 @@ def rows_of(done: Done) -> list[tuple[str, ...]]:
     """
     rows = [re.findall(r"[^\s,()]+", line) for line in done.stdout.splitlines()]
     return [
-        (name, *(sorted(words) if name not in ("time", "output", "to") else []))
+        (name, *(sorted(words) if name not in ("time", "output", "resume") else []))
         for name, *words in rows
     ]
 
