@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from rich.console import Group
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from parallel_core.control import Waiting
 from parallel_core.errors import NAMED_BY_LINE, describe_differences
+from parallel_core.quantities import clock, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
 from parallel_core.types import Usage
@@ -98,7 +98,7 @@ def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
 
 
 def _figures(progress: RunProgress) -> list[str]:
-    eta = "" if progress.eta is None or progress.finished else f"ETA {_clock(progress.eta)}"
+    eta = "" if progress.eta is None or progress.finished else f"ETA {clock(progress.eta)}"
     return [
         figure
         for figure in (
@@ -119,7 +119,7 @@ def describe_estimate(estimate: CostEstimate) -> str:
         return f"{number:,} {requests(number)}; the cost is not known"
     without = f", and {estimate.unpriced:,} whose price is not known" if estimate.unpriced else ""
     priced = estimate.requests - estimate.unpriced
-    return f"about {estimate.cost:.2f} USD for {priced:,} {requests(priced)}{without}"
+    return f"about {money(estimate.cost)} USD for {priced:,} {requests(priced)}{without}"
 
 
 def describe_opening(opening: RunOpening) -> list[str]:
@@ -178,7 +178,7 @@ def picture(progress: RunProgress) -> Group:
         "   ",
         (f"failed {progress.failed:,}", "red" if progress.failed else "dim"),
         f"   earlier {progress.earlier:,}" if progress.earlier else "",
-        f"   {_clock(progress.elapsed)}",
+        f"   {clock(progress.elapsed)}",
         (
             "   stopping: no new calls" if progress.stopping and not progress.finished else "",
             "bold",
@@ -233,11 +233,11 @@ def rows_of(summary: RunSummary) -> list[tuple[str, str]]:
         f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}"
         + (f", {usage.estimated_calls:,} {calls} estimated" if usage.estimated_calls else ""),
     )
-    if money := _money(usage):
-        row("cost", money)
+    if cost := _money(usage):
+        row("cost", cost)
     done = summary.succeeded + summary.failed
     rate = f", {done / summary.elapsed:.1f} calls/s" if summary.elapsed > 0 and done else ""
-    row("time", f"{_clock(summary.elapsed)}{rate}")
+    row("time", f"{clock(summary.elapsed)}{rate}")
     if summary.lost_workers:
         row(
             "workers",
@@ -280,8 +280,4 @@ def _money(usage: Usage) -> str:
     if not usage.cost:
         return ""
     without = f" + {usage.unpriced_calls:,} without price" if usage.unpriced_calls else ""
-    return f"{usage.cost:.4f} USD{without}"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(min(seconds, 8.64e9))))
+    return f"{money(usage.cost)} USD{without}"

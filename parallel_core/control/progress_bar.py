@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from parallel_core.quantities import clock, short_count
+
 from .progress import Progress
 
 if TYPE_CHECKING:  # rich takes a while to import, and most batches draw nothing
@@ -201,8 +203,8 @@ def _figures(progress: Progress) -> dict[str, Any]:
         "failed": f"[red]{failed}[/]" if progress.failed else failed,
         "in_flight": f"{progress.in_flight} in flight",
         "rate": f"{rate:.1f}/s",
-        "tokens": f"{_humanised(progress.usage.total_tokens)} tokens",
-        "token_rate": f"{_humanised(round(token_rate))} tok/s"
+        "tokens": f"{short_count(progress.usage.total_tokens)} tokens",
+        "token_rate": f"{short_count(round(token_rate))} tok/s"
         if progress.usage.total_tokens
         else "",
         "cost": f"${cost:,.{2 if cost >= 1 else 4}f}" if cost > 0 else "",
@@ -221,24 +223,7 @@ def _rates_shown(progress: Progress) -> tuple[float, float]:
 
 def _time_shown(progress: Progress) -> str:
     if progress.finished:
-        return f"in {_clock(progress.elapsed)}"
+        return f"in {clock(progress.elapsed)}"
     if progress.total is None:
-        return _clock(progress.elapsed)
-    return "ETA -:--" if progress.eta is None else f"ETA {_clock(progress.eta)}"
-
-
-def _clock(seconds: float) -> str:
-    """Format seconds: ``4000.3`` as ``"1:06:40"``, ``61`` as ``"1:01"``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def _humanised(count: int) -> str:
-    """Format a count: ``1234`` as ``"1.2k"``."""
-    amount = float(count)
-    for unit in ("", "k", "M"):
-        if round(amount, 1) < 1000:
-            return f"{amount:.1f}{unit}" if unit else str(count)
-        amount /= 1000
-    return f"{amount:.1f}B"
+        return clock(progress.elapsed)
+    return "ETA -:--" if progress.eta is None else f"ETA {clock(progress.eta)}"

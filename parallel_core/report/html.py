@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from parallel_core import quantities
+
 from . import formats
 from .formats import errors_to_show
 from .model import ModelReport, RunReport, Timeline
@@ -98,15 +100,15 @@ def page(report: RunReport) -> str:
 
 def _cards(total: ModelReport) -> str:
     cards = [
-        ("requests", formats.count(total.requests)),
-        ("ok", formats.count(total.ok)),
-        ("failed", formats.count(total.failed)),
+        ("requests", quantities.count(total.requests)),
+        ("ok", quantities.count(total.ok)),
+        ("failed", quantities.count(total.failed)),
     ]
     if total.calls_per_second is not None:
-        cards.append(("calls/s", formats.rate(total.calls_per_second)))
+        cards.append(("calls/s", quantities.rate(total.calls_per_second)))
     if total.latency is not None:
-        cards.append(("p50, seconds", formats.seconds(total.latency.p50)))
-        cards.append(("p95, seconds", formats.seconds(total.latency.p95)))
+        cards.append(("p50, seconds", quantities.seconds(total.latency.p50)))
+        cards.append(("p95, seconds", quantities.seconds(total.latency.p95)))
     if total.calls:
         cards.append(("cost, USD", formats.cost(total)))
     inner = "".join(
@@ -176,16 +178,17 @@ def _edges(course: Timeline) -> list[float]:
 
 def _pauses(course: Timeline, chart: Chart) -> None:
     for pause in course.pauses:
-        chart.mark(pause.at, f"a pause of {formats.span(pause.seconds)}")
+        chart.mark(pause.at, f"a pause of {quantities.span(pause.seconds)}")
 
 
 def _throughput(course: Timeline) -> str:
     rates = [ended / course.step for ended in course.ended]
-    part = formats.span(course.step)
+    part = quantities.span(course.step)
     chart = Chart(
         "throughput",
         "Throughput over time",
-        f"Calls that ended per second, averaged over {part}: at most {formats.rate(max(rates))}.",
+        f"Calls that ended per second, averaged over {part}: at most "
+        f"{quantities.rate(max(rates))}.",
         time_axis(course.step * len(rates)),
         linear_axis("calls/s", max(rates)),
     )
@@ -194,7 +197,7 @@ def _throughput(course: Timeline) -> str:
         rates,
         "blue",
         [
-            f"{formats.rate(rate)} calls/s: {ended:,} in {part}"
+            f"{quantities.rate(rate)} calls/s: {ended:,} in {part}"
             for rate, ended in zip(rates, course.ended, strict=True)
         ],
     )
@@ -204,9 +207,9 @@ def _throughput(course: Timeline) -> str:
 
 def _in_flight(course: Timeline) -> str:
     limits = [limit for limit in course.limit if limit is not None]
-    part = formats.span(course.step)
+    part = quantities.span(course.step)
     description = (
-        f"Calls in flight on average over {part}: at most {formats.rate(max(course.in_flight))}."
+        f"Calls in flight on average over {part}: at most {quantities.rate(max(course.in_flight))}."
     )
     keys = [(f"in flight, mean over {part}", "teal")]
     if limits:
@@ -231,9 +234,9 @@ def _latency(report: RunReport) -> str:
     description = f"{sum(found.ok):,} calls with an answer, {sum(found.failed):,} without."
     if percentiles is not None:
         description += (
-            f" Half of the answers took at most {formats.seconds(percentiles.p50)} s, 95 % at "
-            f"most {formats.seconds(percentiles.p95)} s, 99 % at most "
-            f"{formats.seconds(percentiles.p99)} s."
+            f" Half of the answers took at most {quantities.seconds(percentiles.p50)} s, 95 % at "
+            f"most {quantities.seconds(percentiles.p95)} s, 99 % at most "
+            f"{quantities.seconds(percentiles.p99)} s."
         )
     most = max(ok + failed for ok, failed in zip(found.ok, found.failed, strict=True))
     chart = Chart(
@@ -244,7 +247,7 @@ def _latency(report: RunReport) -> str:
         linear_axis("calls", most),
     )
     spans = [
-        f"{formats.seconds(low)} to {formats.seconds(high)} s"
+        f"{quantities.seconds(low)} to {quantities.seconds(high)} s"
         for low, high in zip(found.edges, found.edges[1:], strict=False)
     ]
     keys: list[tuple[str, str]] = []
@@ -261,7 +264,7 @@ def _latency(report: RunReport) -> str:
         for row, (label, value) in enumerate(
             (("p50", percentiles.p50), ("p95", percentiles.p95), ("p99", percentiles.p99))
         ):
-            text = f"{label} {formats.seconds(value)}"
+            text = f"{label} {quantities.seconds(value)}"
             chart.mark(value, f"{text} s, of the calls with an answer", text, row)
     return _figure("Latency", keys, chart)
 
@@ -271,7 +274,7 @@ def _errors(course: Timeline) -> str:
         return ""
     shown = errors_to_show(course)
     totals = [sum(counts) for counts in zip(*shown.values(), strict=True)]
-    part = formats.span(course.step)
+    part = quantities.span(course.step)
     chart = Chart(
         "errors",
         "Failed calls over time, by kind",
@@ -296,7 +299,7 @@ def _cost(course: Timeline) -> str:
     chart = Chart(
         "cost",
         "Cumulative cost",
-        f"It reaches {formats.money(course.cost[-1])} USD.",
+        f"It reaches {quantities.money(course.cost[-1])} USD.",
         time_axis(edges[-1]),
         linear_axis("USD", course.cost[-1]),
     )

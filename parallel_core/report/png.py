@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from . import formats
+from parallel_core import quantities
+
 from .formats import errors_to_show
 from .model import Histogram, ReportError, RunReport, Timeline
 from .svg import short, time_axis
@@ -117,7 +118,7 @@ def _explain(axes: Any, columns: int) -> None:
 
 def _throughput(course: Timeline, panels: list[Any]) -> None:
     upper, lower = panels
-    part = formats.span(course.step)
+    part = quantities.span(course.step)
     rates = [ended / course.step for ended in course.ended]
     upper.stairs(rates, _edges(course), fill=True, color=_BLUE, alpha=0.85)
     _over_time(upper, course, f"Throughput, mean over {part}", "calls/s")
@@ -167,7 +168,7 @@ def _latency(found: Histogram, report: RunReport, panels: list[Any]) -> None:
             ("p95", percentiles.p95, "--"),
             ("p99", percentiles.p99, ":"),
         ):
-            label = f"{name} {formats.seconds(value)} s"
+            label = f"{name} {quantities.seconds(value)} s"
             axes.axvline(value, color="#1c2430", linestyle=style, linewidth=1.2, label=label)
     _explain(axes, 5)
 
@@ -182,7 +183,7 @@ def draw_errors(course: Timeline, panels: list[Any]) -> None:
         label = f"{name[:_LONGEST_LABEL]}: {sum(counts):,}"
         axes.stairs(above, _edges(course), baseline=below, fill=True, color=color, label=label)
         below = above
-    part = formats.span(course.step)
+    part = quantities.span(course.step)
     _over_time(axes, course, "Failed calls by kind", f"calls in {part}")
     _explain(axes, 2)
 
