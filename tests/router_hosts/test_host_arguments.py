@@ -45,7 +45,9 @@ def test_bad_hosts_are_refused_before_any_call(monkeypatch: pytest.MonkeyPatch) 
         async with open_router_host(stand) as host:
             with pytest.raises(ValueError, match="is a RouterHost already"):
                 await parallel_acompletions(host, [REQUEST], router_host="thread")
-            for no_router in (None, host, native):
+            with pytest.raises(TypeError, match="pass the Router that it was opened for"):
+                host.with_router(host)
+            for no_router in (None, native):
                 with pytest.raises(TypeError, match="anything with an acompletion"):
                     host.with_router(no_router)  # type: ignore[arg-type]
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
