@@ -217,7 +217,7 @@ class FairQueue:
         Raises:
             TypeError: the hash of a key has changed.
         """
-        self._look_again(limit)
+        self._recheck(limit)
         while self._ring:
             name = self._ring.popleft()
             key = self._known(name)
@@ -249,7 +249,7 @@ class FairQueue:
 
     def resume(self, entry: QueuedRequest, limit: int) -> bool:
         """Count a request to be sent again as running, if its key has room."""
-        self._look_again(limit)
+        self._recheck(limit)
         key = self._keys.get(entry.key)
         if key is None:
             key = self._keys[entry.key] = _Key()
@@ -294,7 +294,7 @@ class FairQueue:
         """Note that no request will be added: a last key need not leave room for others."""
         self._more_may_come = False
 
-    def _look_again(self, limit: int) -> None:
+    def _recheck(self, limit: int) -> None:
         """Return keys without room to the ring if keys may have more calls in flight now."""
         most = self._concurrency_per_key
         if most is None:
