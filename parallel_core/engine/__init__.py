@@ -3,6 +3,8 @@
 :mod:`parallel_core.nursery_engine` combines them. Trio and asyncio differ in their backend.
 """
 
+from .asyncio_backend import AsyncioBackend, AsyncioTasks
+from .asyncio_scopes import TaskScope
 from .backend import Backend, Event, Shield, TaskEnded, Tasks
 from .backlog import Backlog, Entry, InputOrder
 from .failure import as_the_calls_own, describe
@@ -16,6 +18,8 @@ from .waiting import Semaphore, Waiters
 
 __all__ = [
     "NOTHING",
+    "AsyncioBackend",
+    "AsyncioTasks",
     "Backend",
     "Backlog",
     "BatchPlan",
@@ -29,6 +33,7 @@ __all__ = [
     "Shield",
     "Source",
     "TaskEnded",
+    "TaskScope",
     "Tasks",
     "Timers",
     "TrioBackend",

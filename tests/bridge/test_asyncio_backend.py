@@ -11,7 +11,8 @@ import trio
 
 from helpers.hosts import Host
 from parallel_core import BatchAbortedError, CallCancelledError, bridge
-from parallel_core.bridge import AsyncioBackend, TaskScope, _Scopes
+from parallel_core.engine import AsyncioBackend, asyncio_scopes
+from parallel_core.engine.asyncio_scopes import Scopes, TaskScope
 from parallel_core.engine.guest import TrioRun, raise_
 
 
@@ -92,7 +93,7 @@ def test_a_task_is_not_cancelled_again_by_a_shutdown(
 
         task = asyncio.ensure_future(call())
         await asyncio.sleep(0)
-        scopes = _Scopes()
+        scopes = Scopes()
         scopes.shutting_down = lambda: shutting_down
         task.cancel()  # by whoever shuts the loop down, or somebody else
         await cleaning_up.wait()
@@ -121,7 +122,7 @@ def test_a_task_is_cancelled_once_by_scopes_and_by_its_batch(asyncio_host: Host,
     """Clean-up may await; the cancellation goes on to whoever was the last to ask for it."""
 
     async def main() -> None:
-        scopes = _Scopes()
+        scopes = Scopes()
         inner, outer = TaskScope(None, scopes), TaskScope(None, scopes)
         cleaning_up, log = asyncio.Event(), list[str]()
 
@@ -178,7 +179,7 @@ def test_a_body_that_absorbs_one_cancellation_gets_the_next(
     asyncio_host: Host, next_one: str
 ) -> None:
     async def main() -> None:
-        scopes = _Scopes()
+        scopes = Scopes()
         inner, outer = TaskScope(None, scopes), TaskScope(None, scopes)
         absorbed = asyncio.Event()
 
@@ -207,7 +208,7 @@ def test_a_body_that_absorbs_one_cancellation_gets_the_next(
 
 
 def test_where_there_is_no_task() -> None:
-    assert bridge._current_task() is None
+    assert asyncio_scopes._current_task() is None
 
 
 # --- the backend ---

@@ -7,7 +7,7 @@ from typing import Any
 
 import sniffio
 
-from parallel_core.bridge import AsyncioBackend
+from parallel_core.engine import AsyncioBackend
 from parallel_core.engine.trio_backend import TrioBackend
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from helpers.engines import begun
 from parallel_core import Hedge
-from parallel_core.bridge import AsyncioBackend
 from parallel_core.control.hedge import Hedging, SecondAttempt
+from parallel_core.engine import AsyncioBackend
 from parallel_core.engine.trio_backend import TrioBackend
 
 SOON = 1e-6  # seconds: the delay of a hedge that nobody waits for
