@@ -1,0 +1,126 @@
+"""What litellm and its Router keep of an attempt, and who listens to it."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+from parallel_core.config import setting, unwrap_router
+
+_SUCCESS_LISTS = ("success_callback", "_async_success_callback")
+_OTHER_LISTS = ("callbacks", "input_callback", "pre_call_rules", "post_call_rules")
+
+
+class Bookkeeping:
+    """The listeners to the attempts of one Router."""
+
+    def __init__(self, router: object) -> None:
+        from litellm.types.utils import all_litellm_params
+
+        self._litellm: Any = sys.modules["litellm"]
+        self._internal = frozenset(all_litellm_params)
+        self._of_router = _reason_of(unwrap_router(router))
+
+    def is_internal(self, name: str, value: Any) -> bool:
+        """Return True for an argument by which litellm and the Router follow a call."""
+        if name not in self._internal and not name.startswith("_"):
+            return False
+        return name.endswith("_id") or not (
+            value is None or isinstance(value, str | int | float | type)
+        )
+
+    def varied(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of the same shape with other texts and other ids."""
+        for name, value in arguments.items():
+            if self.is_internal(name, value):
+                if value.__class__ is str:
+                    arguments[name] = str(uuid.uuid4())
+                elif name == "metadata" and value.__class__ is dict:
+                    value["parallel_core"] = str(uuid.uuid4())
+        arguments["messages"] = _other_texts(arguments["messages"])
+        return arguments
+
+    def reason(self) -> str:
+        """Return why no attempt can be direct at the moment; empty if it can."""
+        if self._of_router:
+            return self._of_router
+        litellm = self._litellm
+        for name in _OTHER_LISTS:
+            if getattr(litellm, name, None):
+                return f"litellm.{name} is set"
+        for name in _SUCCESS_LISTS:
+            if any(not _is_routers_own(callback) for callback in getattr(litellm, name)):
+                return f"litellm.{name} has a callback"
+        if litellm.cache is not None:
+            return "litellm.cache is set"
+        if litellm.max_budget:
+            return "litellm.max_budget is set"
+        return "litellm.modify_params is set" if litellm.modify_params else ""
+
+    async def succeeded(self, arguments: Mapping[str, Any], response: Any) -> None:
+        """Report a success to the Routers that count the use of their deployments.
+
+        Routers up to litellm 1.109 hear of it from litellm's callbacks; newer ones count it
+        themselves.
+        """
+        event: dict[str, Any] = {}
+        for callback in self._litellm._async_success_callback:
+            if not event:
+                usage = getattr(response, "usage", None)
+                event = {
+                    "call_type": "acompletion",
+                    "litellm_params": {
+                        "metadata": arguments.get("metadata"),
+                        "model_info": arguments.get("model_info"),
+                    },
+                    "standard_logging_object": {
+                        "total_tokens": getattr(usage, "total_tokens", 0) or 0
+                    },
+                }
+            await callback(event, response, None, None)
+
+
+def _reason_of(router: object) -> str:
+    """Return why attempts of a Router are never direct; empty if they may be."""
+    if setting(router, "routing_strategy") not in (None, "simple-shuffle"):
+        return "the routing strategy listens to answers"
+    for name in ("optional_callbacks", "provider_budget_config", "alerting_config"):
+        if setting(router, name):
+            return f"the Router has {name}"
+    return ""
+
+
+def _is_routers_own(callback: object) -> bool:
+    """Return True for the methods by which a Router hears of the outcomes of its attempts."""
+    litellm = sys.modules["litellm"]
+    return isinstance(callback, MethodType) and isinstance(callback.__self__, litellm.Router)
+
+
+def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
+    """Return why an attempt with these arguments goes through litellm; empty if it need not."""
+    if arguments.get("stream"):
+        return "it is streamed"
+    for name, value in arguments.items():
+        if name.startswith("mock_") and value is not None:
+            return f"it has {name}"
+    if arguments.get("caching") or arguments.get("cache"):
+        return "answers are cached"
+    if arguments.get("client") is not None:
+        return "it has a client of its own"
+    return ""
+
+
+def _other_texts(value: Any, name: str = "") -> Any:
+    """Return messages of the same shape with other texts."""
+    from .shapes import structure
+
+    kind = value.__class__
+    if kind is str:
+        other = f"{value} {uuid.uuid4()}"
+        return other if structure(other, name) == structure(value, name) else value
+    if kind is dict:
+        return {key: _other_texts(member, key) for key, member in value.items()}
+    return [_other_texts(member, name) for member in value] if kind is list else value

@@ -1,0 +1,264 @@
+"""The direct lane: attempts of a Router that are sent without litellm's completion code.
+
+1. An attempt that litellm would treat in a way of its own goes through litellm, with the reason.
+2. The first attempt of a shape makes litellm's request twice without sending it, the second time
+   with other texts and ids. If a template made of the first one makes the second, byte for byte,
+   the lane is open for that shape.
+3. An attempt on the lane is one POST over the connections that litellm keeps for the deployment.
+4. An answer of a structure that was seen before becomes a ``ModelResponse``. The first answer of a
+   structure is handed to litellm, as if it came from the network; if ours is equal, ours will do.
+5. Every failure is handed to litellm in the same way. So its errors, its callbacks and the Router's
+   cooldowns are those of litellm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from .answers import AnswerTemplate, answer_template, difference
+from .bookkeeping import Bookkeeping, reason_for_litellm
+from .requests import NotAlikeError, RequestTemplate
+from .seam import Attempt, Sent, record, replay
+from .shapes import NotJsonError, Passed, Structure, exact, structure
+from .wire import Answer, post
+
+# Beyond so many shapes of one batch, its arguments differ from call to call.
+_MOST_SHAPES = 2048
+
+
+class Shape:
+    """What is known of the attempts of one shape.
+
+    Attributes:
+        template: makes their requests; None while it is unknown, or if there is none.
+        reason: why they go through litellm; empty if they need not.
+        answers: what litellm adds to their answers; None before the first one.
+        structures: those of answers that ours equals litellm's for, and whether it does.
+    """
+
+    def __init__(self) -> None:
+        self.template: RequestTemplate | None = None
+        self.reason = ""
+        self.answers: AnswerTemplate | None = None
+        self.structures: dict[Structure, bool] = {}
+        self.learning: asyncio.Future[None] | None = None
+
+
+class DirectLane:
+    """The direct lane of one batch.
+
+    Attributes:
+        direct_calls: attempts that were sent directly.
+        indirect_calls: attempts that went through litellm, by reason.
+    """
+
+    def __init__(self, router: object) -> None:
+        self.direct_calls = 0
+        self.indirect_calls: Counter[str] = Counter()
+        self._bookkeeping = Bookkeeping(router)
+        self._shapes: dict[Any, Shape] = {}
+        self._passed: dict[Any, dict[str, Passed]] = {}
+
+    async def attempt(self, litellms: Attempt, arguments: dict[str, Any]) -> Any:
+        """Make one attempt, on the lane if it is open for it."""
+        reason = self._bookkeeping.reason() or reason_for_litellm(arguments)
+        if reason:
+            return await self._through_litellm(reason, litellms, arguments)
+        try:
+            family, key = self._key(arguments)
+        except NotJsonError as error:
+            reason = f"an argument is not JSON: {error}"
+            return await self._through_litellm(reason, litellms, arguments)
+        shape = self._shapes.get((family, key))
+        while shape is not None and shape.learning is not None:
+            await asyncio.shield(shape.learning)
+            shape = self._shapes.get((family, key))
+        if shape is None:
+            if len(self._shapes) >= _MOST_SHAPES:
+                return await self._through_litellm("too many shapes", litellms, arguments)
+            shape = self._shapes[family, key] = Shape()
+            learnt = False
+            shape.learning = asyncio.get_running_loop().create_future()
+            try:
+                ended, outcome = await self._learn(shape, litellms, arguments)
+                learnt = True
+            finally:
+                shape.learning.set_result(None)
+                shape.learning = None
+                if not learnt:
+                    del self._shapes[family, key]
+            if ended:
+                self.indirect_calls[shape.reason] += 1
+                return outcome
+            if shape.template is not None:
+                self._note_passed(family, shape.template, arguments)
+        if shape.template is None:
+            return await self._through_litellm(shape.reason, litellms, arguments)
+        return await self._send(shape, shape.template, litellms, arguments)
+
+    async def _through_litellm(
+        self, reason: str, litellms: Attempt, arguments: dict[str, Any]
+    ) -> Any:
+        self.indirect_calls[reason] += 1
+        return await litellms(**arguments)
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def _key(self, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the family of a call and its key in it (:mod:`.shapes`)."""
+        internal = self._bookkeeping.is_internal
+        names, values = [], []
+        for name, value in arguments.items():
+            if name == "messages":
+                continue
+            names.append(name)
+            if not internal(name, value):
+                values.append((name, value))
+        family = (tuple(names), structure(arguments["messages"]))
+        passed = self._passed.get(family)
+        if passed is None:
+            return family, tuple([(name, exact(value)) for name, value in values])
+        return family, tuple(
+            [
+                (name, exact(value))
+                for name, value in values
+                if name not in passed or not passed[name].covers(value)
+            ]
+        )
+
+    async def _learn(
+        self, shape: Shape, litellms: Attempt, arguments: dict[str, Any]
+    ) -> tuple[bool, Any]:
+        """Learn how litellm sends a shape. Return True and the outcome if it sent nothing."""
+        sent = await record(litellms, _copied(arguments))
+        if not isinstance(sent, Sent):
+            shape.reason = "litellm answers it without a request"
+            return True, sent
+        other = self._bookkeeping.varied(_copied(arguments))
+        sent_too = await record(litellms, _copied(other))
+        try:
+            template = await RequestTemplate.of(sent, arguments)
+            if not (isinstance(sent_too, Sent) and template.makes(sent_too, other)):
+                raise NotAlikeError("its request depends on the texts or ids of the call")
+        except NotAlikeError as error:
+            shape.reason = str(error)
+        else:
+            shape.template = template
+        return False, None
+
+    def _note_passed(
+        self, family: Any, template: RequestTemplate, arguments: Mapping[str, Any]
+    ) -> None:
+        passed = self._passed.setdefault(family, {})
+        for name in template.arguments - {"messages", "model"}:
+            passed.setdefault(name, Passed()).add(arguments[name])
+
+    # -- answers -----------------------------------------------------------------------------------
+
+    async def _send(
+        self,
+        shape: Shape,
+        template: RequestTemplate,
+        litellms: Attempt,
+        arguments: dict[str, Any],
+    ) -> Any:
+        try:
+            body = template.body(arguments)
+        except (ValueError, TypeError, UnicodeError):  # litellm raises its own error
+            return await self._through_litellm("it cannot be encoded", litellms, arguments)
+        self.direct_calls += 1
+        started = time.perf_counter()
+        try:
+            answer = await post(template, body)
+        except Exception as error:  # noqa: BLE001 - handed to litellm, which raises its own
+            return await replay(litellms, arguments, _raising(error))
+        seconds = time.perf_counter() - started
+        data = _decoded(answer)
+        if data is not None:
+            response = await self._known(shape, answer, data, arguments, seconds)
+            if response is not None:
+                return response
+        theirs = await replay(litellms, arguments, answer.response)
+        _set_duration(theirs, seconds)
+        if data is not None:
+            self._compare(shape, answer, data, arguments, theirs)
+        return theirs
+
+    async def _known(
+        self,
+        shape: Shape,
+        answer: Answer,
+        data: Any,
+        arguments: dict[str, Any],
+        seconds: float,
+    ) -> Any:
+        """Return our response if answers of this structure are known to be equal, else None."""
+        if shape.answers is None or not shape.structures.get(structure(data), False):
+            return None
+        response = shape.answers.make(answer, data, arguments, seconds)
+        await self._bookkeeping.succeeded(arguments, response)
+        return response
+
+    def _compare(
+        self, shape: Shape, answer: Answer, data: Any, arguments: dict[str, Any], theirs: Any
+    ) -> None:
+        """Compare our response with litellm's, the first time that a structure comes."""
+        known = structure(data)
+        if known in shape.structures or len(shape.structures) >= _MOST_SHAPES:
+            return
+        if shape.answers is None:
+            shape.answers = answer_template(theirs, arguments)
+        try:
+            ours = shape.answers.make(answer, _decoded(answer), arguments, 0.0)
+            shape.structures[known] = difference(ours, theirs) is None
+        except Exception:  # noqa: BLE001 - litellm has read it, and reads all others of its kind
+            shape.structures[known] = False
+
+
+def _decoded(answer: Answer) -> Any:
+    """Decode the body of an answer. None: litellm reads it."""
+    encoded = any(name.lower() == b"content-encoding" for name, _ in answer.headers)
+    if answer.status != 200:
+        return None
+    try:
+        content = answer.response(_NO_REQUEST).content if encoded else answer.content
+        data: Any = json.loads(content)
+    except (ValueError, httpx.DecodingError):
+        return None
+    is_completion = isinstance(data, dict) and bool(data.get("choices"))
+    return data if is_completion and data.get("error") is None else None
+
+
+_NO_REQUEST = httpx.Request("POST", "http://localhost")
+
+
+def _raising(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(error, httpx.RequestError):
+            error.request = request
+        raise error
+
+    return answer
+
+
+def _set_duration(response: Any, seconds: float) -> None:
+    """Set the duration of a response that litellm made of an answer that was there already."""
+    hidden = getattr(response, "_hidden_params", None)
+    if isinstance(hidden, dict):
+        response._response_ms = hidden["_response_ms"] = seconds * 1000
+
+
+def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy arguments of an attempt for a recording, since litellm writes into some of them."""
+    return {
+        name: copy.deepcopy(value) if value.__class__ in (dict, list) else value
+        for name, value in arguments.items()
+    }

@@ -1,0 +1,123 @@
+"""The request of a direct call, made from the one that litellm made for a call of the same shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx
+from yarl import URL
+
+from .seam import Sent
+from .shapes import equal
+
+# These belong to one request or to one connection: aiohttp sets them.
+_HEADERS_OF_A_REQUEST = frozenset({b"content-length", b"host", b"connection"})
+
+
+class NotAlikeError(Exception):
+    """A request cannot be made from arguments: the message says why."""
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Encode a body as the openai package does, which sends most of litellm's requests."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode()
+
+
+@dataclass(frozen=True, eq=False)
+class RequestTemplate:
+    """A request of litellm's with open places for what differs from call to call.
+
+    Attributes:
+        sent: the request that litellm made.
+        arguments: names of the arguments that stand in the body as they are.
+        constants: the other members of the body.
+        order: the members in the order of the body.
+        headers, url, timeout, transport, proxy: as litellm sent it.
+    """
+
+    sent: Sent
+    arguments: frozenset[str]
+    constants: Mapping[str, Any]
+    order: tuple[str, ...]
+    headers: Mapping[str, str]
+    url: URL
+    timeout: aiohttp.ClientTimeout
+    transport: Any
+    proxy: str | None
+
+    @classmethod
+    async def of(cls, sent: Sent, arguments: Mapping[str, Any]) -> RequestTemplate:
+        """Find out which members of litellm's request are arguments of the call.
+
+        Raises:
+            NotAlikeError: the request is not JSON sent by POST, its messages were rewritten, or it
+                goes over a transport that is not litellm's own.
+        """
+        request = sent.request
+        transport: Any = sent.client._transport_for_url(request.url)
+        if not hasattr(transport, "get_valid_client_session"):
+            raise NotAlikeError("it is not sent by aiohttp")
+        try:
+            body: Any = json.loads(request.content)
+        except (httpx.RequestNotRead, ValueError):
+            raise NotAlikeError("its request is not JSON") from None
+        if request.method != "POST" or not isinstance(body, dict):
+            raise NotAlikeError("its request is not a JSON object sent by POST")
+        names = frozenset(
+            name
+            for name, member in body.items()
+            if name in arguments and equal(member, arguments[name])
+        )
+        if "messages" not in names:
+            raise NotAlikeError("litellm rewrites its messages")
+        seconds = request.extensions.get("timeout") or {}
+        template = cls(
+            sent=sent,
+            arguments=names,
+            constants={name: body[name] for name in body if name not in names},
+            order=tuple(body),
+            headers={
+                name.decode("ascii"): value.decode("latin-1")
+                for name, value in request.headers.raw
+                if name.lower() not in _HEADERS_OF_A_REQUEST
+            },
+            url=URL(str(request.url), encoded=True),
+            timeout=aiohttp.ClientTimeout(
+                sock_connect=seconds.get("connect"),
+                sock_read=seconds.get("read"),
+                connect=seconds.get("pool"),
+            ),
+            transport=transport,
+            proxy=await transport._get_proxy_settings(request),
+        )
+        if template.body(arguments) != request.content:
+            raise NotAlikeError("its body is encoded in another way")
+        return template
+
+    def body(self, arguments: Mapping[str, Any]) -> bytes:
+        """Make the body of a call with these arguments."""
+        given, constants = self.arguments, self.constants
+        return encode(
+            {name: arguments[name] if name in given else constants[name] for name in self.order}
+        )
+
+    def makes(self, sent: Sent, arguments: Mapping[str, Any]) -> bool:
+        """Return True if this template makes a request that litellm made, byte for byte."""
+        mine, theirs = self.sent.request, sent.request
+        return (
+            sent.client is self.sent.client
+            and (mine.method, mine.url) == (theirs.method, theirs.url)
+            and _headers(mine) == _headers(theirs)
+            and mine.extensions == theirs.extensions
+            and sent.options == self.sent.options
+            and self.body(arguments) == theirs.content
+        )
+
+
+def _headers(request: httpx.Request) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in request.headers.raw if pair[0].lower() != b"content-length"]

@@ -1,0 +1,169 @@
+"""The two places of litellm where a direct batch stands: its attempts, and what they send.
+
+Both generations of the Router look up ``litellm.acompletion`` when they make an attempt. While a
+direct call is in flight, a function of ours stands there, and another in ``AsyncClient.send`` of
+httpx, through which litellm sends. Both pass on every call that no direct batch has marked. The
+mark is a context variable, so that other tasks and threads are never concerned.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import httpx
+
+Attempt: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+class Lane(Protocol):
+    """Makes the attempts of marked calls."""
+
+    async def attempt(self, litellms: Attempt, arguments: dict[str, Any]) -> Any:
+        """Make one attempt with the arguments that ``litellms``, litellm's own function, got."""
+        ...
+
+
+class Sent(NamedTuple):
+    """A request as litellm sends it."""
+
+    client: httpx.AsyncClient
+    request: httpx.Request
+    options: Mapping[str, Any]
+
+
+class _RecordedError(BaseException):
+    """Ends an attempt whose request was recorded, past litellm's handlers of exceptions."""
+
+    def __init__(self, sent: Sent) -> None:
+        self.sent = sent
+
+
+class _Exchange:
+    """Stands in for the network in one attempt: records its request, or answers it once."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response] | None = None) -> None:
+        self._answer = answer
+        self._used = False
+
+    def end(self) -> None:
+        """Pass on what tasks that the attempt has left behind send from now on."""
+        self._used = True
+
+    def exchange(self, sent: Sent) -> httpx.Response | None:
+        """Answer a request. None: it goes to the network, since the answer was used already."""
+        if self._used:
+            return None
+        self._used = True
+        if self._answer is None:
+            raise _RecordedError(sent)
+        return self._answer(sent.request)
+
+
+_lane: ContextVar[Lane | None] = ContextVar("parallel_core_direct_lane", default=None)
+_exchange: ContextVar[_Exchange | None] = ContextVar("parallel_core_direct_exchange", default=None)
+
+_lock = threading.Lock()
+_users = 0
+_originals: dict[str, Any] = {}
+
+
+@contextmanager
+def marked(lane: Lane) -> Generator[None, None, None]:
+    """Let a lane make the attempts of the Router calls in this context."""
+    _install()
+    token = _lane.set(lane)
+    try:
+        yield
+    finally:
+        _lane.reset(token)
+        _remove()
+
+
+async def record(litellms: Attempt, arguments: dict[str, Any]) -> Sent | Any:
+    """Return the request that litellm would send, without sending it.
+
+    Whatever else litellm does is the outcome of the attempt: what it returns or raises before it
+    sends anything.
+    """
+    try:
+        return await _with(_Exchange(), litellms, arguments)
+    except _RecordedError as recorded:
+        return recorded.sent
+
+
+async def replay(
+    litellms: Attempt,
+    arguments: dict[str, Any],
+    answer: Callable[[httpx.Request], httpx.Response],
+) -> Any:
+    """Let litellm make an attempt whose first request gets an answer that is there already.
+
+    ``answer`` returns it or raises what the network raised. Further requests, which litellm makes
+    after some errors, go to the network.
+    """
+    return await _with(_Exchange(answer), litellms, arguments)
+
+
+async def _with(exchange: _Exchange, litellms: Attempt, arguments: dict[str, Any]) -> Any:
+    lane, token = _lane.set(None), _exchange.set(exchange)
+    try:
+        return await litellms(**arguments)
+    finally:
+        exchange.end()
+        _exchange.reset(token)
+        _lane.reset(lane)
+
+
+def _install() -> None:
+    global _users
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        litellm = sys.modules["litellm"]
+        attempt, send = litellm.acompletion, httpx.AsyncClient.send
+
+        @functools.wraps(attempt)
+        async def acompletion(*args: Any, **kwargs: Any) -> Any:
+            lane = _lane.get()
+            if lane is None or args:
+                return await attempt(*args, **kwargs)
+            return await lane.attempt(attempt, kwargs)
+
+        @functools.wraps(send)
+        async def exchanging(
+            self: httpx.AsyncClient, request: httpx.Request, **options: Any
+        ) -> httpx.Response:
+            exchange = _exchange.get()
+            if exchange is not None:
+                answer = exchange.exchange(Sent(self, request, options))
+                if answer is not None:
+                    return answer
+            return await send(self, request, **options)
+
+        _originals.update(
+            acompletion=attempt, send=send, own_acompletion=acompletion, own_send=exchanging
+        )
+        litellm.acompletion = acompletion  # type: ignore[attr-defined]
+        httpx.AsyncClient.send = exchanging  # type: ignore[method-assign]
+
+
+def _remove() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        litellm = sys.modules["litellm"]
+        # What somebody else has put there since stays: ours passes everything on underneath.
+        if litellm.acompletion is _originals["own_acompletion"]:
+            litellm.acompletion = _originals["acompletion"]  # type: ignore[attr-defined]
+        if httpx.AsyncClient.send is _originals["own_send"]:
+            httpx.AsyncClient.send = _originals["send"]  # type: ignore[method-assign]
+        _originals.clear()
