@@ -251,6 +251,7 @@ def draw(scenario: Scenario, runs: list[Run], path: Path) -> None:
         if colour is not None and contender.rejections:
             lower.plot(*zip(*contender.rejections, strict=True), color=colour, label=contender.name)
     lower.set(xlabel="seconds", ylabel="rejected so far", yscale="symlog")
+    lower.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
     lower.legend(loc="upper left")
     save(figure, path)
 
