@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ COLORS = {
     "teal": ("#0e8aa3", "#4cc9e0"),
     "grey": ("#7b8794", "#93a0ae"),
 }
-_OF_KINDS = ("red", "orange", "violet", "teal", "blue", "grey")
+_KIND_COLORS = ("red", "orange", "violet", "teal", "blue", "grey")
 
 Point: TypeAlias = tuple[float, float]
 
@@ -99,7 +99,7 @@ class Chart:
     x: Axis
     y: Axis
     layers: Sequence[Bars | Line]
-    marks: Sequence[Mark] = field(default=())
+    marks: Sequence[Mark] = ()
 
 
 def charts_of(report: RunReport) -> list[Chart]:
@@ -201,7 +201,7 @@ def _errors(course: Timeline) -> Chart:
     names = {kind: f"{kind}: {sum(counts):,}" for kind, counts in shown.items()}
     layers = [
         (names[kind], color, counts, [f"{number:,} in {part}: {kind}" for number in counts])
-        for (kind, counts), color in zip(shown.items(), _OF_KINDS, strict=False)
+        for (kind, counts), color in zip(shown.items(), _KIND_COLORS, strict=False)
     ]
     most = max(map(sum, zip(*shown.values(), strict=True)))
     return Chart(
@@ -245,7 +245,7 @@ def _pauses(course: Timeline) -> list[Mark]:
 def _frequent(errors: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the most frequent kinds, a color for each, and the sum of the others as the last."""
     kinds = list(errors.items())
-    most = len(_OF_KINDS)
+    most = len(_KIND_COLORS)
     if len(kinds) <= most:
         return errors
     rest = [counts for _, counts in kinds[most - 1 :]]
