@@ -32,6 +32,7 @@ from parallel_core.demo_server import (
     DemoServerSettings,
     demo_server_process,
 )
+from parallel_core.report.png import matplotlib_style, save
 
 from .adapter import MODEL
 
@@ -223,17 +224,13 @@ def run(scenario: Scenario) -> list[Run]:
     return runs
 
 
+@matplotlib_style()
 def draw(scenario: Scenario, runs: list[Run], path: Path) -> None:
     """The limit, the capacity, and what was rejected, over time."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "parallel_core", "font.size": 10})
-    from matplotlib import pyplot
-
-    figure, (upper, lower) = pyplot.subplots(
-        2, 1, figsize=(9, 6), sharex=True, layout="constrained", height_ratios=(2, 1)
-    )
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     auto = next(run for run in runs if run.limits)
     edges = [number * scenario.seconds for number in range(len(scenario.capacities) + 1)]
     upper.stairs(scenario.capacities, edges, color="#30638e", linewidth=2, label="hidden capacity")
@@ -254,8 +251,9 @@ def draw(scenario: Scenario, runs: list[Run], path: Path) -> None:
         if colour is not None and contender.rejections:
             lower.plot(*zip(*contender.rejections, strict=True), color=colour, label=contender.name)
     lower.set(xlabel="seconds", ylabel="rejected so far", yscale="symlog")
+    lower.yaxis.set_major_formatter(lambda value, position: f"{value:,.10g}")
     lower.legend(loc="upper left")
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:

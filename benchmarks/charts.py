@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from parallel_core.report.png import matplotlib_style, save
+
 from .peers import Peer
 from .question import Parameters
 from .runner import Answer, Group, Spread
@@ -24,37 +26,18 @@ OTHERS = (
     "#577590",
     "#a1a1aa",
 )
-# The same picture gives the same file.
-METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}
 
 
+@matplotlib_style()
 def draw(answers: list[Answer], folder: Path) -> list[Path]:
     """Draw what was measured, and return the files."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams.update(
-        {
-            "svg.hashsalt": "parallel_core",
-            "svg.fonttype": "path",
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-        }
-    )
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for answer in answers:
-        drawer = DRAWERS.get(answer.question.name)
-        figure = None if drawer is None else drawer(answer)
-        if figure is None:
-            continue
-        for kind, metadata in METADATA.items():
-            path = folder / f"{answer.question.name}.{kind}"
-            figure.savefig(path, dpi=150, metadata=metadata)
-            written.append(path)
+        name = answer.question.name
+        figure = DRAWERS[name](answer) if name in DRAWERS else None
+        if figure is not None:
+            written += [save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
     return written
 
 
@@ -98,12 +81,13 @@ def _lines(
     leaves_calls: Callable[[Group, Peer], bool] = lambda group, peer: False,
 ) -> Any:
     """A line for each peer, both scales logarithmic."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     groups = [group for group in answer.groups if takes(group.parameters)]
     if not groups:
         return None
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str, bool]] = []
     for peer, colour in _colours(groups):
         points: list[tuple[float, float]] = []
@@ -139,7 +123,7 @@ def _name_the_ends(axes: Any, ends: list[tuple[float, float, str, str, bool]]) -
     """Names at the right of the lines, moved apart where lines end close to each other."""
     if not ends:
         return
-    axes.figure.canvas.draw()
+    axes.figure.draw_without_rendering()
     to_pixels = axes.transData.transform
     step = 13 * axes.figure.dpi / 100
     lowest: dict[float, float] = {}
@@ -163,7 +147,7 @@ def _name_the_ends(axes: Any, ends: list[tuple[float, float, str, str, bool]]) -
 
 def overhead(answer: Answer) -> Any:
     """Bars: what a call costs that does nothing, and one that sleeps."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     groups = [
         group
@@ -173,9 +157,8 @@ def overhead(answer: Answer) -> Any:
     ]
     if not groups:
         return None
-    figure, plots = pyplot.subplots(
-        1, len(groups), figsize=(4.8 * len(groups), 5), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.8 * len(groups), 5), layout="constrained")
+    plots = figure.subplots(1, len(groups), squeeze=False)
     for axes, group in zip(plots[0], groups, strict=True):
         bars = sorted(
             (spread.median, peer.title, colour, spread)

@@ -9,11 +9,16 @@ from datetime import UTC, datetime
 from parallel_core.quantities import NOTHING, count, money, rate, seconds, span
 from parallel_core.router import describe_finishes
 
-from .model import ModelReport, Percentiles, RunReport, Timeline
+from .model import ModelReport, Percentiles, RunReport
 
 UNKNOWN = "unknown"
 ALL = "all"
-MOST_KINDS_SHOWN = 6  # kinds of failures in a chart
+
+# Heads of the tables with a row for each model.
+_REQUESTS = ("requests", "ok", "failed", "calls", "attempts", "calls/s")
+_TIMES = ("calls", "p50", "p95", "p99", "maximum")
+_TOKENS = ("prompt", "cached", "completion", "reasoning")
+_COST = ("USD", "USD per 1,000 answers", "calls without a price")
 
 
 def moment(value: float) -> str:
@@ -42,68 +47,40 @@ class Table:
 
 def tables(report: RunReport) -> list[Table]:
     """Return the tables of a report. With several models, the last rows are totals."""
-    rows = [(model.model, model) for model in report.models]
-    several = len(rows) > 1
-    if several:
-        rows.append((ALL, report.total))
-
-    def table(
-        title: str, heads: tuple[str, ...], cells: Callable[[ModelReport], tuple[str, ...]]
-    ) -> Table:
-        filled = [(name, *cells(model)) for name, model in rows]
-        return Table(title, ("model", *heads), filled, sums=int(several))
-
-    made = [
-        table("Requests", ("requests", "ok", "failed", "calls", "attempts", "calls/s"), _requests)
-    ]
+    total = report.total
+    made = [_by_model(report, "Requests", _REQUESTS, _requests)]
     if report.failures:
         made.append(_failures(report))
-    if report.failures and several:
-        by_model: list[tuple[str, ...]] = [
-            (name, kind, count(number))
-            for name, model in rows[:-1]  # without the totals
-            for kind, number in model.failures.items()
-        ]
-        made.append(
-            Table("Failed requests of each model", ("model", "kind", "requests"), by_model, names=2)
-        )
-    if report.total.finish_reasons:
-        finishes: list[tuple[str, ...]] = [
-            (name, reason, count(number))
-            for name, model in rows
-            for reason, number in model.finish_reasons.items()
-        ]
-        sums = len(report.total.finish_reasons) if several else 0
-        made.append(
-            Table(
-                "Finish reasons of answers",
-                ("model", "finish reason", "answers"),
-                finishes,
-                names=2,
-                sums=sums,
-            )
-        )
-    heads = ("calls", "p50", "p95", "p99", "maximum")
-    if report.total.latency is not None:
-        made.append(
-            table(
-                "Latency of calls with an answer, seconds",
-                heads,
-                lambda model: _percentiles(model.latency),
-            )
-        )
-    if report.total.first_chunk is not None:
-        made.append(
-            table(
-                "Time to the first chunk, seconds",
-                heads,
-                lambda model: _percentiles(model.first_chunk),
-            )
-        )
-    made.append(table("Tokens", ("prompt", "cached", "completion", "reasoning"), _tokens))
-    if report.total.calls:
-        made.append(table("Cost", ("USD", "USD per 1,000 answers", "calls without a price"), _cost))
+        if len(report.models) > 1:
+            made.append(_failures_by_model(report))
+    if total.finish_reasons:
+        made.append(_finishes(report))
+    if total.latency is not None:
+        title = "Latency of calls with an answer, seconds"
+        made.append(_by_model(report, title, _TIMES, lambda model: _percentiles(model.latency)))
+    if total.first_chunk is not None:
+        title = "Time to the first chunk, seconds"
+        made.append(_by_model(report, title, _TIMES, lambda model: _percentiles(model.first_chunk)))
+    made.append(_by_model(report, "Tokens", _TOKENS, _tokens))
+    if total.calls:
+        made.append(_by_model(report, "Cost", _COST, _cost))
     return made
+
+
+def _rows(report: RunReport) -> list[tuple[str, ModelReport]]:
+    """Return the models with their names; if there are several, the total is the last."""
+    rows = [(model.model, model) for model in report.models]
+    return [*rows, (ALL, report.total)] if len(rows) > 1 else rows
+
+
+def _by_model(
+    report: RunReport,
+    title: str,
+    heads: tuple[str, ...],
+    cells: Callable[[ModelReport], tuple[str, ...]],
+) -> Table:
+    rows = [(name, *cells(model)) for name, model in _rows(report)]
+    return Table(title, ("model", *heads), rows, sums=int(len(rows) > 1))
 
 
 def _failures(report: RunReport) -> Table:
@@ -117,6 +94,43 @@ def _failures(report: RunReport) -> Table:
         for failure in report.failures
     ]
     return Table("Failed requests", ("kind", "message", "ids", "requests"), rows, names=3)
+
+
+def _failures_by_model(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (model.model, kind, count(number))
+        for model in report.models
+        for kind, number in model.failures.items()
+    ]
+    return Table("Failed requests of each model", ("model", "kind", "requests"), rows, names=2)
+
+
+def _finishes(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (name, reason, count(number))
+        for name, model in _rows(report)
+        for reason, number in model.finish_reasons.items()
+    ]
+    heads = ("model", "finish reason", "answers")
+    sums = len(report.total.finish_reasons) if len(report.models) > 1 else 0
+    return Table("Finish reasons of answers", heads, rows, names=2, sums=sums)
+
+
+def cards(total: ModelReport) -> list[tuple[str, str]]:
+    """Return the most important numbers: pairs of name and value."""
+    found = [
+        ("requests", count(total.requests)),
+        ("ok", count(total.ok)),
+        ("failed", count(total.failed)),
+    ]
+    if total.calls_per_second is not None:
+        found.append(("calls/s", rate(total.calls_per_second)))
+    if total.latency is not None:
+        found.append(("p50, seconds", seconds(total.latency.p50)))
+        found.append(("p95, seconds", seconds(total.latency.p95)))
+    if total.calls:
+        found.append(("cost, USD", cost(total)))
+    return found
 
 
 def facts(report: RunReport) -> list[tuple[str, str]]:
@@ -192,15 +206,3 @@ def _cost(model: ModelReport) -> tuple[str, ...]:
     known = model.ok and cost(model) != UNKNOWN
     each = money(1000 * model.cost / model.ok) if known else NOTHING
     return cost(model), each, count(model.unpriced_calls)
-
-
-def errors_to_show(course: Timeline) -> dict[str, list[int]]:
-    """Return the failed calls of each part by kind: the most frequent kinds, and the sum of the
-    others."""
-    kinds = list(course.errors.items())
-    if len(kinds) <= MOST_KINDS_SHOWN:
-        return dict(kinds)
-    shown = dict(kinds[: MOST_KINDS_SHOWN - 1])
-    rest = [counts for _, counts in kinds[MOST_KINDS_SHOWN - 1 :]]
-    shown["others"] = [sum(counts) for counts in zip(*rest, strict=True)]
-    return shown

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from parallel_core import quantities
+from .axes import Axis
+from .charts import COLORS, Bars, Chart, Line, charts_of
+from .model import ReportError, RunReport
 
-from .formats import errors_to_show
-from .model import Histogram, ReportError, RunReport, Timeline
-from .svg import short, time_axis
-
-_BLUE, _GREEN, _RED, _ORANGE, _VIOLET, _TEAL, _GREY = (
-    *("#2563eb", "#0d9166", "#cf3341", "#c86f04", "#7a45d6", "#0e8aa3", "#7b8794"),
-)
-_LONGEST_LABEL = 40  # characters; the legend has two labels side by side
+_LONGEST_LABEL = 46  # characters; the legend has two such labels side by side
+_SHORT_LABEL = 16  # and five of these
+_MARKS = ("-", "--", ":")
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,7 +29,10 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     # A dollar sign in a name from a file must not start a formula.
     "text.parse_math": False,
+    "svg.hashsalt": "parallel_core",
 }
+# The same picture gives the same file.
+_METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".png": {"Software": None}}
 
 
 def write(report: RunReport, folder: Path) -> list[Path]:
@@ -41,6 +41,23 @@ def write(report: RunReport, folder: Path) -> list[Path]:
     Raises:
         ReportError: matplotlib is not installed.
         OSError: a file cannot be written.
+    """
+    written: list[Path] = []
+    with matplotlib_style() as figures:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, charts in _pictures(report).items():
+            figure: Any = figures.Figure(figsize=(8, 2.2 + 2.0 * len(charts)), layout="constrained")
+            draw(figure, charts)
+            written.append(save(figure, folder / f"{name}.png"))
+    return written
+
+
+@contextmanager
+def matplotlib_style() -> Generator[Any]:
+    """Set the style of all pictures, and yield the module with matplotlib's ``Figure``.
+
+    Raises:
+        ReportError: matplotlib is not installed.
     """
     try:
         mpl: Any = importlib.import_module("matplotlib")
@@ -51,146 +68,76 @@ def write(report: RunReport, folder: Path) -> list[Path]:
             "PNG needs matplotlib, which is not installed: pip install 'parallel_core[report]'; "
             "--html works without it"
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Do not warn about a letter in a model name that the font lacks; it is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph")
-        for name, draw, panels in _pictures(report):
-            size = (8, 2.2 + 2.0 * panels)
-            figure: Any = figures.Figure(figsize=size, layout="constrained")
-            draw([figure.add_subplot(panels, 1, panel + 1) for panel in range(panels)])
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=130, metadata={"Software": None})
-            written.append(path)
-    return written
+        yield figures
 
 
-_Picture: TypeAlias = tuple[str, Callable[[list[Any]], None], int]
+def save(figure: Any, path: Path) -> Path:
+    """Save a figure in the format that the name of the file ends with, and return the path."""
+    figure.savefig(path, dpi=130, metadata=_METADATA[path.suffix])
+    return path
 
 
-def _pictures(report: RunReport) -> list[_Picture]:
-    """Return the pictures to draw: name, drawing function and number of panels of each."""
-    course, found = report.timeline, report.latency
-    pictures: list[_Picture] = []
-    if course is not None:
-        pictures.append(("throughput", partial(_throughput, course), 2))
-    if found is not None:
-        pictures.append(("latency", partial(_latency, found, report), 1))
-    if course is not None:
-        if course.errors:
-            pictures.append(("errors", partial(draw_errors, course), 1))
-        if course.cost[-1] > 0:
-            pictures.append(("cost", partial(_cost, course), 1))
-        if any(limit is not None for limit in course.limit):
-            pictures.append(("limit", partial(_limit, course), 1))
+def _pictures(report: RunReport) -> dict[str, list[Chart]]:
+    """Return the charts of each picture, by its name."""
+    pictures = {chart.name: [chart] for chart in charts_of(report)}
+    in_flight = pictures.pop("in-flight", [])
+    if in_flight:
+        pictures["throughput"] += in_flight
+    if report.timeline is not None and any(limit is not None for limit in report.timeline.limit):
+        pictures["limit"] = in_flight
     return pictures
 
 
-def _plain(value: float, _position: int) -> str:
-    return short(value)
+def draw(figure: Any, charts: Sequence[Chart]) -> None:
+    """Draw charts below each other, and below them one key, where it hides nothing."""
+    key: list[tuple[Any, str]] = []  # what is drawn, and its name
+    for number, chart in enumerate(charts, 1):
+        axes: Any = figure.add_subplot(len(charts), 1, number)
+        axes.set(title=chart.caption, **_scale("x", chart.x), **_scale("y", chart.y))
+        axes.minorticks_off()
+        key += [(_layer(axes, layer), _shorten(layer.name)) for layer in chart.layers]
+        for mark in chart.marks:
+            if mark.label:
+                style = {"color": "#1c2430", "linestyle": _MARKS[mark.row]}
+                key.append((axes.axvline(mark.at, linewidth=1.2, **style), mark.label))
+            else:
+                axes.axvline(mark.at, linewidth=1.2, color=COLORS["grey"][0], linestyle=":")
+    drawn, names = zip(*key, strict=True)
+    columns = 5 if max(map(len, names)) <= _SHORT_LABEL else 2
+    figure.legend(drawn, names, loc="outside lower left", ncols=columns)
 
 
-def _nothing(_value: float, _position: int) -> str:
-    return ""
+def _scale(side: str, axis: Axis) -> dict[str, Any]:
+    """Return the settings of one side of a matplotlib ``Axes``."""
+    return {
+        f"{side}label": axis.title,
+        f"{side}scale": "log" if axis.logarithmic else "linear",
+        f"{side}lim": (axis.low, axis.high),
+        f"{side}ticks": [value for value, _ in axis.ticks],
+        f"{side}ticklabels": [label for _, label in axis.ticks],
+    }
 
 
-def _edges(course: Timeline) -> list[float]:
-    return [course.step * part for part in range(len(course.ended) + 1)]
+def _layer(axes: Any, layer: Bars | Line) -> Any:
+    """Draw a layer, and return what stands for it in the key."""
+    color = COLORS[layer.color][0]
+    if isinstance(layer, Bars):
+        tops = [sum(ends) for ends in zip(layer.heights, layer.bottoms, strict=True)]
+        return axes.stairs(tops, layer.edges, baseline=layer.bottoms, fill=True, color=color)
+    lines: list[Any] = []
+    for run in layer.runs:
+        across, heights = zip(*run, strict=True)
+        lines += axes.plot(across, heights, color=color, linewidth=1.8, clip_on=False)
+        if layer.filled:
+            axes.fill_between(across, heights, color=color, alpha=0.2)
+    return lines[0]
 
 
-def _over_time(axes: Any, course: Timeline, title: str, unit: str) -> None:
-    scale = time_axis(course.step * len(course.ended))
-    axes.set_title(title)
-    axes.set_xlim(scale.low, scale.high)
-    axes.set_xticks([value for value, _ in scale.ticks], [label for _, label in scale.ticks])
-    axes.set_xlabel(scale.title)
-    axes.set_ylabel(unit)
-    axes.set_ylim(bottom=0)
-    for pause in course.pauses:
-        axes.axvline(pause.at, color=_GREY, linestyle=":", linewidth=1.2)
-
-
-def _explain(axes: Any, columns: int) -> None:
-    """Put the legend below the chart, where it hides nothing."""
-    axes.figure.legend(loc="outside lower left", ncols=columns)
-
-
-def _throughput(course: Timeline, panels: list[Any]) -> None:
-    upper, lower = panels
-    part = quantities.span(course.step)
-    rates = [ended / course.step for ended in course.ended]
-    upper.stairs(rates, _edges(course), fill=True, color=_BLUE, alpha=0.85)
-    _over_time(upper, course, f"Throughput, mean over {part}", "calls/s")
-    _fill(lower, course)
-    _over_time(lower, course, f"Calls in flight, mean over {part}", "calls")
-
-
-def _fill(axes: Any, course: Timeline) -> None:
-    axes.stairs(course.in_flight, _edges(course), fill=True, color=_TEAL, alpha=0.25)
-    axes.stairs(
-        course.in_flight,
-        _edges(course),
-        color=_TEAL,
-        linewidth=1.6,
-        baseline=None,
-        label="in flight",
-    )
-
-
-def _limit(course: Timeline, panels: list[Any]) -> None:
-    (axes,) = panels
-    _fill(axes, course)
-    limits = [float("nan") if limit is None else limit for limit in course.limit]
-    axes.stairs(limits, _edges(course), color=_ORANGE, linewidth=1.8, baseline=None, label="limit")
-    _over_time(axes, course, "Limit of calls in flight", "calls")
-    _explain(axes, 2)
-
-
-def _latency(found: Histogram, report: RunReport, panels: list[Any]) -> None:
-    (axes,) = panels
-    both = [ok + failed for ok, failed in zip(found.ok, found.failed, strict=True)]
-    if any(found.failed):
-        axes.stairs(both, found.edges, baseline=found.ok, fill=True, color=_RED, label="failed")
-    axes.stairs(found.ok, found.edges, fill=True, color=_GREEN, label="ok")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(_plain)
-    axes.xaxis.set_minor_formatter(_nothing)
-    axes.set_xlim(found.edges[0], found.edges[-1])
-    axes.set_title("Latency")
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("calls")
-    axes.set_ylim(bottom=0)
-    percentiles = report.total.latency
-    if percentiles is not None:
-        for name, value, style in (
-            ("p50", percentiles.p50, "-"),
-            ("p95", percentiles.p95, "--"),
-            ("p99", percentiles.p99, ":"),
-        ):
-            label = f"{name} {quantities.seconds(value)} s"
-            axes.axvline(value, color="#1c2430", linestyle=style, linewidth=1.2, label=label)
-    _explain(axes, 5)
-
-
-def draw_errors(course: Timeline, panels: list[Any]) -> None:
-    """Draw the failed calls by kind on one panel."""
-    (axes,) = panels
-    below = [0] * len(course.ended)
-    colors = (_RED, _ORANGE, _VIOLET, _TEAL, _BLUE, _GREY)
-    for (name, counts), color in zip(errors_to_show(course).items(), colors, strict=False):
-        above = [bottom + number for bottom, number in zip(below, counts, strict=True)]
-        label = f"{name[:_LONGEST_LABEL]}: {sum(counts):,}"
-        axes.stairs(above, _edges(course), baseline=below, fill=True, color=color, label=label)
-        below = above
-    part = quantities.span(course.step)
-    _over_time(axes, course, "Failed calls by kind", f"calls in {part}")
-    _explain(axes, 2)
-
-
-def _cost(course: Timeline, panels: list[Any]) -> None:
-    (axes,) = panels
-    edges, spent = _edges(course), [0.0, *course.cost]
-    axes.plot(edges, spent, color=_VIOLET, linewidth=1.8)
-    axes.fill_between(edges, spent, color=_VIOLET, alpha=0.2)
-    _over_time(axes, course, "Cumulative cost", "USD")
+def _shorten(name: str) -> str:
+    """Shorten a long name in the middle: a number may stand at its end."""
+    if len(name) <= _LONGEST_LABEL:
+        return name
+    return f"{name[: _LONGEST_LABEL - 11]}…{name[-10:]}"

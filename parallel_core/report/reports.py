@@ -7,7 +7,7 @@ from pathlib import Path
 from parallel_core.journal import RunPaths
 
 from .model import RunReport
-from .records import read_run, text_of
+from .reading import read_run, text_of
 from .summary import report_of
 
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Mapping
 
-from .model import (
-    FailureReport,
-    Histogram,
-    LimitReport,
-    ModelReport,
-    Percentiles,
-    RunReport,
-    Timeline,
-)
+from .model import FailureReport, Histogram, ModelReport, Percentiles, RunReport
 from .records import NO_FINISH, OK, Records, Tally, shown_name
-from .times import active_time, limit_report, peak_in_flight, timeline
+from .times import course_of
 
 _SHORTEST = 1e-4  # seconds; the histogram counts shorter calls as this
 _BINS_PER_DECADE = (10, 20, 40)
@@ -28,105 +20,65 @@ _MOST_IDS = 3
 
 def report_of(records: Records, name: str) -> RunReport:
     """Return the report of a run. This consumes the records."""
-    outcomes = _outcomes(records)
-    finishes, without_text = _finishes(records)
+    _count_requests(records)
     failed_ids = _failed_ids(records)
     # Free the largest part of the memory; it is not needed any more.
     records.last.clear()
-    seconds, peak = 0.0, 0
-    began: float | None = None
-    ended: float | None = None
-    limit: LimitReport | None = None
-    course: Timeline | None = None
-    found = active_time(records)
-    if found is not None:
-        time, starts, ends = found
-        seconds, peak = time.seconds, peak_in_flight(starts, ends)
-        began, ended = time.began, time.ended
-        limit = limit_report(records.limits, time)
-        course = timeline(records, time, starts, ends)
-        del starts, ends, found
-    calls: Counter[int] = Counter()
-    latencies: defaultdict[int, array[float]] = defaultdict(lambda: array("d"))
-    for model, kind, duration in zip(records.model, records.kind, records.duration, strict=True):
-        if not math.isnan(duration):
-            calls[model] += 1
-            if kind == OK:
-                latencies[model].append(duration)
+    course = course_of(records)
+    _count_calls(records)
+    everything = Tally()
+    for tally in records.tallies.values():
+        everything.add(tally)
+    kinds = records.kinds.names
+    total = _model_report("", everything, kinds, course.seconds)
     models = [
-        _model_report(
-            records.models.names[model],
-            {kind: count for (of, kind), count in outcomes.items() if of == model},
-            records.kinds.names,
-            {reason: count for (of, reason), count in finishes.items() if of == model},
-            without_text[model],
-            calls[model],
-            seconds,
-            latencies[model],
-            tally,
-        )
+        _model_report(records.models.names[model], tally, kinds, course.seconds)
         for model, tally in records.tallies.items()
     ]
-    models.sort(key=lambda report: (-report.requests, report.model))
-    everything: Counter[int] = Counter()
-    for (_, kind), count in outcomes.items():
-        everything[kind] += count
-    every_finish: Counter[str] = Counter()
-    for (_, reason), count in finishes.items():
-        every_finish[reason] += count
-    total = _model_report(
-        "",
-        everything,
-        records.kinds.names,
-        every_finish,
-        without_text.total(),
-        calls.total(),
-        seconds,
-        array("d", itertools.chain.from_iterable(latencies.values())),
-        _sum(records.tallies.values()),
-    )
     return RunReport(
         name=name,
-        started_at=began,
-        ended_at=ended,
-        active_seconds=seconds,
-        peak_in_flight=peak,
+        started_at=course.began,
+        ended_at=course.ended,
+        active_seconds=course.seconds,
+        peak_in_flight=course.peak_in_flight,
         total=total,
-        models=models,
+        models=sorted(models, key=lambda report: (-report.requests, report.model)),
         failures=[
             FailureReport(
-                name,
+                kind,
                 count,
                 records.messages.get(number, ""),
                 [shown_name(custom_id) for custom_id in failed_ids.get(number, [])[:_MOST_IDS]],
             )
-            for name, count in total.failures.items()
-            for number in (records.kinds.names.index(name),)
+            for kind, count in total.failures.items()
+            for number in (kinds.index(kind),)
         ],
-        limit=limit,
-        timeline=course,
+        limit=course.limit,
+        timeline=course.timeline,
         latency=_histogram(records),
         notes=[*records.notes, *_notes(total)],
     )
 
 
-def _outcomes(records: Records) -> Counter[tuple[int, int]]:
-    """Count the requests by the numbers of their model and of the kind with which they ended."""
-    model, kind, otherwise = records.model, records.kind, records.outcome
-    return Counter((model[row], otherwise.get(row, kind[row])) for row in records.last.values())
-
-
-def _finishes(records: Records) -> tuple[Counter[tuple[int, str]], Counter[int]]:
-    """Count answers by the number of the model and the finish reason, and those without text."""
-    reasons: Counter[tuple[int, str]] = Counter()
-    without_text: Counter[int] = Counter()
+def _count_requests(records: Records) -> None:
+    """Add the requests to the tallies of their models, by how they ended."""
     for row in records.last.values():
-        if records.outcome.get(row, records.kind[row]) == OK:
-            model, finish = records.model[row], records.finish[row]
-            if finish != NO_FINISH:
-                reasons[model, records.finishes.names[finish]] += 1
-            without_text[model] += records.without_text[row]
-    return reasons, without_text
+        tally, kind = records.tallies[records.model[row]], records.outcome_of(row)
+        tally.outcomes[kind] += 1
+        if kind == OK:
+            if records.finish[row] != NO_FINISH:
+                tally.finishes[records.finishes.names[records.finish[row]]] += 1
+            tally.without_text += records.without_text[row]
+
+
+def _count_calls(records: Records) -> None:
+    """Add the measured calls to the tallies of their models."""
+    for model, kind, duration in zip(records.model, records.kind, records.duration, strict=True):
+        if not math.isnan(duration):
+            tally = records.tallies[model]
+            tally.calls += 1
+            if kind == OK:
+                tally.latencies.append(duration)
 
 
 def _failed_ids(records: Records) -> dict[int, list[str]]:
@@ -139,35 +91,21 @@ def _failed_ids(records: Records) -> dict[int, list[str]]:
     return found
 
 
-def _model_report(
-    name: str,
-    outcomes: dict[int, int],
-    kinds: list[str],
-    finishes: dict[str, int],
-    without_text: int,
-    calls: int,
-    seconds: float,
-    latencies: array[float],
-    tally: Tally,
-) -> ModelReport:
-    failures = sorted(
-        ((kinds[kind], count) for kind, count in outcomes.items() if kind != OK),
-        key=lambda failure: (-failure[1], failure[0]),
-    )
-    ok = outcomes.get(OK, 0)
-    failed = sum(count for _, count in failures)
+def _model_report(name: str, tally: Tally, kinds: list[str], seconds: float) -> ModelReport:
+    failures = {kinds[kind]: count for kind, count in tally.outcomes.items() if kind != OK}
+    ok, failed = tally.outcomes[OK], sum(failures.values())
     return ModelReport(
         model=name,
         requests=ok + failed,
         ok=ok,
         failed=failed,
-        failures=dict(failures),
-        finish_reasons=dict(sorted(finishes.items(), key=lambda one: (-one[1], one[0]))),
-        without_text=without_text,
-        calls=calls,
+        failures=_by_frequency(failures),
+        finish_reasons=_by_frequency(tally.finishes),
+        without_text=tally.without_text,
+        calls=tally.calls,
         attempts=tally.attempts,
-        calls_per_second=calls / seconds if seconds > 0 and calls else None,
-        latency=_percentiles(latencies),
+        calls_per_second=tally.calls / seconds if seconds > 0 and tally.calls else None,
+        latency=_percentiles(tally.latencies),
         first_chunk=_percentiles(tally.first_chunks),
         prompt_tokens=tally.prompt_tokens,
         completion_tokens=tally.completion_tokens,
@@ -179,19 +117,8 @@ def _model_report(
     )
 
 
-def _sum(tallies: Iterable[Tally]) -> Tally:
-    total = Tally()
-    for tally in tallies:
-        total.attempts += tally.attempts
-        total.prompt_tokens += tally.prompt_tokens
-        total.completion_tokens += tally.completion_tokens
-        total.cached_tokens += tally.cached_tokens
-        total.reasoning_tokens += tally.reasoning_tokens
-        total.estimated_calls += tally.estimated_calls
-        total.cost += tally.cost
-        total.unpriced_calls += tally.unpriced_calls
-        total.first_chunks.extend(tally.first_chunks)
-    return total
+def _by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _percentiles(values: array[float]) -> Percentiles | None:

@@ -7,6 +7,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from typing import NamedTuple
 
 from .model import LONGEST_GAP, LimitReport, Pause, Timeline
 from .records import OK, Records
@@ -60,18 +61,46 @@ class ActiveTime:
         return self.began + position + self._left_out[passed]
 
 
-def active_time(records: Records) -> tuple[ActiveTime, array[float], array[float]] | None:
-    """Return the active time and the sorted start and end times of calls; None if unknown."""
-    known = [row for row, start in enumerate(records.started) if not math.isnan(start)]
-    if not known:
-        return None
+class Course(NamedTuple):
+    """The times of a run; without measured calls they are unknown.
+
+    Attributes:
+        began, ended: seconds since the epoch.
+        seconds: length of the active time.
+        peak_in_flight: largest number of calls in flight at once.
+        limit: the limit over the active time; None if none was recorded.
+        timeline: the course in parts; None if it took no time.
+    """
+
+    began: float | None = None
+    ended: float | None = None
+    seconds: float = 0.0
+    peak_in_flight: int = 0
+    limit: LimitReport | None = None
+    timeline: Timeline | None = None
+
+
+def course_of(records: Records) -> Course:
+    """Return the times of a run."""
     started, duration = records.started, records.duration
+    known = [row for row, start in enumerate(started) if not math.isnan(start)]
+    if not known:
+        return Course()
     starts = array("d", sorted([started[row] for row in known]))
     ends = array("d", sorted([started[row] + duration[row] for row in known]))
-    return ActiveTime(starts, ends), starts, ends
+    del known
+    time = ActiveTime(starts, ends)
+    return Course(
+        began=time.began,
+        ended=time.ended,
+        seconds=time.seconds,
+        peak_in_flight=_peak_in_flight(starts, ends),
+        limit=_limit_report(records.limits, time),
+        timeline=_timeline(records, time, starts, ends),
+    )
 
 
-def peak_in_flight(starts: array[float], ends: array[float]) -> int:
+def _peak_in_flight(starts: array[float], ends: array[float]) -> int:
     """Return the largest number of calls in flight at once."""
     peak = ended = 0
     for begun, start in enumerate(starts, 1):
@@ -81,7 +110,7 @@ def peak_in_flight(starts: array[float], ends: array[float]) -> int:
     return peak
 
 
-def limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> LimitReport | None:
+def _limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> LimitReport | None:
     """Return the limit over the active time; None if none was recorded."""
     steps = _limit_steps(limits, time)
     if not steps:
@@ -99,7 +128,7 @@ def limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> Lim
     return LimitReport(spans[0][0], median, spans[-1][0], sum(change for _, _, change in limits))
 
 
-def timeline(
+def _timeline(
     records: Records, time: ActiveTime, starts: array[float], ends: array[float]
 ) -> Timeline | None:
     """Return the course of the run; None if it took no time."""

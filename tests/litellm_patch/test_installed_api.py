@@ -352,6 +352,7 @@ def test_a_reloaded_router_takes_over_a_flag_that_was_patched(
 
 def test_importing_the_package_is_light() -> None:
     heavy = ["litellm", "openai", "aiohttp", "typer", "rich", "httpx", "trio_asyncio", "pydantic"]
+    heavy += ["jinja2", "matplotlib"]
     code = (
         "import sys; from parallel_core import *; "
         f"print([name for name in {heavy!r} if name in sys.modules])"

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from helpers.html_pages import Page
 from helpers.report_runs import NASTY, app, call, example_run, invoke, nasty_run, printed, write_run
 from parallel_core.report import html_page, png, summarize, write_pictures
-from parallel_core.report.svg import linear_axis, log_axis, time_axis
+from parallel_core.report.axes import linear_axis, log_axis, time_axis
+from parallel_core.report.charts import charts_of
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 
@@ -151,10 +152,10 @@ def test_the_names_of_colors_hide_no_bars(tmp_path: Path) -> None:
     figures: Any = importlib.import_module("matplotlib.figure")
     records = [call(f"{n}", n, error=f"A rather long name of a failure {n % 6}") for n in range(60)]
     summary = summarize(write_run(tmp_path, records))
-    assert summary.timeline is not None
+    (chart,) = (chart for chart in charts_of(summary) if chart.name == "errors")
     figure: Any = figures.Figure(figsize=(8, 4.2), layout="constrained")
-    axes: Any = figure.add_subplot()
-    png.draw_errors(summary.timeline, [axes])
+    png.draw(figure, [chart])
+    (axes,) = figure.axes
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 6
