@@ -60,27 +60,20 @@ class Bookkeeping:
             return "litellm.max_budget is set"
         return "litellm.modify_params is set" if litellm.modify_params else ""
 
-    async def succeeded(self, arguments: Mapping[str, Any], response: Any) -> None:
-        """Report a success to the Routers that count the use of their deployments.
+    def succeeded(self, arguments: Mapping[str, Any], response: Any) -> None:
+        """Report a success to Routers that count those of their deployments by callbacks.
 
-        Routers up to litellm 1.109 hear of it from litellm's callbacks; newer ones count it
-        themselves.
+        Routers up to litellm 1.109 do. (They count tokens themselves, when the attempt returns.)
         """
-        event: dict[str, Any] = {}
-        for callback in self._litellm._async_success_callback:
-            if not event:
-                usage = getattr(response, "usage", None)
-                event = {
-                    "call_type": "acompletion",
-                    "litellm_params": {
-                        "metadata": arguments.get("metadata"),
-                        "model_info": arguments.get("model_info"),
-                    },
-                    "standard_logging_object": {
-                        "total_tokens": getattr(usage, "total_tokens", 0) or 0
-                    },
-                }
-            await callback(event, response, None, None)
+        event = {
+            "call_type": "acompletion",
+            "litellm_params": {
+                "metadata": arguments.get("metadata"),
+                "model_info": arguments.get("model_info"),
+            },
+        }
+        for callback in self._litellm.success_callback:
+            callback(event, response, None, None)
 
 
 def _reason_of(router: object) -> str:

@@ -183,7 +183,7 @@ class DirectLane:
         seconds = time.perf_counter() - started
         data = _decoded(answer)
         if data is not None:
-            response = await self._known(shape, answer, data, arguments, seconds)
+            response = self._known(shape, answer, data, arguments, seconds)
             if response is not None:
                 return response
         theirs = await replay(litellms, arguments, answer.response)
@@ -192,7 +192,7 @@ class DirectLane:
             self._compare(shape, answer, data, arguments, theirs)
         return theirs
 
-    async def _known(
+    def _known(
         self,
         shape: Shape,
         answer: Answer,
@@ -204,7 +204,7 @@ class DirectLane:
         if shape.answers is None or not shape.structures.get(structure(data), False):
             return None
         response = shape.answers.make(answer, data, arguments, seconds)
-        await self._bookkeeping.succeeded(arguments, response)
+        self._bookkeeping.succeeded(arguments, response)
         return response
 
     def _compare(

@@ -1,4 +1,4 @@
-"""The request of a direct call, made from the one that litellm made for a call of the same shape."""
+"""The request of a direct call: litellm's request for the same shape, with other arguments."""
 
 from __future__ import annotations
 
