@@ -58,7 +58,7 @@ class BatchArguments(StreamArguments, total=False):
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-_ONLY_FOR_REQUESTS = ("attempt_timeout", "on_chunk", "stall_timeout")
+_ONLY_FOR_REQUESTS = ("attempt_timeout", "direct", "on_chunk", "stall_timeout")
 
 
 def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
@@ -100,7 +100,7 @@ def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
 
 
 # Controls whose default is not None. The default of `retry` depends on what the batch calls.
-_DEFAULTS: Final[dict[str, object]] = {"progress": False, "retry": ...}
+_DEFAULTS: Final[dict[str, object]] = {"progress": False, "retry": ..., "direct": False}
 
 
 @_with_controls(*_ONLY_FOR_REQUESTS)

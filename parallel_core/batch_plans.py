@@ -42,6 +42,7 @@ from .router import (
     check_models,
     completion_call,
     completion_result,
+    direct_lane,
     is_checked_as_a_whole,
     model_groups,
     parallel_limits,
@@ -131,11 +132,15 @@ def _router_plan(
     is_router = hasattr(router, "acompletion")
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
     retried_by_us = controls.get("retry", is_router or is_adaptive or None) is not None
+    lane = direct_lane(router, controls.get("direct", False))
     call = completion_call(
         router,
+        lane=lane,
         retried_by_us=retried_by_us,
         attempt_timeout=controls.get("attempt_timeout"),
-        left_to_workers=LeftToWorkers(stall_timeout, controls.get("timeout"), timed_by_workers)
+        left_to_workers=LeftToWorkers(
+            stall_timeout, controls.get("timeout"), timed_by_workers, bool(controls.get("direct"))
+        )
         if in_workers
         else None,
     )
@@ -188,6 +193,7 @@ def _router_plan(
         attachments=[*plan.attachments, streams],
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if in_workers else preparation(router),
+        lane=lane,
     )
 
 
@@ -234,6 +240,8 @@ def _check_for_items(controls: Controls) -> None:
     for name in ("on_chunk", "stall_timeout"):
         if controls.get(name) is not None:
             raise ValueError(f"{name} is for streamed answers: items of parallel_map have none")
+    if controls.get("direct"):
+        raise ValueError("direct is for a Router: parallel_map calls a function")
     if controls.get("attempt_timeout") is not None:
         raise ValueError("attempt_timeout is for a Router; give parallel_map a timeout")
     if controls.get("fair_by") == "model":

@@ -626,6 +626,18 @@ class BatchEngine(Generic[ResultT]):
     def failed_deployments(self) -> dict[str, str]:
         return self._plan.failed_deployments()
 
+    @property
+    def direct_calls(self) -> int:
+        return 0 if self._plan.lane is None else self._plan.lane.direct_calls
+
+    @property
+    def indirect_calls(self) -> dict[str, int]:
+        return {} if self._plan.lane is None else dict(self._plan.lane.indirect_calls)
+
+    @property
+    def direct_differences(self) -> dict[str, int]:
+        return {} if self._plan.lane is None else dict(self._plan.lane.differences)
+
     def check_not_inside(self) -> None:
         """Raise if a call of this batch, or its source, is about to wait for the batch's end."""
         if self._token in _inside.get():

@@ -52,6 +52,10 @@ class Controls(TypedDict, total=False):
             concurrency, else never. None: never.
         stall_timeout: seconds that a stream may take to its first chunk, and from one chunk to the
             next; then it is cancelled, and fails with :class:`StreamStalledError`.
+        direct: send the calls of a Router directly, without litellm's completion code, wherever the
+            result is the same: several times the calls per CPU second. ``"verify"``: litellm
+            makes each answer too, from what the provider sent, and differences are reported. See
+            ``docs/direct.md``.
         meter: reports the usage of a call, for ``budget`` and ``rate_limit``. Requests to a Router
             have one already.
     """
@@ -70,6 +74,7 @@ class Controls(TypedDict, total=False):
     on_chunk: Callable[[StreamChunk], object] | None
     stall_timeout: float | None
     retry: Retry | None
+    direct: bool | Literal["verify"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,9 @@ def check_controls(controls: Controls) -> None:
         if controls.get(name) is not None:
             checked_number(name, controls.get(name))
     checked_progress(controls.get("progress", False))
+    direct = controls.get("direct", False)
+    if not isinstance(direct, bool) and direct != "verify":
+        raise TypeError(f"direct must be True, False or 'verify', not {direct!r}")
     for name in ("on_progress", "on_chunk"):
         if controls.get(name) is not None:
             checked_callback(name, controls.get(name))

@@ -46,6 +46,12 @@ class RunningBatch(Protocol[RunningT]):
     @property
     def usage(self) -> Usage: ...
     @property
+    def direct_calls(self) -> int: ...
+    @property
+    def indirect_calls(self) -> dict[str, int]: ...
+    @property
+    def direct_differences(self) -> dict[str, int]: ...
+    @property
     def crash_error(self) -> BaseException | None: ...
     def stop(self) -> None: ...
     def check_thread(self) -> None: ...
@@ -115,6 +121,25 @@ class ParallelBatch(ABC, Generic[ResultT]):
     def usage(self) -> Usage:
         """Return tokens and cost of the calls that returned, as the provider reports them."""
         return self._running.usage
+
+    @property
+    def direct_calls(self) -> int:
+        """Number of attempts that were sent directly, without litellm (``direct=True``)."""
+        return self._running.direct_calls
+
+    @property
+    def indirect_calls(self) -> dict[str, int]:
+        """Number of attempts of a direct batch that litellm sent, by reason."""
+        return self._running.indirect_calls
+
+    @property
+    def direct_differences(self) -> dict[str, int]:
+        """Number of answers that differ from litellm's, by member (``direct="verify"``).
+
+        A difference that is noticed without ``"verify"`` is counted, too: litellm makes such
+        answers then.
+        """
+        return self._running.direct_differences
 
     def cancel(self) -> None:
         """Cancel every call in flight and start no more.

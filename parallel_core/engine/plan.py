@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from parallel_core.control import Attachment, Call, LimitChange, UsageTally
 from parallel_core.types import Usage
 
 from .backlog import InputOrder, Order
+
+if TYPE_CHECKING:
+    from parallel_core.router.direct.lane import DirectLane
 
 ResultT = TypeVar("ResultT", covariant=True)
 
@@ -34,6 +37,7 @@ class BatchPlan(Generic[ResultT]):
         waiting_chunks: highest number of chunks that wait for the consumer.
         window: highest value of calls begun minus results handed out; None: as the order needs it.
         before: a blocking function that runs in a thread before the first call.
+        lane: sends the calls of a Router directly; None: litellm sends them.
     """
 
     call: Call
@@ -53,3 +57,4 @@ class BatchPlan(Generic[ResultT]):
     waiting_chunks: int = 0
     window: int | None = None
     before: Callable[[], None] | None = None
+    lane: DirectLane | None = None

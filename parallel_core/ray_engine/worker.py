@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from parallel_core import bridge
 from parallel_core.batch_plans import map_plan
@@ -33,18 +33,23 @@ from parallel_core.errors import RemoteCallError, cancelled_unasked
 from parallel_core.journal import process_is_alive
 from parallel_core.router import (
     BATCH_METADATA,
+    DIRECT,
     INDEX,
     RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
     LeftToBatch,
     Streams,
+    direct_lane,
     left_to_the_batch,
     preparation,
     send_metadata_to_store,
 )
 from parallel_core.router_hosts import enter_loop, leave_this_loop
 from parallel_core.types import RouterParallelRequest
+
+if TYPE_CHECKING:
+    from parallel_core.router.direct.lane import DirectLane
 
 from .remote_values import pack_exception, pack_response, unpack_request
 from .router_recipe import Recipe
@@ -366,6 +371,7 @@ class _Calls:
         self._meter = RouterMeter(unwrap_router(router))
         self._timeouts = Timeouts(None)
         self._timed = self._timeouts.wrap(self._send)
+        self._lane: DirectLane | None = None
         self._engine: Engine
 
     def begin(self, engine: Engine) -> None:
@@ -402,7 +408,16 @@ class _Calls:
         reader.begin(self._engine)
         return reader.wrap_controls(self._timeouts.wrap(reader.wrap(self._send)))(index, request)
 
-    def _send(self, _: int, request: RouterParallelRequest) -> Awaitable[Any]:
-        return self._acompletion(
-            model=request.model, messages=request.messages, **(request.kwargs or {})
-        )
+    def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        arguments = dict(request.kwargs or {})
+        if not arguments.pop(DIRECT, False):
+            return self._acomplete(request, arguments)
+        self._lane = self._lane or direct_lane(self._router, True)
+        assert self._lane is not None
+        call = self._lane.wrap(lambda _, request: self._acomplete(request, arguments))
+        return call(index, request)
+
+    def _acomplete(
+        self, request: RouterParallelRequest, arguments: dict[str, Any]
+    ) -> Awaitable[Any]:
+        return self._acompletion(model=request.model, messages=request.messages, **arguments)

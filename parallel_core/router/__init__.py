@@ -11,6 +11,7 @@ from .answers import (
 )
 from .call import (
     BATCH_METADATA,
+    DIRECT,
     INDEX,
     STALL_TIMEOUT,
     TIMEOUT,
@@ -19,6 +20,7 @@ from .call import (
     send_metadata_to_store,
 )
 from .cost_estimate import CostEstimate, estimate_cost
+from .direct import direct_lane
 from .first_call import preparation
 from .request_checks import as_request, check_all, is_checked_as_a_whole
 from .router_facts import (
@@ -37,6 +39,7 @@ from .streaming import CHUNKS_PER_SLOT, Streams, completion_result, stream_end
 __all__ = [
     "BATCH_METADATA",
     "CHUNKS_PER_SLOT",
+    "DIRECT",
     "INDEX",
     "MOST_REASONS",
     "OTHER_REASONS",
@@ -56,6 +59,7 @@ __all__ = [
     "completion_call",
     "completion_result",
     "describe_finishes",
+    "direct_lane",
     "estimate_cost",
     "finish_of",
     "is_checked_as_a_whole",

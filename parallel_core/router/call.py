@@ -10,7 +10,7 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from parallel_core.config import (
     deployments,
@@ -21,6 +21,9 @@ from parallel_core.types import RouterParallelRequest, SupportsAcompletion
 
 from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, left_to_the_batch
 
+if TYPE_CHECKING:
+    from .direct.lane import DirectLane
+
 BATCH_ID, BATCH_INDEX = BATCH_METADATA = ("parallel_batch_id", "parallel_index")
 """Keys that a batch adds to the metadata of a call."""
 
@@ -30,6 +33,9 @@ INDEX = "parallel_core_index"
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of a call that a worker makes, in seconds."""
 
+DIRECT = "parallel_core_direct"
+"""Argument of a call that a worker sends directly."""
+
 
 class LeftToWorkers(NamedTuple):
     """Timeouts that workers apply to the calls of a Router (:func:`calls_run_in_workers`).
@@ -38,20 +44,24 @@ class LeftToWorkers(NamedTuple):
         stall_timeout: seconds to the first chunk of a stream, and from one chunk to the next.
         timeout: seconds for a call; None: only the request's own timeout.
         times_calls: True if workers time the calls, because calls wait there for a slot.
+        direct: workers send the calls directly.
     """
 
     stall_timeout: float | None
     timeout: float | None
     times_calls: bool
+    direct: bool = False
 
-    def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, float]:
+    def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, Any]:
         """Return the arguments that the call of a request carries to its worker."""
-        added: dict[str, float] = {INDEX: index}
+        added: dict[str, Any] = {INDEX: index}
         if self.stall_timeout is not None:
             added[STALL_TIMEOUT] = self.stall_timeout
         timeout = self.timeout if request.timeout is None else request.timeout
         if self.times_calls and timeout is not None:
             added[TIMEOUT] = timeout
+        if self.direct:
+            added[DIRECT] = True
         return added
 
 
@@ -64,6 +74,7 @@ def completion_call(
     retried_by_us: bool = False,
     attempt_timeout: float | None = None,
     left_to_workers: LeftToWorkers | None = None,
+    lane: DirectLane | None = None,
 ) -> CompletionCall:
     """Make the call of a batch from a Router or a bare callable.
 
@@ -77,6 +88,7 @@ def completion_call(
         attempt_timeout: seconds for each attempt, if neither the Router nor the request has a
             timeout.
         left_to_workers: for a Router whose calls are made by workers.
+        lane: sends the attempts of the Router directly; None: litellm sends them.
 
     Raises:
         TypeError: ``router`` is neither a Router nor a callable.
@@ -84,7 +96,8 @@ def completion_call(
     if hasattr(router, "acompletion"):
         given = cast("SupportsAcompletion", router)
         seconds = None if has_timeouts(router) else attempt_timeout
-        return _router_call(given, retried_by_us, seconds, left_to_workers)
+        call = _router_call(given, retried_by_us, seconds, left_to_workers)
+        return call if lane is None else lane.wrap(call)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
@@ -92,12 +105,12 @@ def completion_call(
         )
     acompletion = router
 
-    def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+    def call_it(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         return acompletion(
             model=request.model, messages=request.messages, **dict(request.kwargs or {})
         )
 
-    return call
+    return call_it
 
 
 def _router_call(

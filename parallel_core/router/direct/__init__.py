@@ -1,6 +1,28 @@
 """The direct lane: the Router decides, and its attempts are sent without litellm's own code."""
 
-from .lane import DirectLane
-from .seam import marked
+from __future__ import annotations
 
-__all__ = ["DirectLane", "marked"]
+from typing import TYPE_CHECKING, Literal
+
+from parallel_core.config import unwrap_router
+
+if TYPE_CHECKING:
+    from .lane import DirectLane
+
+
+def direct_lane(router: object, direct: bool | Literal["verify"]) -> DirectLane | None:
+    """Return the lane of a batch with the option ``direct``; None if litellm makes its calls.
+
+    Raises:
+        ValueError: the calls are not those of a Router of litellm.
+    """
+    if not direct:
+        return None
+    if not hasattr(unwrap_router(router), "model_group_retry_policy"):
+        raise ValueError("direct is for a litellm.Router: any other callable sends its own calls")
+    from .lane import DirectLane
+
+    return DirectLane(router, verify=direct == "verify")
+
+
+__all__ = ["direct_lane"]

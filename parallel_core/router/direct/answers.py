@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .shapes import equal
 from .wire import Answer
@@ -14,6 +15,29 @@ from .wire import Answer
 _OF_ONE_CALL = frozenset(
     {"_response_ms", "litellm_overhead_time_ms", "callback_duration_ms", "litellm_call_id"}
 )
+
+
+class _Litellm(NamedTuple):
+    """Functions of litellm that make a response."""
+
+    response_class: Any
+    convert: Any
+    process_headers: Any
+
+
+@functools.cache
+def _litellm() -> _Litellm:
+    from litellm import ModelResponse
+    from litellm.litellm_core_utils import core_helpers
+    from litellm.litellm_core_utils.llm_response_utils import convert_dict_to_response as convert
+
+    functions: Any = (convert, core_helpers)
+    return _Litellm(
+        ModelResponse,
+        functions[0].convert_to_model_response_object,
+        functions[1].process_response_headers,
+    )
+
 
 Price: TypeAlias = Callable[[Any], float | None]
 
@@ -39,23 +63,18 @@ class AnswerTemplate:
             arguments: arguments of the attempt.
             seconds: time that the provider took.
         """
-        from litellm import ModelResponse
-        from litellm.litellm_core_utils.core_helpers import process_response_headers
-        from litellm.litellm_core_utils.llm_response_utils.convert_dict_to_response import (
-            convert_to_model_response_object,
-        )
-
+        litellm = _litellm()
         headers = _headers(answer)
-        response: Any = convert_to_model_response_object(
+        response = litellm.convert(
             response_object=data,
-            model_response_object=ModelResponse(),
+            model_response_object=litellm.response_class(),
             hidden_params={"headers": headers},
             _response_headers=headers,
         )
         milliseconds = seconds * 1000
         response._response_ms = milliseconds
         hidden = {**self.constants, **response._hidden_params}
-        hidden["additional_headers"] = process_response_headers(
+        hidden["additional_headers"] = litellm.process_headers(
             hidden["additional_headers"], preserve_litellm_internal_headers=True
         )
         hidden |= {

@@ -18,15 +18,15 @@ import copy
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import httpx
 
 from .answers import AnswerTemplate, answer_template, difference
 from .bookkeeping import Bookkeeping, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
-from .seam import Attempt, Sent, record, replay
+from .seam import Attempt, Sent, marked, record, replay
 from .shapes import NotJsonError, Passed, Structure, exact, structure
 from .wire import Answer, post
 
@@ -58,14 +58,28 @@ class DirectLane:
     Attributes:
         direct_calls: attempts that were sent directly.
         indirect_calls: attempts that went through litellm, by reason.
+        differences: answers that differ from litellm's, by member (with ``verify``).
     """
 
-    def __init__(self, router: object) -> None:
+    def __init__(self, router: object, *, verify: bool = False) -> None:
         self.direct_calls = 0
         self.indirect_calls: Counter[str] = Counter()
+        self.differences: Counter[str] = Counter()
+        self._verify = verify
         self._bookkeeping = Bookkeeping(router)
         self._shapes: dict[Any, Shape] = {}
         self._passed: dict[Any, dict[str, Passed]] = {}
+
+    def wrap(
+        self, call: Callable[[int, Any], Awaitable[Any]]
+    ) -> Callable[[int, Any], Awaitable[Any]]:
+        """Make the attempts of a Router call on this lane."""
+
+        async def direct(index: int, request: Any) -> Any:
+            with marked(self):
+                return await call(index, request)
+
+        return direct
 
     async def attempt(self, litellms: Attempt, arguments: dict[str, Any]) -> Any:
         """Make one attempt, on the lane if it is open for it."""
@@ -115,7 +129,8 @@ class DirectLane:
     def _key(self, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the family of a call and its key in it (:mod:`.shapes`)."""
         internal = self._bookkeeping.is_internal
-        names, values = [], []
+        names: list[str] = []
+        values: list[tuple[str, Any]] = []
         for name, value in arguments.items():
             if name == "messages":
                 continue
@@ -172,6 +187,8 @@ class DirectLane:
     ) -> Any:
         try:
             body = template.body(arguments)
+            if self._verify:
+                await self._verify_request(template, litellms, arguments)
         except (ValueError, TypeError, UnicodeError):  # litellm raises its own error
             return await self._through_litellm("it cannot be encoded", litellms, arguments)
         self.direct_calls += 1
@@ -182,7 +199,7 @@ class DirectLane:
             return await replay(litellms, arguments, _raising(error))
         seconds = time.perf_counter() - started
         data = _decoded(answer)
-        if data is not None:
+        if data is not None and not self._verify:
             response = self._known(shape, answer, data, arguments, seconds)
             if response is not None:
                 return response
@@ -191,6 +208,13 @@ class DirectLane:
         if data is not None:
             self._compare(shape, answer, data, arguments, theirs)
         return theirs
+
+    async def _verify_request(
+        self, template: RequestTemplate, litellms: Attempt, arguments: dict[str, Any]
+    ) -> None:
+        sent = await record(litellms, _copied(arguments))
+        if not (isinstance(sent, Sent) and template.makes(sent, arguments)):
+            self.differences["request"] += 1
 
     def _known(
         self,
@@ -212,15 +236,20 @@ class DirectLane:
     ) -> None:
         """Compare our response with litellm's, the first time that a structure comes."""
         known = structure(data)
-        if known in shape.structures or len(shape.structures) >= _MOST_SHAPES:
-            return
         if shape.answers is None:
             shape.answers = answer_template(theirs, arguments)
+        elif not self._verify and (
+            known in shape.structures or len(shape.structures) >= _MOST_SHAPES
+        ):
+            return
         try:
-            ours = shape.answers.make(answer, _decoded(answer), arguments, 0.0)
-            shape.structures[known] = difference(ours, theirs) is None
-        except Exception:  # noqa: BLE001 - litellm has read it, and reads all others of its kind
-            shape.structures[known] = False
+            ours = shape.answers.make(answer, data, arguments, 0.0)
+            member = difference(ours, theirs)
+        except Exception as error:  # noqa: BLE001 - litellm has read it, and reads the others, too
+            member = f"{type(error).__name__}"
+        shape.structures[known] = member is None
+        if member is not None:
+            self.differences[member] += 1
 
 
 def _decoded(answer: Answer) -> Any:
@@ -230,11 +259,13 @@ def _decoded(answer: Answer) -> Any:
         return None
     try:
         content = answer.response(_NO_REQUEST).content if encoded else answer.content
-        data: Any = json.loads(content)
+        data: object = json.loads(content)
     except (ValueError, httpx.DecodingError):
         return None
-    is_completion = isinstance(data, dict) and bool(data.get("choices"))
-    return data if is_completion and data.get("error") is None else None
+    if not isinstance(data, dict):
+        return None
+    body = cast("dict[str, Any]", data)
+    return body if body.get("choices") and body.get("error") is None else None
 
 
 _NO_REQUEST = httpx.Request("POST", "http://localhost")

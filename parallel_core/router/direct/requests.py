@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import httpx
@@ -59,15 +59,17 @@ class RequestTemplate:
                 goes over a transport that is not litellm's own.
         """
         request = sent.request
-        transport: Any = sent.client._transport_for_url(request.url)
+        client: Any = sent.client
+        transport = client._transport_for_url(request.url)
         if not hasattr(transport, "get_valid_client_session"):
             raise NotAlikeError("it is not sent by aiohttp")
         try:
-            body: Any = json.loads(request.content)
+            given: object = json.loads(request.content)
         except (httpx.RequestNotRead, ValueError):
             raise NotAlikeError("its request is not JSON") from None
-        if request.method != "POST" or not isinstance(body, dict):
+        if request.method != "POST" or not isinstance(given, dict):
             raise NotAlikeError("its request is not a JSON object sent by POST")
+        body = cast("dict[str, Any]", given)
         names = frozenset(
             name
             for name, member in body.items()
@@ -75,7 +77,7 @@ class RequestTemplate:
         )
         if "messages" not in names:
             raise NotAlikeError("litellm rewrites its messages")
-        seconds = request.extensions.get("timeout") or {}
+        seconds: Mapping[str, float | None] = request.extensions.get("timeout") or {}
         template = cls(
             sent=sent,
             arguments=names,
