@@ -46,7 +46,7 @@ def describe_progress(progress: RunProgress) -> str:
     parts = [
         f"{progress.done:,}/{progress.total:,} ({share_done(progress):.1f} %)",
         f"ok {progress.succeeded:,}",
-        f"failed {progress.failed:,}{_counts(progress.failures)}",
+        f"failed {progress.failed:,}{_by_kind(progress.failures)}",
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
         *figures_in_words(progress),
         *(["stopping"] if progress.stopping and not progress.finished else []),
@@ -61,7 +61,7 @@ def share_done(progress: RunProgress) -> float:
     return 100 * progress.done / progress.total if progress.total else 100.0
 
 
-def _counts(failures: Sequence[FailureGroup]) -> str:
+def _by_kind(failures: Sequence[FailureGroup]) -> str:
     """Return the numbers of failures by kind, in brackets."""
     counts = Counter[str]()
     for group in failures:
@@ -70,15 +70,15 @@ def _counts(failures: Sequence[FailureGroup]) -> str:
     return f" ({kinds})" if kinds else ""
 
 
-def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
+def describe_group(group: FailureGroup, *, with_count: bool = True) -> str:
     """Return the failures of one kind and status as a line."""
     more = ", …" if group.count > len(group.custom_ids) else ""
-    ids = ", ".join(printable_name(shortened(custom_id)) for custom_id in group.custom_ids)
-    count = f" {group.count:,}" if counted else ""
+    ids = ", ".join(printable_name(_shortened(custom_id)) for custom_id in group.custom_ids)
+    count = f" {group.count:,}" if with_count else ""
     return f"{group.kind}{count}: {group.message} ({ids}{more})"
 
 
-def shortened(name: str) -> str:
+def _shortened(name: str) -> str:
     """Shorten a name for a list of names."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
@@ -144,7 +144,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     row("answered", f"{summary.succeeded:,}{before}")
     if unusual := describe_finishes(summary.finish_reasons, summary.without_text):
         row("of these", unusual)
-    row("failed", f"{summary.failed:,}{_counts(summary.failures)}")
+    row("failed", f"{summary.failed:,}{_by_kind(summary.failures)}")
     for group in summary.failures:
         row("", describe_group(group))
     if summary.earlier_failed:

@@ -93,13 +93,13 @@ class TextView:
         if due or progress.finished:
             self._line_at = now
             self._shown_as_waiting = bool(progress.waiting)
-            clock = time.strftime("%H:%M:%S")
-            self.note(f"{clock} {describe_progress(progress)}")
+            at = time.strftime("%H:%M:%S")
+            self.note(f"{at} {describe_progress(progress)}")
             for group in progress.failures:
                 kind = group.kind, group.status_code
                 if kind not in self._shown_failures:
                     self._shown_failures.add(kind)
-                    self.note(f"{clock} {describe_group(group, counted=False)}")
+                    self.note(f"{at} {describe_group(group, with_count=False)}")
 
     def summary(self, summary: RunSummary, resume: str | None) -> None:
         self.close()

@@ -109,6 +109,18 @@ def test_no_terminal_is_drawn_on_whatever_the_environment_says(
     assert "\x1b[?25l" not in shown.getvalue()
 
 
+def test_the_last_line_has_the_rates_of_the_whole_run() -> None:
+    shown = io.StringIO()
+    view = TextView(error=Console(file=shown))
+    counts: dict[str, Any] = {"earlier": 1, "failed": 1, "elapsed": 0.5, "eta": 9.0}
+    view.progress(progress_of(**counts))
+    view.progress(progress_of(**counts, usage=Usage(20, 30), finished=True))
+    running, last = shown.getvalue().splitlines()
+    assert "3/3 (100.0 %), ok 1, failed 1, earlier 1, in flight 1/4, 1.0 calls/s" in running
+    assert running.endswith(", ETA 0:09")
+    assert last.endswith("in flight 1/4, 4.0 calls/s, 100 tokens/s")
+
+
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [
