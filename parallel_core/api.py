@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar, Unpack
 
-import sniffio
 from anyio.from_thread import start_blocking_portal
 
 from .batch_plans import Requests, Source, completion_plan, map_plan, stream_plan
 from .bridge import AsyncioParallelBatch
 from .control import BatchOptions, Concurrency, Controls, checked_flag
 from .engine import BatchPlan, ParallelBatch, ResultT, attach_results, collect
+from .event_loops import running_library
 from .nursery_engine import TrioParallelBatch
 from .router_hosts import (
     RouterHost,
@@ -496,22 +496,25 @@ def stoppable_completions(
     return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
 
 
-def _running_library() -> str:
-    """Return the name of the library that is running here: asyncio or trio."""
-    try:
-        library = sniffio.current_async_library()
-    except sniffio.AsyncLibraryNotFoundError:
+def _is_for_trio() -> bool:
+    """Return True if trio is running here, and False for asyncio.
+
+    Raises:
+        RuntimeError: neither is running.
+    """
+    library = running_library()
+    if library is None:
         raise RuntimeError(
             "neither asyncio nor trio is running here: use asyncio.run or trio.run, or, for a "
             "Router in synchronous code, parallel_core.parallel_completions"
-        ) from None
+        )
     if library not in ("asyncio", "trio"):
         raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
-    return library
+    return library == "trio"
 
 
 def _batch_of(plan: BatchPlan[ResultT]) -> ParallelBatch[ResultT]:
-    return TrioParallelBatch(plan) if _running_library() == "trio" else AsyncioParallelBatch(plan)
+    return TrioParallelBatch(plan) if _is_for_trio() else AsyncioParallelBatch(plan)
 
 
 def _call_for_this_library(
@@ -519,7 +522,7 @@ def _call_for_this_library(
     router_host: RouterHost | RouterHostName | None,
 ) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
     """Return what makes the calls in the library that is running here."""
-    here = router_for_trio if _running_library() == "trio" else _router_in_asyncio
+    here = router_for_trio if _is_for_trio() else _router_in_asyncio
     return here(router, router_host)
 
 

@@ -14,6 +14,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a count of things: ``1 request``, ``1,234 requests``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def seconds(value: float | None) -> str:
     """Format a latency with three significant digits: ``0.0123``, ``1.23``, ``123``."""
     if value is None:
@@ -42,6 +47,11 @@ def money(value: float) -> str:
     if value == 0 or value >= 100:
         return f"{value:,.2f}"
     return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
+
+
+def short_money(value: float) -> str:
+    """Format USD with few characters: ``$1,234.50``, ``$0.0125``."""
+    return f"${value:,.{2 if value >= 1 else 4}f}"
 
 
 def rate(value: float | None) -> str:

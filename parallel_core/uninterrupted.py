@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
-import sniffio
 import trio
+
+from .event_loops import in_trio
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ async def wait_until(
     A cancellation that comes meanwhile is raised after that. In asyncio ``cancelled`` is called at
     each cancellation.
     """
-    if sniffio.current_async_library() == "trio":
+    if in_trio():
         with trio.CancelScope(shield=True):
             while not condition():
                 await wait()
@@ -52,7 +53,7 @@ async def to_the_end(coroutine: Coroutine[Any, Any, T]) -> T:
     In asyncio the coroutine runs in a separate task. If it also raises an error, that error is the
     ``__context__`` of the cancellation.
     """
-    if sniffio.current_async_library() == "trio":
+    if in_trio():
         with trio.CancelScope(shield=True):
             return await coroutine
     task = asyncio.ensure_future(coroutine)

@@ -27,12 +27,14 @@ from parallel_core.router_hosts import leave_this_loop, plain_loop_factory
 from parallel_core.run import RunStop, RunSummary, check_requests, run_file
 
 from .command_again import command_again
+from .json_view import JsonView
 from .question import Question, RunState
 from .run_arguments import RunArguments, takes_run_arguments
 from .run_job import RunJob
 from .run_signals import StopSignals, interruptible
-from .run_view import JsonView, Painter, RunView, TextView
+from .run_view import Painter, RunView
 from .run_workers import RunWorkers, WorkersNotStartedError, quiet_ray
+from .text_view import TextView
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 

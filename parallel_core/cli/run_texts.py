@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Group
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
-from parallel_core.control import Waiting
+from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
 from parallel_core.errors import NAMED_BY_LINE, describe_differences
-from parallel_core.quantities import clock, money
+from parallel_core.files import InputSummary
+from parallel_core.quantities import clock, counted, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
-from parallel_core.types import Usage
 
-from .terminal import printable, printable_name
+from .terminal import printable_name
 
-MOST_NAMED = 20  # models in a line
-_MOST_GROUPS = 5  # groups of failures in a live view
+_MOST_NAMED = 20  # models in a line
 _LONGEST_NAME = 40  # characters of a custom_id
-_MOST_WAITING = 3  # endpoints in a list of waits
+_ENDINGS = {
+    "complete": "complete",
+    "stopped": "the run was stopped",
+    "total_timeout": "the total timeout has passed",
+    "budget": "the budget is used up",
+    "failure": "a call has failed",
+    "blocked": "for the reason below",
+    "input": "the input has been changed",
+}
+
+
+def describe_check(summary: InputSummary) -> list[str]:
+    """Return the result of the check of the input as lines."""
+    names = [f"{model} {count:,}" for model, count in summary.models.items()]
+    models = ", ".join(names[:_MOST_NAMED]) or "none"
+    if (more := len(names) - _MOST_NAMED) > 0:
+        models += f" and {more:,} more"
+    not_shown = summary.bad_lines - len(summary.problems)
+    bad = f", {counted(summary.bad_lines, 'bad line')}" if summary.bad_lines else ""
+    return [
+        *([f"and {counted(not_shown, 'more bad line')}"] if not_shown else []),
+        f"{counted(summary.requests, 'request')} ({models}){bad}",
+    ]
 
 
 def describe_progress(progress: RunProgress) -> str:
     """Return a snapshot as a line."""
-    share = 100 * progress.done / progress.total if progress.total else 100.0
     parts = [
-        f"{progress.done:,}/{progress.total:,} ({share:.1f} %)",
+        f"{progress.done:,}/{progress.total:,} ({share_done(progress):.1f} %)",
         f"ok {progress.succeeded:,}",
-        f"failed {progress.failed:,}{_counts(progress.failures)}",
+        f"failed {progress.failed:,}{_by_kind(progress.failures)}",
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
-        *_figures(progress),
+        *figures_in_words(progress),
         *(["stopping"] if progress.stopping and not progress.finished else []),
         *describe_waiting(progress.waiting),
         *describe_stragglers(progress.stragglers),
@@ -43,7 +56,12 @@ def describe_progress(progress: RunProgress) -> str:
     return ", ".join(parts)
 
 
-def _counts(failures: Sequence[FailureGroup]) -> str:
+def share_done(progress: RunProgress) -> float:
+    """Return how much of a run is done, in percent."""
+    return 100 * progress.done / progress.total if progress.total else 100.0
+
+
+def _by_kind(failures: Sequence[FailureGroup]) -> str:
     """Return the numbers of failures by kind, in brackets."""
     counts = Counter[str]()
     for group in failures:
@@ -52,38 +70,17 @@ def _counts(failures: Sequence[FailureGroup]) -> str:
     return f" ({kinds})" if kinds else ""
 
 
-def describe_group(group: FailureGroup, *, counted: bool = True) -> str:
+def describe_group(group: FailureGroup, *, with_count: bool = True) -> str:
     """Return the failures of one kind and status as a line."""
     more = ", …" if group.count > len(group.custom_ids) else ""
-    ids = ", ".join(printable_name(shortened(custom_id)) for custom_id in group.custom_ids)
-    count = f" {group.count:,}" if counted else ""
+    ids = ", ".join(printable_name(_shortened(custom_id)) for custom_id in group.custom_ids)
+    count = f" {group.count:,}" if with_count else ""
     return f"{group.kind}{count}: {group.message} ({ids}{more})"
 
 
-def shortened(name: str) -> str:
+def _shortened(name: str) -> str:
     """Shorten a name for a list of names."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
-    """Describe what a run waits for: a text for each endpoint and reason."""
-    found: dict[tuple[str, str], list[Waiting]] = {}
-    for one in waiting:
-        found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
-    texts = [
-        f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
-        f"{_next_try(ones)}"
-        for (whom, reason), ones in found.items()
-    ]
-    more = len(texts) - _MOST_WAITING
-    return texts[:_MOST_WAITING] + ([f"and {more:,} more"] if more > 0 else [])
-
-
-def _next_try(waiting: Sequence[Waiting]) -> str:
-    times = [one.next_try for one in waiting if one.next_try is not None]
-    if len(times) < len(waiting):
-        return "trying now"
-    return f"next try in {math.ceil(min(times)):,} s"
 
 
 def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
@@ -97,29 +94,13 @@ def describe_stragglers(stragglers: Sequence[RunStraggler]) -> list[str]:
     return [f"{names} {verb} much longer than the median of {median}: {advice}"]
 
 
-def _figures(progress: RunProgress) -> list[str]:
-    eta = "" if progress.eta is None or progress.finished else f"ETA {clock(progress.eta)}"
-    return [
-        figure
-        for figure in (
-            f"in flight {progress.in_flight}/{progress.limit}",
-            f"{progress.rate:.1f} calls/s",
-            f"{progress.token_rate:,.0f} tokens/s",
-            _money(progress.usage),
-            eta,
-        )
-        if figure
-    ]
-
-
 def describe_estimate(estimate: CostEstimate) -> str:
     """Return the estimated cost of a run as a sentence."""
     if estimate.known_cost is None:
-        number = estimate.requests
-        return f"{number:,} {requests(number)}; the cost is not known"
+        return f"{counted(estimate.requests, 'request')}; the cost is not known"
     without = f", and {estimate.unpriced:,} whose price is not known" if estimate.unpriced else ""
     priced = estimate.requests - estimate.unpriced
-    return f"about {money(estimate.cost)} USD for {priced:,} {requests(priced)}{without}"
+    return f"about {money(estimate.cost)} USD for {counted(priced, 'request')}{without}"
 
 
 def describe_opening(opening: RunOpening) -> list[str]:
@@ -130,74 +111,29 @@ def describe_opening(opening: RunOpening) -> list[str]:
     if found.backups:
         lines.append(f"moved aside: {', '.join(map(printable_name, found.backups))}")
     if found.torn_bytes:
-        unit = "byte" if found.torn_bytes == 1 else "bytes"
-        lines.append(f"removed {found.torn_bytes:,} {unit} of an unfinished line")
+        lines.append(f"removed {counted(found.torn_bytes, 'byte')} of an unfinished line")
     if found.rescued:
-        lines.append(
-            f"moved {found.rescued:,} {_results(found.rescued)} from the rescue file to the output"
-        )
+        lines.append(f"moved {counted(found.rescued, 'result')} from the rescue file to the output")
     if found.changes:
         lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
     if "input" in found.changes and opening.named_by_line:
         lines.append(NAMED_BY_LINE)
     if opening.others:
         lines.append(
-            f"kept {opening.others:,} {_results(opening.others)} of requests that are not in the "
-            "input"
+            f"kept {counted(opening.others, 'result')} of requests that are not in the input"
         )
     if found.retried:
-        lines.append(f"{found.retried:,} failed {requests(found.retried)} to send again")
+        lines.append(f"{counted(found.retried, 'failed request')} to send again")
     if found.duplicates:
         ids = ", ".join(found.duplicate_ids)
-        answers = "answer" if found.duplicates == 1 else "answers"
-        lines.append(f"kept {found.duplicates:,} duplicate {answers} ({ids})")
+        lines.append(f"kept {counted(found.duplicates, 'duplicate answer')} ({ids})")
     if earlier:
         lines.append(f"resuming: {earlier:,} of {opening.total:,} requests are finished")
     return lines
 
 
-def requests(number: int) -> str:
-    return "request" if number == 1 else "requests"
-
-
-def _results(number: int) -> str:
-    return "result" if number == 1 else "results"
-
-
-def picture(progress: RunProgress) -> Group:
-    bar = Table.grid(padding=(0, 1), expand=True)
-    bar.add_column(ratio=1)
-    bar.add_column(justify="right", no_wrap=True)
-    share = 100 * progress.done / progress.total if progress.total else 100.0
-    bar.add_row(
-        ProgressBar(total=max(progress.total, 1), completed=progress.done),
-        Text(f"{progress.done:,}/{progress.total:,} {share:5.1f} %"),
-    )
-    counts = Text.assemble(
-        (f"ok {progress.succeeded:,}", "green"),
-        "   ",
-        (f"failed {progress.failed:,}", "red" if progress.failed else "dim"),
-        f"   earlier {progress.earlier:,}" if progress.earlier else "",
-        f"   {clock(progress.elapsed)}",
-        (
-            "   stopping: no new calls" if progress.stopping and not progress.finished else "",
-            "bold",
-        ),
-    )
-    figures = Text("   ".join(_figures(progress)))
-    rows: list[Any] = [bar, counts, figures]
-    for group in progress.failures[:_MOST_GROUPS]:
-        text = printable(describe_group(group))
-        rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
-    if (more := len(progress.failures) - _MOST_GROUPS) > 0:
-        kinds = "kind" if more == 1 else "kinds"
-        rows.append(Text(f"and {more} more {kinds} of failures", style="red"))
-    held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
-    rows += [Text(printable(line), style="yellow") for line in held_up]
-    return Group(*rows)
-
-
-def rows_of(summary: RunSummary) -> list[tuple[str, str]]:
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    """Return the summary of a run as names and texts."""
     rows: list[tuple[str, str]] = []
 
     def row(name: str, text: str) -> None:
@@ -208,7 +144,7 @@ def rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     row("answered", f"{summary.succeeded:,}{before}")
     if unusual := describe_finishes(summary.finish_reasons, summary.without_text):
         row("of these", unusual)
-    row("failed", f"{summary.failed:,}{_counts(summary.failures)}")
+    row("failed", f"{summary.failed:,}{_by_kind(summary.failures)}")
     for group in summary.failures:
         row("", describe_group(group))
     if summary.earlier_failed:
@@ -227,13 +163,10 @@ def rows_of(summary: RunSummary) -> list[tuple[str, str]]:
         cut_off = f", {summary.cut_off:,} of them cut off" if summary.cut_off else ""
         row("left", f"{summary.unfinished:,}{cut_off} ({_ENDINGS[summary.ending]})")
     usage = summary.usage
-    calls = "call" if usage.estimated_calls == 1 else "calls"
-    row(
-        "tokens",
-        f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}"
-        + (f", {usage.estimated_calls:,} {calls} estimated" if usage.estimated_calls else ""),
-    )
-    if cost := _money(usage):
+    guessed = usage.estimated_calls
+    estimated = f", {counted(guessed, 'call')} estimated" if guessed else ""
+    row("tokens", f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}{estimated}")
+    if cost := cost_in_words(usage):
         row("cost", cost)
     done = summary.succeeded + summary.failed
     rate = f", {done / summary.elapsed:.1f} calls/s" if summary.elapsed > 0 and done else ""
@@ -241,8 +174,8 @@ def rows_of(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.lost_workers:
         row(
             "workers",
-            f"{summary.lost_workers:,} lost and replaced, {summary.resent_requests:,} "
-            f"{requests(summary.resent_requests)} sent again",
+            f"{summary.lost_workers:,} lost and replaced, "
+            f"{counted(summary.resent_requests, 'request')} sent again",
         )
     row("output", printable_name(summary.paths.output))
     if summary.paths.errors is not None:
@@ -257,27 +190,7 @@ def describe_end(summary: RunSummary, resume: str | None) -> list[str]:
         return [*(f"cannot get through: {why}" for why in summary.blocked.values()), *again]
     lines = [f"stopped: {reason}" for reason in summary.blocked.values()]
     left = summary.unfinished
-    lines[-1] += f"; {left:,} {requests(left)} {'is' if left == 1 else 'are'} left"
+    lines[-1] += f"; {counted(left, 'request')} {'is' if left == 1 else 'are'} left"
     if resume is not None:
         lines[-1] += f"; fix it and resume with: {resume}"
     return lines
-
-
-_ENDINGS = {
-    "complete": "complete",
-    "stopped": "the run was stopped",
-    "total_timeout": "the total timeout has passed",
-    "budget": "the budget is used up",
-    "failure": "a call has failed",
-    "blocked": "for the reason below",
-    "input": "the input has been changed",
-}
-
-
-def _money(usage: Usage) -> str:
-    if usage.known_cost is None:
-        return "price unknown"
-    if not usage.cost:
-        return ""
-    without = f" + {usage.unpriced_calls:,} without price" if usage.unpriced_calls else ""
-    return f"{money(usage.cost)} USD{without}"

@@ -16,6 +16,7 @@ from parallel_core.config.run_router import RouterConfigError, RunRouter
 from parallel_core.control import AdaptiveConcurrency, Concurrency, checked_concurrency
 from parallel_core.errors import WorkersLostError
 from parallel_core.files import Redactor
+from parallel_core.quantities import counted
 from parallel_core.run import RunProgress, RunStop
 
 from .run_view import Painter
@@ -93,9 +94,8 @@ class RunWorkers:
             starting.cancel()
 
         self._stop.watch(stop_starting)
-        plural = "s" if self._number > 1 else ""
         try:
-            with self._painter.waiting(f"starting {self._number} worker{plural}"):
+            with self._painter.waiting(f"starting {counted(self._number, 'worker')}"):
                 await asyncio.wait({starting})
         finally:
             self._stop.watch(None)
@@ -137,7 +137,7 @@ class RunWorkers:
         if lost > self._reported_losses:
             self._painter.note(
                 f"a worker died and was replaced ({lost:,} so far, "
-                f"{resent:,} {'request' if resent == 1 else 'requests'} sent again)"
+                f"{counted(resent, 'request')} sent again)"
             )
         self._reported_losses = lost
 

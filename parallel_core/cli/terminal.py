@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, TextIO
+from typing import Any, Final, TextIO
 
 import msgspec
 from rich.console import Console
@@ -58,13 +58,6 @@ def survive_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
-
-
-def is_live(stream: IO[str]) -> bool:
-    """Return True if a stream is a terminal on which lines can be redrawn."""
-    with contextlib.suppress(ValueError):  # the stream is closed
-        return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return False
 
 
 class _Console(Console):

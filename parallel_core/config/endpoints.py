@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from parallel_core.secret_names import is_secret_name
+
 from .litellm_settings import deployment_parameters, is_text
 from .proxy_values import (
     RouterConfigError,
-    is_secret_name,
     is_set,
     nearest,
     not_a_text,

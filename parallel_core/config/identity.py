@@ -18,9 +18,8 @@ from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
+from parallel_core.secret_names import is_secret_name
 from parallel_core.types import RouterParallelRequest
-
-from .proxy_values import is_secret_name
 
 Fields: TypeAlias = Mapping[str, str | int | float | bool | None]
 

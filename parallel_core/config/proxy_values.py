@@ -8,18 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl, urlsplit
 
+from parallel_core.secret_names import SHORTEST_SECRET, is_secret_name
+
 Place: TypeAlias = tuple[str | int, ...]
 
 ENVIRONMENT_PREFIX: Final = "os.environ/"
-SHORTEST_SECRET: Final = 6  # characters; shorter ones are parts of ordinary words
-LONGEST_WORD: Final = 12  # letters; a shorter key of letters only is a word such as "ollama"
-PLACEHOLDERS: Final = frozenset({"fake-key", "no-key", "not-needed", "not-used"})
-
-_SECRET_NAME: Final = re.compile(
-    r"api[_-]?key|access[_-]?key|[_-]key$|^key$|secret|token$|password|passphrase|credential"
-    r"|authorization|^cookie$",
-    re.IGNORECASE,
-)
+_LONGEST_WORD: Final = 12  # letters; a shorter key of letters only is a word such as "ollama"
+_PLACEHOLDERS: Final = frozenset({"fake-key", "no-key", "not-needed", "not-used"})
 _SCHEME: Final = re.compile(r"(?:basic|bearer|token) +", re.IGNORECASE)
 
 
@@ -110,11 +105,6 @@ def secrets_in(value: object, name: str = "") -> Iterator[str]:
         yield from (secret for secret in found if _is_worth_hiding(secret))
 
 
-def is_secret_name(name: str) -> bool:
-    """Return True if this is the name of a key, a token or a password."""
-    return _SECRET_NAME.search(name) is not None
-
-
 def _secrets_of_url(url: str) -> Iterator[str]:
     try:
         parts = urlsplit(url)
@@ -136,8 +126,8 @@ def _is_worth_hiding(text: str) -> bool:
 
     The Redactor still removes such a word where a text presents it as a key (``Bearer ollama``).
     """
-    is_word = text.isascii() and text.isalpha() and len(text) <= LONGEST_WORD
-    return len(text) >= SHORTEST_SECRET and not is_word and text.lower() not in PLACEHOLDERS
+    is_word = text.isascii() and text.isalpha() and len(text) <= _LONGEST_WORD
+    return len(text) >= SHORTEST_SECRET and not is_word and text.lower() not in _PLACEHOLDERS
 
 
 def nearest(name: str, names: Iterable[str], *, likeness: float = 0.75) -> str | None:

@@ -7,29 +7,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote
 
+from parallel_core.secret_names import SECRET_NAME_IN_A_URL, SHORTEST_SECRET
+
 REDACTED = "[redacted]"
 
-_SHORTEST_SECRET = 6  # characters; shorter ones occur in ordinary text
 _NEVER = "(?!)"
 _TAIL = 4  # characters of a key's end that providers show
 
-# Matches a key with the text before it. The group "before" is kept.
+# Matches a key with the text before it. The group "before" is kept. In sentences other names of
+# secrets, such as "token: …" or "key: …", are ordinary words.
 _KEYS = re.compile(
-    r"""
+    rf"""
     (?P<before>
         \bBearer\s+
       | \bAuthorization["']?\s*[:=]\s*["']?(?:\w+\s+)?
       | \bapi[-_\ ]?key(?:\ provided)?["']?\s*[:=]\s*["']?
-      | [?&](?:api[-_]?key|key|token|access[-_]token|sig|signature)=
+      | [?&]{SECRET_NAME_IN_A_URL}=
       | ://(?=[^\s/@]*@)
     )
     [^\s"'<>,;&@]+
   | (?<![A-Za-z0-9])
-    (?: (?:sk|rk|xai|pplx|nvapi)[-_][A-Za-z0-9_*.\-]{6,}
-      | (?:gsk|hf|ghp|gho|ghs|github_pat|glpat|r8|tvly)[-_][A-Za-z0-9_*\-]{10,}
-      | AIza[A-Za-z0-9_\-]{20,}
-      | (?:AKIA|ASIA)[A-Z0-9]{12,}
-      | eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_.\-]+
+    (?: (?:sk|rk|xai|pplx|nvapi)[-_][A-Za-z0-9_*.\-]{{6,}}
+      | (?:gsk|hf|ghp|gho|ghs|github_pat|glpat|r8|tvly)[-_][A-Za-z0-9_*\-]{{10,}}
+      | AIza[A-Za-z0-9_\-]{{20,}}
+      | (?:AKIA|ASIA)[A-Z0-9]{{12,}}
+      | eyJ[A-Za-z0-9_\-]{{8,}}\.[A-Za-z0-9_.\-]+
     )
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -46,7 +48,7 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+        known = {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
         known |= {quote(secret, safe="", errors="surrogatepass") for secret in known}
         # A secret that is a part of the replacement would be replaced again and again.
         known = {secret for secret in known if secret not in REDACTED}
@@ -69,8 +71,8 @@ class Redactor:
         """Return True if a text has six characters of a secret in a row, or the end of a secret."""
         return any(
             any(
-                secret[start : start + _SHORTEST_SECRET] in text
-                for start in range(len(secret) - _SHORTEST_SECRET + 1)
+                secret[start : start + SHORTEST_SECRET] in text
+                for start in range(len(secret) - SHORTEST_SECRET + 1)
             )
             or re.search(rf"(?<!\w){re.escape(secret[-_TAIL:])}(?!\w)", text) is not None
             for secret in self._known

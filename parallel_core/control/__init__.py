@@ -12,6 +12,7 @@ from .checks import checked_callback, checked_count, checked_flag, checked_numbe
 from .compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
 from .failover import Failover
 from .hedge import Hedge
+from .live_output import is_live
 from .local_limits import (
     allow_connections,
     fit_open_files,
@@ -22,6 +23,7 @@ from .local_limits import (
 from .metering import ItemMeter, RouterMeter
 from .options import BatchOptions, Concurrency, Controls, check_controls, checked_concurrency
 from .progress import Progress, Straggler, Waiting
+from .progress_texts import cost_in_words, describe_waiting, figures_in_words
 from .protocols import Attachment, Engine, Group, Scope
 from .rate_limit import RateLimit
 from .retry import Retry, RouterTraits
@@ -71,8 +73,12 @@ __all__ = [
     "checked_flag",
     "checked_number",
     "compose",
+    "cost_in_words",
+    "describe_waiting",
+    "figures_in_words",
     "fit_open_files",
     "held_reservation",
+    "is_live",
     "most_calls",
     "needs_tokens",
     "raise_open_files",

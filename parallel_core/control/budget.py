@@ -11,11 +11,12 @@ from fractions import Fraction
 from typing import Any, cast
 
 from parallel_core.errors import BudgetExceededError
+from parallel_core.event_loops import EventLoop, current_event_loop
 from parallel_core.types import RouterParallelRequest, Usage
 
 from .checks import checked_count, checked_number
 from .metering import ItemMeter, RouterMeter
-from .turns import EventLoop, InOrder, Serial, Turn, current_event_loop
+from .turns import InOrder, Serial, Turn
 
 # Reservations of the calls that enclose the running code.
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
@@ -189,9 +190,7 @@ class Budget:
                 return reservation
         if inside or not self._may_fit(amount):
             raise self._exceeded(index, amount)
-        loop = current_event_loop()
-        assert loop is not None  # `reserve` is async
-        turn = _BudgetTurn(loop, index, amount)
+        turn = _BudgetTurn(current_event_loop(), index, amount)
         self._waiting.append(turn)
         return turn
 

@@ -8,9 +8,9 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from parallel_core.quantities import clock, short_count
-
+from .live_output import is_live, is_terminal
 from .progress import Progress
+from .progress_texts import row_figures
 
 if TYPE_CHECKING:  # rich takes a while to import, and most batches draw nothing
     import rich.console
@@ -41,7 +41,7 @@ class ProgressBar:
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         self._console = _stderr_console() if console is None else console
-        self.quiet = self._console is None or not _can_draw(self._console)
+        self.quiet = self._console is None or not is_live(self._console)
         self._display: _Display | None = None
         self._row: Any = None
 
@@ -100,8 +100,7 @@ class _Display:
             *_columns(console),
             console=console,
             auto_refresh=False,  # no thread: each snapshot draws
-            redirect_stdout=to_notebook
-            or (_is_terminal(sys.stdout) and _is_terminal(self._stream)),
+            redirect_stdout=to_notebook or (is_terminal(sys.stdout) and is_terminal(self._stream)),
             redirect_stderr=to_notebook or _without_proxy(sys.stderr) is self._stream,
         )
 
@@ -154,24 +153,12 @@ def _stderr_console() -> rich.console.Console | None:
     stream = _without_proxy(sys.stderr)
     if stream is None:  # a program without a terminal on Windows
         return None
-    # rich takes a pipe for a terminal if FORCE_COLOR is set.
-    return Console(file=stream, force_terminal=None if _is_terminal(stream) else False)
-
-
-def _can_draw(console: rich.console.Console) -> bool:
-    return console.is_jupyter or (console.is_terminal and console.is_interactive)
+    return Console(file=stream)
 
 
 def _without_proxy(stream: TextIO | None) -> TextIO | None:
     """Return the original stream if rich has replaced it with a redirection."""
     return cast("TextIO | None", getattr(stream, "rich_proxied_file", stream))
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return stream is not None and bool(stream.isatty())
-    except (AttributeError, ValueError):  # it is not a real file, or it is closed
-        return False
 
 
 def _columns(console: rich.console.Console) -> list[rich.progress.ProgressColumn]:
@@ -193,37 +180,8 @@ def _bar_total(progress: Progress) -> int | None:
 
 def _figures(progress: Progress) -> dict[str, Any]:
     """Return the texts of the columns by name, in rich's markup."""
-    total = "" if progress.total is None else f"/{progress.total}"
-    failed = f"{progress.failed} failed"
-    cost = progress.usage.cost
-    rate, token_rate = _rates_shown(progress)
-    return {
-        "done": f"{progress.done}{total}",
-        "ok": f"[green]{progress.succeeded} ok[/]",
-        "failed": f"[red]{failed}[/]" if progress.failed else failed,
-        "in_flight": f"{progress.in_flight} in flight",
-        "rate": f"{rate:.1f}/s",
-        "tokens": f"{short_count(progress.usage.total_tokens)} tokens",
-        "token_rate": f"{short_count(round(token_rate))} tok/s"
-        if progress.usage.total_tokens
-        else "",
-        "cost": f"${cost:,.{2 if cost >= 1 else 4}f}" if cost > 0 else "",
-        "time": _time_shown(progress),
-    }
-
-
-def _rates_shown(progress: Progress) -> tuple[float, float]:
-    # The last row shows the total time, so its rates are averages over the whole batch.
-    if not progress.finished:
-        return progress.rate, progress.token_rate
-    if progress.elapsed <= 0:
-        return 0.0, 0.0
-    return progress.done / progress.elapsed, progress.usage.total_tokens / progress.elapsed
-
-
-def _time_shown(progress: Progress) -> str:
-    if progress.finished:
-        return f"in {clock(progress.elapsed)}"
-    if progress.total is None:
-        return clock(progress.elapsed)
-    return "ETA -:--" if progress.eta is None else f"ETA {clock(progress.eta)}"
+    figures: dict[str, Any] = {**row_figures(progress)}
+    figures["ok"] = f"[green]{figures['ok']}[/]"
+    if progress.failed:
+        figures["failed"] = f"[red]{figures['failed']}[/]"
+    return figures

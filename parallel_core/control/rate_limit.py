@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import anyio
 
+from parallel_core.event_loops import EventLoop, current_event_loop, current_event_loop_if_any
+
 from .checks import checked_count, checked_number
 from .router_rates import rates_of
-from .turns import EventLoop, InOrder, Serial, Turn, current_event_loop
+from .turns import InOrder, Serial, Turn
 
 MINUTE = 60.0  # seconds
 # A turn expires if its request does not begin within this many seconds because its loop is blocked.
@@ -207,7 +209,6 @@ class RateLimit:
 
     def _take_or_queue(self, tokens: int) -> _RateTurn | None:
         loop = current_event_loop()
-        assert loop is not None  # `acquire` is async
         if loop not in self._differences:
             self._add_clock(loop)
         self._fill(loop)
@@ -288,7 +289,7 @@ class RateLimit:
                 self._lines[turn.loop][0].wake()  # it may need a timer now
 
     def _count(self, requests: int, tokens: int) -> None:
-        loop = current_event_loop()
+        loop = current_event_loop_if_any()
         if loop is not None:
             self._fill(loop)  # first: earlier time must not refill what is taken now
         self._take(requests, tokens)

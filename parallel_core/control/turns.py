@@ -6,27 +6,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeVar
 
 import anyio
-import sniffio
-import trio
+
+from parallel_core.event_loops import EventLoop, call_soon, current_event_loop_if_any
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-EventLoop: TypeAlias = trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
-"""A trio run or an asyncio loop."""
-
-
-def current_event_loop() -> EventLoop | None:
-    """Return the trio run or asyncio loop that runs the calling code; None if there is none."""
-    try:
-        if sniffio.current_async_library() == "trio":
-            return trio.lowlevel.current_trio_token()
-        return asyncio.get_running_loop()
-    except (sniffio.AsyncLibraryNotFoundError, RuntimeError):
-        return None
 
 
 class Turn:
@@ -52,16 +39,9 @@ class Turn:
 
     def wake(self) -> bool:
         """Wake the caller. Return False if its loop or trio run has ended."""
-        if self.loop is current_event_loop():
-            self._event.set()
-            return True
-        try:
-            if isinstance(self.loop, trio.lowlevel.TrioToken):
-                self.loop.run_sync_soon(self._event.set)
-            else:
-                self.loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:  # trio.RunFinishedError is a RuntimeError
-            return False
+        if self.loop is not current_event_loop_if_any():
+            return call_soon(self.loop, self._event.set)
+        self._event.set()
         return True
 
 

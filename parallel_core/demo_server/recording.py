@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
+from parallel_core.secret_names import is_secret_name
+
 _MOST_BYTES: Final = 64 * 1024 * 1024
-_SECRET_NAMES: Final = ("auth", "cookie", "key", "secret", "token")
 
 
 @dataclass(frozen=True, repr=False)  # a repr would show the messages
@@ -124,4 +125,4 @@ class RecordedAnswer:
 
 
 def _shown(name: str, value: str) -> str:
-    return digest(value) if any(part in name for part in _SECRET_NAMES) else value
+    return digest(value) if is_secret_name(name) else value

@@ -15,14 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
+from parallel_core.secret_names import is_secret_name
+
 # Prefixes of internal arguments of this package and of litellm. No vendor parameter has them.
 _PRIVATE_PREFIXES: Final = ("_", "litellm_", "mock_", "parallel_core_")
-# A name with such an ending is an address, a key, a file, a callback or a deployment, even if
-# litellm does not declare it.
-_ENDS_LIKE_A_SETTING: Final = re.compile(
-    r"(?:^|[_-])(?:api|auth|base|callbacks?|cert|client|credentials?|deployment|endpoint|fallbacks|"
-    r"file|headers?|host|key|password|path|prox(?:y|ies)|secret|ssl|token|uri|url|verify)$"
-    r"|(?:^|_)(?:apikey|deployment|model_id)(?:_|$)",
+# Such a name is that of an address, a file, a callback or a deployment, even if litellm does not
+# declare it.
+_SETTING: Final = re.compile(
+    r"(?:^|[_-])(?:api|base|callbacks?|cert|client|deployment|endpoint|fallbacks|file|headers?|host|"
+    r"path|prox(?:y|ies)|ssl|uri|url|verify)$"
+    r"|(?:^|_)(?:deployment|model_id)(?:_|$)",
     re.IGNORECASE,
 )
 # Matches the code with which litellm's functions read arguments that they do not declare.
@@ -69,7 +71,7 @@ def is_litellm_setting(name: str) -> bool:
     if is_private(name) or name in _declared_settings() or name.startswith(_prefixes_of_keys()):
         return True
     return name not in _vendor_parameters() and (
-        ends_like_a_setting(name) or name in _arguments_of_calls() or name in _undeclared_reads()
+        _looks_like_a_setting(name) or name in _arguments_of_calls() or name in _undeclared_reads()
     )
 
 
@@ -78,7 +80,7 @@ def is_key_or_address(name: str) -> bool:
 
     A proxy behind the API, such as litellm's, may act on it.
     """
-    return name not in openai_parameters() and (is_private(name) or ends_like_a_setting(name))
+    return name not in openai_parameters() and (is_private(name) or _looks_like_a_setting(name))
 
 
 def is_private(name: str) -> bool:
@@ -86,9 +88,9 @@ def is_private(name: str) -> bool:
     return name.startswith(_PRIVATE_PREFIXES)
 
 
-def ends_like_a_setting(name: str) -> bool:
-    """Return True if a name looks like an address, a key, a file or a callback."""
-    return _ENDS_LIKE_A_SETTING.search(name) is not None
+def _looks_like_a_setting(name: str) -> bool:
+    """Return True if a name looks like a key, an address, a file or a callback."""
+    return is_secret_name(name) or _SETTING.search(name) is not None
 
 
 # --- names in litellm ---
@@ -185,7 +187,7 @@ def _vendor_parameters() -> frozenset[str]:
     return frozenset(
         name
         for name in names.difference(("self", "args", "kwargs"))
-        if name.islower() and not is_private(name) and not ends_like_a_setting(name)
+        if name.islower() and not is_private(name) and not _looks_like_a_setting(name)
     )
 
 

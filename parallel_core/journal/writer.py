@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import sniffio
 import trio
 
 from parallel_core.engine import Event as EngineEvent
 from parallel_core.errors import JournalError
+from parallel_core.event_loops import EventLoop, call_soon, current_event_loop, in_trio
 
 from .files import Disk, FileChangedError, LockedFile, open_at_a_new_line
 from .opening import OpenedJournal
@@ -47,10 +47,6 @@ class JournalEntry(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         """Leave out the answer, because a repr ends up in logs."""
         return f"<JournalEntry {self.custom_id!r} ok={self.ok} {len(self.line)} bytes>"
-
-
-Wake = Callable[[Callable[[], None]], object]
-"""Schedules a function in the event loop of a waiting task; may be called from any thread."""
 
 
 class JournalWriter:
@@ -96,7 +92,7 @@ class JournalWriter:
         self._entries: list[JournalEntry] = []
         self._records: list[bytes] = []
         self._unwritten = 0
-        self._waiting: list[tuple[object, Wake, EngineEvent]] = []
+        self._waiting: list[tuple[EventLoop, EngineEvent]] = []
         self._closing = False
         self._write_now = False  # a caller waits for the queued entries: do not wait for more
         self._thread = threading.Thread(target=self._run, name="parallel_core journal", daemon=True)
@@ -140,20 +136,11 @@ class JournalWriter:
 
         None if there is nothing to wait for.
         """
-        loop: trio.lowlevel.TrioToken | asyncio.AbstractEventLoop
-        event: EngineEvent
-        if sniffio.current_async_library() == "trio":
-            loop = token = trio.lowlevel.current_trio_token()
-            wake: Wake = token.run_sync_soon
-            event = trio.Event()
-        else:
-            loop = asyncio.get_running_loop()
-            wake = loop.call_soon_threadsafe
-            event = asyncio.Event()
+        event: EngineEvent = trio.Event() if in_trio() else asyncio.Event()
         with self._changed:
             if not is_needed():
                 return None
-            self._waiting.append((loop, wake, event))
+            self._waiting.append((current_event_loop(), event))
         return event
 
     def close_soon(self) -> None:
@@ -252,13 +239,11 @@ class JournalWriter:
     def _wake_all(self) -> None:
         with self._changed:
             waiting, self._waiting = self._waiting, []
-        by_loop: dict[object, tuple[Wake, list[EngineEvent]]] = {}
-        for loop, wake, event in waiting:
-            by_loop.setdefault(loop, (wake, []))[1].append(event)
-        for wake, events in by_loop.values():
-            # A loop that was closed meanwhile has no waiting task.
-            with contextlib.suppress(RuntimeError, trio.RunFinishedError):
-                wake(_Setting(events))
+        by_loop: dict[EventLoop, list[EngineEvent]] = {}
+        for loop, event in waiting:
+            by_loop.setdefault(loop, []).append(event)
+        for loop, events in by_loop.items():
+            call_soon(loop, _Setting(events))  # a loop that has ended has no waiting task
 
     def _commit(self, entries: list[JournalEntry]) -> None:
         if self.failure is not None:

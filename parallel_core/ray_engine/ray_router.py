@@ -11,8 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
-import sniffio
-
 from parallel_core import api
 from parallel_core.batch_plans import Requests
 from parallel_core.control import (
@@ -24,6 +22,7 @@ from parallel_core.control import (
     held_reservation,
 )
 from parallel_core.engine import ParallelBatch, collect
+from parallel_core.event_loops import in_trio
 from parallel_core.router import INDEX
 from parallel_core.router_hosts import RouterHost, RouterHostName, open_router_host, router_for_trio
 from parallel_core.types import RouterParallelResult, StreamedResponse
@@ -267,7 +266,7 @@ def open_ray_router(
 async def _opened(
     router: RayRouter, router_host: RouterHostName | None
 ) -> AsyncGenerator[RayRouter, None]:
-    if sniffio.current_async_library() != "trio":
+    if not in_trio():
         await router.start()
         restore_sigterm()
         try:
@@ -331,8 +330,7 @@ def iter_parallel_acompletions(
     )
     # The driver times a hedged call from its beginning, so no call may wait in a worker.
     slots = router.slots if controls.get("hedge") is None else workers * router.concurrency
-    is_trio = sniffio.current_async_library() == "trio"
-    host = router_for_trio(router, router_host) if is_trio else router
+    host = router_for_trio(router, router_host) if in_trio() else router
     try:
         batch = api.iter_parallel_acompletions(
             host,

@@ -16,10 +16,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_args
 
-import sniffio
 import trio
 
 from parallel_core.errors import RouterHostClosedError
+from parallel_core.event_loops import running_library
 from parallel_core.types import SupportsAcompletion
 
 from . import trio_asyncio_loop
@@ -298,11 +298,7 @@ def router_for_trio(
 
 
 def _require_trio(what: str) -> None:
-    # sniffio is asked and not trio: trio may run as a guest beside the asyncio code here.
-    try:
-        library = sniffio.current_async_library()
-    except sniffio.AsyncLibraryNotFoundError:
-        library = "no async library"
+    library = running_library() or "no async library"
     if library != "trio":
         raise RuntimeError(
             f"{what} is for trio, and {library} is running here: in asyncio call the Router itself"

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import itertools
 import logging
@@ -14,9 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
-
-import sniffio
-import trio
 
 from parallel_core.api import stoppable_completions
 from parallel_core.config import read_older_fields, unwrap_router
@@ -41,6 +36,7 @@ from parallel_core.errors import (
     JournalError,
     OrderError,
 )
+from parallel_core.event_loops import call_soon, current_event_loop
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
 from parallel_core.journal import Journal, JournalOpening, ManifestFields, RunPaths
@@ -203,10 +199,10 @@ async def run_file(
                 return _declined(preview, paths)
             may_send = None
         stopping = Stopping()
-        in_this_loop = _caller_from_other_threads()
+        loop = current_event_loop()
 
         def on_failure(_: JournalError) -> None:
-            in_this_loop(stopping.cancel)
+            call_soon(loop, stopping.cancel)
 
         journal = await in_thread(
             functools.partial(
@@ -409,17 +405,3 @@ def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
         elapsed=0.0,
         paths=paths,
     )
-
-
-def _caller_from_other_threads() -> Callable[[Callable[[], object]], None]:
-    """Return a function that schedules a call in the current event loop, from any thread."""
-    if sniffio.current_async_library() == "trio":
-        in_trio = trio.lowlevel.current_trio_token().run_sync_soon
-        return lambda function: in_trio(function)
-    in_asyncio = asyncio.get_running_loop().call_soon_threadsafe
-
-    def call(function: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing runs in it
-            in_asyncio(function)
-
-    return call

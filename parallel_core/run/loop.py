@@ -463,6 +463,7 @@ class Run:
         eta = left / rate if rate > 0 else None
         return RunProgress(
             total=self._scope.total,
+            started=progress.started,
             earlier=self._earlier_ok + self._earlier_failed,
             succeeded=self._succeeded,
             failed=self._failed,
@@ -485,7 +486,12 @@ class Run:
         if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
             return ()
         return tuple(
-            RunStraggler(self._drawn[straggler.index][0], straggler.seconds, straggler.median)
+            RunStraggler(
+                straggler.index,
+                straggler.seconds,
+                straggler.median,
+                custom_id=self._drawn[straggler.index][0],
+            )
             for straggler in progress.stragglers
             if straggler.index in self._drawn
         )

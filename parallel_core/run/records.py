@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from parallel_core.control import Concurrency, Controls, Waiting
+from parallel_core.control import Concurrency, Controls, Progress, Straggler
 from parallel_core.failures import FailureKind
 from parallel_core.journal import JournalOpening, RunPaths
 from parallel_core.types import RouterParallelRequest, Usage
@@ -50,22 +50,20 @@ class FailureGroup(msgspec.Struct, frozen=True):
     status_code: int | None = None
 
 
-class RunStraggler(msgspec.Struct, frozen=True):
+class RunStraggler(Straggler, frozen=True, kw_only=True):
     """A call near the end of a run that takes much longer than the others.
 
     Attributes:
         custom_id: id of its request.
-        seconds: time that this attempt has been running.
-        median: median duration of the last 1,000 successful calls, in seconds.
     """
 
     custom_id: str
-    seconds: float
-    median: float
 
 
-class RunProgress(msgspec.Struct, frozen=True):
-    """Snapshot of a run's progress. Everything counted as done is on disk.
+class RunProgress(Progress, frozen=True, kw_only=True):
+    """A snapshot of the progress of a run: of its batch, with what is on disk.
+
+    The attributes that are not listed here are those of :class:`~parallel_core.Progress`.
 
     Attributes:
         total: number of requests of the file that the run must finish, including those that
@@ -73,36 +71,18 @@ class RunProgress(msgspec.Struct, frozen=True):
         earlier: number of requests that earlier runs finished.
         succeeded: number of answers of this run on disk.
         failed: number of failures of this run on disk.
-        in_flight: number of calls that are running now.
-        elapsed: seconds since the first call.
-        rate: calls that finished per second, over about the last ten seconds.
-        token_rate: tokens of those calls per second.
-        eta: seconds until the run is done, at this rate; None if unknown.
-        usage: tokens, and USD, of the calls of this run.
-        limit: maximum number of calls in flight now.
+        eta: seconds until the run is done, at this rate. None if it is unknown, or if the run is
+            stopping.
         failures: failures of this run by kind and status, the most frequent first.
         stopping: True if no new calls are made any more.
-        finished: True for the last snapshot.
-        waiting: models whose calls do not get through at the moment.
         stragglers: calls that take 10 times longer than the median, if less than 2 % of the
             requests, or only such calls, are left; the longest ones first, at most five.
     """
 
     total: int
     earlier: int
-    succeeded: int
-    failed: int
-    in_flight: int
-    elapsed: float
-    rate: float
-    token_rate: float
-    eta: float | None
-    usage: Usage
-    limit: int
     failures: list[FailureGroup]
     stopping: bool
-    finished: bool
-    waiting: tuple[Waiting, ...] = ()
     stragglers: tuple[RunStraggler, ...] = ()
 
     @property

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from helpers.run_values import summary_of
 from parallel_core.cli.command_again import command_again
-from parallel_core.cli.run_view import TextView
 from parallel_core.cli.terminal import program, shell_line
+from parallel_core.cli.text_view import TextView
 from parallel_core.files.batch_output import Redactor
 from parallel_core.run.file_run import FailureGroup, RunSummary
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from parallel_core.cli import run_signals
+from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.question import Question, RunState
 from parallel_core.cli.run_signals import StopSignals
-from parallel_core.cli.run_view import JsonView
 
 PATIENCE = 30.0
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from helpers.odd_texts import EVIL, HARMLESS
 from helpers.run_values import progress_of, summary_of
 from parallel_core import RunStraggler, Usage, Waiting
-from parallel_core.cli import run_view
-from parallel_core.cli.run_texts import describe_stragglers, describe_waiting
-from parallel_core.cli.run_view import JsonView, TextView
-from parallel_core.cli.terminal import is_live
+from parallel_core.cli import text_view
+from parallel_core.cli.json_view import JsonView
+from parallel_core.cli.run_texts import describe_stragglers
+from parallel_core.cli.text_view import TextView
+from parallel_core.control import describe_waiting, is_live
 from parallel_core.router.cost_estimate import CostEstimate
 
 
@@ -102,10 +103,22 @@ def test_no_terminal_is_drawn_on_whatever_the_environment_says(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in many a CI
     shown = io.StringIO()
-    assert not is_live(shown)
+    assert not is_live(Console(file=shown))
     show_everything(TextView(error=Console(file=shown)))
     assert "━" not in shown.getvalue()
     assert "\x1b[?25l" not in shown.getvalue()
+
+
+def test_the_last_line_has_the_rates_of_the_whole_run() -> None:
+    shown = io.StringIO()
+    view = TextView(error=Console(file=shown))
+    counts: dict[str, Any] = {"earlier": 1, "failed": 1, "elapsed": 0.5, "eta": 9.0}
+    view.progress(progress_of(**counts))
+    view.progress(progress_of(**counts, usage=Usage(20, 30), finished=True))
+    running, last = shown.getvalue().splitlines()
+    assert "3/3 (100.0 %), ok 1, failed 1, earlier 1, in flight 1/4, 1.0 calls/s" in running
+    assert running.endswith(", ETA 0:09")
+    assert last.endswith("in flight 1/4, 4.0 calls/s, 100 tokens/s")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +185,10 @@ def test_what_a_run_waits_for(given: list[Waiting], shown: list[str]) -> None:
 def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = progress_of(
         waiting=(waiting(EVIL, None, 40, 8),),
-        stragglers=(RunStraggler("id-7", 320.4, 4.04), RunStraggler("id-9", 41, 4.04)),
+        stragglers=(
+            RunStraggler(6, 320.4, 4.04, custom_id="id-7"),
+            RunStraggler(8, 41, 4.04, custom_id="id-9"),
+        ),
     )
     waits = f"waiting for {HARMLESS}: no connection to the server, since 40 s, next try in 8 s"
     holds_up = (
@@ -196,7 +212,7 @@ def test_what_holds_a_run_up_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_that_a_run_waits_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(run_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
+    monkeypatch.setattr(text_view, "time", SimpleNamespace(monotonic=lambda: now, strftime=str))
     plain = io.StringIO()
     view = TextView(error=Console(file=plain))
     waits = {"waiting": (waiting("m", None, 1, 1),)}

@@ -17,8 +17,9 @@ from helpers.run_bench import FAILS, Bench, Done, the_end_of
 from helpers.run_values import summary_of
 from parallel_core import cli
 from parallel_core.cli import doctor_command
-from parallel_core.cli.run_view import JsonView, TextView
+from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.terminal import printable, shell_line
+from parallel_core.cli.text_view import TextView
 from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
 from parallel_core.journal.run_statistics import RunPaths

@@ -10,8 +10,9 @@ import pytest
 from helpers.failure_groups import GROUPS, KEY, PROMPT, HTTPStatusError, shown_by
 from helpers.run_values import progress_of, summary_of
 from parallel_core import RouterParallelRequest, RouterParallelResult
+from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.run_texts import describe_end
-from parallel_core.cli.run_view import JsonView, TextView
+from parallel_core.cli.text_view import TextView
 from parallel_core.files.batch_output import Redactor, failure_in
 from parallel_core.files.line_failures import LineFailure
 from parallel_core.run.failure_groups import FailureGroups, safe_message

@@ -16,7 +16,8 @@ from helpers.failure_groups import KEY, PROMPT, shown_by
 from helpers.hosts import ASYNCIO_HOSTS, in_virtual_time
 from helpers.routers import run_with_routers
 from parallel_core import Retry
-from parallel_core.cli.run_view import JsonView, TextView
+from parallel_core.cli.json_view import JsonView
+from parallel_core.cli.text_view import TextView
 from parallel_core.config.router_members import retire
 from parallel_core.files.batch_output import Redactor
 from parallel_core.journal.run_statistics import CallStatistics, read_statistics

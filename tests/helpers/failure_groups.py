@@ -7,7 +7,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from parallel_core.cli.run_view import TextView
+from parallel_core.cli.text_view import TextView
 from parallel_core.run.file_run import FailureGroup
 
 KEY = "abcdefgh-0123456789-wxyz"

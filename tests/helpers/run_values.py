@@ -30,6 +30,7 @@ def summary_of(**fields: Any) -> RunSummary:
 def progress_of(**fields: Any) -> RunProgress:
     values: dict[str, Any] = {
         "total": 3,
+        "started": 2,
         "earlier": 0,
         "succeeded": 1,
         "failed": 0,

@@ -33,8 +33,9 @@ from parallel_core.config.litellm_settings import (
     router_settings,
 )
 from parallel_core.config.proxy_config import _BLOCKED_VARIABLES, _SECTIONS
-from parallel_core.config.proxy_values import is_secret_name, nearest
+from parallel_core.config.proxy_values import nearest
 from parallel_core.config.run_router import router_from_config
+from parallel_core.secret_names import is_secret_name
 
 pytestmark = pytest.mark.usefixtures("no_keys_of_this_machine")
 
@@ -255,7 +256,7 @@ def test_parameters_that_litellm_hides_are_keys_here_too() -> None:
         *("anthropic_identity_source", "ssl_certificate"),
     }
     undecided = {name for name in shown - decided if not NOT_KEYS.search(name)}
-    assert not undecided, "are these keys? Then: _SECRET_NAME of _proxy_values"
+    assert not undecided, "are these keys? Then: parallel_core/secret_names.py"
 
 
 def test_variables_of_keys_are_known_by_their_names(sources: Mapping[str, str]) -> None:
