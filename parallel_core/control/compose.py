@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 
@@ -16,7 +16,7 @@ from .admission import Admission
 from .call import Call
 from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter
 from .options import BatchOptions, Controls
 from .progress import Waiting
 from .protocols import Attachment
@@ -24,8 +24,6 @@ from .rate_limit import RateLimit
 from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
 from .timeout import Timeouts, TotalTimeout
 from .watching import ProgressWatch, UsageTally
-
-BatchMeter: TypeAlias = RouterMeter | ItemMeter
 
 # Requests drawn ahead for fairness: a multiple of the concurrency, and a minimum.
 _LOOK_AHEAD = 16

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from parallel_core.control import Call, Engine, ItemMeter, RouterMeter
+from parallel_core.control import BatchMeter, Call, Engine
 from parallel_core.errors import (
     BatchTimeoutError,
     PartialAnswerError,
@@ -89,7 +89,7 @@ class Streams:
 
     def __init__(
         self,
-        meter: RouterMeter | ItemMeter,
+        meter: BatchMeter,
         *,
         all_of_them: bool = False,
         emit: bool = False,
