@@ -13,9 +13,9 @@ from parallel_core.router import (
     RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
-    LeftToBatch,
+    RouterOverrides,
     Streams,
-    left_to_the_batch,
+    router_overrides,
     send_metadata_to_store,
 )
 from parallel_core.types import RouterParallelRequest
@@ -28,7 +28,7 @@ class WorkerCalls:
         self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
         self._is_router = hasattr(router, "acompletion")
         self._router = router
-        self._left_to_batch: LeftToBatch | None = None
+        self._overrides: RouterOverrides | None = None
         self._meter = RouterMeter(unwrap_router(router))
         self._timeouts = Timeouts(None)
         self._timed = self._timeouts.wrap(self._send)
@@ -58,8 +58,8 @@ class WorkerCalls:
         if self._is_router:
             send_metadata_to_store(self._router, model, arguments)
             if retried:
-                self._left_to_batch = self._left_to_batch or left_to_the_batch(self._router)
-                self._left_to_batch.add_to(arguments, model)
+                self._overrides = self._overrides or router_overrides(self._router)
+                self._overrides.add_to(arguments, model)
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)
