@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from parallel_core.config import aliases, deployments, setting
+from parallel_core.errors import RebuiltError
 
 from .checks import checked_number, is_amount
 from .token_counts import asked_output, choices
@@ -27,7 +28,7 @@ class Price(NamedTuple):
         return prompt * self.of_input + completion * self.of_output
 
 
-class UnpricedError(ValueError):
+class UnpricedError(RebuiltError, ValueError):
     """A budget in USD cannot cap calls whose price is unknown.
 
     Attributes:
@@ -40,9 +41,6 @@ class UnpricedError(ValueError):
             "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
         )
         self.what = what
-
-    def __reduce__(self) -> tuple[type[UnpricedError], tuple[str]]:
-        return type(self), (self.what,)
 
 
 def checked_prices(
