@@ -18,6 +18,7 @@ from .control import (
     AdaptiveConcurrency,
     BatchMeter,
     BatchOptions,
+    Budget,
     CallTraits,
     Composition,
     Controls,
@@ -34,8 +35,8 @@ from .control import (
 from .engine import BatchPlan, InputOrder, ResultT
 from .router import (
     CHUNKS_PER_SLOT,
-    LeftToWorkers,
     Streams,
+    WorkerOptions,
     as_request,
     calls_run_in_workers,
     check_all,
@@ -118,62 +119,43 @@ def _router_plan(
 ) -> BatchPlan[ResultT]:
     controls = options.controls
     limit = checked_concurrency(options.concurrency)
-    may_reject: Mapping[str, int] = {}
     check_controls(controls)
-    stall_timeout, on_chunk = controls.get("stall_timeout"), controls.get("on_chunk")
     in_workers = calls_run_in_workers(router)
-    if in_workers and (streaming or on_chunk is not None):
+    if in_workers and (streaming or controls.get("on_chunk") is not None):
         raise ValueError(
             f"{'iter_parallel_streams' if streaming else 'on_chunk'}: workers read the streams of "
             "their calls and send whole answers; use a Router of this process instead"
         )
     # The attempts of a hedged call share one timeout, so a single worker cannot apply it.
     timed_by_workers = in_workers and controls.get("hedge") is None
-    is_router = hasattr(router, "acompletion")
+    worker_options = None
+    if in_workers:
+        stall_timeout, timeout = controls.get("stall_timeout"), controls.get("timeout")
+        worker_options = WorkerOptions(
+            stall_timeout, timeout, timed_by_workers, bool(controls.get("direct"))
+        )
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
-    retried_by_us = controls.get("retry", is_router or is_adaptive or None) is not None
-    lane = direct_lane(router, controls.get("direct", False))
+    retry = controls.get("retry", hasattr(router, "acompletion") or is_adaptive or None)
+    lane = None if in_workers else direct_lane(router, controls.get("direct", False))
     call = completion_call(
         router,
         lane=lane,
-        retried_by_us=retried_by_us,
+        retried_by_us=retry is not None,
         attempt_timeout=controls.get("attempt_timeout"),
-        left_to_workers=LeftToWorkers(
-            stall_timeout, controls.get("timeout"), timed_by_workers, bool(controls.get("direct"))
-        )
-        if in_workers
-        else None,
+        worker_options=worker_options,
     )
     check_all(requests)
     source = _checked_source(requests, "requests")
     check_models(controls.get("rate_limit"), router)
-    budget, own_meter = controls.get("budget"), controls.get("meter")
-    meter: BatchMeter = (
-        RouterMeter(
-            unwrap_router(router),
-            None if budget is None else budget.prices,
-            None if budget is None else budget.assume_output_tokens,
-        )
-        if own_meter is None
-        else ItemMeter(own_meter)
-    )
-    if budget is not None and is_checked_as_a_whole(requests):
-        given = cast("Iterable[object]", requests)
-        checked = [as_request(index, item) for index, item in enumerate(given)]
-        budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
+    meter = _meter(router, controls)
+    _check_budget(controls.get("budget"), meter, requests)
+    limits: Mapping[str, int] = {}
     if isinstance(limit, AdaptiveConcurrency):
-        may_reject = parallel_limits(router)
-        limit = _within_parallel_limits(limit, router, may_reject)
+        limits = parallel_limits(router)
+        limit = _within_parallel_limits(limit, router, limits)
     if not in_workers:
         warn_of_connections(most_calls(limit))
-    streams = Streams(
-        meter,
-        all_of_them=streaming,
-        emit=streaming,
-        on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
-        stall_timeout=None if in_workers else stall_timeout,
-        read_elsewhere=in_workers,
-    )
+    streams = _streams(controls, meter, streaming, in_workers)
     answered = streams.wrap(call)
     if hasattr(unwrap_router(router), "acompletion"):  # workers may call a function
         answered = require_choices(answered, meter)
@@ -181,8 +163,8 @@ def _router_plan(
         total=_length(source),
         meter=meter,
         of_requests=True,
-        timed_elsewhere=timed_by_workers,
-        may_reject=may_reject,
+        timed_by_workers=timed_by_workers,
+        parallel_limits=limits,
         router=router_traits(router),
     )
     plan = _plan(compose(answered, limit, options, traits), source, result_type, options)
@@ -194,6 +176,35 @@ def _router_plan(
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if in_workers else preparation(router),
         lane=lane,
+    )
+
+
+def _meter(router: object, controls: Controls) -> BatchMeter:
+    own, budget = controls.get("meter"), controls.get("budget")
+    if own is not None:
+        return ItemMeter(own)
+    if budget is None:
+        return RouterMeter(unwrap_router(router))
+    return RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
+
+
+def _check_budget(budget: Budget | None, meter: BatchMeter, requests: Requests) -> None:
+    """Refuse requests with an unknown worst case, if all of them are known in advance."""
+    if budget is not None and is_checked_as_a_whole(requests):
+        given = cast("Iterable[object]", requests)
+        checked = [as_request(index, item) for index, item in enumerate(given)]
+        budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
+
+
+def _streams(controls: Controls, meter: BatchMeter, streaming: bool, in_workers: bool) -> Streams:
+    on_chunk = controls.get("on_chunk")
+    return Streams(
+        meter,
+        all_of_them=streaming,
+        emit=streaming,
+        on_chunk=None if on_chunk is None else checked_callback("on_chunk", on_chunk),
+        stall_timeout=None if in_workers else controls.get("stall_timeout"),
+        read_by_workers=in_workers,
     )
 
 
@@ -257,12 +268,12 @@ def _check_for_items(controls: Controls) -> None:
 
 
 def _within_parallel_limits(
-    settings: AdaptiveConcurrency, router: object, places: Mapping[str, int]
+    settings: AdaptiveConcurrency, router: object, limits: Mapping[str, int]
 ) -> AdaptiveConcurrency:
     """Lower the limits to the number of calls that all deployments of a Router take together."""
-    if not places or model_groups(router) - places.keys():
+    if not limits or model_groups(router) - limits.keys():
         return settings
-    maximum = min(settings.maximum, sum(places.values()))
+    maximum = min(settings.maximum, sum(limits.values()))
     return dataclasses.replace(
         settings,
         maximum=maximum,

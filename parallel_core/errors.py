@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from .types import Usage
 
 
-class _RebuiltError(Exception):
-    """Base class of errors that are pickled as the arguments of their constructor."""
+class RebuiltError(Exception):
+    """Base class of errors that are pickled as the arguments of their constructor.
 
-    _arguments: ClassVar[tuple[str, ...]] = ()
+    Each argument is also the name of an attribute.
+    """
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        return type(self), tuple(getattr(self, name) for name in self._arguments)
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...], dict[str, Any]]:
+        names = inspect.signature(type(self)).parameters
+        return type(self), tuple(getattr(self, name) for name in names), self.__dict__
 
 
-class PartialAnswerError(_RebuiltError):
+class PartialAnswerError(RebuiltError):
     """Base class of the errors that carry what had arrived of an answer.
 
     Attributes:
@@ -80,13 +83,6 @@ class CallCancelledError(Exception):
     """
 
 
-def cancelled_unasked(what: str, cancellation: BaseException | None = None) -> CallCancelledError:
-    """Return the error for a cancellation that the batch had not requested."""
-    error = CallCancelledError(f"{what} ended in a cancellation that the batch had not asked for")
-    error.__cause__ = cancellation
-    return error
-
-
 class BatchAbortedError(RuntimeError):
     """The event loop or trio run that carried a batch was shut down before the batch had ended.
 
@@ -107,8 +103,6 @@ class RequestTimeoutError(PartialAnswerError, TimeoutError):
         text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
 
-    _arguments = ("index", "model", "limit", "text", "usage", "time_to_first_chunk")
-
     def __init__(
         self,
         index: int,
@@ -118,8 +112,7 @@ class RequestTimeoutError(PartialAnswerError, TimeoutError):
         usage: Usage | None = None,
         time_to_first_chunk: float | None = None,
     ) -> None:
-        of_model = "" if model is None else f" (model {model!r})"
-        message = f"request {index}{of_model} took longer than its timeout of {limit:g} s"
+        message = f"{_request(index, model)} took longer than its timeout of {limit:g} s"
         super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.model = model
@@ -139,8 +132,6 @@ class BatchTimeoutError(PartialAnswerError, TimeoutError):
         text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
 
-    _arguments = ("index", "limit", "text", "usage", "time_to_first_chunk")
-
     def __init__(
         self,
         index: int | None,
@@ -156,7 +147,7 @@ class BatchTimeoutError(PartialAnswerError, TimeoutError):
         self.limit = limit
 
 
-class BudgetExceededError(Exception):
+class BudgetExceededError(RebuiltError):
     """The worst case of a request does not fit into the rest of the budget: it was not sent.
 
     It is the exception of its result, or the first error of a fail-fast batch.
@@ -169,20 +160,17 @@ class BudgetExceededError(Exception):
     """
 
     def __init__(self, index: int, limit: str, needed: float, left: float) -> None:
-        super().__init__(index, limit, needed, left)
+        super().__init__(
+            f"request {index} was not sent: it may use {needed:g}, but only {left:g} is left of "
+            f"the budget's {limit}"
+        )
         self.index = index
         self.limit = limit
         self.needed = needed
         self.left = left
 
-    def __str__(self) -> str:
-        return (
-            f"request {self.index} was not sent: it may use {self.needed:g}, but only "
-            f"{self.left:g} is left of the budget's {self.limit}"
-        )
 
-
-class NotSentError(Exception):
+class NotSentError(RebuiltError):
     """A request was not sent, because no request of its model can get through.
 
     It is the exception of its result. Earlier requests of the same model failed for a reason that
@@ -198,16 +186,12 @@ class NotSentError(Exception):
     """
 
     def __init__(self, index: int, model: str | None, reason: str, too_long: str = "") -> None:
-        super().__init__(index, model, reason, too_long)
+        because = f"{reason}; {too_long}" if too_long else reason
+        super().__init__(f"{_request(index, model)} was not sent: {because}")
         self.index = index
         self.model = model
         self.reason = reason
         self.too_long = too_long
-
-    def __str__(self) -> str:
-        of_model = "" if self.model is None else f" (model {self.model!r})"
-        too_long = f"; {self.too_long}" if self.too_long else ""
-        return f"request {self.index}{of_model} was not sent: {self.reason}{too_long}"
 
 
 class EmptyResponseError(PartialAnswerError):
@@ -224,8 +208,6 @@ class EmptyResponseError(PartialAnswerError):
             ``None`` if nothing was streamed.
     """
 
-    _arguments = ("index", "model", "usage", "time_to_first_chunk")
-
     def __init__(
         self,
         index: int,
@@ -239,7 +221,7 @@ class EmptyResponseError(PartialAnswerError):
         self.model = model
 
 
-class NoCompletionError(_RebuiltError, TypeError):
+class NoCompletionError(RebuiltError, TypeError):
     """A callable in the place of a Router returned something that is not a chat completion.
 
     Result files hold chat completions, so such a request is written there as failed.
@@ -264,8 +246,6 @@ class StreamInterruptedError(PartialAnswerError):
             cannot be merged. The ``__cause__`` says why.
     """
 
-    _arguments = ("index", "model", "text", "usage", "time_to_first_chunk", "is_complete")
-
     def __init__(
         self,
         index: int,
@@ -278,7 +258,7 @@ class StreamInterruptedError(PartialAnswerError):
         happened = f"broke off after {_characters(text)}"
         if is_complete:
             happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
-        message = f"the stream of request {index} (model {model!r}) {happened}"
+        message = f"the stream of {_request(index, model)} {happened}"
         super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
         self.model = model
@@ -297,8 +277,6 @@ class StreamStalledError(PartialAnswerError, TimeoutError):
         text, usage, time_to_first_chunk: as in :class:`PartialAnswerError`.
     """
 
-    _arguments = ("index", "model", "limit", "text", "usage", "time_to_first_chunk")
-
     def __init__(
         self,
         index: int,
@@ -309,7 +287,7 @@ class StreamStalledError(PartialAnswerError, TimeoutError):
         time_to_first_chunk: float | None = None,
     ) -> None:
         message = (
-            f"the stream of request {index} (model {model!r}) gave nothing for {limit:g} s after "
+            f"the stream of {_request(index, model)} gave nothing for {limit:g} s after "
             f"{_characters(text)}"
         )
         super().__init__(message, text, usage, time_to_first_chunk)
@@ -318,7 +296,7 @@ class StreamStalledError(PartialAnswerError, TimeoutError):
         self.limit = limit
 
 
-class StoppedError(Exception):
+class StoppedError(RebuiltError):
     """A run of a file was stopped before this request was finished.
 
     Users never see it: such requests have no line in the output, and the next run sends them.
@@ -328,14 +306,11 @@ class StoppedError(Exception):
     """
 
     def __init__(self, index: int) -> None:
-        super().__init__(index)
+        super().__init__(f"request {index} was not finished when its run was stopped")
         self.index = index
 
-    def __str__(self) -> str:
-        return f"request {self.index} was not finished when its run was stopped"
 
-
-class RouterHostClosedError(_RebuiltError, RuntimeError):
+class RouterHostClosedError(RebuiltError, RuntimeError):
     """The asyncio loop that runs a Router's calls for trio has been closed.
 
     A call raises it if it is made after the ``async with`` block of its host was left (or after its
@@ -356,7 +331,7 @@ class WorkersLostError(RuntimeError):
     """
 
 
-class WorkerDiedError(_RebuiltError, RuntimeError):
+class WorkerDiedError(RebuiltError, RuntimeError):
     """A request was in flight in several workers that died one after the other.
 
     The request is not sent again, because it may have killed them. This error is the exception of
@@ -365,8 +340,6 @@ class WorkerDiedError(_RebuiltError, RuntimeError):
     Attributes:
         deaths: number of workers that died.
     """
-
-    _arguments = ("deaths",)
 
     def __init__(self, deaths: int) -> None:
         super().__init__(
@@ -415,27 +388,6 @@ class RemoteCallError(RuntimeError):
         return type(self), (*self.args, self.type_name, self.text), self.__dict__
 
 
-def full_name(value: object) -> str:
-    """Return the name of a value's class, with its module."""
-    kind = type(value)
-    in_module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{in_module}{kind.__qualname__}"
-
-
-def text_of(error: BaseException) -> str:
-    """Return ``str(error)``, or a placeholder if the code of its class fails."""
-    try:
-        return str(error)
-    except Exception as failure:  # noqa: BLE001 - the error's own code may raise anything
-        return f"(no text: its __str__ raises a {full_name(failure)})"
-
-
-def add_note(error: BaseException, text: str) -> None:
-    """Add a note to an exception, unless it does not accept notes."""
-    with contextlib.suppress(Exception):
-        error.add_note(f"parallel_core: {text}")
-
-
 class InputFileError(ValueError):
     """A file of requests cannot be used as it is.
 
@@ -453,7 +405,7 @@ class JournalError(RuntimeError):
     """
 
 
-class JournalInUseError(_RebuiltError, JournalError):
+class JournalInUseError(RebuiltError, JournalError):
     """Another run, in this process or another one, writes to the same output file.
 
     It is raised when a journal is opened.
@@ -462,8 +414,6 @@ class JournalInUseError(_RebuiltError, JournalError):
         path: the file that is in use.
         process: process id of the other run; ``None`` if the system does not report it.
     """
-
-    _arguments = ("path", "process")
 
     def __init__(self, path: str, process: int | None) -> None:
         by = "another run" if process is None else f"another run, process {process}"
@@ -475,15 +425,13 @@ class JournalInUseError(_RebuiltError, JournalError):
         self.process = process
 
 
-class OrderError(_RebuiltError, JournalError):
+class OrderError(RebuiltError, JournalError):
     """The output could not be sorted into the order of the input. It is complete and unchanged.
 
     Attributes:
         path: the file that could not be sorted.
         reason: the reason.
     """
-
-    _arguments = ("path", "reason")
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
@@ -494,7 +442,7 @@ class OrderError(_RebuiltError, JournalError):
         self.reason = reason
 
 
-class DifferentRunError(_RebuiltError, JournalError):
+class DifferentRunError(RebuiltError, JournalError):
     """The output file holds the results of a run with different settings.
 
     It is raised when a journal is opened. Nothing has been changed.
@@ -505,8 +453,6 @@ class DifferentRunError(_RebuiltError, JournalError):
             stands for a missing field.
         note: a further warning, or empty.
     """
-
-    _arguments = ("path", "differences", "note")
 
     def __init__(
         self, path: str, differences: Mapping[str, tuple[Any, Any]], note: str = ""
@@ -528,9 +474,39 @@ NAMED_BY_LINE = (
     "them, the answers that are there may belong to other lines"
 )
 
+_DIGITS_OF_FORMAT_1 = 64
+_INPUT_OF_FORMAT_1 = (
+    "input is not the same file, byte for byte, as in that run, which is of an older version and "
+    "recorded no details to compare"
+)
 
-def _characters(text: str) -> str:
-    return "1 character" if len(text) == 1 else f"{len(text)} characters"
+
+def cancelled_unasked(what: str, cancellation: BaseException | None = None) -> CallCancelledError:
+    """Return the error for a cancellation that the batch had not requested."""
+    error = CallCancelledError(f"{what} ended in a cancellation that the batch had not asked for")
+    error.__cause__ = cancellation
+    return error
+
+
+def full_name(value: object) -> str:
+    """Return the name of a value's class, with its module."""
+    kind = type(value)
+    in_module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{in_module}{kind.__qualname__}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return ``str(error)``, or a placeholder if the code of its class fails."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - the error's own code may raise anything
+        return f"(no text: its __str__ raises a {full_name(failure)})"
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, unless it does not accept notes."""
+    with contextlib.suppress(Exception):
+        error.add_note(f"parallel_core: {text}")
 
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
@@ -543,11 +519,12 @@ def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     )
 
 
-_DIGITS_OF_FORMAT_1 = 64
-_INPUT_OF_FORMAT_1 = (
-    "input is not the same file, byte for byte, as in that run, which is of an older version and "
-    "recorded no details to compare"
-)
+def _request(index: int, model: str | None) -> str:
+    return f"request {index}" if model is None else f"request {index} (model {model!r})"
+
+
+def _characters(text: str) -> str:
+    return "1 character" if len(text) == 1 else f"{len(text)} characters"
 
 
 def _shown(value: object) -> str:

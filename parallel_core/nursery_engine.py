@@ -28,10 +28,10 @@ from .control import Group, LimitChange, RetryLater, Scope
 from .engine import (
     NOTHING,
     Backend,
-    Backlog,
     BatchPlan,
     Entry,
     ParallelBatch,
+    Resends,
     ResultT,
     Semaphore,
     Source,
@@ -109,7 +109,7 @@ class BatchEngine(Generic[ResultT]):
         self._closing = backend.new_shield()
         self._room = Waiters(backend.new_event)
         self._order = plan.order
-        self._backlog = Backlog(plan.order)
+        self._resends = Resends(plan.order)
         self._skips_waits = False
 
         self._helpers: trio.Nursery | None = None
@@ -313,16 +313,16 @@ class BatchEngine(Generic[ResultT]):
 
     def _free_slots(self) -> int:
         """Return the number of new calls that may begin: calls that were never made before."""
-        if self._backlog.held:
+        if self._resends.held:
             return 0
         in_flight = len(self.calls)
         free = self._limit - in_flight
         if not self._counts_draws:
             free = min(free, self._window - in_flight - self._undelivered)
-            if self._backlog.again:
+            if self._resends.count:
                 # Requests to be sent again do not count in the window, otherwise rejected keys
                 # would fill it and idle the others. Those beyond the order's bound block new ones.
-                free -= max(0, self._backlog.again - self._order.uncounted)
+                free -= max(0, self._resends.count - self._order.uncounted)
         return max(free, 0)
 
     def _add(self, item: Any) -> None:
@@ -352,10 +352,10 @@ class BatchEngine(Generic[ResultT]):
     # --- 3. Start calls while there are slots: first requests to be sent again, then new ones ---
 
     def _start_calls(self) -> None:
-        backlog, order = self._backlog, self._order
+        resends, order = self._resends, self._order
         try:
-            while backlog.due and self._may_resume() and not self.stopping:
-                entry = backlog.next_due(self._limit)
+            while resends.due and self._may_resume() and not self.stopping:
+                entry = resends.next_due(self._limit)
                 if entry is None:
                     break
                 self._start(entry)
@@ -370,7 +370,7 @@ class BatchEngine(Generic[ResultT]):
     def _may_resume(self) -> bool:
         in_flight = len(self.calls)
         has_room = self._counts_draws or in_flight + self._undelivered < self._window
-        return has_room and in_flight < self._limit and not self._backlog.held
+        return has_room and in_flight < self._limit and not self._resends.held
 
     def _start(self, entry: Entry) -> None:
         assert self._tasks is not None
@@ -381,12 +381,12 @@ class BatchEngine(Generic[ResultT]):
         """Start calls, wake the source or end the batch, after something has changed."""
         if self.stopping or self._tasks is None:
             return
-        if self._order or self._backlog.due:
+        if self._order or self._resends.due:
             self._start_calls()
         if not self._exhausted:
             if self._room.events and self._wanted_items():
                 self._room.wake_one()
-        elif not (self.calls or self._order or self._backlog.again):
+        elif not (self.calls or self._order or self._resends.count):
             self._calls_have_ended = True
             self._end_watching()  # here as well as at the end: it saves a trio step
             self._tasks.release()
@@ -472,10 +472,10 @@ class BatchEngine(Generic[ResultT]):
 
     def _postpone(self, entry: Entry, delay: float) -> None:
         delay = 0.0 if self._skips_waits else delay
-        self._backlog.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
+        self._resends.postpone(entry, self.call_later(delay, functools.partial(self._due, entry)))
 
     def _due(self, entry: Entry) -> None:
-        self._backlog.make_due(entry)
+        self._resends.make_due(entry)
         self._advance()
 
     # --- 5. Deliver in completion order, or hold a result back until its turn in input order ---
@@ -698,22 +698,22 @@ class BatchEngine(Generic[ResultT]):
         self._advance()
 
     def pause_calls(self) -> None:
-        self._backlog.held = not self._skips_waits
+        self._resends.held = not self._skips_waits
 
     def resume_calls(self) -> None:
-        self._backlog.held = False
+        self._resends.held = False
         self._advance()
 
     def recheck(self) -> None:
         self._advance()
 
     def bring_forward(self, indexes: Collection[int]) -> None:
-        self._backlog.bring_forward(indexes)
+        self._resends.bring_forward(indexes)
         self._advance()
 
     def skip_waits(self) -> None:
         self._skips_waits = True  # also for calls that are ending now and may yet be postponed
-        self._backlog.skip_waits()
+        self._resends.skip_waits()
         self._advance()
 
 

@@ -36,7 +36,7 @@ from helpers.torture_bench import (
 )
 from helpers.torture_output import custom_id_of, ids_in, reply_of
 from parallel_core.demo_server import Trouble
-from parallel_core.ray_engine.fleet import largest_block
+from parallel_core.ray_engine.messages import largest_block
 
 
 def killed(torture: Torture) -> Measured:

@@ -6,10 +6,10 @@ engine through the protocols in ``protocols``; ``compose`` puts the controls aro
 """
 
 from .adaptive_limit import AdaptiveConcurrency, LimitChange
-from .budget import Budget, UnpricedError, held_reservation
+from .budget import Budget, held_reservation
 from .call import Call, RetryLater
 from .checks import checked_callback, checked_count, checked_flag, checked_number
-from .compose import BatchMeter, CallTraits, Composition, compose, needs_tokens
+from .compose import CallTraits, Composition, compose, needs_tokens
 from .failover import Failover
 from .hedge import Hedge
 from .live_output import is_live
@@ -20,8 +20,9 @@ from .local_limits import (
     raise_open_files,
     warn_of_connections,
 )
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter, ItemMeter, RouterMeter
 from .options import BatchOptions, Concurrency, Controls, check_controls, checked_concurrency
+from .prices import UnpricedError
 from .progress import Progress, Straggler, Waiting
 from .progress_texts import cost_in_words, describe_waiting, figures_in_words
 from .protocols import Attachment, Engine, Group, Scope

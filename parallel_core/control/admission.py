@@ -11,7 +11,7 @@ from parallel_core.types import Usage
 
 from .budget import Budget, Reservation, mark_as_held
 from .call import Call, RetryLater
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter
 from .rate_limit import RateLimit
 
 
@@ -23,7 +23,7 @@ class Admission:
         *,
         budget: Budget | None,
         rate_limit: RateLimit | Mapping[str, RateLimit] | None,
-        meter: RouterMeter | ItemMeter | None,
+        meter: BatchMeter | None,
         model_of: Callable[[Any], str | None],
     ) -> None:
         self._budget = budget
@@ -78,7 +78,7 @@ class Ticket:
         self,
         reservation: Reservation | None,
         rate_limit: RateLimit | None,
-        meter: RouterMeter | ItemMeter | None,
+        meter: BatchMeter | None,
     ) -> None:
         self._reservation = reservation
         self._rate_limit = rate_limit

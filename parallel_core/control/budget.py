@@ -8,14 +8,15 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 from parallel_core.errors import BudgetExceededError
 from parallel_core.event_loops import EventLoop, current_event_loop
 from parallel_core.types import RouterParallelRequest, Usage
 
 from .checks import checked_count, checked_number
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter
+from .prices import UnpricedError, checked_prices
 from .turns import InOrder, Serial, Turn
 
 # Reservations of the calls that enclose the running code.
@@ -77,7 +78,7 @@ class Budget:
         self.max_cost = max_cost
         self.max_tokens = max_tokens
         self.assume_output_tokens = assume_output_tokens
-        self.prices = _checked_prices(prices)
+        self.prices = checked_prices(prices)
         # Sums are exact: with floats, adding and subtracting the same amount leaves a remainder.
         self._cap = None if max_cost is None else _exact(max_cost)
         self._spent = _Amount()
@@ -120,7 +121,7 @@ class Budget:
 
     def check(
         self,
-        meter: RouterMeter | ItemMeter,
+        meter: BatchMeter,
         models: Iterable[str],
         requests: Iterable[RouterParallelRequest],
     ) -> None:
@@ -133,14 +134,14 @@ class Budget:
         for request in requests:
             self.worst_case(meter, request)
 
-    def _check_prices(self, meter: RouterMeter | ItemMeter, models: Iterable[str]) -> None:
+    def _check_prices(self, meter: BatchMeter, models: Iterable[str]) -> None:
         if self.max_cost is None:
             return
         unpriced = [model for model in models if meter.price_of(model) is None]
         if unpriced:
             raise UnpricedError(", ".join(map(repr, unpriced)))
 
-    def worst_case(self, meter: RouterMeter | ItemMeter, item: Any) -> Usage:
+    def worst_case(self, meter: BatchMeter, item: Any) -> Usage:
         """Return the worst case of a request.
 
         Raises:
@@ -340,24 +341,6 @@ def held_reservation() -> Reservation | None:
     return next((held for held in reversed(_held.get()) if held.is_open), None)
 
 
-class UnpricedError(ValueError):
-    """A budget in USD cannot cap calls whose price is unknown.
-
-    Attributes:
-        what: names the calls, for the message.
-    """
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"Budget.max_cost: the price of {what} is unknown; give "
-            "it as Budget(prices={model: (USD per prompt token, USD per answer token)})"
-        )
-        self.what = what
-
-    def __reduce__(self) -> tuple[type[UnpricedError], tuple[str]]:
-        return type(self), (self.what,)
-
-
 class _Amount:
     """Money and tokens."""
 
@@ -382,25 +365,3 @@ def _exact(cost: float) -> Fraction:
     # Round to a billionth of a cent: sums of exact binary fractions would grow without bound.
     scaled = cost * 10**11
     return Fraction(cost) if math.isinf(scaled) else Fraction(round(scaled), 10**11)
-
-
-def _checked_prices(
-    prices: Mapping[str, tuple[float, float]] | None,
-) -> dict[str, tuple[float, float]]:
-    if prices is not None and not isinstance(cast("object", prices), Mapping):
-        raise TypeError(
-            f"Budget.prices must be a mapping from model to prices, not {type(prices).__qualname__}"
-        )
-    checked: dict[str, tuple[float, float]] = {}
-    for model, price in (prices or {}).items():
-        try:
-            of_prompt, of_answer = price
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"Budget.prices[{model!r}] must be (USD per prompt token, USD per answer token)"
-            ) from None
-        checked[model] = (
-            checked_number(f"Budget.prices[{model!r}][0]", of_prompt, zero=True),
-            checked_number(f"Budget.prices[{model!r}][1]", of_answer, zero=True),
-        )
-    return checked

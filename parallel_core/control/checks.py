@@ -85,3 +85,8 @@ def checked_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {type(value).__qualname__}")
     return value
+
+
+def is_amount(value: object) -> bool:
+    """Return True if it is a finite number >= 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

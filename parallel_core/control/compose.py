@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 
@@ -16,16 +16,14 @@ from .admission import Admission
 from .call import Call
 from .fairness import FairQueue, FirstInFirstOut, fair_key
 from .hedge import Hedging
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter
 from .options import BatchOptions, Controls
 from .progress import Waiting
 from .protocols import Attachment
 from .rate_limit import RateLimit
-from .retry import NO_ROUTER, Retry, Retrying, RouterTraits
+from .retry import Retry, Retrying, RouterTraits
 from .timeout import Timeouts, TotalTimeout
 from .watching import ProgressWatch, UsageTally
-
-BatchMeter: TypeAlias = RouterMeter | ItemMeter
 
 # Requests drawn ahead for fairness: a multiple of the concurrency, and a minimum.
 _LOOK_AHEAD = 16
@@ -48,6 +46,11 @@ class Composition:
     limit_changes: Callable[[], list[LimitChange]] = list
     failed_deployments: Callable[[], dict[str, str]] = dict
 
+    def add(self, control: Attachment, wrap: Callable[[Call], Call]) -> None:
+        """Wrap the call so far in a control that the engine begins and ends."""
+        self.call = wrap(self.call)
+        self.attachments.append(control)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTraits:
@@ -57,17 +60,17 @@ class CallTraits:
         total: number of calls; None if unknown.
         meter: reports the usage of calls; None if nothing can.
         of_requests: the items are requests, with a model and possibly a timeout.
-        timed_elsewhere: the workers that make the calls apply the timeouts.
-        may_reject: calls in flight, by model, above which the Router itself rejects.
+        timed_by_workers: the workers that make the calls apply the timeouts.
+        parallel_limits: calls in flight, by model, above which the Router itself rejects.
         router: facts about the Router or callable that makes the calls.
     """
 
     total: int | None = None
     meter: BatchMeter | None = None
     of_requests: bool = False
-    timed_elsewhere: bool = False
-    may_reject: Mapping[str, int] = field(default_factory=dict[str, int])
-    router: RouterTraits = NO_ROUTER
+    timed_by_workers: bool = False
+    parallel_limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    router: RouterTraits = field(default_factory=RouterTraits)
 
 
 def compose(
@@ -79,100 +82,116 @@ def compose(
     waits; then, around what is really sent, the timeout, the hedge, the watch of adaptive
     concurrency, and the limit of a deployment that rejects calls instead of queueing them.
     """
-    controls, stopping, meter = options.controls, options.stopping, traits.meter
-    settings = concurrency if isinstance(concurrency, AdaptiveConcurrency) else None
-    most = settings.maximum if settings is not None else concurrency
-    assert isinstance(most, int)
+    controls, stopping = options.controls, options.stop_control
+    most = concurrency.maximum if isinstance(concurrency, AdaptiveConcurrency) else concurrency
     composition = Composition(call, most, most)
-    if meter is not None:
-        composition.tally = tally = UsageTally(meter)
+    if traits.meter is not None:
+        composition.tally = tally = UsageTally(traits.meter)
         composition.usage = tally.usage
-
-    fair_by = controls.get("fair_by")
-    queue = None
-    if fair_by is not None:
-        look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
-        queue = FairQueue(fair_key(fair_by), controls.get("concurrency_per_key"), look_ahead)
-        composition.order = queue
-
+    composition.order = queue = _fair_queue(controls, most)
+    retrying = _retrying(composition, concurrency, queue, controls, traits)
+    progress = _progress(controls, traits, retrying)
     adaptation = None
-    is_retried = traits.router.is_router or settings is not None
-    retry = controls.get("retry", Retry() if is_retried else None)
-    retrying = None
-    if retry is not None:
-        keyed: FairQueue | FirstInFirstOut | None = queue if fair_by == "model" else None
-        if queue is None:
-            composition.order = keyed = FirstInFirstOut(_HELD * most)
-        retrying = Retrying(
-            retry,
-            concurrency=most,
-            model_of=_model_of,
-            timeout_of=_timeout_of(controls.get("timeout")),
-            order=None if settings is not None else keyed,
-            adaptive=settings is not None,
-            dooms=traits.of_requests,
-            router=traits.router,
-        )
-    bar, callback = controls.get("progress", False), controls.get("on_progress")
-    progress = None
-    if bar or callback is not None:
-        progress = ProgressWatch(
-            bar=bar,
-            callback=callback,
-            total=traits.total,
-            waiting=_no_waiting if retrying is None else retrying.waiting,
-        )
+    if isinstance(concurrency, AdaptiveConcurrency):
+        adaptation = _adaptation(composition, concurrency, queue, controls, retrying)
+
+    # 1. What is really sent.
+    if progress is not None:
         composition.call = progress.watch(composition.call)
     if stopping is not None:
         composition.call = stopping.watch(composition.call)
-    if traits.may_reject:
-        composition.call = _limit_calls_per_model(composition.call, traits.may_reject)
-    if settings is not None:
-        failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
-        adaptation = _adaptation(settings, fair_by, queue, failed_attempts)
-        if retrying is not None:
-            retrying.held_until = adaptation.held_until
-            retrying.end_hold = adaptation.end_hold
-        composition.initial_limit = adaptation.first_limit
-        composition.call = adaptation.watch(composition.call)
-        composition.limit_changes = lambda: adaptation.changes
-        composition.attachments.append(adaptation)
+    if traits.parallel_limits:
+        composition.call = _limit_calls_per_model(composition.call, traits.parallel_limits)
+    if adaptation is not None:
+        composition.add(adaptation, adaptation.watch)
     _wrap_sent_call(composition, controls, traits)
     if adaptation is not None:
         composition.call = adaptation.watch_timeouts(composition.call)
+
+    # 2. The attempts of a request, and the batch.
     if retrying is not None:
-        composition.call = retrying.wrap(composition.call)
-        composition.attachments.append(retrying)
-        composition.failed_deployments = retrying.failed_deployments
-    total_timeout = controls.get("total_timeout")
-    if total_timeout is not None:
-        control = TotalTimeout(
-            total_timeout, fail_fast=not options.return_exceptions, total=traits.total
-        )
-        composition.call = control.wrap(composition.call)
-        composition.attachments.append(control)
+        composition.add(retrying, retrying.wrap)
+    seconds = controls.get("total_timeout")
+    if seconds is not None:
+        fail_fast = not options.return_exceptions
+        total_timeout = TotalTimeout(seconds, fail_fast=fail_fast, total=traits.total)
+        composition.add(total_timeout, total_timeout.wrap)
     if stopping is not None:
-        composition.call = stopping.wrap(composition.call)
-        composition.attachments.append(stopping)
+        composition.add(stopping, stopping.wrap)
     if progress is not None:
         composition.attachments.append(progress)
     return composition
 
 
-def _adaptation(
-    settings: AdaptiveConcurrency,
-    fair_by: object,
+def _fair_queue(controls: Controls, most: int) -> FairQueue | None:
+    fair_by = controls.get("fair_by")
+    if fair_by is None:
+        return None
+    look_ahead = max(_LEAST_LOOK_AHEAD, _LOOK_AHEAD * most)
+    return FairQueue(fair_key(fair_by), controls.get("concurrency_per_key"), look_ahead)
+
+
+def _retrying(
+    composition: Composition,
+    concurrency: int | AdaptiveConcurrency,
     queue: FairQueue | None,
-    failed_attempts: Callable[[int], int],
-) -> Adaptation:
-    """Return one adaptive limit for the batch, or one for each key."""
+    controls: Controls,
+    traits: CallTraits,
+) -> Retrying | None:
+    """Return the retries of the batch. Without fairness, they need an order that holds models."""
+    is_adaptive = isinstance(concurrency, AdaptiveConcurrency)
+    is_retried = traits.router.is_router or is_adaptive
+    retry = controls.get("retry", Retry() if is_retried else None)
+    if retry is None:
+        return None
+    by_model: FairQueue | FirstInFirstOut | None = queue
     if queue is None:
-        return Adaptation(settings, failed_attempts=failed_attempts)
-    # Providers count per model. What the keys of a function share is unknown.
-    adaptation = Adaptation(
-        settings, queue, apart=fair_by == "model", failed_attempts=failed_attempts
+        composition.order = by_model = FirstInFirstOut(_HELD * composition.concurrency)
+    elif controls.get("fair_by") != "model":
+        by_model = None
+    retrying = Retrying(
+        retry,
+        concurrency=composition.concurrency,
+        model_of=_model_of,
+        timeout_of=_timeout_of(controls.get("timeout")),
+        order=None if is_adaptive else by_model,
+        adaptive=is_adaptive,
+        dooms=traits.of_requests,
+        router=traits.router,
     )
-    queue.allowed = adaptation.allowed
+    composition.failed_deployments = retrying.failed_deployments
+    return retrying
+
+
+def _progress(
+    controls: Controls, traits: CallTraits, retrying: Retrying | None
+) -> ProgressWatch | None:
+    bar, callback = controls.get("progress", False), controls.get("on_progress")
+    if not bar and callback is None:
+        return None
+    waiting = _no_waiting if retrying is None else retrying.waiting
+    return ProgressWatch(bar=bar, callback=callback, total=traits.total, waiting=waiting)
+
+
+def _adaptation(
+    composition: Composition,
+    settings: AdaptiveConcurrency,
+    queue: FairQueue | None,
+    controls: Controls,
+    retrying: Retrying | None,
+) -> Adaptation:
+    """Return one adaptive limit for the batch, or one for each key of fairness."""
+    failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
+    # Providers count per model. What the keys of a function share is unknown.
+    apart = queue is not None and controls.get("fair_by") == "model"
+    adaptation = Adaptation(settings, queue, apart=apart, failed_attempts=failed_attempts)
+    if queue is not None:
+        queue.allowed = adaptation.allowed
+    if retrying is not None:
+        retrying.held_until = adaptation.held_until
+        retrying.end_hold = adaptation.end_hold
+    composition.initial_limit = adaptation.first_limit
+    composition.limit_changes = lambda: adaptation.changes
     return adaptation
 
 
@@ -192,7 +211,7 @@ def _wrap_sent_call(
         composition.attachments.append(hedging)
         call = hedging.wrap(call)
     has_timeouts = traits.of_requests or controls.get("timeout") is not None
-    if has_timeouts and not traits.timed_elsewhere:
+    if has_timeouts and not traits.timed_by_workers:
         timeouts = Timeouts(controls.get("timeout"))
         composition.attachments.append(timeouts)
         call = timeouts.wrap(call)
@@ -219,20 +238,20 @@ def _timeout_of(seconds: float | None) -> Callable[[Any], float | None]:
     return timeout_of
 
 
-def _limit_calls_per_model(call: Call, places: Mapping[str, int]) -> Call:
+def _limit_calls_per_model(call: Call, limits: Mapping[str, int]) -> Call:
     """Make calls wait for a deployment that rejects calls above a limit."""
     limiters: dict[str, anyio.CapacityLimiter] = {}
 
-    async def placed(index: int, item: Any) -> Any:
+    async def limited(index: int, item: Any) -> Any:
         model = _model_of(item)
-        if model is None or model not in places:
+        if model is None or model not in limits:
             return await call(index, item)
         if model not in limiters:
-            limiters[model] = anyio.CapacityLimiter(places[model])
+            limiters[model] = anyio.CapacityLimiter(limits[model])
         async with limiters[model]:
             return await call(index, item)
 
-    return placed
+    return limited
 
 
 def needs_tokens(rate_limit: RateLimit | Mapping[str, RateLimit] | None) -> bool:

@@ -24,6 +24,14 @@ _FAILURES_IN_A_ROW = 3
 _LONGEST_PAUSE = 60.0
 
 
+def _no_deployments(model: str) -> Mapping[str, float]:
+    return {}
+
+
+def _unchanged(item: Any, deployments: Set[str]) -> Any:
+    return item
+
+
 def _unknown_deployment(value: Any) -> tuple[str, bool]:
     return "", False
 
@@ -77,7 +85,7 @@ class _Deployment:
 
 
 class Failover:
-    """The deployments of each model that must not be asked now.
+    """The deployments of each model that must not be asked now. By default there are none.
 
     Args:
         deployments_of: returns the ids of the deployments of a model, each with its order: the
@@ -93,8 +101,8 @@ class Failover:
 
     def __init__(
         self,
-        deployments_of: Callable[[str], Mapping[str, float]],
-        without: Callable[[Any, Set[str]], Any],
+        deployments_of: Callable[[str], Mapping[str, float]] = _no_deployments,
+        without: Callable[[Any, Set[str]], Any] = _unchanged,
         answered_by: Callable[[Any], tuple[str, bool]] = _unknown_deployment,
         falls_back: Callable[[str], bool] = _has_no_fallback,
     ) -> None:

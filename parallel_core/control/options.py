@@ -84,14 +84,14 @@ class BatchOptions:
     Attributes:
         concurrency, return_exceptions, preserve_order: as in :func:`iter_parallel_map`.
         controls: the controls of the batch and of its calls.
-        stopping: stops the batch early; None if nothing will.
+        stop_control: stops the batch early; None if nothing will.
     """
 
     concurrency: Concurrency = 8
     return_exceptions: bool = True
     preserve_order: bool = False
     controls: Controls = field(default_factory=Controls)
-    stopping: Stopping | None = None
+    stop_control: Stopping | None = None
 
     def __post_init__(self) -> None:
         checked_flag("return_exceptions", self.return_exceptions)

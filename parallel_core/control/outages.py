@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from parallel_core.failures import Failure, classify
 
 from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit
+from .progress import Waiting
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
 JITTER = 0.25  # random share added to a wait, so that requests do not return all at once
@@ -160,6 +162,54 @@ class Gate:
     def _limit_from(self, calls: int) -> AdaptiveLimit:
         most = self._concurrency
         return AdaptiveLimit(AdaptiveConcurrency(initial=min(max(1, calls), most), maximum=most))
+
+
+def waiting_models(
+    gates: Mapping[Hashable, Gate],
+    failed_requests: Iterable[Attempts],
+    held_until: Callable[[Hashable], float | None],
+    endpoint_of: Callable[[str], str | None],
+    now: float,
+) -> tuple[Waiting, ...]:
+    """Return the models of which no call gets through, or whose last requests wait.
+
+    Args:
+        gates: the gate of each model.
+        failed_requests: the attempts of the requests that have failed.
+        held_until: returns the time until which something other than a gate holds calls of a
+            model; None while nothing does.
+        endpoint_of: returns the URL to which the calls of a model go; None if unknown.
+        now: current time.
+    """
+    waiting = dict[Hashable, list[Attempts]]()
+    for attempts in failed_requests:
+        if attempts.due is not None:
+            waiting.setdefault(attempts.model, []).append(attempts)
+    found: list[Waiting] = []
+    for model, gate in gates.items():
+        of_model = waiting.get(model, [])
+        if not gate.nothing_passes and (gate.in_flight or not of_model):
+            continue
+        if gate.cause is not None:
+            since, reason = gate.failing_since, classify(gate.cause).reason
+        else:  # other requests got through, and none is left
+            first = min(of_model, key=lambda attempts: attempts.first_failed)
+            since, reason = first.first_failed, first.reason
+        until = _next_try(gate, of_model, held_until(model))
+        name = model if isinstance(model, str) else None
+        endpoint = None if name is None else endpoint_of(name)
+        next_try = None if until is None else max(0.0, until - now)
+        found.append(Waiting(name, endpoint, reason, now - since, next_try))
+    return tuple(found)
+
+
+def _next_try(gate: Gate, waiting: Iterable[Attempts], held_until: float | None) -> float | None:
+    """Return the time of the next attempt of a model; None while one is in flight."""
+    held = held_until if gate.holding_until is None else gate.holding_until
+    if held is not None:
+        return None if held == math.inf else held
+    due = (attempts.due for attempts in waiting if attempts.due is not None)
+    return None if gate.in_flight else min(due, default=None)
 
 
 def _back_off(attempts: int, growth: float = 2.0) -> float:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Iterable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Set
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from parallel_core.errors import (
@@ -33,7 +33,14 @@ from parallel_core.failures import Failure, classify
 from .call import Call, RetryLater
 from .checks import checked_count, checked_number
 from .failover import Failover
-from .outages import JITTER, Attempts, Gate, exceeds_patience, unknown_endpoint
+from .outages import (
+    JITTER,
+    Attempts,
+    Gate,
+    exceeds_patience,
+    unknown_endpoint,
+    waiting_models,
+)
 from .progress import Waiting
 from .protocols import Engine
 
@@ -86,17 +93,36 @@ class RouterTraits:
         is_router: requests are sent again, unless the batch has another ``retry``.
         server_errors: attempts of a request that may end in a plain 500: as many as the Router
             would make by itself.
-        failover: finds another deployment; None if there is no Router.
+        failover: finds another deployment.
         endpoint_of: returns the URL to which the calls of a model go; None if unknown.
     """
 
     is_router: bool = False
     server_errors: int = 1
-    failover: Failover | None = None
+    failover: Failover = field(default_factory=Failover)
     endpoint_of: Callable[[str], str | None] = unknown_endpoint
 
 
-NO_ROUTER = RouterTraits()
+@dataclass(slots=True)
+class _FailedAttempt:
+    """An attempt that has failed.
+
+    Attributes:
+        attempts: the attempts of its request.
+        error, failure: the failure that decides what happens to the request.
+    """
+
+    item: Any
+    attempts: Attempts
+    began: float
+    now: float
+    error: Exception
+    failure: Failure
+
+    def blame(self, other: tuple[Failure, Exception] | None) -> None:
+        """Let another failure decide, if there is one."""
+        if other is not None:
+            self.failure, self.error = other
 
 
 def _not_held(model: Hashable) -> None:
@@ -114,7 +140,7 @@ class Retrying:
         order: holds requests back while their gate is closed; None if it cannot do so by model.
         adaptive: an adaptive limit holds calls back instead of a gate.
         dooms: stop the requests of a model that cannot succeed.
-        router: facts about the Router that makes the calls.
+        router: facts about the Router that makes the calls; None if there is none.
         jitter: returns numbers between 0 and 1.
 
     Attributes:
@@ -133,7 +159,7 @@ class Retrying:
         order: HoldingOrder | None = None,
         adaptive: bool = False,
         dooms: bool = True,
-        router: RouterTraits = NO_ROUTER,
+        router: RouterTraits | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -143,6 +169,7 @@ class Retrying:
         self._order = order
         self._adaptive = adaptive
         self._dooms = dooms
+        router = router or RouterTraits()
         self._server_errors = router.server_errors
         self._failover = router.failover
         self._endpoint_of = router.endpoint_of
@@ -161,8 +188,7 @@ class Retrying:
     def end(self) -> None:
         self._gates.clear()  # they keep errors, and these keep objects of the calls
         self._attempts.clear()
-        if self._failover is not None:
-            self._failover.end()
+        self._failover.end()
 
     def allowed(self, model: Hashable) -> float:
         """Return the number of calls of a model that may be in flight."""
@@ -171,43 +197,12 @@ class Retrying:
 
     def waiting(self, now: float) -> tuple[Waiting, ...]:
         """Return the models of which no call gets through, or whose last requests wait."""
-        waiting = dict[Hashable, list[Attempts]]()
-        for attempts in self._attempts.values():
-            if attempts.due is not None:
-                waiting.setdefault(attempts.model, []).append(attempts)
-        found: list[Waiting] = []
-        for model, gate in self._gates.items():
-            of_model = waiting.get(model, [])
-            if not gate.nothing_passes and (gate.in_flight or not of_model):
-                continue
-            if gate.cause is not None:
-                since, reason = gate.failing_since, classify(gate.cause).reason
-            else:  # other requests got through, and none is left
-                first = min(of_model, key=lambda attempts: attempts.first_failed)
-                since, reason = first.first_failed, first.reason
-            until = self._next_try(model, gate, of_model)
-            found.append(
-                Waiting(
-                    model=model if isinstance(model, str) else None,
-                    endpoint=self._endpoint_of(model) if isinstance(model, str) else None,
-                    reason=reason,
-                    since=now - since,
-                    next_try=None if until is None else max(0.0, until - now),
-                )
-            )
-        return tuple(found)
-
-    def _next_try(self, model: Hashable, gate: Gate, waiting: Iterable[Attempts]) -> float | None:
-        """Return the time of the next attempt of a model; None while one is in flight."""
-        held = self.held_until(model) if gate.holding_until is None else gate.holding_until
-        if held is not None:
-            return None if held == math.inf else held
-        due = (attempts.due for attempts in waiting if attempts.due is not None)
-        return None if gate.in_flight else min(due, default=None)
+        attempts = self._attempts.values()
+        return waiting_models(self._gates, attempts, self.held_until, self._endpoint_of, now)
 
     def failed_deployments(self) -> dict[str, str]:
         """Return, by deployment id, why requests avoided a deployment."""
-        return {} if self._failover is None else dict(self._failover.failed_deployments)
+        return dict(self._failover.failed_deployments)
 
     def failed_attempts(self, index: int) -> int:
         """Return how often a request has failed so far."""
@@ -219,55 +214,66 @@ class Retrying:
 
         async def attempt(index: int, item: Any) -> Any:
             model = self._model_of(item)
-            gate = self._gates.get(model)
-            if gate is None:
-                longest = self._settings.max_wait if self._dooms else math.inf
-                gate = self._gates[model] = Gate(
-                    self._concurrency, longest, closes=not self._adaptive
-                )
-            if gate.doomed is not None:
-                self._attempts.pop(index, None)
-                raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
-            attempts = self._attempts.get(index)
-            if gate.in_flight >= gate.allowed and gate.cause is not None:
-                # This is not an attempt: the order could not hold the request back.
-                until = gate.holding_until
-                if until is None or gate.draining:
-                    wait = 1.0
-                else:
-                    wait = max(1.0, until - self._engine.current_time())
-                if attempts is not None:
-                    attempts.due = self._engine.current_time() + wait
-                raise RetryLater(not_sent(index, model, gate.cause), wait, counts=False)
+            gate = self._gate_of(model)
+            self._check_gate(index, model, gate)
             began = self._engine.current_time()
+            tried: Set[str] = frozenset()
+            attempts = self._attempts.get(index)
             if attempts is not None:
-                attempts.due = None
+                attempts.due, tried = None, attempts.tried
             gate.in_flight += 1
-            excluded = self._excluded(index, model, began)
+            excluded = self._failover.excluded(model, tried, began, index)
             try:
-                value = await call(index, self._without(item, excluded))
+                sent = self._failover.without(item, excluded) if excluded else item
+                value = await call(index, sent)
                 self._attempts.pop(index, None)
                 now = self._engine.current_time()
                 gate.got_through(began, now)
-                if self._failover is not None:
-                    self._failover.got_through(model, value, excluded, began, now)
-            except Exception as error:
-                then = self._after(index, item, gate, error, began, excluded)
-                if then is error:
-                    raise
-                raise then from then.__cause__
+                self._failover.got_through(model, value, excluded, began, now)
+            except Exception as error:  # noqa: BLE001 - it is raised again, or another in its place
+                then = self._after(index, item, gate, error, began, bool(excluded))
+                try:
+                    if then is error:
+                        raise
+                    raise then from then.__cause__
+                finally:
+                    del then  # no reference cycle through the traceback
             finally:
-                gate.in_flight -= 1
-                if self._failover is not None:
-                    self._failover.ended(index)
-                if gate.doomed is not None:
-                    self._stop(model)
-                if gate.draining and not gate.in_flight:
-                    self._hold(model, gate, None)
-                self._recheck(model, gate)
+                self._attempt_ended(index, model, gate)
             return value
 
         return attempt
+
+    def _gate_of(self, model: str | None) -> Gate:
+        gate = self._gates.get(model)
+        if gate is None:
+            longest = self._settings.max_wait if self._dooms else math.inf
+            gate = self._gates[model] = Gate(self._concurrency, longest, closes=not self._adaptive)
+        return gate
+
+    def _check_gate(self, index: int, model: str | None, gate: Gate) -> None:
+        """Raise an exception if the gate of its model lets no request through."""
+        if gate.doomed is not None:
+            self._attempts.pop(index, None)
+            raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
+        if gate.in_flight < gate.allowed or gate.cause is None:
+            return
+        # This is not an attempt: the order could not hold the request back.
+        now, until = self._engine.current_time(), gate.holding_until
+        wait = 1.0 if until is None or gate.draining else max(1.0, until - now)
+        attempts = self._attempts.get(index)
+        if attempts is not None:
+            attempts.due = now + wait
+        raise RetryLater(not_sent(index, model, gate.cause), wait, counts=False)
+
+    def _attempt_ended(self, index: int, model: str | None, gate: Gate) -> None:
+        gate.in_flight -= 1
+        self._failover.ended(index)
+        if gate.doomed is not None:
+            self._stop(model)
+        if gate.draining and not gate.in_flight:
+            self._hold(model, gate, None)
+        self._recheck(model, gate)
 
     def _stop(self, model: str | None) -> None:
         """End all waits for a model whose requests are not sent any more."""
@@ -276,80 +282,65 @@ class Retrying:
         self._engine.bring_forward(waiting)
 
     def _after(
-        self,
-        index: int,
-        item: Any,
-        gate: Gate,
-        error: Exception,
-        began: float,
-        excluded: Set[str],
+        self, index: int, item: Any, gate: Gate, error: Exception, began: float, excluding: bool
     ) -> Exception:
-        """Return the exception of a failed attempt: its error, or a :class:`RetryLater`."""
-        now = self._engine.current_time()
-        failure = classify(error)
-        attempts = self._attempts.pop(index, None) or Attempts(self._model_of(item), began, now)
+        """Return the exception of a failed attempt: its error, or a :class:`RetryLater`.
+
+        ``excluding``: the Router was not free to choose a deployment.
+        """
+        now, model = self._engine.current_time(), self._model_of(item)
+        attempts = self._attempts.pop(index, None) or Attempts(model, began, now)
+        failed = _FailedAttempt(item, attempts, began, now, error, classify(error))
         attempts.sent += 1
-        attempts.timeouts += failure.kind == "timeout"
-        was_sent = failure.kind != "cooling_down"
-        fails_over = self._can_fail_over(item, failure, error, attempts, now)
-        if not was_sent and excluded and self._failover is not None:
+        attempts.timeouts += failed.failure.kind == "timeout"
+        was_sent = failed.failure.kind != "cooling_down"
+        fails_over = self._can_fail_over(failed)
+        if not was_sent and excluding:
             # The Router reports how long the other deployments pause. The excluded ones may be back
             # earlier, so the failure for which they were excluded decides.
             attempts.tried.clear()
-            failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
-        if fails_over and failure.kind == "account":
+            failed.blame(self._failover.may_come_back(model))
+        if fails_over and failed.failure.kind == "account":
             self._attempts[index] = attempts  # a failure of the deployment, not of the model
-            return RetryLater(error, 0.0)
+            return RetryLater(failed.error, 0.0)
         attempts.failed += not fails_over
-        if failure.kind == "account" and self._failover is not None:
+        if failed.failure.kind == "account":
             # One key is refused, and the other deployments are busy: they will answer later.
-            failure, error = self._failover.may_come_back(attempts.model) or (failure, error)
-        cause = error
-        if failure.kind == "cooling_down" and gate.paused_by_account:
+            failed.blame(self._failover.may_come_back(model))
+        cause = failed.error
+        if failed.failure.kind == "cooling_down" and gate.paused_by_account:
             # The Router only reports its pause; the reason for the pause decides.
             assert gate.cause is not None
             cause = gate.cause
-            failure, error = classify(cause), not_sent(index, self._model_of(item), cause)
-        if failure.may_pass or (failure.kind == "account" and self._dooms):
-            gate.failed(failure, cause, began, now)
-            if gate.draining and (gate.in_flight == 1 or failure.kind == "cooling_down"):
-                self._hold(self._model_of(item), gate, failure.retry_after)
-        elif failure.kind in ("request", "answer"):
-            gate.got_through(began, now)
-        if failure.kind == "cooling_down" and gate.doomed is not None:
-            return not_sent(index, attempts.model, gate.doomed, gate.doomed_by_wait)
-        wait: float | None = 0.0
-        if not fails_over:
-            wait = self._wait(item, failure, error, attempts, gate, began, now)
+            failed.blame((classify(cause), not_sent(index, model, cause)))
+        self._count_failure(failed, cause, gate)
+        if failed.failure.kind == "cooling_down" and gate.doomed is not None:
+            return not_sent(index, model, gate.doomed, gate.doomed_by_wait)
+        wait = 0.0 if fails_over else self._wait(failed, gate)
         if wait is None:
-            return error
+            return failed.error
         attempts.waited += wait
-        why = failure if failure.kind != "cooling_down" else classify(gate.cause or error)
+        is_pause = failed.failure.kind == "cooling_down"
+        why = classify(gate.cause or failed.error) if is_pause else failed.failure
         attempts.reason, attempts.due = why.reason, now + wait
         self._attempts[index] = attempts
-        return RetryLater(error, wait, counts=was_sent)
+        return RetryLater(failed.error, wait, counts=was_sent)
 
-    def _excluded(self, index: int, model: str | None, now: float) -> Set[str]:
-        if self._failover is None:
-            return frozenset()
-        attempts = self._attempts.get(index)
-        tried: Set[str] = frozenset() if attempts is None else attempts.tried
-        return self._failover.excluded(model, tried, now, index)
+    def _count_failure(self, failed: _FailedAttempt, cause: Exception, gate: Gate) -> None:
+        """Report a failure to the gate of its model."""
+        failure = failed.failure
+        if failure.may_pass or (failure.kind == "account" and self._dooms):
+            gate.failed(failure, cause, failed.began, failed.now)
+            if gate.draining and (gate.in_flight == 1 or failure.kind == "cooling_down"):
+                self._hold(failed.attempts.model, gate, failure.retry_after)
+        elif failure.kind in ("request", "answer"):
+            gate.got_through(failed.began, failed.now)
 
-    def _without(self, item: Any, deployments: Set[str]) -> Any:
-        if self._failover is None or not deployments:
-            return item
-        return self._failover.without(item, deployments)
-
-    def _can_fail_over(
-        self, item: Any, failure: Failure, error: Exception, attempts: Attempts, now: float
-    ) -> bool:
+    def _can_fail_over(self, failed: _FailedAttempt) -> bool:
         """Return True if another deployment of the model is left for a request that failed."""
-        if self._failover is None:
-            return False
-        model = self._model_of(item)
-        deployment = self._failover.failed(model, failure, error, now)
-        if not deployment or isinstance(error, _NOT_AGAIN):
+        failure, attempts = failed.failure, failed.attempts
+        deployment = self._failover.failed(attempts.model, failure, failed.error, failed.now)
+        if not deployment or isinstance(failed.error, _NOT_AGAIN):
             return False
         attempts.tried.add(deployment)
         is_this_request = failure.kind in ("request", "answer") or (
@@ -357,23 +348,17 @@ class Retrying:
         )
         if failure.kind == "timeout":
             is_this_request = attempts.timeouts >= _TIMEOUTS
-        if not is_this_request and self._failover.has_untried(model, attempts.tried, now):
+        if not is_this_request and self._failover.has_untried(
+            attempts.model, attempts.tried, failed.now
+        ):
             return True
         attempts.tried.clear()
         return False
 
-    def _wait(
-        self,
-        item: Any,
-        failure: Failure,
-        error: Exception,
-        attempts: Attempts,
-        gate: Gate,
-        began: float,
-        now: float,
-    ) -> float | None:
+    def _wait(self, failed: _FailedAttempt, gate: Gate) -> float | None:
         """Return the seconds until the next attempt; None if there is no next attempt."""
-        if isinstance(error, _NOT_AGAIN):
+        failure, attempts, max_wait = failed.failure, failed.attempts, self._settings.max_wait
+        if isinstance(failed.error, _NOT_AGAIN):
             return None
         failed_by_itself = failure.kind == "unknown" and (failure.status_code or 0) >= 500
         most = self._settings.max_attempts
@@ -383,20 +368,20 @@ class Retrying:
             return None
         # Do not pay twice for a server that hangs for all calls. A single call, for instance under
         # an adaptive limit that has fallen, says nothing about the others.
-        hangs_for_all = gate.last_success < began and not gate.is_first_failure
+        hangs_for_all = gate.last_success < failed.began and not gate.is_first_failure
         if failure.kind == "timeout" and (attempts.timeouts >= _TIMEOUTS or hangs_for_all):
             return None
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
         if failure.retry_after is not None and attempts.failed == 1:
             wait = failure.retry_after
-        longest = self._settings.max_wait - attempts.waited
+        longest = max_wait - attempts.waited
         if wait > longest:
-            reason = exceeds_patience(wait, failure, attempts, self._settings.max_wait)
-            add_note(error, f"not sent again: {reason}")
+            reason = exceeds_patience(wait, failure, attempts, max_wait)
+            add_note(failed.error, f"not sent again: {reason}")
             return None
         wait = min(wait * (1 + JITTER * self._jitter()), longest)
-        timeout = self._timeout_of(item)
-        left = math.inf if timeout is None else attempts.first_began + timeout - now
+        timeout = self._timeout_of(failed.item)
+        left = math.inf if timeout is None else attempts.first_began + timeout - failed.now
         return wait if wait < left else None
 
     def _hold(self, model: Hashable, gate: Gate, requested: float | None) -> None:

@@ -13,7 +13,7 @@ from parallel_core.types import Usage
 from .call import Call
 from .checks import checked_callback
 from .hedge import Durations
-from .metering import ItemMeter, RouterMeter
+from .metering import BatchMeter
 from .progress import Progress, ProgressReporter, Straggler, Waiting
 from .progress_bar import ProgressBar
 from .protocols import Engine
@@ -29,7 +29,7 @@ _MOST_STRAGGLERS = 5
 class UsageTally:
     """The total usage of the calls of a batch."""
 
-    def __init__(self, meter: RouterMeter | ItemMeter) -> None:
+    def __init__(self, meter: BatchMeter) -> None:
         self._usage_of = meter.usage_of
         self._reported = Usage()
         self._unreported = 0  # calls

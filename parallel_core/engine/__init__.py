@@ -6,7 +6,7 @@
 from .asyncio_backend import AsyncioBackend, AsyncioTasks
 from .asyncio_scopes import TaskScope
 from .backend import Backend, Event, Shield, TaskEnded, Tasks
-from .backlog import Backlog, Entry, InputOrder
+from .backlog import Entry, InputOrder, Resends
 from .failure import as_the_calls_own, describe
 from .guest import Carrier, close_task, join_trio_run, outlive_closed_loops, raise_
 from .handle import ParallelBatch, attach_results, collect, raise_crash, results_of
@@ -21,13 +21,13 @@ __all__ = [
     "AsyncioBackend",
     "AsyncioTasks",
     "Backend",
-    "Backlog",
     "BatchPlan",
     "Carrier",
     "Entry",
     "Event",
     "InputOrder",
     "ParallelBatch",
+    "Resends",
     "ResultT",
     "Semaphore",
     "Shield",

@@ -100,7 +100,7 @@ class InputOrder:
         pass
 
 
-class Backlog:
+class Resends:
     """The requests that are to be sent again, now or later."""
 
     def __init__(self, order: Order) -> None:
@@ -110,7 +110,7 @@ class Backlog:
         self._postponed: dict[Entry, Callable[[], None]] = {}
 
     @property
-    def again(self) -> int:
+    def count(self) -> int:
         """Number of requests that are to be sent again, now or later."""
         return len(self.due) + len(self._postponed)
 

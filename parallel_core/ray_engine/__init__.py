@@ -14,15 +14,10 @@ together. Each worker is a Ray actor with its own process, Router and engine.
 """
 
 from .installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed
-from .ray_router import (
-    ParallelCompletions,
-    RayBatch,
-    RayRouter,
-    RouterSource,
-    iter_parallel_acompletions,
-    open_ray_router,
-    parallel_acompletions,
-)
+from .ray_batch import RayBatch, iter_parallel_acompletions, parallel_acompletions
+from .ray_data import ParallelCompletions
+from .ray_router import RayRouter, open_ray_router
+from .router_recipe import RouterSource
 
 __all__ = [
     "HOW_TO_INSTALL",

@@ -19,9 +19,10 @@ from typing import Any, cast
 from parallel_core.journal import process_is_alive
 from parallel_core.uninterrupted import to_the_end
 
-from .fleet import WorkerHandle
+from .messages import Given, Kind, Message, Pace, WorkerHandle
 from .router_recipe import Recipe
-from .worker import Driver, Given, Kind, Message, Pace, Worker
+from .worker import Worker
+from .worker_process import Driver
 
 # Answers are small and are fetched at once.
 _OBJECT_STORE = 128 * 1024 * 1024  # bytes

@@ -33,7 +33,7 @@ class _Job:
         self.results: list[RouterParallelResult | None] = [None] * len(requests)
         self.left = len(requests)
         self.scopes: dict[int, Scope] = {}  # scopes of the calls in flight
-        self.expired: bool | None = None  # None: active; True: timed out; False: given up
+        self.expired: bool | None = None  # None: active; True: timed out; False: abandoned
         self.cancel: Callable[[], None] | None = None
         self.done: concurrent.futures.Future[list[RouterParallelResult]] = (
             concurrent.futures.Future()
@@ -144,7 +144,7 @@ class StandingBatch:
             return job.done.result()
         except BaseException:
             if not job.done.done():
-                self._soon(self._give_up, job)
+                self._soon(self._abandon, job)
                 concurrent.futures.wait([job.done])
             raise
 
@@ -224,7 +224,7 @@ class StandingBatch:
         job.abandon(expired=True)
         self._forget(job)
 
-    def _give_up(self, job: _Job) -> None:
+    def _abandon(self, job: _Job) -> None:
         job.abandon(expired=False)
         self._forget(job)
 
@@ -239,7 +239,7 @@ class StandingBatch:
         with self._jobs_lock:
             jobs = list(self._jobs)
         for job in jobs:
-            self._give_up(job)
+            self._abandon(job)
         self._news.set()
 
     async def _requests(self) -> AsyncGenerator[RouterParallelRequest, None]:

@@ -4,159 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
-import gc
 import os
 import platform
-import signal
-import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any
 
 from parallel_core import bridge
 from parallel_core.batch_plans import map_plan
-from parallel_core.config import only_our_words, unwrap_router
-from parallel_core.control import (
-    BatchOptions,
-    Engine,
-    RouterMeter,
-    Timeouts,
-    allow_connections,
-    raise_open_files,
-)
-from parallel_core.engine import TaskScope
+from parallel_core.config import only_our_words
+from parallel_core.control import BatchOptions, allow_connections, raise_open_files
 from parallel_core.errors import RemoteCallError, cancelled_unasked
-from parallel_core.journal import process_is_alive
-from parallel_core.router import (
-    BATCH_METADATA,
-    DIRECT,
-    INDEX,
-    RETRIED,
-    STALL_TIMEOUT,
-    TIMEOUT,
-    LeftToBatch,
-    Streams,
-    direct_lane,
-    left_to_the_batch,
-    preparation,
-    send_metadata_to_store,
-)
+from parallel_core.router import preparation
 from parallel_core.router_hosts import enter_loop, leave_this_loop
-from parallel_core.types import RouterParallelRequest
 
-if TYPE_CHECKING:
-    from parallel_core.router.direct.lane import DirectLane
-
+from .messages import BETWEEN_BEATS, Given, Kind, Message, Pace
 from .remote_values import pack_exception, pack_response, unpack_request
 from .router_recipe import Recipe
-
-_BETWEEN_LOOKS = 0.25  # seconds
-BETWEEN_BEATS = 10.0
-"""Seconds after which a worker without news sends an empty message."""
-
-
-class Kind(IntEnum):
-    """Kind of a worker's message. Each message is a kind, a number and bytes."""
-
-    READY = 0  # the Router is made; the process id and the name of the machine
-    REFUSED = 1  # no Router could be made; the packed exception
-    OUTCOME = 2  # the number and the packed outcome of a call
-    CANCELLED = 3  # the number of a call that was cancelled, or given back before it began
-
-
-Message: TypeAlias = tuple[Kind, int, bytes]
-
-
-class Given(NamedTuple):
-    """A message to a worker.
-
-    Attributes:
-        calls: calls to make, each a number and packed arguments.
-        cancelled: numbers of calls to cancel.
-        recalled: numbers of calls to give back unless they have begun, because another worker can
-            make them sooner.
-    """
-
-    calls: Sequence[tuple[int, bytes]] = ()
-    cancelled: Sequence[int] = ()
-    recalled: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Pace at which a worker reports outcomes.
-
-    A message costs the worker and the driver a part of the cost of a call, so many outcomes share a
-    message.
-
-    Attributes:
-        every: minimum seconds between two messages, unless there are many outcomes.
-        many: number of outcomes that are reported without waiting.
-    """
-
-    every: float
-    many: int
+from .worker_calls import WorkerCalls
+from .worker_process import Driver, end_with_driver, limit_garbage_collection
 
 
 @dataclass(frozen=True, slots=True)
 class _Assignment:
     number: int
     packed: bytes
-
-
-class Driver(NamedTuple):
-    """Process that starts workers and gives them calls."""
-
-    machine: str
-    process: int
-
-    @classmethod
-    def here(cls) -> Driver:
-        return cls(platform.node(), os.getpid())
-
-    @property
-    def has_ended(self) -> bool:
-        """True if the driver is known to have ended; always False for another machine."""
-        if self.machine == platform.node():
-            return not process_is_alive(self.process)
-        return False
-
-
-class _ProcessWatch:
-    """End a worker's process if its driver has ended or one of its main threads has died.
-
-    Ray also ends workers after their driver has ended, but some seconds later, and until then calls
-    would be billed. Without its main thread or the thread of its loop, the process would stay, and
-    the driver would wait for its calls.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._threads = [threading.main_thread(), threading.current_thread()]
-        _restore_default_sigterm()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while not self._driver.has_ended and all(thread.is_alive() for thread in self._threads):
-            time.sleep(_BETWEEN_LOOKS)
-        os._exit(1)
-
-
-def _restore_default_sigterm() -> None:
-    """Make SIGTERM end the process. With Ray's handler it stays alive and does nothing.
-
-    Only the main thread may set a handler from Python, and this is another thread, so the C
-    function is called.
-    """
-    # The function does not exist on every system.
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        set_handler: Any = ctypes.CDLL(None).signal
-        set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        set_handler(signal.SIGTERM, None)  # SIG_DFL
 
 
 class Worker:
@@ -174,7 +48,7 @@ class Worker:
     ) -> None:
         self._is_own_process = driver is not None
         if driver is not None:
-            _ProcessWatch(driver)
+            end_with_driver(driver)
         self._recipe = recipe
         self._concurrency = concurrency
         self._pace = pace
@@ -182,7 +56,7 @@ class Worker:
         self._is_ending: Callable[[], bool]
         self._waiting: dict[int, _Assignment] = {}  # calls that wait for a slot
         # A call is added when the engine draws it: a cancellation may come before it begins.
-        self._running: dict[int, TaskScope] = {}
+        self._running: dict[int, bridge.TaskScope] = {}
         # Ray does not guarantee that messages arrive in the order in which they were sent.
         self._early: dict[int, Given] = {}
         self._next_given = 0
@@ -264,13 +138,13 @@ class Worker:
                 return
             options = BatchOptions(concurrency=self._concurrency)
             plan = map_plan(self._call, self._assignments(), options)
-            calls = _Calls(router)
+            calls = WorkerCalls(router)
             self._answer = calls.answer
             plan = dataclasses.replace(plan, attachments=[*plan.attachments, calls])
             if (prepare := preparation(router)) is not None:
                 await asyncio.to_thread(prepare)
             if self._is_own_process:
-                _limit_garbage_collection()
+                limit_garbage_collection()
             self._report(Kind.READY, os.getpid(), platform.node().encode())
             try:
                 batch = bridge.AsyncioParallelBatch(plan)
@@ -289,7 +163,7 @@ class Worker:
                 # The oldest comes first: a call that another worker gave back is the oldest.
                 assignment = self._waiting.pop(min(self._waiting))
                 # As in a batch, a call is cancelled only once, so its clean-up is not interrupted.
-                self._running[assignment.number] = TaskScope()
+                self._running[assignment.number] = bridge.TaskScope()
                 yield assignment
             self._arrived.clear()
             if not self._stopped:
@@ -340,17 +214,6 @@ class Worker:
             self._much_news.set()
 
 
-def _limit_garbage_collection() -> None:
-    """Make the garbage collector skip all existing objects and run less often.
-
-    It would traverse all of litellm again and again, for 0.15 s at a time. Together with the young
-    generation, it took 11 % of a worker's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
-
-
 async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
     """Return True if the event was set within this time."""
     try:
@@ -358,66 +221,3 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
-
-
-class _Calls:
-    """Attachment of the worker's batch that sends what a local batch would send."""
-
-    def __init__(self, router: Any) -> None:
-        self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
-        self._is_router = hasattr(router, "acompletion")
-        self._router = router
-        self._left_to_batch: LeftToBatch | None = None
-        self._meter = RouterMeter(unwrap_router(router))
-        self._timeouts = Timeouts(None)
-        self._timed = self._timeouts.wrap(self._send)
-        self._lane: DirectLane | None = None
-        self._engine: Engine
-
-    def begin(self, engine: Engine) -> None:
-        self._engine = engine
-        self._timeouts.begin(engine)
-
-    def end(self) -> None:
-        pass
-
-    def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
-        """Call the Router with these arguments. Read a streamed answer and return it as a whole."""
-        stall_timeout = arguments.pop(STALL_TIMEOUT, None)
-        timeout = arguments.pop(TIMEOUT, None)
-        index = arguments.pop(INDEX, 0)
-        retried = arguments.pop(RETRIED, False)
-        if not self._is_router:
-            # A bare callable gets only the request's own metadata.
-            metadata: dict[str, Any] = arguments.get("metadata") or {}
-            own = {name: metadata[name] for name in metadata if name not in BATCH_METADATA}
-            arguments.pop("metadata", None)
-            if own:
-                arguments["metadata"] = own
-        model, messages = arguments.pop("model"), arguments.pop("messages")
-        if self._is_router:
-            send_metadata_to_store(self._router, model, arguments)
-            if retried:
-                self._left_to_batch = self._left_to_batch or left_to_the_batch(self._router)
-                self._left_to_batch.add_to(arguments, model)
-        request = RouterParallelRequest(model, messages, arguments, timeout)
-        if not arguments.get("stream"):
-            return self._timed(index, request)
-        # Each call has its own reader, because calls of two batches may have the same index.
-        reader = Streams(self._meter, stall_timeout=stall_timeout)
-        reader.begin(self._engine)
-        return reader.wrap_controls(self._timeouts.wrap(reader.wrap(self._send)))(index, request)
-
-    def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
-        arguments = dict(request.kwargs or {})
-        if not arguments.pop(DIRECT, False):
-            return self._acomplete(request, arguments)
-        self._lane = self._lane or direct_lane(self._router, True)
-        assert self._lane is not None
-        call = self._lane.wrap(lambda _, request: self._acomplete(request, arguments))
-        return call(index, request)
-
-    def _acomplete(
-        self, request: RouterParallelRequest, arguments: dict[str, Any]
-    ) -> Awaitable[Any]:
-        return self._acompletion(model=request.model, messages=request.messages, **arguments)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-from parallel_core.control import Call, ItemMeter, RouterMeter
+from parallel_core.control import BatchMeter, Call
 from parallel_core.errors import EmptyResponseError, text_of
 from parallel_core.failures import WITHOUT_CHOICES
 from parallel_core.types import RouterParallelRequest, StreamedResponse
@@ -84,7 +84,7 @@ def describe_finishes(reasons: Mapping[str, int], without_text: int) -> str:
     return ", ".join(f"{count:,} {what}" for count, what in counts if count)
 
 
-def require_choices(call: Call, meter: RouterMeter | ItemMeter) -> Call:
+def require_choices(call: Call, meter: BatchMeter) -> Call:
     """Wrap a Router's call: it raises ``EmptyResponseError`` if its answer has no choices."""
 
     async def answered(index: int, request: RouterParallelRequest) -> Any:
@@ -104,7 +104,7 @@ def require_choices(call: Call, meter: RouterMeter | ItemMeter) -> Call:
 
 
 def _empty(
-    index: int, request: RouterParallelRequest, value: Any, meter: RouterMeter | ItemMeter
+    index: int, request: RouterParallelRequest, value: Any, meter: BatchMeter
 ) -> EmptyResponseError:
     try:
         return EmptyResponseError(index, request.model, meter.usage_of(request, value))

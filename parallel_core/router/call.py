@@ -19,7 +19,7 @@ from parallel_core.config import (
 )
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion
 
-from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, left_to_the_batch
+from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, router_overrides
 
 if TYPE_CHECKING:
     from .direct.lane import DirectLane
@@ -37,8 +37,8 @@ DIRECT = "parallel_core_direct"
 """Argument of a call that a worker sends directly."""
 
 
-class LeftToWorkers(NamedTuple):
-    """Timeouts that workers apply to the calls of a Router (:func:`calls_run_in_workers`).
+class WorkerOptions(NamedTuple):
+    """Options that workers apply to the calls of a Router (:func:`calls_run_in_workers`).
 
     Attributes:
         stall_timeout: seconds to the first chunk of a stream, and from one chunk to the next.
@@ -73,7 +73,7 @@ def completion_call(
     *,
     retried_by_us: bool = False,
     attempt_timeout: float | None = None,
-    left_to_workers: LeftToWorkers | None = None,
+    worker_options: WorkerOptions | None = None,
     lane: DirectLane | None = None,
 ) -> CompletionCall:
     """Make the call of a batch from a Router or a bare callable.
@@ -84,10 +84,10 @@ def completion_call(
     Args:
         router: the Router or the bare callable.
         retried_by_us: the batch retries requests, so the Router does not
-            (:func:`left_to_the_batch`).
+            (:func:`router_overrides`).
         attempt_timeout: seconds for each attempt, if neither the Router nor the request has a
             timeout.
-        left_to_workers: for a Router whose calls are made by workers.
+        worker_options: for a Router whose calls are made by workers.
         lane: sends the attempts of the Router directly; None: litellm sends them.
 
     Raises:
@@ -96,7 +96,7 @@ def completion_call(
     if hasattr(router, "acompletion"):
         given = cast("SupportsAcompletion", router)
         seconds = None if has_timeouts(router) else attempt_timeout
-        call = _router_call(given, retried_by_us, seconds, left_to_workers)
+        call = _router_call(given, retried_by_us, seconds, worker_options)
         return call if lane is None else lane.wrap(call)
     if not callable(router):
         raise TypeError(
@@ -117,28 +117,28 @@ def _router_call(
     router: SupportsAcompletion,
     retried_by_us: bool,
     attempt_timeout: float | None,
-    left_to_workers: LeftToWorkers | None,
+    worker_options: WorkerOptions | None,
 ) -> CompletionCall:
     batch_id = uuid.uuid4().hex
-    left_to_us = left_to_the_batch(router) if retried_by_us else None
+    overrides = router_overrides(router) if retried_by_us else None
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata that it gets and, for some providers, into the messages.
         # Copies protect the user's objects, which many requests may share.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
-        if left_to_workers is None:
+        if worker_options is None:
             send_metadata_to_store(router, request.model, arguments)
         arguments["metadata"] = {
             BATCH_ID: batch_id,
             BATCH_INDEX: index,
             **(arguments.get("metadata") or {}),
         }
-        if left_to_workers is not None:
-            arguments |= left_to_workers.arguments(index, request)
+        if worker_options is not None:
+            arguments |= worker_options.arguments(index, request)
             if retried_by_us:
                 arguments[RETRIED] = True
-        if left_to_us is not None:
-            left_to_us.add_to(arguments, request.model)
+        if overrides is not None:
+            overrides.add_to(arguments, request.model)
         if attempt_timeout is not None and all(arguments.get(n) is None for n in ATTEMPT_TIMEOUTS):
             arguments["timeout"] = attempt_timeout
         return router.acompletion(

@@ -42,39 +42,39 @@ def calls_run_in_workers(router: object) -> bool:
     return False
 
 
-class LeftToBatch(NamedTuple):
-    """Tasks that a Router leaves to its batch.
+class RouterOverrides(NamedTuple):
+    """Settings of a Router that the calls of a batch override, because the batch itself retries.
 
     Attributes:
         retries: the Router's retries by kind of error, all 0; None: the Router retries itself.
-        cooldowns: True if no failure of a call makes a deployment pause.
+        no_cooldowns: True if no failure of a call makes a deployment pause.
     """
 
     retries: dict[str, int] | None
-    cooldowns: bool
+    no_cooldowns: bool
 
     def add_to(self, arguments: dict[str, Any], model: str) -> None:
         """Add these settings to the arguments of a call, unless the request has its own."""
         if self.retries is not None:
             arguments.setdefault("model_group_retry_policy", {model: dict(self.retries)})
-        if self.cooldowns:
+        if self.no_cooldowns:
             arguments.setdefault("cooldown_time", 0)
 
 
-def left_to_the_batch(router: object) -> LeftToBatch:
-    """Return the tasks that a Router leaves to its batch: those that the user has not configured.
+def router_overrides(router: object) -> RouterOverrides:
+    """Return the settings that a batch overrides: those that the user has not configured.
 
     The Router's retries would occupy a slot and multiply the retries of the batch. Its cooldowns
     disable all deployments of a model for seconds as soon as each has answered one 429.
     """
     itself = unwrap_router(router)
     if not hasattr(itself, "model_group_retry_policy"):
-        return LeftToBatch(None, False)
+        return RouterOverrides(None, False)
     from litellm.types.router import RetryPolicy
 
     has_policy = setting(itself, "retry_policy") or setting(itself, "model_group_retry_policy")
     retries = None if has_policy else dict.fromkeys(RetryPolicy.model_fields, 0)
-    return LeftToBatch(retries, _has_default_cooldowns(itself))
+    return RouterOverrides(retries, _has_default_cooldowns(itself))
 
 
 def _has_default_cooldowns(router: object) -> bool:
@@ -220,7 +220,7 @@ def parallel_limits(router: object) -> dict[str, int]:
     deployments' limits.
     """
     default = setting(unwrap_router(router), "default_max_parallel_requests")
-    places: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for deployment in deployments(unwrap_router(router)):
         from litellm.utils import calculate_max_parallel_requests
 
@@ -233,5 +233,5 @@ def parallel_limits(router: object) -> dict[str, int]:
         )
         if number:
             model = deployment["model_name"]
-            places[model] = min(number, places.get(model, number))
-    return places
+            limits[model] = min(number, limits.get(model, number))
+    return limits

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import anyio.to_thread
 
-from parallel_core.control import ItemMeter, RouterMeter
+from parallel_core.control import BatchMeter, ItemMeter, RouterMeter
 from parallel_core.errors import EmptyResponseError, StreamInterruptedError
 from parallel_core.types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
 
@@ -47,7 +47,7 @@ class StreamReading:
         self,
         index: int,
         request: RouterParallelRequest,
-        meter: RouterMeter | ItemMeter,
+        meter: BatchMeter,
         records: list[ProviderRecord],
     ) -> None:
         self.index = index

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from parallel_core.control import Call, Engine, ItemMeter, RouterMeter
+from parallel_core.control import BatchMeter, Call, Engine
 from parallel_core.errors import (
     BatchTimeoutError,
     PartialAnswerError,
@@ -83,22 +83,22 @@ class Streams:
         emit: pass the chunks to the consumer, at its pace.
         on_chunk: called with each chunk; an exception that it raises ends the batch.
         stall_timeout: seconds to the first chunk, and from one chunk to the next.
-        read_elsewhere: workers read the streams and return whole answers. They do not know the
+        read_by_workers: workers read the streams and return whole answers. They do not know the
             prices and the meter of the batch.
     """
 
     def __init__(
         self,
-        meter: RouterMeter | ItemMeter,
+        meter: BatchMeter,
         *,
         all_of_them: bool = False,
         emit: bool = False,
         on_chunk: Callable[[StreamChunk], object] | None = None,
         stall_timeout: float | None = None,
-        read_elsewhere: bool = False,
+        read_by_workers: bool = False,
     ) -> None:
         self._meter = meter
-        self._read_elsewhere = read_elsewhere
+        self._read_by_workers = read_by_workers
         self._all_of_them = all_of_them
         self._emit = emit
         self._on_chunk = on_chunk
@@ -118,7 +118,7 @@ class Streams:
         def streamed(index: int, request: Any) -> Awaitable[Any]:
             if not self._is_streamed(request):
                 return call(index, request)
-            if self._read_elsewhere:
+            if self._read_by_workers:
                 return self._metered(call, index, request)
             return self._whole_answer(call, index, request)
 

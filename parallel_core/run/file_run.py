@@ -246,7 +246,7 @@ async def run_file(
                     BatchOptions(
                         concurrency=concurrency,
                         controls=run.watched(controls),
-                        stopping=run.stopping,
+                        stop_control=run.stopping,
                     ),
                     router_host,
                 )

@@ -13,11 +13,11 @@ from helpers.hosts import Host, settle
 from parallel_core import Budget
 from parallel_core.control.budget import (
     Reservation,
-    UnpricedError,
     held_reservation,
     mark_as_held,
 )
 from parallel_core.control.metering import RouterMeter
+from parallel_core.control.prices import UnpricedError
 from parallel_core.types import RouterParallelRequest, Usage
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from litellm import Router
 
 from helpers.hosts import Host
-from parallel_core.control.metering import ItemMeter, Price, RouterMeter
+from parallel_core.control.metering import ItemMeter, RouterMeter
+from parallel_core.control.prices import Price
 from parallel_core.types import RouterParallelRequest, StreamedResponse, Usage
 
 SCRIPTS = Path(__file__).parent / "scripts"

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 from helpers.hosts import Host, settle
-from helpers.threads import PATIENCE, Together, Waiting, outcome_of
+from helpers.threads import PATIENCE, Together, WaitingThread, outcome_of
 from parallel_core import Budget, BudgetExceededError, RateLimit
 from parallel_core.control.turns import Serial
 from parallel_core.types import Usage
@@ -32,8 +32,8 @@ def test_a_thread_without_a_loop_wakes_who_waits_for_a_budget(
 ) -> None:
     budget = Budget(max_tokens=10)
     held = trio.run(budget.reserve, 0, Usage(10))
-    waiting = Waiting(threads, library, lambda: budget.reserve(1, Usage(4)))
-    refused = Waiting(threads, library, lambda: outcome_of(budget.reserve(2, Usage(9))))
+    waiting = WaitingThread(threads, library, lambda: budget.reserve(1, Usage(4)))
+    refused = WaitingThread(threads, library, lambda: outcome_of(budget.reserve(2, Usage(9))))
     held.settle(Usage(5))
     threads.join()
     (reservation,) = waiting.got
@@ -67,8 +67,8 @@ def test_threads_are_served_in_the_order_in_which_they_came(
 
     for number in range(6):
         library = libraries[number % 2]
-        Waiting(threads, library, lambda number=number: wait_for(number))  # type: ignore[misc]
-        Waiting(threads, library, lambda number=number: wait_for_limit(number))  # type: ignore[misc]
+        WaitingThread(threads, library, lambda number=number: wait_for(number))  # type: ignore[misc]
+        WaitingThread(threads, library, lambda number=number: wait_for_limit(number))  # type: ignore[misc]
     held.release()
     for _ in range(6):
         assert moves.acquire(timeout=PATIENCE)
@@ -99,8 +99,8 @@ def test_cancelled_just_when_another_thread_gives_it_its_turn(
             tasks.start_soon(wait, "limit", lambda: limit.acquire(0))
             await settle()
             others = [
-                Waiting(threads, library, lambda: budget.reserve(2, Usage(10))),
-                Waiting(threads, library, lambda: limit.acquire(0)),
+                WaitingThread(threads, library, lambda: budget.reserve(2, Usage(10))),
+                WaitingThread(threads, library, lambda: limit.acquire(0)),
             ]
             giving = Together()
             giving.start(held.release)
@@ -127,8 +127,8 @@ def test_cancelled_just_when_another_thread_gives_it_its_turn(
 def test_the_next_thread_goes_on_when_one_is_cancelled(threads: Together, library: str) -> None:
     budget = Budget(max_tokens=10)
     held = trio.run(budget.reserve, 0, Usage(5))
-    first = Waiting(threads, library, lambda: budget.reserve(1, Usage(6)))
-    second = Waiting(threads, library, lambda: budget.reserve(2, Usage(5)))
+    first = WaitingThread(threads, library, lambda: budget.reserve(1, Usage(6)))
+    second = WaitingThread(threads, library, lambda: budget.reserve(2, Usage(5)))
     first.cancel()
     threads.join()
     assert first.got == []
@@ -150,8 +150,8 @@ def test_who_waits_on_a_loop_that_was_closed_is_passed_over(threads: Together) -
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     following = [
-        Waiting(threads, "asyncio", lambda: budget.reserve(2, Usage(10))),
-        Waiting(threads, "trio", lambda: limit.acquire(0)),
+        WaitingThread(threads, "asyncio", lambda: budget.reserve(2, Usage(10))),
+        WaitingThread(threads, "trio", lambda: limit.acquire(0)),
     ]
     held.release()
     limit.release(0)

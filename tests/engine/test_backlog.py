@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from parallel_core.engine.backlog import Backlog, Entry, InputOrder
+from parallel_core.engine.backlog import Entry, InputOrder, Resends
 
 
 class Order:
@@ -65,7 +65,7 @@ def test_new_requests_begin_in_the_order_of_the_source() -> None:
     assert (len(order), order.look_ahead, order.uncounted) == (0, 0, 0)
 
 
-def postponed(backlog: Backlog, *indexes: int) -> tuple[list[Entry], list[int]]:
+def postponed(resends: Resends, *indexes: int) -> tuple[list[Entry], list[int]]:
     """Entries that wait for their time, and the indexes of those whose timers were taken back."""
     taken_back: list[int] = []
 
@@ -74,50 +74,50 @@ def postponed(backlog: Backlog, *indexes: int) -> tuple[list[Entry], list[int]]:
 
     entries = [Entry(index, None) for index in indexes]
     for entry in entries:
-        backlog.postpone(entry, cancel(entry.index))
+        resends.postpone(entry, cancel(entry.index))
     return entries, taken_back
 
 
 def test_requests_that_are_to_be_sent_again() -> None:
     order = Order()
-    backlog = Backlog(order)
-    entries, taken_back = postponed(backlog, 0, 1, 2)
-    assert backlog.again == 3
-    assert backlog.next_due(5) is None  # the time of none has come
-    backlog.make_due(entries[1])
-    backlog.make_due(entries[0])
-    assert backlog.again == 3
+    resends = Resends(order)
+    entries, taken_back = postponed(resends, 0, 1, 2)
+    assert resends.count == 3
+    assert resends.next_due(5) is None  # the time of none has come
+    resends.make_due(entries[1])
+    resends.make_due(entries[0])
+    assert resends.count == 3
     order.kept_back = {1}
-    assert backlog.next_due(5) is entries[0]
-    assert backlog.next_due(5) is None
+    assert resends.next_due(5) is entries[0]
+    assert resends.next_due(5) is None
     order.kept_back = set()
-    assert backlog.next_due(5) is entries[1]
-    assert backlog.again == 1
+    assert resends.next_due(5) is entries[1]
+    assert resends.count == 1
     assert taken_back == []
     assert set(order.limits) == {5}
 
 
 def test_some_are_brought_forward() -> None:
-    backlog = Backlog(Order())
-    entries, taken_back = postponed(backlog, 0, 1, 2)
-    backlog.bring_forward([0, 2])
+    resends = Resends(Order())
+    entries, taken_back = postponed(resends, 0, 1, 2)
+    resends.bring_forward([0, 2])
     assert taken_back == [0, 2]
-    assert backlog.again == 3
-    assert backlog.next_due(5) is entries[0]
-    assert backlog.next_due(5) is entries[2]
-    assert backlog.next_due(5) is None
-    assert backlog.again == 1
+    assert resends.count == 3
+    assert resends.next_due(5) is entries[0]
+    assert resends.next_due(5) is entries[2]
+    assert resends.next_due(5) is None
+    assert resends.count == 1
 
 
 def test_nothing_waits_any_more() -> None:
     order = Order()
-    backlog = Backlog(order)
-    assert backlog.held is False
-    backlog.held = True
-    entries, taken_back = postponed(backlog, 0, 1)
-    backlog.skip_waits()
-    assert backlog.held is False
+    resends = Resends(order)
+    assert resends.held is False
+    resends.held = True
+    entries, taken_back = postponed(resends, 0, 1)
+    resends.skip_waits()
+    assert resends.held is False
     assert order.hurried
     assert taken_back == [0, 1]
-    assert backlog.next_due(5) is entries[0]
-    assert backlog.next_due(5) is entries[1]
+    assert resends.next_due(5) is entries[0]
+    assert resends.next_due(5) is entries[1]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_core.ray_engine.fleet import Fleet
+from parallel_core.ray_engine.messages import Given, Kind, Message, Pace
 from parallel_core.ray_engine.remote_values import pack_request
 from parallel_core.ray_engine.router_recipe import Recipe
-from parallel_core.ray_engine.worker import Given, Kind, Message, Pace, Worker
+from parallel_core.ray_engine.worker import Worker
 
 PATIENCE = 30.0  # seconds for what must come
 

@@ -46,7 +46,7 @@ class Together:
         assert not hung, "a thread hangs"
 
 
-class Waiting:
+class WaitingThread:
     """A thread with a loop in which one caller waits for something, and its answer."""
 
     def __init__(

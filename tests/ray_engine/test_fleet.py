@@ -20,10 +20,9 @@ from helpers.local_workers import (
     until,
     working,
 )
-from parallel_core.ray_engine import cluster
-from parallel_core.ray_engine import fleet as fleet_module
+from parallel_core.ray_engine import cluster, dealing
 from parallel_core.ray_engine.fleet import Fleet
-from parallel_core.ray_engine.worker import Given, Pace
+from parallel_core.ray_engine.messages import Given, Pace
 from parallel_core.uninterrupted import to_the_end
 
 
@@ -50,7 +49,7 @@ def test_as_many_calls_wait_in_a_worker_as_it_ends_between_two_messages(
     ended: int, seconds_ago: float, waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(dealing, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def main() -> None:
         nonlocal now

@@ -25,7 +25,7 @@ from helpers.local_workers import (
 from parallel_core.errors import WorkerDiedError
 from parallel_core.ray_engine import fleet as fleet_module
 from parallel_core.ray_engine.fleet import Fleet
-from parallel_core.ray_engine.worker import Given, Kind, Message, Pace
+from parallel_core.ray_engine.messages import Given, Kind, Message, Pace
 
 
 def test_a_dead_worker_is_replaced_and_only_its_calls_are_sent_again() -> None:

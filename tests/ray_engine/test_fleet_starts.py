@@ -22,7 +22,8 @@ from helpers.local_workers import (
 from parallel_core.errors import WorkersLostError
 from parallel_core.ray_engine import fleet as fleet_module
 from parallel_core.ray_engine.fleet import Fleet
-from parallel_core.ray_engine.worker import Message, Pace, Worker
+from parallel_core.ray_engine.messages import Message, Pace
+from parallel_core.ray_engine.worker import Worker
 
 
 def test_a_router_that_cannot_be_made_is_told_on_starting() -> None:

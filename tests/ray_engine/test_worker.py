@@ -24,8 +24,9 @@ from helpers.local_workers import (
     working,
 )
 from parallel_core.errors import RequestTimeoutError
+from parallel_core.ray_engine.messages import Given, Kind, Pace
 from parallel_core.ray_engine.remote_values import unpack_outcome
-from parallel_core.ray_engine.worker import Given, Kind, Pace, Worker
+from parallel_core.ray_engine.worker import Worker
 from parallel_core.router.call import INDEX, TIMEOUT
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import litellm
 import litellm.router
 
-from parallel_core.control import metering
+from parallel_core.control import prices, token_counts
 from parallel_core.files.line_failures import failure_of
 
 # --- errors ---
@@ -95,7 +95,7 @@ def test_fallbacks_of_a_router_are_all_in_the_worst_case() -> None:
         if name.endswith("fallbacks")
     }
     # A number; and what the Router puts into its fallbacks itself.
-    assert lists - {"max_fallbacks", "default_fallbacks"} == set(metering._FALLBACKS)
+    assert lists - {"max_fallbacks", "default_fallbacks"} == set(prices._FALLBACKS)
 
 
 def test_parameters_that_are_a_part_of_the_prompt_are_counted() -> None:
@@ -110,6 +110,8 @@ def test_parameters_that_are_a_part_of_the_prompt_are_counted() -> None:
         *("service_tier", "stream_options", "temperature", "top_logprobs", "top_p", "user"),
         *("verbosity", "web_search_options"),
     }
-    undecided = names - decided - set(metering._IN_THE_PROMPT) - set(metering._OUTPUT_LIMITS)
+    undecided = (
+        names - decided - set(token_counts._IN_THE_PROMPT) - set(token_counts._OUTPUT_LIMITS)
+    )
     assert not undecided, "do these parameters add to the prompt? Then: _IN_THE_PROMPT"
-    assert set(metering._OUTPUT_LIMITS) <= names
+    assert set(token_counts._OUTPUT_LIMITS) <= names

@@ -1,0 +1,88 @@
+"""The calls of a worker: what the driver sends becomes a call of the worker's Router."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from parallel_core.config import unwrap_router
+from parallel_core.control import Engine, RouterMeter, Timeouts
+from parallel_core.router import (
+    BATCH_METADATA,
+    DIRECT,
+    INDEX,
+    RETRIED,
+    STALL_TIMEOUT,
+    TIMEOUT,
+    RouterOverrides,
+    Streams,
+    direct_lane,
+    router_overrides,
+    send_metadata_to_store,
+)
+from parallel_core.types import RouterParallelRequest
+
+if TYPE_CHECKING:
+    from parallel_core.router.direct.lane import DirectLane
+
+
+class WorkerCalls:
+    """Attachment of the worker's batch that sends what a local batch would send."""
+
+    def __init__(self, router: Any) -> None:
+        self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
+        self._is_router = hasattr(router, "acompletion")
+        self._router = router
+        self._overrides: RouterOverrides | None = None
+        self._meter = RouterMeter(unwrap_router(router))
+        self._timeouts = Timeouts(None)
+        self._timed = self._timeouts.wrap(self._send)
+        self._lane: DirectLane | None = None
+        self._engine: Engine
+
+    def begin(self, engine: Engine) -> None:
+        self._engine = engine
+        self._timeouts.begin(engine)
+
+    def end(self) -> None:
+        pass
+
+    def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
+        """Call the Router with these arguments. Read a streamed answer and return it as a whole."""
+        stall_timeout = arguments.pop(STALL_TIMEOUT, None)
+        timeout = arguments.pop(TIMEOUT, None)
+        index = arguments.pop(INDEX, 0)
+        retried = arguments.pop(RETRIED, False)
+        if not self._is_router:
+            # A bare callable gets only the request's own metadata.
+            metadata: dict[str, Any] = arguments.get("metadata") or {}
+            own = {name: metadata[name] for name in metadata if name not in BATCH_METADATA}
+            arguments.pop("metadata", None)
+            if own:
+                arguments["metadata"] = own
+        model, messages = arguments.pop("model"), arguments.pop("messages")
+        if self._is_router:
+            send_metadata_to_store(self._router, model, arguments)
+            if retried:
+                self._overrides = self._overrides or router_overrides(self._router)
+                self._overrides.add_to(arguments, model)
+        request = RouterParallelRequest(model, messages, arguments, timeout)
+        if not arguments.get("stream"):
+            return self._timed(index, request)
+        # Each call has its own reader, because calls of two batches may have the same index.
+        reader = Streams(self._meter, stall_timeout=stall_timeout)
+        reader.begin(self._engine)
+        return reader.wrap_controls(self._timeouts.wrap(reader.wrap(self._send)))(index, request)
+
+    def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        arguments = dict(request.kwargs or {})
+        direct = arguments.pop(DIRECT, False)
+
+        def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+            return self._acompletion(model=request.model, messages=request.messages, **arguments)
+
+        if direct and self._lane is None:
+            self._lane = direct_lane(self._router, True)
+        if not direct or self._lane is None:
+            return call(index, request)
+        return self._lane.wrap(call)(index, request)
