@@ -37,7 +37,12 @@ GROUPS = {
     "bridge": ("bridge.py", "engine/guest.py", "uninterrupted.py"),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
-    "journal": ("journal/writer.py",),
+    "journal": (
+        "journal/writer.py",
+        "journal/result_files.py",
+        "journal/statistics_file.py",
+        "journal/waiting_tasks.py",
+    ),
 }
 
 FILES: dict[str, Path] = {}
