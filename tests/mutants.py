@@ -43,7 +43,12 @@ GROUPS = {
     ),
     "failures": ("failures/*.py",),
     "budget": ("control/budget.py",),
-    "journal": ("journal/writer.py",),
+    "journal": (
+        "journal/writer.py",
+        "journal/result_files.py",
+        "journal/statistics_file.py",
+        "journal/waiting_tasks.py",
+    ),
 }
 
 FILES: dict[str, Path] = {}

@@ -1,9 +1,10 @@
 """A Router from a proxy YAML, a model name or the demo; and functions that read from a Router."""
 
-from .endpoints import Endpoint, endpoint_of, is_key_variable, secrets_sent
+from .endpoints import Endpoint, endpoint_of
 from .identity import RequestsDigest, read_older_fields
+from .provider_keys import is_key_variable, secrets_sent
 from .proxy_values import RouterConfigError, is_set, nearest, secrets_in
-from .quiet import only_our_words
+from .quiet import only_our_words, quiet_litellm
 from .redaction import REDACTED, Redactor
 from .router_members import (
     LAYERS,
@@ -30,6 +31,7 @@ __all__ = [
     "is_set",
     "nearest",
     "only_our_words",
+    "quiet_litellm",
     "read_older_fields",
     "retire",
     "secrets_in",

@@ -1,4 +1,4 @@
-"""Silence logs and warnings of libraries while a command runs."""
+"""Silence logs, warnings and advice of libraries."""
 
 from __future__ import annotations
 
@@ -30,3 +30,16 @@ def only_our_words() -> Generator[None]:
         finally:
             for logger in silent:
                 logger.disabled = False
+
+
+@contextlib.contextmanager
+def quiet_litellm() -> Generator[None]:
+    """Keep litellm from printing advice to the terminal, until the block is left."""
+    import litellm
+
+    before = litellm.suppress_debug_info
+    litellm.suppress_debug_info = True  # otherwise it prints a list of its providers
+    try:
+        yield
+    finally:
+        litellm.suppress_debug_info = before

@@ -15,7 +15,7 @@ import msgspec
 from parallel_core.config import nearest
 from parallel_core.errors import InputFileError
 
-from .input_records import InputColumn, LineError, shown
+from .input_records import InputColumn, LineError, kind_of, shown
 from .parameters import is_key_or_address, is_litellm_setting, is_private, openai_parameters
 
 # Sent although OpenAI lacks them: a timeout in seconds, and a vendor's members of the body.
@@ -231,22 +231,6 @@ def describe_columns(columns: list[InputColumn]) -> str:
 def _meant(name: str) -> str:
     parameter = nearest(name, openai_parameters())
     return "" if parameter is None else f" (is {parameter} meant?)"
-
-
-def kind_of(value: object) -> str:
-    """Return the type of a JSON value, for a message."""
-    return _JSON_TYPES[type(value)]
-
-
-_JSON_TYPES: Final[dict[type, str]] = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
-}
 
 
 def as_json(value: object) -> msgspec.Raw:

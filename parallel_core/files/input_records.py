@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
 from parallel_core.types import RouterParallelRequest
 
-_LONGEST_SHOWN = 60  # characters
+_LONGEST_SHOWN: Final = 60  # characters
+_UTF8_MARK: Final = b"\xef\xbb\xbf"
+_JSON_TYPES: Final[dict[type, str]] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 class InputRequest(msgspec.Struct, frozen=True):
@@ -155,12 +165,31 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
 
 
-def not_utf8(line: int, custom_id: str | None = None) -> InputProblem:
+def not_utf8(line: int) -> InputProblem:
     """Return the problem of a line that is not UTF-8."""
     return InputProblem(
         line,
         "invalid_encoding",
         "not valid UTF-8",
         "save the file as UTF-8, for instance with: iconv -f WINDOWS-1252 -t UTF-8",
-        str(line) if custom_id is None else custom_id,
+        str(line),
     )
+
+
+def kind_of(value: object) -> str:
+    """Return the type of a JSON value, for a message."""
+    return _JSON_TYPES[type(value)]
+
+
+def missing(name: str, hint: str) -> LineError:
+    """Return the error of a line without a member that it must have."""
+    return LineError("missing_required_parameter", f"{name} is missing", hint)
+
+
+def text_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a stream that are not blank, numbered from 1, without a UTF-8 BOM."""
+    for line, row in enumerate(stream, 1):
+        if line == 1 and row.startswith(_UTF8_MARK):
+            row = row[len(_UTF8_MARK) :]
+        if not row.isspace() and row:
+            yield line, row

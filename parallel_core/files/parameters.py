@@ -174,7 +174,7 @@ def _vendor_parameters() -> frozenset[str]:
     """
     import litellm
 
-    from parallel_core.config.endpoints import quiet_litellm
+    from parallel_core.config import quiet_litellm
 
     names: set[str] = set()
     with quiet_litellm():

@@ -14,14 +14,16 @@ from parallel_core.errors import JournalError, OrderError
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.uninterrupted import wait_until
 
+from .earlier_run import ReadOlder
 from .files import Disk, LockedFile
 from .manifest import ManifestFields
-from .opening import JournalOpening, OpenedJournal, ReadOlder, open_journal
+from .opening import JournalOpening, OpenedJournal, open_journal
+from .result_files import JournalEntry, ResultFiles
 from .result_lines import read_result_lines
 from .run_statistics import RunPaths
 from .scan import id_digest
 from .system_errors import reason
-from .writer import JournalEntry, JournalWriter
+from .writer import JournalWriter
 
 __all__ = ["Journal", "JournalEntry", "JournalOpening"]
 
@@ -40,6 +42,7 @@ class Journal:
         self.opening = opened.opening
         self._ids = opened.ids
         self._writer = writer
+        self._results = writer.results
         self._failure_raised = False
         # A journal that is never closed still writes its entries, at the end of the program.
         self._finalizer = weakref.finalize(self, writer.close)
@@ -107,12 +110,10 @@ class Journal:
         )
         try:
             writer = JournalWriter(
-                opened,
+                ResultFiles(opened, on_disk=on_disk, on_failure=on_failure),
                 paths.statistics.absolute(),
                 group_size=group_size,
                 group_seconds=group_seconds,
-                on_disk=on_disk,
-                on_failure=on_failure,
                 disk=disk,
             )
         except BaseException:
@@ -124,17 +125,17 @@ class Journal:
     @property
     def succeeded(self) -> int:
         """Number of answers on disk, from this run and earlier ones."""
-        return self._writer.succeeded
+        return self._results.succeeded
 
     @property
     def failed(self) -> int:
         """Number of failures on disk, from this run and earlier ones."""
-        return self._writer.failed
+        return self._results.failed
 
     @property
     def failure(self) -> JournalError | None:
         """Return the error why results can no longer be written; None while they can."""
-        return None if self._writer.failure is None else self._writer.error()
+        return None if self._results.failure is None else self._results.error()
 
     def is_finished(self, custom_id: str) -> bool:
         """Return True if the request was finished when the journal was opened."""
@@ -168,12 +169,11 @@ class Journal:
         """
         if not entry.line or b"\n" in entry.line or b"\n" in (entry.statistics or b""):
             raise ValueError("a journal line must not be empty and must not contain a newline")
-        writer = self._writer
-        writer.put(entry)
-        if writer.failure is None:
-            await writer.wait_for_room()
-        if writer.failure is not None:
-            raise writer.error()
+        self._writer.put(entry)
+        if self._results.failure is None:
+            await self._writer.wait_for_room()
+        if self._results.failure is not None:
+            raise self._results.error()
 
     def record(self, line: bytes) -> None:
         """Queue a line of statistics that belongs to no result. It may get lost."""
@@ -187,8 +187,8 @@ class Journal:
         """
 
         def raise_failure(_: list[LockedFile]) -> None:
-            if self._writer.failure is not None:
-                raise self._writer.error()
+            if self._results.failure is not None:
+                raise self._results.error()
 
         self._writer.while_idle(raise_failure)
 
@@ -204,9 +204,9 @@ class Journal:
         """
 
         def rewrite(files: list[LockedFile]) -> None:
-            if self._writer.failure is not None:
-                raise self._writer.error()
-            _rewrite_in_order(files, order, self._writer.drop_superseded)
+            if self._results.failure is not None:
+                raise self._results.error()
+            _rewrite_in_order(files, order, self._results.drop_superseded)
 
         self._writer.while_idle(rewrite)
 
@@ -231,9 +231,9 @@ class Journal:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._writer.failure is not None and not self._failure_raised:
+        if self._results.failure is not None and not self._failure_raised:
             self._failure_raised = True
-            raise self._writer.error()
+            raise self._results.error()
 
     def __enter__(self) -> Journal:
         return self

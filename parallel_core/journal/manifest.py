@@ -74,7 +74,10 @@ class Manifest(msgspec.Struct, frozen=True):
             return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
     def changed(
-        self, fields: dict[str, Any], differences: Mapping[str, tuple[Any, Any]], version: str
+        self,
+        fields: dict[str, Any],
+        differences: Mapping[str, tuple[Any, Any]],
+        version: str | None,
     ) -> Manifest:
         """Return the manifest with new fields and a note of the changes."""
         change = {
@@ -103,6 +106,13 @@ class OpenManifest:
         self._manifest = manifest
         self._disk = disk
         self._on_disk = on_disk
+
+    @classmethod
+    def written(cls, path: Path, manifest: Manifest, disk: Disk) -> OpenManifest:
+        """Write a new manifest, and open it. Raises OSError."""
+        opened = cls(path, manifest, disk)
+        opened.write()
+        return opened
 
     def write(self) -> None:
         """Write the manifest to disk if it has changed. Raises OSError."""

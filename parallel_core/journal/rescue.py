@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .files import Disk, in_large_blocks
+from .files import Disk, LockedFile, in_large_blocks
+from .result_lines import BadLineError, read_result_line
+from .scan import FinishedIds
 from .system import is_ours, open_flags
 
 STANDARD_ERROR = "the standard error stream"
@@ -92,6 +94,49 @@ class Rescue:
 
     def __str__(self) -> str:
         return " and ".join(self.used)
+
+
+def take_rescued(rescue: Rescue, files: Sequence[LockedFile], ids: FinishedIds, disk: Disk) -> int:
+    """Move rescued results of an earlier run to the output and error files; return how many.
+
+    ``ids`` has the results that are in the files, and notes those that are moved.
+    """
+    places = rescue.found()
+    if not places:
+        return 0
+    try:
+        rescued = sum(_append_new_lines(place, files, ids) for place in places)
+        for file in files:
+            file.sync()
+    except OSError:
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.drop_uncommitted()
+        raise
+    for file in files:
+        file.commit()
+    for place in places:
+        place.unlink()
+        disk.sync_folder(place.parent)
+    return rescued
+
+
+def _append_new_lines(place: Path, files: Sequence[LockedFile], ids: FinishedIds) -> int:
+    output, errors = files[0], files[-1]
+    appended = 0
+    with place.open("rb") as lines:
+        for line in lines:
+            try:
+                result = read_result_line(line)
+            except BadLineError:
+                continue  # a torn line
+            # An answer is new even if the request has a failure: the request was retried.
+            known = ids.has_answer if result.ok else ids.__contains__
+            if not known(result.custom_id):
+                ids.count(result)
+                (output if result.ok else errors).write(line.rstrip(b"\n") + b"\n")
+                appended += 1
+    return appended
 
 
 def _in_temporary_folder(output: Path, run: bytes) -> Path:

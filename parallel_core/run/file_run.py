@@ -5,49 +5,19 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import contextlib
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
-from parallel_core.api import stoppable_completions
-from parallel_core.config import read_older_fields, unwrap_router
-from parallel_core.control import (
-    BatchOptions,
-    Concurrency,
-    Controls,
-    Retry,
-    RouterMeter,
-    Stopping,
-    check_controls,
-    checked_callback,
-    checked_concurrency,
-    checked_count,
-    checked_number,
-    fit_open_files,
-)
-from parallel_core.errors import (
-    NAMED_BY_LINE,
-    DifferentRunError,
-    InputFileError,
-    JournalError,
-    OrderError,
-)
-from parallel_core.event_loops import call_soon, current_event_loop
+from parallel_core.control import Concurrency, Controls, Retry
 from parallel_core.failures import FailureKind, checked_kinds
-from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
-from parallel_core.journal import Journal, JournalOpening, ManifestFields, RunPaths
-from parallel_core.router import calls_run_in_workers, unknown_models
+from parallel_core.files import InputFile, Redactor
 from parallel_core.router_hosts import RouterHost, RouterHostName
-from parallel_core.types import RouterParallelRequest, SupportsAcompletion, Usage
 
-from .loop import Run, RunScope, in_thread
+from .checked_run import CheckedRun
+from .plan import RunPlan, Sender, check_requests
 from .records import FailureGroup, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
-
-logger = logging.getLogger("parallel_core")
 
 __all__ = [
     "FailureGroup",
@@ -57,7 +27,6 @@ __all__ = [
     "RunStraggler",
     "RunSummary",
     "check_requests",
-    "describe_problems",
     "run_file",
 ]
 
@@ -69,9 +38,7 @@ ATTEMPT_TIMEOUT = 600.0
 
 
 async def run_file(
-    router: SupportsAcompletion
-    | Callable[..., Awaitable[Any]]
-    | AbstractAsyncContextManager[SupportsAcompletion],
+    router: Sender,
     source: InputFile | Path | str,
     output: Path | str,
     *,
@@ -151,257 +118,32 @@ async def run_file(
             disk.
         OSError: a file cannot be read.
     """
-    if limit is not None:
-        checked_count("limit", limit)
-    checked_number("grace", grace, zero=True)
-    checked_concurrency(concurrency)
-    kinds = checked_kinds("retry_failed", retry_failed)
-    check_controls(controls)
     controls.setdefault("retry", Retry(max_wait=LONGEST_OUTAGE))
     controls.setdefault("attempt_timeout", ATTEMPT_TIMEOUT)
-    if order not in ("completion", "input"):
-        raise ValueError(f"order must be 'completion' or 'input', not {order!r}")
-    if on_run_progress is not None:
-        checked_callback("on_run_progress", on_run_progress)
-    opened = source if isinstance(source, InputFile) else InputFile(source)
-    try:
-        summary = await in_thread(opened.check)
-        if summary.bad_lines and not skip_invalid:
-            raise InputFileError(describe_problems(summary))
-        if summary.columns:
-            raise InputFileError(f"{opened.path}: {describe_columns(summary.columns)}")
-        paths = RunPaths.of(output, error_file)
-        _check_paths(opened, paths)
-        await in_thread(functools.partial(check_requests, router, opened, summary, controls, limit))
-        manifest = {
-            "input": summary.fingerprint,
-            **(description or {}),
-        }
-        scope = RunScope(opened, summary, limit, with_problems=skip_invalid)
-
-        def open_journal(**options: Any) -> Journal:
-            def read_older(then: ManifestFields) -> ManifestFields:
-                return read_older_fields(then, manifest, opened.fingerprint_of_format_1)
-
-            try:
-                return Journal.open(
-                    paths, manifest, allow_changed=allow_changed, read_older=read_older, **options
-                )
-            except DifferentRunError as error:
-                if "input" not in error.differences or not summary.named_by_line:
-                    raise
-                raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
-
-        if may_send is not None and (kinds or force_new):
-            # These options change existing files: ask before opening the journal with them.
-            preview = await _preview(None if force_new else open_journal, scope, kinds)
-            if not may_send(preview):
-                return _declined(preview, paths)
-            may_send = None
-        stopping = Stopping()
-        loop = current_event_loop()
-
-        def on_failure(_: JournalError) -> None:
-            call_soon(loop, stopping.cancel)
-
-        journal = await in_thread(
-            functools.partial(
-                open_journal,
-                retry_failed=kinds,
-                force_new=force_new,
-                on_failure=on_failure,
-            )
-        )
-        run = Run(
-            journal,
-            scope,
-            stopping,
-            fail_fast=fail_fast,
-            grace=grace,
-            redactor=Redactor(()) if redactor is None else redactor,
-            meter=RouterMeter(
-                unwrap_router(router),
-                budget.prices if (budget := controls.get("budget")) is not None else None,
-            ),
-            on_progress=on_run_progress,
-        )
-        try:
-            await in_thread(run.count_earlier)
-            if may_send is not None and not may_send(run.opening()):
-                return _declined(run.opening(), paths)
-            await run.write_problems()
-            if on_open is not None:
-                on_open(run.opening())
-            async with _opened(router, needed=run.opening().left > 0) as sender:
-                if not calls_run_in_workers(sender):
-                    # The output needs open files too; without them paid answers are not written.
-                    per_call = 1 if controls.get("hedge") is None else 2
-                    concurrency, note = fit_open_files(concurrency, per_call)
-                    if note is not None:
-                        logger.warning("%s", note)
-                lost_workers, resent_requests = _losses(sender)
-                batch = stoppable_completions(
-                    sender,
-                    run.requests(),
-                    BatchOptions(
-                        concurrency=concurrency,
-                        controls=run.watched(controls),
-                        stop_control=run.stopping,
-                    ),
-                    router_host,
-                )
-                await run.to_the_end(batch, stop)
-                now_lost, now_resent = _losses(sender)
-            not_sorted: str | None = None
-            if order == "input" and run.is_complete and run.input_error is None:
-                try:
-                    await in_thread(functools.partial(journal.rewrite_in_order, scope.ids()))
-                except OrderError as error:
-                    not_sorted = str(error)
-                except InputFileError as error:
-                    run.input_error = str(error)
-        finally:
-            await journal.aclose()
-        return run.summary(
-            paths,
-            lost_workers=now_lost - lost_workers,
-            resent_requests=now_resent - resent_requests,
-            not_sorted=not_sorted,
-        )
-    finally:
-        if opened is not source:
-            opened.close()
-
-
-@asynccontextmanager
-async def _opened(router: Any, *, needed: bool) -> AsyncGenerator[Any, None]:
-    if hasattr(router, "acompletion") or not hasattr(router, "__aenter__"):
-        yield router
-    elif not needed:
-        yield router.router  # no call will be made
-    else:
-        async with router as sender:
-            yield sender
-
-
-def _losses(router: Any) -> tuple[int, int]:
-    """Return how many workers a Router of workers has lost, and how many requests it has resent."""
-    if isinstance(router, RouterHost):
-        router = router.router
-    return getattr(router, "lost_workers", 0), getattr(router, "resent_requests", 0)
-
-
-def describe_problems(summary: InputSummary) -> str:
-    """Describe the first invalid lines as a text for people."""
-    lines = [
-        f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
-        for problem in summary.problems
-    ]
-    if more := summary.bad_lines - len(lines):
-        lines.append(f"and {more:,} more")
-    return "\n".join(lines)
-
-
-def check_requests(
-    router: object,
-    source: InputFile,
-    summary: InputSummary,
-    controls: Controls,
-    limit: int | None = None,
-) -> None:
-    """Check that all requests can be sent, before the first one is.
-
-    Raises:
-        ValueError: the Router lacks a model of the file, or the budget cannot determine the
-            maximum cost of a request.
-    """
-    unknown = unknown_models(router, summary.models)
-    if unknown:
-        line = next(
-            request.line for request in source.requests() if request.request.model in unknown
-        )
-        raise ValueError(
-            f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in line "
-            f"{line} of the input); add it to the model_list, or correct the line"
-        )
-    budget = controls.get("budget")
-    if budget is not None:
-        meter = RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
-        requests = itertools.islice(source.requests(), limit)
-        budget.check(meter, summary.models, (request.request for request in requests))
-
-
-def _check_paths(source: InputFile, paths: RunPaths) -> None:
-    """Check that the run does not write to its input.
-
-    Raises:
-        InputFileError: one of the files of the run is its input.
-    """
-    for path in paths.files:
-        if _are_the_same(path, source.path):
-            raise InputFileError(
-                f"{path} is the input, and the run would write to it: give another output, or "
-                "rename the input"
-            )
-
-
-def _are_the_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
-
-
-async def _preview(
-    open_journal: Callable[[], Journal] | None, scope: RunScope, kinds: Collection[FailureKind]
-) -> RunOpening:
-    """Return the opening of a run that sends failures of these kinds again, without changing files.
-
-    Without ``open_journal`` the run starts over, and every request is to be sent.
-    """
-    if open_journal is None:
-
-        def all_of_them() -> Iterator[RouterParallelRequest]:
-            return (request.request for request in scope.requests())
-
-        return RunOpening(scope.total, scope.total, JournalOpening(), all_of_them)
-    journal = await in_thread(open_journal)
-    async with journal:
-
-        def stays_failed(custom_id: str) -> bool:
-            kind = journal.failure_kind(custom_id)
-            return kind is not None and kind not in kinds
-
-        def is_finished(custom_id: str) -> bool:
-            return journal.has_answer(custom_id) or stays_failed(custom_id)
-
-        def to_send() -> Iterator[RouterParallelRequest]:
-            return (request.request for request in scope.requests(is_finished))
-
-        def count() -> tuple[int, int]:
-            failed = sum(stays_failed(request.custom_id) for request in scope.requests())
-            return sum(1 for _ in to_send()), failed
-
-        left, failed = await in_thread(count)
-        return RunOpening(
-            scope.total,
-            left,
-            journal.opening,
-            to_send,
-            named_by_line=scope.named_by_line,
-            earlier_failed=scope.bad_lines + failed,
-        )
-
-
-def _declined(opening: RunOpening, paths: RunPaths) -> RunSummary:
-    return RunSummary(
-        ending="stopped",
-        total=opening.total,
-        earlier_succeeded=opening.total - opening.left - opening.earlier_failed,
-        earlier_failed=opening.earlier_failed,
-        succeeded=0,
-        failed=0,
-        failures=[],
-        unfinished=opening.left,
-        cut_off=0,
-        usage=Usage(),
-        elapsed=0.0,
-        paths=paths,
+    plan = RunPlan(
+        router=router,
+        output=output,
+        error_file=error_file,
+        concurrency=concurrency,
+        retry_failed=checked_kinds("retry_failed", retry_failed),
+        force_new=force_new,
+        allow_changed=allow_changed,
+        skip_invalid=skip_invalid,
+        limit=limit,
+        fail_fast=fail_fast,
+        order=order,
+        grace=grace,
+        stop=stop,
+        redactor=Redactor(()) if redactor is None else redactor,
+        description=description or {},
+        may_send=may_send,
+        on_open=on_open,
+        on_run_progress=on_run_progress,
+        router_host=router_host,
+        controls=controls,
     )
+    with contextlib.ExitStack() as own:
+        if not isinstance(source, InputFile):
+            source = own.enter_context(InputFile(source))
+        run = await CheckedRun.of(plan, source)
+        return await run.to_the_end()

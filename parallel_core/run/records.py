@@ -113,6 +113,13 @@ class RunOpening(NamedTuple):
     earlier_failed: int = 0
 
 
+class Losses(NamedTuple):
+    """Numbers of workers that a Router of workers has lost, and of requests that it has resent."""
+
+    workers: int = 0
+    requests: int = 0
+
+
 class RunSummary(msgspec.Struct, frozen=True):
     """The outcome of a run.
 

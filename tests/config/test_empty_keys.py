@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from helpers.key_recorders import OPENAI_KEY, Recorder
-from parallel_core.config.endpoints import endpoint_of, known_providers, quiet_litellm
+from parallel_core.config import endpoint_of, quiet_litellm
+from parallel_core.config.providers import known_providers
 from parallel_core.config.run_router import RouterConfigError, router_from_config, router_from_model
 
 pytestmark = pytest.mark.usefixtures("three_keys")

@@ -12,7 +12,7 @@ import pytest
 
 import parallel_core
 from helpers.key_recorders import ANTHROPIC_KEY, GROQ_KEY, OPENAI_KEY, Recorder
-from parallel_core.config.endpoints import _providers_by_host, owner_of
+from parallel_core.config.providers import owner_of, providers_by_host
 from parallel_core.config.run_router import (
     RouterConfigError,
     RunRouter,
@@ -149,7 +149,7 @@ def test_whose_an_address_is(address: str, owner: str | None) -> None:
 
 def test_an_address_of_a_variable_belongs_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_BASE", "https://llm.example.com/v1")
-    _providers_by_host.cache_clear()
+    providers_by_host.cache_clear()
     assert owner_of("https://llm.example.com/v1") is None
     assert owner_of("https://api.cerebras.ai./v1") == "cerebras"
     assert os.environ["GROQ_API_BASE"] == "https://llm.example.com/v1"

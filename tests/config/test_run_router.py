@@ -13,7 +13,8 @@ import trio
 
 import parallel_core
 from helpers.run_configs import KEYS, Write, ask, one_deployment, problems_of
-from parallel_core.config.endpoints import endpoint_of, quiet_litellm, secrets_sent, shown_url
+from parallel_core.config import endpoint_of, quiet_litellm, secrets_sent
+from parallel_core.config.providers import shown_url
 from parallel_core.config.router_members import deployments, setting
 from parallel_core.config.run_router import (
     RouterConfigError,

@@ -311,7 +311,7 @@ def test_a_failure_that_cost_no_result(paths: RunPaths) -> None:
     journal = Journal.open(paths, MANIFEST)
     writer: Any = journal
     error = next(
-        value.error() for value in vars(writer).values() if type(value).__name__ == "JournalWriter"
+        value.error() for value in vars(writer).values() if type(value).__name__ == "ResultFiles"
     )
     journal.close()
     assert str(error) == "None; fix the cause and start the same run again: it resumes"
@@ -361,7 +361,7 @@ def test_failures_that_stay_in_the_file_are_named(
     with Journal.open(paths, MANIFEST, retry_failed=True) as journal:
         append(journal, entry(0))
         journal.flush()
-        monkeypatch.setattr("parallel_core.journal.writer.drop_superseded", full)
+        monkeypatch.setattr("parallel_core.journal.result_files.drop_superseded", full)
     assert [record.getMessage() for record in caplog.records] == [
         (
             f"{paths.output} still has failures of requests that have a newer result: it cannot "
@@ -381,7 +381,7 @@ def test_a_thread_that_breaks_ends_the_journal(
     def breaks(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr("parallel_core.journal.writer.JournalWriter._commit", breaks)
+    monkeypatch.setattr("parallel_core.journal.result_files.ResultFiles.commit", breaks)
     with pytest.raises(JournalError, match="the thread that writes the journal has ended"):
         append(journal, entry(0))
     with pytest.raises(JournalError, match="the thread that writes the journal has ended"):

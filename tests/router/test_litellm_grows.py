@@ -17,13 +17,7 @@ import litellm
 import litellm.router
 import pytest
 
-from parallel_core.config import run_router as run_router_module
-from parallel_core.config.endpoints import (
-    endpoint_of,
-    is_key_variable,
-    known_providers,
-    quiet_litellm,
-)
+from parallel_core.config import config_router, endpoint_of, is_key_variable, quiet_litellm
 from parallel_core.config.litellm_settings import (
     LOADS_CODE,
     PROXY_ONLY,
@@ -32,6 +26,8 @@ from parallel_core.config.litellm_settings import (
     module_settings,
     router_settings,
 )
+from parallel_core.config.open_router import make_router
+from parallel_core.config.providers import known_providers
 from parallel_core.config.proxy_config import _BLOCKED_VARIABLES, _SECTIONS
 from parallel_core.config.proxy_values import nearest
 from parallel_core.config.run_router import router_from_config
@@ -178,7 +174,7 @@ def test_a_setting_of_a_newer_litellm_is_passed_on(
 ) -> None:
     monkeypatch.setattr(litellm, "brand_new_setting", None, raising=False)
     given: dict[str, Any] = {}
-    make: Any = run_router_module.make_router
+    make: Any = make_router
 
     def make_newer(
         whose: str, secrets: Any, model_list: Any, settings: Mapping[str, Any], *more: Any
@@ -191,7 +187,7 @@ def test_a_setting_of_a_newer_litellm_is_passed_on(
     new = inspect.Parameter("brand_new", inspect.Parameter.KEYWORD_ONLY, annotation=int | None)
     newer = signature.replace(parameters=[*signature.parameters.values(), new])
     monkeypatch.setattr(init, "__signature__", newer, raising=False)
-    monkeypatch.setattr(run_router_module, "make_router", make_newer)
+    monkeypatch.setattr(config_router, "make_router", make_newer)
     deployment = {"model": "openai/x", "api_key": "none", "api_base": "http://127.0.0.1:1"}
     config = {
         "model_list": [{"model_name": "gpt", "litellm_params": deployment}],

@@ -1,4 +1,4 @@
-"""Readers of tables (CSV) and plain text: each row becomes a prompt."""
+"""Reader of tables (CSV): each row becomes a prompt."""
 
 from __future__ import annotations
 
@@ -6,108 +6,26 @@ import contextlib
 import csv
 import io
 import itertools
-import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Final, TypeAlias
 
 from parallel_core.errors import InputFileError
-from parallel_core.types import RouterParallelRequest
+from parallel_core.files.input_members import as_json
+from parallel_core.files.input_records import (
+    InputColumn,
+    InputProblem,
+    InputRequest,
+    not_utf8,
+    shown,
+)
 
-from .input_lines import text_rows
-from .input_members import as_json
-from .input_records import InputColumn, InputProblem, InputRequest, not_utf8, shown
+from .prompts import Template, listed, prompt_request
 
-WHOLE_LINE = "{{line}}"
-_PLACEHOLDER = re.compile(r"\{\{\s*(.*?)\s*\}\}")
-_ID_COLUMNS = ("custom_id", "id")
-_OTHER_DELIMITERS = (";", "\t")
-_MOST_SHOWN = 20  # columns
-_LONGEST_FIELD = 2**31 - 1  # characters; fits a C long on every platform
+_ID_COLUMNS: Final = ("custom_id", "id")
+_OTHER_DELIMITERS: Final = (";", "\t")
+_LONGEST_FIELD: Final = 2**31 - 1  # characters; fits a C long on every platform
 
 _CsvRow: TypeAlias = "list[str] | InputProblem"
-
-
-class Template:
-    """A prompt text with column names in it: ``Is this {{kind}}? {{text}}``.
-
-    Values are inserted unchanged: a placeholder in a value is not replaced.
-
-    Raises:
-        InputFileError: the template names an unknown column, or none.
-    """
-
-    def __init__(self, template: str, columns: list[str]) -> None:
-        # With one group, the pieces are text, name, text, name, …, text.
-        pieces = _PLACEHOLDER.split(template)
-        names = pieces[1::2]
-        unknown = sorted({name for name in names if name not in columns})
-        existing = _listed(columns)
-        if unknown:
-            raise InputFileError(
-                f"the template names {', '.join(f'{{{{{name}}}}}' for name in unknown)}, but the "
-                f"columns of the file are: {existing}"
-            )
-        if not names:
-            raise InputFileError(
-                "the template has no {{column}}, so all prompts would be the same: the "
-                f"columns of the file are: {existing}"
-            )
-        self._texts = pieces[0::2]
-        self._columns = [columns.index(name) for name in names]
-
-    def fill(self, values: list[str]) -> str:
-        """Return the prompt of a row."""
-        parts = [self._texts[0]]
-        for text, column in zip(self._texts[1:], self._columns, strict=True):
-            parts += (values[column], text)
-        return "".join(parts)
-
-
-class TextLines:
-    """Reads text: each line that is not blank is a prompt.
-
-    Args:
-        model: model of all requests.
-        template: template of the prompts; its only column is ``line``.
-
-    Raises:
-        InputFileError: the template is invalid.
-    """
-
-    format = "text"
-    lines_are_ids = names_lines = True
-
-    def __init__(self, model: str, template: str | None) -> None:
-        self._model = model
-        self._source = template or WHOLE_LINE
-        self._template = Template(self._source, ["line"])
-
-    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        return text_rows(stream)
-
-    def meaning(self) -> list[str | None]:
-        return [self._model, self._source]
-
-    def refuse_missing(self) -> None:
-        """Do nothing: text has no columns."""
-
-    def undecided(self) -> list[InputColumn]:
-        return []
-
-    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
-        try:
-            text = row.decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            return not_utf8(line)
-        return InputRequest(line, str(line), _prompt(self._model, self._template.fill([text])))
-
-    def request(
-        self, line: int, row: bytes, finished: Callable[[str], bool]
-    ) -> InputRequest | None:
-        if finished(str(line)):
-            return None
-        found = self.check(line, row)
-        return found if isinstance(found, InputRequest) else None
 
 
 class CsvTable:
@@ -191,7 +109,7 @@ class CsvTable:
     def _read_names(self, row: list[str]) -> None:
         columns = [name.strip() for name in row]
         repeated = sorted({name for name in columns if columns.count(name) > 1})
-        existing = _listed(columns)
+        existing = listed(columns)
         if repeated:
             raise InputFileError(
                 f"several columns have the same name: rename them; the columns are {existing}"
@@ -241,7 +159,7 @@ class CsvTable:
                 "fill the columns that the template names",
                 custom_id,
             )
-        return InputRequest(line, custom_id, _prompt(self._model, prompt))
+        return InputRequest(line, custom_id, prompt_request(self._model, prompt))
 
     def request(
         self, line: int, row: _CsvRow, finished: Callable[[str], bool]
@@ -254,7 +172,7 @@ class CsvTable:
         columns = {name: row[place] for name, place in self._kept}
         returned = {"columns": as_json(columns)} if columns else None
         return InputRequest(
-            line, custom_id, _prompt(self._model, self._template.fill(row)), returned
+            line, custom_id, prompt_request(self._model, self._template.fill(row)), returned
         )
 
 
@@ -267,16 +185,6 @@ def _delimiter_of(names: str) -> str:
     return ","
 
 
-def _listed(columns: list[str]) -> str:
-    # If the row of names is missing, these are the values of the first row: shorten them.
-    names = ", ".join(map(shown, columns[:_MOST_SHOWN]))
-    return names + ", …" if len(columns) > _MOST_SHOWN else names
-
-
 def _not_csv(line: int, reason: str) -> InputProblem:
     hint = "quote fields that contain commas, quotes or newlines, and double the quotes in them"
     return InputProblem(line, "invalid_csv_row", f"not a row of CSV: {reason}", hint, str(line))
-
-
-def _prompt(model: str, text: str) -> RouterParallelRequest:
-    return RouterParallelRequest(model, [{"role": "user", "content": text}])
