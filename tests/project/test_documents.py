@@ -22,6 +22,7 @@ from helpers.snippets import REPOSITORY
         "docs/file-formats.md",
         "docs/report.md",
         "docs/controls.md",
+        "docs/direct.md",
         "docs/ray-data.md",
         "docs/streaming.md",
         "docs/trio.md",
