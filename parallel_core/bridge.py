@@ -204,8 +204,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Return a function of :mod:`parallel_core.api`, which imports this module."""
-    if name in __all__:
-        return getattr(importlib.import_module("parallel_core.api"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        """Return a function of :mod:`parallel_core.api`, which imports this module."""
+        if name in __all__:
+            return getattr(importlib.import_module("parallel_core.api"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
