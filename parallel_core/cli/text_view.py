@@ -21,6 +21,7 @@ from parallel_core.run import RunOpening, RunProgress, RunSummary
 
 from .run_texts import (
     describe_check,
+    describe_direct,
     describe_end,
     describe_estimate,
     describe_group,
@@ -156,6 +157,9 @@ def _picture(progress: RunProgress) -> Group:
         rows.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
     if (more := len(progress.failures) - _MOST_GROUPS) > 0:
         rows.append(Text(f"and {counted(more, 'more kind')} of failures", style="red"))
+    if progress.indirect_calls:
+        direct = describe_direct(progress.direct_calls, progress.indirect_calls)
+        rows.append(Text(f"direct {direct}", no_wrap=True, overflow="ellipsis"))
     held_up = [*describe_waiting(progress.waiting), *describe_stragglers(progress.stragglers)]
     rows += [Text(printable(line), style="yellow") for line in held_up]
     return Group(*rows)

@@ -182,11 +182,11 @@ class Run:
                     async for result in batch:
                         await self._take(result)
                         self._record_limit(batch.limit_changes)
+                        self._direct_calls = batch.direct_calls
+                        self._indirect_calls = batch.indirect_calls
                     for outcome in self._blocked.at_the_end():
                         await self._write(outcome)
                 self._usage = batch.usage
-                self._direct_calls = batch.direct_calls
-                self._indirect_calls = batch.indirect_calls
                 self._failed_deployments = {
                     name: self._plan.redactor.redact(why)
                     for name, why in batch.failed_deployments.items()
@@ -274,6 +274,8 @@ class Run:
             finished=finished,
             waiting=() if finished else progress.waiting,
             stragglers=() if finished else self._stragglers(progress, left),
+            direct_calls=self._direct_calls,
+            indirect_calls=self._indirect_calls,
         )
 
     def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:

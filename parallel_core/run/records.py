@@ -77,6 +77,7 @@ class RunProgress(Progress, frozen=True, kw_only=True):
         stopping: True if no new calls are made any more.
         stragglers: calls that take 10 times longer than the median, if less than 2 % of the
             requests, or only such calls, are left; the longest ones first, at most five.
+        direct_calls, indirect_calls: as in :class:`RunSummary`.
     """
 
     total: int
@@ -84,6 +85,8 @@ class RunProgress(Progress, frozen=True, kw_only=True):
     failures: list[FailureGroup]
     stopping: bool
     stragglers: tuple[RunStraggler, ...] = ()
+    direct_calls: int = 0
+    indirect_calls: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
 
     @property
     def done(self) -> int:
