@@ -20,7 +20,7 @@ import trio.testing
 from helpers.hosts import Host, settle
 from helpers.threads import PATIENCE, Together, WaitingThread, outcome_of
 from parallel_core import Budget, BudgetExceededError, RateLimit
-from parallel_core.control.turns import Serial
+from parallel_core.control.turns import SerialLock
 from parallel_core.types import Usage
 
 LIBRARIES = ["trio", "asyncio"]
@@ -228,7 +228,7 @@ def test_a_clock_that_runs_ahead_in_another_thread_does_not_stop_the_others() ->
 
 
 def test_clean_up_that_interrupts_a_function_runs_after_it() -> None:
-    serial = Serial()
+    serial = SerialLock()
     done: list[str] = []
 
     def interrupted() -> str:
