@@ -119,8 +119,8 @@ def test_cancelled_just_when_another_thread_gives_it_its_turn(
     assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
     assert not budget._waiting
     assert not limit._lines
-    assert not budget._in_order._woken
-    assert not limit._in_order._woken
+    assert not budget._wake_queue._woken
+    assert not limit._wake_queue._woken
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
