@@ -16,6 +16,7 @@ from parallel_core import bridge
 from parallel_core.batch_plans import map_plan
 from parallel_core.config import silence_libraries
 from parallel_core.control import BatchOptions, allow_connections, raise_open_files
+from parallel_core.engine import TaskScope
 from parallel_core.errors import RemoteCallError, cancelled_unasked
 from parallel_core.router import preparation
 from parallel_core.router_hosts import enter_loop, leave_this_loop
@@ -56,7 +57,7 @@ class Worker:
         self._is_ending: Callable[[], bool]
         self._waiting: dict[int, _Assignment] = {}  # calls that wait for a slot
         # A call is added when the engine draws it: a cancellation may come before it begins.
-        self._running: dict[int, bridge.TaskScope] = {}
+        self._running: dict[int, TaskScope] = {}
         # Ray does not guarantee that messages arrive in the order in which they were sent.
         self._early: dict[int, Given] = {}
         self._next_given = 0
@@ -163,7 +164,7 @@ class Worker:
                 # The oldest comes first: a call that another worker gave back is the oldest.
                 assignment = self._waiting.pop(min(self._waiting))
                 # As in a batch, a call is cancelled only once, so its clean-up is not interrupted.
-                self._running[assignment.number] = bridge.TaskScope()
+                self._running[assignment.number] = TaskScope()
                 yield assignment
             self._arrived.clear()
             if not self._stopped:
