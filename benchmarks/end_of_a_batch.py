@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallel_core import parallel_map
-from parallel_core.engine import AsyncioTasks
+from parallel_core.engine.asyncio_backend import AsyncioTasks
 from parallel_core.engine.guest import TrioRun
 from parallel_core.nursery_engine import BatchEngine
 

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from parallel_core.config.run_router import demo_router
 from parallel_core.files.batch_output import parse_output_line
-from parallel_core.run.file_run import run_file
+from parallel_core.run import run_file
 
 MODELS = ("fast", "smart")
 REVIEWS_OF_EACH = 250  # of each source and label: 1,000 in all

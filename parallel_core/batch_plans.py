@@ -32,7 +32,7 @@ from .control import (
     needs_tokens,
     warn_of_connections,
 )
-from .engine import BatchPlan, InputOrder, ResultT
+from .engine import BatchPlan, DrawOrder, ResultT
 from .router import (
     CHUNKS_PER_SLOT,
     Streams,
@@ -222,7 +222,7 @@ def _plan(
         limit=composed.initial_limit,
         return_exceptions=options.return_exceptions,
         preserve_order=options.preserve_order,
-        order=InputOrder() if composed.order is None else composed.order,
+        order=DrawOrder() if composed.order is None else composed.order,
         attachments=composed.attachments,
         tally=composed.tally,
         usage=composed.usage,

@@ -39,11 +39,11 @@ from .engine import (
     Timers,
     TrioBackend,
     Waiters,
-    as_the_calls_own,
     describe,
     only_member,
     raise_crash,
     without_cancelled,
+    without_engine_frames,
 )
 from .errors import (
     BatchAbortedError,
@@ -453,7 +453,7 @@ class BatchEngine(Generic[ResultT]):
             elif not isinstance(failure, _REFUSED):
                 entry.attempts += 1
             self.failed += 1
-            failure = as_the_calls_own(failure)
+            failure = without_engine_frames(failure)
             if tally is not None:
                 tally.add_failed(failure)
             if not plan.return_exceptions:

@@ -23,9 +23,9 @@ from parallel_core.config import (
     endpoint_of,
     is_key_variable,
     is_set,
-    only_our_words,
+    silence_libraries,
 )
-from parallel_core.config.in_place import config_in_place, unknown_litellm_settings
+from parallel_core.config.applied_config import applied_config, unknown_litellm_settings
 from parallel_core.config.proxy_config import ProxyConfig, read_proxy_config
 from parallel_core.config.run_router import router_from_config, router_from_model
 
@@ -127,7 +127,7 @@ def command(
             raise RouterConfigError(["--api-base is the address of a model: give --model, too"])
         if config is not None and model is not None:
             raise RouterConfigError(["give --config or --model, not both"])
-        with only_our_words():
+        with silence_libraries():
             findings = examine(config, model=model, api_base=api_base)
     except RouterConfigError as error:
         if as_json:
@@ -157,7 +157,7 @@ def examine(
     warnings: list[str] = []
     if config is not None:
         proxy_config = read_proxy_config(config)
-        with config_in_place(proxy_config):
+        with applied_config(proxy_config):
             missing = [str(variable) for variable in proxy_config.missing(os.environ)]
             warnings = [*proxy_config.warnings, *unknown_litellm_settings(proxy_config)]
         endpoints = _endpoints_of_config(proxy_config, is_complete=not missing)
@@ -186,7 +186,7 @@ def _endpoints_of_config(config: ProxyConfig, *, is_complete: bool) -> list[Endp
             return run_router.endpoints
     problems: list[str] = []
     endpoints: list[Endpoint] = []
-    with config_in_place(config):
+    with applied_config(config):
         for deployment in config.deployments:
             try:
                 endpoints.append(endpoint_of(deployment.name, deployment.parameters))

@@ -85,7 +85,7 @@ def rehearse(run: Callable[[Sequence[str]], int], requests: Path, concurrency: i
         code = _run_and_echo(run, command)
         if code not in (0, 1):
             return code
-        problems = [] if code else ["the run ended with 0, though a key was refused"]
+        problems = [] if code else ["the run ended with exit code 0, although a key was refused"]
         server.set_trouble(())
         typer.echo(
             "\nExit code 1: a model was stopped, and requests have failed.\n"

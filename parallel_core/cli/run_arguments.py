@@ -39,11 +39,11 @@ class RunArguments:
     ]
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where the answers go.", rich_help_panel=_OUTPUT),
+        typer.Option("--output", "-o", help="File for the answers.", rich_help_panel=_OUTPUT),
     ] = None
     format: Annotated[
         Literal["auto", "jsonl", "csv", "text"],
-        typer.Option(help="The form of the input; auto: by the name.", rich_help_panel=_INPUT),
+        typer.Option(help="Format of the input; auto: by the file name.", rich_help_panel=_INPUT),
     ] = "auto"
     template: Annotated[
         str | None,
@@ -75,7 +75,7 @@ class RunArguments:
         bool,
         typer.Option(
             "--drop-columns",
-            help="Leave out all columns (members that are no parameters) but those of --keep.",
+            help="Leave out all columns (members that are not parameters) except those of --keep.",
             rich_help_panel=_INPUT,
         ),
     ] = False
@@ -91,7 +91,7 @@ class RunArguments:
         bool,
         typer.Option(
             "--trust-input",
-            help="Let lines set what litellm takes as its own settings: keys, addresses, retries.",
+            help="Accept lines with settings of litellm: keys, addresses, retries.",
             rich_help_panel=_INPUT,
         ),
     ] = False
@@ -124,12 +124,12 @@ class RunArguments:
     ] = False
     error_file: Annotated[
         Path | None,
-        typer.Option(help="Where failures go instead.", rich_help_panel=_OUTPUT),
+        typer.Option(help="File for the failures. Default: the output.", rich_help_panel=_OUTPUT),
     ] = None
     order: Annotated[
         Literal["completion", "input"],
         typer.Option(
-            help="The order of the answers; input: sorted when all is done.",
+            help="Order of the answers; input: as the requests, sorted at the end.",
             rich_help_panel=_OUTPUT,
         ),
     ] = "completion"
@@ -138,8 +138,8 @@ class RunArguments:
         typer.Option(
             RETRY_FAILED,
             metavar="[=KINDS]",
-            help="Send those again that failed before, unless they would fail again; or those of "
-            "these kinds only: =overloaded,timeout or =all.",
+            help="Send failed requests again, except those that would fail again; or only those of "
+            "these kinds: =overloaded,timeout or =all.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None
@@ -171,7 +171,7 @@ class RunArguments:
         typer.Option(
             min=1,
             max=MOST_WORKERS,
-            help="Processes that make the calls, on Ray: for more than one core can send.",
+            help="Number of processes on Ray that make the calls, if one core is not enough.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None
@@ -197,13 +197,13 @@ class RunArguments:
     ] = None
     max_cost: Annotated[
         float | None,
-        typer.Option(help="USD that this run may cost at most.", rich_help_panel=_CONTROLS),
+        typer.Option(help="Maximum cost of this run in USD.", rich_help_panel=_CONTROLS),
     ] = None
     assume_output_tokens: Annotated[
         int | None,
         typer.Option(
-            help="With --max-cost: tokens of an answer at most, where neither the request nor "
-            "litellm says.",
+            help="With --max-cost: maximum tokens of an answer, if neither the request nor litellm "
+            "has one.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None
@@ -227,7 +227,7 @@ class RunArguments:
         float,
         typer.Option(
             min=0.0,
-            help="Seconds to wait while nothing of a model gets through; the run ends after that.",
+            help="Seconds to wait while no request of a model gets through, before the run ends.",
             rich_help_panel=_CONTROLS,
         ),
     ] = LONGEST_OUTAGE

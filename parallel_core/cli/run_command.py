@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import typer
 
-from parallel_core.config import Redactor, only_our_words
+from parallel_core.config import Redactor, silence_libraries
 from parallel_core.config.run_router import RouterConfigError, RunRouter
 from parallel_core.control import (
     UnpricedError,
@@ -26,9 +26,9 @@ from parallel_core.files import InputFile, InputSummary, describe_columns
 from parallel_core.router_hosts import leave_this_loop, plain_loop_factory
 from parallel_core.run import RunStop, RunSummary, check_requests, run_file
 
-from .command_again import command_again
 from .json_view import JsonView
 from .question import Question, RunState
+from .resume_command import resume_command
 from .run_arguments import RunArguments, takes_run_arguments
 from .run_job import RunJob
 from .run_signals import StopSignals, interruptible
@@ -56,7 +56,7 @@ def command(arguments: RunArguments) -> None:
     """
     view: RunView = JsonView() if arguments.json else TextView()
     state = RunState()
-    with contextlib.closing(view), interruptible(), only_our_words():
+    with contextlib.closing(view), interruptible(), silence_libraries():
         try:
             code = _Run(view, state, RunJob.of(arguments)).run()
         except KeyboardInterrupt:
@@ -115,7 +115,7 @@ class _Run:
                 checked = self._check(resources)
             except UnpricedError as error:
                 self._view.error(
-                    f"nothing was sent: --max-cost cannot hold, for the price of {error.what} is "
+                    f"nothing was sent: --max-cost needs prices, and the price of {error.what} is "
                     "unknown. Give input_cost_per_token and output_cost_per_token in the "
                     "litellm_params of its deployment (with --config), or leave out --max-cost"
                 )
@@ -186,7 +186,7 @@ class _Run:
         try:
             with painter, asyncio.Runner(loop_factory=plain_loop_factory()) as runner:
                 summary = runner.run(
-                    _in_good_order(
+                    _run_until_stopped(
                         lambda: self._run_file(checked, redactor),
                         self._stop,
                         self._signals,
@@ -249,7 +249,7 @@ class _Run:
         view = self._view
         self._state.stuck = self._painter.stuck
         if not self._state.stuck:
-            again = None if summary.ok else command_again(summary, redactor)
+            again = None if summary.ok else resume_command(summary, redactor)
             view.summary(summary, again)
             for text in (summary.input_error, summary.not_sorted):
                 if text is not None:
@@ -259,7 +259,7 @@ class _Run:
         return ALL_OK if summary.ok and summary.not_sorted is None else SOME_FAILED
 
 
-async def _in_good_order(
+async def _run_until_stopped(
     start: Callable[[], Awaitable[RunSummary]],
     stop: RunStop,
     signals: StopSignals,

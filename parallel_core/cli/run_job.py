@@ -216,7 +216,7 @@ def _router_factory(given: RunArguments) -> RouterFactory | None:
     if given.validate:
         return None
     raise typer.BadParameter(
-        "where do the requests go? Give --config FILE, --model PROVIDER/MODEL, or --demo"
+        "no Router is given: add --config FILE, --model PROVIDER/MODEL, or --demo"
     )
 
 

@@ -28,7 +28,7 @@ _ENDINGS = {
 
 
 def describe_check(summary: InputSummary) -> list[str]:
-    """Return the result of the check of the input as lines."""
+    """Return lines that describe a checked input."""
     names = [f"{model} {count:,}" for model, count in summary.models.items()]
     models = ", ".join(names[:_MOST_NAMED]) or "none"
     if (more := len(names) - _MOST_NAMED) > 0:

@@ -12,10 +12,10 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from parallel_core.config import Redactor
 from parallel_core.config.run_router import RouterConfigError, RunRouter
 from parallel_core.control import AdaptiveConcurrency, Concurrency, checked_concurrency
 from parallel_core.errors import WorkersLostError
-from parallel_core.files import Redactor
 from parallel_core.quantities import counted
 from parallel_core.run import RunProgress, RunStop
 

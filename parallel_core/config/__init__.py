@@ -4,7 +4,7 @@ from .endpoints import Endpoint, endpoint_of
 from .identity import RequestsDigest, read_older_fields
 from .provider_keys import is_key_variable, secrets_sent
 from .proxy_values import RouterConfigError, is_set, nearest, secrets_in
-from .quiet import only_our_words, quiet_litellm
+from .quiet import quiet_litellm, silence_libraries
 from .redaction import REDACTED, Redactor
 from .router_members import (
     LAYERS,
@@ -30,12 +30,12 @@ __all__ = [
     "is_key_variable",
     "is_set",
     "nearest",
-    "only_our_words",
     "quiet_litellm",
     "read_older_fields",
     "retire",
     "secrets_in",
     "secrets_sent",
     "setting",
+    "silence_libraries",
     "unwrap_router",
 ]

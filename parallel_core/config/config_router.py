@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from .applied_config import applied_config, resolved_settings, unknown_litellm_settings
 from .endpoints import Endpoint, endpoint_of
 from .identity import describe_deployments
-from .in_place import config_in_place, resolved_settings, unknown_litellm_settings
 from .litellm_settings import router_settings
-from .open_router import RunRouter, RunRouterRecipe, make_router
 from .provider_keys import secrets_sent
 from .proxy_config import Deployment, ProxyConfig, read_proxy_config
 from .proxy_values import RouterConfigError, nearest, resolved
 from .router_members import retire
+from .run_router_base import RunRouter, RunRouterRecipe, make_router
 
 
 def router_from_config(path: Path, *, attempt_timeout: float | None = None) -> RunRouter:
@@ -50,7 +50,7 @@ def router_of_config(config: ProxyConfig, attempt_timeout: float | None = None) 
     """
     with contextlib.ExitStack() as resources:
         # This imports litellm, which may read an .env file into the environment.
-        resources.enter_context(config_in_place(config))
+        resources.enter_context(applied_config(config))
         problems = [str(missing) for missing in config.missing(os.environ)]
         problems += _unknown_router_settings(config)
         secrets = config.secrets(os.environ) | secrets_sent(

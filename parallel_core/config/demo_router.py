@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .endpoints import Endpoint
-from .open_router import RunRouter, RunRouterRecipe, make_router
 from .proxy_values import RouterConfigError
 from .quiet import quiet_litellm
 from .router_members import retire
+from .run_router_base import RunRouter, RunRouterRecipe, make_router
 
 if TYPE_CHECKING:
     from parallel_core.demo_server import DemoServerProcess

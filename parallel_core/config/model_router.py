@@ -12,12 +12,12 @@ import msgspec
 from .endpoints import Endpoint, endpoint_of
 from .identity import describe_deployments
 from .missing_keys import need_keys
-from .open_router import RunRouter, RunRouterRecipe, make_router
 from .provider_keys import secrets_sent
 from .providers import known_providers, owner_of
 from .proxy_values import RouterConfigError
 from .quiet import quiet_litellm
 from .router_members import retire
+from .run_router_base import RunRouter, RunRouterRecipe, make_router
 
 
 def router_from_model(

@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def only_our_words() -> Generator[None]:
+def silence_libraries() -> Generator[None]:
     """Silence the logs of litellm and asyncio, and all Python warnings, until the block is left.
 
     They quote prompts, answers and keys. If ``LITELLM_LOG`` is set, nothing is silenced.

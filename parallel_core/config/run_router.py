@@ -8,8 +8,8 @@ from .config_router import router_from_config, router_of_config
 from .demo_router import demo_router
 from .endpoints import Endpoint
 from .model_router import router_from_model
-from .open_router import RouterKind, RunRouter, RunRouterRecipe, make_router
 from .proxy_values import RouterConfigError
+from .run_router_base import RouterKind, RunRouter, RunRouterRecipe, make_router
 
 __all__ = [
     "Endpoint",

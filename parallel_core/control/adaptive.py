@@ -38,7 +38,7 @@ class KeyedOrder(Protocol):
 
 
 class _KeyLimit:
-    """The limit of a key or of the whole batch, and its counts."""
+    """The limit of a key, or of the whole batch (``key`` is None), and its counts."""
 
     __slots__ = ("cancel", "in_flight", "key", "limit", "recorded", "rejected")
 
@@ -120,20 +120,20 @@ class Adaptation:
             self._record(self._whole)
 
     def end(self) -> None:
-        for scope in self._of_key.values():
-            self._record(scope)
+        for key_limit in self._of_key.values():
+            self._record(key_limit)
         if self._whole is not None:
             self._record(self._whole)
 
     def allowed(self, key: Hashable) -> int:
         """Return the number of calls of this key that may be in flight."""
-        scope = self._of_key.get(key)
-        return self._settings.first_limit if scope is None else scope.allowed
+        key_limit = self._of_key.get(key)
+        return self._settings.first_limit if key_limit is None else key_limit.allowed
 
     def held_until(self, model: Hashable) -> float | None:
         """Return the time at which calls of this model may begin again; None while they may."""
-        scope = self._scope_of(model)
-        return None if scope is None else scope.limit.holding_until
+        key_limit = self._limit_of(model)
+        return None if key_limit is None else key_limit.limit.holding_until
 
     def end_hold(self, model: Hashable) -> None:
         """End the wait of a model whose requests are not sent any more.
@@ -141,36 +141,36 @@ class Adaptation:
         If models share one limit, requests of the other models may begin before the wait is over,
         one or a few at a time.
         """
-        scope = self._scope_of(model)
-        if scope is not None and scope.limit.holding_until is not None:
-            scope.cancel()
-            self._resume(scope)
+        key_limit = self._limit_of(model)
+        if key_limit is not None and key_limit.limit.holding_until is not None:
+            key_limit.cancel()
+            self._resume(key_limit)
 
-    def _scope_of(self, model: Hashable) -> _KeyLimit | None:
+    def _limit_of(self, model: Hashable) -> _KeyLimit | None:
         return self._of_key.get(model) if self._whole is None else self._whole
 
-    def _scopes_of(self, index: int) -> list[_KeyLimit]:
+    def _limits_of(self, index: int) -> list[_KeyLimit]:
         """Return the limits that a call counts against."""
-        scopes = [] if self._whole is None else [self._whole]
+        key_limits = [] if self._whole is None else [self._whole]
         if self._keyed is not None:
             key = self._keyed.key_of(index)
-            scope = self._of_key.get(key)
-            if scope is None:
+            key_limit = self._of_key.get(key)
+            if key_limit is None:
                 if len(self._of_key) >= self._sweep_at:  # drop idle keys: their number is unbounded
                     self._of_key = {k: kept for k, kept in self._of_key.items() if not kept.idle}
                     self._sweep_at = max(_KEYS_KEPT, 2 * len(self._of_key))
-                scope = self._of_key[key] = _KeyLimit(key, self._settings)
-            scopes.append(scope)
-        return scopes
+                key_limit = self._of_key[key] = _KeyLimit(key, self._settings)
+            key_limits.append(key_limit)
+        return key_limits
 
     def watch(self, call: Call) -> Call:
         """Wrap the call itself, to watch each attempt."""
 
         async def watched(index: int, item: Any) -> Any:
-            scopes = self._scopes_of(index)
+            key_limits = self._limits_of(index)
             began = anyio.current_time()
-            for scope in scopes:
-                scope.in_flight += 1
+            for key_limit in key_limits:
+                key_limit.in_flight += 1
             overloaded: float | None = None
             returned = False
             try:
@@ -184,17 +184,17 @@ class Adaptation:
             finally:
                 if returned:
                     now = anyio.current_time()
-                    for scope in scopes:
-                        in_flight = scope.in_flight
-                        if scope is not scopes[-1]:  # one key may use half of this limit
-                            in_flight = max(in_flight, 2 * scopes[-1].in_flight)
-                        scope.limit.succeeded(began, now, in_flight)
-                for scope in scopes:
-                    scope.in_flight -= 1
+                    for key_limit in key_limits:
+                        in_flight = key_limit.in_flight
+                        if key_limit is not key_limits[-1]:  # one key may use half of this limit
+                            in_flight = max(in_flight, 2 * key_limits[-1].in_flight)
+                        key_limit.limit.succeeded(began, now, in_flight)
+                for key_limit in key_limits:
+                    key_limit.in_flight -= 1
                     if returned:
-                        self._apply(scope)
+                        self._apply(key_limit)
                 if overloaded is not None:
-                    self._overloaded(scopes, began, overloaded)
+                    self._overloaded(key_limits, began, overloaded)
             return value
 
         return watched
@@ -209,7 +209,7 @@ class Adaptation:
             except StreamStalledError:  # `watch` has seen it
                 raise
             except RequestTimeoutError:
-                self._overloaded(self._scopes_of(index), began, 0.0)
+                self._overloaded(self._limits_of(index), began, 0.0)
                 raise
 
         return watched
@@ -223,62 +223,62 @@ class Adaptation:
         wait = max(wait, min(longer - 1, _LONGEST_DELAY))
         return wait * (1 + _JITTER * self._jitter())
 
-    def _overloaded(self, scopes: list[_KeyLimit], began: float, wait: float) -> None:
+    def _overloaded(self, key_limits: list[_KeyLimit], began: float, wait: float) -> None:
         now = anyio.current_time()
-        matters_to_all = self._keyed is None or self._matters_to_all(scopes[-1], now)
-        for scope in scopes:
-            scope.rejected += 1
-            held = scope.limit.holding_until
-            if scope is not self._whole or matters_to_all:
-                scope.limit.overloaded(began, now, scope.in_flight, wait)
+        matters_to_all = self._keyed is None or self._matters_to_all(key_limits[-1], now)
+        for key_limit in key_limits:
+            key_limit.rejected += 1
+            held = key_limit.limit.holding_until
+            if key_limit is not self._whole or matters_to_all:
+                key_limit.limit.overloaded(began, now, key_limit.in_flight, wait)
             elif not any(s.in_flight and s.limit.got_through for s in self._of_key.values()):
-                scope.limit.hold_if_fruitless(now, wait)
-            self._follow(scope, held, now)
+                key_limit.limit.hold_if_fruitless(now, wait)
+            self._follow(key_limit, held, now)
 
-    def _matters_to_all(self, scope: _KeyLimit, now: float) -> bool:
+    def _matters_to_all(self, key_limit: _KeyLimit, now: float) -> bool:
         """Return True if the keys may have been rejected for a capacity that they share.
 
         That is so if another key was rejected in the same round trip. It is not so if no call of
         this key gets through, whatever the other keys do.
         """
-        if self._whole is None or not scope.limit.got_through:
+        if self._whole is None or not key_limit.limit.got_through:
             return False
         key, at = self._last_rejected
-        self._last_rejected = (scope.key, now)
+        self._last_rejected = (key_limit.key, now)
         round_trip = self._whole.limit.round_trip
-        return key != scope.key and (round_trip is None or now - at <= round_trip)
+        return key != key_limit.key and (round_trip is None or now - at <= round_trip)
 
-    def _follow(self, scope: _KeyLimit, held: float | None, now: float) -> None:
+    def _follow(self, key_limit: _KeyLimit, held: float | None, now: float) -> None:
         """Apply a limit after a rejection; ``held``: its ``holding_until`` before that."""
-        until = scope.limit.holding_until
+        until = key_limit.limit.holding_until
         if until is not None and until != held:
-            if scope is self._whole:
+            if key_limit is self._whole:
                 self._engine.pause_calls()
-            scope.cancel()
-            scope.cancel = self._engine.call_later(
-                until - now, functools.partial(self._resume, scope)
+            key_limit.cancel()
+            key_limit.cancel = self._engine.call_later(
+                until - now, functools.partial(self._resume, key_limit)
             )
-        self._apply(scope)
+        self._apply(key_limit)
 
-    def _resume(self, scope: _KeyLimit) -> None:
-        scope.limit.resume(self._engine.current_time(), scope.in_flight)
-        self._apply(scope)
-        if scope is self._whole:
+    def _resume(self, key_limit: _KeyLimit) -> None:
+        key_limit.limit.resume(self._engine.current_time(), key_limit.in_flight)
+        self._apply(key_limit)
+        if key_limit is self._whole:
             self._engine.resume_calls()
         else:
             assert self._keyed is not None
-            self._keyed.make_room(scope.key)
+            self._keyed.make_room(key_limit.key)
             self._engine.recheck()
 
-    def _apply(self, scope: _KeyLimit) -> None:
-        limit = scope.limit.limit
-        if scope is self._whole and limit != self._engine.limit:
+    def _apply(self, key_limit: _KeyLimit) -> None:
+        limit = key_limit.limit.limit
+        if key_limit is self._whole and limit != self._engine.limit:
             self._engine.set_limit(limit)
-        if scope.allowed != scope.recorded:
-            self._record(scope)
+        if key_limit.allowed != key_limit.recorded:
+            self._record(key_limit)
 
-    def _record(self, scope: _KeyLimit) -> None:
-        scope.recorded = scope.allowed
+    def _record(self, key_limit: _KeyLimit) -> None:
+        key_limit.recorded = key_limit.allowed
         self._skipped += 1
         if self._skipped < self._keep_every:
             return
@@ -286,10 +286,10 @@ class Adaptation:
         self._changes.append(
             LimitChange(
                 self._engine.current_time() - self._began,
-                scope.allowed,
-                scope.in_flight,
-                scope.rejected,
-                scope.key,
+                key_limit.allowed,
+                key_limit.in_flight,
+                key_limit.rejected,
+                key_limit.key,
             )
         )
         if len(self._changes) >= _CHANGES_KEPT:

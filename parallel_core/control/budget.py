@@ -17,7 +17,7 @@ from parallel_core.types import RouterParallelRequest, Usage
 from .checks import checked_count, checked_number
 from .metering import BatchMeter
 from .prices import UnpricedError, checked_prices
-from .turns import InOrder, Serial, Turn
+from .turns import SerialLock, Turn, WakeQueue
 
 # Reservations of the calls that enclose the running code.
 _held: contextvars.ContextVar[tuple[Reservation, ...]] = contextvars.ContextVar(
@@ -86,13 +86,13 @@ class Budget:
         self._begin()
 
     def _begin(self) -> None:
-        self._serial = Serial()
+        self._serial = SerialLock()
         self._waiting: deque[_BudgetTurn] = deque()
-        self._in_order = InOrder()
+        self._wake_queue = WakeQueue()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._serial.run(self.__dict__.copy)
-        del state["_serial"], state["_waiting"], state["_in_order"]
+        del state["_serial"], state["_waiting"], state["_wake_queue"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class Budget:
         except BaseException:
             self._serial.run_soon(functools.partial(self._leave, place))
             raise
-        self._serial.run(self._in_order.resumed, place)
+        self._serial.run(self._wake_queue.resumed, place)
         if place.reservation is not None:
             return place.reservation
         assert place.refused is not None
@@ -207,7 +207,8 @@ class Budget:
     def _serve(self) -> None:
         """Give room to the waiting calls in their order, or refuse them.
 
-        The code that makes room calls this, so that no call depends on a blocked thread.
+        The code that frees room calls this. If waiting calls looked for room themselves, one in a
+        blocked thread would delay those behind it.
         """
         while self._waiting:
             turn = self._waiting[0]
@@ -217,7 +218,7 @@ class Budget:
             self._waiting.popleft()
             turn.reservation = reservation
             turn.refused = None if reservation else self._exceeded(turn.index, turn.amount)
-            turn.is_served = self._in_order.wake(turn)
+            turn.is_served = self._wake_queue.wake(turn)
             if reservation is not None and not turn.is_served:  # its loop is closed
                 reservation.is_open = False
                 self._reserved -= turn.amount
@@ -225,7 +226,7 @@ class Budget:
     def _leave(self, turn: _BudgetTurn) -> None:
         """Remove a waiting call that was cancelled, possibly after it was served."""
         if turn.is_served:
-            self._in_order.resumed(turn)
+            self._wake_queue.resumed(turn)
         if turn.reservation is not None:
             self._settle(turn.reservation, _Amount())
         elif turn in self._waiting:

@@ -167,7 +167,7 @@ class RouterMeter:
         completion = await self._counter.of_text(item.model, text)
         return self._priced(item, Usage(prompt, completion, estimated_calls=1))
 
-    def usage_told(
+    def usage_reported(
         self, item: RouterParallelRequest, reported: Any, completion_estimated: int
     ) -> Usage:
         """Return the usage of a call that failed after its provider had reported this usage.

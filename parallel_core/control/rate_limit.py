@@ -18,7 +18,7 @@ from parallel_core.event_loops import EventLoop, current_event_loop, current_eve
 
 from .checks import checked_count, checked_number
 from .router_rates import rates_of
-from .turns import InOrder, Serial, Turn
+from .turns import SerialLock, Turn, WakeQueue
 
 MINUTE = 60.0  # seconds
 # A turn expires if its request does not begin within this many seconds because its loop is blocked.
@@ -124,17 +124,17 @@ class RateLimit:
         self._begin()
 
     def _begin(self) -> None:
-        self._serial = Serial()
+        self._serial = SerialLock()
         self._differences: weakref.WeakKeyDictionary[EventLoop, float] = weakref.WeakKeyDictionary()
         # The waiting requests, by loop. The first request of each loop has a timer on that loop, so
         # that no request depends on a blocked loop.
         self._lines: dict[EventLoop, deque[_RateTurn]] = {}
         self._arrivals = 0
-        self._in_order = InOrder()
+        self._wake_queue = WakeQueue()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._serial.run(self.__dict__.copy)
-        for name in ("_serial", "_differences", "_lines", "_arrivals", "_in_order"):
+        for name in ("_serial", "_differences", "_lines", "_arrivals", "_wake_queue"):
             del state[name]
         for name in ("_requests", "_tokens"):
             state[name] = copy.copy(state[name])
@@ -224,7 +224,7 @@ class RateLimit:
         """Return the seconds that the caller must wait unless it is woken; None at its turn."""
         self._fill(turn.loop)
         if turn.given_at is not None:
-            self._in_order.resumed(turn)
+            self._wake_queue.resumed(turn)
             if self._now - turn.given_at <= _LATE:
                 return None
             turn.given_at = None
@@ -234,7 +234,7 @@ class RateLimit:
         turn.rearm()
         wait = self._serve()
         if turn.given_at is not None:
-            self._in_order.resumed(turn)
+            self._wake_queue.resumed(turn)
             return None
         if self._lines[turn.loop][0] is not turn:
             return math.inf
@@ -257,7 +257,7 @@ class RateLimit:
             self._remove(turn)
             shorter.add(turn.loop)
             turn.given_at = self._now
-            if self._in_order.wake(turn):
+            if self._wake_queue.wake(turn):
                 self._take(1, turn.tokens)
             else:  # its loop is closed
                 turn.given_at = None
@@ -280,7 +280,7 @@ class RateLimit:
     def _leave(self, turn: _RateTurn) -> None:
         """Remove a caller that was cancelled, possibly after it had been given its turn."""
         if turn.given_at is not None:
-            self._in_order.resumed(turn)
+            self._wake_queue.resumed(turn)
             self._count(-1, -turn.tokens)
         elif turn in self._lines.get(turn.loop, ()):
             self._remove(turn)

@@ -3,9 +3,9 @@
 Three rules apply to each model of a batch separately:
 
 1. A request with a failure that may pass (``failures.MAY_PASS``) is sent again after a wait, during
-   which its slot makes other calls. The waits of a request double while all attempts fail; the more
-   attempts get through, the less they grow. A deployment that the request has not tried is tried
-   first, without a wait.
+   which its slot is free for other calls. The waits of a request double while all attempts fail;
+   the more attempts get through, the less they grow. A deployment that the request has not tried is
+   tried first, without a wait.
 2. When nothing gets through any more, a gate closes: one call at a time checks if the provider is
    back, with exponential back-off; the others wait without being sent. This is a circuit breaker:
    Nygard, "Release It!", 2007.

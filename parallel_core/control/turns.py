@@ -45,8 +45,8 @@ class Turn:
         return True
 
 
-class InOrder:
-    """A queue that wakes callers one after another on each loop, in order.
+class WakeQueue:
+    """Wakes callers one after another on each loop, in order.
 
     It is needed because trio runs tasks that are woken at the same time in any order.
     """
@@ -78,7 +78,7 @@ class InOrder:
             woken[0].wake()
 
 
-class Serial:
+class SerialLock:
     """A lock that runs functions one at a time, in whichever threads they are called.
 
     The garbage collector may close a coroutine, and so run that coroutine's clean-up, in the middle

@@ -15,11 +15,11 @@ from typing import Final, Self
 from aiohttp import web
 
 from .answer import Answer
-from .answering import Flight, send_answer
 from .listener import HOST, Listener
 from .recording import RecordedRequest, Recording, digest
 from .refusals import error_response, refusal_response
 from .request import BadRequestError, ChatRequest, parse_body, unknown_model
+from .sending import Flight, send_answer
 from .settings import DemoServerSettings, plan_request
 from .stats import DemoServerStats, Ledger
 from .trouble import ODD_ANSWERS, REFUSALS, Trouble, TroubleSchedule

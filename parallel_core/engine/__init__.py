@@ -3,12 +3,12 @@
 :mod:`parallel_core.nursery_engine` combines them. Trio and asyncio differ in their backend.
 """
 
-from .asyncio_backend import AsyncioBackend, AsyncioTasks
+from .asyncio_backend import AsyncioBackend
 from .asyncio_scopes import TaskScope
-from .backend import Backend, Event, Shield, TaskEnded, Tasks
-from .backlog import Entry, InputOrder, Resends
-from .failure import as_the_calls_own, describe
-from .guest import Carrier, close_task, join_trio_run, outlive_closed_loops, raise_
+from .backend import Backend, Event, Tasks
+from .backlog import DrawOrder, Entry, Resends
+from .call_errors import describe, without_engine_frames
+from .guest import Carrier, join_trio_run, outlive_closed_loops
 from .handle import ParallelBatch, attach_results, collect, raise_crash, results_of
 from .plan import BatchPlan, ResultT
 from .source import NOTHING, Source
@@ -19,35 +19,30 @@ from .waiting import Semaphore, Waiters
 __all__ = [
     "NOTHING",
     "AsyncioBackend",
-    "AsyncioTasks",
     "Backend",
     "BatchPlan",
     "Carrier",
+    "DrawOrder",
     "Entry",
     "Event",
-    "InputOrder",
     "ParallelBatch",
     "Resends",
     "ResultT",
     "Semaphore",
-    "Shield",
     "Source",
-    "TaskEnded",
     "TaskScope",
     "Tasks",
     "Timers",
     "TrioBackend",
     "Waiters",
-    "as_the_calls_own",
     "attach_results",
-    "close_task",
     "collect",
     "describe",
     "join_trio_run",
     "only_member",
     "outlive_closed_loops",
-    "raise_",
     "raise_crash",
     "results_of",
     "without_cancelled",
+    "without_engine_frames",
 ]

@@ -71,7 +71,7 @@ class Order(Protocol):
     def __len__(self) -> int: ...
 
 
-class InputOrder:
+class DrawOrder:
     """The order in which requests are drawn."""
 
     look_ahead = 0

@@ -245,7 +245,7 @@ def raise_crash(engine: RunningBatch[Any], body_exception: BaseException | None)
             # note on the exception of the body, and not to the log.
             add_note(body_exception, f"then its batch failed to end: {crash!r}")
             logger.error(
-                "a batch failed to end while it was left by %s: %s",
+                "%s left the block of a batch, which then failed to end: %s",
                 type(body_exception).__qualname__,
                 type(crash).__qualname__,
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from parallel_core.control import Attachment, Call, LimitChange, UsageTally
 from parallel_core.types import Usage
 
-from .backlog import InputOrder, Order
+from .backlog import DrawOrder, Order
 
 if TYPE_CHECKING:
     from parallel_core.router.direct.lane import DirectLane
@@ -48,7 +48,7 @@ class BatchPlan(Generic[ResultT]):
     return_exceptions: bool = True
     preserve_order: bool = False
     prepare: Callable[[int, Any], Any] | None = None
-    order: Order = field(default_factory=InputOrder)
+    order: Order = field(default_factory=DrawOrder)
     attachments: Sequence[Attachment] = ()
     tally: UsageTally | None = None
     usage: Callable[[], Usage] = Usage

@@ -32,7 +32,7 @@ from parallel_core.errors import (
 )
 
 from .evidence import Evidence, class_names, evidence_of
-from .told_waits import requested_wait
+from .requested_waits import requested_wait
 
 FailureKind: TypeAlias = Literal[
     "overloaded",

@@ -1,8 +1,7 @@
 """File formats: read requests, and read and write result lines."""
 
-from .batch_input import InputFile, InputProblem, InputRequest, InputSummary
+from .batch_input import InputFile
 from .batch_output import (
-    Redactor,
     call_statistics,
     failure_in,
     parse_output_line,
@@ -11,6 +10,7 @@ from .batch_output import (
     unwritable_line,
 )
 from .input_members import describe_columns
+from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "InputRequest",
     "InputSummary",
     "LineFailure",
-    "Redactor",
     "call_statistics",
     "describe_columns",
     "failure_in",

@@ -21,16 +21,7 @@ from .bad_lines import BadLines
 from .formats import InputFormat, reader_of
 from .input_bytes import InputBytes
 from .input_members import ColumnOptions, describe_columns
-from .input_records import InputColumn, InputProblem, InputRequest, InputSummary
-
-__all__ = [
-    "InputColumn",
-    "InputFile",
-    "InputFormat",
-    "InputProblem",
-    "InputRequest",
-    "InputSummary",
-]
+from .input_records import InputProblem, InputRequest, InputSummary
 
 _PROBLEMS_KEPT: Final = 20
 

@@ -28,19 +28,6 @@ from parallel_core.types import RouterParallelResult, Usage
 from .input_records import InputProblem
 from .line_failures import LineFailure, error_name, failure_of
 
-__all__ = [
-    "OutputLine",
-    "Redactor",
-    "call_statistics",
-    "error_of",
-    "failure_in",
-    "has_answer",
-    "parse_output_line",
-    "problem_line",
-    "result_line",
-    "unwritable_line",
-]
-
 _COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 

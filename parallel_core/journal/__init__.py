@@ -3,17 +3,14 @@
 ``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
-from .journal import Journal, JournalEntry, JournalOpening
+from .journal import Journal
 from .json_lines import json_line, one_line, read_json_line
 from .manifest import ManifestFields, find_statistics
+from .opening import JournalOpening
+from .result_files import JournalEntry
 from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
-from .run_statistics import (
-    CallStatistics,
-    LimitStatistics,
-    RunPaths,
-    read_statistics,
-    statistics_line,
-)
+from .run_paths import RunPaths
+from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
 from .system import process_is_alive
 
 __all__ = [

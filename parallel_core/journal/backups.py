@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .files import LockedFile
 from .rescue import Rescue
-from .run_statistics import RunPaths
+from .run_paths import RunPaths
 
 
 def move_statistics_aside(statistics: Path) -> list[Path]:

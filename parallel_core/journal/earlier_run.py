@@ -21,7 +21,7 @@ from .manifest import (
     find_manifest,
     find_statistics,
 )
-from .run_statistics import RunPaths, older_names
+from .run_paths import RunPaths, older_names
 
 ReadOlder: TypeAlias = Callable[[ManifestFields], ManifestFields]
 """Converts the fields of a manifest of the first format to the current form."""

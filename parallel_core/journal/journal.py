@@ -1,4 +1,4 @@
-"""The output file of a run as its checkpoint: no request in it is sent, or paid for, again.
+"""The journal of a run: its output file as a checkpoint, and the ids of what is finished.
 
 ``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
@@ -17,15 +17,13 @@ from parallel_core.uninterrupted import wait_until
 from .earlier_run import ReadOlder
 from .files import Disk, LockedFile
 from .manifest import ManifestFields
-from .opening import JournalOpening, OpenedJournal, open_journal
+from .opening import OpenedJournal, open_journal
 from .result_files import JournalEntry, ResultFiles
 from .result_lines import read_result_lines
-from .run_statistics import RunPaths
+from .run_paths import RunPaths
 from .scan import id_digest
 from .system_errors import reason
 from .writer import JournalWriter
-
-__all__ = ["Journal", "JournalEntry", "JournalOpening"]
 
 
 class Journal:

@@ -13,7 +13,7 @@ import msgspec
 from parallel_core.errors import JournalError
 
 from .files import Disk, write_atomically
-from .run_statistics import RunPaths, older_names
+from .run_paths import RunPaths, older_names
 
 ManifestFields: TypeAlias = Mapping[str, str | int | float | bool | None]
 

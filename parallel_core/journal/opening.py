@@ -20,7 +20,7 @@ from .files import Disk, LockedFile, refuse_irregular, temporary_name
 from .manifest import Manifest, ManifestFields, OpenManifest
 from .path_checks import check_paths, without_links
 from .rescue import Rescue, take_rescued
-from .run_statistics import RunPaths
+from .run_paths import RunPaths
 from .scan import FinishedIds, drop_superseded, repair, scan_file
 from .system_errors import reason
 

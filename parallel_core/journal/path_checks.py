@@ -7,7 +7,7 @@ from pathlib import Path
 
 from parallel_core.errors import JournalError
 
-from .run_statistics import RunPaths
+from .run_paths import RunPaths
 from .system_errors import reason
 
 

@@ -8,78 +8,13 @@ kinds.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
 from .json_lines import json_line, read_json_line
-
-_ENDING = ".jsonl"
-_STATISTICS, _MANIFEST, _RESCUE = ".statistics.jsonl", ".manifest.json", ".rescue.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class RunPaths:
-    """The files of a run, all beside its output file.
-
-    Attributes:
-        output: the answers; the failures too if ``errors`` is None.
-        errors: the failures; None if they are in ``output``.
-        statistics: one line per call: latency, tokens, cost.
-        manifest: the description of the run, so that another run is not mixed into its output.
-        rescue: results that were paid for and could not be written to ``output``.
-    """
-
-    output: Path
-    errors: Path | None
-    statistics: Path
-    manifest: Path
-    rescue: Path
-
-    @classmethod
-    def of(cls, output: Path | str, errors: Path | str | None = None) -> RunPaths:
-        """Return the files of a run: ``out.jsonl``, ``out.jsonl.statistics.jsonl``, …
-
-        Their names contain the whole name of the output, so two outputs never share a file.
-        """
-        path = Path(output)
-        return cls(
-            output=path,
-            errors=None if errors is None else Path(errors),
-            statistics=path.with_name(f"{path.name}{_STATISTICS}"),
-            manifest=path.with_name(f"{path.name}{_MANIFEST}"),
-            rescue=path.with_name(f"{path.name}{_RESCUE}"),
-        )
-
-    @property
-    def files(self) -> list[Path]:
-        """Return all of these paths, and the names that earlier versions used."""
-        older = older_names(self)
-        paths = [self] if older is None else [self, older]
-        beside = [path for p in paths for path in (p.statistics, p.manifest, p.rescue)]
-        return [self.output, *([] if self.errors is None else [self.errors]), *beside]
-
-
-def older_names(paths: RunPaths) -> RunPaths | None:
-    """Return the names that earlier versions gave to the same files: ``out.statistics.jsonl``, …
-
-    Earlier versions dropped the ending ``.jsonl``, so ``out`` and ``out.jsonl`` shared these files.
-    None if the names are the same.
-    """
-    name = paths.manifest.name.removesuffix(_MANIFEST)
-    stem = name.removesuffix(_ENDING)
-    if stem == name:
-        return None
-    return dataclasses.replace(
-        paths,
-        statistics=paths.statistics.with_name(f"{stem}{_STATISTICS}"),
-        manifest=paths.manifest.with_name(f"{stem}{_MANIFEST}"),
-        rescue=paths.rescue.with_name(f"{stem}{_RESCUE}"),
-    )
 
 
 class CallStatistics(

@@ -97,8 +97,8 @@ def enter_ray(address: str | None) -> Entered:
         return _entered
 
 
-async def entered(address: str | None) -> Entered:
-    """Run :func:`enter_ray` from asyncio. The default address is that of RAY_ADDRESS.
+async def enter_ray_async(address: str | None) -> Entered:
+    """Do the same as :func:`enter_ray` without blocking. RAY_ADDRESS is the default address.
 
     When cancelled, it waits for a Ray that is being started, so that it can be ended. It does not
     wait for a cluster, because Ray may try to reach it for minutes.

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
-from parallel_core.config import deployments, secrets_sent, unwrap_router
+from parallel_core.config import Redactor, deployments, secrets_sent, unwrap_router
 from parallel_core.control import Concurrency, Controls, check_controls, checked_concurrency
-from parallel_core.files import Redactor
 from parallel_core.types import RouterParallelRequest, RouterParallelResult
 
 from .ray_data_tables import InputColumns, cells, check_new_columns, with_columns

@@ -16,14 +16,9 @@ from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from parallel_core.config import Redactor
 from parallel_core.errors import InvalidRequestError, full_name
-from parallel_core.files import (
-    Redactor,
-    call_statistics,
-    parse_output_line,
-    result_line,
-    unwritable_line,
-)
+from parallel_core.files import call_statistics, parse_output_line, result_line, unwritable_line
 from parallel_core.journal import read_json_line
 from parallel_core.router import as_request
 from parallel_core.types import RouterParallelRequest, RouterParallelResult

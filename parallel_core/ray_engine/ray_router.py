@@ -17,7 +17,7 @@ from parallel_core.router_hosts import RouterHostName, open_router_host
 from parallel_core.types import StreamedResponse
 from parallel_core.uninterrupted import to_the_end
 
-from .cluster import Entered, RayWorkers, entered, leave_ray, restore_sigterm
+from .cluster import Entered, RayWorkers, enter_ray_async, leave_ray, restore_sigterm
 from .fleet import Fleet
 from .installed import MOST_WORKERS, require_ray
 from .messages import largest_block
@@ -113,7 +113,7 @@ class RayRouter:
         self._loop = asyncio.get_running_loop()
         try:
             try:
-                self._entered = await entered(self._address)
+                self._entered = await enter_ray_async(self._address)
             finally:
                 restore_sigterm()
             # On a Ray that was started here, the workers share the CPUs of this machine.

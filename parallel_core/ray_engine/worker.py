@@ -14,7 +14,7 @@ from typing import Any
 
 from parallel_core import bridge
 from parallel_core.batch_plans import map_plan
-from parallel_core.config import only_our_words
+from parallel_core.config import silence_libraries
 from parallel_core.control import BatchOptions, allow_connections, raise_open_files
 from parallel_core.engine import TaskScope
 from parallel_core.errors import RemoteCallError, cancelled_unasked
@@ -126,7 +126,7 @@ class Worker:
     async def _work(self) -> None:
         with contextlib.ExitStack() as opened:
             if self._is_own_process:  # the output of this process goes into Ray's logs
-                opened.enter_context(only_our_words())
+                opened.enter_context(silence_libraries())
                 raise_open_files()
                 allow_connections(self._concurrency)
             try:
@@ -180,7 +180,7 @@ class Worker:
             try:
                 packed = pack_response(await self._answer(unpack_request(assignment.packed)))
             except asyncio.CancelledError as error:
-                # If this worker is ending, the driver shall send the call to another worker.
+                # If this worker is ending, the driver must send the call to another worker.
                 if scope.cancelled or self._is_ending():
                     raise
                 packed = pack_exception(cancelled_unasked("a call", error))

@@ -243,7 +243,7 @@ class StreamReading:
             more = 0
             if any(map(_has_written, after)):
                 more = 0 if estimate is None else estimate.completion_tokens
-            estimate = self._meter.usage_told(self.request, reported, more)
+            estimate = self._meter.usage_reported(self.request, reported, more)
         self.chunks.clear()  # the error keeps this object alive through its traceback
         return estimate
 

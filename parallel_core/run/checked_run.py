@@ -61,7 +61,7 @@ class CheckedRun:
         scope = RunScope(source, summary, plan.limit, with_problems=plan.skip_invalid)
         return cls(plan, source, summary, paths, scope)
 
-    async def to_the_end(self) -> RunSummary:
+    async def execute(self) -> RunSummary:
         """Send the requests that are not finished, and write their results."""
         plan, paths, may_send = self.plan, self.paths, self.plan.may_send
         if may_send is not None and plan.changes_files:
@@ -140,7 +140,7 @@ class CheckedRun:
                 ),
                 plan.router_host,
             )
-            await run.to_the_end(batch)
+            await run.write_results(batch)
             now = _losses(sender)
         return Losses(now.workers - before.workers, now.requests - before.requests)
 

@@ -10,25 +10,15 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, Unpack
 
+from parallel_core.config import Redactor
 from parallel_core.control import Concurrency, Controls, Retry
 from parallel_core.failures import FailureKind, checked_kinds
-from parallel_core.files import InputFile, Redactor
+from parallel_core.files import InputFile
 from parallel_core.router_hosts import RouterHost, RouterHostName
 
 from .checked_run import CheckedRun
-from .plan import RunPlan, Sender, check_requests
-from .records import FailureGroup, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
-
-__all__ = [
-    "FailureGroup",
-    "RunOpening",
-    "RunProgress",
-    "RunStop",
-    "RunStraggler",
-    "RunSummary",
-    "check_requests",
-    "run_file",
-]
+from .plan import RunPlan, Sender
+from .records import RunOpening, RunProgress, RunStop, RunSummary
 
 LONGEST_OUTAGE = 900.0
 """Seconds that a run waits while no request of a model gets through."""
@@ -146,4 +136,4 @@ async def run_file(
         if not isinstance(source, InputFile):
             source = own.enter_context(InputFile(source))
         run = await CheckedRun.of(plan, source)
-        return await run.to_the_end()
+        return await run.execute()

@@ -139,7 +139,7 @@ class Run:
 
     # --- out of the batch ---
 
-    async def to_the_end(self, batch: ParallelBatch[RouterParallelResult]) -> None:
+    async def write_results(self, batch: ParallelBatch[RouterParallelResult]) -> None:
         """Write results until the batch ends.
 
         A cancellation must not lose an answer that arrived: it stops the batch, and is raised when
@@ -192,7 +192,7 @@ class Run:
                     for name, why in batch.failed_deployments.items()
                 }
                 await in_thread(self._journal.flush)
-        except BaseException as error:  # noqa: BLE001 - raised by to_the_end, outside of the group
+        except BaseException as error:  # noqa: BLE001 - raised by write_results, outside of the group
             if self._failure is None:
                 self._failure = error
         finally:

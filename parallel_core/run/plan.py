@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from parallel_core.config import unwrap_router
+from parallel_core.config import Redactor, unwrap_router
 from parallel_core.control import (
     Concurrency,
     Controls,
@@ -22,7 +22,7 @@ from parallel_core.control import (
 )
 from parallel_core.errors import InputFileError
 from parallel_core.failures import FailureKind
-from parallel_core.files import InputFile, InputSummary, Redactor, describe_columns
+from parallel_core.files import InputFile, InputSummary, describe_columns
 from parallel_core.journal import RunPaths
 from parallel_core.router import unknown_models
 from parallel_core.router_hosts import RouterHost, RouterHostName

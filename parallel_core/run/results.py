@@ -6,11 +6,11 @@ from collections import Counter
 
 import msgspec
 
+from parallel_core.config import Redactor
 from parallel_core.control import RouterMeter
 from parallel_core.files import (
     InputProblem,
     LineFailure,
-    Redactor,
     call_statistics,
     failure_in,
     problem_line,

@@ -24,7 +24,7 @@ from helpers.run_bench import (
     ids,
     the_end_of,
 )
-from parallel_core.run.file_run import RunProgress, RunSummary
+from parallel_core.run import RunProgress, RunSummary
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

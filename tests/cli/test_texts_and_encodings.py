@@ -22,7 +22,7 @@ from parallel_core.cli.terminal import printable, shell_line
 from parallel_core.cli.text_view import TextView
 from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def test_control_characters_of_an_input_never_reach_a_terminal(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from parallel_core.files.batch_input import InputFile
         (["run", "in", "--json", "--limit=abc"], "--limit"),
         (["run", "in", "--json", "--limit=0"], "--limit"),
         (["run", "--json"], "Missing argument 'INPUT'"),
-        (["run", "in", "-o", "out", "--json"], "where do the requests go?"),
+        (["run", "in", "-o", "out", "--json"], "no Router is given"),
         (["run", "in", "-o", "out", "--demo", "--json", "--order=random"], "is not one of"),
         (["run", "in", "--demo", "--json"], "give --output FILE"),
         (["--nosuch", "run", "--json"], "--nosuch"),

@@ -82,7 +82,7 @@ def test_room_that_was_given_to_somebody_who_leaves_goes_to_the_next(either_libr
         assert got == [0, 2]
         assert (budget.spent_tokens, budget.reserved_tokens) == (0, 10)
         assert not budget._waiting
-        assert not budget._in_order._woken
+        assert not budget._wake_queue._woken
 
     either_library.run(main)
 

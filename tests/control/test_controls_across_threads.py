@@ -75,7 +75,7 @@ def test_one_rate_limit_in_batches_of_many_threads(threads: Together) -> None:
     threads.join()
     assert [result.exception for result in results] == [None] * 18
     assert not limit._lines
-    assert not limit._in_order._woken
+    assert not limit._wake_queue._woken
 
 
 def test_a_batch_in_a_call_that_blocks_its_loop() -> None:
@@ -142,9 +142,9 @@ def test_batches_that_are_cancelled_at_random_leave_nothing(threads: Together) -
     threads.join()
     assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
     assert not budget._waiting
-    assert not budget._in_order._woken
+    assert not budget._wake_queue._woken
     assert not limit._lines
-    assert not limit._in_order._woken
+    assert not limit._wake_queue._woken
 
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

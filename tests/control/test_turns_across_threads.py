@@ -20,7 +20,7 @@ import trio.testing
 from helpers.hosts import Host, settle
 from helpers.threads import PATIENCE, Together, WaitingThread, outcome_of
 from parallel_core import Budget, BudgetExceededError, RateLimit
-from parallel_core.control.turns import Serial
+from parallel_core.control.turns import SerialLock
 from parallel_core.types import Usage
 
 LIBRARIES = ["trio", "asyncio"]
@@ -119,8 +119,8 @@ def test_cancelled_just_when_another_thread_gives_it_its_turn(
     assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
     assert not budget._waiting
     assert not limit._lines
-    assert not budget._in_order._woken
-    assert not limit._in_order._woken
+    assert not budget._wake_queue._woken
+    assert not limit._wake_queue._woken
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -228,7 +228,7 @@ def test_a_clock_that_runs_ahead_in_another_thread_does_not_stop_the_others() ->
 
 
 def test_clean_up_that_interrupts_a_function_runs_after_it() -> None:
-    serial = Serial()
+    serial = SerialLock()
     done: list[str] = []
 
     def interrupted() -> str:

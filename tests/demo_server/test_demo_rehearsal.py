@@ -85,7 +85,11 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             1,
             "3 requests have failed, and at most 2 are meant to fail",
         ),
-        ([("1 2 3 4", 0), ("5", 0)], 1, "the run ended with 0, though a key was refused"),
+        (
+            [("1 2 3 4", 0), ("5", 0)],
+            1,
+            "exit code 0, although a key was refused",
+        ),
         ([("1", 130)], 130, ""),
         ([("1", 1), ("2", 130)], 130, ""),
         ([("1", 1), ("2", 3)], 3, ""),

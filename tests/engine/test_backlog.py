@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from parallel_core.engine.backlog import Entry, InputOrder, Resends
+from parallel_core.engine.backlog import DrawOrder, Entry, Resends
 
 
 class Order:
@@ -51,7 +51,7 @@ def test_an_entry_begins_with_nothing_done() -> None:
 
 
 def test_new_requests_begin_in_the_order_of_the_source() -> None:
-    order = InputOrder()
+    order = DrawOrder()
     assert order.pop(1) is None
     first, second = Entry(0, "a"), Entry(1, "b")
     order.push(first)

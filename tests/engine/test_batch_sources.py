@@ -199,7 +199,10 @@ def test_a_source_whose_cleanup_fails_is_not_silent(
                 raise error
         assert caught.value is error
         assert "cannot close" in error.__notes__[-1]
-        assert "left by LookupError: OSError" in caplog.text
+        assert (
+            "LookupError left the block of a batch, which then failed to end: OSError"
+            in caplog.text
+        )
         assert "cannot close" not in caplog.text
 
     host.run(main)

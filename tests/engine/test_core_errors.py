@@ -101,7 +101,7 @@ def test_the_error_of_the_body_takes_precedence_over_a_crash(
     raise_crash(core, body)
     assert notes_of(body) == ["parallel_core: then its batch failed to end: ValueError('secret')"]
     assert [record.getMessage() for record in caplog.records] == [
-        "a batch failed to end while it was left by LookupError: ValueError"
+        "LookupError left the block of a batch, which then failed to end: ValueError"
     ]
     assert core.crash_error is None
     caplog.clear()

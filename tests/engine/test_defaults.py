@@ -11,7 +11,7 @@ import pytest
 
 from helpers.hosts import Host, settle
 from parallel_core import RouterParallelRequest, StreamEnd, bridge, nursery_engine
-from parallel_core.engine.failure import describe
+from parallel_core.engine.call_errors import describe
 
 
 def world_of(host: Host) -> ModuleType:

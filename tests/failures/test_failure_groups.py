@@ -13,10 +13,11 @@ from parallel_core import RouterParallelRequest, RouterParallelResult
 from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.run_texts import describe_end
 from parallel_core.cli.text_view import TextView
-from parallel_core.files.batch_output import Redactor, failure_in
+from parallel_core.config import Redactor
+from parallel_core.files.batch_output import failure_in
 from parallel_core.files.line_failures import LineFailure
+from parallel_core.run import FailureGroup
 from parallel_core.run.failure_groups import FailureGroups, safe_message
-from parallel_core.run.file_run import FailureGroup
 
 
 def request_of(prompt: str = PROMPT, **kwargs: Any) -> RouterParallelRequest:

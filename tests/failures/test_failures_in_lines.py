@@ -9,8 +9,9 @@ import pytest
 
 from helpers.litellm_errors import NAMED, WITHOUT_A_KIND, exception_classes, instance_of
 from parallel_core import RouterParallelRequest, RouterParallelResult
+from parallel_core.config import Redactor
 from parallel_core.failures import NOT_FINAL, FailureKind, classify, classify_line
-from parallel_core.files.batch_output import Redactor, parse_output_line, result_line
+from parallel_core.files.batch_output import parse_output_line, result_line
 from parallel_core.journal.result_lines import read_result_line
 
 REQUEST = RouterParallelRequest("m", [{"role": "user", "content": "hi"}])

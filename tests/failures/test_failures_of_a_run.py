@@ -18,11 +18,11 @@ from helpers.routers import run_with_routers
 from parallel_core import Retry
 from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.text_view import TextView
+from parallel_core.config import Redactor
 from parallel_core.config.router_members import retire
-from parallel_core.files.batch_output import Redactor
 from parallel_core.journal.run_statistics import CallStatistics, read_statistics
 from parallel_core.report import html_page, summarize
-from parallel_core.run.file_run import RunProgress, RunSummary, run_file
+from parallel_core.run import RunProgress, RunSummary, run_file
 
 
 def write_requests(path: Path, count: int, model: str = "m") -> Path:

@@ -18,7 +18,7 @@ from helpers.routers import run_with_routers
 from parallel_core.failures.missing_packages import missing_package
 from parallel_core.files.line_failures import error_name, failure_of
 from parallel_core.journal.run_statistics import CallStatistics, read_statistics
-from parallel_core.run.file_run import RunSummary, run_file
+from parallel_core.run import RunSummary, run_file
 
 
 class APIConnectionError(Exception):

@@ -24,9 +24,9 @@ from parallel_core import (
     StreamStalledError,
     Usage,
 )
-from parallel_core.files.batch_input import InputProblem
+from parallel_core.config import Redactor
+from parallel_core.files import InputProblem
 from parallel_core.files.batch_output import (
-    Redactor,
     call_statistics,
     has_answer,
     parse_output_line,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.batch_files import FromProvider, result_of
-from parallel_core.files.batch_output import Redactor, result_line
+from parallel_core.config import Redactor
+from parallel_core.files.batch_output import result_line
 
 
 @pytest.mark.parametrize(

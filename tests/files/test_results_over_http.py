@@ -19,8 +19,9 @@ from parallel_core import (
     RouterParallelRequest,
     RouterParallelResult,
 )
+from parallel_core.config import Redactor
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.files.batch_output import Redactor, call_statistics, has_answer, result_line
+from parallel_core.files.batch_output import call_statistics, has_answer, result_line
 
 
 @pytest.fixture(scope="module")

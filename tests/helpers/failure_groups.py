@@ -8,7 +8,7 @@ from io import StringIO
 from rich.console import Console
 
 from parallel_core.cli.text_view import TextView
-from parallel_core.run.file_run import FailureGroup
+from parallel_core.run import FailureGroup
 
 KEY = "abcdefgh-0123456789-wxyz"
 PROMPT = "My neighbour Zebedee stole 4711 doughnuts."

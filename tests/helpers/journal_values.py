@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 MANIFEST = {"input": "abc", "model": "gpt"}
 

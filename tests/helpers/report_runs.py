@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from parallel_core.cli import report_command
 from parallel_core.cli.report_table import print_report
+from parallel_core.journal.run_paths import RunPaths
 from parallel_core.journal.run_statistics import (
     CallStatistics,
     LimitStatistics,
-    RunPaths,
     RunStatistics,
     statistics_line,
 )

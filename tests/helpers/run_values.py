@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from parallel_core import Usage
-from parallel_core.journal.run_statistics import RunPaths
-from parallel_core.run.file_run import RunProgress, RunSummary
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.run import RunProgress, RunSummary
 
 
 def summary_of(**fields: Any) -> RunSummary:

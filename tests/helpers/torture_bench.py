@@ -21,7 +21,7 @@ from helpers.forked_processes import ForkedProcess, ForkedProcesses
 from helpers.process_trees import workers_of
 from helpers.torture_output import examine, has_content, write_requests
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 GROUP = 32  # results that the journal writes at once
 

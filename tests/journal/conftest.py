@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 @pytest.fixture

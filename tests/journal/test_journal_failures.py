@@ -23,7 +23,7 @@ from parallel_core.errors import JournalError
 from parallel_core.journal import Journal
 from parallel_core.journal.files import Disk
 from parallel_core.journal.rescue import Rescue
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def fail(

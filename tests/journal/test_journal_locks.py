@@ -18,7 +18,7 @@ import pytest
 from helpers.journal_values import MANIFEST, append, entry, ids_in, run_of
 from parallel_core.errors import JournalError, JournalInUseError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def test_two_runs_on_one_output_are_refused_at_once(paths: RunPaths) -> None:

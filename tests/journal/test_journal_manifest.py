@@ -12,7 +12,7 @@ from helpers.disks import FaultyDisk
 from helpers.journal_values import MANIFEST, append, entry, ids_in, line_of, run_of
 from parallel_core.errors import DifferentRunError, JournalError, JournalInUseError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def test_a_different_run_is_refused_by_the_name_of_what_differs(paths: RunPaths) -> None:

@@ -15,7 +15,7 @@ from helpers.disks import UnsyncedDisk
 from helpers.journal_values import MANIFEST, append, begun, entry, ids_in, line_of, run_of
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 from parallel_core.journal.scan import id_digest
 
 

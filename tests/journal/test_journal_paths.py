@@ -14,7 +14,7 @@ import parallel_core
 from helpers.journal_values import MANIFEST, entry, ids_in, line_of, outcomes_in, run_of
 from parallel_core.errors import DifferentRunError, JournalError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def old_run(output: Path, fields: dict[str, Any], errors: str | None = None) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import pytest
 from helpers.journal_values import ids_in
 from parallel_core.errors import JournalInUseError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

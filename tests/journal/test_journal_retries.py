@@ -11,7 +11,7 @@ from helpers.disks import FaultyDisk, UnsyncedDisk
 from helpers.journal_values import MANIFEST, append, entry, ids_in, line_of, outcomes_in, run_of
 from parallel_core.errors import JournalError, JournalInUseError
 from parallel_core.journal import Journal
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -28,7 +28,7 @@ from helpers.journal_values import MANIFEST, SECRET, append, entry, ids_in, run_
 from parallel_core.errors import JournalError, OrderError
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.journal.files import Disk
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 @settings(max_examples=max(25, settings().max_examples // 4))

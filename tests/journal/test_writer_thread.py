@@ -18,7 +18,7 @@ import trio
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal, JournalEntry
 from parallel_core.journal.files import Disk, LockedFile
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 MANIFEST = {"input": "abc"}
 FULL = "No space left on device (ENOSPC)"

@@ -109,7 +109,7 @@ def test_a_connection_that_is_given_up_is_undone_once(
     monkeypatch.setattr(cluster, "leave_ray", leave)
 
     async def main() -> None:
-        entering = asyncio.create_task(cluster.entered("the address"))
+        entering = asyncio.create_task(cluster.enter_ray_async("the address"))
         await asyncio.sleep(0)
         if is_there_already:
             gate.set()

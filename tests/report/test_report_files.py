@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers.report_runs import answer, call, failure, invoke, printed, write_run
-from parallel_core.journal.run_statistics import RunPaths, statistics_line
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import statistics_line
 from parallel_core.report import html_page, summarize
 
 

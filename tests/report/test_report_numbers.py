@@ -12,12 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.report_runs import BEGIN, answer, call, failure, printed, write_run
-from parallel_core.journal.run_statistics import (
-    CallStatistics,
-    LimitStatistics,
-    RunPaths,
-    RunStatistics,
-)
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import CallStatistics, LimitStatistics, RunStatistics
 from parallel_core.report import html_page, summarize
 
 

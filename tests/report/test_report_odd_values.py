@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.html_pages import Page
 from helpers.report_runs import BEGIN, answer, call, printed, write_run
-from parallel_core.journal.run_statistics import (
-    CallStatistics,
-    LimitStatistics,
-    RunPaths,
-    RunStatistics,
-)
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import CallStatistics, LimitStatistics, RunStatistics
 from parallel_core.report import ReportError, RunReport, html_page, summarize
 
 

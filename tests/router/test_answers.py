@@ -26,10 +26,11 @@ from parallel_core import (
     Usage,
     classify_failure,
 )
-from parallel_core.journal.run_statistics import CallStatistics, RunPaths, read_statistics
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import CallStatistics, read_statistics
 from parallel_core.report import summarize
 from parallel_core.router.answers import add_finish, describe_finishes, finish_of
-from parallel_core.run.file_run import run_file
+from parallel_core.run import run_file
 
 TWO_WORLDS = [HOSTS[0], ASYNCIO_HOSTS[0]]
 in_two_worlds = pytest.mark.parametrize("host", TWO_WORLDS, ids=lambda host: host.name)

@@ -26,11 +26,11 @@ from parallel_core.config.litellm_settings import (
     module_settings,
     router_settings,
 )
-from parallel_core.config.open_router import make_router
 from parallel_core.config.providers import known_providers
 from parallel_core.config.proxy_config import _BLOCKED_VARIABLES, _SECTIONS
 from parallel_core.config.proxy_values import nearest
 from parallel_core.config.run_router import router_from_config
+from parallel_core.config.run_router_base import make_router
 from parallel_core.secret_names import is_secret_name
 
 pytestmark = pytest.mark.usefixtures("no_keys_of_this_machine")

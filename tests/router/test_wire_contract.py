@@ -23,8 +23,9 @@ from helpers.ray_runtime import IGNORED_WARNINGS, running_ray
 from helpers.routers import run_with_routers
 from helpers.wire_cases import cases, name_of
 from parallel_core import cli, parallel_acompletions, ray_engine
+from parallel_core.config import Redactor
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, RecordedRequest
-from parallel_core.files.batch_output import Redactor, parse_output_line, result_line
+from parallel_core.files.batch_output import parse_output_line, result_line
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 

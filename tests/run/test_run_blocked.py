@@ -12,7 +12,7 @@ import pytest
 from helpers.file_runs import Provider, answer_of, ids_of, line, write_lines
 from helpers.hosts import in_virtual_time
 from parallel_core import Retry
-from parallel_core.run.file_run import run_file
+from parallel_core.run import run_file
 
 
 @pytest.mark.parametrize("how", ["wrong key", "away", "overloaded", "overloaded for long"])

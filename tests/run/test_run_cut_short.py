@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.file_runs import Provider, ids_of, line, lines_of, write_lines
 from helpers.hosts import EACH_LIBRARY, Host
-from parallel_core.run.file_run import RunStop, run_file
+from parallel_core.run import RunStop, run_file
 
 Cut = st.tuples(
     st.sampled_from(["stop", "stop twice", "cancel", "total_timeout", "none"]), st.integers(0, 12)

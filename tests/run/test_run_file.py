@@ -13,8 +13,9 @@ from helpers.file_runs import Provider, answer_of, ids_of, line, lines_of, write
 from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core import InputFileError
 from parallel_core.files.batch_input import InputFile
-from parallel_core.journal.run_statistics import CallStatistics, RunPaths, read_statistics
-from parallel_core.run.file_run import RunOpening, run_file
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import CallStatistics, read_statistics
+from parallel_core.run import RunOpening, run_file
 
 
 def test_each_request_has_one_line_and_is_not_sent_again(host: Host, tmp_path: Path) -> None:

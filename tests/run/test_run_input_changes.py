@@ -14,8 +14,8 @@ from helpers.file_runs import Provider, answer_of, ids_of, line, write_lines
 from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core.cli.run_texts import describe_opening
 from parallel_core.errors import DifferentRunError
-from parallel_core.journal.run_statistics import RunPaths, older_names
-from parallel_core.run.file_run import RunOpening, RunProgress, run_file
+from parallel_core.journal.run_paths import RunPaths, older_names
+from parallel_core.run import RunOpening, RunProgress, run_file
 
 
 def test_another_input_is_not_mixed_into_an_output(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core import JournalError
 from parallel_core.errors import JournalInUseError
 from parallel_core.journal.files import Disk
-from parallel_core.journal.run_statistics import CallStatistics, RunPaths, read_statistics
-from parallel_core.run.file_run import RunOpening, RunProgress, run_file
+from parallel_core.journal.run_paths import RunPaths
+from parallel_core.journal.run_statistics import CallStatistics, read_statistics
+from parallel_core.run import RunOpening, RunProgress, run_file
 
 
 def test_two_runs_on_one_output_are_refused(either_library: Host, tmp_path: Path) -> None:

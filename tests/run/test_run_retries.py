@@ -13,7 +13,7 @@ from helpers.file_runs import Gate, Provider, ids_of, line, lines_of, write_line
 from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core.errors import StreamInterruptedError
 from parallel_core.failures import KINDS, FailureKind
-from parallel_core.run.file_run import RunOpening, RunStop, run_file
+from parallel_core.run import RunOpening, RunStop, run_file
 
 
 async def fails(_: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from helpers.file_runs import Gate, Provider, ids_of, line, write_lines
 from helpers.hosts import ASYNCIO_HOSTS, Host
 from parallel_core import Budget, RateLimit
-from parallel_core.run.file_run import RunProgress, RunStop, RunSummary, run_file
+from parallel_core.run import RunProgress, RunStop, RunSummary, run_file
 
 
 def test_a_stop_lets_calls_in_flight_end_and_begins_no_more(host: Host, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 def say_on_disk(succeeded: int, failed: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 journal = Journal.open(RunPaths.of(sys.argv[1]), {}, group_seconds=3600.0)
 line = b'{"custom_id":"a","response":{}}'

@@ -11,7 +11,7 @@ import sys
 
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal, JournalEntry
-from parallel_core.journal.run_statistics import RunPaths
+from parallel_core.journal.run_paths import RunPaths
 
 
 async def main() -> None:

@@ -18,7 +18,7 @@ import aiohttp
 
 from parallel_core.errors import JournalError
 from parallel_core.journal import Journal, files, rescue
-from parallel_core.run.file_run import RunStop, run_file
+from parallel_core.run import RunStop, run_file
 
 NOT_WRITTEN = 3  # exit code
 

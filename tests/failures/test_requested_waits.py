@@ -5,7 +5,7 @@ import pytest
 from helpers.litellm_errors import HTTPStatusError, answer
 from parallel_core.failures import classify
 from parallel_core.failures.evidence import evidence_of
-from parallel_core.failures.told_waits import duration, requested_wait
+from parallel_core.failures.requested_waits import duration, requested_wait
 
 NOW = 1_800_000_000.0
 

@@ -12,7 +12,7 @@ from .run_arguments import RETRY_FAILED
 from .terminal import program, shell_line
 
 
-def command_again(summary: RunSummary, redactor: Redactor) -> str | None:
+def resume_command(summary: RunSummary, redactor: Redactor) -> str | None:
     """Return the command that resumes the run, as one line for a shell. None: nothing is left.
 
     It sends the requests that have no result, or those that failed and may pass. All options are

@@ -12,7 +12,7 @@ _ENGINE_MODULES = tuple(
 )
 
 
-def as_the_calls_own(exception: Exception) -> Exception:
+def without_engine_frames(exception: Exception) -> Exception:
     """Strip the engine's frames from an exception raised by a call.
 
     Its traceback then begins in the user's function, and a kept exception does not keep the engine

@@ -15,7 +15,7 @@ _ABSENT: Final = object()
 
 
 @contextlib.contextmanager
-def config_in_place(config: ProxyConfig) -> Generator[None]:
+def applied_config(config: ProxyConfig) -> Generator[None]:
     """Apply the settings of a config to the process, until the block is left.
 
     Raises:

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from helpers.run_values import summary_of
-from parallel_core.cli.command_again import command_again
+from parallel_core.cli.resume_command import resume_command
 from parallel_core.cli.terminal import program, shell_line
 from parallel_core.cli.text_view import TextView
-from parallel_core.files.batch_output import Redactor
-from parallel_core.run.file_run import FailureGroup, RunSummary
+from parallel_core.config import Redactor
+from parallel_core.run import FailureGroup, RunSummary
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_command_that_resumes_repeats_every_option(
     expected: list[str] | None,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["parallel-core", *given])
-    command = command_again(summary, Redactor(["ollama"]))
+    command = resume_command(summary, Redactor(["ollama"]))
     if expected is None:
         assert command is None
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parallel_core.failures.evidence import Evidence
-from parallel_core.failures.told_waits import LONGEST_REQUESTED_WAIT, duration, requested_wait
+from parallel_core.failures.requested_waits import LONGEST_REQUESTED_WAIT, duration, requested_wait
 
 NOW = 1_800_000_000.0
 
