@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -199,3 +200,23 @@ def test_what_litellm_logs_is_not_shown(bench: Bench) -> None:
     assert done.code == 1
     assert "LiteLLM" not in done.said
     assert "fallback" not in done.said
+
+
+def test_a_direct_run_writes_what_the_provider_sent(bench: Bench) -> None:
+    bench.write({}, {}, FAILS)
+    plain = bench.run("in.jsonl", "-o", "plain.jsonl")
+    bench.server.reset_stats()
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--direct")
+    assert (plain.code, done.code) == (1, 1)
+    assert bench.accepted == 3
+    assert re.search(r"^direct +3$", done.stdout, re.MULTILINE)
+    assert "direct" not in plain.stdout
+    answers = {one["custom_id"]: one["response"]["body"] for one in bench.results("plain.jsonl")}
+    for result in bench.results():
+        body = result["response"]["body"]
+        if "choices" in body:  # the provider's own order of members, which litellm changes
+            assert list(body)[:3] == ["id", "object", "created"]
+            message = body["choices"][0]["message"]
+            assert message == answers[result["custom_id"]]["choices"][0]["message"]
+        else:
+            assert body["error"]["code"] == answers[result["custom_id"]]["error"]["code"]
