@@ -138,7 +138,7 @@ def _unknown(response: Any) -> float | None:
 
 def difference(ours: Any, theirs: Any) -> str | None:
     """Return the first member in which two answers differ; None if they are equal."""
-    mine, other = ours.model_dump(), theirs.model_dump()
+    mine, other = ours.model_dump(warnings=False), theirs.model_dump(warnings=False)
     for name in sorted(mine.keys() | other.keys()):
         if not equal(mine.get(name), other.get(name)):
             return str(name)
