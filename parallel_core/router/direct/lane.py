@@ -23,12 +23,14 @@ from typing import Any, cast
 
 import httpx
 
-from .answers import AnswerTemplate, answer_template, difference
+from .answers import AnswerTemplate, answer_template, difference, has_tokens
 from .bookkeeping import Bookkeeping, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
 from .seam import Attempt, Sent, marked, record, replay
 from .shapes import NotJsonError, Passed, Structure, exact, structure
 from .wire import Answer, post
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # Beyond so many shapes of one batch, its arguments differ from call to call.
 _MOST_SHAPES = 2048
@@ -104,6 +106,9 @@ class DirectLane:
             try:
                 ended, outcome = await self._learn(shape, litellms, arguments)
                 learnt = True
+            except Exception:
+                self.indirect_calls["litellm refuses it"] += 1
+                raise
             finally:
                 shape.learning.set_result(None)
                 shape.learning = None
@@ -197,6 +202,10 @@ class DirectLane:
             answer = await post(template, body)
         except Exception as error:  # noqa: BLE001 - handed to litellm, which raises its own
             return await replay(litellms, arguments, _raising(error))
+        if answer.status in _REDIRECTS:
+            self.direct_calls -= 1
+            shape.template, shape.reason = None, "the provider redirects it"
+            return await self._through_litellm(shape.reason, litellms, arguments)
         seconds = time.perf_counter() - started
         data = _decoded(answer)
         if data is not None and not self._verify:
@@ -237,6 +246,8 @@ class DirectLane:
         """Compare our response with litellm's, the first time that a structure comes."""
         known = structure(data)
         if shape.answers is None:
+            if not has_tokens(theirs):  # every way of pricing it gives 0
+                return
             shape.answers = answer_template(theirs, arguments)
         elif not self._verify and (
             known in shape.structures or len(shape.structures) >= _MOST_SHAPES
