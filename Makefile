@@ -106,6 +106,7 @@ bench-smoke: .venv-bench/installed
 	$(BENCH)/python -m benchmarks.streams --smoke
 	$(BENCH)/python -m benchmarks.journal --smoke
 	$(BENCH)/python -m benchmarks.run_file --smoke
+	$(BENCH)/python -m benchmarks.direct --smoke
 	$(BENCH)/python -m benchmarks.ray_scaling --smoke
 
 lint: .venv/installed

@@ -231,6 +231,15 @@ class RunArguments:
             rich_help_panel=_CONTROLS,
         ),
     ] = LONGEST_OUTAGE
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct",
+            help="Send the requests without litellm's completion code where the answers are the "
+            "same: faster. The Router still decides.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = False
     fail_fast: Annotated[
         bool,
         typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=_CONTROLS),

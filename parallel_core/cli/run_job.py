@@ -171,6 +171,7 @@ def _controls(given: RunArguments) -> Controls:
         or None,
         "total_timeout": _above_zero("--total-timeout", given.total_timeout, "seconds"),
         "hedge": _hedge(given.hedge),
+        "direct": given.direct,
         "retry": Retry(max_wait=max_outage) if max_outage else None,
     }
     if given.fair_by is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
 from parallel_core.errors import NAMED_BY_LINE, describe_differences
@@ -168,6 +168,8 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     row("tokens", f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}{estimated}")
     if cost := cost_in_words(usage):
         row("cost", cost)
+    if summary.direct_calls or summary.indirect_calls:
+        row("direct", describe_direct(summary.direct_calls, summary.indirect_calls))
     done = summary.succeeded + summary.failed
     rate = f", {done / summary.elapsed:.1f} calls/s" if summary.elapsed > 0 and done else ""
     row("time", f"{clock(summary.elapsed)}{rate}")
@@ -181,6 +183,14 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.paths.errors is not None:
         row("errors", printable_name(summary.paths.errors))
     return rows
+
+
+def describe_direct(direct: int, indirect: Mapping[str, int]) -> str:
+    """Return how many attempts were sent directly, and why the others were not."""
+    most = sorted(indirect.items(), key=lambda reason: -reason[1])[:3]
+    reasons = "; ".join(f"{why} {count:,}" for why, count in most)
+    others = f", {sum(indirect.values()):,} by litellm ({reasons})" if indirect else ""
+    return f"{direct:,}{others}"
 
 
 def describe_end(summary: RunSummary, resume: str | None) -> list[str]:

@@ -6,6 +6,7 @@ The format is described in ``docs/file-formats.md``.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from parallel_core.journal import (
     read_json_line,
     read_result_line,
 )
-from parallel_core.router import finish_of
+from parallel_core.router import PROVIDER_BODY, finish_of
 from parallel_core.types import RouterParallelResult, Usage
 
 from .input_records import InputProblem
@@ -152,11 +153,16 @@ def _line(
 def _completion(response: Any) -> Mapping[str, Any]:
     """Convert a chat completion of litellm to the form in which OpenAI writes one.
 
+    An answer on the direct lane is written as the provider sent it.
+
     litellm adds nulls, empty members and a usage of zeros to every answer, even if the provider did
     not send them: these are removed. OpenAI always writes some nulls: these are added.
     """
     if isinstance(response, Mapping):
         return cast("Mapping[str, Any]", response)  # from a user's callable: keep it unchanged
+    sent = _hidden(response).get(PROVIDER_BODY)
+    if isinstance(sent, bytes):  # on the direct lane, it is known as the provider sent it
+        return cast("Mapping[str, Any]", json.loads(sent))
     body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
     usage = body.get("usage")
     # No prompt has 0 tokens: litellm writes 0 if the provider reported nothing.

@@ -3,6 +3,7 @@
 from .answers import (
     MOST_REASONS,
     OTHER_REASONS,
+    PROVIDER_BODY,
     Finish,
     add_finish,
     describe_finishes,
@@ -43,6 +44,7 @@ __all__ = [
     "INDEX",
     "MOST_REASONS",
     "OTHER_REASONS",
+    "PROVIDER_BODY",
     "RETRIED",
     "STALL_TIMEOUT",
     "TIMEOUT",

@@ -22,6 +22,9 @@ OTHER_REASONS = "another reason"
 _INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
 _MISSING = object()
 
+PROVIDER_BODY = "parallel_core_body"
+"""Hidden parameter of an answer on the direct lane: the provider's JSON, as bytes."""
+
 
 class Finish(NamedTuple):
     """End of an answer.

@@ -75,6 +75,8 @@ class Run:
         # Known at the end:
         self._elapsed = 0.0
         self._usage = Usage()
+        self._direct_calls = 0
+        self._indirect_calls: dict[str, int] = {}
         self._failed_deployments: dict[str, str] = {}
 
     # --- into the batch ---
@@ -183,6 +185,8 @@ class Run:
                     for outcome in self._blocked.at_the_end():
                         await self._write(outcome)
                 self._usage = batch.usage
+                self._direct_calls = batch.direct_calls
+                self._indirect_calls = batch.indirect_calls
                 self._failed_deployments = {
                     name: self._plan.redactor.redact(why)
                     for name, why in batch.failed_deployments.items()
@@ -315,6 +319,8 @@ class Run:
             input_error=self.input_error,
             finish_reasons=dict(self._results.finish_reasons.most_common()),
             without_text=self._results.without_text,
+            direct_calls=self._direct_calls,
+            indirect_calls=self._indirect_calls,
             final_failures=self._earlier.final + final,
         )
 

@@ -155,6 +155,9 @@ class RunSummary(msgspec.Struct, frozen=True):
             place of it: no tool call, no refusal, no audio, no image.
         final_failures: number of failures, of this run and of earlier ones, that would fail again:
             the request itself is wrong, too large or refused.
+        direct_calls: with ``direct``, number of attempts that were sent without litellm. Those of
+            workers are not counted.
+        indirect_calls: with ``direct``, numbers of attempts that litellm sent, by reason.
     """
 
     ending: Ending
@@ -178,6 +181,8 @@ class RunSummary(msgspec.Struct, frozen=True):
     finish_reasons: dict[str, int] = {}
     without_text: int = 0
     final_failures: int = 0
+    direct_calls: int = 0
+    indirect_calls: dict[str, int] = {}
 
     @property
     def failures_that_may_pass(self) -> int:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import functools
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
-from .shapes import equal
+import httpx
+
+from parallel_core.router.answers import PROVIDER_BODY
+
+from .shapes import Structure, equal, structure
 from .wire import Answer
 
 # Members of the hidden parameters that differ from call to call in litellm, too.
 _OF_ONE_CALL = frozenset(
-    {"_response_ms", "litellm_overhead_time_ms", "callback_duration_ms", "litellm_call_id"}
+    {
+        "_response_ms",
+        "litellm_overhead_time_ms",
+        "callback_duration_ms",
+        "litellm_call_id",
+        PROVIDER_BODY,
+    }
 )
 
 
@@ -42,6 +53,49 @@ def _litellm() -> _Litellm:
 Price: TypeAlias = Callable[[Any], float | None]
 
 
+class Completion(NamedTuple):
+    """A completion as the provider sent it.
+
+    Attributes:
+        headers: names in lower case, the values of repeated ones joined.
+        body: its JSON, not compressed.
+        data: the body, decoded.
+        structure: the structure of the body (:func:`.structure`).
+        seconds: time that the provider took.
+    """
+
+    headers: dict[str, str]
+    body: bytes
+    data: Any
+    structure: Structure
+    seconds: float
+
+    @classmethod
+    def of(cls, answer: Answer, seconds: float) -> Completion | None:
+        """Read an answer. None if it is not a plain completion: litellm reads it."""
+        if answer.status != 200:
+            return None
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in answer.headers:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        try:
+            compressed = "content-encoding" in headers
+            body = answer.response(_NO_REQUEST).content if compressed else answer.content
+            data: object = json.loads(body)
+        except (ValueError, httpx.DecodingError):
+            return None
+        if not isinstance(data, dict):
+            return None
+        members = cast("dict[str, Any]", data)
+        if not members.get("choices") or members.get("error") is not None:
+            return None
+        return cls(headers, body, members, structure(members), seconds)
+
+
+_NO_REQUEST = httpx.Request("POST", "http://localhost")
+
+
 @dataclass(frozen=True)
 class AnswerTemplate:
     """The parts of litellm's answers that are alike for all calls of a shape.
@@ -54,24 +108,22 @@ class AnswerTemplate:
     constants: Mapping[str, Any]
     price: Price
 
-    def make(self, answer: Answer, data: Any, arguments: Mapping[str, Any], seconds: float) -> Any:
-        """Return litellm's ``ModelResponse`` for an answer.
+    def make(self, completion: Completion, arguments: Mapping[str, Any]) -> Any:
+        """Return litellm's ``ModelResponse`` for a completion.
 
         Args:
-            answer: the answer as it came.
-            data: its body, decoded.
+            completion: the provider's answer.
             arguments: arguments of the attempt.
-            seconds: time that the provider took.
         """
         litellm = _litellm()
-        headers = _headers(answer)
+        headers = completion.headers
         response = litellm.convert(
-            response_object=data,
+            response_object=completion.data,
             model_response_object=litellm.response_class(),
             hidden_params={"headers": headers},
             _response_headers=headers,
         )
-        milliseconds = seconds * 1000
+        milliseconds = completion.seconds * 1000
         response._response_ms = milliseconds
         hidden = {**self.constants, **response._hidden_params}
         hidden["additional_headers"] = litellm.process_headers(
@@ -84,6 +136,7 @@ class AnswerTemplate:
             "litellm_call_id": arguments.get("litellm_call_id") or str(uuid.uuid4()),
             "provider_response_model": response.model,
             "response_cost": self.price(response),
+            PROVIDER_BODY: completion.body,
         }
         response._hidden_params = hidden
         return response
@@ -145,6 +198,13 @@ def _unknown(response: Any) -> float | None:
     return None
 
 
+def complete(theirs: Any, completion: Completion) -> None:
+    """Add to a response of litellm what litellm cannot know: it got the answer from us."""
+    hidden = theirs._hidden_params
+    theirs._response_ms = hidden["_response_ms"] = completion.seconds * 1000
+    hidden[PROVIDER_BODY] = completion.body
+
+
 def difference(ours: Any, theirs: Any) -> str | None:
     """Return the first member in which two answers differ; None if they are equal."""
     mine, other = ours.model_dump(warnings=False), theirs.model_dump(warnings=False)
@@ -156,12 +216,3 @@ def difference(ours: Any, theirs: Any) -> str | None:
         if name not in mine or name not in other or mine[name] != other[name]:
             return f"_hidden_params[{name!r}]"
     return None
-
-
-def _headers(answer: Answer) -> dict[str, str]:
-    """Return the headers as litellm reads them: names in lower case, repeated ones joined."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in answer.headers:
-        name, value = raw_name.decode("ascii").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers

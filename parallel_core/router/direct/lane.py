@@ -15,20 +15,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
-from .answers import AnswerTemplate, answer_template, difference, has_tokens
+from .answers import (
+    AnswerTemplate,
+    Completion,
+    answer_template,
+    complete,
+    difference,
+    has_tokens,
+)
 from .bookkeeping import Bookkeeping, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
 from .seam import Attempt, Sent, marked, record, replay
 from .shapes import NotJsonError, Passed, Structure, exact, structure
-from .wire import Answer, post
+from .wire import post
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -142,7 +148,11 @@ class DirectLane:
             names.append(name)
             if not internal(name, value):
                 values.append((name, value))
-        family = (tuple(names), structure(arguments["messages"]))
+        # The id stands for everything that the Router and litellm know of the deployment: what it
+        # refuses, its prices, and its name in the answer.
+        deployment = (arguments.get("model_info") or {}).get("id")
+        model = arguments["model"]
+        family = (deployment, model, tuple(names), structure(arguments["messages"]))
         passed = self._passed.get(family)
         if passed is None:
             return family, tuple([(name, exact(value)) for name, value in values])
@@ -206,16 +216,17 @@ class DirectLane:
             self.direct_calls -= 1
             shape.template, shape.reason = None, "the provider redirects it"
             return await self._through_litellm(shape.reason, litellms, arguments)
-        seconds = time.perf_counter() - started
-        data = _decoded(answer)
-        if data is not None and not self._verify:
-            response = self._known(shape, answer, data, arguments, seconds)
-            if response is not None:
-                return response
+        completion = Completion.of(answer, time.perf_counter() - started)
+        if completion is None:
+            return await replay(litellms, arguments, answer.response)
+        if not self._verify and shape.structures.get(completion.structure, False):
+            assert shape.answers is not None
+            response = shape.answers.make(completion, arguments)
+            self._bookkeeping.succeeded(arguments, response)
+            return response
         theirs = await replay(litellms, arguments, answer.response)
-        _set_duration(theirs, seconds)
-        if data is not None:
-            self._compare(shape, answer, data, arguments, theirs)
+        self._compare(shape, completion, arguments, theirs)
+        complete(theirs, completion)
         return theirs
 
     async def _verify_request(
@@ -225,61 +236,24 @@ class DirectLane:
         if not (isinstance(sent, Sent) and template.makes(sent, arguments)):
             self.differences["request"] += 1
 
-    def _known(
-        self,
-        shape: Shape,
-        answer: Answer,
-        data: Any,
-        arguments: dict[str, Any],
-        seconds: float,
-    ) -> Any:
-        """Return our response if answers of this structure are known to be equal, else None."""
-        if shape.answers is None or not shape.structures.get(structure(data), False):
-            return None
-        response = shape.answers.make(answer, data, arguments, seconds)
-        self._bookkeeping.succeeded(arguments, response)
-        return response
-
     def _compare(
-        self, shape: Shape, answer: Answer, data: Any, arguments: dict[str, Any], theirs: Any
+        self, shape: Shape, completion: Completion, arguments: dict[str, Any], theirs: Any
     ) -> None:
         """Compare our response with litellm's, the first time that a structure comes."""
-        known = structure(data)
+        is_known = completion.structure in shape.structures
+        if not self._verify and (is_known or len(shape.structures) >= _MOST_SHAPES):
+            return
         if shape.answers is None:
             if not has_tokens(theirs):  # every way of pricing it gives 0
                 return
             shape.answers = answer_template(theirs, arguments)
-        elif not self._verify and (
-            known in shape.structures or len(shape.structures) >= _MOST_SHAPES
-        ):
-            return
         try:
-            ours = shape.answers.make(answer, data, arguments, 0.0)
-            member = difference(ours, theirs)
+            member = difference(shape.answers.make(completion, arguments), theirs)
         except Exception as error:  # noqa: BLE001 - litellm has read it, and reads the others, too
-            member = f"{type(error).__name__}"
-        shape.structures[known] = member is None
+            member = type(error).__name__
+        shape.structures[completion.structure] = member is None
         if member is not None:
             self.differences[member] += 1
-
-
-def _decoded(answer: Answer) -> Any:
-    """Decode the body of an answer. None: litellm reads it."""
-    encoded = any(name.lower() == b"content-encoding" for name, _ in answer.headers)
-    if answer.status != 200:
-        return None
-    try:
-        content = answer.response(_NO_REQUEST).content if encoded else answer.content
-        data: object = json.loads(content)
-    except (ValueError, httpx.DecodingError):
-        return None
-    if not isinstance(data, dict):
-        return None
-    body = cast("dict[str, Any]", data)
-    return body if body.get("choices") and body.get("error") is None else None
-
-
-_NO_REQUEST = httpx.Request("POST", "http://localhost")
 
 
 def _raising(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
@@ -289,13 +263,6 @@ def _raising(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
         raise error
 
     return answer
-
-
-def _set_duration(response: Any, seconds: float) -> None:
-    """Set the duration of a response that litellm made of an answer that was there already."""
-    hidden = getattr(response, "_hidden_params", None)
-    if isinstance(hidden, dict):
-        response._response_ms = hidden["_response_ms"] = seconds * 1000
 
 
 def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:

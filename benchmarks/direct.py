@@ -1,0 +1,160 @@
+"""What the direct lane saves: ``python -m benchmarks.direct``.
+
+Calls of a Router go to the demo server, in a process of its own, which answers at once: as litellm
+makes them, on the direct lane, with the client of openai and as bare POSTs of aiohttp. Then a file
+is run with and without ``--direct``. The sides take turns; measured is the CPU time of the client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from parallel_core import parallel_acompletions, parallel_map
+from parallel_core.demo_server import DemoServerSettings, demo_server_process
+
+from .adapter import MODEL
+from .over_http import make_router
+
+IN_FLIGHT = 64
+QUESTION = "Name a colour that goes well with the number given, and say in a sentence why it does. "
+Side = Callable[[list[Any]], Awaitable[Any]]
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"{QUESTION}{number}"}] for number in range(count)]
+
+
+def router_side(router: Any, *, direct: bool) -> Side:
+    async def send(messages: list[Any]) -> None:
+        requests = ({"model": MODEL, "messages": one} for one in messages)
+        await parallel_acompletions(
+            router, requests, concurrency=IN_FLIGHT, return_exceptions=False, direct=direct
+        )
+
+    return send
+
+
+def post_side(url: str, session: aiohttp.ClientSession) -> Side:
+    async def post(messages: Any) -> Any:
+        body = {"model": MODEL, "messages": messages}
+        async with session.post(f"{url}/chat/completions", json=body) as response:
+            return await response.json()
+
+    return lambda messages: parallel_map(
+        post, messages, concurrency=IN_FLIGHT, return_exceptions=False
+    )
+
+
+def openai_side(url: str) -> Side:
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
+
+    async def create(messages: Any) -> Any:
+        return await client.chat.completions.create(model=MODEL, messages=messages)
+
+    return lambda messages: parallel_map(
+        create, messages, concurrency=IN_FLIGHT, return_exceptions=False
+    )
+
+
+async def calls(url: str, rounds: int, count: int) -> dict[str, list[float]]:
+    """Return microseconds of CPU per call, for each side and round."""
+    router = make_router(url)
+    measured: dict[str, list[float]] = {}
+    async with aiohttp.ClientSession() as session:
+        sides = {
+            "Router": router_side(router, direct=False),
+            "direct": router_side(router, direct=True),
+            "openai": openai_side(url),
+            "POST": post_side(url, session),
+        }
+        for send in sides.values():
+            await send(conversations(2 * IN_FLIGHT))  # connections, first imports
+        for _ in range(rounds):
+            for name, send in sides.items():
+                messages = conversations(count)
+                began = time.process_time()
+                await send(messages)
+                took = (time.process_time() - began) / count * 1e6
+                measured.setdefault(name, []).append(took)
+    return measured
+
+
+def run_of_a_file(url: str, lines: int, *options: str) -> float:
+    """Return the seconds of CPU of a run of a file, without its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "requests.jsonl")
+        with source.open("w") as file:
+            for number, messages in enumerate(conversations(lines)):
+                body = {"model": MODEL, "messages": messages}
+                file.write(json.dumps({"custom_id": str(number), "body": body}) + "\n")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "parallel_core.cli", "run", str(source), "--yes"]
+        command += ["--model", f"openai/{MODEL}", "--api-base", url]
+        command += ["-o", str(source.with_name("answers.jsonl"))]
+        command += ["--concurrency", str(IN_FLIGHT), *options]
+        environment = {**os.environ, "OPENAI_API_KEY": "none"}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def files(url: str, rounds: int, lines: int) -> dict[str, list[float]]:
+    """Return microseconds of CPU per line of a run, and of one with ``--direct``."""
+    measured: dict[str, list[float]] = {"run": [], "run --direct": []}
+    for _ in range(rounds):
+        start = run_of_a_file(url, 1)
+        for name, options in (("run", ()), ("run --direct", ("--direct",))):
+            measured[name].append((run_of_a_file(url, lines, *options) - start) / lines * 1e6)
+    return measured
+
+
+def report(measured: dict[str, list[float]], base: str) -> None:
+    for name, values in measured.items():
+        ratios = [one / other for one, other in zip(measured[base], values, strict=True)]
+        print(
+            f"  {name:14} {statistics.median(values):8.0f} us of CPU  "
+            f"{statistics.median(ratios):5.2f} x the {base}'s calls per CPU second "
+            f"({min(ratios):.2f} to {max(ratios):.2f})",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.direct", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=2000, help="of each side, in each round")
+    parser.add_argument("--lines", type=int, default=20_000, help="of the file, in each round")
+    parser.add_argument("--smoke", action="store_true", help="a few calls: does it run?")
+    options = parser.parse_args()
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    rounds, count, lines = options.rounds, options.calls, options.lines
+    if options.smoke:
+        rounds, count, lines = 1, 64, 64
+    from importlib.metadata import version
+
+    settings = DemoServerSettings(latency_median=0.0, latency_sigma=0.0, models={MODEL: 0.0})
+    with demo_server_process(settings) as server:
+        print(f"litellm {version('litellm')}, {IN_FLIGHT} in flight, {rounds} rounds of {count}")
+        report(asyncio.run(calls(server.url, rounds, count)), "Router")
+        print(f"a file of {lines:,} lines")
+        report(files(server.url, rounds, lines), "run")
+
+
+if __name__ == "__main__":
+    main()
