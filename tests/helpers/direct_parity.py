@@ -16,6 +16,7 @@ from typing import Any
 
 import parallel_core
 from parallel_core import RouterParallelResult, classify_failure
+from parallel_core.router.answers import PROVIDER_BODY
 
 # Members of the hidden parameters that differ from call to call.
 OF_ONE_CALL = ("_response_ms", "litellm_overhead_time_ms", "callback_duration_ms")
@@ -88,7 +89,9 @@ def outcome_of(result: RouterParallelResult) -> dict[str, Any]:
     if result.exception is not None:
         return failure_of(result.exception)
     response: Any = result.response
-    hidden = dict(response._hidden_params)
+    hidden = {
+        name: value for name, value in response._hidden_params.items() if name != PROVIDER_BODY
+    }
     types = {name: type(hidden.pop(name, None)) for name in OF_ONE_CALL}
     assert hidden.pop("litellm_call_id", "")
     assert response._response_ms > 0
@@ -114,7 +117,8 @@ def failure_of(error: BaseException) -> dict[str, Any]:
     failure = classify_failure(error) if isinstance(error, Exception) else None
     shown: dict[str, Any] = {
         "class": type(error),
-        "message": str(error),
+        # litellm quotes objects in some messages, with what differs from call to call.
+        "message": str(error).split("received_args=")[0],
         "kind": failure and failure.kind,
         "retry_after": failure and failure.retry_after,
         "notes": getattr(error, "__notes__", []),
@@ -150,10 +154,11 @@ def without_seconds(text: str) -> str:
     return _SECONDS.sub("SECONDS", text)
 
 
-def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The members in which two outcomes differ."""
-    return {
-        name: (one.get(name), other.get(name))
-        for name in sorted(one.keys() | other.keys())
-        if name not in one or name not in other or one[name] != other[name]
-    }
+def unlike(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """The members in which two outcomes differ, by their paths."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return {} if one == other else {path: (one, other)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(one.keys() | other.keys()):
+        found |= unlike(one.get(name, "missing"), other.get(name, "missing"), f"{path}/{name}")
+    return found

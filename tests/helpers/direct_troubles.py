@@ -118,8 +118,7 @@ async def send_column(column: Column, closed_port: int, direct: Any) -> Told:
     with server_of(column) as server:
         router = router_of_column(column, server.url, closed_port)
         requests = [
-            {"model": kind, "messages": [{"role": "user", "content": "a"}]}
-            for kind in column.kinds
+            {"model": kind, "messages": [{"role": "user", "content": "a"}]} for kind in column.kinds
         ]
         async with iter_parallel_acompletions(
             router, requests, concurrency=len(requests), direct=direct, retry=column.retry

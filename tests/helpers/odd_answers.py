@@ -174,7 +174,6 @@ ODD_ANSWERS: Final[Mapping[str, Canned]] = {
         ),
         "created status": Canned(completion(), 201),
         "no content status": Canned(completion(), 203),
-        "redirect": Canned(b"", 307, [("Location", "/v1/elsewhere")]),
         "teapot": Canned({"error": _ERROR}, 418),
         "error as text": Canned({"error": "broken"}, 400),
         "error as detail": Canned({"detail": [{"loc": ["body"], "msg": "broken"}]}, 422),

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 
 class Kept(NamedTuple):
@@ -35,6 +35,8 @@ class Canned:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
+Answer: TypeAlias = Callable[[str, Any], Canned]
+
 USAGE: Mapping[str, Any] = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
 
@@ -46,17 +48,17 @@ def completion(**members: Any) -> dict[str, Any]:
     return {**whole, "choices": [choice], "usage": dict(USAGE), **members}
 
 
-def by_last_message(answers: Mapping[str, Canned]) -> Callable[[Any], Canned]:
-    """Give the answer with the name that the text of the last message begins with."""
+def by_last_message(answers: Mapping[str, Canned]) -> Answer:
+    """Give the answer that the last message names."""
 
-    def answer(body: Any) -> Canned:
-        return answers[body["messages"][-1]["content"].split(":")[0]]
+    def answer(path: str, body: Any) -> Canned:
+        return answers[body["messages"][-1]["content"]]
 
     return answer
 
 
 class RecordingProvider(http.server.ThreadingHTTPServer):
-    """Answers what ``answer`` returns for the body of a request.
+    """Answers what ``answer`` returns for the path and the body of a request.
 
     Attributes:
         kept: all requests, in the order of their arrival.
@@ -64,9 +66,9 @@ class RecordingProvider(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answer: Callable[[Any], Canned] | None = None) -> None:
+    def __init__(self, answer: Answer | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = answer or (lambda body: Canned(completion()))
+        self.answer = answer or (lambda path, body: Canned(completion()))
         self.kept: list[Kept] = []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -77,12 +79,13 @@ class RecordingProvider(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: RecordingProvider
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # otherwise the body waits until the client has confirmed the headers
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = [pair for pair in self.headers.items() if pair[0].lower() != "host"]
         self.server.kept.append(Kept(self.path, headers, body))
-        answer = self.server.answer(json.loads(body))
+        answer = self.server.answer(self.path, json.loads(body))
         content = answer.content()
         self.send_response(answer.status)
         names = {name.lower() for name, _ in answer.headers}
@@ -100,7 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def recording_provider(
-    answer: Callable[[Any], Canned] | None = None,
+    answer: Answer | None = None,
 ) -> Iterator[RecordingProvider]:
     with RecordingProvider(answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
