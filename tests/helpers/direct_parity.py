@@ -99,7 +99,7 @@ def outcome_of(result: RouterParallelResult) -> dict[str, Any]:
         for name in OF_ONE_ANSWER:
             if headers is not None:
                 headers.pop(name, None)
-    return normal(
+    outcome: dict[str, Any] = normal(
         {
             "class": type(response),
             "response": response.model_dump(warnings=False),
@@ -110,6 +110,7 @@ def outcome_of(result: RouterParallelResult) -> dict[str, Any]:
             "types": types,
         }
     )
+    return outcome
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:
@@ -131,7 +132,8 @@ def failure_of(error: BaseException) -> dict[str, Any]:
     response: Any = getattr(error, "response", None)
     shown["response"] = response is not None and (response.status_code, response.content)
     shown["cause"] = type(error.__cause__)
-    return normal(shown)
+    outcome: dict[str, Any] = normal(shown)
+    return outcome
 
 
 def normal(value: Any) -> Any:
