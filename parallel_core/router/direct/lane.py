@@ -150,9 +150,13 @@ class DirectLane:
                 values.append((name, value))
         # The id stands for everything that the Router and litellm know of the deployment: what it
         # refuses, its prices, and its name in the answer.
-        deployment = (arguments.get("model_info") or {}).get("id")
-        model = arguments["model"]
-        family = (deployment, model, tuple(names), structure(arguments["messages"]))
+        info: Mapping[str, Any] = arguments.get("model_info") or {}
+        family = (
+            info.get("id"),
+            arguments["model"],
+            tuple(names),
+            structure(arguments["messages"]),
+        )
         passed = self._passed.get(family)
         if passed is None:
             return family, tuple([(name, exact(value)) for name, value in values])
