@@ -21,6 +21,7 @@ MODELS = ("fast", "gpt-4o-mini", "gpt-5-mini")
 SERVER_SETTINGS = DemoServerSettings(latency_median=0.0, models=dict.fromkeys(MODELS, 1.0))
 # What litellm changes in the messages of these requests depends on the messages, so it sends them.
 REWRITTEN = {"developer", "tool-call", "refusal-null"}
+TIMES = 2  # the lane learns from the first of each
 REFUSED = {"verbosity", "thinking"}
 
 
@@ -56,12 +57,12 @@ def requests() -> dict[str, dict[str, Any]]:
 
 
 async def send_cases(direct: Any) -> Way:
-    """Send each request three times: the lane learns from the first."""
+    """Send each request several times."""
     bodies = requests()
     groups = {model: [{"model": f"openai/{model}"}] for model in MODELS}
     with DemoServerThread(SERVER_SETTINGS) as server:
         router = router_of(server.url, groups)
-        every = [copy.deepcopy(body) for body in bodies.values() for _ in range(3)]
+        every = [copy.deepcopy(body) for body in bodies.values() for _ in range(TIMES)]
         return await send(router, every, direct)
 
 
@@ -82,12 +83,12 @@ def test_requests_of_every_form(host: Host, direct: Any) -> None:
 
     run_with_routers(host, main)
     plain, ours = ways
-    names = [name for name in requests() for _ in range(3)]
+    names = [name for name in requests() for _ in range(TIMES)]
     for name, one, other in zip(names, plain.outcomes, ours.outcomes, strict=True):
         assert unlike(one, other) == {}, name
     assert ours.indirect_calls == {
-        "litellm rewrites its messages": 3 * len(REWRITTEN),
-        "litellm refuses it": 3 * len(REFUSED),
+        "litellm rewrites its messages": TIMES * len(REWRITTEN),
+        "litellm refuses it": TIMES * len(REFUSED),
     }
     assert ours.direct_calls == len(names) - sum(ours.indirect_calls.values())
     assert not ours.differences
