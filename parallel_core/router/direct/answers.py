@@ -142,6 +142,12 @@ class AnswerTemplate:
         return response
 
 
+def has_tokens(response: Any) -> bool:
+    """Return True if the price of a response shows how litellm prices others."""
+    usage: Any = getattr(response, "usage", None)
+    return bool(usage and usage.prompt_tokens and usage.completion_tokens)
+
+
 def answer_template(theirs: Any, arguments: Mapping[str, Any]) -> AnswerTemplate:
     """Find out what litellm adds to the answers of a deployment, from one that it made."""
     hidden: Mapping[str, Any] = theirs._hidden_params
@@ -170,7 +176,10 @@ def _price(theirs: Any, hidden: Mapping[str, Any], arguments: Mapping[str, Any])
 
     def by_deployment(response: Any) -> float | None:
         return litellm.completion_cost(
-            completion_response=response, model=model, router_model_id=hidden.get("model_id")
+            completion_response=response,
+            model=model,
+            router_model_id=hidden.get("model_id"),
+            custom_pricing=True,
         )
 
     def by_model(response: Any) -> float | None:
@@ -198,7 +207,7 @@ def complete(theirs: Any, completion: Completion) -> None:
 
 def difference(ours: Any, theirs: Any) -> str | None:
     """Return the first member in which two answers differ; None if they are equal."""
-    mine, other = ours.model_dump(), theirs.model_dump()
+    mine, other = ours.model_dump(warnings=False), theirs.model_dump(warnings=False)
     for name in sorted(mine.keys() | other.keys()):
         if not equal(mine.get(name), other.get(name)):
             return str(name)

@@ -103,6 +103,10 @@ def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
         return "answers are cached"
     if arguments.get("client") is not None:
         return "it has a client of its own"
+    info: Mapping[str, Any] = arguments.get("model_info") or {}
+    for prices in (arguments, info):
+        if any(name.endswith("_cost_per_second") and prices[name] for name in prices):
+            return "it is priced by its duration"
     return ""
 
 

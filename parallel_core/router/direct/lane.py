@@ -22,12 +22,21 @@ from typing import Any
 
 import httpx
 
-from .answers import AnswerTemplate, Completion, answer_template, complete, difference
+from .answers import (
+    AnswerTemplate,
+    Completion,
+    answer_template,
+    complete,
+    difference,
+    has_tokens,
+)
 from .bookkeeping import Bookkeeping, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
 from .seam import Attempt, Sent, marked, record, replay
 from .shapes import NotJsonError, Passed, Structure, exact, structure
 from .wire import post
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 # Beyond so many shapes of one batch, its arguments differ from call to call.
 _MOST_SHAPES = 2048
@@ -103,6 +112,9 @@ class DirectLane:
             try:
                 ended, outcome = await self._learn(shape, litellms, arguments)
                 learnt = True
+            except Exception:
+                self.indirect_calls["litellm refuses it"] += 1
+                raise
             finally:
                 shape.learning.set_result(None)
                 shape.learning = None
@@ -136,7 +148,15 @@ class DirectLane:
             names.append(name)
             if not internal(name, value):
                 values.append((name, value))
-        family = (tuple(names), structure(arguments["messages"]))
+        # The id stands for everything that the Router and litellm know of the deployment: what it
+        # refuses, its prices, and its name in the answer.
+        info: Mapping[str, Any] = arguments.get("model_info") or {}
+        family = (
+            info.get("id"),
+            arguments["model"],
+            tuple(names),
+            structure(arguments["messages"]),
+        )
         passed = self._passed.get(family)
         if passed is None:
             return family, tuple([(name, exact(value)) for name, value in values])
@@ -196,6 +216,10 @@ class DirectLane:
             answer = await post(template, body)
         except Exception as error:  # noqa: BLE001 - handed to litellm, which raises its own
             return await replay(litellms, arguments, _raising(error))
+        if answer.status in _REDIRECTS:
+            self.direct_calls -= 1
+            shape.template, shape.reason = None, "the provider redirects it"
+            return await self._through_litellm(shape.reason, litellms, arguments)
         completion = Completion.of(answer, time.perf_counter() - started)
         if completion is None:
             return await replay(litellms, arguments, answer.response)
@@ -224,6 +248,8 @@ class DirectLane:
         if not self._verify and (is_known or len(shape.structures) >= _MOST_SHAPES):
             return
         if shape.answers is None:
+            if not has_tokens(theirs):  # every way of pricing it gives 0
+                return
             shape.answers = answer_template(theirs, arguments)
         try:
             member = difference(shape.answers.make(completion, arguments), theirs)

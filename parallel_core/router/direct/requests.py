@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,10 +23,24 @@ class NotAlikeError(Exception):
     """A request cannot be made from arguments: the message says why."""
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
-    """Encode a body as the openai package does, which sends most of litellm's requests."""
+def _as_openai(body: Mapping[str, Any]) -> bytes:
+    """Encode a body as the openai package does, and httpx."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode()
+
+
+def _as_json_dumps(body: Mapping[str, Any]) -> bytes:
+    """Encode a body as litellm's own handler of HTTP does."""
+    return json.dumps(body).encode()
+
+
+def _encoder_of(body: Mapping[str, Any], content: bytes) -> Callable[[Mapping[str, Any]], bytes]:
+    """Return the function that encodes a body as litellm did."""
+    for encode in (_as_openai, _as_json_dumps):
+        with contextlib.suppress(ValueError):  # not every function accepts NaN and half characters
+            if encode(body) == content:
+                return encode
+    raise NotAlikeError("its body is encoded in another way")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +52,7 @@ class RequestTemplate:
         arguments: names of the arguments that stand in the body as they are.
         constants: the other members of the body.
         order: the members in the order of the body.
+        encode: makes the bytes of a body as litellm does.
         headers, url, timeout, transport, proxy: as litellm sent it.
     """
 
@@ -44,6 +60,7 @@ class RequestTemplate:
     arguments: frozenset[str]
     constants: Mapping[str, Any]
     order: tuple[str, ...]
+    encode: Callable[[Mapping[str, Any]], bytes]
     headers: Mapping[str, str]
     url: URL
     timeout: aiohttp.ClientTimeout
@@ -77,12 +94,14 @@ class RequestTemplate:
         )
         if "messages" not in names:
             raise NotAlikeError("litellm rewrites its messages")
+        encode = _encoder_of(body, request.content)
         seconds: Mapping[str, float | None] = request.extensions.get("timeout") or {}
-        template = cls(
+        return cls(
             sent=sent,
             arguments=names,
             constants={name: body[name] for name in body if name not in names},
             order=tuple(body),
+            encode=encode,
             headers={
                 name.decode("ascii"): value.decode("latin-1")
                 for name, value in request.headers.raw
@@ -97,14 +116,11 @@ class RequestTemplate:
             transport=transport,
             proxy=await transport._get_proxy_settings(request),
         )
-        if template.body(arguments) != request.content:
-            raise NotAlikeError("its body is encoded in another way")
-        return template
 
     def body(self, arguments: Mapping[str, Any]) -> bytes:
         """Make the body of a call with these arguments."""
         given, constants = self.arguments, self.constants
-        return encode(
+        return self.encode(
             {name: arguments[name] if name in given else constants[name] for name in self.order}
         )
 

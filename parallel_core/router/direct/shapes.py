@@ -7,8 +7,10 @@ from typing import Any, TypeAlias
 Structure: TypeAlias = Any
 """A hashable description of a JSON value."""
 
-# Members whose values decide how others are treated.
-_DECISIVE = frozenset({"type", "role", "object", "finish_reason", "format", "detail"})
+# Members whose values decide how others are treated, the last two how an answer is priced.
+_DECISIVE = frozenset(
+    {"type", "role", "object", "finish_reason", "format", "detail", "model", "service_tier"}
+)
 _ADDRESSES = frozenset({"url", "image_url"})
 
 
