@@ -27,9 +27,13 @@ from pathlib import Path
 
 import anyio
 
-from parallel_core.journal import Journal, JournalEntry
-from parallel_core.journal.run_paths import RunPaths
-from parallel_core.journal.run_statistics import CallStatistics, statistics_line
+from parallel_core.journal import (
+    CallStatistics,
+    Journal,
+    JournalEntry,
+    RunPaths,
+    statistics_line,
+)
 
 GROUP = 32
 MIB = 1024.0  # KiB, in which the system tells the memory of a process

@@ -277,7 +277,8 @@ def test_help_names_each_argument(name: str) -> None:
     signature = inspect.signature(function)
     document = inspect.getdoc(function) or ""
     assert "{controls}" not in document
-    refused = {"attempt_timeout", "on_chunk", "stall_timeout"} if name.endswith("map") else set()
+    of_requests = {"attempt_timeout", "direct", "on_chunk", "stall_timeout"}
+    refused = of_requests if name.endswith("map") else set()
     refused |= {"hedge"} if name == "iter_parallel_streams" else set()
     controls = set(Controls.__annotations__)
     assert controls & set(signature.parameters) == controls - refused

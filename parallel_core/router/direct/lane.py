@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -38,8 +39,9 @@ from .wire import post
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-# Beyond so many shapes of one batch, its arguments differ from call to call.
-_MOST_SHAPES = 2048
+_MOST_SHAPES = 2048  # of one batch, and of the answers of one shape
+# So many are learnt before the lane asks whether calls share shapes.
+_SHAPES_TO_TRY = 128
 
 
 class Shape:
@@ -89,28 +91,28 @@ class DirectLane:
 
         return direct
 
-    async def attempt(self, litellms: Attempt, arguments: dict[str, Any]) -> Any:
+    async def attempt(self, original: Attempt, arguments: dict[str, Any]) -> Any:
         """Make one attempt, on the lane if it is open for it."""
         reason = self._bookkeeping.reason() or reason_for_litellm(arguments)
         if reason:
-            return await self._through_litellm(reason, litellms, arguments)
+            return await self._through_litellm(reason, original, arguments)
         try:
             family, key = self._key(arguments)
         except NotJsonError as error:
             reason = f"an argument is not JSON: {error}"
-            return await self._through_litellm(reason, litellms, arguments)
+            return await self._through_litellm(reason, original, arguments)
         shape = self._shapes.get((family, key))
         while shape is not None and shape.learning is not None:
             await asyncio.shield(shape.learning)
             shape = self._shapes.get((family, key))
         if shape is None:
-            if len(self._shapes) >= _MOST_SHAPES:
-                return await self._through_litellm("too many shapes", litellms, arguments)
+            if self._has_too_many_shapes():
+                return await self._through_litellm("too many shapes", original, arguments)
             shape = self._shapes[family, key] = Shape()
             learnt = False
             shape.learning = asyncio.get_running_loop().create_future()
             try:
-                ended, outcome = await self._learn(shape, litellms, arguments)
+                ended, outcome = await self._learn(shape, original, arguments)
                 learnt = True
             except Exception:
                 self.indirect_calls["litellm refuses it"] += 1
@@ -126,14 +128,19 @@ class DirectLane:
             if shape.template is not None:
                 self._note_passed(family, shape.template, arguments)
         if shape.template is None:
-            return await self._through_litellm(shape.reason, litellms, arguments)
-        return await self._send(shape, shape.template, litellms, arguments)
+            return await self._through_litellm(shape.reason, original, arguments)
+        return await self._send(shape, shape.template, original, arguments)
 
     async def _through_litellm(
-        self, reason: str, litellms: Attempt, arguments: dict[str, Any]
+        self, reason: str, original: Attempt, arguments: dict[str, Any]
     ) -> Any:
         self.indirect_calls[reason] += 1
-        return await litellms(**arguments)
+        return await original(**arguments)
+
+    def _has_too_many_shapes(self) -> bool:
+        """Return True if learning another shape, which costs two calls, will hardly pay."""
+        known = len(self._shapes)
+        return known >= _MOST_SHAPES or (known >= _SHAPES_TO_TRY and self.direct_calls < 2 * known)
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -169,15 +176,15 @@ class DirectLane:
         )
 
     async def _learn(
-        self, shape: Shape, litellms: Attempt, arguments: dict[str, Any]
+        self, shape: Shape, original: Attempt, arguments: dict[str, Any]
     ) -> tuple[bool, Any]:
         """Learn how litellm sends a shape. Return True and the outcome if it sent nothing."""
-        sent = await record(litellms, _copied(arguments))
+        sent = await record(original, _copied(arguments))
         if not isinstance(sent, Sent):
             shape.reason = "litellm answers it without a request"
             return True, sent
         other = self._bookkeeping.varied(_copied(arguments))
-        sent_too = await record(litellms, _copied(other))
+        sent_too = await record(original, _copied(other))
         try:
             template = await RequestTemplate.of(sent, arguments)
             if not (isinstance(sent_too, Sent) and template.makes(sent_too, other)):
@@ -192,7 +199,7 @@ class DirectLane:
         self, family: Any, template: RequestTemplate, arguments: Mapping[str, Any]
     ) -> None:
         passed = self._passed.setdefault(family, {})
-        for name in template.arguments - {"messages", "model"}:
+        for name in template.arguments - {"model"}:
             passed.setdefault(name, Passed()).add(arguments[name])
 
     # -- answers -----------------------------------------------------------------------------------
@@ -201,42 +208,47 @@ class DirectLane:
         self,
         shape: Shape,
         template: RequestTemplate,
-        litellms: Attempt,
+        original: Attempt,
         arguments: dict[str, Any],
     ) -> Any:
         try:
             body = template.body(arguments)
             if self._verify:
-                await self._verify_request(template, litellms, arguments)
+                await self._verify_request(template, original, arguments)
         except (ValueError, TypeError, UnicodeError):  # litellm raises its own error
-            return await self._through_litellm("it cannot be encoded", litellms, arguments)
+            return await self._through_litellm("it cannot be encoded", original, arguments)
         self.direct_calls += 1
         started = time.perf_counter()
         try:
             answer = await post(template, body)
         except Exception as error:  # noqa: BLE001 - handed to litellm, which raises its own
-            return await replay(litellms, arguments, _raising(error))
+            seconds = time.perf_counter() - started
+            try:
+                return await replay(original, arguments, _raising(error))
+            except Exception as failure:
+                _set_duration(failure, seconds)
+                raise
         if answer.status in _REDIRECTS:
             self.direct_calls -= 1
             shape.template, shape.reason = None, "the provider redirects it"
-            return await self._through_litellm(shape.reason, litellms, arguments)
+            return await self._through_litellm(shape.reason, original, arguments)
         completion = Completion.of(answer, time.perf_counter() - started)
         if completion is None:
-            return await replay(litellms, arguments, answer.response)
+            return await replay(original, arguments, answer.response)
         if not self._verify and shape.structures.get(completion.structure, False):
             assert shape.answers is not None
             response = shape.answers.make(completion, arguments)
             self._bookkeeping.succeeded(arguments, response)
             return response
-        theirs = await replay(litellms, arguments, answer.response)
+        theirs = await replay(original, arguments, answer.response)
         self._compare(shape, completion, arguments, theirs)
         complete(theirs, completion)
         return theirs
 
     async def _verify_request(
-        self, template: RequestTemplate, litellms: Attempt, arguments: dict[str, Any]
+        self, template: RequestTemplate, original: Attempt, arguments: dict[str, Any]
     ) -> None:
-        sent = await record(litellms, _copied(arguments))
+        sent = await record(original, _copied(arguments))
         if not (isinstance(sent, Sent) and template.makes(sent, arguments)):
             self.differences["request"] += 1
 
@@ -267,6 +279,18 @@ def _raising(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
         raise error
 
     return answer
+
+
+def _set_duration(failure: Exception, seconds: float) -> None:
+    """Correct the time in a message of litellm: the timeout was over when litellm heard of it."""
+    message = getattr(failure, "message", None)
+    if isinstance(message, str):
+        true = _TIME_TAKEN.sub(f"time taken={round(seconds, 2)} seconds", message)
+        failure.message = true  # type: ignore[attr-defined]
+        failure.args = tuple(true if part == message else part for part in failure.args)
+
+
+_TIME_TAKEN = re.compile(r"time taken=[\d.]+ seconds")
 
 
 def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:

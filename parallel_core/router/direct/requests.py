@@ -43,6 +43,26 @@ def _encoder_of(body: Mapping[str, Any], content: bytes) -> Callable[[Mapping[st
     raise NotAlikeError("its body is encoded in another way")
 
 
+def _as_given(messages: Any) -> Any:
+    return messages
+
+
+def _without_nulls(messages: Any) -> Any:
+    """Leave out the members of messages that are null, as litellm does with most of them."""
+    return [
+        {name: member for name, member in message.items() if member is not None}
+        for message in messages
+    ]
+
+
+def _rewriting(given: Any, sent: Any) -> Callable[[Any], Any]:
+    """Return the function that makes the messages that litellm sends from those of the call."""
+    for rewrite in (_as_given, _without_nulls):
+        if equal(rewrite(given), sent):
+            return rewrite
+    raise NotAlikeError("litellm rewrites its messages")
+
+
 @dataclass(frozen=True, eq=False)
 class RequestTemplate:
     """A request of litellm's with open places for what differs from call to call.
@@ -50,7 +70,8 @@ class RequestTemplate:
     Attributes:
         sent: the request that litellm made.
         arguments: names of the arguments that stand in the body as they are.
-        constants: the other members of the body.
+        constants: the other members of the body, without the messages.
+        rewrite: makes the messages of the body from those of the call.
         order: the members in the order of the body.
         encode: makes the bytes of a body as litellm does.
         headers, url, timeout, transport, proxy: as litellm sent it.
@@ -59,6 +80,7 @@ class RequestTemplate:
     sent: Sent
     arguments: frozenset[str]
     constants: Mapping[str, Any]
+    rewrite: Callable[[Any], Any]
     order: tuple[str, ...]
     encode: Callable[[Mapping[str, Any]], bytes]
     headers: Mapping[str, str]
@@ -90,16 +112,18 @@ class RequestTemplate:
         names = frozenset(
             name
             for name, member in body.items()
-            if name in arguments and equal(member, arguments[name])
+            if name in arguments and name != "messages" and equal(member, arguments[name])
         )
-        if "messages" not in names:
-            raise NotAlikeError("litellm rewrites its messages")
+        rewrite = _rewriting(arguments["messages"], body.get("messages"))
         encode = _encoder_of(body, request.content)
         seconds: Mapping[str, float | None] = request.extensions.get("timeout") or {}
         return cls(
             sent=sent,
             arguments=names,
-            constants={name: body[name] for name in body if name not in names},
+            constants={
+                name: body[name] for name in body if name not in names and name != "messages"
+            },
+            rewrite=rewrite,
             order=tuple(body),
             encode=encode,
             headers={
@@ -120,9 +144,11 @@ class RequestTemplate:
     def body(self, arguments: Mapping[str, Any]) -> bytes:
         """Make the body of a call with these arguments."""
         given, constants = self.arguments, self.constants
-        return self.encode(
-            {name: arguments[name] if name in given else constants[name] for name in self.order}
-        )
+        body = {
+            name: arguments[name] if name in given else constants.get(name) for name in self.order
+        }
+        body["messages"] = self.rewrite(arguments["messages"])
+        return self.encode(body)
 
     def makes(self, sent: Sent, arguments: Mapping[str, Any]) -> bool:
         """Return True if this template makes a request that litellm made, byte for byte."""

@@ -24,8 +24,8 @@ Attempt: TypeAlias = Callable[..., Awaitable[Any]]
 class Lane(Protocol):
     """Makes the attempts of marked calls."""
 
-    async def attempt(self, litellms: Attempt, arguments: dict[str, Any]) -> Any:
-        """Make one attempt with the arguments that ``litellms``, litellm's own function, got."""
+    async def attempt(self, original: Attempt, arguments: dict[str, Any]) -> Any:
+        """Make one attempt with the arguments that ``original``, litellm's own function, got."""
         ...
 
 
@@ -85,20 +85,20 @@ def marked(lane: Lane) -> Generator[None, None, None]:
         _remove()
 
 
-async def record(litellms: Attempt, arguments: dict[str, Any]) -> Sent | Any:
+async def record(original: Attempt, arguments: dict[str, Any]) -> Sent | Any:
     """Return the request that litellm would send, without sending it.
 
     Whatever else litellm does is the outcome of the attempt: what it returns or raises before it
     sends anything.
     """
     try:
-        return await _with(_Exchange(), litellms, arguments)
+        return await _attempt_with(_Exchange(), original, arguments)
     except _RecordedError as recorded:
         return recorded.sent
 
 
 async def replay(
-    litellms: Attempt,
+    original: Attempt,
     arguments: dict[str, Any],
     answer: Callable[[httpx.Request], httpx.Response],
 ) -> Any:
@@ -107,13 +107,13 @@ async def replay(
     ``answer`` returns it or raises what the network raised. Further requests, which litellm makes
     after some errors, go to the network.
     """
-    return await _with(_Exchange(answer), litellms, arguments)
+    return await _attempt_with(_Exchange(answer), original, arguments)
 
 
-async def _with(exchange: _Exchange, litellms: Attempt, arguments: dict[str, Any]) -> Any:
+async def _attempt_with(exchange: _Exchange, original: Attempt, arguments: dict[str, Any]) -> Any:
     lane, token = _lane.set(None), _exchange.set(exchange)
     try:
-        return await litellms(**arguments)
+        return await original(**arguments)
     finally:
         exchange.end()
         _exchange.reset(token)

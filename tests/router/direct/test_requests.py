@@ -20,7 +20,7 @@ ASYNCIO = ASYNCIO_HOSTS[0]
 MODELS = ("fast", "gpt-4o-mini", "gpt-5-mini")
 SERVER_SETTINGS = DemoServerSettings(latency_median=0.0, models=dict.fromkeys(MODELS, 1.0))
 # What litellm changes in the messages of these requests depends on the messages, so it sends them.
-REWRITTEN = {"developer", "tool-call", "refusal-null"}
+REWRITTEN = {"developer"}
 TIMES = 2  # the lane learns from the first of each
 REFUSED = {"verbosity", "thinking"}
 
