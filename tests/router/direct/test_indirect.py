@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -21,7 +22,7 @@ from helpers.recording_provider import recording_provider
 from helpers.routers import run_with_routers
 from parallel_core import iter_parallel_acompletions, parallel_acompletions
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
-from parallel_core.router.direct import seam
+from parallel_core.router.direct import lane, seam
 from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
 ASYNCIO = ASYNCIO_HOSTS[0]
@@ -273,3 +274,38 @@ def test_calls_beside_a_direct_batch_do_not_use_the_lane() -> None:
             assert_removed(originals)
 
     run_with_routers(ASYNCIO, main)
+
+
+def test_shapes_that_no_two_calls_share_are_not_learnt_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "_SHAPES_TO_TRY", 3)
+    ways: list[Way] = []
+
+    async def main() -> None:
+        with recording_provider() as provider:
+            router = router_of(provider.url, FAST, num_retries=0)
+            requests = [ask(extra_body={"number": {"n": str(number)}}) for number in range(6)]
+            ways.append(await send(router, requests, True, retry=None, concurrency=1))
+
+    run_with_routers(ASYNCIO, main)
+    (way,) = ways
+    assert way.direct_calls == 3
+    assert way.indirect_calls == {"too many shapes": 3}
+
+
+def test_the_message_of_a_timeout_has_the_time_it_took() -> None:
+    messages: list[str] = []
+
+    async def main() -> None:
+        with DemoServerThread(SERVER_SETTINGS) as server:
+            router = router_of(server.url, FAST, num_retries=0)
+            (result,) = await parallel_acompletions(
+                router, [faulty("hang")], retry=None, direct=True, attempt_timeout=1
+            )
+            messages.append(str(result.exception))
+
+    run_with_routers(ASYNCIO, main)
+    taken = re.search(r"time taken=([\d.]+) seconds", messages[0])
+    assert taken is not None, messages
+    assert float(taken[1]) >= 1
