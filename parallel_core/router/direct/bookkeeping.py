@@ -14,32 +14,39 @@ _SUCCESS_LISTS = ("success_callback", "_async_success_callback")
 _OTHER_LISTS = ("callbacks", "input_callback", "pre_call_rules", "post_call_rules")
 
 
+_METADATA = frozenset({"metadata", "litellm_metadata"})
+
+
+def follows_call(name: str) -> bool:
+    """Return True for an argument by which litellm and the Router follow a call.
+
+    It differs from call to call. A recording with another value shows that it is not sent.
+    """
+    is_id = name.startswith("litellm_") and name.endswith("_id")
+    return name in _METADATA or name == "model_info" or is_id or name.startswith("_")
+
+
 class Bookkeeping:
     """The listeners to the attempts of one Router."""
 
     def __init__(self, router: object) -> None:
-        from litellm.types.utils import all_litellm_params
-
         self._litellm: Any = sys.modules["litellm"]
-        self._internal = frozenset(all_litellm_params)
         self._of_router = _reason_of(unwrap_router(router))
 
-    def is_internal(self, name: str, value: Any) -> bool:
-        """Return True for an argument by which litellm and the Router follow a call."""
-        if name not in self._internal and not name.startswith("_"):
-            return False
-        return name.endswith("_id") or not (
-            value is None or isinstance(value, str | int | float | type)
-        )
-
     def varied(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments of the same shape with other texts and other ids."""
+        """Return arguments of the same shape with other texts, ids and metadata."""
         for name, value in arguments.items():
-            if self.is_internal(name, value):
-                if value.__class__ is str:
-                    arguments[name] = str(uuid.uuid4())
-                elif name == "metadata" and value.__class__ is dict:
-                    value["parallel_core"] = str(uuid.uuid4())
+            if not follows_call(name):
+                continue
+            if value.__class__ is str:
+                arguments[name] = str(uuid.uuid4())
+            elif name in _METADATA and value.__class__ is dict:
+                texts = {
+                    key: f"{text} of another call"
+                    for key, text in value.items()
+                    if text.__class__ is str
+                }
+                arguments[name] = {**value, **texts, "parallel_core": str(uuid.uuid4())}
         arguments["messages"] = _other_texts(arguments["messages"])
         return arguments
 

@@ -31,7 +31,7 @@ from .answers import (
     difference,
     has_tokens,
 )
-from .bookkeeping import Bookkeeping, reason_for_litellm
+from .bookkeeping import Bookkeeping, follows_call, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
 from .seam import Attempt, Sent, marked, record, replay
 from .shapes import NotJsonError, Passed, Structure, exact, structure
@@ -146,14 +146,13 @@ class DirectLane:
 
     def _key(self, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the family of a call and its key in it (:mod:`.shapes`)."""
-        internal = self._bookkeeping.is_internal
         names: list[str] = []
         values: list[tuple[str, Any]] = []
         for name, value in arguments.items():
             if name == "messages":
                 continue
             names.append(name)
-            if not internal(name, value):
+            if not follows_call(name):
                 values.append((name, value))
         # The id stands for everything that the Router and litellm know of the deployment: what it
         # refuses, its prices, and its name in the answer.

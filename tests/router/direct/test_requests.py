@@ -124,3 +124,25 @@ def test_synchronous_code_and_a_parallel_router() -> None:
             return bodies
 
         assert send_synchronously(True) == send_synchronously(False)
+
+
+@pytest.mark.parametrize("name", ["headers", "extra_headers"])
+def test_headers_that_differ_from_call_to_call_are_sent(name: str) -> None:
+    values = ["one", "two", "three"]
+    sent: list[Any] = []
+
+    async def main() -> None:
+        with recording_provider() as provider:
+            router = router_of(provider.url, {"fast": [{"model": "openai/fast"}]})
+            question = [{"role": "user", "content": "a"}]
+            requests = [
+                {"model": "fast", "messages": question, name: {"X-Value": value}}
+                for value in values
+            ]
+            way = await send(router, requests, True, concurrency=1)
+            assert way.indirect_calls == {}
+            for kept in provider.kept:
+                sent.extend(value for name, value in kept.headers if name.lower() == "x-value")
+
+    run_with_routers(ASYNCIO, main)
+    assert sent == values
