@@ -10,6 +10,8 @@ from typing import Any
 
 from parallel_core.config import setting, unwrap_router
 
+from .shapes import NotJsonError, exact, structure
+
 _SUCCESS_LISTS = ("success_callback", "_async_success_callback")
 _OTHER_LISTS = ("callbacks", "input_callback", "pre_call_rules", "post_call_rules")
 
@@ -30,8 +32,27 @@ class Bookkeeping:
     """The listeners to the attempts of one Router."""
 
     def __init__(self, router: object) -> None:
+        from litellm.types.utils import all_litellm_params
+
         self._litellm: Any = sys.modules["litellm"]
+        self._internal = frozenset(all_litellm_params)
         self._of_router = _reason_of(unwrap_router(router))
+
+    def stand_in(self, name: str, value: Any) -> Any:
+        """Return a hashable stand-in for the value of an argument.
+
+        Objects by which the Router follows a call (the targets of its fallbacks) count by their
+        class. A callable may return another key each time.
+
+        Raises:
+            NotJsonError: the value may be a part of the request and is not JSON.
+        """
+        try:
+            return exact(value)
+        except NotJsonError:
+            if name in self._internal and not callable(value):
+                return value.__class__
+            raise
 
     def varied(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return arguments of the same shape with other texts, ids and metadata."""
@@ -119,8 +140,6 @@ def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
 
 def _other_texts(value: Any, name: str = "") -> Any:
     """Return messages of the same shape with other texts."""
-    from .shapes import structure
-
     kind = value.__class__
     if kind is str:
         other = f"{value} {uuid.uuid4()}"

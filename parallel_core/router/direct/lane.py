@@ -34,7 +34,7 @@ from .answers import (
 from .bookkeeping import Bookkeeping, follows_call, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
 from .seam import Attempt, Sent, marked, record, replay
-from .shapes import NotJsonError, Passed, Structure, exact, structure
+from .shapes import NotJsonError, Passed, Structure, structure
 from .wire import post
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -163,12 +163,13 @@ class DirectLane:
             tuple(names),
             structure(arguments["messages"]),
         )
+        stand_in = self._bookkeeping.stand_in
         passed = self._passed.get(family)
         if passed is None:
-            return family, tuple([(name, exact(value)) for name, value in values])
+            return family, tuple([(name, stand_in(name, value)) for name, value in values])
         return family, tuple(
             [
-                (name, exact(value))
+                (name, stand_in(name, value))
                 for name, value in values
                 if name not in passed or not passed[name].covers(value)
             ]

@@ -6,6 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+# Litellm copies a callback into several of these, and leaves it there.
+LISTENERS = (
+    "callbacks",
+    "input_callback",
+    "success_callback",
+    "failure_callback",
+    "_async_success_callback",
+    "_async_failure_callback",
+)
+
 
 @pytest.fixture(autouse=True, scope="package")
 def _litellm_prints_nothing() -> Iterator[None]:
@@ -16,3 +26,16 @@ def _litellm_prints_nothing() -> Iterator[None]:
     litellm.suppress_debug_info = True
     yield
     litellm.suppress_debug_info = before
+
+
+@pytest.fixture(autouse=True)
+def _nobody_listens() -> Iterator[None]:
+    """Take away the callbacks that other tests have left in litellm's lists."""
+    import litellm
+
+    before = {name: list(getattr(litellm, name)) for name in LISTENERS}
+    for name in LISTENERS:
+        getattr(litellm, name).clear()
+    yield
+    for name, callbacks in before.items():
+        getattr(litellm, name)[:] = callbacks
