@@ -60,7 +60,8 @@ class Completion(NamedTuple):
         headers: names in lower case, the values of repeated ones joined.
         body: its JSON, not compressed.
         data: the body, decoded.
-        structure: the structure of the body (:func:`.structure`).
+        structure: the structure of the body (:func:`.structure`), and names of headers by which
+            another litellm tells what the answer costs.
         seconds: time that the provider took.
     """
 
@@ -77,20 +78,23 @@ class Completion(NamedTuple):
             return None
         headers: dict[str, str] = {}
         for raw_name, raw_value in answer.headers:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            if not raw_value.isascii():
+                return None
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("ascii")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         try:
             compressed = "content-encoding" in headers
             body = answer.response(_NO_REQUEST).content if compressed else answer.content
             data: object = json.loads(body)
-        except (ValueError, httpx.DecodingError):
+            form = (structure(data), *sorted(name for name in headers if "litellm" in name))
+        except (ValueError, RecursionError, httpx.DecodingError):
             return None
         if not isinstance(data, dict):
             return None
         members = cast("dict[str, Any]", data)
         if not members.get("choices") or members.get("error") is not None:
             return None
-        return cls(headers, body, members, structure(members), seconds)
+        return cls(headers, body, members, form, seconds)
 
 
 _NO_REQUEST = httpx.Request("POST", "http://localhost")
@@ -146,6 +150,26 @@ def has_tokens(response: Any) -> bool:
     """Return True if the price of a response shows how litellm prices others."""
     usage: Any = getattr(response, "usage", None)
     return bool(usage and usage.prompt_tokens and usage.completion_tokens)
+
+
+_COMMON_READERS = ("OpenAIGPTConfig", "OpenAILikeChatConfig", "AzureOpenAIConfig")
+
+
+def reads_in_its_own_way(theirs: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return True for a provider whose answers litellm changes by rules of the provider.
+
+    They may depend on values, for example on whether the counts of tokens add up.
+    """
+    from litellm.types.utils import LlmProviders
+    from litellm.utils import ProviderConfigManager as Configs
+
+    provider = theirs._hidden_params.get("custom_llm_provider")
+    configs: Any = Configs
+    config = configs.get_provider_chat_config(
+        model=arguments["model"].removeprefix(f"{provider}/"), provider=LlmProviders(provider)
+    )
+    reader = getattr(config, "transform_response", None)
+    return reader is not None and reader.__qualname__.partition(".")[0] not in _COMMON_READERS
 
 
 def answer_template(theirs: Any, arguments: Mapping[str, Any]) -> AnswerTemplate:

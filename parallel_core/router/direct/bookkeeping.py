@@ -10,13 +10,18 @@ from typing import Any
 
 from parallel_core.config import setting, unwrap_router
 
-from .shapes import NotJsonError, exact, structure
-
+_CALLBACKS = ("callback", "callbacks")
 _SUCCESS_LISTS = ("success_callback", "_async_success_callback")
-_OTHER_LISTS = ("callbacks", "input_callback", "pre_call_rules", "post_call_rules")
+_OTHER_LISTS = (
+    "callbacks",
+    "input_callback",
+    "_async_input_callback",
+    "pre_call_rules",
+    "post_call_rules",
+)
+_SETTINGS = ("max_budget", "modify_params", "enable_json_schema_validation")
 
-
-_METADATA = frozenset({"metadata", "litellm_metadata"})
+METADATA = frozenset({"metadata", "litellm_metadata"})
 
 
 def follows_call(name: str) -> bool:
@@ -25,50 +30,26 @@ def follows_call(name: str) -> bool:
     It differs from call to call. A recording with another value shows that it is not sent.
     """
     is_id = name.startswith("litellm_") and name.endswith("_id")
-    return name in _METADATA or name == "model_info" or is_id or name.startswith("_")
+    return name in METADATA or name == "model_info" or is_id or name.startswith("_")
 
 
 class Bookkeeping:
     """The listeners to the attempts of one Router."""
 
     def __init__(self, router: object) -> None:
-        from litellm.types.utils import all_litellm_params
-
         self._litellm: Any = sys.modules["litellm"]
-        self._internal = frozenset(all_litellm_params)
         self._of_router = _reason_of(unwrap_router(router))
 
-    def stand_in(self, name: str, value: Any) -> Any:
-        """Return a hashable stand-in for the value of an argument.
-
-        Objects by which the Router follows a call (the targets of its fallbacks) count by their
-        class. A callable may return another key each time.
-
-        Raises:
-            NotJsonError: the value may be a part of the request and is not JSON.
-        """
-        try:
-            return exact(value)
-        except NotJsonError:
-            if name in self._internal and not callable(value):
-                return value.__class__
-            raise
-
     def varied(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments of the same shape with other texts, ids and metadata."""
+        """Return arguments of the same shape with other texts, numbers, ids and metadata."""
         for name, value in arguments.items():
             if not follows_call(name):
                 continue
             if value.__class__ is str:
                 arguments[name] = str(uuid.uuid4())
-            elif name in _METADATA and value.__class__ is dict:
-                texts = {
-                    key: f"{text} of another call"
-                    for key, text in value.items()
-                    if text.__class__ is str
-                }
-                arguments[name] = {**value, **texts, "parallel_core": str(uuid.uuid4())}
-        arguments["messages"] = _other_texts(arguments["messages"])
+            elif name in METADATA:
+                arguments[name] = _other_values(value)
+        arguments["messages"] = _other_values(arguments["messages"])
         return arguments
 
     def reason(self) -> str:
@@ -84,9 +65,10 @@ class Bookkeeping:
                 return f"litellm.{name} has a callback"
         if litellm.cache is not None:
             return "litellm.cache is set"
-        if litellm.max_budget:
-            return "litellm.max_budget is set"
-        return "litellm.modify_params is set" if litellm.modify_params else ""
+        for name in _SETTINGS:
+            if getattr(litellm, name):
+                return f"litellm.{name} is set"
+        return ""
 
     def succeeded(self, arguments: Mapping[str, Any], response: Any) -> None:
         """Report a success to Routers that count those of their deployments by callbacks.
@@ -127,8 +109,12 @@ def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
     for name, value in arguments.items():
         if name.startswith("mock_") and value is not None:
             return f"it has {name}"
+        if name.endswith(_CALLBACKS) and value:
+            return f"it has {name}"
     if arguments.get("caching") or arguments.get("cache"):
         return "answers are cached"
+    if arguments.get("enable_json_schema_validation"):
+        return "its answer is checked"
     if arguments.get("client") is not None:
         return "it has a client of its own"
     info: Mapping[str, Any] = arguments.get("model_info") or {}
@@ -138,12 +124,17 @@ def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
     return ""
 
 
-def _other_texts(value: Any, name: str = "") -> Any:
-    """Return messages of the same shape with other texts."""
+def _other_values(value: Any, name: str = "") -> Any:
+    """Return a JSON value of the same structure with other texts and numbers."""
+    from .shapes import structure
+
     kind = value.__class__
     if kind is str:
         other = f"{value} {uuid.uuid4()}"
         return other if structure(other, name) == structure(value, name) else value
     if kind is dict:
-        return {key: _other_texts(member, key) for key, member in value.items()}
-    return [_other_texts(member, name) for member in value] if kind is list else value
+        return {key: _other_values(member, key) for key, member in value.items()}
+    if kind is list or kind is tuple:
+        others = [_other_values(member, name) for member in value]
+        return others if kind is list else tuple(others)
+    return value * 2 if kind is int or kind is float else value

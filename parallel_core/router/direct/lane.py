@@ -30,11 +30,13 @@ from .answers import (
     complete,
     difference,
     has_tokens,
+    reads_in_its_own_way,
 )
-from .bookkeeping import Bookkeeping, follows_call, reason_for_litellm
+from .bookkeeping import METADATA, Bookkeeping, follows_call, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
-from .seam import Attempt, Sent, marked, record, replay
-from .shapes import NotJsonError, Passed, Structure, structure
+from .seam import Attempt, Sent, marked, record, replaced, replay
+from .shapes import NotJsonError, Passed, Structure, exact, outline, structure
+from .surroundings import Surroundings
 from .wire import post
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -79,6 +81,7 @@ class DirectLane:
         self._bookkeeping = Bookkeeping(router)
         self._shapes: dict[Any, Shape] = {}
         self._passed: dict[Any, dict[str, Passed]] = {}
+        self._surroundings = Surroundings()
 
     def wrap(
         self, call: Callable[[int, Any], Awaitable[Any]]
@@ -93,12 +96,13 @@ class DirectLane:
 
     async def attempt(self, original: Attempt, arguments: dict[str, Any]) -> Any:
         """Make one attempt, on the lane if it is open for it."""
-        reason = self._bookkeeping.reason() or reason_for_litellm(arguments)
+        reason = self._bookkeeping.reason() or reason_for_litellm(arguments) or replaced()
         if reason:
             return await self._through_litellm(reason, original, arguments)
+        self._forget_what_is_old()
         try:
             family, key = self._key(arguments)
-        except NotJsonError as error:
+        except (NotJsonError, RecursionError) as error:
             reason = f"an argument is not JSON: {error}"
             return await self._through_litellm(reason, original, arguments)
         shape = self._shapes.get((family, key))
@@ -112,7 +116,7 @@ class DirectLane:
             learnt = False
             shape.learning = asyncio.get_running_loop().create_future()
             try:
-                ended, outcome = await self._learn(shape, original, arguments)
+                ended, outcome = await self._learn(shape, family, original, arguments)
                 learnt = True
             except Exception:
                 self.indirect_calls["litellm refuses it"] += 1
@@ -121,7 +125,7 @@ class DirectLane:
                 shape.learning.set_result(None)
                 shape.learning = None
                 if not learnt:
-                    del self._shapes[family, key]
+                    self._shapes.pop((family, key), None)
             if ended:
                 self.indirect_calls[shape.reason] += 1
                 return outcome
@@ -148,12 +152,15 @@ class DirectLane:
         """Return the family of a call and its key in it (:mod:`.shapes`)."""
         names: list[str] = []
         values: list[tuple[str, Any]] = []
+        metadata: list[tuple[str, Structure]] = []
         for name, value in arguments.items():
             if name == "messages":
                 continue
             names.append(name)
             if not follows_call(name):
                 values.append((name, value))
+            elif name in METADATA:
+                metadata.append((name, outline(value) if value.__class__ is dict else value))
         # The id stands for everything that the Router and litellm know of the deployment: what it
         # refuses, its prices, and its name in the answer.
         info: Mapping[str, Any] = arguments.get("model_info") or {}
@@ -161,30 +168,43 @@ class DirectLane:
             info.get("id"),
             arguments["model"],
             tuple(names),
+            tuple(metadata),
             structure(arguments["messages"]),
         )
-        stand_in = self._bookkeeping.stand_in
         passed = self._passed.get(family)
         if passed is None:
-            return family, tuple([(name, stand_in(name, value)) for name, value in values])
+            return family, tuple([(name, exact(value)) for name, value in values])
         return family, tuple(
             [
-                (name, stand_in(name, value))
+                (name, exact(value))
                 for name, value in values
                 if name not in passed or not passed[name].covers(value)
             ]
         )
 
+    def _forget_what_is_old(self) -> None:
+        if self._surroundings.have_changed():
+            self._shapes.clear()
+            self._passed.clear()
+
     async def _learn(
-        self, shape: Shape, original: Attempt, arguments: dict[str, Any]
+        self, shape: Shape, family: Any, original: Attempt, arguments: dict[str, Any]
     ) -> tuple[bool, Any]:
         """Learn how litellm sends a shape. Return True and the outcome if it sent nothing."""
-        sent = await record(original, _copied(arguments))
+        try:
+            copied = _copied(arguments)
+            other = self._varied(family, arguments)
+        except Exception:  # noqa: BLE001 - objects raise what they like
+            shape.reason = "an argument cannot be copied"
+            return False, None
+        sent = await record(original, copied)
         if not isinstance(sent, Sent):
             shape.reason = "litellm answers it without a request"
             return True, sent
-        other = self._bookkeeping.varied(_copied(arguments))
-        sent_too = await record(original, _copied(other))
+        try:
+            sent_too = await record(original, _copied(other))
+        except Exception:  # noqa: BLE001 - of a call that nobody has made
+            sent_too = None
         try:
             template = await RequestTemplate.of(sent, arguments)
             if not (isinstance(sent_too, Sent) and template.makes(sent_too, other)):
@@ -194,6 +214,14 @@ class DirectLane:
         else:
             shape.template = template
         return False, None
+
+    def _varied(self, family: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments that differ in everything that the key of the call leaves out."""
+        other = self._bookkeeping.varied(_copied(arguments))
+        for name, passed in self._passed.get(family, {}).items():
+            if name in other and passed.covers(other[name]):
+                other[name] = passed.another(other[name])
+        return other
 
     def _note_passed(
         self, family: Any, template: RequestTemplate, arguments: Mapping[str, Any]
@@ -237,7 +265,10 @@ class DirectLane:
             return await replay(original, arguments, answer.response)
         if not self._verify and shape.structures.get(completion.structure, False):
             assert shape.answers is not None
-            response = shape.answers.make(completion, arguments)
+            try:
+                response = shape.answers.make(completion, arguments)
+            except Exception:  # noqa: BLE001 - of a value that litellm cannot read: its error counts
+                return await replay(original, arguments, answer.response)
             self._bookkeeping.succeeded(arguments, response)
             return response
         theirs = await replay(original, arguments, answer.response)
@@ -264,6 +295,9 @@ class DirectLane:
                 return
             shape.answers = answer_template(theirs, arguments)
         try:
+            if reads_in_its_own_way(theirs, arguments):
+                shape.structures[completion.structure] = False
+                return
             member = difference(shape.answers.make(completion, arguments), theirs)
         except Exception as error:  # noqa: BLE001 - litellm has read it, and reads the others, too
             member = type(error).__name__

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import httpx
@@ -35,6 +37,14 @@ class Sent(NamedTuple):
     client: httpx.AsyncClient
     request: httpx.Request
     options: Mapping[str, Any]
+
+
+def cookie_of(client: httpx.AsyncClient, url: httpx.URL) -> str | None:
+    """Return the header with the cookies that a client has for an address."""
+    request = httpx.Request("POST", url)
+    client.cookies.set_cookie_header(request)
+    cookie: str | None = request.headers.get("cookie")
+    return cookie
 
 
 class _RecordedError(BaseException):
@@ -61,6 +71,10 @@ class _Exchange:
             return None
         self._used = True
         if self._answer is None:
+            # The client's cookies are those of the moment: each call gets its own.
+            request = sent.request
+            if request.headers.get("cookie", "") == cookie_of(sent.client, request.url):
+                del request.headers["cookie"]
             raise _RecordedError(sent)
         return self._answer(sent.request)
 
@@ -118,6 +132,24 @@ async def _attempt_with(exchange: _Exchange, original: Attempt, arguments: dict[
         exchange.end()
         _exchange.reset(token)
         _lane.reset(lane)
+
+
+def replaced() -> str:
+    """Return which of the two functions somebody else stands in for; empty if nobody does.
+
+    He sees what litellm sends, or changes it.
+    """
+    litellm = sys.modules["litellm"]
+    for name, function, own, home in (
+        ("litellm.acompletion", litellm.acompletion, "acompletion", litellm),
+        ("httpx.AsyncClient.send", httpx.AsyncClient.send, "send", httpx),
+    ):
+        # Ours stands above the original.
+        found: Any = _originals.get(own) if function is _originals.get(f"own_{own}") else function
+        folder = str(Path(home.__file__ or "").parent)
+        if found.__class__ is not FunctionType or not found.__code__.co_filename.startswith(folder):
+            return f"{name} is replaced"
+    return ""
 
 
 def _install() -> None:

@@ -22,6 +22,7 @@ def structure(value: Any, name: str = "") -> Structure:
     """Describe a JSON value: its members and their types, and the values of decisive members.
 
     Texts have no part in it, except that empty ones, blank ones and the schemes of addresses do.
+    Numbers have none, except that 0 is not like others: a count of it may cost nothing.
 
     Raises:
         NotJsonError: a part of it is not JSON.
@@ -35,19 +36,31 @@ def structure(value: Any, name: str = "") -> Structure:
         return str if value and not value.isspace() else value[:1]
     if kind is dict:
         return tuple([(key, structure(member, key)) for key, member in value.items()])
-    if kind is list:
+    if kind is list or kind is tuple:
         return (list, *[structure(member, name) for member in value])
     if value is None or kind is bool:
         return value
     if kind is int or kind is float:
-        return kind
+        return kind if value else (kind, 0)
     raise NotJsonError(kind.__qualname__)
+
+
+def outline(value: Any) -> Structure:
+    """Describe the members of a dict as :func:`structure` does; objects by their class."""
+    members: list[Any] = []
+    for name, member in value.items():
+        try:
+            members.append((name, structure(member, name)))
+        except NotJsonError:
+            members.append((name, member.__class__))
+    return tuple(members)
 
 
 def exact(value: Any) -> Any:
     """Return a hashable stand-in for a value: equal for equal JSON values of the same types.
 
-    A class, for example a pydantic model given as ``response_format``, stands for itself.
+    A class, for example a pydantic model given as ``response_format``, stands for itself. An object
+    of the Router, which follows a call by it and sends nothing of it, stands for its class.
 
     Raises:
         NotJsonError: a part of it is not JSON.
@@ -55,12 +68,16 @@ def exact(value: Any) -> Any:
     kind = value.__class__
     if kind is str or value is None or kind is bool or isinstance(value, type):
         return value
-    if kind is int or kind is float:
+    if kind is int:
         return (kind, value)
+    if kind is float:
+        return (kind, repr(value))  # -0.0 is not 0.0
     if kind is dict:
         return (dict, *[(key, exact(member)) for key, member in value.items()])
     if kind is list:
         return (list, *[exact(member) for member in value])
+    if kind.__module__.startswith("litellm.router"):
+        return kind
     raise NotJsonError(kind.__qualname__)
 
 
@@ -90,6 +107,11 @@ class Passed:
             self._least, self._most = min(self._least, value), max(self._most, value)
             if len(self._numbers) < self.ENOUGH:
                 self._numbers.add(value)
+
+    def another(self, value: Any) -> Any:
+        """Return another value of the same kind that was passed on; the value if there is none."""
+        known = self._texts if value.__class__ is str else self._numbers
+        return next((each for each in known if each != value), value)
 
     def covers(self, value: Any) -> bool:
         """Return True if a value is passed on, as far as the values that were seen show."""

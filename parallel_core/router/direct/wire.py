@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from .requests import RequestTemplate
+from .seam import cookie_of
 
 
 class Answer(NamedTuple):
@@ -22,9 +23,11 @@ class Answer(NamedTuple):
 
     def response(self, request: httpx.Request) -> httpx.Response:
         """Return it as httpx's answer to a request."""
-        return httpx.Response(
-            self.status, headers=self.headers, content=self.content, request=request
-        )
+        headers = [
+            (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+            for name, value in self.headers
+        ]  # texts, as aiohttp gives them to litellm's transport: httpx refuses some
+        return httpx.Response(self.status, headers=headers, content=self.content, request=request)
 
 
 async def post(template: RequestTemplate, body: bytes) -> Answer:
@@ -42,11 +45,16 @@ async def post(template: RequestTemplate, body: bytes) -> Answer:
     options: dict[str, Any] = {}
     if transport._ssl_verify is not None:
         options["ssl"] = transport._ssl_verify
+    headers, cookies = template.headers, template.sent.client.cookies
+    if cookies.jar._cookies:  # type: ignore[attr-defined]
+        cookie = cookie_of(template.sent.client, template.sent.request.url)
+        if cookie and "cookie" not in {name.lower() for name in headers}:
+            headers = {**headers, "Cookie": cookie}
     with map_aiohttp_exceptions():
         async with transport.get_valid_client_session().request(
             "POST",
             template.url,
-            headers=template.headers,
+            headers=headers,
             data=body,
             allow_redirects=False,
             auto_decompress=False,
@@ -55,4 +63,9 @@ async def post(template: RequestTemplate, body: bytes) -> Answer:
             **options,
         ) as response:
             content = await response.read()
-            return Answer(response.status, list(response.raw_headers), content)
+            answer = Answer(response.status, list(response.raw_headers), content)
+            if "set-cookie" in response.headers:
+                cookies.extract_cookies(
+                    httpx.Response(200, headers=answer.headers, request=template.sent.request)
+                )
+            return answer
