@@ -28,7 +28,7 @@ def _litellm_prints_nothing() -> Iterator[None]:
     litellm.suppress_debug_info = before
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _nobody_listens() -> Iterator[None]:
     """Take away the callbacks that other tests have left in litellm's lists."""
     import litellm
