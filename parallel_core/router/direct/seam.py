@@ -135,9 +135,9 @@ async def _attempt_with(exchange: _Exchange, original: Attempt, arguments: dict[
 
 
 def replaced() -> str:
-    """Return which of the two functions somebody else stands in for; empty if nobody does.
+    """Return which of the two functions other code has replaced; empty if neither.
 
-    He sees what litellm sends, or changes it.
+    A replacement may read what litellm sends, or change it, so litellm has to send.
     """
     litellm = sys.modules["litellm"]
     for name, function, own, home in (
