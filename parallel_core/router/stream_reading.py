@@ -12,6 +12,7 @@ from parallel_core.control import BatchMeter, ItemMeter, RouterMeter
 from parallel_core.errors import EmptyResponseError, StreamInterruptedError
 from parallel_core.types import RouterParallelRequest, StreamChunk, StreamedResponse, Usage
 
+from .stream_merging import merge_texts
 from .stream_source import (
     ProviderRecord,
     StreamSource,
@@ -170,7 +171,7 @@ class StreamReading:
 
         build = cast("Callable[..., Any]", cast("Any", litellm).stream_chunk_builder)
         messages = list(self.request.messages)
-        readable = [_with_readable_audio(chunk) for chunk in self.chunks]
+        readable = [_with_readable_audio(chunk) for chunk in merge_texts(self.chunks)]
         by_choice = _split(readable)
         chunks = by_choice.pop(0, readable)
         response: Any = build(chunks, messages=messages)

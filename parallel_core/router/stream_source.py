@@ -21,6 +21,7 @@ _GEMINI = "litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini"
 
 # Names of attributes that are set on litellm's objects.
 _RECORD = "_parallel_core_record"  # on a stream: its ProviderRecord
+READS_PROVIDER = "_parallel_core_reads_provider"  # on a class of ours that reads like litellm's
 _FINISHED = "_parallel_core_finished"  # on a parser: the finish reasons in its last line
 
 _installing = threading.Lock()
@@ -312,7 +313,8 @@ def _reader_of(wrapper: Any) -> Any:
             return reader
     # The stream of a Router overrides ``__anext__`` and has no information about the provider.
     kind = cast("Any", type(wrapper))
-    return wrapper if kind.__anext__ is _wrapper_class().__anext__ else None
+    reads = kind.__anext__ is _wrapper_class().__anext__ or hasattr(kind, READS_PROVIDER)
+    return wrapper if reads else None
 
 
 def _is_mock(reader: Any) -> bool:

@@ -23,6 +23,16 @@ OF_ONE_CALL = ("_response_ms", "litellm_overhead_time_ms", "callback_duration_ms
 # And headers.
 OF_ONE_ANSWER = ("date", "llm_provider-date")
 
+# Litellm copies a callback into several of these, and leaves it there.
+LISTENERS = (
+    "callbacks",
+    "input_callback",
+    "success_callback",
+    "failure_callback",
+    "_async_success_callback",
+    "_async_failure_callback",
+)
+
 Groups = Mapping[str, Sequence[Mapping[str, Any]]]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}(-\d)?")

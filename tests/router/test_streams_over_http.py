@@ -50,11 +50,15 @@ def reply(index: int) -> str:
     return " ".join(f"{index}.{position}" for position in range(1 + index % 11))
 
 
+directly = pytest.mark.parametrize("direct", [False, True], ids=["plain", "direct"])
 on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
 
+@directly
 @pytest.mark.parametrize("library", ["trio", "asyncio"])
-def test_streams_over_http(library: Literal["trio", "asyncio"], server: DemoServerThread) -> None:
+def test_streams_over_http(
+    library: Literal["trio", "asyncio"], server: DemoServerThread, direct: bool
+) -> None:
     """Each byte once and in order; totals as the server has counted them."""
     router = make_router(
         server, parameters={"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
@@ -69,7 +73,7 @@ def test_streams_over_http(library: Literal["trio", "asyncio"], server: DemoServ
 
     async def main() -> None:
         batch = parallel_core.iter_parallel_streams(
-            router, [order(index) for index in range(64)], concurrency=64
+            router, [order(index) for index in range(64)], concurrency=64, direct=direct
         )
         texts, ends = await events_of(batch)
         assert sorted(ends) == list(range(64))
@@ -109,6 +113,8 @@ def test_streams_over_http(library: Literal["trio", "asyncio"], server: DemoServ
         assert batch.usage.estimated_calls == broken
         assert stats.disconnected == 0
         assert batch.failed == 4
+        # A stream is direct if one of its chunks is like another: of text, and not too few.
+        assert (batch.direct_calls > 32) == direct
 
     run_with_routers(Host(library, library), main)
 
@@ -192,9 +198,12 @@ def test_a_stream_that_is_cut_off_is_no_answer(
     run_with_routers(Host(library, library), main)
 
 
+@directly
 @on_every_loop
 @pytest.mark.parametrize("way", ["break", "fail fast", "cancel"])
-def test_leaving_closes_every_connection(host: Host, server: DemoServerThread, way: str) -> None:
+def test_leaving_closes_every_connection(
+    host: Host, server: DemoServerThread, way: str, direct: bool
+) -> None:
     router = make_router(server)
 
     async def main() -> None:
@@ -202,7 +211,11 @@ def test_leaving_closes_every_connection(host: Host, server: DemoServerThread, w
         if way == "fail fast":
             requests[7] = asked(7, fault="server_error")
         batch = parallel_core.iter_parallel_streams(
-            router, requests, concurrency=16, return_exceptions=way != "fail fast"
+            router,
+            requests,
+            concurrency=16,
+            return_exceptions=way != "fail fast",
+            direct=direct,
         )
         seen = 0
         raised: Any = None

@@ -104,8 +104,6 @@ def _is_routers_own(callback: object) -> bool:
 
 def reason_for_litellm(arguments: Mapping[str, Any]) -> str:
     """Return why an attempt with these arguments goes through litellm; empty if it need not."""
-    if arguments.get("stream"):
-        return "it is streamed"
     for name, value in arguments.items():
         if name.startswith("mock_") and value is not None:
             return f"it has {name}"

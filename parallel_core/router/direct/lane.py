@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from . import streams
 from .answers import (
     AnswerTemplate,
     Completion,
@@ -34,7 +35,7 @@ from .answers import (
 )
 from .bookkeeping import METADATA, Bookkeeping, follows_call, reason_for_litellm
 from .requests import NotAlikeError, RequestTemplate
-from .seam import Attempt, Sent, marked, record, replaced, replay
+from .seam import Attempt, Sent, marked, record, replaced, replay, stream
 from .shapes import NotJsonError, Passed, Structure, exact, outline, structure
 from .surroundings import Surroundings
 from .wire import post
@@ -96,6 +97,8 @@ class DirectLane:
 
     async def attempt(self, original: Attempt, arguments: dict[str, Any]) -> Any:
         """Make one attempt, on the lane if it is open for it."""
+        if arguments.get("stream"):
+            return await self._stream(original, arguments)
         reason = self._bookkeeping.reason() or reason_for_litellm(arguments) or replaced()
         if reason:
             return await self._through_litellm(reason, original, arguments)
@@ -145,6 +148,31 @@ class DirectLane:
         """Return True if learning another shape, which costs two calls, will hardly pay."""
         known = len(self._shapes)
         return known >= _MOST_SHAPES or (known >= _SHAPES_TO_TRY and self.direct_calls < 2 * known)
+
+    async def _stream(self, original: Attempt, arguments: dict[str, Any]) -> Any:
+        """Let litellm begin a stream, and read its chunks on the lane if they are plain."""
+        try:
+            begun, lines = await stream(original, arguments)
+        except BaseException:
+            self.indirect_calls["its stream did not begin"] += 1
+            raise
+        reason = streams.reason_for_litellm(begun, lines)
+        if reason or lines is None:
+            self.indirect_calls[reason] += 1
+            return begun
+        streams.read_directly(
+            begun, streams.ChunkReading(lines, self._settled, self._differs, self._verify)
+        )
+        return begun
+
+    def _settled(self, reason: str) -> None:
+        if reason:
+            self.indirect_calls[reason] += 1
+        else:
+            self.direct_calls += 1
+
+    def _differs(self, member: str) -> None:
+        self.differences[member] += 1
 
     # -- requests ----------------------------------------------------------------------------------
 

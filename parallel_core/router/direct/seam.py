@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import httpx
 
+from .lines import BodyLines
+
 Attempt: TypeAlias = Callable[..., Awaitable[Any]]
 
 
@@ -78,6 +80,29 @@ class _Exchange:
             raise _RecordedError(sent)
         return self._answer(sent.request)
 
+    def received(self, response: httpx.Response) -> httpx.Response:
+        """Take note of an answer that came from the network."""
+        return response
+
+
+class _Cutting(_Exchange):
+    """Lets an attempt use the network, and cuts the body of its event stream into lines."""
+
+    lines: BodyLines | None = None
+
+    def exchange(self, sent: Sent) -> httpx.Response | None:
+        return None
+
+    def received(self, response: httpx.Response) -> httpx.Response:
+        headers = response.headers
+        is_plain = "event-stream" in headers.get("content-type", "")
+        self.lines = None
+        if not self._used and is_plain and "content-encoding" not in headers:
+            body = response.stream
+            if not response.is_stream_consumed and isinstance(body, httpx.AsyncByteStream):
+                response.stream = self.lines = BodyLines(body)
+        return response
+
 
 _lane: ContextVar[Lane | None] = ContextVar("parallel_core_direct_lane", default=None)
 _exchange: ContextVar[_Exchange | None] = ContextVar("parallel_core_direct_exchange", default=None)
@@ -122,6 +147,12 @@ async def replay(
     after some errors, go to the network.
     """
     return await _attempt_with(_Exchange(answer), original, arguments)
+
+
+async def stream(original: Attempt, arguments: dict[str, Any]) -> tuple[Any, BodyLines | None]:
+    """Let litellm begin a stream. Return it, and the body that it reads if that is known."""
+    exchange = _Cutting()
+    return await _attempt_with(exchange, original, arguments), exchange.lines
 
 
 async def _attempt_with(exchange: _Exchange, original: Attempt, arguments: dict[str, Any]) -> Any:
@@ -173,11 +204,12 @@ def _install() -> None:
             self: httpx.AsyncClient, request: httpx.Request, **options: Any
         ) -> httpx.Response:
             exchange = _exchange.get()
-            if exchange is not None:
-                answer = exchange.exchange(Sent(self, request, options))
-                if answer is not None:
-                    return answer
-            return await send(self, request, **options)
+            if exchange is None:
+                return await send(self, request, **options)
+            answer = exchange.exchange(Sent(self, request, options))
+            if answer is not None:
+                return answer
+            return exchange.received(await send(self, request, **options))
 
         _originals.update(
             acompletion=attempt, send=send, own_acompletion=acompletion, own_send=exchanging

@@ -6,15 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# Litellm copies a callback into several of these, and leaves it there.
-LISTENERS = (
-    "callbacks",
-    "input_callback",
-    "success_callback",
-    "failure_callback",
-    "_async_success_callback",
-    "_async_failure_callback",
-)
+from helpers.direct_parity import LISTENERS
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -86,25 +86,6 @@ def made_up(outcome: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
-def test_a_stream_is_sent_by_litellm() -> None:
-    texts: list[list[str]] = []
-
-    async def main() -> None:
-        for direct in (False, True):
-            with DemoServerThread(SERVER_SETTINGS) as server:
-                router = router_of(server.url, FAST)
-                async with iter_parallel_acompletions(
-                    router, [ask(stream=True)] * 2, direct=direct, concurrency=1
-                ) as batch:
-                    results = [result async for result in batch]
-                    expected = {"it is streamed": 2} if direct else {}
-                    assert (batch.direct_calls, batch.indirect_calls) == (0, expected)
-                texts.append([str(result.unwrap().choices) for result in results])
-
-    run_with_routers(ASYNCIO, main)
-    assert texts[0] == texts[1]
-
-
 class Listener(CustomLogger):  # type: ignore[misc,unused-ignore]
     """Notes what litellm reports."""
 

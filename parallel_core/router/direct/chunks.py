@@ -1,0 +1,165 @@
+"""The chunk of a stream that differs from one before it in nothing but texts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+_DELTA = ("content", "reasoning_content")
+_PADDING = "obfuscation"  # OpenAI's: a text of another length in each chunk
+_set = object.__setattr__
+_TEXT = rb'((?:[^"\\]|\\.)+)'
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkTemplate:
+    """A chunk as litellm made it, with open places for the texts that differ.
+
+    Attributes:
+        line: matches the lines that differ from that of the chunk in these texts alone.
+        names: the members that these texts have, in the order of the line; empty for one that
+            litellm leaves out.
+        chunk: litellm's chunk.
+    """
+
+    line: re.Pattern[bytes]
+    names: tuple[str, ...]
+    chunk: Any
+
+    @classmethod
+    def of(cls, line: bytes, chunk: Any) -> ChunkTemplate | None:
+        """Learn from a line and the chunk that litellm made of it. None: the line has no text."""
+        try:
+            event: object = json.loads(line.removeprefix(b"data:"))
+        except ValueError:
+            return None
+        delta = _delta_of(event)
+        if delta is None or not _is_flat(chunk):
+            return None
+        members: dict[str, Any] = {name: delta[name] for name in _DELTA if delta.get(name)}
+        if len(members) != 1:
+            return None
+        padding = cast("dict[str, Any]", event).get(_PADDING)
+        if padding:
+            members[_PADDING] = padding
+        places: list[tuple[int, int, str]] = []
+        for name, text in members.items():
+            found = list(re.finditer(rb'"%s"\s*:\s*"%s"' % (name.encode(), _TEXT), line))
+            if len(found) != 1 or json.loads(b'"%s"' % found[0][1]) != text:
+                return None
+            kept = _get(chunk, name)
+            if kept != text and not (name == _PADDING and kept is None):
+                return None
+            places.append((*found[0].span(1), name if kept == text else ""))
+        places.sort()
+        pattern, end = b"", 0
+        for start, stop, _ in places:
+            pattern += re.escape(line[end:start]) + _TEXT
+            end = stop
+        pattern += re.escape(line[end:])
+        names = tuple(name for _, _, name in places)
+        return cls(re.compile(pattern, re.DOTALL), names, copy.deepcopy(chunk))
+
+    def make(self, found: re.Match[bytes]) -> Any:
+        """Return litellm's chunk for a line that matches.
+
+        Raises:
+            msgspec.DecodeError: a text is not JSON, or holds half a character.
+        """
+        texts = {
+            name: _decoded(text) for name, text in zip(self.names, found.groups(), strict=True)
+        }
+        texts.pop("", None)
+        padding = texts.pop(_PADDING, None)
+        first = self.chunk.choices[0]
+        choice = _copied(first, {"delta": _copied(first.delta, texts)})
+        chunk = _copied(
+            self.chunk, {"choices": [choice]} | ({} if padding is None else {_PADDING: padding})
+        )
+        private = chunk.__pydantic_private__
+        private["_hidden_params"] = {**private["_hidden_params"], "created_at": time.time()}
+        return chunk
+
+
+def _copied(model: Any, members: dict[str, Any]) -> Any:
+    """Copy a model of pydantic, with other values of some members.
+
+    This is ``model_copy(update=…)`` without its checks, which cost more than the rest of a chunk.
+    """
+    kind: Any = model.__class__
+    copied: Any = object.__new__(kind)
+    fields: dict[str, Any] = model.__dict__
+    extra: dict[str, Any] | None = model.__pydantic_extra__
+    private: dict[str, Any] | None = model.__pydantic_private__
+    if extra is None:
+        fields = {**fields, **members}
+    else:
+        fields, extra = dict(fields), dict(extra)
+        for name, value in members.items():
+            (extra if name in extra else fields)[name] = value
+    _set(copied, "__dict__", fields)
+    _set(copied, "__pydantic_fields_set__", set(model.__pydantic_fields_set__))
+    _set(copied, "__pydantic_extra__", extra)
+    _set(copied, "__pydantic_private__", private and dict(private))
+    return copied
+
+
+def _delta_of(event: object) -> Mapping[str, Any] | None:
+    """Return the delta of an event that has one choice."""
+    choices = cast("dict[str, Any]", event).get("choices") if isinstance(event, dict) else None
+    match choices:
+        case [{"delta": {**delta}}]:
+            return cast("dict[str, Any]", delta)
+        case _:
+            return None
+
+
+def _is_flat(chunk: Any) -> bool:
+    """Return True if all that a copy of a chunk would share with it cannot be changed."""
+    if len(chunk.choices) != 1:
+        return False
+    choice = chunk.choices[0]
+    return not any(
+        isinstance(value, list | dict) or hasattr(value, "__dict__")
+        for part, but in ((chunk, "choices"), (choice, "delta"), (choice.delta, ""))
+        for name, value in part
+        if name != but and value
+    )
+
+
+def _get(chunk: Any, name: str) -> Any:
+    return getattr(chunk if name == _PADDING else chunk.choices[0].delta, name, None)
+
+
+def _decoded(text: bytes) -> Any:
+    return msgspec.json.decode(b'"%s"' % text)
+
+
+def unlike(ours: Any, theirs: Any) -> str | None:
+    """Return the first member in which two chunks of one choice differ; None if they are equal."""
+    pairs = (
+        ("chunk", ours, theirs, {"choices"}),
+        ("choice", ours.choices[0], theirs.choices[0], {"delta"}),
+        ("delta", ours.choices[0].delta, theirs.choices[0].delta, set[str]()),
+    )
+    for part, one, other, parts in pairs:
+        if type(one) is not type(other) or one.model_fields_set != other.model_fields_set:
+            return part
+        mine, its = dict(one), dict(other)
+        if list(mine) != list(its):
+            return part
+        for name in mine.keys() - parts:
+            if type(mine[name]) is not type(its[name]) or mine[name] != its[name]:
+                return f"{part}.{name}"
+    mine, its = ours._hidden_params, theirs._hidden_params
+    for name in (mine.keys() | its.keys()) - {"created_at"}:
+        if name not in mine or name not in its or mine[name] != its[name]:
+            return f"_hidden_params[{name!r}]"
+    return None

@@ -1,0 +1,229 @@
+"""Streams on the direct lane: litellm makes the request, reads the beginning, the end and errors.
+
+1. An attempt with ``stream=True`` is litellm's. The body of its answer is cut into lines, so that
+   the lane can look at the next one before litellm's own reader gets it.
+2. litellm reads a chunk of text, and a template is made of it. litellm reads the next chunk that
+   matches, too. If ours is equal, and has changed the stream's state in the same way, the chunks of
+   this stream that match the template are made of it.
+3. Every other line, the end and every failure go to litellm's reader.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_core.router.stream_merging import merge_texts
+from parallel_core.router.stream_source import READS_PROVIDER
+
+from .chunks import ChunkTemplate, unlike
+from .lines import BodyLines
+
+_READING = "_parallel_core_reading"  # on a stream of litellm: its ChunkReading
+_MOST_TEMPLATES = 4  # of one stream: some providers send each of several choices in turn
+_COMMON_PARSER = "OpenAIChatCompletionStreamingHandler"
+_NO_CHUNK = "its stream had no chunks that differ in their text alone"
+
+
+def reason_for_litellm(stream: Any, lines: BodyLines | None) -> str:
+    """Return why litellm reads all of a stream that it returned; empty if it need not."""
+    if type(stream) is not _classes().stream:
+        return "litellm returned another kind of stream"
+    if lines is None:
+        return "its answer is not a plain event stream"
+    if stream.merge_reasoning_content_in_choices:
+        return "litellm merges its reasoning into the text"
+    parser: Any = stream.completion_stream.__class__
+    if parser.__module__.partition(".")[0] != "openai" and parser.__name__ != _COMMON_PARSER:
+        return "litellm reads its chunks in a way of their own"
+    return ""
+
+
+def read_directly(stream: Any, reading: ChunkReading) -> None:
+    """Let the lane read the chunks of a stream of litellm that it can."""
+    setattr(stream, _READING, reading)
+    stream.__class__ = _classes().direct
+
+
+@dataclass(eq=False)
+class ChunkReading:
+    """Decides, for each chunk of one stream, who reads it.
+
+    Attributes:
+        lines: the body.
+        settled: called once, when the first chunk was made here, with an empty text; or when the
+            stream has ended without one, with the reason.
+        differs: called with the member in which a chunk of ours differs from litellm's.
+        verify: let litellm read every chunk, and compare ours with it.
+    """
+
+    lines: BodyLines
+    settled: Callable[[str], None]
+    differs: Callable[[str], None]
+    verify: bool
+    _proved: list[ChunkTemplate] = field(default_factory=list[ChunkTemplate])
+    _unproved: list[ChunkTemplate] = field(default_factory=list[ChunkTemplate])
+    _is_settled: bool = False
+    _taken: bytes | None = None  # the line that the last chunk was made of
+
+    async def next_line(self) -> bytes | None:
+        """Wait for the next line that is not blank. None if litellm has to read what comes."""
+        lines = self.lines
+        taken, self._taken = self._taken, None
+        while (line := await lines.look()) is not None and not line.strip():
+            lines.take()
+            taken = None
+        if line is not None and taken is not None and lines.reads_blank_lines:
+            lines.put_back(taken)  # so they were one event
+            return None
+        return line
+
+    def make(self, stream: Any, line: bytes) -> Any:
+        """Take a line and make its chunk. None if litellm has to."""
+        if self.verify or sys.modules["litellm"].post_call_rules:
+            return None
+        after = self.lines.after()
+        if after is not None and after.strip() and self.lines.reads_blank_lines:
+            return None  # two lines are one event
+        for template in self._proved:
+            if found := template.line.fullmatch(line):
+                try:
+                    stream._check_max_streaming_duration()
+                    chunk = template.make(found)
+                    _note(stream, chunk)
+                except Exception:  # noqa: BLE001 - litellm raises its own error
+                    return None
+                self.lines.take()
+                self._taken = line
+                self.settle("")
+                return chunk
+        return None
+
+    def make_beside(self, stream: Any, line: bytes) -> tuple[ChunkTemplate, Any, Any] | None:
+        """Make the chunk of a line that litellm reads, too. None if it shows nothing new.
+
+        Returns:
+            The template, our chunk, and a copy of the stream with the state that ours leads to.
+        """
+        for template in [*self._unproved, *(self._proved if self.verify else ())]:
+            if found := template.line.fullmatch(line):
+                twin: Any = object.__new__(_classes().twin)
+                twin.__dict__.update(stream.__dict__, chunks=list(stream.chunks))
+                try:
+                    chunk = template.make(found)
+                    _note(twin, chunk)
+                except Exception:  # noqa: BLE001 - litellm raises its own error
+                    return None
+                return template, chunk, twin
+        return None
+
+    def learn(
+        self, stream: Any, line: bytes, theirs: Any, ours: tuple[ChunkTemplate, Any, Any] | None
+    ) -> None:
+        """Learn from the chunk that litellm has made of a line, and from ours beside it."""
+        if ours is not None:
+            template, chunk, twin = ours
+            member = unlike(chunk, theirs) or _unlike_states(twin, stream)
+            if template in self._proved:
+                if member is not None:
+                    self.differs(member)
+                return
+            self._unproved.remove(template)
+            if member is None:
+                self._proved = [template, *self._proved[: _MOST_TEMPLATES - 1]]
+                return
+        if found := ChunkTemplate.of(line, theirs):
+            self._unproved = [found, *self._unproved[: _MOST_TEMPLATES - 1]]
+
+    def settle(self, reason: str) -> None:
+        """Report, once, if the stream is direct."""
+        if not self._is_settled:
+            self._is_settled = True
+            self.settled(reason)
+
+
+def _reading_of(stream: Any) -> ChunkReading:
+    reading: ChunkReading = stream.__dict__[_READING]
+    return reading
+
+
+def _note(stream: Any, chunk: Any) -> None:
+    """Note a chunk in the state of its stream, as litellm does."""
+    stream.raise_on_model_repetition()
+    stream.response_uptil_now += chunk.choices[0].delta.content or ""
+    stream.chunks.append(chunk)
+
+
+def _unlike_states(ours: Any, theirs: Any) -> str | None:
+    mine: dict[str, Any] = ours.__dict__
+    its: dict[str, Any] = theirs.__dict__
+    for name in sorted(mine.keys() | its.keys()):
+        one: Any = mine.get(name)
+        other: Any = its.get(name)
+        if name == "chunks":
+            if len(one) != len(other) or unlike(one[-1], other[-1]):
+                return "stream.chunks"
+        elif one is not other and one != other:
+            return f"stream.{name}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Classes of streams.
+
+    Attributes:
+        stream: litellm's.
+        direct: one that the lane reads.
+        twin: one that does nothing at its end.
+    """
+
+    stream: Any
+    direct: Any
+    twin: Any
+
+
+@functools.cache
+def _classes() -> _Classes:
+    from litellm.litellm_core_utils import streaming_handler
+
+    stream: Any = streaming_handler.CustomStreamWrapper
+
+    async def next_chunk(self: Any) -> Any:
+        reading = _reading_of(self)
+        line = None if self._closed else await reading.next_line()
+        ours = None
+        if line is None or b"[DONE]" in line:
+            # litellm makes the whole answer of them.
+            self.chunks[:] = merge_texts(self.chunks)
+        else:
+            chunk = reading.make(self, line)
+            if chunk is not None:
+                return chunk
+            ours = reading.make_beside(self, line)
+        read = reading.lines.data_lines
+        try:
+            chunk = await stream.__anext__(self)
+        except BaseException:
+            reading.settle(_NO_CHUNK)
+            raise
+        if line is not None and reading.lines.data_lines == read + 1:
+            reading.learn(self, line, chunk, ours)
+        return chunk
+
+    async def aclose(self: Any) -> None:
+        _reading_of(self).settle(_NO_CHUNK)
+        await stream.aclose(self)
+
+    def end(self: Any) -> None:
+        """Do nothing: litellm's class restores a context when a stream is dropped."""
+
+    own = {"__anext__": next_chunk, "aclose": aclose, READS_PROVIDER: True}
+    return _Classes(
+        stream,
+        type("DirectStream", (stream,), own),
+        type("_Twin", (stream,), {"__del__": end}),
+    )

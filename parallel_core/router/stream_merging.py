@@ -1,0 +1,89 @@
+"""Merge the chunks of a stream before an answer is assembled of them.
+
+litellm's builder takes longer for a chunk than the network does. Successive chunks that hold
+nothing but the next text of one choice are merged into one, so that it has few to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_TEXTS = ("content", "reasoning_content")
+_OF_ALL_CHUNKS = frozenset({"id", "created", "model", "object", "choices", "system_fingerprint"})
+_OF_ALL_CHOICES = frozenset({"index", "delta"})
+_PADDING = "obfuscation"  # OpenAI's: it has no meaning
+
+
+def merge_texts(chunks: Sequence[Any]) -> list[Any]:
+    """Return chunks that litellm's builder makes the same answer of.
+
+    Args:
+        chunks: chunks of litellm, or any objects, which are passed on.
+    """
+    merged: list[Any] = []
+    run: list[Any] = []
+    texts: list[str] = []
+    key: tuple[Any, ...] | None = None
+
+    def end_run() -> None:
+        if len(run) > 1:
+            assert key is not None
+            merged.append(_with_text(run[0], key[0], "".join(texts)))
+        else:
+            merged.extend(run)
+        run.clear()
+        texts.clear()
+
+    for chunk in chunks:
+        found = _text_alone(chunk)
+        if found is None:
+            end_run()
+            key = None
+            merged.append(chunk)
+            continue
+        its_key, text = found
+        if its_key != key:
+            end_run()
+            key = its_key
+        run.append(chunk)
+        texts.append(text)
+    end_run()
+    return merged
+
+
+def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
+    """Return the text of a chunk, and all else that it holds; None if that is more than its place.
+
+    The first part of the key is the name of the member with the text.
+    """
+    choices: Any = getattr(chunk, "choices", None)
+    if choices.__class__ is not list or len(choices) != 1 or not _is_of_litellm(chunk):
+        return None
+    choice = choices[0]
+    members: Iterable[tuple[str, Any]] = choice.delta
+    parts = [(name, value) for name, value in members if value is not None]
+    if len(parts) != 1 or _has_more(choice, _OF_ALL_CHOICES) or _has_more(chunk, _OF_ALL_CHUNKS):
+        return None
+    name, text = parts[0]
+    if name not in _TEXTS or not isinstance(text, str):
+        return None
+    origin = (chunk.id, chunk.created, chunk.model, chunk.system_fingerprint)
+    return (name, choice.index, *origin), text
+
+
+def _is_of_litellm(chunk: Any) -> bool:
+    return type(chunk).__module__.startswith("litellm.")
+
+
+def _has_more(members: Iterable[tuple[str, Any]], known: frozenset[str]) -> bool:
+    return any(
+        value is not None and name not in known and name != _PADDING for name, value in members
+    )
+
+
+def _with_text(chunk: Any, name: str, text: str) -> Any:
+    choice = chunk.choices[0]
+    delta = choice.delta.model_copy()
+    setattr(delta, name, text)
+    return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
