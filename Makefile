@@ -46,11 +46,21 @@ PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile
 test: .venv/installed
 	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not thorough" $(TEST_OPTIONS)
 
+# The server of tests/router/direct/test_litellm_proxy.py, which fails without it.
+.venv-proxy/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: PYTHON=python3.11 make ..."; exit 1; }
+	rm -rf .venv-proxy
+	$(PYTHON) -m venv .venv-proxy
+	.venv-proxy/bin/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[proxy]'
+	.venv-proxy/bin/python $(COMPILE) .venv-proxy/lib
+	touch $@
+
 # What make test leaves out.
-test-thorough: .venv/installed
+test-thorough: .venv/installed .venv-proxy/installed
 	$(PYTEST) -m thorough $(TEST_OPTIONS)
 
-test-all: .venv/installed
+test-all: .venv/installed .venv-proxy/installed
 	$(PYTEST) $(TEST_OPTIONS)
 
 # Tests that depend on time fail beside two busy loops.
@@ -128,9 +138,9 @@ wheel: .venv/installed
 constraints:
 	rm -rf .venv build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench,proxy]'
 	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf build/constraints
 
 clean:
-	rm -rf .venv .venv-bench .venv-mutants mutants .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-mutants .venv-proxy mutants .ci/venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -19,6 +19,7 @@ from parallel_core.config import (
 )
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion
 
+from .direct import off_the_lane
 from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, router_overrides
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def completion_call(
         given = cast("SupportsAcompletion", router)
         seconds = None if has_timeouts(router) else attempt_timeout
         call = _router_call(given, retried_by_us, seconds, worker_options)
-        return call if lane is None else lane.wrap(call)
+        return off_the_lane(call) if lane is None else lane.wrap(call)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "

@@ -34,19 +34,21 @@ class _Litellm(NamedTuple):
     response_class: Any
     convert: Any
     process_headers: Any
+    told_cost: Any
 
 
 @functools.cache
 def _litellm() -> _Litellm:
-    from litellm import ModelResponse
+    from litellm import ModelResponse, cost_calculator
     from litellm.litellm_core_utils import core_helpers
     from litellm.litellm_core_utils.llm_response_utils import convert_dict_to_response as convert
 
-    functions: Any = (convert, core_helpers)
+    functions: Any = (convert, core_helpers, cost_calculator)
     return _Litellm(
         ModelResponse,
         functions[0].convert_to_model_response_object,
         functions[1].process_response_headers,
+        functions[2].get_response_cost_from_hidden_params,
     )
 
 
@@ -107,10 +109,15 @@ class AnswerTemplate:
     Attributes:
         constants: hidden parameters that depend on the deployment alone.
         price: returns the cost of an answer in USD as litellm counts it.
+        believes: litellm takes the cost that another litellm, its proxy, tells in a header.
+        model: the name with which litellm begins, where it puts the provider in front of the
+            provider's own name; else None.
     """
 
     constants: Mapping[str, Any]
     price: Price
+    believes: bool
+    model: str | None
 
     def make(self, completion: Completion, arguments: Mapping[str, Any]) -> Any:
         """Return litellm's ``ModelResponse`` for a completion.
@@ -123,7 +130,7 @@ class AnswerTemplate:
         headers = completion.headers
         response = litellm.convert(
             response_object=completion.data,
-            model_response_object=litellm.response_class(),
+            model_response_object=litellm.response_class(model=self.model),
             hidden_params={"headers": headers},
             _response_headers=headers,
         )
@@ -133,13 +140,14 @@ class AnswerTemplate:
         hidden["additional_headers"] = litellm.process_headers(
             hidden["additional_headers"], preserve_litellm_internal_headers=True
         )
+        cost = litellm.told_cost(hidden) if self.believes else None
         hidden |= {
             "_response_ms": milliseconds,
             "litellm_overhead_time_ms": 0.0,
             "callback_duration_ms": 0.0,
             "litellm_call_id": arguments.get("litellm_call_id") or str(uuid.uuid4()),
             "provider_response_model": response.model,
-            "response_cost": self.price(response),
+            "response_cost": self.price(response) if cost is None else cost,
             PROVIDER_BODY: completion.body,
         }
         response._hidden_params = hidden
@@ -164,6 +172,8 @@ def reads_in_its_own_way(theirs: Any, arguments: Mapping[str, Any]) -> bool:
     from litellm.utils import ProviderConfigManager as Configs
 
     provider = theirs._hidden_params.get("custom_llm_provider")
+    if provider is None:  # litellm's reader of another provider made the hidden parameters
+        return True
     configs: Any = Configs
     config = configs.get_provider_chat_config(
         model=arguments["model"].removeprefix(f"{provider}/"), provider=LlmProviders(provider)
@@ -172,12 +182,23 @@ def reads_in_its_own_way(theirs: Any, arguments: Mapping[str, Any]) -> bool:
     return reader is not None and reader.__qualname__.partition(".")[0] not in _COMMON_READERS
 
 
-def answer_template(theirs: Any, arguments: Mapping[str, Any]) -> AnswerTemplate:
+def answer_template(
+    theirs: Any, completion: Completion, arguments: Mapping[str, Any]
+) -> AnswerTemplate:
     """Find out what litellm adds to the answers of a deployment, from one that it made."""
+    from litellm.litellm_core_utils.litellm_logging import use_custom_pricing_for_model
+
     hidden: Mapping[str, Any] = theirs._hidden_params
     varying = {*_OF_ONE_CALL, "headers", "additional_headers", "response_cost"}
     constants = {name: value for name, value in hidden.items() if name not in varying}
-    return AnswerTemplate(constants, _price(theirs, hidden, arguments))
+    prefixed = theirs.model != completion.data.get("model") and "/" in theirs.model
+    return AnswerTemplate(
+        constants,
+        _price(theirs, hidden, arguments),
+        # Prices that the user has set come first.
+        believes=not use_custom_pricing_for_model({**arguments}),
+        model=theirs.model if prefixed else None,
+    )
 
 
 def _price(theirs: Any, hidden: Mapping[str, Any], arguments: Mapping[str, Any]) -> Price:
@@ -189,10 +210,12 @@ def _price(theirs: Any, hidden: Mapping[str, Any], arguments: Mapping[str, Any])
     if cost is None:
         return _unknown
     model, provider = arguments["model"], hidden.get("custom_llm_provider")
-    bare = model.removeprefix(f"{provider}/")
+    info: Mapping[str, Any] = arguments.get("model_info") or {}
+    base = arguments.get("base_model") or info.get("base_model") or model
 
-    def by_token(response: Any) -> float | None:
-        return sum(
+    def of_tokens(name: str) -> Price:
+        bare = name.removeprefix(f"{provider}/")
+        return lambda response: sum(
             generic_cost_per_token(
                 model=bare, usage=response.usage, custom_llm_provider=provider or ""
             )
@@ -209,7 +232,7 @@ def _price(theirs: Any, hidden: Mapping[str, Any], arguments: Mapping[str, Any])
     def by_model(response: Any) -> float | None:
         return litellm.completion_cost(completion_response=response, model=model)
 
-    for price in (by_token, by_deployment, by_model):
+    for price in (of_tokens(model), of_tokens(base), by_deployment, by_model):
         try:
             if price(theirs) == cost:
                 return price

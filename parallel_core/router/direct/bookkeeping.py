@@ -19,6 +19,9 @@ _OTHER_LISTS = (
     "pre_call_rules",
     "post_call_rules",
 )
+# Every cache of litellm leaves it in the lists, also that which the first call of Gemini makes.
+# Nothing listens by this name; whether answers are cached is in litellm.cache.
+_MARK_OF_A_CACHE = "cache"
 _SETTINGS = ("max_budget", "modify_params", "enable_json_schema_validation")
 
 METADATA = frozenset({"metadata", "litellm_metadata"})
@@ -58,10 +61,10 @@ class Bookkeeping:
             return self._of_router
         litellm = self._litellm
         for name in _OTHER_LISTS:
-            if getattr(litellm, name, None):
+            if any(callback != _MARK_OF_A_CACHE for callback in getattr(litellm, name, None) or ()):
                 return f"litellm.{name} is set"
         for name in _SUCCESS_LISTS:
-            if any(not _is_routers_own(callback) for callback in getattr(litellm, name)):
+            if any(not _is_inert(callback) for callback in getattr(litellm, name)):
                 return f"litellm.{name} has a callback"
         if litellm.cache is not None:
             return "litellm.cache is set"
@@ -83,7 +86,8 @@ class Bookkeeping:
             },
         }
         for callback in self._litellm.success_callback:
-            callback(event, response, None, None)
+            if callback != _MARK_OF_A_CACHE:
+                callback(event, response, None, None)
 
 
 def _reason_of(router: object) -> str:
@@ -96,8 +100,10 @@ def _reason_of(router: object) -> str:
     return ""
 
 
-def _is_routers_own(callback: object) -> bool:
-    """Return True for the methods by which a Router hears of the outcomes of its attempts."""
+def _is_inert(callback: object) -> bool:
+    """Return True for methods by which a Router hears of its attempts, and for a cache's mark."""
+    if callback == _MARK_OF_A_CACHE:
+        return True
     litellm = sys.modules["litellm"]
     return isinstance(callback, MethodType) and isinstance(callback.__self__, litellm.Router)
 

@@ -321,7 +321,7 @@ class DirectLane:
         if shape.answers is None:
             if not has_tokens(theirs):  # every way of pricing it gives 0
                 return
-            shape.answers = answer_template(theirs, arguments)
+            shape.answers = answer_template(theirs, completion, arguments)
         try:
             if reads_in_its_own_way(theirs, arguments):
                 shape.structures[completion.structure] = False

@@ -124,6 +124,23 @@ def marked(lane: Lane) -> Generator[None, None, None]:
         _remove()
 
 
+def unmarked(
+    call: Callable[[int, Any], Awaitable[Any]],
+) -> Callable[[int, Any], Awaitable[Any]]:
+    """Let no lane make the attempts of a call, whatever context it is made in."""
+    if _lane.get() is None:
+        return call
+
+    async def plain(index: int, request: Any) -> Any:
+        token = _lane.set(None)
+        try:
+            return await call(index, request)
+        finally:
+            _lane.reset(token)
+
+    return plain
+
+
 async def record(original: Attempt, arguments: dict[str, Any]) -> Sent | Any:
     """Return the request that litellm would send, without sending it.
 

@@ -280,6 +280,24 @@ def test_counts_that_a_provider_prices_or_corrects() -> None:
     compare(requests, {"model": "xai/grok-3", "api_key": "sk-0"}, answer)
 
 
+def test_costs_that_a_proxy_tells_and_that_are_at_first_those_of_the_list() -> None:
+    """The cost in the header is what litellm counts, even where it could count one itself."""
+    prompt, answered = 5, 7  # tokens, at the prices of gpt-4o-mini
+    listed = litellm.completion_cost(
+        completion_response=litellm.ModelResponse(
+            model="gpt-4o-mini",
+            usage=litellm.Usage(prompt_tokens=prompt, completion_tokens=answered),
+        ),
+        model="gpt-4o-mini",
+    )
+    costs = [str(listed), str(listed), "0.5", "0.0", "nan", "-1", "x", str(listed)]
+    answers = [Canned(completion(), headers=[("x-litellm-response-cost", each)]) for each in costs]
+    requests, answer = in_turn(answers)
+    for parameters in ({}, {"input_cost_per_token": 1.0, "output_cost_per_token": 2.0}):
+        deployment = {"model": "openai/gpt-4o-mini", "api_key": "sk-0", **parameters}
+        compare(requests, deployment, answer)
+
+
 @pytest.mark.parametrize("where", ["litellm", "request"])
 def test_answers_that_litellm_checks(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "enable_json_schema_validation"
