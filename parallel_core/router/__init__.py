@@ -8,6 +8,7 @@ from .answers import (
     add_finish,
     describe_finishes,
     finish_of,
+    read_provider_json,
     require_choices,
 )
 from .call import (
@@ -68,6 +69,7 @@ __all__ = [
     "model_groups",
     "parallel_limits",
     "preparation",
+    "read_provider_json",
     "require_choices",
     "router_overrides",
     "router_traits",

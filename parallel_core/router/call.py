@@ -142,7 +142,9 @@ def _router_call(
         if attempt_timeout is not None and all(arguments.get(n) is None for n in ATTEMPT_TIMEOUTS):
             arguments["timeout"] = attempt_timeout
         return router.acompletion(
-            model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
+            model=request.model,
+            messages=[_copied_message(one) for one in request.messages],
+            **arguments,
         )
 
     return call
@@ -201,3 +203,15 @@ def _copied(value: Any) -> Any:
     if value.__class__ is list:
         return [_copied(member) for member in value]
     return value
+
+
+def _copied_message(message: Any) -> Any:
+    """Copy a message at every depth, objects too. Plain dicts need no slow `deepcopy`."""
+    kind = message.__class__
+    if kind is str or kind is int or message is None:
+        return message
+    if kind is dict:
+        return {name: _copied_message(member) for name, member in message.items()}
+    if kind is list:
+        return [_copied_message(member) for member in message]
+    return copy.deepcopy(message)
