@@ -14,6 +14,7 @@ from .answers import (
 from .call import (
     BATCH_METADATA,
     DIRECT,
+    DIRECT_COUNTS,
     INDEX,
     STALL_TIMEOUT,
     TIMEOUT,
@@ -23,6 +24,7 @@ from .call import (
 )
 from .cost_estimate import CostEstimate, estimate_cost
 from .direct import direct_lane
+from .direct_counts import DirectCounts, HasDirectCounts
 from .first_call import preparation
 from .request_checks import as_request, check_all, is_checked_as_a_whole
 from .router_facts import (
@@ -42,6 +44,7 @@ __all__ = [
     "BATCH_METADATA",
     "CHUNKS_PER_SLOT",
     "DIRECT",
+    "DIRECT_COUNTS",
     "INDEX",
     "MOST_REASONS",
     "OTHER_REASONS",
@@ -50,7 +53,9 @@ __all__ = [
     "STALL_TIMEOUT",
     "TIMEOUT",
     "CostEstimate",
+    "DirectCounts",
     "Finish",
+    "HasDirectCounts",
     "RouterOverrides",
     "Streams",
     "WorkerOptions",

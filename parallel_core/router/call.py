@@ -10,7 +10,7 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from parallel_core.config import (
     deployments,
@@ -19,6 +19,7 @@ from parallel_core.config import (
 )
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion
 
+from .direct_counts import DirectCounts
 from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, router_overrides
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of a call that a worker makes, in seconds."""
 
 DIRECT = "parallel_core_direct"
-"""Argument of a call that a worker sends directly."""
+"""Argument of a call that a worker sends directly: the option ``direct``."""
+
+DIRECT_COUNTS = "parallel_core_direct_counts"
+"""Argument with the :class:`DirectCounts` of the batch. It does not go to the worker."""
 
 
 class WorkerOptions(NamedTuple):
@@ -45,12 +49,14 @@ class WorkerOptions(NamedTuple):
         timeout: seconds for a call; None: only the request's own timeout.
         times_calls: True if workers time the calls, because calls wait there for a slot.
         direct: workers send the calls directly.
+        counts: counts the attempts of such calls.
     """
 
     stall_timeout: float | None
     timeout: float | None
     times_calls: bool
-    direct: bool = False
+    direct: bool | Literal["verify"] = False
+    counts: DirectCounts | None = None
 
     def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, Any]:
         """Return the arguments that the call of a request carries to its worker."""
@@ -61,7 +67,7 @@ class WorkerOptions(NamedTuple):
         if self.times_calls and timeout is not None:
             added[TIMEOUT] = timeout
         if self.direct:
-            added[DIRECT] = True
+            added[DIRECT], added[DIRECT_COUNTS] = self.direct, self.counts
         return added
 
 
