@@ -50,7 +50,7 @@ def test_each_batch_has_the_counts_of_its_own_calls(source: LocalWorkers) -> Non
                 *(fleet.call(direct_request(f"one {n}"), counts=one) for n in range(12)),
                 *(fleet.call(direct_request(f"other {n}"), counts=other) for n in range(7)),
                 fleet.call(direct_request("x", mock_response="made up"), counts=other),
-                fleet.call(direct_request("not direct", **{DIRECT: False}), counts=other),
+                fleet.call(request("not direct", "fast"), counts=other),
             )
         assert (one.direct_calls, one.indirect_calls) == (12, {})
         assert (other.direct_calls, other.indirect_calls) == (7, {"it has mock_response": 1})
