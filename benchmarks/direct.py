@@ -3,6 +3,8 @@
 Calls of a Router go to the demo server, in a process of its own, which answers at once: as litellm
 makes them, on the direct lane, with the client of openai and as bare POSTs of aiohttp. Then a file
 is run with and without ``--direct``. The sides take turns; measured is the CPU time of the client.
+Then, with and without the lane: the memory of a long batch, the time from a failure to the
+exception; and with Ray, the calls per second of two workers and of one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import aiohttp
 
 from parallel_core import parallel_acompletions, parallel_map
 from parallel_core.demo_server import DemoServerSettings, demo_server_process
+from parallel_core.ray_engine import is_ray_installed
 
+from . import direct_promises
 from .adapter import MODEL
 from .over_http import make_router
 
@@ -59,11 +63,7 @@ def post_side(url: str, session: aiohttp.ClientSession) -> Side:
     )
 
 
-def openai_side(url: str) -> Side:
-    from openai import AsyncOpenAI
-
-    client = AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
-
+def openai_side(client: Any) -> Side:
     async def create(messages: Any) -> Any:
         return await client.chat.completions.create(model=MODEL, messages=messages)
 
@@ -74,13 +74,18 @@ def openai_side(url: str) -> Side:
 
 async def calls(url: str, rounds: int, count: int) -> dict[str, list[float]]:
     """Return microseconds of CPU per call, for each side and round."""
+    from openai import AsyncOpenAI
+
     router = make_router(url)
     measured: dict[str, list[float]] = {}
-    async with aiohttp.ClientSession() as session:
+    async with (
+        aiohttp.ClientSession() as session,
+        AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
         sides = {
             "Router": router_side(router, direct=False),
             "direct": router_side(router, direct=True),
-            "openai": openai_side(url),
+            "openai": openai_side(client),
             "POST": post_side(url, session),
         }
         for send in sides.values():
@@ -146,6 +151,7 @@ def main() -> None:
     rounds, count, lines = options.rounds, options.calls, options.lines
     if options.smoke:
         rounds, count, lines = 1, 64, 64
+    in_flight = 8 if options.smoke else IN_FLIGHT
     from importlib.metadata import version
 
     settings = DemoServerSettings(latency_median=0.0, latency_sigma=0.0, models={MODEL: 0.0})
@@ -154,6 +160,12 @@ def main() -> None:
         report(asyncio.run(calls(server.url, rounds, count)), "Router")
         print(f"a file of {lines:,} lines")
         report(files(server.url, rounds, lines), "run")
+        print("what it must not cost")
+        asyncio.run(direct_promises.memory(server.url, count, in_flight))
+        direct_promises.failures(rounds, in_flight)
+        if is_ray_installed():
+            print("workers on Ray")
+            direct_promises.workers(server.url, rounds, count, in_flight)
 
 
 if __name__ == "__main__":

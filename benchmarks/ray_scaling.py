@@ -110,21 +110,23 @@ def memory_of(process: int) -> float:
     raise LookupError(process)
 
 
-async def throughput(source: Any, workers: int, concurrency: int, calls: int) -> Measured:
+async def throughput(
+    source: Any, workers: int, concurrency: int, calls: int, *, direct: bool = False
+) -> Measured:
     began = time.perf_counter()
     async with router_of(source, workers, concurrency) as (router, slots):
         start = time.perf_counter() - began
         warm_up = WARM_UP * max(1, workers)
         processes: set[int] = set()
         for result in await parallel_core.parallel_acompletions(
-            router, list(requests(warm_up)), concurrency=slots
+            router, list(requests(warm_up)), concurrency=slots, direct=direct
         ):
             if isinstance(result.unwrap(), int):
                 processes.add(result.response)
         memory: list[list[float]] = []
         began, began_cpu = time.perf_counter(), time.process_time()
         async with parallel_core.iter_parallel_acompletions(
-            router, requests(calls), concurrency=slots
+            router, requests(calls), concurrency=slots, direct=direct
         ) as batch:
             done = 0
             async for result in batch:
@@ -174,7 +176,13 @@ def run_child(options: argparse.Namespace) -> Any:
     if options.cancel:
         return asyncio.run(cancel_latency(options.workers[0], options.concurrency))
     measured = asyncio.run(
-        throughput(source, options.workers[0], options.concurrency, options.calls)
+        throughput(
+            source,
+            options.workers[0],
+            options.concurrency,
+            options.calls,
+            direct=options.direct,
+        )
     )
     return asdict(measured)
 
@@ -189,6 +197,7 @@ def scaling(options: argparse.Namespace) -> None:
                 told = child(
                     *("--workers", side, "--concurrency", options.concurrency),
                     *("--calls", options.calls, "--url", server.url),
+                    *(["--direct"] if options.direct else []),
                 )
                 found[side].append(Measured(**told))
     print(
@@ -252,6 +261,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int)
     parser.add_argument("--latency", type=float, default=0.1, help="of the server, in seconds")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--direct", action="store_true", help="calls are sent directly")
     parser.add_argument("--no-op", action="store_true", help="the way to the workers and back")
     parser.add_argument("--cancel", action="store_true", help="how soon all calls have ended")
     parser.add_argument("--smoke", action="store_true", help="does it run?")

@@ -35,6 +35,7 @@ from .control import (
 from .engine import BatchPlan, DrawOrder, ResultT
 from .router import (
     CHUNKS_PER_SLOT,
+    DirectCounts,
     Streams,
     WorkerOptions,
     as_request,
@@ -128,15 +129,15 @@ def _router_plan(
         )
     # The attempts of a hedged call share one timeout, so a single worker cannot apply it.
     timed_by_workers = in_workers and controls.get("hedge") is None
+    direct = controls.get("direct", False)
     worker_options = None
+    counts = DirectCounts() if in_workers else None
     if in_workers:
         stall_timeout, timeout = controls.get("stall_timeout"), controls.get("timeout")
-        worker_options = WorkerOptions(
-            stall_timeout, timeout, timed_by_workers, bool(controls.get("direct"))
-        )
+        worker_options = WorkerOptions(stall_timeout, timeout, timed_by_workers, direct, counts)
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
     retry = controls.get("retry", hasattr(router, "acompletion") or is_adaptive or None)
-    lane = None if in_workers else direct_lane(router, controls.get("direct", False))
+    lane = None if in_workers else direct_lane(router, direct)
     call = completion_call(
         router,
         lane=lane,
@@ -175,7 +176,7 @@ def _router_plan(
         attachments=[*plan.attachments, streams],
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if in_workers else preparation(router),
-        lane=lane,
+        direct_counts=lane if counts is None else counts,
     )
 
 

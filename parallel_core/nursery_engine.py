@@ -628,15 +628,18 @@ class BatchEngine(Generic[ResultT]):
 
     @property
     def direct_calls(self) -> int:
-        return 0 if self._plan.lane is None else self._plan.lane.direct_calls
+        counts = self._plan.direct_counts
+        return 0 if counts is None else counts.direct_calls
 
     @property
     def indirect_calls(self) -> dict[str, int]:
-        return {} if self._plan.lane is None else dict(self._plan.lane.indirect_calls)
+        counts = self._plan.direct_counts
+        return {} if counts is None else dict(counts.indirect_calls)
 
     @property
     def direct_differences(self) -> dict[str, int]:
-        return {} if self._plan.lane is None else dict(self._plan.lane.differences)
+        counts = self._plan.direct_counts
+        return {} if counts is None else dict(counts.differences)
 
     def check_not_inside(self) -> None:
         """Raise if a call of this batch, or its source, is about to wait for the batch's end."""

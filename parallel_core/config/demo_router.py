@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from .endpoints import Endpoint
@@ -46,7 +47,7 @@ def demo_router(
     Raises:
         RouterConfigError: the demo server cannot have these names, or there are too many of them.
     """
-    from parallel_core.demo_server.servers import DemoServerSettings, demo_server_process
+    from parallel_core.demo_server import DemoServerSettings, demo_server_process
 
     usual = DemoServerSettings().models
     names = list(dict.fromkeys(model_names)) or list(usual)
@@ -68,7 +69,9 @@ def demo_router(
     with contextlib.ExitStack() as resources:
         # Otherwise litellm fetches its price map over the network at import.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        server = resources.enter_context(demo_server_process(settings))
+        server = resources.enter_context(
+            demo_server_process(settings, meanwhile=lambda: import_module("litellm"))
+        )
         return _router_of_demo(
             server, seed, names, num_retries, attempt_timeout, resources.pop_all()
         )

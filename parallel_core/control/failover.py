@@ -139,6 +139,8 @@ class Failover:
     ) -> None:
         """Note an answer to a request that could not be sent to ``excluded``."""
         deployment, fell_back = self._answered_by(value)
+        if not (self._failing or fell_back):
+            return
         # If it is unknown, it may be any deployment that was not excluded.
         may_have_answered = {deployment} if deployment else self._all_of(model).keys() - excluded
         for one in may_have_answered & self._failing.keys():

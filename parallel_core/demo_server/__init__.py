@@ -55,7 +55,8 @@ from .trouble import TROUBLE_KINDS, Trouble, TroubleKind
 
 if TYPE_CHECKING:
     from .app import DemoServer
-    from .servers import DemoServerProcess, DemoServerThread, demo_server_process
+    from .server_process import DemoServerProcess, demo_server_process
+    from .server_thread import DemoServerThread
 
 __all__ = [
     "TROUBLE_KINDS",
@@ -78,8 +79,12 @@ def __getattr__(name: str) -> object:
         from .app import DemoServer
 
         return DemoServer
-    if name in __all__:
-        from . import servers
+    if name == "DemoServerThread":
+        from .server_thread import DemoServerThread
 
-        return getattr(servers, name)
+        return DemoServerThread
+    if name in __all__:
+        from . import server_process
+
+        return getattr(server_process, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

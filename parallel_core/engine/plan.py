@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from parallel_core.control import Attachment, Call, LimitChange, UsageTally
+from parallel_core.router import HasDirectCounts
 from parallel_core.types import Usage
 
 from .backlog import DrawOrder, Order
-
-if TYPE_CHECKING:
-    from parallel_core.router.direct.lane import DirectLane
 
 ResultT = TypeVar("ResultT", covariant=True)
 
@@ -37,7 +35,7 @@ class BatchPlan(Generic[ResultT]):
         waiting_chunks: highest number of chunks that wait for the consumer.
         window: highest value of calls begun minus results handed out; None: as the order needs it.
         before: a blocking function that runs in a thread before the first call.
-        lane: sends the calls of a Router directly; None: litellm sends them.
+        direct_counts: counts the attempts that were sent directly; None: litellm sends them.
     """
 
     call: Call
@@ -57,4 +55,4 @@ class BatchPlan(Generic[ResultT]):
     waiting_chunks: int = 0
     window: int | None = None
     before: Callable[[], None] | None = None
-    lane: DirectLane | None = None
+    direct_counts: HasDirectCounts | None = None

@@ -6,7 +6,6 @@ The format is described in ``docs/file-formats.md``.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from parallel_core.journal import (
     read_json_line,
     read_result_line,
 )
-from parallel_core.router import PROVIDER_BODY, finish_of
+from parallel_core.router import PROVIDER_BODY, finish_of, read_provider_json
 from parallel_core.types import RouterParallelResult, Usage
 
 from .input_records import InputProblem
@@ -149,7 +148,7 @@ def _completion(response: Any) -> Mapping[str, Any]:
         return cast("Mapping[str, Any]", response)  # from a user's callable: keep it unchanged
     sent = _hidden(response).get(PROVIDER_BODY)
     if isinstance(sent, bytes):  # on the direct lane, it is known as the provider sent it
-        return cast("Mapping[str, Any]", json.loads(sent))
+        return cast("Mapping[str, Any]", read_provider_json(sent))
     body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
     usage = body.get("usage")
     # No prompt has 0 tokens: litellm writes 0 if the provider reported nothing.

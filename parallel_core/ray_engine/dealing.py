@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from parallel_core.errors import WorkerDiedError
+from parallel_core.router import DirectCounts
 
 from .messages import Given, WorkerHandle
 
@@ -32,10 +33,13 @@ CheckResend: TypeAlias = Callable[[], Exception | None]
 class Assignment:
     """A call on its way to a worker and back."""
 
-    def __init__(self, number: int, packed: bytes, again: CheckResend) -> None:
+    def __init__(
+        self, number: int, packed: bytes, again: CheckResend, counts: DirectCounts
+    ) -> None:
         self.number = number
         self.packed = packed
         self.again = again
+        self.counts = counts
         self.member: Member | None = None
         self.deaths = 0
         self.cancelled = False

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from parallel_core.errors import WorkersLostError
+from parallel_core.router import DirectCounts
 from parallel_core.uninterrupted import wait_until
 
 from .dealing import Assignment, CheckResend, Dealer, Member
@@ -149,6 +150,9 @@ class Fleet:
                 assert error is not None
                 self._refused = error
                 self._changed.set()
+            elif kind is Kind.DIRECT:
+                if (counted := member.assignments.get(number)) is not None:
+                    counted.counts.add(DirectCounts.unpacked(packed))
             else:
                 assignment = member.assignments.pop(number, None)
                 if assignment is None:
@@ -257,12 +261,19 @@ class Fleet:
 
     # --- calls ---
 
-    async def call(self, packed: bytes, again: CheckResend = _always_resend) -> Any:
+    async def call(
+        self,
+        packed: bytes,
+        again: CheckResend = _always_resend,
+        counts: DirectCounts | None = None,
+    ) -> Any:
         """Make a call in a worker.
 
         Args:
             packed: the packed arguments.
             again: called before the call is sent again because its worker died.
+            counts: the attempts that the worker makes directly are added to these. What a worker
+                had sent when it died is unknown.
 
         Raises:
             WorkersLostError, WorkerDiedError: no worker finished the call.
@@ -273,7 +284,9 @@ class Fleet:
         if self._closed:
             raise RuntimeError("the workers have been ended: open a new router")
         self._numbers += 1
-        assignment = Assignment(self._numbers, packed, again)
+        assignment = Assignment(
+            self._numbers, packed, again, DirectCounts() if counts is None else counts
+        )
         self._dealer.add(assignment)
         try:
             await assignment.ended.wait()

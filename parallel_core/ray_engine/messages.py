@@ -23,6 +23,7 @@ class Kind(IntEnum):
     REFUSED = 1  # no Router could be made; the packed exception
     OUTCOME = 2  # the number and the packed outcome of a call
     CANCELLED = 3  # the number of a call that was cancelled, or given back before it began
+    DIRECT = 4  # the number of a call, and its packed DirectCounts; before its end, if it has any
 
 
 Message: TypeAlias = tuple[Kind, int, bytes]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from parallel_core.control import checked_count, held_reservation
 from parallel_core.event_loops import in_trio
-from parallel_core.router import INDEX
+from parallel_core.router import DIRECT_COUNTS, INDEX
 from parallel_core.router_hosts import RouterHostName, open_router_host
 from parallel_core.types import StreamedResponse
 from parallel_core.uninterrupted import to_the_end
@@ -100,7 +100,8 @@ class RayRouter:
         def again() -> Exception | None:
             return None if held is None else held.attempt_again(index)
 
-        value = await self._fleet.call(pack_request(arguments), again)
+        counts = arguments.pop(DIRECT_COUNTS, None)
+        value = await self._fleet.call(pack_request(arguments), again, counts)
         # A batch also needs the usage and the time that come with a streamed answer.
         is_of_a_batch = INDEX in arguments
         return value.response if type(value) is StreamedResponse and not is_of_a_batch else value

@@ -18,7 +18,7 @@ from parallel_core.config import silence_libraries
 from parallel_core.control import BatchOptions, allow_connections, raise_open_files
 from parallel_core.engine import TaskScope
 from parallel_core.errors import RemoteCallError, cancelled_unasked
-from parallel_core.router import preparation
+from parallel_core.router import DirectCounts, preparation
 from parallel_core.router_hosts import enter_loop, leave_this_loop
 
 from .messages import BETWEEN_BEATS, Given, Kind, Message, Pace
@@ -53,7 +53,7 @@ class Worker:
         self._recipe = recipe
         self._concurrency = concurrency
         self._pace = pace
-        self._answer: Callable[[dict[str, Any]], Awaitable[Any]]
+        self._answer: Callable[[dict[str, Any], DirectCounts], Awaitable[Any]]
         self._is_ending: Callable[[], bool]
         self._waiting: dict[int, _Assignment] = {}  # calls that wait for a slot
         # A call is added when the engine draws it: a cancellation may come before it begins.
@@ -64,6 +64,7 @@ class Worker:
         self._stopped = False
         self._arrived = asyncio.Event()
         self._messages: list[Message] = []
+        self._outcomes = 0  # of these messages
         self._news = asyncio.Event()
         self._much_news = asyncio.Event()
 
@@ -108,6 +109,7 @@ class Worker:
             self._news.clear()
             self._much_news.clear()
             messages, self._messages = self._messages, []
+            self._outcomes = 0
             if messages:
                 last = time.monotonic()
                 yield messages
@@ -176,9 +178,11 @@ class Worker:
             del self._running[number]
             self._report(Kind.CANCELLED, number)
             return
+        counts = DirectCounts()
         with self._running[number] as scope:
             try:
-                packed = pack_response(await self._answer(unpack_request(assignment.packed)))
+                arguments = unpack_request(assignment.packed)
+                packed = pack_response(await self._answer(arguments, counts))
             except asyncio.CancelledError as error:
                 # If this worker is ending, the driver must send the call to another worker.
                 if scope.cancelled or self._is_ending():
@@ -190,6 +194,8 @@ class Worker:
                 packed = pack_exception(RemoteCallError.standing_for(error))
             finally:
                 del self._running[number]
+                if counts:
+                    self._report(Kind.DIRECT, number, counts.packed())
             self._report(Kind.OUTCOME, number, packed)
             return
         self._report(Kind.CANCELLED, number)
@@ -208,10 +214,13 @@ class Worker:
 
     def _report(self, kind: Kind, number: int, packed: bytes = b"") -> None:
         self._messages.append((kind, number, packed))
+        if kind is Kind.DIRECT:  # it goes with the end of its call
+            return
+        self._outcomes += kind is Kind.OUTCOME
         self._news.set()
         # The driver waits for the end of a cancelled call. After the last call, nothing else comes.
         is_last = not self._running and not self._waiting
-        if kind is not Kind.OUTCOME or is_last or len(self._messages) >= self._pace.many:
+        if kind is not Kind.OUTCOME or is_last or self._outcomes >= self._pace.many:
             self._much_news.set()
 
 

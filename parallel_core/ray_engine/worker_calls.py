@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from parallel_core.config import unwrap_router
 from parallel_core.control import Engine, RouterMeter, Timeouts
@@ -14,6 +14,7 @@ from parallel_core.router import (
     RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
+    DirectCounts,
     RouterOverrides,
     Streams,
     direct_lane,
@@ -37,7 +38,7 @@ class WorkerCalls:
         self._meter = RouterMeter(unwrap_router(router))
         self._timeouts = Timeouts(None)
         self._timed = self._timeouts.wrap(self._send)
-        self._lane: DirectLane | None = None
+        self._lanes: dict[bool | Literal["verify"], DirectLane] = {}
         self._engine: Engine
 
     def begin(self, engine: Engine) -> None:
@@ -47,8 +48,27 @@ class WorkerCalls:
     def end(self) -> None:
         pass
 
-    def answer(self, arguments: dict[str, Any]) -> Awaitable[Any]:
-        """Call the Router with these arguments. Read a streamed answer and return it as a whole."""
+    async def answer(self, arguments: dict[str, Any], counts: DirectCounts) -> Any:
+        """Call the Router with these arguments. Read a streamed answer and return it as a whole.
+
+        The attempts of a direct call are added to ``counts``, however the call ends.
+        """
+        direct = arguments.pop(DIRECT, False)
+        if not direct:
+            return await self._call(arguments, None)
+        lane = self._lanes.get(direct)
+        if lane is None:
+            made = direct_lane(self._router, direct)
+            assert made is not None
+            lane = self._lanes[direct] = made
+        of_this_call = lane.counted_apart()
+        try:
+            return await self._call(arguments, of_this_call)
+        finally:
+            lane.direct_calls += of_this_call.direct_calls
+            counts.add(of_this_call)
+
+    def _call(self, arguments: dict[str, Any], lane: DirectLane | None) -> Awaitable[Any]:
         stall_timeout = arguments.pop(STALL_TIMEOUT, None)
         timeout = arguments.pop(TIMEOUT, None)
         index = arguments.pop(INDEX, 0)
@@ -66,6 +86,8 @@ class WorkerCalls:
             if retried:
                 self._overrides = self._overrides or router_overrides(self._router)
                 self._overrides.add_to(arguments, model)
+        if lane is not None:
+            arguments[DIRECT] = lane
         request = RouterParallelRequest(model, messages, arguments, timeout)
         if not arguments.get("stream"):
             return self._timed(index, request)
@@ -76,13 +98,9 @@ class WorkerCalls:
 
     def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         arguments = dict(request.kwargs or {})
-        direct = arguments.pop(DIRECT, False)
+        lane: DirectLane | None = arguments.pop(DIRECT, None)
 
         def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
             return self._acompletion(model=request.model, messages=request.messages, **arguments)
 
-        if direct and self._lane is None:
-            self._lane = direct_lane(self._router, True)
-        if not direct or self._lane is None:
-            return call(index, request)
-        return self._lane.wrap(call)(index, request)
+        return call(index, request) if lane is None else lane.wrap(call)(index, request)

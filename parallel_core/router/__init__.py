@@ -8,11 +8,13 @@ from .answers import (
     add_finish,
     describe_finishes,
     finish_of,
+    read_provider_json,
     require_choices,
 )
 from .call import (
     BATCH_METADATA,
     DIRECT,
+    DIRECT_COUNTS,
     INDEX,
     STALL_TIMEOUT,
     TIMEOUT,
@@ -22,6 +24,7 @@ from .call import (
 )
 from .cost_estimate import CostEstimate, estimate_cost
 from .direct import direct_lane
+from .direct_counts import DirectCounts, HasDirectCounts
 from .first_call import preparation
 from .request_checks import as_request, check_all, is_checked_as_a_whole
 from .router_facts import (
@@ -41,6 +44,7 @@ __all__ = [
     "BATCH_METADATA",
     "CHUNKS_PER_SLOT",
     "DIRECT",
+    "DIRECT_COUNTS",
     "INDEX",
     "MOST_REASONS",
     "OTHER_REASONS",
@@ -49,7 +53,9 @@ __all__ = [
     "STALL_TIMEOUT",
     "TIMEOUT",
     "CostEstimate",
+    "DirectCounts",
     "Finish",
+    "HasDirectCounts",
     "RouterOverrides",
     "Streams",
     "WorkerOptions",
@@ -68,6 +74,7 @@ __all__ = [
     "model_groups",
     "parallel_limits",
     "preparation",
+    "read_provider_json",
     "require_choices",
     "router_overrides",
     "router_traits",

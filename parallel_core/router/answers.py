@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
 
 from parallel_core.control import BatchMeter, Call
 from parallel_core.errors import EmptyResponseError, text_of
@@ -24,6 +27,24 @@ _MISSING = object()
 
 PROVIDER_BODY = "parallel_core_body"
 """Hidden parameter of an answer on the direct lane: the provider's JSON, as bytes."""
+
+_decode: Final[Callable[[bytes], Any]] = msgspec.json.Decoder().decode
+
+
+def read_provider_json(content: bytes) -> Any:
+    """Return what ``json.loads`` returns, sooner.
+
+    msgspec returns the same values. It refuses some documents that ``json`` accepts: NaN, infinite
+    numbers, lone surrogates (half a UTF-16 pair), other encodings than UTF-8.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return _decode(content)
+    except (ValueError, RecursionError):
+        return json.loads(content)
 
 
 class Finish(NamedTuple):

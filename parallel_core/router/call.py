@@ -10,7 +10,7 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from parallel_core.config import (
     deployments,
@@ -20,6 +20,7 @@ from parallel_core.config import (
 from parallel_core.types import RouterParallelRequest, SupportsAcompletion
 
 from .direct import off_the_lane
+from .direct_counts import DirectCounts
 from .router_facts import ATTEMPT_TIMEOUTS, RETRIED, has_timeouts, router_overrides
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of a call that a worker makes, in seconds."""
 
 DIRECT = "parallel_core_direct"
-"""Argument of a call that a worker sends directly."""
+"""Argument of a call that a worker sends directly: the option ``direct``."""
+
+DIRECT_COUNTS = "parallel_core_direct_counts"
+"""Argument with the :class:`DirectCounts` of the batch. It does not go to the worker."""
 
 
 class WorkerOptions(NamedTuple):
@@ -46,12 +50,14 @@ class WorkerOptions(NamedTuple):
         timeout: seconds for a call; None: only the request's own timeout.
         times_calls: True if workers time the calls, because calls wait there for a slot.
         direct: workers send the calls directly.
+        counts: counts the attempts of such calls.
     """
 
     stall_timeout: float | None
     timeout: float | None
     times_calls: bool
-    direct: bool = False
+    direct: bool | Literal["verify"] = False
+    counts: DirectCounts | None = None
 
     def arguments(self, index: int, request: RouterParallelRequest) -> dict[str, Any]:
         """Return the arguments that the call of a request carries to its worker."""
@@ -62,7 +68,7 @@ class WorkerOptions(NamedTuple):
         if self.times_calls and timeout is not None:
             added[TIMEOUT] = timeout
         if self.direct:
-            added[DIRECT] = True
+            added[DIRECT], added[DIRECT_COUNTS] = self.direct, self.counts
         return added
 
 
@@ -143,7 +149,9 @@ def _router_call(
         if attempt_timeout is not None and all(arguments.get(n) is None for n in ATTEMPT_TIMEOUTS):
             arguments["timeout"] = attempt_timeout
         return router.acompletion(
-            model=request.model, messages=copy.deepcopy(list(request.messages)), **arguments
+            model=request.model,
+            messages=[_copied_message(one) for one in request.messages],
+            **arguments,
         )
 
     return call
@@ -202,3 +210,15 @@ def _copied(value: Any) -> Any:
     if value.__class__ is list:
         return [_copied(member) for member in value]
     return value
+
+
+def _copied_message(message: Any) -> Any:
+    """Copy a message at every depth, objects too. Plain dicts need no slow `deepcopy`."""
+    kind = message.__class__
+    if kind is str or kind is int or message is None:
+        return message
+    if kind is dict:
+        return {name: _copied_message(member) for name, member in message.items()}
+    if kind is list:
+        return [_copied_message(member) for member in message]
+    return copy.deepcopy(message)

@@ -158,8 +158,8 @@ class RunSummary(msgspec.Struct, frozen=True):
             place of it: no tool call, no refusal, no audio, no image.
         final_failures: number of failures, of this run and of earlier ones, that would fail again:
             the request itself is wrong, too large or refused.
-        direct_calls: with ``direct``, number of attempts that were sent without litellm. Those of
-            workers are not counted.
+        direct_calls: with ``direct``, number of attempts that were sent without litellm. What
+            workers that died had sent is unknown, and not counted.
         indirect_calls: with ``direct``, numbers of attempts that litellm sent, by reason.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import httpx
 
-from parallel_core.router.answers import PROVIDER_BODY
+from parallel_core.router.answers import PROVIDER_BODY, read_provider_json
 
 from .shapes import Structure, equal, structure
 from .wire import Answer
@@ -87,7 +86,7 @@ class Completion(NamedTuple):
         try:
             compressed = "content-encoding" in headers
             body = answer.response(_NO_REQUEST).content if compressed else answer.content
-            data: object = json.loads(body)
+            data: object = read_provider_json(body)
             form = (structure(data), *sorted(name for name in headers if "litellm" in name))
         except (ValueError, RecursionError, httpx.DecodingError):
             return None

@@ -78,6 +78,7 @@ class DirectLane:
         self.direct_calls = 0
         self.indirect_calls: Counter[str] = Counter()
         self.differences: Counter[str] = Counter()
+        self._sent_before = 0  # directly, by the lane that this one shares its shapes with
         self._verify = verify
         self._bookkeeping = Bookkeeping(router)
         self._shapes: dict[Any, Shape] = {}
@@ -94,6 +95,14 @@ class DirectLane:
                 return await call(index, request)
 
         return direct
+
+    def counted_apart(self) -> DirectLane:
+        """Return a lane that shares what this one knows of shapes, and has counts of its own."""
+        lane = copy.copy(self)
+        lane._sent_before += self.direct_calls
+        lane.direct_calls = 0
+        lane.indirect_calls, lane.differences = Counter(), Counter()
+        return lane
 
     async def attempt(self, original: Attempt, arguments: dict[str, Any]) -> Any:
         """Make one attempt, on the lane if it is open for it."""
@@ -146,8 +155,8 @@ class DirectLane:
 
     def _has_too_many_shapes(self) -> bool:
         """Return True if learning another shape, which costs two calls, will hardly pay."""
-        known = len(self._shapes)
-        return known >= _MOST_SHAPES or (known >= _SHAPES_TO_TRY and self.direct_calls < 2 * known)
+        known, sent = len(self._shapes), self._sent_before + self.direct_calls
+        return known >= _MOST_SHAPES or (known >= _SHAPES_TO_TRY and sent < 2 * known)
 
     async def _stream(self, original: Attempt, arguments: dict[str, Any]) -> Any:
         """Let litellm begin a stream, and read its chunks on the lane if they are plain."""

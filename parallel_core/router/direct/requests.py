@@ -23,10 +23,13 @@ class NotAlikeError(Exception):
     """A request cannot be made from arguments: the message says why."""
 
 
+# `json.dumps` makes an encoder for each call.
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def _as_openai(body: Mapping[str, Any]) -> bytes:
     """Encode a body as the openai package does, and httpx."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
+    return _compact(body).encode()
 
 
 def _as_json_dumps(body: Mapping[str, Any]) -> bytes:

@@ -194,10 +194,15 @@ def replaced() -> str:
     ):
         # Ours stands above the original.
         found: Any = _originals.get(own) if function is _originals.get(f"own_{own}") else function
-        folder = str(Path(home.__file__ or "").parent)
+        folder = _folder_of(home.__file__ or "")
         if found.__class__ is not FunctionType or not found.__code__.co_filename.startswith(folder):
             return f"{name} is replaced"
     return ""
+
+
+@functools.cache  # asked for each attempt
+def _folder_of(file: str) -> str:
+    return str(Path(file).parent)
 
 
 def _install() -> None:
