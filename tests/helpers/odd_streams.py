@@ -77,8 +77,8 @@ PLAIN_STREAMS: Mapping[str, bytes] = {
     "odd texts": body(
         [
             FIRST,
-            *words("a", "b", '"', "\\", '","content":"', "\n\n", "data: [DONE]"),
-            *words("é", "😀", "\ud83d", "c", "\x7f", "\u2028", "</think>", "<|im_end|>", "0", "null"),
+            *words("a", "b", "0", "null", '"', "\\", '","content":"', "\n\n", "data: [DONE]"),
+            *words("é", "😀", "\ud83d", "c", "\x7f", "\u2028", "</think>", "<|im_end|>"),
             LAST,
         ]
     ),

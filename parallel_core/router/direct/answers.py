@@ -185,8 +185,9 @@ def answer_template(
     theirs: Any, completion: Completion, arguments: Mapping[str, Any]
 ) -> AnswerTemplate:
     """Find out what litellm adds to the answers of a deployment, from one that it made."""
-    from litellm.litellm_core_utils.litellm_logging import use_custom_pricing_for_model
+    from litellm.litellm_core_utils import litellm_logging
 
+    logging: Any = litellm_logging
     hidden: Mapping[str, Any] = theirs._hidden_params
     varying = {*_OF_ONE_CALL, "headers", "additional_headers", "response_cost"}
     constants = {name: value for name, value in hidden.items() if name not in varying}
@@ -195,7 +196,7 @@ def answer_template(
         constants,
         _price(theirs, hidden, arguments),
         # Prices that the user has set come first.
-        believes=not use_custom_pricing_for_model({**arguments}),
+        believes=not logging.use_custom_pricing_for_model({**arguments}),
         model=theirs.model if prefixed else None,
     )
 

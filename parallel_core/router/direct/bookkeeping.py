@@ -18,6 +18,7 @@ _OTHER_LISTS = (
     "_async_input_callback",
     "pre_call_rules",
     "post_call_rules",
+    "service_callback",
 )
 # Every cache of litellm leaves it in the lists, also that which the first call of Gemini makes.
 # Nothing listens by this name; whether answers are cached is in litellm.cache.

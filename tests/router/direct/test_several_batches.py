@@ -40,7 +40,8 @@ def echo(path: str, body: Any) -> Canned:
 
 def text_of(result: RouterParallelResult) -> str | None:
     response: Any = result.unwrap()
-    return response.choices[0].message.content
+    text: str | None = response.choices[0].message.content
+    return text
 
 
 def run(main: Any, loop_factory: Any = None) -> None:

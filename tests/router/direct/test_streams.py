@@ -111,7 +111,7 @@ def test_streams_are_alike(model: str) -> None:
     async def main() -> None:
         plain = await read(bodies, False, model=model)
         ours = await read(bodies, True, model=model)
-        assert not any([differences(plain[name], ours[name]) for name in bodies])
+        assert not any(differences(plain[name], ours[name]) for name in bodies)
         for name in bodies:
             way = ours[name][2]
             assert way.differences == {}, name
@@ -126,8 +126,8 @@ def test_verified_streams_show_no_difference() -> None:
     async def main() -> None:
         plain = await read(PLAIN_STREAMS, False)
         ours = await read(PLAIN_STREAMS, "verify")
-        assert not any([differences(plain[name], ours[name]) for name in PLAIN_STREAMS])
-        assert not any([way.differences for _, _, way in ours.values()])
+        assert not any(differences(plain[name], ours[name]) for name in PLAIN_STREAMS)
+        assert not any(way.differences for _, _, way in ours.values())
 
     run_with_routers(ASYNCIO, main)
 
@@ -152,17 +152,17 @@ events = st.lists(
 def stream_of(drawn: Sequence[tuple[str, str, int, bool]]) -> bytes:
     made: list[Any] = []
     for kind, text, index, has_more in drawn:
-        delta: dict[str, Any] = {
+        deltas: dict[str, dict[str, Any]] = {
             "text": {"content": text},
             "reasoning": {"reasoning_content": text},
             "empty": {},
             "null": {"content": None},
             "role": {"role": "assistant", "content": text},
             "finish": {},
-        }[kind]
+        }
         finish = "stop" if kind == "finish" else None
         made.append(
-            event(delta, finish, index, **({"system_fingerprint": "f"} if has_more else {}))
+            event(deltas[kind], finish, index, **({"system_fingerprint": "f"} if has_more else {}))
         )
     return body([*made, LAST, USAGE])
 
@@ -176,7 +176,7 @@ def test_any_streams_are_alike(drawn: list[list[tuple[str, str, int, bool]]]) ->
     async def main() -> None:
         plain = await read(bodies, False)
         ours = await read(bodies, True)
-        assert not any([differences(plain[name], ours[name]) for name in bodies])
+        assert not any(differences(plain[name], ours[name]) for name in bodies)
 
     run_with_routers(ASYNCIO, main)
 
