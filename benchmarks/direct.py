@@ -1,7 +1,7 @@
 """What the direct lane saves: ``python -m benchmarks.direct``.
 
-Calls of a Router go to the demo server, in a process of its own, which answers at once: as litellm
-makes them, on the direct lane, with the client of openai and as bare POSTs of aiohttp. Then a file
+Calls and streams of a Router go to the demo server, in a process of its own, which answers at
+once: as litellm makes them, on the direct lane, with the client of openai and as bare POSTs of
 is run with and without ``--direct``. The sides take turns; measured is the CPU time of the client.
 Then, with and without the lane: the memory of a long batch, the time from a failure to the
 exception; and with Ray, the calls per second of two workers and of one.
@@ -25,7 +25,7 @@ from typing import Any
 
 import aiohttp
 
-from parallel_core import parallel_acompletions, parallel_map
+from parallel_core import iter_parallel_streams, parallel_acompletions, parallel_map
 from parallel_core.demo_server import DemoServerSettings, demo_server_process
 from parallel_core.ray_engine import is_ray_installed
 
@@ -100,6 +100,31 @@ async def calls(url: str, rounds: int, count: int) -> dict[str, list[float]]:
     return measured
 
 
+async def streams(url: str, rounds: int, count: int, words: int) -> dict[str, list[float]]:
+    """Return microseconds of CPU per chunk, for each side and round."""
+    router = make_router(url)
+    orders = {"demo": {"reply": " ".join(f"word{number}" for number in range(words))}}
+    measured: dict[str, list[float]] = {"Router": [], "direct": []}
+    for _ in range(rounds + 1):  # the first one warms up
+        for name, values in measured.items():
+            requests = (
+                {"model": MODEL, "messages": messages, "extra_body": orders}
+                for messages in conversations(count)
+            )
+            began, chunks = time.process_time(), 0
+            async with iter_parallel_streams(
+                router,
+                requests,
+                concurrency=IN_FLIGHT,
+                return_exceptions=False,
+                direct=name == "direct",
+            ) as batch:
+                async for _piece in batch:
+                    chunks += 1
+            values.append((time.process_time() - began) / chunks * 1e6)
+    return {name: values[1:] for name, values in measured.items()}
+
+
 def run_of_a_file(url: str, lines: int, *options: str) -> float:
     """Return the seconds of CPU of a run of a file, without its start."""
     with tempfile.TemporaryDirectory() as folder:
@@ -129,12 +154,12 @@ def files(url: str, rounds: int, lines: int) -> dict[str, list[float]]:
     return measured
 
 
-def report(measured: dict[str, list[float]], base: str) -> None:
+def report(measured: dict[str, list[float]], base: str, counted: str = "calls") -> None:
     for name, values in measured.items():
         ratios = [one / other for one, other in zip(measured[base], values, strict=True)]
         print(
             f"  {name:14} {statistics.median(values):8.0f} us of CPU  "
-            f"{statistics.median(ratios):5.2f} x the {base}'s calls per CPU second "
+            f"{statistics.median(ratios):5.2f} x the {base}'s {counted} per CPU second "
             f"({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
@@ -154,10 +179,20 @@ def main() -> None:
     in_flight = 8 if options.smoke else IN_FLIGHT
     from importlib.metadata import version
 
-    settings = DemoServerSettings(latency_median=0.0, latency_sigma=0.0, models={MODEL: 0.0})
+    settings = DemoServerSettings(
+        latency_median=0.0,
+        latency_sigma=0.0,
+        chunk_gap=0.0,
+        time_to_first_token=0.0,
+        models={MODEL: 0.0},
+    )
     with demo_server_process(settings) as server:
         print(f"litellm {version('litellm')}, {IN_FLIGHT} in flight, {rounds} rounds of {count}")
         report(asyncio.run(calls(server.url, rounds, count)), "Router")
+        count_of_streams, words = (2, 20) if options.smoke else (IN_FLIGHT, 500)
+        print(f"{count_of_streams} streams of {words} words, per chunk")
+        measured = asyncio.run(streams(server.url, rounds, count_of_streams, words))
+        report(measured, "Router", "chunks")
         print(f"a file of {lines:,} lines")
         report(files(server.url, rounds, lines), "run")
         print("what it must not cost")

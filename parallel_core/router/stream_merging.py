@@ -6,13 +6,23 @@ nothing but the next text of one choice are merged into one, so that it has few 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 _TEXTS = ("content", "reasoning_content")
-_OF_ALL_CHUNKS = frozenset({"id", "created", "model", "object", "choices", "system_fingerprint"})
+_OF_ALL_CHUNKS = frozenset(
+    {
+        "id",
+        "created",
+        "model",
+        "object",
+        "choices",
+        "system_fingerprint",
+        "obfuscation",  # OpenAI's: random letters
+    }
+)
 _OF_ALL_CHOICES = frozenset({"index", "delta"})
-_PADDING = "obfuscation"  # OpenAI's: it has no meaning
 
 
 def merge_texts(chunks: Sequence[Any]) -> list[Any]:
@@ -61,13 +71,17 @@ def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
     if choices.__class__ is not list or len(choices) != 1 or not _is_of_litellm(chunk):
         return None
     choice = choices[0]
-    members: Iterable[tuple[str, Any]] = choice.delta
-    parts = [(name, value) for name, value in members if value is not None]
-    if len(parts) != 1 or _has_more(choice, _OF_ALL_CHOICES) or _has_more(chunk, _OF_ALL_CHUNKS):
+    found: tuple[str, Any] | None = None
+    for member in _members(choice.delta):
+        if member[1] is not None:
+            if found is not None:
+                return None
+            found = member
+    if found is None or found[0] not in _TEXTS or not isinstance(found[1], str):
         return None
-    name, text = parts[0]
-    if name not in _TEXTS or not isinstance(text, str):
+    if _has_more(choice, _OF_ALL_CHOICES) or _has_more(chunk, _OF_ALL_CHUNKS):
         return None
+    name, text = found
     origin = (chunk.id, chunk.created, chunk.model, chunk.system_fingerprint)
     return (name, choice.index, *origin), text
 
@@ -76,10 +90,15 @@ def _is_of_litellm(chunk: Any) -> bool:
     return type(chunk).__module__.startswith("litellm.")
 
 
-def _has_more(members: Iterable[tuple[str, Any]], known: frozenset[str]) -> bool:
-    return any(
-        value is not None and name not in known and name != _PADDING for name, value in members
-    )
+def _members(model: Any) -> Iterable[tuple[str, Any]]:
+    """Return the members of a model of pydantic, faster than its own iterator does."""
+    fields: dict[str, Any] = model.__dict__
+    extra: dict[str, Any] | None = model.__pydantic_extra__
+    return itertools.chain(fields.items(), extra.items()) if extra else fields.items()
+
+
+def _has_more(model: Any, known: frozenset[str]) -> bool:
+    return any(value is not None and name not in known for name, value in _members(model))
 
 
 def _with_text(chunk: Any, name: str, text: str) -> Any:
