@@ -1,8 +1,9 @@
 """What the direct lane saves: ``python -m benchmarks.direct``.
 
 Calls and streams of a Router go to the demo server, in a process of its own, which answers at
-once: as litellm makes them, on the direct lane, with the client of openai and as bare POSTs of
-is run with and without ``--direct``. The sides take turns; measured is the CPU time of the client.
+once: as litellm makes them, on the direct lane, with the client of openai, as bare POSTs of aiohttp
+and with the peers of :mod:`.direct_peers` that are installed beside. Then a file is run with and
+without ``--direct``. The sides take turns; measured is the CPU time of the client.
 Then, with and without the lane: the memory of a long batch, the time from a failure to the
 exception; and with Ray, the calls per second of two workers and of one.
 """
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from parallel_core.ray_engine import is_ray_installed
 
 from . import direct_promises
 from .adapter import MODEL
+from .direct_peers import Side, installed_peers
 from .over_http import make_router
 
 IN_FLIGHT = 64
 QUESTION = "Name a colour that goes well with the number given, and say in a sentence why it does. "
-Side = Callable[[list[Any]], Awaitable[Any]]
 
 
 def conversations(count: int) -> list[list[dict[str, str]]]:
@@ -87,6 +87,7 @@ async def calls(url: str, rounds: int, count: int) -> dict[str, list[float]]:
             "direct": router_side(router, direct=True),
             "openai": openai_side(client),
             "POST": post_side(url, session),
+            **installed_peers(url, IN_FLIGHT),
         }
         for send in sides.values():
             await send(conversations(2 * IN_FLIGHT))  # connections, first imports
