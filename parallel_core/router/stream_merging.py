@@ -68,11 +68,14 @@ def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
     The first part of the key is the name of the member with the text.
     """
     choices: Any = getattr(chunk, "choices", None)
-    if choices.__class__ is not list or len(choices) != 1 or not _is_of_litellm(chunk):
+    if choices.__class__ is not list or len(choices) != 1:
         return None
     choice = choices[0]
+    delta = getattr(choice, "delta", None)
+    if not (_is_of_litellm(chunk) and _is_of_litellm(choice) and _is_of_litellm(delta)):
+        return None
     found: tuple[str, Any] | None = None
-    for member in _members(choice.delta):
+    for member in _members(delta):
         if member[1] is not None:
             if found is not None:
                 return None
@@ -82,8 +85,10 @@ def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
     if _has_more(choice, _OF_ALL_CHOICES) or _has_more(chunk, _OF_ALL_CHUNKS):
         return None
     name, text = found
-    origin = (chunk.id, chunk.created, chunk.model, chunk.system_fingerprint)
-    return (name, choice.index, *origin), text
+    origin = (chunk.id, chunk.created, chunk.model, getattr(chunk, "system_fingerprint", None))
+    # The builder finds in them the model and the provider that a router chose.
+    hidden = [pair for pair in chunk._hidden_params.items() if pair[0] != "created_at"]
+    return (name, choice.index, *origin, tuple(choice.__pydantic_extra__ or ()), hidden), text
 
 
 def _is_of_litellm(chunk: Any) -> bool:
