@@ -1,4 +1,4 @@
-"""The chunk of a stream that differs from one before it in nothing but texts."""
+"""Make chunks of a stream that differ from an earlier one in their texts alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import msgspec
 _DELTA = ("content", "reasoning_content")
 _PADDING = "obfuscation"  # OpenAI's: a text of another length in each chunk
 _set = object.__setattr__
-# JSON up to the quote that ends a string. It is possessive: otherwise, a match takes a hundred bytes
-# of memory for each character of a text, to go back to.
+# The inside of a JSON string, up to the quote that ends it. The quantifiers are possessive, since a
+# match that can backtrack takes a hundred bytes of memory for each character.
 _TEXT = rb'(?:[^"\\]++|\\.)++'
 _ANY_TEXT = re.compile(_TEXT, re.DOTALL)
 _MEMBERS = {
@@ -27,10 +27,10 @@ _MEMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class ChunkTemplate:
-    """A chunk as litellm made it, with open places for the texts that differ.
+    """A chunk that litellm made, as a template for chunks that differ from it in their texts alone.
 
     Attributes:
-        around: what the line has before the first text, between two texts, and after the last.
+        around: the parts of the chunk's line before, between and after its texts.
         names: the members that these texts have, in the order of the line; empty for one that
             litellm leaves out.
         chunk: litellm's chunk.

@@ -1,4 +1,4 @@
-"""The body of a streamed answer, read line by line: by litellm, or by the lane before it."""
+"""The body of a streamed answer, in lines that the lane can look at before litellm reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 
 
 class BodyLines(httpx.AsyncByteStream):
-    """A body that its readers get in whole lines, and that can be looked at before it is read.
+    """A body that is read in whole lines, and whose next lines can be looked at first.
 
     An incomplete line is kept back until its rest has come. Nothing is read ahead: the network is
     asked when somebody waits for a line.

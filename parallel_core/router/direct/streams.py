@@ -46,7 +46,7 @@ def reason_for_litellm(stream: Any, lines: BodyLines | None) -> str:
 
 
 def read_directly(stream: Any, reading: ChunkReading) -> None:
-    """Let the lane read the chunks of a stream of litellm that it can."""
+    """Let the lane read those chunks of a litellm stream that it can read."""
     reading.waits_for_blank_line = _is_of_openai(stream)
     setattr(stream, _READING, reading)
     stream.__class__ = _classes().direct
@@ -59,17 +59,17 @@ def _is_of_openai(stream: Any) -> bool:
 
 @dataclass(eq=False)
 class ChunkReading:
-    """Decides, for each chunk of one stream, who reads it.
+    """Reads the chunks of one stream that need nothing of litellm, and leaves it the others.
 
     Attributes:
         lines: the body.
-        settled: called once, when the first chunk was made here, with an empty text; or when the
-            stream has ended without one, with the reason.
-        differs: called with the member in which a chunk of ours differs from litellm's.
-        verify: let litellm read every chunk, and compare ours with it.
+        settled: called once: with an empty text when the lane makes its first chunk, or with the
+            reason when the stream ends without one.
+        differs: called with the name of the member in which our chunk differs from litellm's.
+        verify: litellm reads every chunk, and ours are compared with them.
         waits_for_blank_line: an event ends with a blank line; otherwise each line is an event.
-        is_in_time: the longest duration of a stream was checked before the next line was waited
-            for, so litellm does not check it after that.
+        is_in_time: True if litellm's maximum duration of a stream was checked before the lane
+            waited for the next line. litellm then does not check it again after the wait.
     """
 
     lines: BodyLines
@@ -111,7 +111,7 @@ class ChunkReading:
         return None
 
     def make_beside(self, stream: Any, line: bytes) -> tuple[ChunkTemplate, Any, Any] | None:
-        """Make the chunk of a line that litellm reads, too. None if it shows nothing new.
+        """Make the chunk of a line that litellm reads, too. None if no template needs a proof.
 
         Returns:
             The template, our chunk, and a copy of the stream with the state that ours leads to.
@@ -157,7 +157,7 @@ class ChunkReading:
         self._unproved = [*doubtful, *self._unproved][:_MOST_TEMPLATES]
 
     def settle(self, reason: str) -> None:
-        """Report, once, if the stream is direct."""
+        """Report once that the stream is direct, or the reason why not."""
         if not self._is_settled:
             self._is_settled = True
             self.settled(reason)
