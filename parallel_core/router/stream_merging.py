@@ -1,7 +1,7 @@
-"""Merge the chunks of a stream before an answer is assembled of them.
+"""Merge chunks of a stream before litellm's builder assembles an answer from them.
 
-litellm's builder takes longer for a chunk than the network does. Successive chunks that hold
-nothing but the next text of one choice are merged into one, so that it has few to read.
+The builder is slow: about 50 us per chunk. Successive chunks that have a text of the same choice
+and nothing else become one chunk, so the builder gets few.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _OF_ALL_CHOICES = frozenset({"index", "delta"})
 
 
 def merge_texts(chunks: Sequence[Any]) -> list[Any]:
-    """Return chunks that litellm's builder makes the same answer of.
+    """Return fewer chunks from which litellm's builder assembles the same answer.
 
     Args:
-        chunks: chunks of litellm, or any objects, which are passed on.
+        chunks: chunks of any kind. Those that are not litellm's are returned unchanged.
     """
     merged: list[Any] = []
     run: list[Any] = []
@@ -63,16 +63,20 @@ def merge_texts(chunks: Sequence[Any]) -> list[Any]:
 
 
 def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
-    """Return the text of a chunk, and all else that it holds; None if that is more than its place.
+    """Return a key and the text of a chunk that has a text of one choice and nothing else.
 
-    The first part of the key is the name of the member with the text.
+    Chunks with equal keys differ in their texts alone. The first part of a key is the name of the
+    member with the text. None: the chunk has no text, or more than a text.
     """
     choices: Any = getattr(chunk, "choices", None)
-    if choices.__class__ is not list or len(choices) != 1 or not _is_of_litellm(chunk):
+    if choices.__class__ is not list or len(choices) != 1:
         return None
     choice = choices[0]
+    delta = getattr(choice, "delta", None)
+    if not (_is_of_litellm(chunk) and _is_of_litellm(choice) and _is_of_litellm(delta)):
+        return None
     found: tuple[str, Any] | None = None
-    for member in _members(choice.delta):
+    for member in _members(delta):
         if member[1] is not None:
             if found is not None:
                 return None
@@ -82,8 +86,13 @@ def _text_alone(chunk: Any) -> tuple[tuple[Any, ...], str] | None:
     if _has_more(choice, _OF_ALL_CHOICES) or _has_more(chunk, _OF_ALL_CHUNKS):
         return None
     name, text = found
-    origin = (chunk.id, chunk.created, chunk.model, chunk.system_fingerprint)
-    return (name, choice.index, *origin), text
+    origin = (chunk.id, chunk.created, chunk.model, getattr(chunk, "system_fingerprint", None))
+    # The builder looks in them for the model and the provider that a router has chosen.
+    hidden: Any = getattr(chunk, "_hidden_params", None)
+    if hidden.__class__ is not dict:
+        return None
+    hidden = [pair for pair in hidden.items() if pair[0] != "created_at"]
+    return (name, choice.index, *origin, tuple(choice.__pydantic_extra__ or ()), hidden), text
 
 
 def _is_of_litellm(chunk: Any) -> bool:

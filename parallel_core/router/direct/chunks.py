@@ -1,4 +1,4 @@
-"""The chunk of a stream that differs from one before it in nothing but texts."""
+"""Make chunks of a stream that differ from an earlier one in their texts alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,21 +15,28 @@ import msgspec
 _DELTA = ("content", "reasoning_content")
 _PADDING = "obfuscation"  # OpenAI's: a text of another length in each chunk
 _set = object.__setattr__
-_TEXT = rb'((?:[^"\\]|\\.)+)'
+# The inside of a JSON string, up to the quote that ends it. The quantifiers are possessive, since a
+# match that can backtrack takes a hundred bytes of memory for each character.
+_TEXT = rb'(?:[^"\\]++|\\.)++'
+_ANY_TEXT = re.compile(_TEXT, re.DOTALL)
+_MEMBERS = {
+    name: re.compile(rb'"%s"\s*:\s*"(%s)"' % (name.encode(), _TEXT), re.DOTALL)
+    for name in (*_DELTA, _PADDING)
+}
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkTemplate:
-    """A chunk as litellm made it, with open places for the texts that differ.
+    """A chunk that litellm made, as a template for chunks that differ from it in their texts alone.
 
     Attributes:
-        line: matches the lines that differ from that of the chunk in these texts alone.
+        around: the parts of the chunk's line before, between and after its texts.
         names: the members that these texts have, in the order of the line; empty for one that
             litellm leaves out.
         chunk: litellm's chunk.
     """
 
-    line: re.Pattern[bytes]
+    around: tuple[bytes, ...]
     names: tuple[str, ...]
     chunk: Any
 
@@ -51,7 +58,7 @@ class ChunkTemplate:
             members[_PADDING] = padding
         places: list[tuple[int, int, str]] = []
         for name, text in members.items():
-            found = list(re.finditer(rb'"%s"\s*:\s*"%s"' % (name.encode(), _TEXT), line))
+            found = list(_MEMBERS[name].finditer(line))
             if len(found) != 1 or json.loads(b'"%s"' % found[0][1]) != text:
                 return None
             kept = _get(chunk, name)
@@ -59,23 +66,37 @@ class ChunkTemplate:
                 return None
             places.append((*found[0].span(1), name if kept == text else ""))
         places.sort()
-        pattern, end = b"", 0
+        around: list[bytes] = []
+        end = 0
         for start, stop, _ in places:
-            pattern += re.escape(line[end:start]) + _TEXT
+            around.append(line[end:start])
             end = stop
-        pattern += re.escape(line[end:])
+        around.append(line[end:])
         names = tuple(name for _, _, name in places)
-        return cls(re.compile(pattern, re.DOTALL), names, copy.deepcopy(chunk))
+        return cls(tuple(around), names, copy.deepcopy(chunk))
 
-    def make(self, found: re.Match[bytes]) -> Any:
-        """Return litellm's chunk for a line that matches.
+    def texts_in(self, line: bytes) -> list[bytes] | None:
+        """Return the texts of a line, as JSON. None if it differs in more than its texts."""
+        before, *others = self.around
+        if not line.startswith(before):
+            return None
+        texts: list[bytes] = []
+        end = len(before)
+        for after in others:
+            text = _ANY_TEXT.match(line, end)
+            if text is None or not line.startswith(after, text.end()):
+                return None
+            texts.append(text[0])
+            end = text.end() + len(after)
+        return texts if end == len(line) else None
+
+    def make(self, found: Sequence[bytes]) -> Any:
+        """Return litellm's chunk for a line with these texts (:meth:`texts_in`).
 
         Raises:
             msgspec.DecodeError: a text is not JSON, or holds half a character.
         """
-        texts = {
-            name: _decoded(text) for name, text in zip(self.names, found.groups(), strict=True)
-        }
+        texts = {name: _decoded(text) for name, text in zip(self.names, found, strict=True)}
         texts.pop("", None)
         padding = texts.pop(_PADDING, None)
         first = self.chunk.choices[0]
@@ -122,7 +143,7 @@ def _delta_of(event: object) -> Mapping[str, Any] | None:
 
 
 def _is_flat(chunk: Any) -> bool:
-    """Return True if all that a copy of a chunk would share with it cannot be changed."""
+    """Return True if a copy of a chunk shares nothing with it that can be changed."""
     if len(chunk.choices) != 1:
         return False
     choice = chunk.choices[0]
@@ -130,7 +151,7 @@ def _is_flat(chunk: Any) -> bool:
         isinstance(value, list | dict) or hasattr(value, "__dict__")
         for part, but in ((chunk, "choices"), (choice, "delta"), (choice.delta, ""))
         for name, value in part
-        if name != but and value
+        if name != but
     )
 
 

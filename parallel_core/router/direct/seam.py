@@ -95,9 +95,14 @@ class _Cutting(_Exchange):
 
     def received(self, response: httpx.Response) -> httpx.Response:
         headers = response.headers
-        is_plain = "event-stream" in headers.get("content-type", "")
+        is_plain = (
+            "event-stream" in headers.get("content-type", "")
+            and "content-encoding" not in headers
+            # The lane reads UTF-8, as JSON is; some readers of litellm read what the header names.
+            and (response.charset_encoding or "utf-8").lower() in ("utf-8", "utf8")
+        )
         self.lines = None
-        if not self._used and is_plain and "content-encoding" not in headers:
+        if not self._used and is_plain:
             body = response.stream
             if not response.is_stream_consumed and isinstance(body, httpx.AsyncByteStream):
                 response.stream = self.lines = BodyLines(body)

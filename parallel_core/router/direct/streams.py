@@ -3,9 +3,11 @@
 1. An attempt with ``stream=True`` is litellm's. The body of its answer is cut into lines, so that
    the lane can look at the next one before litellm's own reader gets it.
 2. litellm reads a chunk of text, and a template is made of it. litellm reads the next chunk that
-   matches, too. If ours is equal, and has changed the stream's state in the same way, the chunks of
-   this stream that match the template are made of it.
-3. Every other line, the end and every failure go to litellm's reader.
+   matches, too. If ours is equal, and the state of the stream is the same after both, the next
+   chunks that match the template are made of it.
+3. A template counts for the state in which it was proved. When litellm has read another line and
+   the state differs from that one, litellm reads the next chunk that matches, as in step 2.
+4. Every other line, the end and every failure go to litellm's reader.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from .lines import BodyLines
 _READING = "_parallel_core_reading"  # on a stream of litellm: its ChunkReading
 _MOST_TEMPLATES = 4  # of one stream: some providers send each of several choices in turn
 _COMMON_PARSER = "OpenAIChatCompletionStreamingHandler"
+_OF_TEXTS = {"chunks", "response_uptil_now", "_repeated_messages_count"}  # each text changes them
+_BLANK = (b"\n", b"\r\n")
 _NO_CHUNK = "its stream had no chunks that differ in their text alone"
 
 
@@ -36,80 +40,84 @@ def reason_for_litellm(stream: Any, lines: BodyLines | None) -> str:
         return "its answer is not a plain event stream"
     if stream.merge_reasoning_content_in_choices:
         return "litellm merges its reasoning into the text"
-    parser: Any = stream.completion_stream.__class__
-    if parser.__module__.partition(".")[0] != "openai" and parser.__name__ != _COMMON_PARSER:
+    if not _is_of_openai(stream) and type(stream.completion_stream).__name__ != _COMMON_PARSER:
         return "litellm reads its chunks in a way of their own"
     return ""
 
 
 def read_directly(stream: Any, reading: ChunkReading) -> None:
-    """Let the lane read the chunks of a stream of litellm that it can."""
+    """Let the lane read those chunks of a litellm stream that it can read."""
+    reading.waits_for_blank_line = _is_of_openai(stream)
     setattr(stream, _READING, reading)
     stream.__class__ = _classes().direct
 
 
+def _is_of_openai(stream: Any) -> bool:
+    """Return True if openai's client parses the body: it waits until an event has ended."""
+    return type(stream.completion_stream).__module__.partition(".")[0] == "openai"
+
+
 @dataclass(eq=False)
 class ChunkReading:
-    """Decides, for each chunk of one stream, who reads it.
+    """Reads the chunks of one stream that need nothing of litellm, and leaves it the others.
 
     Attributes:
         lines: the body.
-        settled: called once, when the first chunk was made here, with an empty text; or when the
-            stream has ended without one, with the reason.
-        differs: called with the member in which a chunk of ours differs from litellm's.
-        verify: let litellm read every chunk, and compare ours with it.
+        settled: called once: with an empty text when the lane makes its first chunk, or with the
+            reason when the stream ends without one.
+        differs: called with the name of the member in which our chunk differs from litellm's.
+        verify: litellm reads every chunk, and ours are compared with them.
+        waits_for_blank_line: an event ends with a blank line; otherwise each line is an event.
+        is_in_time: True if litellm's maximum duration of a stream was checked before the lane
+            waited for the next line. litellm then does not check it again after the wait.
     """
 
     lines: BodyLines
     settled: Callable[[str], None]
     differs: Callable[[str], None]
     verify: bool
-    _proved: list[ChunkTemplate] = field(default_factory=list[ChunkTemplate])
+    waits_for_blank_line: bool = True
+    is_in_time: bool = False
+    # With the state of the stream in which each was proved.
+    _proved: dict[ChunkTemplate, dict[str, Any]] = field(
+        default_factory=dict[ChunkTemplate, dict[str, Any]]
+    )
     _unproved: list[ChunkTemplate] = field(default_factory=list[ChunkTemplate])
     _is_settled: bool = False
-    _taken: bytes | None = None  # the line that the last chunk was made of
 
     async def next_line(self) -> bytes | None:
         """Wait for the next line that is not blank. None if litellm has to read what comes."""
         lines = self.lines
-        taken, self._taken = self._taken, None
-        while (line := await lines.look()) is not None and not line.strip():
+        while (line := await lines.look()) in _BLANK:
             lines.take()
-            taken = None
-        if line is not None and taken is not None and lines.reads_blank_lines:
-            lines.put_back(taken)  # so they were one event
-            return None
-        return line
+        return line if lines.has_lines else None
 
-    def make(self, stream: Any, line: bytes) -> Any:
+    async def make(self, stream: Any, line: bytes) -> Any:
         """Take a line and make its chunk. None if litellm has to."""
         if self.verify or sys.modules["litellm"].post_call_rules:
             return None
-        after = self.lines.after()
-        if after is not None and after.strip() and self.lines.reads_blank_lines:
-            return None  # two lines are one event
         for template in self._proved:
-            if found := template.line.fullmatch(line):
+            if found := template.texts_in(line):
+                if self.waits_for_blank_line and await self.lines.look(1) not in _BLANK:
+                    return None
                 try:
-                    stream._check_max_streaming_duration()
                     chunk = template.make(found)
                     _note(stream, chunk)
                 except Exception:  # noqa: BLE001 - litellm raises its own error
                     return None
                 self.lines.take()
-                self._taken = line
                 self.settle("")
                 return chunk
         return None
 
     def make_beside(self, stream: Any, line: bytes) -> tuple[ChunkTemplate, Any, Any] | None:
-        """Make the chunk of a line that litellm reads, too. None if it shows nothing new.
+        """Make the chunk of a line that litellm reads, too. None if no template needs a proof.
 
         Returns:
             The template, our chunk, and a copy of the stream with the state that ours leads to.
         """
         for template in [*self._unproved, *(self._proved if self.verify else ())]:
-            if found := template.line.fullmatch(line):
+            if found := template.texts_in(line):
                 twin: Any = object.__new__(_classes().twin)
                 twin.__dict__.update(stream.__dict__, chunks=list(stream.chunks))
                 try:
@@ -133,13 +141,23 @@ class ChunkReading:
                 return
             self._unproved.remove(template)
             if member is None:
-                self._proved = [template, *self._proved[: _MOST_TEMPLATES - 1]]
+                while len(self._proved) >= _MOST_TEMPLATES:
+                    self._proved.pop(next(iter(self._proved)))
+                self._proved[template] = _state_of(stream)
                 return
         if found := ChunkTemplate.of(line, theirs):
             self._unproved = [found, *self._unproved[: _MOST_TEMPLATES - 1]]
 
+    def doubt(self, stream: Any) -> None:
+        """Forget the proof of each template that was proved in another state of the stream."""
+        state = _state_of(stream)
+        doubtful = [template for template, proved_in in self._proved.items() if proved_in != state]
+        for template in doubtful:
+            del self._proved[template]
+        self._unproved = [*doubtful, *self._unproved][:_MOST_TEMPLATES]
+
     def settle(self, reason: str) -> None:
-        """Report, once, if the stream is direct."""
+        """Report once that the stream is direct, or the reason why not."""
         if not self._is_settled:
             self._is_settled = True
             self.settled(reason)
@@ -155,6 +173,15 @@ def _note(stream: Any, chunk: Any) -> None:
     stream.raise_on_model_repetition()
     stream.response_uptil_now += chunk.choices[0].delta.content or ""
     stream.chunks.append(chunk)
+
+
+def _state_of(stream: Any) -> dict[str, Any]:
+    """Return the state of a stream, without what each text changes."""
+    return {name: value for name, value in stream.__dict__.items() if name not in _OF_TEXTS}
+
+
+def _is_last(line: bytes) -> bool:
+    return line.removeprefix(b"data:").lstrip().startswith(b"[DONE]")
 
 
 def _unlike_states(ours: Any, theirs: Any) -> str | None:
@@ -194,25 +221,44 @@ def _classes() -> _Classes:
 
     async def next_chunk(self: Any) -> Any:
         reading = _reading_of(self)
-        line = None if self._closed else await reading.next_line()
-        ours = None
-        if line is None or b"[DONE]" in line:
-            # litellm makes the whole answer of them.
-            self.chunks[:] = merge_texts(self.chunks)
-        else:
-            chunk = reading.make(self, line)
-            if chunk is not None:
-                return chunk
-            ours = reading.make_beside(self, line)
-        read = reading.lines.data_lines
         try:
-            chunk = await stream.__anext__(self)
+            return await read_chunk(self, reading)
         except BaseException:
             reading.settle(_NO_CHUNK)
             raise
+
+    async def read_chunk(self: Any, reading: ChunkReading) -> Any:
+        reading.is_in_time = False
+        if self._closed or is_too_long(self):
+            return await stream.__anext__(self)
+        reading.is_in_time = True
+        line = await reading.next_line()
+        ours = None
+        if line is not None:
+            chunk = await reading.make(self, line)
+            if chunk is not None:
+                return chunk
+            ours = reading.make_beside(self, line)
+        if _is_last(line) if line is not None else reading.lines.is_over:
+            # litellm makes the whole answer of them.
+            self.chunks[:] = merge_texts(self.chunks)
+        read = reading.lines.data_lines
+        chunk = await stream.__anext__(self)
         if line is not None and reading.lines.data_lines == read + 1:
             reading.learn(self, line, chunk, ours)
+        reading.doubt(self)
         return chunk
+
+    def is_too_long(self: Any) -> bool:
+        try:
+            stream._check_max_streaming_duration(self)
+        except Exception:  # noqa: BLE001 - litellm raises it again
+            return True
+        return False
+
+    def check_duration(self: Any) -> None:
+        if not _reading_of(self).is_in_time:
+            stream._check_max_streaming_duration(self)
 
     async def aclose(self: Any) -> None:
         _reading_of(self).settle(_NO_CHUNK)
@@ -221,7 +267,12 @@ def _classes() -> _Classes:
     def end(self: Any) -> None:
         """Do nothing: litellm's class restores a context when a stream is dropped."""
 
-    own = {"__anext__": next_chunk, "aclose": aclose, READS_PROVIDER: True}
+    own = {
+        "__anext__": next_chunk,
+        "aclose": aclose,
+        "_check_max_streaming_duration": check_duration,
+        READS_PROVIDER: True,
+    }
     return _Classes(
         stream,
         type("DirectStream", (stream,), own),
