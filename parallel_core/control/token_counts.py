@@ -46,9 +46,13 @@ def choices(arguments: Mapping[str, Any]) -> int:
 
     A text completion answers each prompt of a list, and may make more answers than it returns.
     """
-    prompts: Any = arguments.get("prompt")
-    several = isinstance(prompts, list) and not all(isinstance(one, int) for one in prompts)
-    return max(1, _largest(arguments, ("n", "best_of")) or 1) * (len(prompts) if several else 1)
+    answers = max(1, _largest(arguments, ("n", "best_of")) or 1)
+    prompts: object = arguments.get("prompt")
+    if not isinstance(prompts, list):
+        return answers
+    members = cast("list[object]", prompts)
+    is_of_tokens = all(isinstance(member, int) for member in members)
+    return answers if is_of_tokens else answers * len(members)
 
 
 def unseen_prompt(arguments: Mapping[str, Any]) -> str | None:

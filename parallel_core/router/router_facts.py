@@ -219,8 +219,11 @@ def problem_of_name(router: object, model: str) -> str | None:
     itself = unwrap_router(router)
     if not unknown_models(router, [model]) or deployments_for(itself, model):
         return None
-    infos = (deployment.get("model_info") or {} for deployment in deployments(itself))
-    if any(info.get("id") == model for info in infos) or _falls_back(itself, model):
+    for deployment in deployments(itself):
+        info: Mapping[str, Any] = deployment.get("model_info") or {}
+        if info.get("id") == model:
+            return None
+    if _falls_back(itself, model):
         return None
     return (
         f"the Router has no model {model!r}; it has "

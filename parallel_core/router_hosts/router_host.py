@@ -271,7 +271,7 @@ async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]
                 await shared.close()
 
 
-def router_for_trio(router: object, router_host: RouterHost | RouterHostName | None) -> object:
+def router_for_trio(router: object, router_host: RouterHost | RouterHostName | None) -> Any:
     """Return what a batch in trio calls: a Router on its host, or anything else unchanged.
 
     Raises:
