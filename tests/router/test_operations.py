@@ -46,7 +46,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def running_server() -> Iterator[DemoServerThread]:
-    with DemoServerThread(DemoServerSettings(latency_median=0.0, keep_requests=50)) as server:
+    settings = DemoServerSettings(
+        models={"fast": 1.0, "gpt-4o-mini": 1.0}, latency_median=0.0, keep_requests=50
+    )
+    with DemoServerThread(settings) as server:
         yield server
 
 
@@ -61,9 +64,9 @@ def router(running_server: DemoServerThread) -> Iterator[ParallelRouter]:
     made = ParallelRouter(
         model_list=[
             deployment("fast", "openai/fast", **PRICES),
-            # litellm sends it as a chat. (For "text-completion-openai/…" it makes a client for each
-            # call, and leaves its connection open until it is collected.)
-            deployment("text", "openai/fast", **PRICES),
+            # litellm knows this model, and sends a text completion as a chat. For others it makes a
+            # client for each call, and leaves its connection open until it is collected.
+            deployment("text", "openai/gpt-4o-mini", **PRICES),
             deployment("ranking", "cohere/fast", api_base=f"{url}/rerank", **PRICES),
         ]
     )
