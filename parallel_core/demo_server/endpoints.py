@@ -77,8 +77,9 @@ class Endpoint:
         fields = cast("dict[str, Any]", value)
         if fields.get("stream"):
             raise BadRequestError("The demo server streams only chat completions.", param="stream")
-        shared = {name: fields[name] for name in ("model", "demo") if name in fields}
-        return ChatRequest.from_body({**shared, **self.as_chat(fields)}, models)
+        body = self.as_chat(fields)
+        body.update((name, fields[name]) for name in ("model", "demo") if name in fields)
+        return ChatRequest.from_body(body, models)
 
     def answer(self, value: object, request: ChatRequest, plan: RequestPlan) -> EndpointAnswer:
         """Make the answer."""

@@ -301,7 +301,7 @@ def test_an_unknown_operation_is_refused_with_those_of_the_router(
             await parallel_core.parallel_calls(router, [], operation=3)  # type: ignore[arg-type]
         for options in ({"direct": True}, {"on_chunk": print}, {"stall_timeout": 1.0}):
             with pytest.raises(ValueError, match=next(iter(options))):
-                parallel_core.iter_parallel_calls(router, [], **options)  # type: ignore[arg-type]
+                parallel_core.iter_parallel_calls(router, [], **options)
 
     either_library.run(main)
     assert server.requests() == []
