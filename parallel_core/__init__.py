@@ -50,6 +50,7 @@ from .failures import classify as classify_failure
 from .files import InputFile
 from .journal import Journal, JournalEntry
 from .litellm_patch import install, uninstall
+from .operations import iter_parallel_calls, parallel_calls, parallel_calls_sync
 from .router_hosts import (
     RouterHost,
     RouterHostName,
@@ -128,11 +129,14 @@ __all__ = [
     "classify_failure",
     "install",
     "iter_parallel_acompletions",
+    "iter_parallel_calls",
     "iter_parallel_map",
     "iter_parallel_streams",
     "open_router_host",
     "open_trio_asyncio",
     "parallel_acompletions",
+    "parallel_calls",
+    "parallel_calls_sync",
     "parallel_completions",
     "parallel_map",
     "results_of",

@@ -1,36 +1,26 @@
 """The functions that users call, defined once for trio, asyncio and synchronous code.
 
-A function finds out which library is running: in asyncio it makes a batch of
-:mod:`parallel_core.bridge`, in trio one of :mod:`parallel_core.nursery_engine`.
+:mod:`parallel_core.operations` has those for other operations of a Router than chat.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import inspect
-import re
-import textwrap
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError
-from typing import Any, Final, TypeVar, Unpack
-
-from anyio.from_thread import start_blocking_portal
+from typing import Any, Unpack
 
 from .batch_plans import Requests, Source, completion_plan, map_plan, stream_plan
-from .bridge import AsyncioParallelBatch
 from .control import BatchOptions, Concurrency, Controls, checked_flag
-from .engine import BatchPlan, ParallelBatch, ResultT, attach_results, collect
-from .event_loops import running_library
-from .nursery_engine import TrioParallelBatch
-from .router_hosts import (
-    RouterHost,
-    RouterHostName,
-    enter_loop,
-    leave_this_loop,
-    plain_loop_factory,
-    router_for_trio,
+from .engine import ParallelBatch, collect
+from .entry import (
+    ONLY_FOR_REQUESTS,
+    batch_of,
+    call_for_this_library,
+    router_in_asyncio,
+    run_in_thread,
+    with_controls,
 )
+from .router_hosts import RouterHost, RouterHostName
 from .types import (
     ItemT,
     ParallelResult,
@@ -42,68 +32,7 @@ from .types import (
 )
 
 
-class StreamArguments(Controls, total=False):
-    """The options of :func:`iter_parallel_streams`."""
-
-    concurrency: Concurrency
-    return_exceptions: bool
-    router_host: RouterHost | RouterHostName | None
-
-
-class BatchArguments(StreamArguments, total=False):
-    """The options of :func:`parallel_acompletions` and :func:`iter_parallel_acompletions`."""
-
-    preserve_order: bool
-
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-_ONLY_FOR_REQUESTS = ("attempt_timeout", "direct", "on_chunk", "stall_timeout")
-
-
-def _with_controls(*without: str) -> Callable[[FunctionT], FunctionT]:
-    """Write the controls, which all functions take, into the signature and the docstring of one.
-
-    Args:
-        without: controls that the function refuses.
-    """
-
-    def decorate(function: FunctionT) -> FunctionT:
-        signature = inspect.signature(function)
-        own = [
-            parameter
-            for parameter in signature.parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        controls = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=_DEFAULTS.get(name),
-                annotation=getattr(annotation, "__forward_arg__", annotation),
-            )
-            for name, annotation in Controls.__annotations__.items()
-            if name not in without
-        ]
-        vars(function)["__signature__"] = signature.replace(parameters=[*own, *controls])
-        if function.__doc__ and Controls.__doc__:
-            # Clean: Python 3.13 takes the indentation out of docstrings, older ones do not.
-            texts = inspect.cleandoc(Controls.__doc__).partition("Attributes:\n")[2]
-            entries = re.split(r"\n(?=\w+: )", textwrap.dedent(texts))
-            kept = [entry for entry in entries if entry.partition(":")[0] not in without]
-            function.__doc__ = inspect.cleandoc(function.__doc__).replace(
-                "    {controls}", textwrap.indent("\n".join(kept), "    ")
-            )
-        return function
-
-    return decorate
-
-
-# Controls whose default is not None. The default of `retry` depends on what the batch calls.
-_DEFAULTS: Final[dict[str, object]] = {"progress": False, "retry": ..., "direct": False}
-
-
-@_with_controls(*_ONLY_FOR_REQUESTS)
+@with_controls(*ONLY_FOR_REQUESTS)
 def iter_parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
@@ -147,7 +76,7 @@ def iter_parallel_map(
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running.
     """
-    return _batch_of(
+    return batch_of(
         map_plan(
             function,
             items,
@@ -161,7 +90,7 @@ def iter_parallel_map(
     )
 
 
-@_with_controls(*_ONLY_FOR_REQUESTS)
+@with_controls(*ONLY_FOR_REQUESTS)
 async def parallel_map(
     function: Callable[[ItemT], Awaitable[ValueT]],
     items: Source[ItemT],
@@ -208,10 +137,10 @@ async def parallel_map(
             concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
         ),
     )
-    return await collect(_batch_of(plan), checked_flag("preserve_order", preserve_order))
+    return await collect(batch_of(plan), checked_flag("preserve_order", preserve_order))
 
 
-@_with_controls()
+@with_controls()
 def iter_parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -263,9 +192,9 @@ def iter_parallel_acompletions(
         ValueError: a value is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
-    return _batch_of(
+    return batch_of(
         completion_plan(
-            _call_for_this_library(router, router_host),
+            call_for_this_library(router, router_host),
             requests,
             BatchOptions(
                 concurrency=concurrency,
@@ -277,7 +206,7 @@ def iter_parallel_acompletions(
     )
 
 
-@_with_controls()
+@with_controls()
 async def parallel_acompletions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -327,16 +256,16 @@ async def parallel_acompletions(
             ``results``, unless its class defines that name: see :func:`results_of`.
     """
     plan = completion_plan(
-        _call_for_this_library(router, router_host),
+        call_for_this_library(router, router_host),
         requests,
         BatchOptions(
             concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
         ),
     )
-    return await collect(_batch_of(plan), checked_flag("preserve_order", preserve_order))
+    return await collect(batch_of(plan), checked_flag("preserve_order", preserve_order))
 
 
-@_with_controls("hedge")
+@with_controls("hedge")
 def iter_parallel_streams(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -389,9 +318,9 @@ def iter_parallel_streams(
             given, whose two attempts would both give chunks.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
-    return _batch_of(
+    return batch_of(
         stream_plan(
-            _call_for_this_library(router, router_host),
+            call_for_this_library(router, router_host),
             requests,
             BatchOptions(
                 concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
@@ -400,7 +329,7 @@ def iter_parallel_streams(
     )
 
 
-@_with_controls()
+@with_controls()
 def parallel_completions(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -446,39 +375,13 @@ def parallel_completions(
             attribute ``results``, unless its class defines that name: see :func:`results_of`.
     """
     plan = completion_plan(
-        _router_in_asyncio(router, None),
+        router_in_asyncio(router, None),
         requests,
         BatchOptions(
             concurrency=concurrency, return_exceptions=return_exceptions, controls=controls
         ),
     )
-
-    batch = AsyncioParallelBatch(plan)
-    in_order = checked_flag("preserve_order", preserve_order)
-    results: list[RouterParallelResult] = []
-
-    async def run() -> list[RouterParallelResult]:
-        enter_loop(asyncio.get_running_loop())
-        try:
-            return await collect(batch, in_order, results)
-        finally:
-            await leave_this_loop()
-
-    # A plain loop, whatever is installed as the process's default: on a loop of trio-asyncio,
-    # which its import makes the default, Router calls fail.
-    try:
-        with start_blocking_portal("asyncio", {"loop_factory": plain_loop_factory()}) as portal:
-            return portal.call(run)
-    except CancelledError:
-        interrupt = batch.interrupt
-        if interrupt is None:
-            raise
-    except KeyboardInterrupt as exception:  # Ctrl-C while this thread waited
-        attach_results(exception, results, preserve_order)
-        raise
-    # A call has raised it, in the helper thread, where it has ended the loop.
-    attach_results(interrupt, results, preserve_order)
-    raise interrupt
+    return run_in_thread(plan, preserve_order)
 
 
 def stoppable_completions(
@@ -492,49 +395,5 @@ def stoppable_completions(
     What is in flight and what has not been handed out are together no more than the concurrency:
     that much a crash may lose.
     """
-    plan = completion_plan(_call_for_this_library(router, router_host), requests, options)
-    return _batch_of(dataclasses.replace(plan, window=plan.concurrency))
-
-
-def _is_for_trio() -> bool:
-    """Return True if trio is running here, and False for asyncio.
-
-    Raises:
-        RuntimeError: neither is running.
-    """
-    library = running_library()
-    if library is None:
-        raise RuntimeError(
-            "neither asyncio nor trio is running here: use asyncio.run or trio.run, or, for a "
-            "Router in synchronous code, parallel_core.parallel_completions"
-        )
-    if library not in ("asyncio", "trio"):
-        raise RuntimeError(f"parallel_core works in asyncio and trio, not in {library}")
-    return library == "trio"
-
-
-def _batch_of(plan: BatchPlan[ResultT]) -> ParallelBatch[ResultT]:
-    return TrioParallelBatch(plan) if _is_for_trio() else AsyncioParallelBatch(plan)
-
-
-def _call_for_this_library(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    router_host: RouterHost | RouterHostName | None,
-) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
-    """Return what makes the calls in the library that is running here."""
-    here = router_for_trio if _is_for_trio() else _router_in_asyncio
-    return here(router, router_host)
-
-
-def _router_in_asyncio(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    router_host: RouterHost | RouterHostName | None,
-) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
-    if router_host is not None:
-        raise ValueError(
-            "router_host is for trio: in asyncio a Router's calls run on your own loop; leave it "
-            "out"
-        )
-    if isinstance(router, RouterHost):
-        raise TypeError("a RouterHost is for trio: in asyncio pass the Router itself")
-    return router
+    plan = completion_plan(call_for_this_library(router, router_host), requests, options)
+    return batch_of(dataclasses.replace(plan, window=plan.concurrency))

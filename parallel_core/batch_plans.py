@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from typing import Any, TypeAlias, cast
 
-from .config import unwrap_router
+from .config import check_operation, unwrap_router
 from .control import (
     AdaptiveConcurrency,
     BatchMeter,
@@ -36,24 +36,28 @@ from .engine import BatchPlan, DrawOrder, ResultT
 from .router import (
     CHUNKS_PER_SLOT,
     DirectCounts,
+    OperationChecks,
     Streams,
     WorkerOptions,
     as_request,
     calls_run_in_workers,
     check_all,
     check_models,
-    completion_call,
     completion_result,
     direct_lane,
     is_checked_as_a_whole,
     model_groups,
     parallel_limits,
     preparation,
+    problem_of_chat,
+    refuse_streams,
+    request_call,
     require_choices,
     router_traits,
     stream_end,
 )
 from .types import (
+    CHAT,
     ItemT,
     ParallelResult,
     RouterParallelRequest,
@@ -97,6 +101,16 @@ def completion_plan(
     return _router_plan(router, requests, completion_result, options)
 
 
+def operation_plan(
+    router: object, requests: Requests, operation: str, options: BatchOptions
+) -> BatchPlan[RouterParallelResult]:
+    """Check the arguments of a ``parallel_calls`` and return its plan."""
+    if operation != CHAT:
+        check_operation(router, operation)
+        _check_for_operation(options.controls, operation)
+    return _router_plan(router, requests, completion_result, options, operation=operation)
+
+
 def stream_plan(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
@@ -111,11 +125,12 @@ def stream_plan(
 
 
 def _router_plan(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+    router: object,
     requests: Requests,
     result_type: Callable[..., ResultT],
     options: BatchOptions,
     *,
+    operation: str = CHAT,
     streaming: bool = False,
 ) -> BatchPlan[ResultT]:
     controls = options.controls
@@ -138,18 +153,23 @@ def _router_plan(
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
     retry = controls.get("retry", hasattr(router, "acompletion") or is_adaptive or None)
     lane = None if in_workers else direct_lane(router, direct)
-    call = completion_call(
+    call = request_call(
         router,
+        operation,
         lane=lane,
         retried_by_us=retry is not None,
         attempt_timeout=controls.get("attempt_timeout"),
         worker_options=worker_options,
     )
-    check_all(requests)
+    to_request, problem_of = as_request, problem_of_chat
+    if operation != CHAT:
+        checks = OperationChecks(router, operation)
+        to_request, problem_of = checks.as_request, checks.problem_of
+    check_all(requests, problem_of)
     source = _checked_source(requests, "requests")
     check_models(controls.get("rate_limit"), router)
-    meter = _meter(router, controls)
-    _check_budget(controls.get("budget"), meter, requests)
+    meter = _meter(router, controls, operation)
+    _check_budget(controls.get("budget"), meter, requests, to_request)
     limits: Mapping[str, int] = {}
     if isinstance(limit, AdaptiveConcurrency):
         limits = parallel_limits(router)
@@ -157,7 +177,7 @@ def _router_plan(
     if not in_workers:
         warn_of_connections(most_calls(limit))
     streams = _streams(controls, meter, streaming, in_workers)
-    answered = streams.wrap(call)
+    answered = streams.wrap(call if operation == CHAT else refuse_streams(call, operation))
     if hasattr(unwrap_router(router), "acompletion"):  # workers may call a function
         answered = require_choices(answered, meter)
     traits = CallTraits(
@@ -172,7 +192,7 @@ def _router_plan(
     return dataclasses.replace(
         plan,
         call=streams.wrap_controls(plan.call),
-        prepare=as_request,
+        prepare=to_request,
         attachments=[*plan.attachments, streams],
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if in_workers else preparation(router),
@@ -180,20 +200,27 @@ def _router_plan(
     )
 
 
-def _meter(router: object, controls: Controls) -> BatchMeter:
+def _meter(router: object, controls: Controls, operation: str) -> BatchMeter:
     own, budget = controls.get("meter"), controls.get("budget")
     if own is not None:
         return ItemMeter(own)
     if budget is None:
-        return RouterMeter(unwrap_router(router))
-    return RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
+        return RouterMeter(unwrap_router(router), operation=operation)
+    return RouterMeter(
+        unwrap_router(router), budget.prices, budget.assume_output_tokens, operation=operation
+    )
 
 
-def _check_budget(budget: Budget | None, meter: BatchMeter, requests: Requests) -> None:
+def _check_budget(
+    budget: Budget | None,
+    meter: BatchMeter,
+    requests: Requests,
+    to_request: Callable[[int, object], RouterParallelRequest],
+) -> None:
     """Refuse requests with an unknown worst case, if all of them are known in advance."""
     if budget is not None and is_checked_as_a_whole(requests):
         given = cast("Iterable[object]", requests)
-        checked = [as_request(index, item) for index, item in enumerate(given)]
+        checked = [to_request(index, item) for index, item in enumerate(given)]
         budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
 
 
@@ -266,6 +293,15 @@ def _check_for_items(controls: Controls) -> None:
         raise ValueError(
             "budget and tokens_per_minute need to know what calls use: pass meter= to parallel_map"
         )
+
+
+def _check_for_operation(controls: Controls, operation: str) -> None:
+    """Refuse controls that apply only to chat."""
+    for name in ("on_chunk", "stall_timeout"):
+        if controls.get(name) is not None:
+            raise ValueError(f"{name} is for streamed answers of chat: {operation} has none here")
+    if controls.get("direct"):
+        raise ValueError(f"direct is for chat: litellm makes the calls of {operation}")
 
 
 def _within_parallel_limits(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
 ItemT = TypeVar("ItemT")
 ValueT = TypeVar("ValueT")
+
+
+CHAT: Final = "acompletion"
+"""The operation of chat, whose requests have messages and whose answers may be streamed. An
+operation is named by the method of the Router that serves it."""
 
 
 class SupportsAcompletion(Protocol):
@@ -91,20 +96,29 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
     """The arguments of one call.
 
     Wherever a request is accepted, a plain mapping ``{"model": …, "messages": …, **kwargs}`` is
-    accepted too; its ``timeout`` means the same as here.
+    accepted too; its ``timeout`` means the same as here. A request of another operation than chat
+    (:func:`parallel_core.parallel_calls`) has no messages: all arguments of the Router's method
+    except ``model`` are in ``kwargs``, as in ``RouterParallelRequest("small", kwargs={"input":
+    ["text"]})``.
 
     Attributes:
         model: name of a model (group) of the Router.
-        messages: the conversation, as ``acompletion`` takes it.
-        kwargs: extra arguments of ``acompletion``, for instance ``{"temperature": 0.2}``.
+        messages: the conversation, as ``acompletion`` takes it; empty if the operation has none.
+        kwargs: the other arguments of the method, for instance ``{"temperature": 0.2}``.
         timeout: seconds that the whole call may take, with the Router's retries; takes precedence
             over the timeout of the batch. (``kwargs["timeout"]`` is litellm's own, per attempt.)
     """
 
     model: str
-    messages: Sequence[Any]
+    messages: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
     timeout: float | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the Router's method, by name."""
+        messages = {"messages": self.messages} if self.messages else {}
+        return {"model": self.model, **messages, **(self.kwargs or {})}
 
     def __repr__(self) -> str:
         """Return a repr without message contents and argument values, since it may be logged."""
@@ -117,9 +131,8 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
             arguments = f", kwargs=<{names}>" if names else ""
         elif kwargs is not None:
             arguments = f", kwargs={_kind(kwargs)}"
-        return (
-            f"RouterParallelRequest(model={_name(model)}, messages={_count(messages)}{arguments})"
-        )
+        conversation = "" if messages == () else f", messages={_count(messages)}"
+        return f"RouterParallelRequest(model={_name(model)}{conversation}{arguments})"
 
 
 class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=False):
@@ -178,8 +191,8 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         request: the request. A mapping becomes a :class:`RouterParallelRequest`; only an invalid
             item of a lazy source (``exception`` is then an ``InvalidRequestError``) stays as it was
             given.
-        response: what ``acompletion`` returned; ``None`` when it failed.
-        exception: what ``acompletion`` raised; ``None`` when it succeeded.
+        response: what the Router's method returned; ``None`` when it failed.
+        exception: what the Router's method raised; ``None`` when it succeeded.
         started_at: start of the call, in seconds since the epoch (``time.time``).
         duration: duration of the call, retries and fallbacks included, in seconds.
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;

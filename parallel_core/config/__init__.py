@@ -9,12 +9,14 @@ from .redaction import REDACTED, Redactor
 from .router_members import (
     LAYERS,
     aliases,
+    check_operation,
     deployments,
     deployments_for,
     retire,
     setting,
     unwrap_router,
 )
+from .stand_in import RouterStandIn
 
 __all__ = [
     "LAYERS",
@@ -23,7 +25,9 @@ __all__ = [
     "Redactor",
     "RequestsDigest",
     "RouterConfigError",
+    "RouterStandIn",
     "aliases",
+    "check_operation",
     "deployments",
     "deployments_for",
     "endpoint_of",

@@ -7,7 +7,9 @@ have neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 LAYERS: Final = 3
@@ -59,6 +61,43 @@ def retire(router: object) -> None:
     end = _entry_point(router, "retire") or _entry_point(router, "discard")
     if end:
         end()
+
+
+def async_method(router: object, name: str) -> Callable[..., Awaitable[Any]] | None:
+    """Return a public async method of a Router, or of any object; None if it has none."""
+    # Properties are not read: deprecated members of litellm's Router warn when they are.
+    known = inspect.getattr_static(type(router), name, None)
+    if name.startswith("_") or inspect.isdatadescriptor(known):
+        return None
+    method = getattr(router, name, None)
+    return method if inspect.iscoroutinefunction(method) else None
+
+
+def check_operation(router: object, operation: object) -> None:
+    """Check that a Router, or any object, has the async method that an operation names.
+
+    Raises:
+        TypeError: ``operation`` is not a str.
+        ValueError: there is no such method. The message lists those that there are.
+    """
+    if not isinstance(operation, str):
+        raise TypeError(
+            "operation must be the name of an async method of the Router, for instance "
+            f"'aembedding', not {type(operation).__qualname__}"
+        )
+    if async_method(router, operation) is not None:
+        return
+    itself = unwrap_router(router)
+    names = dir(itself)
+    if hasattr(itself, "acompletion"):  # the calls of a Router begin with this letter
+        names = [name for name in names if name.startswith("a") and not name.startswith("async_")]
+    names = [name for name in names if async_method(itself, name) is not None]
+    close = difflib.get_close_matches(operation, names, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(
+        f"operation: {type(itself).__qualname__} has no async method {operation!r}{meant} It has "
+        f"{', '.join(names) or 'none'}"
+    )
 
 
 def _entry_point(router: object, name: str) -> Callable[..., Any] | None:

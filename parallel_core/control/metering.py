@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from parallel_core.types import Meter, RouterParallelRequest, StreamedResponse, Usage
+from parallel_core.types import CHAT, Meter, RouterParallelRequest, StreamedResponse, Usage
 
 from .checks import is_amount
-from .prices import Price, PriceList, named_fallbacks
+from .prices import Price, PriceList, named_fallbacks, price_of_input, price_of_tokens
+from .reported_usage import cost_reported, detail, number_of_tokens, tokens_of
 from .token_counts import (
     TokenCounter,
     about_prompt_tokens,
@@ -19,8 +20,17 @@ from .token_counts import (
     asked_output,
     choices,
     most_prompt_tokens,
+    unseen_prompt,
 )
 
+# Operations that answer with text, with the arguments that limit its tokens, and operations whose
+# answers have no tokens. What others use (images, sound) is not known before they answer.
+_TEXT_LIMITS: Final = {
+    CHAT: ("max_completion_tokens", "max_tokens"),
+    "atext_completion": ("max_tokens",),
+    "aresponses": ("max_output_tokens",),
+}
+_WITHOUT_ANSWER_TOKENS: Final = frozenset(("aembedding", "arerank", "amoderation"))
 # Expected tokens of an answer before the first one.
 _FIRST_ANSWERS = 500
 
@@ -81,6 +91,7 @@ class RouterMeter:
         prices: USD per token of the prompt and per token of the answer, by model. They take
             precedence over all other prices.
         assume_output_tokens: length of the longest answer in tokens, if the request has no limit.
+        operation: name of the Router's method.
     """
 
     def __init__(
@@ -88,8 +99,13 @@ class RouterMeter:
         router: object,
         prices: Mapping[str, tuple[float, float]] | None = None,
         assume_output_tokens: int | None = None,
+        *,
+        operation: str = CHAT,
     ) -> None:
-        self._prices = PriceList(router, prices)
+        self._operation = operation
+        self._limits = _TEXT_LIMITS.get(operation)
+        entry_price = price_of_input if self._limits is None else price_of_tokens
+        self._prices = PriceList(router, prices, entry_price)
         self.price_of = self._prices.price_of
         self._assume_output_tokens = assume_output_tokens
         self._counter = TokenCounter()
@@ -102,10 +118,34 @@ class RouterMeter:
         """Return the most that a request can use.
 
         Raises:
-            ValueError: the length of the longest answer is unknown.
+            ValueError: it is unknown, for instance because an answer may have any length.
         """
         arguments = item.kwargs or {}
-        output = asked_output(arguments)
+        output = self._longest_answer(item)
+        prompt = most_prompt_tokens(item)
+        fallbacks = named_fallbacks(arguments.get("fallbacks"))
+        price = self._prices.price_of_all([item.model, *fallbacks])
+        cost = 0.0 if price is None else price.of(prompt, output)
+        return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
+
+    def _longest_answer(self, item: RouterParallelRequest) -> int:
+        """Return the most tokens of all answers to a request."""
+        arguments = item.kwargs or {}
+        if self._operation != CHAT:
+            unseen = unseen_prompt(arguments)
+            if unseen is not None:
+                raise ValueError(
+                    f"it is unknown how many tokens {unseen!r} adds to a request of model "
+                    f"{item.model!r}: leave it out, or give the batch a meter of your own"
+                )
+        if self._operation in _WITHOUT_ANSWER_TOKENS:
+            return 0
+        if self._limits is None:
+            raise ValueError(
+                f"it is unknown what a call of {self._operation} may use: give the batch a meter "
+                "of your own"
+            )
+        output = asked_output(arguments, self._limits)
         if output is None:
             output = self._assume_output_tokens
         if output is None:
@@ -113,14 +153,9 @@ class RouterMeter:
         if output is None:
             raise ValueError(
                 f"it is unknown how many tokens an answer of model {item.model!r} may have: set "
-                "max_tokens in the request, or assume_output_tokens in the budget"
+                f"{self._limits[-1]} in the request, or assume_output_tokens in the budget"
             )
-        prompt = most_prompt_tokens(item)
-        output *= choices(arguments)
-        fallbacks = named_fallbacks(arguments.get("fallbacks"))
-        price = self._prices.price_of_all([item.model, *fallbacks])
-        cost = 0.0 if price is None else price.of(prompt, output)
-        return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
+        return output * choices(arguments)
 
     def likely_cost(self, item: RouterParallelRequest, answer_tokens: int) -> float | None:
         """Return the cost in USD of a request whose answer has this many tokens.
@@ -144,8 +179,10 @@ class RouterMeter:
         far, and with 500 tokens before the first one.
         """
         prompt = await self._counter.of_prompt(item)
+        if self._operation in _WITHOUT_ANSWER_TOKENS:
+            return prompt
         arguments = item.kwargs or {}
-        asked = asked_output(arguments)
+        asked = None if self._limits is None else asked_output(arguments, self._limits)
         if asked is not None:
             return prompt + asked * choices(arguments)
         return prompt + (self._answer_tokens // self._answers if self._answers else _FIRST_ANSWERS)
@@ -174,12 +211,12 @@ class RouterMeter:
 
         ``completion_estimated``: tokens of the answer, if more of it came after the report; else 0.
         """
-        completion = _number_of_tokens(reported, "completion_tokens") or 0
+        completion = number_of_tokens(reported, "completion_tokens") or 0
         usage = Usage(
-            _number_of_tokens(reported, "prompt_tokens") or 0,
+            number_of_tokens(reported, "prompt_tokens") or 0,
             max(completion, completion_estimated),
-            _detail(reported, "prompt_tokens_details", "cached_tokens"),
-            _detail(reported, "completion_tokens_details", "reasoning_tokens"),
+            detail(reported, "prompt_tokens_details", "cached_tokens"),
+            detail(reported, "completion_tokens_details", "reasoning_tokens"),
             estimated_calls=int(completion_estimated > 0),
         )
         return self._priced(item, usage)
@@ -210,20 +247,22 @@ class RouterMeter:
         return msgspec.structs.replace(usage, cost=cost, unpriced_calls=0)
 
     def _usage_of(self, item: RouterParallelRequest, value: Any) -> Usage | None:
-        reported = None if value is None else _field(value, "usage")
-        if reported is None:
-            return None
-        prompt = _number_of_tokens(reported, "prompt_tokens")
-        completion = _number_of_tokens(reported, "completion_tokens", 0)
-        # litellm reports zeros if a provider has reported nothing.
-        if prompt is None or completion is None or prompt + completion == 0:
-            return None
+        tokens = tokens_of(value)
+        if tokens is None:
+            return self._usage_without_tokens(item, value)
         self._answers += 1
-        self._answer_tokens += completion
-        cost = self._cost(item, value, prompt, completion)
-        cached = _detail(reported, "prompt_tokens_details", "cached_tokens")
-        reasoning = _detail(reported, "completion_tokens_details", "reasoning_tokens")
-        return Usage(prompt, completion, cached, reasoning, cost or 0.0, int(cost is None))
+        self._answer_tokens += tokens.completion
+        cost = self._cost(item, value, tokens.prompt, tokens.completion)
+        return Usage(*tokens, cost or 0.0, int(cost is None))
+
+    def _usage_without_tokens(self, item: RouterParallelRequest, value: Any) -> Usage | None:
+        """Return the usage of an answer that has a price, and no tokens: an image, a reranking."""
+        cost = None if self._operation == CHAT else cost_reported(value)
+        if cost is None:
+            return None
+        if self._operation not in _WITHOUT_ANSWER_TOKENS:
+            return Usage(cost=cost)
+        return Usage(about_prompt_tokens(item), cost=cost, estimated_calls=1)
 
     def _cost(
         self, item: RouterParallelRequest, value: Any, prompt: int, completion: int
@@ -231,34 +270,13 @@ class RouterMeter:
         given = self._prices.given.get(item.model)
         if given is not None:
             return given.of(prompt, completion)
-        cost: Any = _field(_field(value, "_hidden_params"), "response_cost")
-        if is_amount(cost) and cost > 0:
-            return float(cost)
-        if "litellm" not in sys.modules:
-            # Prices were not needed so far, and the import would block the event loop for seconds.
-            return None
-        # litellm reports 0 both for unknown prices and for free models; 1.110 also for streams of
-        # deployments with their own prices.
+        cost = cost_reported(value)
+        if cost is not None or "litellm" not in sys.modules:
+            # Without litellm, prices were not needed so far, and its import would block the event
+            # loop for seconds.
+            return cost
         price = self.price_of(item.model)
         return None if price is None else price.of(prompt, completion)
 
 
 BatchMeter: TypeAlias = RouterMeter | ItemMeter
-
-
-def _field(value: Any, name: str) -> Any:
-    if isinstance(value, dict):  # faster than Mapping, and this runs for each answer
-        return cast("dict[str, Any]", value).get(name)
-    return getattr(value, name, None)
-
-
-def _detail(reported: Any, part: str, name: str) -> int:
-    details = _field(reported, part)
-    return 0 if details is None else _number_of_tokens(details, name) or 0
-
-
-def _number_of_tokens(value: Any, name: str, missing: int | None = None) -> int | None:
-    number = _field(value, name)
-    if number is None:
-        return missing
-    return number if is_amount(number) and isinstance(number, int) else None

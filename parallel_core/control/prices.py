@@ -5,7 +5,7 @@ litellm is imported lazily.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from parallel_core.config import aliases, deployments, setting
@@ -72,13 +72,20 @@ class PriceList:
         router: the Router.
         prices: USD per token of the prompt and per token of the answer, by model. They take
             precedence over all other prices.
+        entry_price: returns the price in litellm's data of a model; None if it has none.
 
     Attributes:
         given: these prices.
     """
 
-    def __init__(self, router: object, prices: Mapping[str, tuple[float, float]] | None) -> None:
+    def __init__(
+        self,
+        router: object,
+        prices: Mapping[str, tuple[float, float]] | None,
+        entry_price: Callable[[Mapping[str, Any]], Price | None],
+    ) -> None:
         self._router = router
+        self._entry_price = entry_price
         self.given = {model: Price(*price) for model, price in (prices or {}).items()}
         self._prices: dict[str, Price | None] = {}
         self._answer_limits: dict[str, int | None] = {}
@@ -96,7 +103,8 @@ class PriceList:
                 if group in self.given:
                     prices.append(self.given[group])
                 elif group not in aliases(self._router):
-                    prices += [_price_of_entry(entry) for entry in self._entries({group})] or [None]
+                    entries = self._entries({group})
+                    prices += [self._entry_price(entry) for entry in entries] or [None]
             self._prices[model] = _dearest(prices)
         return self._prices[model]
 
@@ -189,7 +197,20 @@ def _known_of(model: str, provider: object = None) -> dict[str, Any]:
     return entry if str(entry.get("litellm_provider", "")).startswith(provider) else {}
 
 
-def _price_of_entry(entry: Mapping[str, Any]) -> Price | None:
+def price_of_input(entry: Mapping[str, Any]) -> Price | None:
+    """Return the price of calls whose answers are not counted in tokens, as those of embeddings.
+
+    Return None if other things than tokens are billed: queries, images, seconds.
+    """
+    for name, value in entry.items():
+        _, is_price, unit = name.partition("_cost_per_")
+        if is_price and "token" not in unit and is_amount(value) and value > 0:
+            return None
+    of_input = _highest(entry, "input_cost_per_token", "cache_creation_input_token_cost")
+    return None if of_input is None else Price(of_input, 0.0)
+
+
+def price_of_tokens(entry: Mapping[str, Any]) -> Price | None:
     """Return the highest price of each kind, over all tiers (long context, priority, reasoning)."""
     if _highest(entry, "input_cost_per_token") is None:
         return None

@@ -6,7 +6,7 @@ litellm, which has the tokenizers, is imported lazily.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import anyio
@@ -31,17 +31,42 @@ _BYTES_OF_A_RECORDED_TOKEN = 32  # at the lowest bit rates in use
 _IN_THE_PROMPT = (
     "tools", "functions", "tool_choice", "response_format", "prediction", "system", "extra_body",
 )  # fmt: skip
+# Arguments of operations other than chat whose texts are the prompt.
+_TEXTS = ("input", "prompt", "query", "documents", "instructions")
 _BYTES_OF_A_TOKEN = 4  # about
 
 
-def asked_output(arguments: Mapping[str, Any]) -> int | None:
+def asked_output(arguments: Mapping[str, Any], names: Sequence[str] = _OUTPUT_LIMITS) -> int | None:
     """Return the tokens that an answer may have; None if the arguments have no limit."""
-    return _largest(arguments, _OUTPUT_LIMITS)
+    return _largest(arguments, names)
 
 
 def choices(arguments: Mapping[str, Any]) -> int:
-    """Return the number of answers that a call asks for."""
-    return max(1, _largest(arguments, ("n",)) or 1)
+    """Return the number of answers that a call asks for.
+
+    A text completion answers each prompt of a list, and may make more answers than it returns.
+    """
+    answers = max(1, _largest(arguments, ("n", "best_of")) or 1)
+    prompts: object = arguments.get("prompt")
+    if not isinstance(prompts, list):
+        return answers
+    members = cast("list[object]", prompts)
+    is_of_tokens = all(isinstance(member, int) for member in members)
+    return answers if is_of_tokens else answers * len(members)
+
+
+def unseen_prompt(arguments: Mapping[str, Any]) -> str | None:
+    """Name the argument that adds tokens to a prompt that a request does not show; else None."""
+    for name in ("previous_response_id", "conversation"):
+        if arguments.get(name) is not None:
+            return name
+    if isinstance(arguments.get("prompt"), Mapping):  # one that the provider keeps
+        return "prompt"
+    for tool in cast("Sequence[object]", arguments.get("tools") or ()):
+        kind = cast("Mapping[str, object]", tool).get("type") if isinstance(tool, Mapping) else None
+        if kind not in (None, "function", "custom"):  # the provider runs it, and reads what it gets
+            return "tools"
+    return None
 
 
 def _largest(arguments: Mapping[str, Any], names: Sequence[str]) -> int | None:
@@ -70,12 +95,34 @@ def most_prompt_tokens(request: RouterParallelRequest) -> int:
         value = (request.kwargs or {}).get(name)
         if value is not None:
             total += _bytes_of(value)
+    return total + _of_texts(request, _most_tokens)
+
+
+def _of_texts(request: RouterParallelRequest, count: Callable[[Any], int]) -> int:
+    """Count the texts of an operation. In a reranking, each document comes with the query."""
+    arguments = request.kwargs or {}
+    total = sum(_of_all(arguments[name], count) for name in _TEXTS if name in arguments)
+    documents = arguments.get("documents")
+    if isinstance(documents, Sequence) and len(cast("Any", documents)) > 1:
+        total += _of_all(arguments.get("query"), count) * (len(cast("Any", documents)) - 1)
     return total
+
+
+def _of_all(value: Any, count: Callable[[Any], int]) -> int:
+    if isinstance(value, int):  # a token
+        return 1
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return sum(_of_all(member, count) for member in cast("Any", value))
+    return count(value)
+
+
+def _most_tokens(value: Any) -> int:
+    return _TOKENS_AROUND_A_MESSAGE + _bytes_of(_fields_of(value))
 
 
 def _fields_of(message: Any) -> Any:
     # A message may be an answer of litellm (a pydantic object) from an earlier turn.
-    if isinstance(message, Mapping):
+    if message is None or isinstance(message, Mapping | str):
         return cast("Any", message)
     dump = getattr(message, "model_dump", None)
     return dict(getattr(message, "__dict__", {})) if dump is None else dump()
@@ -150,7 +197,15 @@ def _count_prompt_tokens(request: RouterParallelRequest) -> int:
 
     arguments = request.kwargs or {}
     count: Any = cast("Any", litellm).token_counter
+
+    def count_text(value: Any) -> int:
+        if isinstance(value, str):
+            return int(count(model=request.model, text=value))
+        return _most_tokens(value) // _BYTES_OF_A_TOKEN
+
     try:
+        if not request.messages:
+            return _of_texts(request, count_text)
         return int(
             count(
                 model=request.model,

@@ -23,6 +23,10 @@ model or a key. Its paths are
   ``latency`` (to the answer, or to the first token of a stream) and ``chunk_gap`` are in seconds.
   ``fault`` is ``none``, or a kind of :class:`Trouble` except ``away``. With litellm:
   ``acompletion(…, extra_body={"demo": {…}})``.
+- ``POST /v1/embeddings``, ``/v1/responses``, ``/v1/completions``, ``/v1/moderations`` and
+  ``/v1/rerank``: answers with the same latencies, troubles, counts and field ``"demo"``, and
+  without streams. Vectors depend on the text alone; a text with the word ``unsafe`` is flagged;
+  documents are ranked by the words that they share with the query.
 - ``GET /v1/models`` and ``GET /v1/models/{id}``: the models' names.
 - ``GET /requests``: the newest requests with their answers. The setting ``keep_requests`` limits
   their number; :class:`RecordedRequest` describes them.

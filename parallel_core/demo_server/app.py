@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -15,6 +16,7 @@ from typing import Final, Self
 from aiohttp import web
 
 from .answer import Answer
+from .endpoints import ENDPOINTS, Endpoint, EndpointAnswer
 from .listener import HOST, Listener
 from .recording import RecordedRequest, Recording, digest
 from .refusals import error_response, refusal_response
@@ -57,6 +59,9 @@ class DemoServer:
             raise RuntimeError("a DemoServer can be started only once")
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_errors_as_json])
         app.router.add_post("/v1/chat/completions", self._handle_chat)
+        for endpoint in ENDPOINTS:
+            handler = functools.partial(self._handle_chat, endpoint=endpoint)
+            app.router.add_post(f"/v1/{endpoint.path}", handler)
         app.router.add_get("/v1/models", self._handle_models)
         app.router.add_get("/v1/models/{model:.+}", self._handle_model)
         app.router.add_get("/requests", self._handle_requests)
@@ -286,14 +291,18 @@ class DemoServer:
         self.release()
         return web.json_response(self.stats.to_json())
 
-    async def _handle_chat(self, request: web.Request) -> web.StreamResponse:
+    async def _handle_chat(
+        self, request: web.Request, *, endpoint: Endpoint | None = None
+    ) -> web.StreamResponse:
         try:
             try:
                 body = await request.read()
             except web.HTTPRequestEntityTooLarge:
                 raise BadRequestError("The body is too large.", status=413) from None
             kept = self._recording.add(request.method, request.path_qs, request.headers, body)
-            chat = ChatRequest.from_body(parse_body(body), self.settings.models)
+            parsed = parse_body(body)
+            read = ChatRequest.from_body if endpoint is None else endpoint.read
+            chat = read(parsed, self.settings.models)
             key = _key_of(request)
             self._numbers[chat.model] += 1
             number = self._numbers[chat.model]
@@ -301,7 +310,11 @@ class DemoServer:
             if chat.override.fault is None:
                 trouble = self._trouble.next_for(chat.model, key)
             plan = plan_request(self.settings, chat.model, number, chat.override, trouble)
-            answer = Answer.to(chat, plan)
+            if endpoint is None:
+                answer: Answer | EndpointAnswer = Answer.to(chat, plan)
+            else:
+                answer = endpoint.answer(parsed, chat, plan)
+                answer.whole()  # raises BadRequestError for a parameter that only it has
         except BadRequestError as error:
             self._ledger.rejected += 1
             return _refusal(error)

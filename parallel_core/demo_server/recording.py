@@ -25,7 +25,7 @@ class RecordedRequest:
             only its :func:`digest`.
         body: the parsed JSON; None if the body is not JSON.
         answer: the body of the answer, also whole if it was sent as a stream; None for a fault,
-            or if it was not a chat completion.
+            or if the path has no synthetic answers.
     """
 
     method: str

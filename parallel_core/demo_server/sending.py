@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from .answer import Answer
+from .endpoints import EndpointAnswer
 from .refusals import error_response
 from .settings import RequestPlan
 from .stats import Ledger, RequestEnd
@@ -34,7 +35,7 @@ class Flight:
     def count_fault(self, kind: str) -> None:
         self._ledger.count_fault(self._model, self._key, kind)
 
-    def finish(self, answer: Answer) -> None:
+    def finish(self, answer: Answer | EndpointAnswer) -> None:
         """Count the end of a request whose answer is complete."""
         if not self._ended:
             self._ledger.count_tokens(
@@ -53,7 +54,11 @@ class Flight:
 
 
 async def send_answer(
-    request: web.Request, answer: Answer, plan: RequestPlan, flight: Flight, gate: asyncio.Event
+    request: web.Request,
+    answer: Answer | EndpointAnswer,
+    plan: RequestPlan,
+    flight: Flight,
+    gate: asyncio.Event,
 ) -> web.StreamResponse:
     """Send the answer or the fault of the plan.
 
@@ -74,7 +79,7 @@ async def send_answer(
     if fault in ODD_ANSWERS:  # the answer already has the fault, and is sent like a good one
         flight.count_fault(fault)
         fault = None
-    if answer.request.stream:
+    if isinstance(answer, Answer) and answer.request.stream:
         return await _send_stream(request, answer, plan, fault, flight)
     if fault is None:
         flight.finish(answer)

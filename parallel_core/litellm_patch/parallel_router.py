@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from litellm.router import Router
 
-from parallel_core import api
-from parallel_core.api import BatchArguments, StreamArguments
+from parallel_core import api, operations
 from parallel_core.batch_plans import Requests
 from parallel_core.engine import ParallelBatch
+from parallel_core.entry import BatchArguments, OperationArguments, StreamArguments
 from parallel_core.types import RouterParallelResult, StreamChunk, StreamEnd
 
 MYPY = False  # mypy treats it as True
@@ -155,8 +155,8 @@ else:
 
 
 class ParallelRouter(_RouterMembers):
-    """``litellm.Router`` with :meth:`parallel_acompletions`, :meth:`iter_parallel_acompletions` and
-    :meth:`iter_parallel_streams`.
+    """``litellm.Router`` with :meth:`parallel_acompletions`, :meth:`iter_parallel_acompletions`,
+    :meth:`iter_parallel_streams`, :meth:`parallel_calls` and :meth:`iter_parallel_calls`.
 
     It is constructed like a Router and can be used in place of one: ``isinstance`` reports an
     instance of ``litellm.Router``, and reading or setting an attribute reads or sets that of the
@@ -180,6 +180,18 @@ class ParallelRouter(_RouterMembers):
     ) -> ParallelBatch[StreamChunk | StreamEnd]:
         """Call :func:`parallel_core.iter_parallel_streams` with this Router."""
         return api.iter_parallel_streams(self, requests, **options)
+
+    async def parallel_calls(
+        self, requests: Requests, **options: Unpack[OperationArguments]
+    ) -> list[RouterParallelResult]:
+        """Call :func:`parallel_core.parallel_calls` with this Router."""
+        return await operations.parallel_calls(self, requests, **options)
+
+    def iter_parallel_calls(
+        self, requests: Requests, **options: Unpack[OperationArguments]
+    ) -> ParallelBatch[RouterParallelResult]:
+        """Call :func:`parallel_core.iter_parallel_calls` with this Router."""
+        return operations.iter_parallel_calls(self, requests, **options)
 
 
 def _with_members(cls: type[ParallelRouter], members: dict[str, Any]) -> ParallelRouter:

@@ -10,11 +10,12 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 
+from parallel_core.config import RouterStandIn
 from parallel_core.control import checked_count, held_reservation
 from parallel_core.event_loops import in_trio
-from parallel_core.router import DIRECT_COUNTS, INDEX
+from parallel_core.router import DIRECT_COUNTS, INDEX, OPERATION
 from parallel_core.router_hosts import RouterHostName, open_router_host
-from parallel_core.types import StreamedResponse
+from parallel_core.types import CHAT, StreamedResponse
 from parallel_core.uninterrupted import to_the_end
 
 from .cluster import Entered, RayWorkers, enter_ray_async, leave_ray, restore_sigterm
@@ -25,10 +26,11 @@ from .remote_values import pack_request
 from .router_recipe import RouterSource, checked_recipe
 
 
-class RayRouter:
+class RayRouter(RouterStandIn):
     """A Router whose calls are made by workers; :func:`open_ray_router` yields it.
 
     Pass it to a batch in place of a Router. It is bound to the event loop on which it was opened.
+    It also has the other async methods of the Router (``aembedding``, …), made by workers.
 
     Attributes:
         router: a Router of the same recipe in this process, for the names of models, their limits
@@ -90,6 +92,9 @@ class RayRouter:
             WorkersLostError: no worker is left.
             Exception: any exception that the Router raises in the worker.
         """
+        return await self._call(CHAT, **arguments)
+
+    async def _call(self, operation: str, /, **arguments: Any) -> Any:
         if self._fleet is None or self._state != "open":
             raise RuntimeError(f"this RayRouter is {self._state}: calls need an open one")
         if asyncio.get_running_loop() is not self._loop:
@@ -101,6 +106,8 @@ class RayRouter:
             return None if held is None else held.attempt_again(index)
 
         counts = arguments.pop(DIRECT_COUNTS, None)
+        if operation != CHAT:
+            arguments[OPERATION] = operation
         value = await self._fleet.call(pack_request(arguments), again, counts)
         # A batch also needs the usage and the time that come with a streamed answer.
         is_of_a_batch = INDEX in arguments

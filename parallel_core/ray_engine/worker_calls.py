@@ -11,6 +11,7 @@ from parallel_core.router import (
     BATCH_METADATA,
     DIRECT,
     INDEX,
+    OPERATION,
     RETRIED,
     STALL_TIMEOUT,
     TIMEOUT,
@@ -21,7 +22,7 @@ from parallel_core.router import (
     router_overrides,
     send_metadata_to_store,
 )
-from parallel_core.types import RouterParallelRequest
+from parallel_core.types import CHAT, RouterParallelRequest
 
 if TYPE_CHECKING:
     from parallel_core.router.direct.lane import DirectLane
@@ -31,7 +32,6 @@ class WorkerCalls:
     """Attachment of the worker's batch that sends what a local batch would send."""
 
     def __init__(self, router: Any) -> None:
-        self._acompletion: Callable[..., Awaitable[Any]] = getattr(router, "acompletion", router)
         self._is_router = hasattr(router, "acompletion")
         self._router = router
         self._overrides: RouterOverrides | None = None
@@ -80,9 +80,10 @@ class WorkerCalls:
             arguments.pop("metadata", None)
             if own:
                 arguments["metadata"] = own
-        model, messages = arguments.pop("model"), arguments.pop("messages")
+        model, messages = arguments.pop("model"), arguments.pop("messages", ())
         if self._is_router:
-            send_metadata_to_store(self._router, model, arguments)
+            if OPERATION not in arguments:
+                send_metadata_to_store(self._router, model, arguments)
             if retried:
                 self._overrides = self._overrides or router_overrides(self._router)
                 self._overrides.add_to(arguments, model)
@@ -99,8 +100,12 @@ class WorkerCalls:
     def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         arguments = dict(request.kwargs or {})
         lane: DirectLane | None = arguments.pop(DIRECT, None)
+        operation: str = arguments.pop(OPERATION, CHAT)
+        method: Callable[..., Awaitable[Any]] = getattr(self._router, operation, self._router)
 
         def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
-            return self._acompletion(model=request.model, messages=request.messages, **arguments)
+            if request.messages or operation == CHAT:
+                arguments["messages"] = request.messages
+            return method(model=request.model, **arguments)
 
         return call(index, request) if lane is None else lane.wrap(call)(index, request)

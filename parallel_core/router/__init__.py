@@ -16,17 +16,19 @@ from .call import (
     DIRECT,
     DIRECT_COUNTS,
     INDEX,
+    OPERATION,
     STALL_TIMEOUT,
     TIMEOUT,
     WorkerOptions,
-    completion_call,
+    request_call,
     send_metadata_to_store,
 )
 from .cost_estimate import CostEstimate, estimate_cost
 from .direct import direct_lane
 from .direct_counts import DirectCounts, HasDirectCounts
 from .first_call import preparation
-from .request_checks import as_request, check_all, is_checked_as_a_whole
+from .operation_checks import OperationChecks
+from .request_checks import as_request, check_all, is_checked_as_a_whole, problem_of_chat
 from .router_facts import (
     RETRIED,
     RouterOverrides,
@@ -38,7 +40,7 @@ from .router_facts import (
     router_traits,
     unknown_models,
 )
-from .streaming import CHUNKS_PER_SLOT, Streams, completion_result, stream_end
+from .streaming import CHUNKS_PER_SLOT, Streams, completion_result, refuse_streams, stream_end
 
 __all__ = [
     "BATCH_METADATA",
@@ -47,6 +49,7 @@ __all__ = [
     "DIRECT_COUNTS",
     "INDEX",
     "MOST_REASONS",
+    "OPERATION",
     "OTHER_REASONS",
     "PROVIDER_BODY",
     "RETRIED",
@@ -56,6 +59,7 @@ __all__ = [
     "DirectCounts",
     "Finish",
     "HasDirectCounts",
+    "OperationChecks",
     "RouterOverrides",
     "Streams",
     "WorkerOptions",
@@ -64,7 +68,6 @@ __all__ = [
     "calls_run_in_workers",
     "check_all",
     "check_models",
-    "completion_call",
     "completion_result",
     "describe_finishes",
     "direct_lane",
@@ -74,7 +77,10 @@ __all__ = [
     "model_groups",
     "parallel_limits",
     "preparation",
+    "problem_of_chat",
     "read_provider_json",
+    "refuse_streams",
+    "request_call",
     "require_choices",
     "router_overrides",
     "router_traits",

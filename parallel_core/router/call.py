@@ -1,4 +1,4 @@
-"""Turn a request into one ``acompletion`` call of a Router."""
+"""Turn a request into one call of a Router: of ``acompletion``, or of another operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parallel_core.config import (
     deployments_for,
     unwrap_router,
 )
-from parallel_core.types import RouterParallelRequest, SupportsAcompletion
+from parallel_core.types import CHAT, RouterParallelRequest
 
 from .direct import off_the_lane
 from .direct_counts import DirectCounts
@@ -34,6 +34,9 @@ INDEX = "parallel_core_index"
 
 STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 """Arguments with the timeouts of a call that a worker makes, in seconds."""
+
+OPERATION = "parallel_core_operation"
+"""Argument with the Router's method that a worker calls, if it is not that of chat."""
 
 DIRECT = "parallel_core_direct"
 """Argument of a call that a worker sends directly: the option ``direct``."""
@@ -72,24 +75,28 @@ class WorkerOptions(NamedTuple):
         return added
 
 
-CompletionCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
+RequestCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
 
-def completion_call(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
+def request_call(
+    router: object,
+    operation: str,
     *,
     retried_by_us: bool = False,
     attempt_timeout: float | None = None,
     worker_options: WorkerOptions | None = None,
     lane: DirectLane | None = None,
-) -> CompletionCall:
-    """Make the call of a batch from a Router or a bare callable.
+) -> RequestCall:
+    """Make the call of a batch from a Router, another object, or a bare callable.
 
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` in addition to the
-    user's own. A bare callable ``(model=, messages=, **kwargs)`` gets the request's arguments only.
+    user's own; for other operations than chat it is ``litellm_metadata``, since some of them send
+    ``metadata`` to the provider. Another object that has the operation, or a bare callable
+    ``(model=, messages=, **kwargs)``, gets the request's arguments only.
 
     Args:
-        router: the Router or the bare callable.
+        router: the Router, the object or the bare callable.
+        operation: name of the method; for a bare callable ``"acompletion"``.
         retried_by_us: the batch retries requests, so the Router does not
             (:func:`router_overrides`).
         attempt_timeout: seconds for each attempt, if neither the Router nor the request has a
@@ -101,44 +108,43 @@ def completion_call(
         TypeError: ``router`` is neither a Router nor a callable.
     """
     if hasattr(router, "acompletion"):
-        given = cast("SupportsAcompletion", router)
         seconds = None if has_timeouts(router) else attempt_timeout
-        call = _router_call(given, retried_by_us, seconds, worker_options)
+        call = _router_call(router, operation, retried_by_us, seconds, worker_options)
         return off_the_lane(call) if lane is None else lane.wrap(call)
+    if operation != CHAT:
+        method: Callable[..., Awaitable[Any]] = getattr(router, operation)
+        return lambda index, request: method(**request.arguments)
     if not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
             f"async callable (model=, messages=, **kwargs), not {type(router).__qualname__}"
         )
-    acompletion = router
-
-    def call_it(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
-        return acompletion(
-            model=request.model, messages=request.messages, **dict(request.kwargs or {})
-        )
-
-    return call_it
+    acompletion = cast("Callable[..., Awaitable[Any]]", router)
+    return lambda index, request: acompletion(**request.arguments)
 
 
 def _router_call(
-    router: SupportsAcompletion,
+    router: object,
+    operation: str,
     retried_by_us: bool,
     attempt_timeout: float | None,
     worker_options: WorkerOptions | None,
-) -> CompletionCall:
+) -> RequestCall:
     batch_id = uuid.uuid4().hex
+    is_chat = operation == CHAT
+    metadata = "metadata" if is_chat else "litellm_metadata"
     overrides = router_overrides(router) if retried_by_us else None
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata that it gets and, for some providers, into the messages.
         # Copies protect the user's objects, which many requests may share.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
-        if worker_options is None:
+        if is_chat and worker_options is None:
             send_metadata_to_store(router, request.model, arguments)
-        arguments["metadata"] = {
+        arguments[metadata] = {
             BATCH_ID: batch_id,
             BATCH_INDEX: index,
-            **(arguments.get("metadata") or {}),
+            **(arguments.get(metadata) or {}),
         }
         if worker_options is not None:
             arguments |= worker_options.arguments(index, request)
@@ -148,11 +154,11 @@ def _router_call(
             overrides.add_to(arguments, request.model)
         if attempt_timeout is not None and all(arguments.get(n) is None for n in ATTEMPT_TIMEOUTS):
             arguments["timeout"] = attempt_timeout
-        return router.acompletion(
-            model=request.model,
-            messages=[_copied_message(one) for one in request.messages],
-            **arguments,
-        )
+        if is_chat or request.messages:
+            arguments["messages"] = [_copied_message(one) for one in request.messages]
+        # Read for each call: it may be replaced, by a mock or by a Router that changes.
+        made: Awaitable[Any] = getattr(router, operation)(model=request.model, **arguments)
+        return made
 
     return call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import (
     AsyncIterable,
+    Callable,
     Iterable,
     Mapping,
     MappingView,
@@ -28,10 +29,14 @@ _CHECKED = frozenset(("model", "messages", *_MAPPINGS, *_NUMBERS))
 _NO_NUMBERS = (bool, str, bytes, list, tuple, dict)
 
 
-def check_all(requests: object) -> None:
+def check_all(requests: object, problem_of: Callable[[object], str | None]) -> None:
     """Check every request of a list, a tuple, … so that bad input is refused before any call.
 
     Other sources are lazy, and their items are checked when they are drawn (:func:`as_request`).
+
+    Args:
+        requests: the source.
+        problem_of: returns the reason why an item is not a valid request; None if it is valid.
 
     Raises:
         InvalidRequestError: a request is invalid. It lists every invalid index and its problem.
@@ -49,7 +54,7 @@ def check_all(requests: object) -> None:
     problems = {
         index: problem
         for index, item in enumerate(items)
-        if (problem := _problem(item)) is not None
+        if (problem := problem_of(item)) is not None
     }
     if problems:
         raise InvalidRequestError(problems)
@@ -66,12 +71,23 @@ def is_checked_as_a_whole(requests: object) -> bool:
 
 
 def as_request(index: int, item: object) -> RouterParallelRequest:
-    """Turn an item of a source into a request.
+    """Turn an item of a source into a request for a chat.
 
     Raises:
         InvalidRequestError: the item is invalid. It has the index and the problem.
     """
-    problem = _problem(item)
+    return request_of(index, item, problem_of_chat)
+
+
+def request_of(
+    index: int, item: object, problem_of: Callable[[object], str | None]
+) -> RouterParallelRequest:
+    """Turn an item of a source into a request, as :func:`check_all` would check it.
+
+    Raises:
+        InvalidRequestError: the item is invalid. It has the index and the problem.
+    """
+    problem = problem_of(item)
     if problem is not None:
         raise InvalidRequestError({index: problem})
     if isinstance(item, RouterParallelRequest):
@@ -79,19 +95,19 @@ def as_request(index: int, item: object) -> RouterParallelRequest:
     kwargs = dict(cast("Mapping[str, Any]", item))
     model, messages, timeout = (
         kwargs.pop("model"),
-        kwargs.pop("messages"),
+        kwargs.pop("messages", ()),
         kwargs.pop("timeout", None),
     )
     return RouterParallelRequest(model, messages, kwargs or None, timeout)
 
 
-def _problem(item: object) -> str | None:
-    """Return the reason why an item is not a valid request; None if it is valid."""
+def problem_of_chat(item: object) -> str | None:
+    """Return the reason why an item is not a valid request for a chat; None if it is valid."""
     if isinstance(item, RouterParallelRequest):
-        return _problem_of_parts(item.model, item.messages, item.kwargs) or _problem_of_timeout(
+        return _problem_of_parts(item.model, item.messages, item.kwargs) or problem_of_timeout(
             item.timeout
         )
-    if _is_mapping(item):
+    if is_mapping(item):
         mapping = cast("Mapping[object, object]", item)
         missing = [name for name in ("model", "messages") if name not in mapping]
         if missing:
@@ -105,14 +121,14 @@ def _problem(item: object) -> str | None:
             )
         return _problem_of_parts(
             mapping["model"], mapping["messages"], kwargs
-        ) or _problem_of_timeout(mapping.get("timeout"))
+        ) or problem_of_timeout(mapping.get("timeout"))
     return (
         "a request is a RouterParallelRequest or a mapping {'model', 'messages', …}, "
         f"not {type(item).__qualname__}"
     )
 
 
-def _problem_of_timeout(timeout: object) -> str | None:
+def problem_of_timeout(timeout: object) -> str | None:
     if timeout is None:
         return None
     try:
@@ -122,12 +138,19 @@ def _problem_of_timeout(timeout: object) -> str | None:
     return None
 
 
+def problem_of_model(model: object) -> str | None:
+    if isinstance(model, str) and model:
+        return None
+    return f"model must be a non-empty str, not {brief(model)}"
+
+
 def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | None:
-    if not isinstance(model, str) or not model:
-        return f"model must be a non-empty str, not {_brief(model)}"
+    problem = problem_of_model(model)
+    if problem is not None:
+        return problem
     is_list = messages.__class__ is list
     if not is_list and (not isinstance(messages, Sequence) or isinstance(messages, str | bytes)):
-        return f"messages must be a list of messages, not {_brief(messages)}"
+        return f"messages must be a list of messages, not {brief(messages)}"
     if not messages:
         return "messages is empty"
     for position, message in enumerate(cast("Sequence[Any]", messages)):
@@ -141,17 +164,17 @@ def _problem_of_parts(model: object, messages: object, kwargs: object) -> str | 
             if problem is not None:
                 return problem
     if not kwargs:
-        return None if kwargs is None or _is_mapping(kwargs) else _bad_kwargs(kwargs)
+        return None if kwargs is None or is_mapping(kwargs) else _bad_kwargs(kwargs)
     return _problem_of_kwargs(kwargs)
 
 
 def _problem_of_kwargs(kwargs: object) -> str | None:
-    if not _is_mapping(kwargs):
+    if not is_mapping(kwargs):
         return _bad_kwargs(kwargs)
     arguments = cast("Mapping[object, object]", kwargs)
     for name, value in arguments.items():
         if name.__class__ is not str and not isinstance(name, str):
-            return f"names of kwargs must be str, not {_brief(name)}"
+            return f"names of kwargs must be str, not {brief(name)}"
         if name in _CHECKED:
             problem = _problem_of_argument(name, value)
             if problem is not None:
@@ -161,18 +184,18 @@ def _problem_of_kwargs(kwargs: object) -> str | None:
 
 def _problem_of_message(place: str, message: object) -> str | None:
     # Messages in litellm's answers (pydantic objects with a role) may be sent in the next turn.
-    if not _is_mapping(message):
+    if not is_mapping(message):
         if hasattr(message, "role"):
             return None
-        return f"{place} must be a mapping with a 'role', not {_brief(message)}"
+        return f"{place} must be a mapping with a 'role', not {brief(message)}"
     if "role" not in message:
         return f"{place} has no 'role'"
     role: object = message["role"]
     if not isinstance(role, str):
-        return f"{place}.role must be a str, not {_brief(role)}"
+        return f"{place}.role must be a str, not {brief(role)}"
     content: object = message.get("content")
     if not _may_be_content(content):
-        return f"{place}.content must be a str or a list of parts, not {_brief(content)}"
+        return f"{place}.content must be a str or a list of parts, not {brief(content)}"
     return None
 
 
@@ -182,9 +205,9 @@ def _problem_of_argument(name: str, value: object) -> str | None:
     if value is None:
         return None
     if name in _MAPPINGS:
-        return None if _is_mapping(value) else f"{name} must be a mapping, not {_brief(value)}"
+        return None if is_mapping(value) else f"{name} must be a mapping, not {brief(value)}"
     if isinstance(value, _NO_NUMBERS):
-        return f"{name} must be a number, not {_brief(cast('object', value))}"
+        return f"{name} must be a number, not {brief(cast('object', value))}"
     if isinstance(value, float) and name in _WHOLE_NUMBERS and not value.is_integer():
         return f"{name} must be a whole number, not a fraction"
     return None
@@ -197,16 +220,16 @@ def _may_be_content(content: object) -> bool:
     )
 
 
-def _is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:
+def is_mapping(value: object) -> TypeIs[Mapping[Any, Any]]:
     # This runs several times for each of a million lines, so dicts skip the slow `isinstance`.
     return value.__class__ is dict or isinstance(value, Mapping)
 
 
 def _bad_kwargs(kwargs: object) -> str:
-    return f"kwargs must be a mapping of extra arguments of acompletion, not {_brief(kwargs)}"
+    return f"kwargs must be a mapping of extra arguments of acompletion, not {brief(kwargs)}"
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """Return the type of an invalid value, never the value: it may hold a prompt or a key."""
     if value is None:
         return "None"

@@ -101,17 +101,23 @@ def router_traits(router: object) -> RouterTraits:
                 orders[info["id"]] = order if isinstance(order, int) else math.inf
         return orders
 
-    def falls_back(model: str) -> bool:
-        return any(model in one or "*" in one for one in setting(itself, "fallbacks") or ())
-
     number = setting(itself, "num_retries")
     retries = number if type(number) is int and number > 0 else 0
     return RouterTraits(
         is_router=hasattr(router, "acompletion"),
         server_errors=1 + retries,
-        failover=Failover(deployments_of, _without_deployments, _answered_by, falls_back),
+        failover=Failover(
+            deployments_of,
+            _without_deployments,
+            _answered_by,
+            functools.partial(_falls_back, itself),
+        ),
         endpoint_of=functools.partial(endpoint_of, router),
     )
+
+
+def _falls_back(router: object, model: str) -> bool:
+    return any(model in one or "*" in one for one in setting(router, "fallbacks") or ())
 
 
 def _answered_by(value: object) -> tuple[str, bool]:
@@ -206,6 +212,23 @@ def unknown_models(router: object, models: Iterable[Any]) -> list[Any]:
     if not model_groups(router) or takes_all or any("*" in name for name in known):
         return []
     return [model for model in models if model not in known]
+
+
+def problem_of_name(router: object, model: str) -> str | None:
+    """Return the reason why no deployment of a Router can serve a model; None if one can."""
+    itself = unwrap_router(router)
+    if not unknown_models(router, [model]) or deployments_for(itself, model):
+        return None
+    for deployment in deployments(itself):
+        info: Mapping[str, Any] = deployment.get("model_info") or {}
+        if info.get("id") == model:
+            return None
+    if _falls_back(itself, model):
+        return None
+    return (
+        f"the Router has no model {model!r}; it has "
+        f"{', '.join(map(repr, sorted(_names_of_models(router))))}"
+    )
 
 
 def _names_of_models(router: object) -> set[str]:

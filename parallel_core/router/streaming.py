@@ -74,6 +74,25 @@ def is_streamed(request: object) -> bool:
     return isinstance(request, RouterParallelRequest) and bool((request.kwargs or {}).get("stream"))
 
 
+def refuse_streams(call: Call, operation: str) -> Call:
+    """Wrap the call of an operation: it raises TypeError if its answer is a stream, and closes it.
+
+    Only the streams of chat can be read to their end as one answer.
+    """
+
+    async def whole(index: int, request: Any) -> Any:
+        value = await call(index, request)
+        if not hasattr(value, "__anext__") and not hasattr(value, "__aiter__"):
+            return value
+        await _close(value)
+        raise TypeError(
+            f"{operation} has returned a stream ({type(value).__qualname__}), and a batch hands "
+            "out whole answers: use iter_parallel_streams for chat"
+        )
+
+    return whole
+
+
 class Streams:
     """Read the streams of one batch.
 

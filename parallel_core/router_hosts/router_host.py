@@ -2,7 +2,7 @@
 
 The calls of a Router are asyncio code and need an asyncio loop. In trio the loop runs in a helper
 thread, or it is the trio-asyncio loop that the application has open. To the engine, a Router on its
-host is an ordinary ``acompletion`` for trio.
+host is an ordinary ``acompletion`` for trio, and so is each of its other async methods.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast, get_
 
 import trio
 
+from parallel_core.config import RouterStandIn
 from parallel_core.errors import RouterHostClosedError
 from parallel_core.event_loops import running_library
 from parallel_core.types import SupportsAcompletion
@@ -33,10 +34,11 @@ RouterHostName: TypeAlias = Literal["thread", "thread-uvloop", "trio-asyncio"]
 a uvloop loop in a helper thread, or the trio-asyncio loop that is open in the task."""
 
 
-class RouterHost:
+class RouterHost(RouterStandIn):
     """A Router that trio code can call; :func:`open_router_host` yields it.
 
-    Pass it to :func:`parallel_core.parallel_acompletions` in place of a Router.
+    Pass it to :func:`parallel_core.parallel_acompletions` in place of a Router. It also has the
+    other async methods of the Router (``aembedding``, …), which behave like :meth:`acompletion`.
 
     Attributes:
         router: the Router.
@@ -59,11 +61,14 @@ class RouterHost:
             RouterHostClosedError: the host is closed, or was closed during the call.
             Exception: any exception that the Router raises.
         """
-        response = await self._loop.run(self._acompletion, *args, **kwargs)
+        return await self._call("acompletion", *args, **kwargs)
+
+    async def _call(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
+        response = await self._loop.run(self._call_on_loop, operation, *args, **kwargs)
         return RouterStream(response, self._loop) if _is_stream(response) else response
 
-    async def _acompletion(self, *args: Any, **kwargs: Any) -> Any:
-        response = await self.router.acompletion(*args, **kwargs)
+    async def _call_on_loop(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
+        response = await getattr(self.router, operation)(*args, **kwargs)
         if _is_stream(response):
             self._loop.keep_stream(response)
         return response
@@ -266,11 +271,8 @@ async def open_trio_asyncio() -> AsyncGenerator[asyncio.AbstractEventLoop, None]
                 await shared.close()
 
 
-def router_for_trio(
-    router: SupportsAcompletion | Callable[..., Awaitable[Any]],
-    router_host: RouterHost | RouterHostName | None,
-) -> SupportsAcompletion | Callable[..., Awaitable[Any]]:
-    """Return what a batch in trio calls: a Router on its host, or a bare callable unchanged.
+def router_for_trio(router: object, router_host: RouterHost | RouterHostName | None) -> Any:
+    """Return what a batch in trio calls: a Router on its host, or anything else unchanged.
 
     Raises:
         TypeError: ``router`` is an asyncio function of litellm.

@@ -383,3 +383,56 @@ def test_a_meter_of_the_user() -> None:
 
 def test_usage_alone_imports_no_litellm() -> None:
     subprocess.run([sys.executable, str(SCRIPTS / "usage_alone.py")], check=True, timeout=60)
+
+
+# --- operations other than chat ---
+
+
+def meter_of(operation: str, *deployments: dict[str, Any], **options: Any) -> RouterMeter:
+    return RouterMeter(Router(model_list=list(deployments)), operation=operation, **options)
+
+
+def test_a_model_that_bills_other_things_than_tokens_has_no_price() -> None:
+    """Its price per token is 0 in litellm's map, and would let a budget through."""
+    cohere = deployment("r", "cohere/rerank-english-v3.0")
+    small = deployment("e", "openai/text-embedding-3-small")
+    assert meter_of("arerank", cohere).price_of("r") is None
+    assert meter_of("aembedding", small).price_of("e") == Price(2e-08, 0.0)
+    own = deployment("e", "openai/unknown", input_cost_per_token=1e-6)
+    assert meter_of("aembedding", own).price_of("e") == Price(1e-6, 0.0)
+
+
+def test_the_worst_case_of_operations() -> None:
+    def worst(operation: str, **arguments: Any) -> tuple[int, int]:
+        meter = meter_of(operation, deployment("m", "openai/unknown"), assume_output_tokens=10)
+        usage = meter.worst_case(RouterParallelRequest("m", kwargs=arguments))
+        return usage.prompt_tokens, usage.completion_tokens
+
+    assert worst("aembedding", input=["four", "four"]) == (2 * 20, 0)
+    assert worst("aembedding", input=[[1, 2, 3], [4]]) == (4, 0)
+    assert worst("arerank", query="four", documents=["four"] * 3) == (6 * 20, 0)
+    assert worst("aresponses", input="four", instructions="four") == (2 * 20, 10)
+    assert worst("aresponses", input="four", max_output_tokens=3) == (20, 3)
+    assert worst("atext_completion", prompt=["four"] * 2, n=2, max_tokens=3) == (2 * 20, 12)
+    assert worst("atext_completion", prompt=[1, 2], best_of=4, max_tokens=3) == (2, 12)
+
+
+async def _expected(operation: str, **arguments: Any) -> int:
+    meter = meter_of(operation, deployment("m", "openai/gpt-4o-mini"))
+    return await meter.expected_tokens(RouterParallelRequest("m", kwargs=arguments))
+
+
+def test_expected_tokens_of_operations() -> None:
+    assert anyio.run(lambda: _expected("aembedding", input=["one two", "one two"])) == 4
+    assert anyio.run(lambda: _expected("aresponses", input="one two", max_output_tokens=7)) == 9
+    assert anyio.run(lambda: _expected("aresponses", input="one two")) == 502
+
+
+def test_an_answer_with_a_price_and_no_tokens() -> None:
+    hidden = SimpleNamespace(_hidden_params={"response_cost": 0.04}, usage=None)
+    item = RouterParallelRequest("m", kwargs={"prompt": "a tree"})
+    assert meter_of("aimage_generation").usage_of(item, hidden) == Usage(cost=0.04)
+    assert meter_of("aimage_generation").usage_of(item, SimpleNamespace()) is None
+    ranking = RouterParallelRequest("m", kwargs={"query": "a" * 24, "documents": ["a" * 24]})
+    usage = meter_of("arerank").usage_of(ranking, hidden)
+    assert usage == Usage(20, cost=0.04, estimated_calls=1)

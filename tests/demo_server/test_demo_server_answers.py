@@ -246,7 +246,7 @@ def test_paths_are_answered_as_by_openai() -> None:
             assert (response.status, (await response.json())["id"]) == (200, "slow")
         for method, path, status, code in (
             ("GET", "/models/a/b", 404, "model_not_found"),
-            ("POST", "/embeddings", 404, None),
+            ("POST", "/audio/speech", 404, None),
             ("GET", "/chat/completions", 405, "method_not_supported"),
             ("DELETE", "/models/fast", 405, "method_not_supported"),
         ):

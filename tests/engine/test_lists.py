@@ -22,6 +22,7 @@ FUNCTIONS = (
     *("iter_parallel_map", "parallel_map", "iter_parallel_acompletions", "parallel_acompletions"),
     *("iter_parallel_streams", "parallel_completions"),
 )
+OPERATIONS = ("iter_parallel_calls", "parallel_calls", "parallel_calls_sync")
 
 
 def test_a_list_is_in_the_order_of_its_input(host: Host) -> None:
@@ -271,7 +272,7 @@ def test_a_timeout_of_asyncio_has_the_results_in_its_cause(asyncio_host: Host) -
     asyncio_host.run(main)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OPERATIONS])
 def test_help_names_each_argument(name: str) -> None:
     function = getattr(parallel_core, name)
     signature = inspect.signature(function)
@@ -280,6 +281,7 @@ def test_help_names_each_argument(name: str) -> None:
     of_requests = {"attempt_timeout", "direct", "on_chunk", "stall_timeout"}
     refused = of_requests if name.endswith("map") else set()
     refused |= {"hedge"} if name == "iter_parallel_streams" else set()
+    refused |= of_requests - {"attempt_timeout"} if name in OPERATIONS else set()
     controls = set(Controls.__annotations__)
     assert controls & set(signature.parameters) == controls - refused
     arguments = document.partition("Args:")[2].partition("Returns:")[0]

@@ -84,6 +84,15 @@ async def completions(router: Router, own: ParallelRouter) -> None:
     await parallel_core.parallel_acompletions(router, requests())
     await parallel_core.parallel_acompletions(router.acompletion, (request,))
     assert_type(parallel_core.parallel_completions(own, [mapping]), list[RouterParallelResult])
+    texts = {"model": "small", "input": ["hi"]}
+    assert_type(
+        await parallel_core.parallel_calls(router, [texts], operation="aembedding", budget=None),
+        list[RouterParallelResult],
+    )
+    assert_type(await own.parallel_calls([texts], operation="x"), list[RouterParallelResult])
+    assert_type(own.iter_parallel_calls([texts]), ParallelBatch[RouterParallelResult])
+    assert_type(parallel_core.parallel_calls_sync(own, [texts]), list[RouterParallelResult])
+    assert_type(RouterParallelRequest("small", kwargs=texts).arguments, dict[str, Any])
     assert_type(await own.parallel_acompletions([request]), list[RouterParallelResult])
     async for result in own.iter_parallel_acompletions([request], concurrency=2):
         assert_type(result, RouterParallelResult)

@@ -96,6 +96,25 @@ def test_every_result_comes_once_in_every_world(host: Host) -> None:
     assert host.run(main) == list(range(20))
 
 
+def test_workers_call_other_operations_than_chat(
+    either_library: Host, server: DemoServerThread
+) -> None:
+    async def main() -> None:
+        async with open_ray_router(HttpRouter(server.url), workers=1, concurrency=3) as router:
+            requests = [{"model": "fast", "input": [f"text {n}"]} for n in range(10)]
+            results = await parallel_core.parallel_calls(router, requests, concurrency=router.slots)
+            assert [len(result.unwrap().data) for result in results] == [1] * 10
+            assert [result.request.arguments for result in results] == requests
+            with pytest.raises(ValueError, match="did you mean 'aembedding'"):
+                await parallel_core.parallel_calls(router, requests, operation="aembed")
+            with pytest.raises(InvalidRequestError, match="no model 'none'"):
+                await parallel_core.parallel_calls(router, [{"model": "none", "input": "x"}])
+
+    finished = server.stats().finished
+    either_library.run(main)
+    assert server.stats().finished == finished + 10
+
+
 def test_a_router_of_workers_serves_many_batches(host: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1, concurrency=3) as router:

@@ -25,9 +25,10 @@ from helpers.local_workers import (
 )
 from parallel_core.errors import RequestTimeoutError
 from parallel_core.ray_engine.messages import Given, Kind, Pace
-from parallel_core.ray_engine.remote_values import unpack_outcome
+from parallel_core.ray_engine.remote_values import pack_request, unpack_outcome
 from parallel_core.ray_engine.worker import Worker
-from parallel_core.router.call import INDEX, TIMEOUT
+from parallel_core.router import RETRIED
+from parallel_core.router.call import INDEX, OPERATION, TIMEOUT
 
 
 def test_a_worker_tells_each_outcome_once() -> None:
@@ -244,5 +245,23 @@ def test_a_worker_with_nothing_to_tell_says_that_it_is_there(
             await until(lambda: told.blocks.count([]) > 3)
             router.gate.set()
             await told.wait_for(1)
+
+    run(main)
+
+
+def test_a_worker_calls_the_operation_of_its_router() -> None:
+    class WithEmbeddings(Router):
+        async def aembedding(self, **arguments: Any) -> dict[str, Any]:
+            return arguments
+
+    async def main() -> None:
+        worker = new_worker(WithEmbeddings())
+        async with working(worker) as told:
+            options = {OPERATION: "aembedding", INDEX: 0, RETRIED: True}
+            call = {"model": "m", "input": ["text"], "litellm_metadata": {"parallel_index": 0}}
+            await worker.give(0, Given([(0, pack_request({**call, **options}))]))
+            await told.wait_for(1)
+        (outcome,) = [unpack_outcome(packed) for _, _, packed in told.of_calls]
+        assert outcome.value == call
 
     run(main)
