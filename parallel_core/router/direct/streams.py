@@ -96,6 +96,8 @@ class ChunkReading:
         """Take a line and make its chunk. None if litellm has to."""
         if self.verify or sys.modules["litellm"].post_call_rules:
             return None
+        if b"[DONE]" in line:  # some readers of litellm end a stream at these letters anywhere
+            return None
         for template in self._proved:
             if found := template.texts_in(line):
                 if self.waits_for_blank_line and await self.lines.look(1) not in _BLANK:

@@ -65,92 +65,6 @@ def test_each_host_reads_streams_directly(host: Any) -> None:
     run_with_routers(host, main)
 
 
-kinds = st.sampled_from(["text", "text", "text", "reasoning", "empty", "null", "role", "finish"])
-events = st.lists(
-    st.tuples(kinds, st.text(max_size=4), st.integers(0, 1), st.booleans()), max_size=12
-)
-
-
-def stream_of(drawn: Sequence[tuple[str, str, int, bool]]) -> bytes:
-    made: list[Any] = []
-    for kind, text, index, has_more in drawn:
-        deltas: dict[str, dict[str, Any]] = {
-            "text": {"content": text},
-            "reasoning": {"reasoning_content": text},
-            "empty": {},
-            "null": {"content": None},
-            "role": {"role": "assistant", "content": text},
-            "finish": {},
-        }
-        finish = "stop" if kind == "finish" else None
-        made.append(
-            event(deltas[kind], finish, index, **({"system_fingerprint": "f"} if has_more else {}))
-        )
-    return body([*made, LAST, USAGE])
-
-
-@pytest.mark.thorough
-@settings(max_examples=60)
-@given(st.lists(events, min_size=1, max_size=6))
-def test_any_streams_are_alike(drawn: list[list[tuple[str, str, int, bool]]]) -> None:
-    bodies = {str(number): stream_of(one) for number, one in enumerate(drawn)}
-
-    async def main() -> None:
-        plain = await read(bodies, False)
-        ours = await read(bodies, True)
-        assert not any(differences(plain[name], ours[name]) for name in bodies)
-
-    run_with_routers(ASYNCIO, main)
-
-
-class Body(httpx.AsyncByteStream):
-    """A body that comes in given pieces, and may fail at its end."""
-
-    def __init__(self, pieces: Sequence[bytes], error: Exception | None = None) -> None:
-        self.pieces = pieces
-        self.error = error
-        self.is_closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for one in self.pieces:
-            yield one
-        if self.error is not None:
-            raise self.error
-
-    async def aclose(self) -> None:
-        self.is_closed = True
-
-
-@given(st.lists(st.sampled_from([b"", b"a", b"data: b", b"\n", b"\n\n", b"\r\n", b"c\nd"])))
-def test_a_body_comes_in_whole_lines(pieces: list[bytes]) -> None:
-    async def main() -> None:
-        source = Body(pieces)
-        lines = BodyLines(source)
-        first = await lines.look()
-        assert await lines.look() == first
-        read = [line async for line in lines]
-        assert b"".join(read) == b"".join(pieces)
-        assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in read[:-1])
-        assert await lines.look() is None
-        await lines.aclose()
-        assert source.is_closed
-
-    asyncio.run(main())
-
-
-def test_the_error_of_a_body_comes_after_its_lines() -> None:
-    async def main() -> None:
-        lines = BodyLines(Body([b"a\nb"], httpx.ReadError("gone")))
-        read: list[bytes] = []
-        with pytest.raises(httpx.ReadError, match="gone"):
-            async for line in lines:
-                read.append(line)
-        assert read == [b"a\n", b"b"]
-        assert await lines.look() is None
-
-    asyncio.run(main())
-
-
 class Listener(CustomLogger):  # type: ignore[misc,unused-ignore]
     """Keeps the whole answers that litellm reports."""
 
@@ -235,3 +149,89 @@ def test_a_stream_that_fails_at_once_falls_back() -> None:
         assert differences(*outcomes) == {}
 
     run_with_routers(ASYNCIO, main)
+
+
+kinds = st.sampled_from(["text", "text", "text", "reasoning", "empty", "null", "role", "finish"])
+events = st.lists(
+    st.tuples(kinds, st.text(max_size=4), st.integers(0, 1), st.booleans()), max_size=12
+)
+
+
+def stream_of(drawn: Sequence[tuple[str, str, int, bool]]) -> bytes:
+    made: list[Any] = []
+    for kind, text, index, has_more in drawn:
+        deltas: dict[str, dict[str, Any]] = {
+            "text": {"content": text},
+            "reasoning": {"reasoning_content": text},
+            "empty": {},
+            "null": {"content": None},
+            "role": {"role": "assistant", "content": text},
+            "finish": {},
+        }
+        finish = "stop" if kind == "finish" else None
+        made.append(
+            event(deltas[kind], finish, index, **({"system_fingerprint": "f"} if has_more else {}))
+        )
+    return body([*made, LAST, USAGE])
+
+
+@pytest.mark.thorough
+@settings(max_examples=60)
+@given(st.lists(events, min_size=1, max_size=6))
+def test_any_streams_are_alike(drawn: list[list[tuple[str, str, int, bool]]]) -> None:
+    bodies = {str(number): stream_of(one) for number, one in enumerate(drawn)}
+
+    async def main() -> None:
+        plain = await read(bodies, False)
+        ours = await read(bodies, True)
+        assert not any(differences(plain[name], ours[name]) for name in bodies)
+
+    run_with_routers(ASYNCIO, main)
+
+
+class Body(httpx.AsyncByteStream):
+    """A body that comes in given pieces, and may fail at its end."""
+
+    def __init__(self, pieces: Sequence[bytes], error: Exception | None = None) -> None:
+        self.pieces = pieces
+        self.error = error
+        self.is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for one in self.pieces:
+            yield one
+        if self.error is not None:
+            raise self.error
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b"data: b", b"\n", b"\n\n", b"\r\n", b"c\nd"])))
+def test_a_body_comes_in_whole_lines(pieces: list[bytes]) -> None:
+    async def main() -> None:
+        source = Body(pieces)
+        lines = BodyLines(source)
+        first = await lines.look()
+        assert await lines.look() == first
+        read = [line async for line in lines]
+        assert b"".join(read) == b"".join(pieces)
+        assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in read[:-1])
+        assert await lines.look() is None
+        await lines.aclose()
+        assert source.is_closed
+
+    asyncio.run(main())
+
+
+def test_the_error_of_a_body_comes_after_its_lines() -> None:
+    async def main() -> None:
+        lines = BodyLines(Body([b"a\nb"], httpx.ReadError("gone")))
+        read: list[bytes] = []
+        with pytest.raises(httpx.ReadError, match="gone"):
+            async for line in lines:
+                read.append(line)
+        assert read == [b"a\n", b"b"]
+        assert await lines.look() is None
+
+    asyncio.run(main())
