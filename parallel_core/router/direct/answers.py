@@ -139,7 +139,9 @@ class AnswerTemplate:
         hidden["additional_headers"] = litellm.process_headers(
             hidden["additional_headers"], preserve_litellm_internal_headers=True
         )
-        cost = litellm.told_cost(hidden) if self.believes else None
+        # A header that is no number raises, also where it does not count: litellm reads the answer.
+        told = litellm.told_cost(hidden)
+        cost = told if self.believes else None
         hidden |= {
             "_response_ms": milliseconds,
             "litellm_overhead_time_ms": 0.0,
