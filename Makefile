@@ -26,7 +26,7 @@ help:
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
 	@echo "make lint         ruff, mypy, pyright and the layers of imports"
 	@echo "make format       format the code, and fix what ruff can fix"
-	@echo "make wheel        build dist/*.whl"
+	@echo "make wheel        build the wheel and the source distribution in dist/, and check them"
 	@echo "make constraints  pin the newest versions that install"
 	@echo "make clean        remove what the other targets made"
 	@echo "PYTHON=python3.12 make ...   with another Python (after make clean)"
@@ -132,7 +132,9 @@ format: .venv/installed
 
 wheel: .venv/installed
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation --wheel
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # The oldest supported Python decides: what installs there installs on the newer ones.
 constraints:
