@@ -150,7 +150,8 @@ class LocalWorker:
     async def _run(self) -> None:
         try:
             async for block in self._worker.run():
-                self._blocks.put_nowait(block)
+                if not self.dead:
+                    self._blocks.put_nowait(block)
         except Exception:  # of a process, no more would be seen than its end
             self.dead = True
         finally:
@@ -170,7 +171,10 @@ class LocalWorker:
             self._source.alive.discard(self)
             while not self._blocks.empty():  # what was on its way is lost
                 self._blocks.get_nowait()
-            self._blocks.put_nowait(None)
+            # The end is heard of when it has left the loop, which is that of the next worker, too: it
+            # closes the clients of its loop.
+            if self._running is None:
+                self._blocks.put_nowait(None)
             self._do(self._worker.stop())
 
     async def gone(self) -> None:

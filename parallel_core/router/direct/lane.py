@@ -240,6 +240,10 @@ class DirectLane:
             return True, sent
         try:
             sent_too = await record(original, _copied(other))
+            if isinstance(sent_too, Sent) and sent_too.client is not sent.client:
+                # Its client has expired meanwhile, or another thread has made litellm replace it.
+                sent_again = await record(original, _copied(arguments))
+                sent = sent_again if isinstance(sent_again, Sent) else sent
         except Exception:  # noqa: BLE001 - of a call that nobody has made
             sent_too = None
         try:

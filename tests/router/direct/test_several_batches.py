@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import importlib
 import json
 import threading
 import zlib
@@ -258,3 +259,26 @@ def test_compressed_answers(encoding: str, body: str) -> None:
     assert (ours.direct_calls, ours.indirect_calls) == (3, {})
     if encoding in ("gzip", "deflate") and body == "whole":
         assert [outcome["class"].__name__ for outcome in plain.outcomes] == ["ModelResponse"] * 3
+
+
+def test_litellm_replaces_its_client_while_the_lane_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when the client is too old: the next call is direct all the same."""
+    recorded: list[Any] = []
+
+    async def record_and_replace(original: Any, arguments: Any) -> Any:
+        recorded.append(await lane.record_as_it_is(original, arguments))
+        if len(recorded) == 1:
+            await close_clients_of_this_loop()
+        return recorded[-1]
+
+    lane: Any = importlib.import_module("parallel_core.router.direct.lane")
+    monkeypatch.setattr(lane, "record_as_it_is", lane.record, raising=False)
+    monkeypatch.setattr(lane, "record", record_and_replace)
+
+    async def main() -> None:
+        with recording_provider(echo) as provider:
+            way = await send(router_of(provider.url, {"group": [FAST]}), [ask("a"), ask("b")], True)
+        assert recorded[0].client is not recorded[1].client
+        assert (way.direct_calls, way.indirect_calls) == (2, {})
+
+    run(main)
