@@ -171,8 +171,8 @@ class LocalWorker:
             self._source.alive.discard(self)
             while not self._blocks.empty():  # what was on its way is lost
                 self._blocks.get_nowait()
-            # The end is heard of when it has left the loop, which is that of the next worker, too: it
-            # closes the clients of its loop.
+            # The end is heard of when it has left the loop, whose clients it closes then: the next
+            # worker is on the same one.
             if self._running is None:
                 self._blocks.put_nowait(None)
             self._do(self._worker.stop())
