@@ -81,7 +81,16 @@ ANSWER = {"functionResponse": {"name": "look", "response": {}}}
         (params(messages=[{"role": "system", "content": "x"}]), "invalid_request", "[0].role"),
         (params(system=[{"type": "image"}]), "invalid_request", "params.system[0].type 'image'"),
         (params(system=[{**TEXT, "citations": []}]), "invalid_request", "system[0].citations"),
-        (said({**TEXT, "text": ""}), "invalid_request", "content[0].text is empty"),
+        (said({**TEXT, "text": " "}), "invalid_request", "content[0].text is empty"),
+        (params(system=""), "invalid_request", "params.system is empty"),
+        (params(messages=[{"role": "user", "content": " "}]), "invalid_request", "is empty"),
+        (
+            params(messages=[*USER, {"role": "assistant", "content": ""}]),
+            "invalid_request",
+            "messages[1].content is empty",
+        ),
+        (said(RESULT), "missing_required_parameter", "params.tools is missing"),
+        (said(USE, role="assistant"), "missing_required_parameter", "params.tools is missing"),
         (said({"type": "image", "source": {"type": "file"}}), "invalid_request", "source.type"),
         (
             said({"type": "document", "source": {"type": "text", "data": "x"}}),

@@ -12,7 +12,7 @@ from parallel_core.files.input_records import LineError
 
 from .translation import Source, as_text, inexpressible, plain_if_alone, typed
 
-_PARAMETERS: Final = {
+PARAMETERS: Final = {
     **{name: name for name in ("model", "max_tokens", "temperature", "top_p", "stream")},
     "stop_sequences": "stop",
     # litellm sends these to Anthropic as they are.
@@ -38,11 +38,12 @@ def chat_of_anthropic(params: object) -> dict[str, Any]:
     """
     source = Source("params", params)
     body: dict[str, Any] = {}
-    source.move(_PARAMETERS, body)
+    source.move(PARAMETERS, body)
     messages: list[dict[str, Any]] = []
     system = source.take("system")
     if system is not None:
-        content = _parts(source.at("system"), system, only_text=True)
+        place = source.at("system")
+        content = _not_blank(place, _parts(place, system, only_text=True))
         messages.append({"role": "system", "content": content})
     for number, message in enumerate(source.require("messages", list[Any])):
         messages += _messages(Source(f"params.messages[{number}]", message))
@@ -50,6 +51,10 @@ def chat_of_anthropic(params: object) -> dict[str, Any]:
     tools = source.take_typed("tools", list[Any])
     if tools is not None:
         body["tools"] = [_tool(Source(f"params.tools[{n}]", tool)) for n, tool in enumerate(tools)]
+    elif any("tool_calls" in message or message["role"] == "tool" for message in messages):
+        # litellm would add a tool of its own.
+        problem = "params.tools is missing, although a message has a tool_use or a tool_result"
+        raise LineError("missing_required_parameter", problem, "give the line its tools")
     _move_tool_choice(source, body)
     metadata = source.take("metadata")
     if metadata is not None:
@@ -77,7 +82,7 @@ def _messages(source: Source) -> list[dict[str, Any]]:
 
 def _user_messages(place: str, content: object) -> list[dict[str, Any]]:
     if type(content) is str:
-        return [{"role": "user", "content": content}]
+        return [{"role": "user", "content": _not_blank(place, content)}]
     results: list[dict[str, Any]] = []
     others: list[object] = []
     blocks = typed(place, content, list[Any])
@@ -113,6 +118,7 @@ def _assistant_message(place: str, content: object) -> dict[str, Any]:
     """Return the message of an answer: first its thinking, then its text, then its tool calls."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if type(content) is str:
+        _not_blank(place, content)
         return message
     thoughts: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
@@ -185,10 +191,8 @@ def _part(place: str, block: object, *, only_text: bool = False) -> dict[str, An
     source = Source(place, block)
     kind = source.require("type", str)
     if kind == "text":
-        part: dict[str, Any] = {"type": "text", "text": source.require("text", str)}
-        if not part["text"]:
-            # litellm would send a text of its own instead.
-            raise LineError("invalid_request", f"{source.at('text')} is empty", "leave it out")
+        text = _not_blank(source.at("text"), source.require("text", str))
+        part: dict[str, Any] = {"type": "text", "text": text}
     elif kind == "image" and not only_text:
         part = {"type": "image_url", "image_url": {"url": _image(source)}}
     elif kind == "document" and not only_text:
@@ -199,6 +203,17 @@ def _part(place: str, block: object, *, only_text: bool = False) -> dict[str, An
     source.move({"cache_control": "cache_control"}, part)
     source.finish()
     return part
+
+
+def _not_blank(place: str, content: Any) -> Any:
+    """Return content that is no blank text, which Anthropic refuses.
+
+    Raises:
+        LineError: it is blank: litellm would send a text of its own instead.
+    """
+    if type(content) is str and not content.strip():
+        raise LineError("invalid_request", f"{place} is empty", "leave it out")
+    return content
 
 
 def _image(block: Source) -> str:

@@ -17,7 +17,7 @@ from .translation import Source, as_text, inexpressible, plain_if_alone, typed
 _UNDERSCORE: Final = re.compile(r"_([a-z])")
 _MODEL: Final = "models/"
 # Members of generationConfig. litellm sends the last two to Gemini as they are.
-_CONFIG: Final = {
+CONFIG: Final = {
     "temperature": "temperature",
     "topP": "top_p",
     "topK": "top_k",
@@ -33,7 +33,7 @@ _CONFIG: Final = {
     "mediaResolution": "mediaResolution",
 }
 # Members of the request that litellm sends to Gemini, under names of its own.
-_OF_GEMINI: Final = {"safetySettings": "safety_settings", "cachedContent": "cached_content"}
+OF_GEMINI: Final = {"safetySettings": "safety_settings", "cachedContent": "cached_content"}
 _MODES: Final = {"AUTO": "auto", "ANY": "required", "NONE": "none"}
 _DEEPEST: Final = 100  # levels of a schema
 _TOO_DEEP: Final = "nested too deeply"
@@ -80,7 +80,7 @@ def chat_of_gemini(request: object, model: object) -> dict[str, Any]:
     body["messages"] = messages
     _move_config(source, body)
     _move_tools(source, body)
-    source.move(_OF_GEMINI, body)
+    source.move(OF_GEMINI, body)
     source.finish()
     return body
 
@@ -236,7 +236,7 @@ def _move_config(request: Source, body: dict[str, Any]) -> None:
     if given is None:
         return
     source = _source(request.at("generationConfig"), given)
-    source.move(_CONFIG, body)
+    source.move(CONFIG, body)
     modalities = source.take_typed("responseModalities", list[Any])
     if modalities is not None:
         body["modalities"] = [
