@@ -120,6 +120,7 @@ ANSWER = {"functionResponse": {"name": "look", "response": {}}}
         (told(ANSWER), "invalid_request", "parts[0].functionResponse answers no call"),
         (told({"text": "x"}, ANSWER), "invalid_request", "parts[1] answers a function after"),
         (told(CALL, {"text": "x"}, role="model"), "invalid_request", "parts[1] has a text after"),
+        (told(CALL, CALL, role="model"), "invalid_request", "two equal calls of a function"),
         (configured(audioTimestamp=True), "invalid_request", "generationConfig.audioTimestamp"),
         (configured(topP=1, top_p=1), "invalid_request", "generationConfig has a member in two"),
         (configured(maxOutputTokens="9"), "invalid_type", "max_tokens"),

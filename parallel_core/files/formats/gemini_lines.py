@@ -178,6 +178,7 @@ def _model_message(parts: list[Source], calls: _Calls) -> dict[str, Any]:
             texts.append(_text(part))
     message: dict[str, Any] = {"role": "assistant", "content": plain_if_alone(texts) or None}
     if made:
+        _refuse_equal_calls(parts[0].place, made)
         message["tool_calls"] = made
     return message
 
@@ -189,6 +190,20 @@ def _tool_call(part: Source, call: object, calls: _Calls) -> dict[str, Any]:
     source.finish()
     part.finish()
     return {"id": calls.add(name, given), "type": "function", "function": function}
+
+
+def _refuse_equal_calls(place: str, made: list[dict[str, Any]]) -> None:
+    """Refuse a content that calls a function twice with the same arguments.
+
+    litellm would send Gemini one call, and two answers to it.
+    """
+    functions = [call["function"] for call in made]
+    if any(function in functions[:number] for number, function in enumerate(functions)):
+        raise LineError(
+            "invalid_request",
+            f"{place} has two equal calls of a function, of which litellm would send one",
+            "leave one of them out, with its answer",
+        )
 
 
 def _parts_of(content: Source) -> list[Source]:
