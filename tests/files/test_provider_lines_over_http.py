@@ -12,7 +12,7 @@ import parallel_core
 from helpers.batch_files import KEY, write
 from helpers.hosts import ASYNCIO_HOSTS
 from helpers.key_recorders import Recorder
-from helpers.provider_lines import ANTHROPIC, GEMINI, camel, normal_anthropic
+from helpers.provider_lines import ANTHROPIC, GEMINI, MadeUp, camel, normal_anthropic
 from helpers.routers import run_with_routers
 from parallel_core.files.batch_input import InputFile
 
@@ -51,32 +51,45 @@ def arrived(recorder: Recorder, path: Path, models: dict[str, str]) -> list[dict
     return [sent.body for sent in recorder.sent]
 
 
+def check_anthropic(recorder: Recorder, path: Path, given: list[dict[str, Any]]) -> None:
+    lines = [{"custom_id": str(number), "params": params} for number, params in enumerate(given)]
+    bodies = arrived(recorder, write(path, *lines), {"claude": "anthropic/claude-sonnet-4-5"})
+    assert len(bodies) == len(given) > 0
+    for params, body in zip(given, bodies, strict=True):
+        assert body == normal_anthropic({**params, "model": "claude-sonnet-4-5"})
+    assert {sent.path for sent in recorder.sent} == {"/v1/messages"}
+
+
+def check_gemini(recorder: Recorder, path: Path, given: list[dict[str, Any]]) -> None:
+    lines = [
+        {"key": str(number), "model": "models/g", "request": request}
+        for number, request in enumerate(given)
+    ]
+    bodies = arrived(recorder, write(path, *lines), {"g": "gemini/gemini-2.5-flash"})
+    assert len(bodies) == len(given) > 0
+    for request, body in zip(given, bodies, strict=True):
+        assert camel(body) == camel(request)
+
+
 def test_what_arrives_at_anthropic_is_the_params_of_the_line(
     recorder: Recorder, tmp_path: Path, no_keys_of_this_machine: None
 ) -> None:
-    lines = [{"custom_id": name, "params": params} for name, params in ANTHROPIC.items()]
-    bodies = arrived(
-        recorder, write(tmp_path / "in.jsonl", *lines), {"claude": "anthropic/claude-sonnet-4-5"}
-    )
-    assert len(bodies) == len(ANTHROPIC)
-    for (name, params), body in zip(ANTHROPIC.items(), bodies, strict=True):
-        wanted = normal_anthropic({**params, "model": "claude-sonnet-4-5"})
-        assert body == wanted, name
-    assert {sent.path for sent in recorder.sent} == {"/v1/messages"}
+    check_anthropic(recorder, tmp_path / "in.jsonl", list(ANTHROPIC.values()))
 
 
 def test_what_arrives_at_gemini_is_the_request_of_the_line(
     recorder: Recorder, tmp_path: Path, no_keys_of_this_machine: None
 ) -> None:
-    lines = [
-        {"key": name, "model": "models/g", "request": request} for name, request in GEMINI.items()
-    ]
-    bodies = arrived(
-        recorder, write(tmp_path / "in.jsonl", *lines), {"g": "gemini/gemini-2.5-flash"}
-    )
-    assert len(bodies) == len(GEMINI)
-    for (name, request), body in zip(GEMINI.items(), bodies, strict=True):
-        assert camel(body) == camel(request), name
+    check_gemini(recorder, tmp_path / "in.jsonl", list(GEMINI.values()))
+
+
+@pytest.mark.thorough
+def test_what_arrives_is_what_the_line_says_in_many_shapes(
+    recorder: Recorder, tmp_path: Path, no_keys_of_this_machine: None
+) -> None:
+    made = MadeUp(seed=1)
+    check_anthropic(recorder, tmp_path / "a.jsonl", [made.anthropic() for _ in range(200)])
+    check_gemini(recorder, tmp_path / "g.jsonl", [made.gemini() for _ in range(200)])
 
 
 @pytest.mark.parametrize("name", ["one prompt", "all parameters", "parts"])
