@@ -12,7 +12,8 @@ import parallel_core
 from helpers.batch_files import KEY, write
 from helpers.hosts import ASYNCIO_HOSTS
 from helpers.key_recorders import Recorder
-from helpers.provider_lines import ANTHROPIC, GEMINI, MadeUp, camel, normal_anthropic
+from helpers.made_up_lines import MadeUp
+from helpers.provider_lines import ANTHROPIC, GEMINI, camel, normal_anthropic
 from helpers.routers import run_with_routers
 from parallel_core.files.batch_input import InputFile
 

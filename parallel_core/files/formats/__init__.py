@@ -69,13 +69,13 @@ def reader_of(
     if format not in ("jsonl", "csv", "text"):
         raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
     model = requests.override_model or model
+    kind = "a template" if format == "jsonl" else format
     if not model:
-        kind = "a template" if format == "jsonl" else format
         raise InputFileError(f"{kind} does not name a model: give one (--model)")
     trusts = columns.trust and not requests.parameters
     if columns.send or trusts or (format == "text" and columns.keep):
         raise InputFileError(
-            f"{format} has no parameters to send (--send-columns, --trust-input), and text has no "
+            f"{kind} has no parameters to send (--send-columns, --trust-input), and text has no "
             "columns to keep (--keep)"
         )
     if format == "text":

@@ -92,6 +92,8 @@ def _source(place: str, value: object) -> Source:
         LineError: it is no object, or has a member in both spellings.
     """
     members = typed(place, value, dict[str, Any])
+    if not any("_" in name for name in members):
+        return Source(place, members)
     written = {_UNDERSCORE.sub(_upper, name) if "_" in name else name: name for name in members}
     if len(written) < len(members):
         problem = f"{place} has a member in two spellings, as in topP and top_p"
