@@ -33,8 +33,8 @@ class RunArguments:
         str,
         typer.Argument(
             metavar="INPUT",
-            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines, CSV or "
-            "text; - is standard input.",
+            help="The requests: batch lines of OpenAI, Mistral, Anthropic or Gemini, {model, "
+            "messages} lines, rows of data, CSV or text; - is standard input.",
         ),
     ]
     output: Annotated[
@@ -48,9 +48,29 @@ class RunArguments:
     template: Annotated[
         str | None,
         typer.Option(
-            help="The prompt for each row of CSV or text: 'Translate: {{column}}'.",
+            help="The prompt for each row of CSV, JSON lines or text: 'Translate: {{column}}'.",
             rich_help_panel=_INPUT,
         ),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option(
+            help="A system message before each prompt, with {{columns}} too; @FILE reads it.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A parameter of the requests that do not have it: temperature=0, "
+            "response_format=@schema.json (repeatable).",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    id_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column that has the ids.", rich_help_panel=_INPUT),
     ] = None
     validate: Annotated[
         bool, typer.Option("--validate", help="Check the input only.", rich_help_panel=_INPUT)
@@ -107,6 +127,13 @@ class RunArguments:
         str | None,
         typer.Option(
             help="A model, such as openai/gpt-4o-mini, for lines that name none.",
+            rich_help_panel=_ROUTER,
+        ),
+    ] = None
+    override_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model for all lines, in place of those that they name.",
             rich_help_panel=_ROUTER,
         ),
     ] = None

@@ -25,6 +25,7 @@ from parallel_core.run import RunOptions
 
 from .run_arguments import ALL_KINDS, RETRY_FAILED, RunArguments
 from .run_rates import RunRates
+from .run_requests import parameters, system_message
 from .run_workers import Workers
 
 RouterFactory: TypeAlias = Callable[[Sequence[str]], RunRouter]
@@ -81,6 +82,10 @@ class RunJob:
             format=given.format,
             template=given.template,
             model="demo" if given.demo and given.model is None else given.model,
+            system=system_message(given.system),
+            parameters=parameters(given.param),
+            id_column=given.id_column,
+            override_model=given.override_model,
             keep=_names(given.keep),
             drop_columns=given.drop_columns,
             send_columns=given.send_columns,
@@ -194,7 +199,8 @@ def _names(text: str | None) -> list[str]:
 
 
 def _router_factory(given: RunArguments) -> RouterFactory | None:
-    config, model, api_base = given.config, given.model, given.api_base
+    config, api_base = given.config, given.api_base
+    model = given.override_model or given.model
     attempt_timeout = given.attempt_timeout or None
     if api_base is not None and (model is None or config is not None or given.demo):
         raise typer.BadParameter("--api-base needs --model, without --config and --demo")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -19,6 +19,7 @@ from parallel_core.errors import InputFileError
 
 from .bad_lines import BadLines
 from .formats import InputFormat, reader_of
+from .formats.request_options import Parameters, RequestOptions
 from .input_bytes import InputBytes
 from .input_members import ColumnOptions, describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
@@ -40,8 +41,12 @@ class InputFile:
         format: ``"auto"`` uses the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
             lines for all others.
         template: makes a prompt of a row, for instance ``"Translate: {{text}}"``. CSV needs one;
-            text without one sends each line unchanged.
-        model: model of the lines that name none. CSV and text need it.
+            text without one sends each line unchanged. JSON lines with one are rows, too.
+        system: makes a system message before each prompt, in the same way.
+        parameters: parameters of the requests that do not have them: ``{"temperature": 0}``.
+        model: model of the lines that name none. CSV, text and a template need it.
+        override_model: model of every request, in place of what a line names.
+        id_column: column that has the ids: strings, or whole numbers.
         keep: columns, or members beside ``body``, that are copied to the output line as
             ``columns``. They are not sent, unless OpenAI has a parameter of that name.
         drop_columns: leave out all other members of plain lines that are not parameters.
@@ -62,6 +67,10 @@ class InputFile:
         format: InputFormat = "auto",
         template: str | None = None,
         model: str | None = None,
+        system: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        id_column: str | None = None,
+        override_model: str | None = None,
         keep: Iterable[str] = (),
         drop_columns: bool = False,
         send_columns: bool = False,
@@ -75,7 +84,12 @@ class InputFile:
         self._bytes = InputBytes(path, standard_input)
         with self._bytes.naming():
             self._reader = reader_of(
-                format, self._path.suffix.lower(), template=template, model=model, columns=columns
+                format,
+                self._path.suffix.lower(),
+                template=template,
+                model=model,
+                columns=columns,
+                requests=RequestOptions(system, Parameters(parameters), id_column, override_model),
             )
         self._summary: InputSummary | None = None
         self._bad_lines = BadLines()

@@ -97,7 +97,7 @@ class Members:
         if shape.forbidden:
             raise _forbidden(shape.forbidden, _COLUMN_HINT if body is record else _SETTING_HINT)
         if shape.looks_inside:
-            self._look_inside(body)
+            self.look_inside(body)
         if shape.has_address:
             _refuse_address_without_key(body)
         for name in shape.undecided:
@@ -178,7 +178,12 @@ class Members:
             any(name in _ADDRESSES for name in others),
         )
 
-    def _look_inside(self, body: dict[str, Any]) -> None:
+    def look_inside(self, body: dict[str, Any]) -> None:
+        """Check the members of the members that a provider, or litellm, may act on.
+
+        Raises:
+            LineError: one of them must not come from a file, or would replace what was checked.
+        """
         metadata, extra = body.get("metadata"), body.get("extra_body")
         if type(metadata) is dict and not self._options.trust:
             private = filter(is_private, cast("dict[str, Any]", metadata))

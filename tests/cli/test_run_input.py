@@ -83,7 +83,15 @@ BAD_LINES = f"""\
             "--grace must be a finite number of seconds from 0 on, not inf",
         ),
         (["--demo", "--confirm-above=-1"], "--confirm-above"),
-        (["--demo", "--template={{text}}"], "a template is for CSV and text"),
+        (["--demo", "--template=text"], "the template has no {{column}}"),
+        (["--demo", "--system=Be brief."], "--system goes before the prompts"),
+        (["--demo", "--param=temperature"], "--param takes NAME=VALUE, not 'temperature'"),
+        (["--demo", "--param=seed=1", "--param=seed=2"], "--param gives seed twice"),
+        (["--demo", "--param=seed=one"], "seed must be a number"),
+        (["--demo", "--param=api_base=http://x"], "'api_base' must not come from a file"),
+        (["--demo", "--param=model=gpt"], "model is not given with --param"),
+        (["--demo", "--param=tools=@missing.json"], "--param tools: cannot read missing.json"),
+        (["--demo", "--param=tools=@/dev/null"], "--param tools: /dev/null is not JSON"),
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
         (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
         (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
@@ -242,3 +250,25 @@ def test_many_bad_lines_are_all_written_as_failures(bench: Bench) -> None:
     assert "and 30 more bad lines" in done.said
     assert bench.run("in.jsonl", "-o", "out.jsonl", "--skip-invalid").code == 1
     assert (len(bench.ids()), bench.accepted) == (51, 1)
+
+
+def test_rows_of_data_with_a_system_message_and_parameters(bench: Bench) -> None:
+    bench.path("in.jsonl").write_text('{"key": 7, "text": "Hi"}\n{"key": 8, "text": "Ho"}\n')
+    bench.path("system.txt").write_text("Answer in German.")
+    bench.path("extra.json").write_text('{"demo": {"latency": 0.0, "reply": "as ordered"}}')
+    options = [
+        *("in.jsonl", "-o", "out.jsonl", "--order=input", "--template={{text}}"),
+        *("--id-column=key", "--system=@system.txt", "--override-model=fast"),
+        *("--param=temperature=0", "--param=extra_body=@extra.json"),
+    ]
+    done = bench.run(*options)
+    assert done.code == 0, done.said
+    assert bench.ids() == ["7", "8"]
+    for result in bench.results():
+        assert result["response"]["body"]["choices"][0]["message"]["content"] == "as ordered"
+    again = bench.run(*options)
+    assert (again.code, bench.accepted) == (0, 2)
+    bench.path("system.txt").write_text("Answer in English.")
+    changed = bench.run(*options)
+    assert (changed.code, bench.accepted) == (2, 2)
+    assert "input" in changed.said

@@ -54,7 +54,8 @@ BAD_LINES: list[tuple[str, Any, str]] = [
     ("message without role", {**BODY, "messages": [{"content": "a"}]}, "invalid_request"),
     ("kwargs", with_body({"kwargs": {}}), "forbidden_parameter"),
     ("metadata: text", {**BODY, "metadata": "text"}, "invalid_type"),
-    ("anthropic", {"custom_id": "a", "params": BODY}, "missing_required_parameter"),
+    ("anthropic without an id", {"params": BODY}, "missing_required_parameter"),
+    ("gemini without contents", {"key": "a", "request": BODY}, "missing_required_parameter"),
     ("api_key", with_body({"api_key": KEY}), "forbidden_parameter"),
     ("api_base", with_body({"api_base": "http://x"}), "forbidden_parameter"),
     ("base_url", with_body({"base_url": "http://x"}), "forbidden_parameter"),
@@ -138,10 +139,10 @@ def test_a_bad_line_is_told_and_passed_over(tmp_path: Path, line: Any, code: str
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ({"custom_id": "a", "params": {"max_tokens": 9, "system": "x"}}, "rewrite params as body"),
+        ({"custom_id": "a", "params": {"max_tokens": 9}}, "see the provider's API"),
         (a_line(body={"max_tokens": 9, "system": "x", "messages": MESSAGES}), "the first message"),
-        ({"contents": [{"parts": []}]}, "rewrite contents as messages"),
-        ({"key": "a", "request": {"contents": []}}, "rewrite request as body"),
+        ({"contents": [{"parts": []}]}, "Gemini's batches"),
+        ({"key": "a", "request": {"contents": 1}}, "see the provider's API"),
         ({"custom_id": "a", "body": {"prompt": "x"}}, 'rewrite it as "messages"'),
         ({"custom_id": "a", "body": {}}, "for instance"),
     ],

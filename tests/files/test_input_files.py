@@ -46,7 +46,14 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     table.write_text("one,two\n1,2\n")
     text.write_text("text\n")
     lines = write(tmp_path / "in.jsonl", BODY)
-    assert "template is for CSV and text" in refused(lines, template="{{line}}")
+    assert "a template does not name a model" in refused(lines, template="{{line}}")
+    assert "no {{column}}" in refused(lines, template="line", model="gpt")
+    assert "--system goes before the prompts" in refused(lines, system="Be brief.")
+    assert "no column of ids" in refused(text, model="gpt", id_column="line")
+    assert "no column 'key' for the ids" in refused(
+        table, model="gpt", template="{{one}}", id_column="key"
+    )
+    assert "leave it out of --keep" in refused(lines, id_column="key", keep=["key"])
     assert "--model" in refused(text)
     assert "--model" in refused(table, template="{{one}}")
     assert "columns of the file are: 'one', 'two'" in refused(table, model="gpt")

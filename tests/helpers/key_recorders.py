@@ -18,10 +18,11 @@ class Sent(NamedTuple):
     path: str
     model: str
     keys: set[str]
+    body: dict[str, Any]
 
 
 class Recorder:
-    """A provider that keeps what it was sent, and speaks as OpenAI's and as Anthropic's API."""
+    """A provider that keeps what it was sent, and speaks as OpenAI's, Anthropic's, Gemini's API."""
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
@@ -32,8 +33,9 @@ class Recorder:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 headers = (self.headers.get("Authorization", ""), self.headers.get("x-api-key", ""))
                 keys = {text.removeprefix("Bearer ") for text in headers if text}
-                recorder.sent.append(Sent(self.path, body["model"], keys))
-                answer = json.dumps(_answer(self.path, body["model"])).encode()
+                model = body.get("model", "")  # Gemini's API has it in the path
+                recorder.sent.append(Sent(self.path, model, keys, body))
+                answer = json.dumps(_answer(self.path, model)).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(answer)))
@@ -60,6 +62,14 @@ def _answer(path: str, model: str) -> dict[str, Any]:
             "id": "1", "type": "message", "role": "assistant", "model": model,
             "content": [{"type": "text", "text": "yes"}], "stop_reason": "end_turn",
             "usage": {"input_tokens": 1, "output_tokens": 1},
+        }  # fmt: skip
+    if path.endswith(":generateContent"):
+        content = {"role": "model", "parts": [{"text": "yes"}]}
+        return {
+            "candidates": [{"content": content, "finishReason": "STOP", "index": 0}],
+            "usageMetadata": {
+                "promptTokenCount": 1, "candidatesTokenCount": 1, "totalTokenCount": 2,
+            },
         }  # fmt: skip
     message = {"role": "assistant", "content": "yes"}
     return {

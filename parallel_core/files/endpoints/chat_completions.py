@@ -13,10 +13,11 @@ from parallel_core.types import RouterParallelRequest
 ENDPOINT: Final = "/chat/completions"
 
 _SHAPES_OF_OTHERS: Final = {
-    "params": "the lines of Anthropic's batches are not supported: rewrite params as body",
-    "contents": "lines for Gemini are not supported: rewrite contents as messages",
-    "request": "lines for Gemini are not supported: rewrite request as body, contents as messages",
-    "prompt": 'rewrite it as "messages": [{"role": "user", "content": "the prompt"}]',
+    "contents": 'write a line of Gemini\'s batches: {"key": "1", "request": {"contents": […]}}',
+    "prompt": (
+        'rewrite it as "messages": [{"role": "user", "content": "the prompt"}], or make prompts of '
+        "the rows: --template '{{prompt}}'"
+    ),
     "input": 'rewrite it as "messages": [{"role": "user", "content": "the input"}]',
 }
 _API_HINT: Final = "see the chat completions API for valid values"
@@ -40,8 +41,8 @@ def refuse_other_shapes(body: dict[str, Any]) -> None:
         raise LineError(
             "invalid_request",
             "system is not a parameter of chat completions",
-            "lines for Anthropic are not supported: make it the first message, "
-            '{"role": "system", "content": "…"}',
+            'make it the first message, {"role": "system", "content": "…"}, or write a line of '
+            'Anthropic\'s batches: {"custom_id": "1", "params": {"system": "…", …}}',
         )
 
 

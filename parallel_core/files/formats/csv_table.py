@@ -18,11 +18,14 @@ from parallel_core.files.input_records import (
     not_utf8,
     shown,
 )
+from parallel_core.types import RouterParallelRequest
 
-from .prompts import Template, listed, prompt_request
+from .prompts import Prompts, empty_prompt, listed
+from .request_options import RequestOptions
 
 _ID_COLUMNS: Final = ("custom_id", "id")
 _OTHER_DELIMITERS: Final = (";", "\t")
+_NO_OPTIONS: Final = RequestOptions()
 _LONGEST_FIELD: Final = 2**31 - 1  # characters; fits a C long on every platform
 
 _CsvRow: TypeAlias = "list[str] | InputProblem"
@@ -31,20 +34,26 @@ _CsvRow: TypeAlias = "list[str] | InputProblem"
 class CsvTable:
     """Reads CSV as spreadsheets write it, with a row of column names at the top.
 
-    The column ``custom_id``, or else ``id``, has the ids of the requests. If the row of names has
-    semicolons or tabs and no commas, these are the delimiter.
+    The column ``custom_id``, or else ``id``, has the ids of the requests, unless an option names
+    another one. If the row of names has semicolons or tabs and no commas, these are the delimiter.
 
     Args:
         model: model of all requests.
         template: template of the prompts.
         delimiter: character between columns.
         keep: columns that are copied to the output line.
+        options: what the requests have in common.
     """
 
     format = "csv"
 
     def __init__(
-        self, model: str, template: str | None, delimiter: str, keep: tuple[str, ...] = ()
+        self,
+        model: str,
+        template: str | None,
+        delimiter: str,
+        keep: tuple[str, ...] = (),
+        options: RequestOptions = _NO_OPTIONS,
     ) -> None:
         self._keep = keep
         self._kept: list[tuple[str, int]] = []  # name and index of each column to keep
@@ -53,7 +62,9 @@ class CsvTable:
         self._delimiter = delimiter
         self._columns: list[str] = []
         self._id_column: int | None = None
-        self._template: Template
+        self._options = options
+        self._prompts: Prompts
+        self._used: list[tuple[str, int]] = []  # name and index of each column in the prompts
 
     @property
     def lines_are_ids(self) -> bool:
@@ -62,7 +73,7 @@ class CsvTable:
     names_lines = lines_are_ids
 
     def meaning(self) -> list[str | None]:
-        return [self._model, self._source, self._delimiter]
+        return [self._model, self._source, self._delimiter, *self._options.meaning()]
 
     def refuse_missing(self) -> None:
         """Do nothing: ``rows`` already checked the row of names."""
@@ -119,7 +130,9 @@ class CsvTable:
                 "a CSV file needs a template that makes prompts from its columns, for instance "
                 f'--template "{{{{{columns[-1]}}}}}": the columns of the file are: {existing}'
             )
-        self._template = Template(self._source, columns)
+        self._prompts = Prompts(self._model, self._source, self._options)
+        self._prompts.check_columns(columns)
+        self._used = [(name, columns.index(name)) for name in self._prompts.names]
         unknown = [name for name in self._keep if name not in columns]
         if unknown:
             raise InputFileError(
@@ -128,7 +141,13 @@ class CsvTable:
             )
         self._kept = [(name, columns.index(name)) for name in self._keep]
         self._columns = columns
-        names = [name for name in _ID_COLUMNS if name in columns]
+        id_column = self._options.id_column
+        if id_column is not None and id_column not in columns:
+            raise InputFileError(
+                f"there is no column {shown(id_column)} for the ids: the columns of the file are: "
+                f"{existing}"
+            )
+        names = [name for name in (id_column, *_ID_COLUMNS) if name in columns]
         self._id_column = columns.index(names[0]) if names else None
 
     def check(self, line: int, row: _CsvRow) -> InputRequest | InputProblem:
@@ -150,16 +169,12 @@ class CsvTable:
                 "give each row a different id, or remove the column from the file",
                 str(line),
             )
-        prompt = self._template.fill(row)
-        if not prompt.strip():
-            return InputProblem(
-                line,
-                "missing_required_parameter",
-                "the prompt is empty",
-                "fill the columns that the template names",
-                custom_id,
-            )
-        return InputRequest(line, custom_id, prompt_request(self._model, prompt))
+        request = self._request_of(row)
+        return (
+            empty_prompt(line, custom_id)
+            if request is None
+            else InputRequest(line, custom_id, request)
+        )
 
     def request(
         self, line: int, row: _CsvRow, finished: Callable[[str], bool]
@@ -169,11 +184,15 @@ class CsvTable:
         custom_id = str(line) if self._id_column is None else row[self._id_column]
         if finished(custom_id):
             return None
+        request = self._request_of(row)
+        if request is None:
+            return None
         columns = {name: row[place] for name, place in self._kept}
         returned = {"columns": as_json(columns)} if columns else None
-        return InputRequest(
-            line, custom_id, prompt_request(self._model, self._template.fill(row)), returned
-        )
+        return InputRequest(line, custom_id, request, returned)
+
+    def _request_of(self, row: list[str]) -> RouterParallelRequest | None:
+        return self._prompts.request({name: row[place] for name, place in self._used})
 
 
 def _delimiter_of(names: str) -> str:

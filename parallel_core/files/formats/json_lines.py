@@ -24,8 +24,12 @@ from parallel_core.files.input_records import (
 )
 from parallel_core.router import as_request
 
-from .batch_lines import EXAMPLE, NOT_GIVEN, body_of, checked_id
+from .batch_lines import EXAMPLE, NOT_GIVEN, body_of
+from .line_ids import checked_line_id, take_id, written_id
+from .provider_lines import translated_body
+from .request_options import RequestOptions
 
+_NO_OPTIONS: Final = RequestOptions()
 _BEGINNING_OF_ARRAY: Final = b"["
 _ARRAY: Final = "an array over many lines instead of an object on each line"
 _ARRAY_HINT: Final = "convert an array of requests to lines with: jq -c '.[]'"
@@ -40,13 +44,20 @@ class JsonLines:
     Args:
         model: model of the requests that name none.
         columns: options for members that are not parameters.
+        options: what the requests have in common.
     """
 
     format = "jsonl"
     lines_are_ids = False
 
-    def __init__(self, model: str | None, columns: ColumnOptions) -> None:
+    def __init__(
+        self,
+        model: str | None,
+        columns: ColumnOptions,
+        options: RequestOptions = _NO_OPTIONS,
+    ) -> None:
         self._model = model
+        self._requests = options
         self._model_was_needed = False
         self.names_lines = False
         self._options = columns
@@ -60,7 +71,8 @@ class JsonLines:
                 return  # otherwise every further line would be reported too
 
     def meaning(self) -> list[str | None]:
-        return [self._model if self._model_was_needed else None, *self._options.meaning()]
+        model = self._model if self._model_was_needed else None
+        return [model, *self._options.meaning(), *self._requests.meaning()]
 
     def refuse_missing(self) -> None:
         self._members.refuse_missing()
@@ -72,17 +84,21 @@ class JsonLines:
         custom_id = str(line)
         try:
             record = self._record(row)
-            given = record.pop("custom_id", NOT_GIVEN)
-            if given is not NOT_GIVEN:
-                custom_id = checked_id(given)
-            body = body_of(record, given)
+            id_column = self._requests.id_column
+            given = take_id(record, id_column)
+            if given is not NOT_GIVEN or id_column is not None:
+                custom_id = checked_line_id(given, id_column)
+            body = translated_body(record, given) or body_of(record, given)
             refuse_other_shapes(body)
+            if self._requests.override_model is not None:
+                body["model"] = self._requests.override_model
             if body.get("model") is None:
                 if self._model is None:
                     raise missing("model", "give the line a model, or set one with --model")
                 body["model"] = self._model
                 self._model_was_needed = True
             self._members.sort(line, record, body)
+            self._fill(body)
             self.names_lines |= given is NOT_GIVEN
             return InputRequest(line, custom_id, request_of(line, body))
         except UnicodeDecodeError:
@@ -97,17 +113,34 @@ class JsonLines:
             record = self._record(row)
         except (LineError, UnicodeDecodeError):
             raise _changed_line(line) from None
-        custom_id = record.pop("custom_id", None) or str(line)
+        given = take_id(record, self._requests.id_column)
+        custom_id = written_id(given, line)
         if finished(custom_id):
             return None
-        body: dict[str, Any] = record.get("body") or record
+        try:
+            body: dict[str, Any] = translated_body(record, given) or record.get("body") or record
+        except LineError:
+            raise _changed_line(line) from None
         returned = self._members.split(record, body)
-        if body.get("model") is None:
+        self._fill(body)
+        if self._requests.override_model is not None:
+            body["model"] = self._requests.override_model
+        elif body.get("model") is None:
             body["model"] = self._model
         try:
             return InputRequest(line, custom_id, as_request(line, body), returned)
         except InvalidRequestError:
             raise _changed_line(line) from None
+
+    def _fill(self, body: dict[str, Any]) -> None:
+        """Put the common parameters into a body, and check it where they might clash.
+
+        Raises:
+            LineError: ``extra_body`` has one of them, too.
+        """
+        if self._requests.parameters:
+            self._requests.parameters.fill(body)
+            self._members.look_inside(body)
 
     def _record(self, row: bytes) -> dict[str, Any]:
         try:

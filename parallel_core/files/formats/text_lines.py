@@ -13,9 +13,11 @@ from parallel_core.files.input_records import (
     text_rows,
 )
 
-from .prompts import Template, prompt_request
+from .prompts import Prompts, empty_prompt
+from .request_options import RequestOptions
 
 _WHOLE_LINE: Final = "{{line}}"
+_NO_OPTIONS: Final = RequestOptions()
 
 
 class TextLines:
@@ -24,6 +26,7 @@ class TextLines:
     Args:
         model: model of all requests.
         template: template of the prompts; its only column is ``line``.
+        options: what the requests have in common.
 
     Raises:
         InputFileError: the template is invalid.
@@ -32,16 +35,20 @@ class TextLines:
     format = "text"
     lines_are_ids = names_lines = True
 
-    def __init__(self, model: str, template: str | None) -> None:
+    def __init__(
+        self, model: str, template: str | None, options: RequestOptions = _NO_OPTIONS
+    ) -> None:
         self._model = model
         self._source = template or _WHOLE_LINE
-        self._template = Template(self._source, ["line"])
+        self._options = options
+        self._prompts = Prompts(model, self._source, options)
+        self._prompts.check_columns(["line"])
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         return text_rows(stream)
 
     def meaning(self) -> list[str | None]:
-        return [self._model, self._source]
+        return [self._model, self._source, *self._options.meaning()]
 
     def refuse_missing(self) -> None:
         """Do nothing: text has no columns."""
@@ -54,9 +61,10 @@ class TextLines:
             text = row.decode().rstrip("\r\n")
         except UnicodeDecodeError:
             return not_utf8(line)
-        return InputRequest(
-            line, str(line), prompt_request(self._model, self._template.fill([text]))
-        )
+        request = self._prompts.request({"line": text})
+        if request is None:
+            return empty_prompt(line, str(line))
+        return InputRequest(line, str(line), request)
 
     def request(
         self, line: int, row: bytes, finished: Callable[[str], bool]
