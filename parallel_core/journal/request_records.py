@@ -20,7 +20,8 @@ from .files import Disk, write_atomically
 KEY_BYTES = 16  # with a million ids, the chance that two have the same key is one in 10^27
 _CONTENT_BYTES = 8  # a changed request has its old digest with a chance of one in 10^19
 _RECORD_BYTES = KEY_BYTES + _CONTENT_BYTES
-_BUCKETS = 256
+_BUCKETS = 64
+_KEYS_PER_BUCKET = 256 // _BUCKETS  # by their first byte
 _COUNT_BYTES = 4
 _CONTENT_MASK = (1 << 8 * _CONTENT_BYTES) - 1
 _FORMAT_VERSION = 1
@@ -36,8 +37,8 @@ class RequestRecords:
     """A record of 24 bytes for each request of an input, in file order.
 
     Attributes:
-        buckets: the records, by the first byte of their keys. So two sets of records are compared
-            in 256 small parts, and neither has to be sorted.
+        buckets: the records, by the first bits of their keys. So two sets of records are compared
+            in 64 small parts, and neither has to be sorted.
     """
 
     __slots__ = ("buckets",)
@@ -47,7 +48,9 @@ class RequestRecords:
 
     def add(self, key: bytes, content: int) -> None:
         """Add a request: the key of its id, and a digest of what it asks."""
-        self.buckets[key[0]] += key + (content & _CONTENT_MASK).to_bytes(_CONTENT_BYTES, "big")
+        self.buckets[key[0] // _KEYS_PER_BUCKET] += key + (content & _CONTENT_MASK).to_bytes(
+            _CONTENT_BYTES, "big"
+        )
 
 
 class ComparedBucket(NamedTuple):
