@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -387,7 +389,53 @@ def test_a_crash_at_any_step_never_takes_an_old_answer_for_a_new_one(
             assert answers_in(paths.output, paths.errors) == {**now, "d": "1", **kept}
 
 
-@pytest.mark.parametrize("seed", range(40))
+class BreakingDisk(UnsyncedDisk):
+    """Works for so many calls, and then no more."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        self._count()
+        return super().write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        self._count()
+
+
+def test_a_disk_that_is_full_at_the_beginning_loses_no_answer(split_paths: RunPaths) -> None:
+    paths, folder = split_paths, split_paths.output.parent
+    with opened(paths, BEFORE) as journal:
+        journal.begin()
+        append(journal, result("a", "1"), result("b", "1", ok=False), result("c", "1"))
+    before = contents(folder)
+    now = {"a": "2", "b": "2", "c": "1", "d": "2"}
+    broken = 0
+    for calls in range(100):
+        restore(folder, before)
+        failure = None
+        try:
+            with opened(paths, now, "resend", disk=BreakingDisk(calls)) as journal:
+                journal.begin()
+        except JournalError as error:
+            failure = str(error)
+        if failure is None:
+            break
+        assert "No space left on device" in failure
+        assert not list(folder.glob(".*.new"))
+        broken += 1
+        assert run(paths, now, "resend") == ["a", "b", "d"]
+        assert answers_in(paths.output, paths.errors) == now
+        assert ("a", "1") in versions_in(*folder.glob("out.jsonl.[0-9]"))
+    assert broken > 8
+
+
+@pytest.mark.parametrize("seed", range(24))
 def test_the_output_always_answers_what_is_asked_or_was_kept(tmp_path: Path, seed: int) -> None:
     """Inputs change at random, and runs are cut off at random, in every mode."""
     random_ = random.Random(seed)
