@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from .files import BLOCK, Disk, LockedFile, write_atomically
 from .rescue import Rescue
-from .result_lines import read_result_lines
+from .result_lines import id_of_line
 from .run_paths import RunPaths
 from .scan import id_digest
 
@@ -94,10 +94,13 @@ def move_results_aside(
 def _moved_lines(path: Path, digests: Collection[int], places: array[int]) -> Iterator[bytes]:
     """Yield the results of these requests. Append the offsets of start and end to ``places``."""
     with path.open("rb", buffering=1 << 18) as lines:
-        for found in read_result_lines(lines):
-            if found.result is not None and id_digest(found.result.custom_id) in digests:
-                places.extend((found.end - len(found.line), found.end))
-                yield found.line
+        end = 0
+        for line in lines:
+            start, end = end, end + len(line)
+            custom_id = id_of_line(line)
+            if custom_id is not None and id_digest(custom_id) in digests:
+                places.extend((start, end))
+                yield line
 
 
 def _between(path: Path, places: Sequence[int]) -> Iterator[bytes]:

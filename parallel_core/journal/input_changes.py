@@ -20,7 +20,7 @@ from .request_records import (
     compare_buckets,
     merge_buckets,
 )
-from .result_lines import read_result_lines
+from .result_lines import id_of_line
 from .scan import FinishedIds, id_digest
 
 OnChanged: TypeAlias = Literal["refuse", "keep", "resend"]
@@ -224,13 +224,12 @@ def _digest(key: bytes) -> int:
 def _ids_among(files: Sequence[LockedFile], digests: Collection[int]) -> Iterator[str]:
     """Yield the ids of results with one of these digests, each once."""
     left = set(digests)
-    for file in files:
-        if not left:
-            return
+    for file in files if left else ():
         with file.path.open("rb", buffering=1 << 18) as lines:
-            for found in read_result_lines(lines):
-                if found.result is not None:
-                    digest = id_digest(found.result.custom_id)
-                    if digest in left:
-                        left.remove(digest)
-                        yield found.result.custom_id
+            for line in lines:
+                custom_id = id_of_line(line)
+                if custom_id is not None and (digest := id_digest(custom_id)) in left:
+                    left.remove(digest)
+                    yield custom_id
+                    if not left:
+                        return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -101,6 +102,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def note_contents(moments: list[dict[str, bytes]], folder: Path) -> None:
+    moments.append(contents(folder))
+
+
 def restore(folder: Path, content: Mapping[str, bytes]) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -177,6 +182,17 @@ def test_changed_requests_are_sent_again_and_their_results_are_moved_aside(
     assert run(paths, again, "resend") == ["a"]
     assert answers_in(paths.output.with_name("out.jsonl.2")) == {"a": "2"}
     assert answers_in(paths.output, paths.errors) == again
+
+
+def test_every_line_of_a_changed_request_is_moved_as_it_is(paths: RunPaths) -> None:
+    run(paths, {"a": "1", "b": "1"})
+    odd = line_of("a", text="TEXT").replace(b"TEXT", rb"half a pair: \ud800")
+    kept = b"\n" + line_of("b", text="1") + b"\n"
+    paths.output.write_bytes(odd + b"\n" + kept + odd + b"\n" + line_of("a", text="3"))
+    assert run(paths, {"a": "2", "b": "1"}, "resend") == ["a"]
+    assert paths.output.read_bytes() == kept + line_of("a", text="2") + b"\n"
+    moved = paths.output.with_name("out.jsonl.1").read_bytes()
+    assert moved == b"\n".join((odd, odd, line_of("a", text="3"), b""))
 
 
 def test_a_failure_of_an_earlier_version_is_sent_again_unasked(paths: RunPaths) -> None:
@@ -356,7 +372,7 @@ def test_a_crash_at_any_step_never_takes_an_old_answer_for_a_new_one(
         append(journal, result("c", "1"), result("d", "1"))
     now = {"a": "2", "b": "2", "c": "1", "e": "1"}  # d is gone
     moments: list[dict[str, bytes]] = []
-    disk = WatchedDisk(lambda: moments.append(contents(folder)))
+    disk = WatchedDisk(functools.partial(note_contents, moments, folder))
     with opened(paths, now, on_changed, disk=disk) as journal:
         answer_all(journal, now)
     moments.append(contents(folder))
@@ -461,7 +477,7 @@ def test_the_output_always_answers_what_is_asked_or_was_kept(tmp_path: Path, see
             assert caught.value.count == len(changed - failed)
             continue
         moments: list[dict[str, bytes]] = []
-        disk = WatchedDisk(lambda moments=moments: moments.append(contents(folder)))
+        disk = WatchedDisk(functools.partial(note_contents, moments, folder))
         with opened(paths, requests, mode, disk=disk) as journal:
             change = journal.opening.input_change or InputChange()
             aside = set() if mode == "keep" else changed
