@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -469,10 +469,59 @@ class DifferentRunError(RebuiltError, JournalError):
         self.note = note
 
 
+class ChangedRequestsError(DifferentRunError):
+    """Requests that have an answer in the output ask for something else now.
+
+    It is raised when a journal is opened. Nothing has been changed.
+
+    Attributes:
+        path: the output file.
+        count: number of these requests.
+        requests: the first few of them: line number in the input, and id.
+        note: a further warning, or empty.
+        differences: empty.
+    """
+
+    def __init__(
+        self, path: str, count: int, requests: Sequence[tuple[int, str]], note: str = ""
+    ) -> None:
+        super().__init__(path, {}, note)
+        self.count = count
+        self.requests: tuple[tuple[int, str], ...] = tuple((line, name) for line, name in requests)
+
+    def __str__(self) -> str:
+        are = "request has" if self.count == 1 else "requests have"
+        text = (
+            f"{self.count:,} {are} changed since the answer in {self.path} was given: "
+            f"{name_requests(self.requests, self.count)}. --changed resend (in Python "
+            "changed='resend') sends what has changed again and moves the old answers aside; "
+            "--changed keep keeps the old answers; both send what is new"
+        )
+        return f"{text}. {self.note}" if self.note else text
+
+
 NAMED_BY_LINE = (
     "Lines without a custom_id are named by their number: where lines were added or removed before "
-    "them, the answers that are there may belong to other lines"
+    "them, the answers that are there may belong to other lines. Give each line a custom_id, and "
+    "start over: then it keeps its answer wherever it is"
 )
+
+_LONGEST_NAME = 60  # characters
+
+
+def name_requests(requests: Sequence[tuple[int, str]], count: int) -> str:
+    """Return a text that names the first of so many requests: line numbers and ids."""
+    names = [
+        f"line {line}" if name == str(line) else f"line {line} ({_shortened(name)!r})"
+        for line, name in requests
+    ]
+    more = count - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
 
 _DIGITS_OF_FORMAT_1 = 64
 _INPUT_OF_FORMAT_1 = (

@@ -48,7 +48,11 @@ class JsonView:
 
     def opened(self, opening: RunOpening) -> None:
         self._write(
-            "opened", total=opening.total, left=opening.left, notes=describe_opening(opening)
+            "opened",
+            total=opening.total,
+            left=opening.left,
+            input_change=opening.journal.input_change,
+            notes=describe_opening(opening),
         )
 
     def progress(self, progress: RunProgress) -> None:

@@ -182,10 +182,18 @@ class RunArguments:
         bool,
         typer.Option(
             "--allow-changed",
-            help="Resume although the input, a model or its parameters have changed.",
+            help="Resume although a model or its parameters have changed.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False
+    changed: Annotated[
+        Literal["refuse", "keep", "resend"] | None,
+        typer.Option(
+            help="If requests have changed since they were answered: refuse to run (the default), "
+            "keep the answers (the default with --allow-changed), or resend the requests.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None
     concurrency: Annotated[
         str,
         typer.Option(

@@ -69,6 +69,7 @@ class RunJob:
             "retry_failed": _kinds(given.retry_failed),
             "force_new": given.force_new,
             "allow_changed": given.allow_changed,
+            "changed": given.changed,
             "skip_invalid": given.skip_invalid,
             "limit": given.limit,
             "fail_fast": given.fail_fast,

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
-from parallel_core.errors import NAMED_BY_LINE, describe_differences
+from parallel_core.errors import NAMED_BY_LINE, describe_differences, name_requests
 from parallel_core.files import InputSummary
+from parallel_core.journal import InputChange
 from parallel_core.quantities import clock, counted, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
@@ -116,11 +117,17 @@ def describe_opening(opening: RunOpening) -> list[str]:
         lines.append(f"moved {counted(found.rescued, 'result')} from the rescue file to the output")
     if found.changes:
         lines.append(f"resuming in spite of a change: {describe_differences(found.changes)}")
-    if "input" in found.changes and opening.named_by_line:
+    change = found.input_change or InputChange()
+    if change.added:
+        lines.append(f"{counted(change.added, 'new request')} in the input")
+    if changed := change.sent_again + change.kept:
+        lines.append(f"{counted(changed, 'request')} changed: {_describe_changed(change)}")
+    if opening.named_by_line and (changed or "input" in found.changes):
         lines.append(NAMED_BY_LINE)
-    if opening.others:
+    if others := max(opening.others, change.gone):
         lines.append(
-            f"kept {counted(opening.others, 'result')} of requests that are not in the input"
+            f"kept {counted(others, 'result')} of requests that are not in the input"
+            + _in_brackets(change.gone_ids, others)
         )
     if found.retried:
         lines.append(f"{counted(found.retried, 'failed request')} to send again")
@@ -130,6 +137,24 @@ def describe_opening(opening: RunOpening) -> list[str]:
     if earlier:
         lines.append(f"resuming: {earlier:,} of {opening.total:,} requests are finished")
     return lines
+
+
+def _describe_changed(change: InputChange) -> str:
+    """Return what happens to requests that have changed, with the names of the first ones."""
+    changed = change.sent_again + change.kept
+    parts = [
+        *([f"{change.sent_again:,} to send again"] if change.sent_again else []),
+        *([f"{change.kept:,} with the result of before"] if change.kept else []),
+    ]
+    return f"{', '.join(parts)} ({name_requests(change.requests, changed)})"
+
+
+def _in_brackets(names: Sequence[str], count: int) -> str:
+    """Return the first of so many names, in brackets."""
+    if not names:
+        return ""
+    more = ", …" if count > len(names) else ""
+    return f" ({', '.join(printable_name(_shortened(name)) for name in names)}{more})"
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:

@@ -59,9 +59,11 @@ class RequestsDigest:
     def __init__(self) -> None:
         self._sum = 0
 
-    def add(self, custom_id: str, request: RouterParallelRequest) -> None:
-        """Add a request."""
-        self._sum += request_digest(custom_id, request)
+    def add(self, custom_id: str, request: RouterParallelRequest) -> int:
+        """Add a request; return its digest."""
+        digest = request_digest(custom_id, request)
+        self._sum += digest
+        return digest
 
     def hexdigest(self) -> str:
         """Return the digest as 32 hexadecimal digits."""

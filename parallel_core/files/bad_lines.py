@@ -6,13 +6,14 @@ found again by another reading.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
+
+from parallel_core.journal import id_key
 
 from .input_records import InputProblem, InputRequest, RecordReader, shown
 
@@ -42,9 +43,9 @@ class BadLines:
         """Add a bad line. Lines are added in file order."""
         self._numbers.append(line)
 
-    def accepts(self, line: int, custom_id: str) -> bool:
-        """Note the id of a line. If an earlier line has it, add the line and return False."""
-        digest, known = _digest(custom_id), len(self._ids)
+    def accepts(self, line: int, key: bytes) -> bool:
+        """Note the key of a line's id. If an earlier line has it, add the line; return False."""
+        digest, known = int.from_bytes(key), len(self._ids)
         self._ids.add(digest)
         if len(self._ids) > known:
             return True
@@ -119,7 +120,7 @@ class BadLines:
 
 def _digest(custom_id: str) -> int:
     # 128 bits: among a billion ids, the chance that two have the same digest is 1e-21.
-    return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest())
+    return int.from_bytes(id_key(custom_id))
 
 
 def _duplicate(found: InputRequest, line: int | None) -> InputProblem:

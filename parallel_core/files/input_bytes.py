@@ -172,7 +172,7 @@ def _changed() -> InputFileError:
     return InputFileError(
         "the file has been changed since it was checked, and nothing more of it is sent: do not "
         "change it during a run. With its old contents, the same command resumes the run; with "
-        "new contents it is a different run (see allow_changed, --allow-changed)"
+        "new contents it sends what is new (see changed, --changed, for changed requests)"
     )
 
 

@@ -3,10 +3,12 @@
 ``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
+from .input_changes import AskedRequests, InputChange, OnChanged
 from .journal import Journal
 from .json_lines import json_line, one_line, read_json_line
 from .manifest import ManifestFields, find_statistics
 from .opening import JournalOpening
+from .request_records import RequestRecords, id_key
 from .result_files import JournalEntry
 from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
 from .run_paths import RunPaths
@@ -15,16 +17,21 @@ from .system import process_is_alive
 
 __all__ = [
     "NULL",
+    "AskedRequests",
     "BadLineError",
     "CallStatistics",
+    "InputChange",
     "Journal",
     "JournalEntry",
     "JournalOpening",
     "LimitStatistics",
     "ManifestFields",
+    "OnChanged",
+    "RequestRecords",
     "ResultLine",
     "RunPaths",
     "find_statistics",
+    "id_key",
     "json_line",
     "one_line",
     "process_is_alive",

@@ -35,14 +35,23 @@ class EarlierRun:
         now: manifest of the current run.
         read_older: converts a manifest of the first format; None compares it as it is.
         force_new: True to ignore a manifest that cannot be read.
+        has_records: True if records tell which requests of the input have changed, so that the
+            input may differ.
 
     Attributes:
         before: manifest of the earlier run; None if there is none.
         differences: fields of the manifests that differ: the value before and the value now.
+        refusals: those of them that ``allow_changed`` must allow.
     """
 
     def __init__(
-        self, paths: RunPaths, now: Manifest, read_older: ReadOlder | None, *, force_new: bool
+        self,
+        paths: RunPaths,
+        now: Manifest,
+        read_older: ReadOlder | None,
+        *,
+        force_new: bool,
+        has_records: bool,
     ) -> None:
         self._paths = paths
         self._now = now
@@ -61,6 +70,11 @@ class EarlierRun:
             for name in {**now.fields, **then}
             if then.get(name) != now.fields.get(name)
         }
+        self.refusals = {
+            name: values
+            for name, values in self.differences.items()
+            if name != "input" or not has_records
+        }
 
     def refuse_vanished_files(self, *, retry_failed: bool, allow_changed: bool) -> None:
         """Raise JournalError if an output or error file with results was removed.
@@ -68,7 +82,7 @@ class EarlierRun:
         A run always creates its files, even if they stay empty.
         """
         paths, before = self._paths, self.before
-        if before is None or (self.differences and not allow_changed):
+        if before is None or (self.refusals and not allow_changed):
             return
         errors = self._error_file()
         if before.has_failures and not retry_failed and not errors.exists():
@@ -111,8 +125,8 @@ class EarlierRun:
             runs.append(self.before.fields)
         return list(dict.fromkeys(map(_canonical, runs)))
 
-    def is_new(self, files: Sequence[LockedFile], *, allow_changed: bool) -> bool:
-        """Return True if there is nothing to resume.
+    def is_new(self, files: Sequence[LockedFile], *, allow_changed: bool, note: str = "") -> bool:
+        """Return True if there is nothing to resume. ``note`` is added to a DifferentRunError.
 
         Raises:
             DifferentRunError: the output belongs to a run with another manifest.
@@ -140,8 +154,8 @@ class EarlierRun:
                 f"the failures of {paths.output} are in {earlier_errors}: give it as the error "
                 "file again (--error-file), or start over with force_new (--force-new)"
             )
-        if self.differences and not allow_changed:
-            raise DifferentRunError(str(paths.output), self.differences)
+        if self.refusals and not allow_changed:
+            raise DifferentRunError(str(paths.output), self.refusals, note)
         return False
 
     def manifest_to_resume(self, files: Sequence[LockedFile], disk: Disk) -> OpenManifest:

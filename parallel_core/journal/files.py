@@ -273,14 +273,20 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def write_atomically(path: Path, data: bytes, disk: Disk) -> None:
-    """Write a small file atomically."""
+def write_atomically(
+    path: Path, blocks: Iterable[bytes], disk: Disk, *, permissions: int | None = None
+) -> None:
+    """Write a file atomically.
+
+    ``permissions`` are those of the file; None uses the default of the system.
+    """
     temporary = temporary_name(path)
     flags = open_flags("O_WRONLY", "O_CREAT", "O_TRUNC", "O_NOFOLLOW")
-    fd = os.open(temporary, flags, _PERMISSIONS)
+    fd = os.open(temporary, flags, _PERMISSIONS if permissions is None else permissions)
     try:
         try:
-            disk.write_all(fd, data)
+            for block in in_large_blocks(blocks):
+                disk.write_all(fd, block)
             disk.sync(fd)
         finally:
             os.close(fd)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from parallel_core.errors import JournalError, OrderError
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.uninterrupted import wait_until
 
 from .earlier_run import ReadOlder
 from .files import Disk, LockedFile
+from .input_changes import AskedRequests, OnChanged
 from .manifest import ManifestFields
 from .opening import OpenedJournal, open_journal
 from .result_files import JournalEntry, ResultFiles
@@ -36,9 +39,11 @@ class Journal:
         opening: what was found in the files.
     """
 
-    def __init__(self, opened: OpenedJournal, writer: JournalWriter) -> None:
+    def __init__(self, opened: OpenedJournal, writer: JournalWriter, disk: Disk) -> None:
         self.opening = opened.opening
+        self._opened = opened
         self._ids = opened.ids
+        self._disk = disk
         self._writer = writer
         self._results = writer.results
         self._failure_raised = False
@@ -54,6 +59,8 @@ class Journal:
         retry_failed: bool | Collection[FailureKind] = False,
         force_new: bool = False,
         allow_changed: bool = False,
+        requests: AskedRequests | None = None,
+        on_changed: OnChanged = "refuse",
         read_older: ReadOlder | None = None,
         group_size: int = 32,
         group_seconds: float = 0.1,
@@ -76,6 +83,12 @@ class Journal:
                 result: at the end, or when the journal is opened again.
             allow_changed: resume in spite of differences, or without a manifest. The differences
                 are noted in the manifest before the first result is written.
+            requests: the requests of the input whose fingerprint is the field ``input`` of the
+                manifest. They are compared with those that the earlier results answer, if that
+                field differs. :meth:`begin` must be called before the first result.
+            on_changed: what to do about requests that have changed and have an answer: ``"refuse"``
+                raises ChangedRequestsError, ``"keep"`` keeps their results, ``"resend"`` moves
+                them aside. Failures of changed requests are sent again, except with ``"keep"``.
             read_older: converts the fields of a manifest of the first format (version 0.1.0) to
                 the form of ``manifest``, to compare them; None compares them as they are.
             force_new: start over; the existing files are moved aside, to ``out.jsonl.1``.
@@ -90,6 +103,7 @@ class Journal:
         Raises:
             JournalInUseError: another run has locked the file.
             DifferentRunError: the output belongs to a run with another manifest.
+            ChangedRequestsError: requests that have an answer have changed.
             JournalError: the files cannot be used; the message says why, and what to do.
             TypeError, ValueError: invalid ``retry_failed``, ``group_size`` or ``group_seconds``.
         """
@@ -103,6 +117,8 @@ class Journal:
             retry_failed=kinds,
             force_new=force_new,
             allow_changed=allow_changed,
+            requests=requests,
+            on_changed=on_changed,
             read_older=read_older,
             disk=disk,
         )
@@ -118,7 +134,7 @@ class Journal:
             for file in opened.files:
                 file.close()
             raise
-        return cls(opened, writer)
+        return cls(opened, writer, disk)
 
     @property
     def succeeded(self) -> int:
@@ -154,6 +170,31 @@ class Journal:
         """Return True if the request failed and will be sent again."""
         return id_digest(custom_id) in self._ids.retried
 
+    def begin(self) -> None:
+        """Write what the run has changed, before its first result: this blocks.
+
+        The results of changed requests that are sent again are moved to ``out.jsonl.1``, and
+        ``opening.backups`` names the file. Only a journal that knows its requests needs it.
+
+        Raises:
+            JournalError: something cannot be written. Opening the journal again resumes.
+        """
+
+        def write(files: list[LockedFile]) -> None:
+            if self._results.failure is not None:
+                raise self._results.error()
+            try:
+                for file in files:
+                    file.check()
+                moved = self._opened.begin(self._disk)
+            except OSError as error:
+                where: object = error.filename or files[0].path
+                raise JournalError(f"{where} cannot be written: {reason(error)}") from error
+            backups = (*self.opening.backups, *moved)
+            self.opening = msgspec.structs.replace(self.opening, backups=backups)
+
+        self._writer.while_idle(write)
+
     async def append(self, entry: JournalEntry) -> None:
         """Queue a result. It is on disk when ``succeeded`` or ``failed`` counts it.
 
@@ -163,10 +204,12 @@ class Journal:
         Raises:
             JournalError: results can no longer be written. This one goes to the rescue file.
             ValueError: the line is empty or contains a newline.
-            RuntimeError: the journal is closed.
+            RuntimeError: the journal is closed, or :meth:`begin` was not called.
         """
         if not entry.line or b"\n" in entry.line or b"\n" in (entry.statistics or b""):
             raise ValueError("a journal line must not be empty and must not contain a newline")
+        if self._opened.changed_input is not None:
+            raise RuntimeError("call begin() before the first result")
         self._writer.put(entry)
         if self._results.failure is None:
             await self._writer.wait_for_room()

@@ -118,7 +118,7 @@ class OpenManifest:
         """Write the manifest to disk if it has changed. Raises OSError."""
         content = self._manifest.encoded()
         if content != self._on_disk:
-            write_atomically(self.path, content, self._disk)
+            write_atomically(self.path, [content], self._disk)
             self._on_disk = content
 
     def expect_results(self, *, failures: bool) -> None:

@@ -14,11 +14,13 @@ import msgspec
 from parallel_core.errors import JournalError
 from parallel_core.failures import FailureKind
 
-from .backups import move_aside, move_statistics_aside
+from .backups import move_aside, move_results_aside, move_statistics_aside
 from .earlier_run import EarlierRun, ReadOlder, has_failures_elsewhere
 from .files import Disk, LockedFile, refuse_irregular, temporary_name
+from .input_changes import AskedRequests, ChangedInput, InputChange, OnChanged
 from .manifest import Manifest, ManifestFields, OpenManifest
 from .path_checks import check_paths, without_links
+from .request_records import RecordsFile
 from .rescue import Rescue, take_rescued
 from .run_paths import RunPaths
 from .scan import FinishedIds, drop_superseded, repair, scan_file
@@ -42,6 +44,8 @@ class JournalOpening(msgspec.Struct, frozen=True):
         backups: files that were moved aside, by their new names.
         changes: differences in spite of which the run is resumed: field name to the value before
             and the value now.
+        input_change: changes of the input since the earlier results; None if there are none, or if
+            nothing says what was asked.
     """
 
     resumed: bool = False
@@ -54,6 +58,7 @@ class JournalOpening(msgspec.Struct, frozen=True):
     duplicate_ids: tuple[str, ...] = ()
     backups: tuple[Path, ...] = ()
     changes: dict[str, tuple[Any, Any]] = msgspec.field(default_factory=dict[str, tuple[Any, Any]])
+    input_change: InputChange | None = None
 
 
 @dataclass
@@ -67,6 +72,9 @@ class OpenedJournal:
         opening: what was found.
         rescue: places for results that cannot be written to the files.
         manifest: the manifest; ``expect_results`` must be called before results are written.
+        changed_input: the requests of the input, compared with the earlier ones; None if they are
+            unknown. :meth:`begin` must be called before results are written.
+        is_new: True if there are no earlier results.
     """
 
     files: list[LockedFile]
@@ -75,6 +83,26 @@ class OpenedJournal:
     opening: JournalOpening
     rescue: Rescue
     manifest: OpenManifest
+    changed_input: ChangedInput | None = None
+    is_new: bool = False
+
+    def begin(self, disk: Disk) -> list[Path]:
+        """Write what the run has changed; return the files with the results that were moved aside.
+
+        The order matters: after a crash at any point, each result in the files still answers what
+        the records say, or the current request if that has no record.
+
+        Raises:
+            OSError: something cannot be written. The next opening finds the same changes.
+        """
+        if self.changed_input is None:
+            return []
+        backups = move_results_aside(self.files, self.ids.aside, disk)
+        self.changed_input.write_records(self.ids, disk, is_new=self.is_new)
+        self.manifest.write()
+        self.ids.aside.clear()
+        self.changed_input = None
+        return backups
 
 
 def open_journal(
@@ -84,6 +112,8 @@ def open_journal(
     retry_failed: Collection[FailureKind],
     force_new: bool,
     allow_changed: bool,
+    requests: AskedRequests | None,
+    on_changed: OnChanged,
     read_older: ReadOlder | None,
     disk: Disk,
 ) -> OpenedJournal:
@@ -100,27 +130,40 @@ def open_journal(
         real = without_links(paths)
         check_paths(real)
         now = _manifest_of(real, manifest)
-        earlier = EarlierRun(real, now, read_older, force_new=force_new)
+        earlier, _ = _find_earlier(real, now, read_older, requests, force_new=force_new)
         if not force_new:
             retries = bool(retry_failed)
             earlier.refuse_vanished_files(retry_failed=retries, allow_changed=allow_changed)
         _lock(real, files, disk)
         # Look again: a run may have ended just before this one got the lock.
-        earlier = EarlierRun(real, now, read_older, force_new=force_new)
+        earlier, records = _find_earlier(real, now, read_older, requests, force_new=force_new)
         earlier.rename_older_files(disk)
         rescue = Rescue(real.rescue, real.output, earlier.keys(), disk)
         backups: list[Path] = []
         changes: dict[str, tuple[Any, Any]] = {}
-        if force_new:
-            backups = move_aside(real, files, rescue)
-            open_manifest = OpenManifest.written(real.manifest, now, disk)
-        elif earlier.is_new(files, allow_changed=allow_changed):
-            backups = move_statistics_aside(real.statistics)
+        note = _note_on(real, requests, earlier)
+        is_new = force_new or earlier.is_new(files, allow_changed=allow_changed, note=note)
+        if is_new:
+            if force_new:
+                backups = move_aside(real, files, rescue)
+            else:
+                backups = move_statistics_aside(real.statistics)
             open_manifest = OpenManifest.written(real.manifest, now, disk)
         else:
             open_manifest = earlier.manifest_to_resume(files, disk)
-            changes = earlier.differences
-        opened = _read(files, rescue, open_manifest, retry_failed, disk)
+            changes = earlier.refusals
+        changed_input = None
+        if requests is not None:
+            changed_input = ChangedInput(
+                real.output,
+                real.requests,
+                requests,
+                None if is_new else records,
+                on_changed=on_changed,
+                retry_failed=retry_failed,
+                allow_another=allow_changed,
+            )
+        opened = _read(files, rescue, open_manifest, retry_failed, changed_input, disk)
     except BaseException as error:
         for file in files:
             file.undo()
@@ -128,10 +171,37 @@ def open_journal(
             where: object = error.filename or paths.output
             raise JournalError(f"{where} cannot be used: {reason(error)}") from error
         raise
+    opened.is_new = is_new
     opened.opening = msgspec.structs.replace(
         opened.opening, backups=tuple(backups), changes=changes
     )
     return opened
+
+
+def _find_earlier(
+    paths: RunPaths,
+    now: Manifest,
+    read_older: ReadOlder | None,
+    requests: AskedRequests | None,
+    *,
+    force_new: bool,
+) -> tuple[EarlierRun, RecordsFile | None]:
+    """Return the earlier run, and the records of its requests."""
+    compares = requests is not None and not force_new
+    records = RecordsFile.find(paths.requests) if compares else None
+    has_records = records is not None
+    return EarlierRun(paths, now, read_older, force_new=force_new, has_records=has_records), records
+
+
+def _note_on(paths: RunPaths, requests: AskedRequests | None, earlier: EarlierRun) -> str:
+    """Return why the changes of the input are unknown, for the message that refuses them."""
+    if requests is None or "input" not in earlier.refusals:
+        return ""
+    missing = (
+        f"There is no {paths.requests.name}, since an earlier version of parallel_core began the "
+        "run or the file was removed: so nothing says which requests have changed"
+    )
+    return f"{missing}. {requests.note}" if requests.note else missing
 
 
 def _manifest_of(paths: RunPaths, fields: ManifestFields) -> Manifest:
@@ -161,15 +231,20 @@ def _read(
     rescue: Rescue,
     manifest: OpenManifest,
     retry_failed: Collection[FailureKind],
+    changed_input: ChangedInput | None,
     disk: Disk,
 ) -> OpenedJournal:
     """Find the finished requests, and repair what a crash left."""
     ids = FinishedIds()
     # Read every file before changing one.
     scans = [scan_file(file, ids) for file in files]
+    if changed_input is not None:
+        changed_input.find(ids)
     for file, scan in zip(files, scans, strict=True):
         repair(file, scan)
     rescued = take_rescued(rescue, files, ids, disk)
+    if rescued and changed_input is not None:
+        changed_input.find(ids)
     if rescued:
         manifest.expect_results(failures=has_failures_elsewhere(files))
     with_failures = [
@@ -181,9 +256,10 @@ def _read(
         # A run that retried failures was cut off before it dropped the superseded ones.
         drop_superseded(with_failures, ids.superseded)
         ids.superseded.clear()
+    change = None if changed_input is None else changed_input.change(ids, files)
     ids.retry_failed(retry_failed)
     opening = JournalOpening(
-        resumed=bool(ids.succeeded or ids.failed or ids.retried),
+        resumed=bool(ids.succeeded or ids.failed or ids.retried or ids.aside),
         succeeded=len(ids.succeeded),
         failed=len(ids.failed),
         torn_bytes=sum(scan.torn_bytes for scan in scans),
@@ -191,5 +267,6 @@ def _read(
         rescued=rescued,
         duplicates=ids.duplicates,
         duplicate_ids=tuple(ids.duplicate_ids),
+        input_change=change,
     )
-    return OpenedJournal(files, with_failures, ids, opening, rescue, manifest)
+    return OpenedJournal(files, with_failures, ids, opening, rescue, manifest, changed_input)

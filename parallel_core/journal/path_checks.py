@@ -19,7 +19,7 @@ def check_paths(paths: RunPaths) -> None:
     """
     written = {"output": paths.output, "errors": paths.errors}
     written |= {"statistics": paths.statistics, "manifest": paths.manifest}
-    written["rescue"] = paths.rescue
+    written |= {"requests": paths.requests, "rescue": paths.rescue}
     names: dict[Path, str] = {}
     for name, path in written.items():
         if path is None:
@@ -48,6 +48,7 @@ def without_links(paths: RunPaths) -> RunPaths:
         errors=None if paths.errors is None else _resolved(paths.errors),
         statistics=paths.statistics.absolute(),
         manifest=_resolved(paths.manifest),
+        requests=_resolved(paths.requests),
         rescue=paths.rescue.absolute(),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 _ENDING = ".jsonl"
 _STATISTICS, _MANIFEST, _RESCUE = ".statistics.jsonl", ".manifest.json", ".rescue.jsonl"
+_REQUESTS = ".requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class RunPaths:
         errors: the failures; None if they are in ``output``.
         statistics: one line per call: latency, tokens, cost.
         manifest: the description of the run, so that another run is not mixed into its output.
+        requests: digests of the requests, by which a later run finds those that have changed.
         rescue: results that were paid for and could not be written to ``output``.
     """
 
@@ -26,6 +28,7 @@ class RunPaths:
     errors: Path | None
     statistics: Path
     manifest: Path
+    requests: Path
     rescue: Path
 
     @classmethod
@@ -40,6 +43,7 @@ class RunPaths:
             errors=None if errors is None else Path(errors),
             statistics=path.with_name(f"{path.name}{_STATISTICS}"),
             manifest=path.with_name(f"{path.name}{_MANIFEST}"),
+            requests=path.with_name(f"{path.name}{_REQUESTS}"),
             rescue=path.with_name(f"{path.name}{_RESCUE}"),
         )
 
@@ -49,7 +53,8 @@ class RunPaths:
         older = older_names(self)
         paths = [self] if older is None else [self, older]
         beside = [path for p in paths for path in (p.statistics, p.manifest, p.rescue)]
-        return [self.output, *([] if self.errors is None else [self.errors]), *beside]
+        results = [self.output, *([] if self.errors is None else [self.errors])]
+        return [*results, self.requests, *beside]
 
 
 def older_names(paths: RunPaths) -> RunPaths | None:

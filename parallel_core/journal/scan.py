@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
 from parallel_core.errors import JournalError
 from parallel_core.failures import FailureKind
 
 from .files import LockedFile
+from .request_records import id_key
 from .result_lines import BadLineError, ResultLine, read_result_lines
 
 _DUPLICATES_NAMED = 10
@@ -30,15 +30,26 @@ class FinishedIds:
             always the first ones. An answer supersedes every failure.
         duplicates: number of answers to requests that already had one.
         duplicate_ids: the first few of these ids.
+        aside: digests of requests whose results answer an earlier version of them, and are to be
+            moved out of the files. They are in none of the others.
     """
 
-    __slots__ = ("duplicate_ids", "duplicates", "failed", "retried", "succeeded", "superseded")
+    __slots__ = (
+        "aside",
+        "duplicate_ids",
+        "duplicates",
+        "failed",
+        "retried",
+        "succeeded",
+        "superseded",
+    )
 
     def __init__(self) -> None:
         self.succeeded: set[int] = set()
         self.failed: dict[int, FailureKind] = {}
         self.retried: set[int] = set()
         self.superseded: dict[int, int] = {}
+        self.aside: set[int] = set()
         self.duplicates = 0
         self.duplicate_ids: list[str] = []
 
@@ -49,6 +60,16 @@ class FinishedIds:
     def has_answer(self, custom_id: str) -> bool:
         """Return True if the request has an answer."""
         return id_digest(custom_id) in self.succeeded
+
+    def has_result(self, digest: int) -> bool:
+        """Return True if the request has an answer or a failure, also one that is sent again."""
+        return digest in self.succeeded or digest in self.failed or digest in self.retried
+
+    def set_aside(self, digest: int) -> None:
+        """Stop counting the results of a request: they answer an earlier version of it."""
+        self.succeeded.discard(digest)
+        self.failed.pop(digest, None)
+        self.aside.add(digest)
 
     def count(self, result: ResultLine) -> None:
         """Note the result of a request."""
@@ -92,9 +113,7 @@ class FinishedIds:
 
 def id_digest(custom_id: str) -> int:
     """Return the 128-bit digest of an id."""
-    return int.from_bytes(
-        blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    )
+    return int.from_bytes(id_key(custom_id))
 
 
 @dataclass

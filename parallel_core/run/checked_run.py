@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ from parallel_core.config import read_older_fields, unwrap_router
 from parallel_core.control import BatchOptions, RouterMeter, Stopping, fit_open_files
 from parallel_core.errors import (
     NAMED_BY_LINE,
-    DifferentRunError,
     InputFileError,
     JournalError,
     OrderError,
 )
 from parallel_core.event_loops import call_soon, current_event_loop
 from parallel_core.files import InputFile, InputSummary
-from parallel_core.journal import Journal, ManifestFields, RunPaths
+from parallel_core.journal import AskedRequests, Journal, ManifestFields, RunPaths
 from parallel_core.router import calls_run_in_workers
 from parallel_core.router_hosts import RouterHost
 
@@ -29,7 +28,7 @@ from .loop import Run
 from .plan import RunPlan
 from .preview import declined, preview
 from .records import Losses, RunSummary
-from .scope import RunScope
+from .scope import RunScope, problem_id
 from .threads import in_thread
 
 logger = logging.getLogger("parallel_core")
@@ -93,6 +92,7 @@ class CheckedRun:
             await in_thread(run.count_earlier)
             if may_send is not None and not may_send(run.opening()):
                 return declined(run.opening(), paths)
+            await in_thread(journal.begin)
             await run.write_problems()
             if plan.on_open is not None:
                 plan.on_open(run.opening())
@@ -108,18 +108,28 @@ class CheckedRun:
         def read_older(then: ManifestFields) -> ManifestFields:
             return read_older_fields(then, manifest, self.source.fingerprint_of_format_1)
 
-        try:
-            return Journal.open(
-                self.paths,
-                manifest,
-                allow_changed=self.plan.allow_changed,
-                read_older=read_older,
-                **options,
-            )
-        except DifferentRunError as error:
-            if "input" not in error.differences or not self.summary.named_by_line:
-                raise
-            raise DifferentRunError(error.path, error.differences, NAMED_BY_LINE) from None
+        return Journal.open(
+            self.paths,
+            manifest,
+            allow_changed=self.plan.allow_changed,
+            requests=self._asked(),
+            on_changed=self.plan.on_changed,
+            read_older=read_older,
+            **options,
+        )
+
+    def _asked(self) -> AskedRequests:
+        def find(wanted: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
+            found = self.source.requests(lambda custom_id: not wanted(custom_id))
+            return ((request.line, request.custom_id) for request in found)
+
+        return AskedRequests(
+            self.summary.fingerprint,
+            self.source.records(),
+            find,
+            other_names=lambda: map(problem_id, self.scope.problems()),
+            note=NAMED_BY_LINE if self.summary.named_by_line else "",
+        )
 
     async def _send(self, run: Run, stopping: Stopping) -> Losses:
         """Send the requests, and return what was lost with workers meanwhile."""

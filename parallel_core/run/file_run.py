@@ -14,6 +14,7 @@ from parallel_core.config import Redactor
 from parallel_core.control import Concurrency, Controls, Retry
 from parallel_core.failures import FailureKind, checked_kinds
 from parallel_core.files import InputFile
+from parallel_core.journal import OnChanged
 from parallel_core.router_hosts import RouterHost, RouterHostName
 
 from .checked_run import CheckedRun
@@ -37,6 +38,7 @@ async def run_file(
     retry_failed: bool | Collection[FailureKind] = False,
     force_new: bool = False,
     allow_changed: bool = False,
+    changed: OnChanged | None = None,
     skip_invalid: bool = False,
     limit: int | None = None,
     fail_fast: bool = False,
@@ -69,8 +71,13 @@ async def run_file(
             every kind except ``request``, which would fail again. Each failure stays in its file
             until there is a newer result.
         force_new: move the files of an earlier run aside, and start over.
-        allow_changed: resume a run although its input, models or parameters have changed. Its
-            answers stay, even those to changed requests; the manifest says what changed.
+        allow_changed: resume a run although its models or parameters have changed, or its input
+            has no request of the run. Its answers stay; the manifest says what changed.
+        changed: what to do if requests of the input have changed since they were answered:
+            ``"refuse"`` the run and name them, ``"keep"`` their results, or ``"resend"`` them, with
+            their results moved aside, to ``out.jsonl.1``. New requests are sent in any case, and so
+            are changed ones that have failed, except with ``"keep"``. None means ``"keep"`` with
+            ``allow_changed``, and ``"refuse"`` without it.
         skip_invalid: write invalid lines as failures instead of refusing the file.
         limit: run only this many requests of the file, for a trial.
         fail_fast: end the run at the first failure; calls in flight get ``grace``.
@@ -102,6 +109,7 @@ async def run_file(
         ValueError, TypeError: an option is out of range, or the Router lacks a model of the file;
             nothing was sent.
         DifferentRunError: ``output`` belongs to another run; nothing was sent.
+        ChangedRequestsError: requests have changed since they were answered; nothing was sent.
         JournalError: an answer could not be written. Calls were cancelled; the error says where
             the paid results are.
         WorkersLostError: workers make the calls, and all of them are lost. Earlier results are on
@@ -118,6 +126,7 @@ async def run_file(
         retry_failed=checked_kinds("retry_failed", retry_failed),
         force_new=force_new,
         allow_changed=allow_changed,
+        changed=changed,
         skip_invalid=skip_invalid,
         limit=limit,
         fail_fast=fail_fast,

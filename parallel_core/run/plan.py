@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from parallel_core.config import Redactor, unwrap_router
 from parallel_core.control import (
@@ -23,7 +23,7 @@ from parallel_core.control import (
 from parallel_core.errors import InputFileError
 from parallel_core.failures import FailureKind
 from parallel_core.files import InputFile, InputSummary, describe_columns
-from parallel_core.journal import RunPaths
+from parallel_core.journal import OnChanged, RunPaths
 from parallel_core.router import unknown_models
 from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import SupportsAcompletion
@@ -53,6 +53,7 @@ class RunPlan:
     retry_failed: Collection[FailureKind]
     force_new: bool
     allow_changed: bool
+    changed: OnChanged | None
     skip_invalid: bool
     limit: int | None
     fail_fast: bool
@@ -73,6 +74,8 @@ class RunPlan:
         checked_number("grace", self.grace, zero=True)
         checked_concurrency(self.concurrency)
         check_controls(self.controls)
+        if self.changed not in (None, *get_args(OnChanged)):
+            raise ValueError(f"changed must be 'refuse', 'keep' or 'resend', not {self.changed!r}")
         if self.order not in ("completion", "input"):
             raise ValueError(f"order must be 'completion' or 'input', not {self.order!r}")
         if self.on_run_progress is not None:
@@ -82,6 +85,11 @@ class RunPlan:
     def changes_files(self) -> bool:
         """True if opening the journal changes results of an earlier run."""
         return self.force_new or bool(self.retry_failed)
+
+    @property
+    def on_changed(self) -> OnChanged:
+        """What to do about changed requests that have an answer."""
+        return self.changed or ("keep" if self.allow_changed else "refuse")
 
     def checked_input(self, source: InputFile) -> InputSummary:
         """Check that every request of the input can be sent. This blocks.

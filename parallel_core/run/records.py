@@ -10,7 +10,7 @@ import msgspec
 
 from parallel_core.control import Concurrency, Controls, Progress, Straggler
 from parallel_core.failures import FailureKind
-from parallel_core.journal import JournalOpening, RunPaths
+from parallel_core.journal import JournalOpening, OnChanged, RunPaths
 from parallel_core.types import RouterParallelRequest, Usage
 
 Ending = Literal["complete", "stopped", "total_timeout", "budget", "failure", "input", "blocked"]
@@ -24,6 +24,7 @@ class RunOptions(Controls):
     retry_failed: bool | Collection[FailureKind]
     force_new: bool
     allow_changed: bool
+    changed: OnChanged | None
     skip_invalid: bool
     limit: int | None
     fail_fast: bool
@@ -100,7 +101,8 @@ class RunOpening(NamedTuple):
     Attributes:
         total: number of requests of the file that the run must finish.
         left: number of those that earlier runs did not finish.
-        journal: the state of the output when it was opened.
+        journal: the state of the output when it was opened; its ``input_change`` says which
+            requests have changed since their results.
         requests: returns a new iterator over the unfinished requests each time it is called.
         others: number of results in the output whose requests are not in the input. They stay.
         named_by_line: True if some requests of the input have their line number as id.

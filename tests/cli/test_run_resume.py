@@ -103,7 +103,8 @@ def test_order_input_sorts_the_answers(bench: Bench) -> None:
 def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> None:
     bench.write({}, {})
     assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
-    bench.write({}, {}, {})
+    other = bench.path("in.jsonl").read_text().replace('"id-', '"other-')
+    bench.path("in.jsonl").write_text(other + other.replace("other-", "more-"))
     refused = bench.run("in.jsonl", "-o", "out.jsonl")
     assert refused.code == 2
     assert "out.jsonl holds the results of a different run: input was" in refused.said
@@ -112,7 +113,7 @@ def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> N
     forced = bench.run("in.jsonl", "-o", "out.jsonl", "--force-new")
     assert forced.code == 0
     assert "moved aside: " in forced.said
-    assert (len(bench.ids()), len(bench.ids("out.jsonl.1"))) == (3, 2)
+    assert (len(bench.ids()), len(bench.ids("out.jsonl.1"))) == (4, 2)
 
 
 def test_a_run_is_the_same_while_its_answers_would_be(bench: Bench) -> None:
@@ -141,11 +142,49 @@ def test_a_run_is_the_same_while_its_answers_would_be(bench: Bench) -> None:
     bench.write({}, {}, {})
     changed = bench.run("in.jsonl", "-o", "out.jsonl", "--allow-changed")
     assert changed.code == 0
-    assert "resuming in spite of a change: input was" in changed.said
-    assert "model fast was" in changed.said
+    assert "resuming in spite of a change: model fast was" in changed.said
+    assert "1 new request in the input" in changed.said
     assert sorted(bench.ids()) == ids(0, 1, 2)
     assert bench.accepted == 3
     assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
+
+
+def test_changed_requests_are_refused_kept_or_sent_again(bench: Bench) -> None:
+    bench.write({}, {}, {})
+    command = ("in.jsonl", "-o", "out.jsonl")
+    assert bench.run(*command).code == 0
+    bench.write({}, {"reply": "better"}, {"reply": "best"}, {})
+    refused = bench.run(*command)
+    assert refused.code == 2
+    assert "2 requests have changed since the answer in" in refused.said
+    assert "line 2 ('id-1'), line 3 ('id-2'). --changed resend" in refused.said
+    assert bench.accepted == 3
+    kept = bench.run(*command, "--changed", "keep")
+    assert kept.code == 0
+    assert "1 new request in the input" in kept.said
+    assert "2 requests changed: 2 with the result of before (line 2 ('id-1')" in kept.said
+    assert bench.accepted == 4
+    sent = bench.run(*command, "--changed=resend", "--json")
+    assert sent.code == 0
+    (opened,) = (
+        event for event in map(json.loads, sent.stdout.splitlines()) if event["event"] == "opened"
+    )
+    assert (opened["total"], opened["left"]) == (4, 2)
+    assert opened["input_change"] == {
+        "added": 0,
+        "sent_again": 2,
+        "kept": 0,
+        "requests": [[2, "id-1"], [3, "id-2"]],
+        "gone": 0,
+        "gone_ids": [],
+    }
+    answers = {
+        result["custom_id"]: result["response"]["body"]["choices"][0]["message"]["content"]
+        for result in bench.results()
+    }
+    assert answers == {"id-0": "answer 0", "id-1": "better", "id-2": "best", "id-3": "answer 3"}
+    assert sorted(bench.ids("out.jsonl.1")) == ids(1, 2)
+    assert bench.accepted == 6
 
 
 def test_a_line_that_is_appended_while_it_runs_is_not_sent(bench: Bench) -> None:
@@ -162,7 +201,7 @@ def test_a_line_that_is_appended_while_it_runs_is_not_sent(bench: Bench) -> None
     assert done.code == 1
     assert "has been changed since it was checked" in done.said
     assert "the same command resumes the run" in done.said
-    assert "--allow-changed" in done.said
+    assert "--changed" in done.said
     assert "evil" not in bench.ids()
     bench.path("in.jsonl").write_bytes(before)
     assert bench.go_on(done.stdout).code == 0

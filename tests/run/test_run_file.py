@@ -264,6 +264,7 @@ def test_a_run_that_is_not_wanted_changes_nothing(tmp_path: Path, option: str | 
             "in.jsonl",
             "out.jsonl",
             "out.jsonl.manifest.json",
+            "out.jsonl.requests",
             "out.jsonl.statistics.jsonl",
         ]
         await run_file(provider, source, output, may_send=lambda _: True, **options)

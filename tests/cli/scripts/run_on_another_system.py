@@ -91,7 +91,7 @@ def look_at_files(folder: Path) -> None:
 
     new = LockedFile(folder / "new.jsonl", Disk())
     new.undo()
-    write_atomically(folder / "small", b"1", Disk())
+    write_atomically(folder / "small", [b"1"], Disk())
     assert is_ours((folder / "small").stat())
     names = {path.name for path in folder.iterdir()}
     assert not [name for name in names if name.endswith((".lock", ".new"))], names
