@@ -11,6 +11,7 @@ from .result_files import JournalEntry
 from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
 from .run_paths import RunPaths
 from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
+from .scan import id_digest
 from .system import process_is_alive
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ResultLine",
     "RunPaths",
     "find_statistics",
+    "id_digest",
     "json_line",
     "one_line",
     "process_is_alive",
