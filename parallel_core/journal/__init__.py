@@ -6,6 +6,7 @@
 from .journal import Journal
 from .json_lines import json_line, one_line, read_json_line
 from .manifest import ManifestFields, find_statistics
+from .merging import MergeSummary, merge_outputs
 from .opening import JournalOpening
 from .result_files import JournalEntry
 from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
@@ -23,11 +24,13 @@ __all__ = [
     "JournalOpening",
     "LimitStatistics",
     "ManifestFields",
+    "MergeSummary",
     "ResultLine",
     "RunPaths",
     "find_statistics",
     "id_digest",
     "json_line",
+    "merge_outputs",
     "one_line",
     "process_is_alive",
     "read_json_line",

@@ -53,6 +53,15 @@ def move_aside(paths: RunPaths, files: Sequence[LockedFile], rescue: Rescue) -> 
     return backups
 
 
+def move_files_aside(paths: Sequence[Path]) -> list[Path]:
+    """Rename those of these files that exist, all with the same number; return their new names."""
+    there = [path for path in paths if path.exists()]
+    number = 1
+    while any(_backup(path, number).exists() for path in there):
+        number += 1
+    return [path.rename(_backup(path, number)) for path in there]
+
+
 def size_of(path: Path | None) -> int:
     """Return the size of a file; 0 if there is none."""
     try:
