@@ -9,7 +9,14 @@ from .manifest import ManifestFields, find_statistics
 from .merging import MergeSummary, merge_outputs
 from .opening import JournalOpening
 from .result_files import JournalEntry
-from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
+from .result_lines import (
+    NULL,
+    BadLineError,
+    FoundLine,
+    ResultLine,
+    read_result_line,
+    read_result_lines,
+)
 from .run_paths import RunPaths
 from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
 from .scan import id_digest
@@ -19,6 +26,7 @@ __all__ = [
     "NULL",
     "BadLineError",
     "CallStatistics",
+    "FoundLine",
     "Journal",
     "JournalEntry",
     "JournalOpening",
