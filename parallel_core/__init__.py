@@ -48,7 +48,7 @@ from .errors import (
 )
 from .failures import Failure, FailureKind
 from .failures import classify as classify_failure
-from .files import InputFile
+from .files import FileResult, InputFile, read_results, to_pandas, to_polars
 from .journal import Journal, JournalEntry
 from .litellm_patch import install, uninstall
 from .operations import iter_parallel_calls, parallel_calls, parallel_calls_sync
@@ -90,6 +90,7 @@ __all__ = [
     "Failure",
     "FailureGroup",
     "FailureKind",
+    "FileResult",
     "Hedge",
     "InputFile",
     "InputFileError",
@@ -141,8 +142,11 @@ __all__ = [
     "parallel_calls_sync",
     "parallel_completions",
     "parallel_map",
+    "read_results",
     "results_of",
     "run_file",
+    "to_pandas",
+    "to_polars",
     "uninstall",
 ]
 __version__ = "0.1.0"

@@ -279,6 +279,8 @@ class BatchEngine(Generic[ResultT]):
                 draws += 1
                 if self.stopping or draws == DRAWS_IN_A_TURN or time.perf_counter() > turn_ends:
                     break
+                if self._order.is_full:
+                    break
             self._start_calls()
 
     async def _wait(self, wait: Callable[[], Awaitable[object]]) -> bool:
@@ -306,6 +308,8 @@ class BatchEngine(Generic[ResultT]):
 
     def _wanted_items(self) -> int:
         """Return the number of items to draw: one for each free slot, and those to look ahead."""
+        if self._order.is_full:
+            return 0
         wanted = self._order.look_ahead - len(self._order) + self._free_slots()
         if self._counts_draws:
             wanted = min(wanted, self._window - self._drawn + self.delivered)

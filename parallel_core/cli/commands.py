@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 import parallel_core
 from parallel_core.demo_server.command import command as demo_server
 
-from . import doctor_command, report_command, run_command
+from . import doctor_command, export_command, merge_command, report_command, run_command
 from .rehearsal import rehearse
 from .run_arguments import RunCommand
 from .run_command import INTERRUPTED
@@ -81,6 +81,8 @@ app = typer.Typer(
 )
 app.command("run", cls=RunCommand)(run_command.command)
 app.command("report")(report_command.command)
+app.command("merge")(merge_command.command)
+app.command("export")(export_command.command)
 app.command("doctor")(doctor_command.command)
 app.command("demo-server")(demo_server)
 

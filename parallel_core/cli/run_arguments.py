@@ -119,6 +119,23 @@ class RunArguments:
         int | None,
         typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),
     ] = None
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IDS.txt",
+            help="Send only the requests whose ids are in this file, one per line; - is standard "
+            "input.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N/M",
+            help="Send only the requests of shard N of M: machines share a file by their ids.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
     config: Annotated[
         Path | None,
         typer.Option(help="A config file of litellm's proxy.", rich_help_panel=_ROUTER),

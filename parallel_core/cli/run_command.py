@@ -24,7 +24,15 @@ from parallel_core.control import (
 from parallel_core.errors import InputFileError, JournalError, WorkersLostError
 from parallel_core.files import InputFile, InputSummary, describe_columns
 from parallel_core.router_hosts import leave_this_loop, plain_loop_factory
-from parallel_core.run import RunStop, RunSummary, check_requests, run_file
+from parallel_core.run import (
+    RunScope,
+    RunStop,
+    RunSummary,
+    check_requests,
+    read_ids,
+    run_file,
+    selection_of,
+)
 
 from .json_view import JsonView
 from .question import Question, RunState
@@ -32,6 +40,7 @@ from .resume_command import resume_command
 from .run_arguments import RunArguments, takes_run_arguments
 from .run_job import RunJob
 from .run_signals import StopSignals, interruptible
+from .run_texts import describe_selection
 from .run_view import Painter, RunView
 from .run_workers import RunWorkers, WorkersNotStartedError, quiet_ray
 from .text_view import TextView
@@ -135,7 +144,7 @@ class _Run:
         """Check the input and make the Router. Return None if the job needs no Router."""
         view, job, options = self._view, self._job, self._job.options
         requests = resources.enter_context(job.open_input())
-        summary = self._check_input(requests)
+        summary, scope = self._check_input(requests)
         if job.make_router is None:
             return None
         self._fit_limits_of_the_system()
@@ -149,21 +158,33 @@ class _Run:
             view.note(warning)
         held = job.rates.held(router.router, summary.models, router.models)
         options["rate_limit"] = held.limit
-        check_requests(router.router, requests, summary, options, options["limit"])
+        check_requests(router.router, requests, summary, options, scope)
         return _Checked(requests, summary, router, held.notes)
 
-    def _check_input(self, requests: InputFile) -> InputSummary:
-        view = self._view
+    def _check_input(self, requests: InputFile) -> tuple[InputSummary, RunScope]:
+        view, options = self._view, self._job.options
         with view.waiting("checking the input"):
             summary = requests.check()
         for problem in summary.problems:
             view.problem(problem)
         view.checked(summary)
-        if summary.bad_lines and not self._job.options["skip_invalid"]:
+        if summary.bad_lines and not options["skip_invalid"]:
             raise _RefusedError("correct these lines, or give --skip-invalid")
         if summary.columns:
             raise _RefusedError(describe_columns(summary.columns))
-        return summary
+        if isinstance(options["only"], str):  # standard input can be read once
+            options["only"] = read_ids(options["only"])
+        selection = selection_of(options["only"], options["shard"])
+        scope = RunScope(
+            requests,
+            summary,
+            options["limit"],
+            with_problems=options["skip_invalid"],
+            selection=selection,
+        )
+        if selection is not None:
+            view.note(describe_selection(scope.total, summary, options["shard"]))
+        return summary, scope
 
     def _fit_limits_of_the_system(self) -> None:
         options, workers = self._job.options, self._job.workers

@@ -21,7 +21,7 @@ from parallel_core.control import Budget, Concurrency, Controls, Hedge, Retry
 from parallel_core.failures import KINDS, FailureKind, checked_kinds
 from parallel_core.files import InputFile
 from parallel_core.ray_engine import HOW_TO_INSTALL, is_ray_installed
-from parallel_core.run import RunOptions
+from parallel_core.run import STANDARD_INPUT, RunOptions, checked_shard
 
 from .run_arguments import ALL_KINDS, RETRY_FAILED, RunArguments
 from .run_rates import RunRates
@@ -72,6 +72,8 @@ class RunJob:
             "changed": given.changed,
             "skip_invalid": given.skip_invalid,
             "limit": given.limit,
+            "only": given.only,
+            "shard": _shard(given.shard),
             "fail_fast": given.fail_fast,
             "order": given.order,
             "grace": _seconds("--grace", given.grace),
@@ -95,6 +97,10 @@ class RunJob:
         make_router = _router_factory(given)
         workers = _workers(given.workers, given.ray_address)
         rates = RunRates(given.rpm, given.tpm)
+        if given.only == STANDARD_INPUT == given.source:
+            raise typer.BadParameter(
+                "INPUT and --only cannot both be standard input: give one of them as a file"
+            )
         if given.output is None and not given.validate:
             raise typer.BadParameter("give --output FILE (-o): where the answers go")
         return cls(
@@ -118,6 +124,19 @@ def _kinds(text: str | None) -> frozenset[FailureKind]:
         return checked_kinds(RETRY_FAILED, [name.strip() for name in text.split(",")])
     except ValueError as error:
         raise typer.BadParameter(f"{error}; or {ALL_KINDS}") from None
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, shards = text.partition("/")
+    try:
+        return checked_shard((int(number), int(shards)))
+    except ValueError:
+        raise typer.BadParameter(
+            "--shard must be the number of a shard and the number of shards, such as 3/8 for the "
+            f"third of eight, not {text!r}"
+        ) from None
 
 
 def _concurrency(text: str) -> Concurrency:

@@ -42,6 +42,13 @@ def describe_check(summary: InputSummary) -> list[str]:
     ]
 
 
+def describe_selection(total: int, summary: InputSummary, shard: tuple[int, int] | None) -> str:
+    """Return a line about the part of an input that a run must finish."""
+    whole = summary.requests + summary.bad_lines
+    of_shard = "" if shard is None else f" (shard {shard[0]:,} of {shard[1]:,})"
+    return f"selected: {total:,} of {whole:,} lines{of_shard}"
+
+
 def describe_progress(progress: RunProgress) -> str:
     """Return a snapshot as a line."""
     parts = [

@@ -39,6 +39,11 @@ class Order(Protocol):
         ...
 
     @property
+    def is_full(self) -> bool:
+        """True if no request may be drawn until one of those that wait here begins."""
+        ...
+
+    @property
     def uncounted(self) -> int:
         """Number of requests to be sent again that do not use up the window of the batch."""
         ...
@@ -75,6 +80,7 @@ class DrawOrder:
     """The order in which requests are drawn."""
 
     look_ahead = 0
+    is_full = False
     uncounted = 0
 
     def __init__(self) -> None:

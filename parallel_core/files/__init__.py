@@ -9,21 +9,32 @@ from .batch_output import (
     result_line,
     unwritable_line,
 )
+from .data_frames import to_pandas, to_polars
+from .file_results import FileResult, read_results
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
+from .result_export import ExportSummary, export_results
+from .result_tables import ResultTable
 
 __all__ = [
+    "ExportSummary",
+    "FileResult",
     "InputFile",
     "InputProblem",
     "InputRequest",
     "InputSummary",
     "LineFailure",
+    "ResultTable",
     "call_statistics",
     "describe_columns",
+    "export_results",
     "failure_in",
     "parse_output_line",
     "problem_line",
+    "read_results",
     "result_line",
+    "to_pandas",
+    "to_polars",
     "unwritable_line",
 ]

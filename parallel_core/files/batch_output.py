@@ -16,6 +16,7 @@ from parallel_core.errors import EmptyResponseError, NoCompletionError
 from parallel_core.journal import (
     NULL,
     CallStatistics,
+    ResultLine,
     json_line,
     one_line,
     read_json_line,
@@ -310,7 +311,11 @@ def parse_output_line(line: bytes) -> OutputLine:
     Raises:
         ValueError: it is not a result line.
     """
-    parsed = read_result_line(line)
+    return describe_result_line(read_result_line(line))
+
+
+def describe_result_line(parsed: ResultLine) -> OutputLine:
+    """Return what a result line says about its request."""
     response = parsed.response
     status = None if response is None else response.status_code
     body = None if response is None or response.body == NULL else response.body

@@ -7,12 +7,21 @@ from .input_changes import AskedRequests, InputChange, OnChanged
 from .journal import Journal
 from .json_lines import json_line, one_line, read_json_line
 from .manifest import ManifestFields, find_statistics
+from .merging import MergeSummary, merge_outputs
 from .opening import JournalOpening
 from .request_records import RequestRecords, id_key
 from .result_files import JournalEntry
-from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
+from .result_lines import (
+    NULL,
+    BadLineError,
+    FoundLine,
+    ResultLine,
+    read_result_line,
+    read_result_lines,
+)
 from .run_paths import RunPaths
 from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
+from .scan import id_digest
 from .system import process_is_alive
 
 __all__ = [
@@ -20,19 +29,23 @@ __all__ = [
     "AskedRequests",
     "BadLineError",
     "CallStatistics",
+    "FoundLine",
     "InputChange",
     "Journal",
     "JournalEntry",
     "JournalOpening",
     "LimitStatistics",
     "ManifestFields",
+    "MergeSummary",
     "OnChanged",
     "RequestRecords",
     "ResultLine",
     "RunPaths",
     "find_statistics",
+    "id_digest",
     "id_key",
     "json_line",
+    "merge_outputs",
     "one_line",
     "process_is_alive",
     "read_json_line",

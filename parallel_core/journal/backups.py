@@ -127,6 +127,13 @@ def _free_number(paths: Iterable[Path]) -> int:
     return next(n for n in numbers if not any(_backup(path, n).exists() for path in names))
 
 
+def move_files_aside(paths: Sequence[Path]) -> list[Path]:
+    """Rename those of these files that exist, all with the same number; return their new names."""
+    there = [path for path in paths if path.exists()]
+    number = _free_number(there)
+    return [path.rename(_backup(path, number)) for path in there]
+
+
 def size_of(path: Path | None) -> int:
     """Return the size of a file; 0 if there is none."""
     try:

@@ -11,17 +11,25 @@ from .records import (
     RunStraggler,
     RunSummary,
 )
+from .scope import RunScope
+from .selection import STANDARD_INPUT, RunSelection, checked_shard, read_ids, selection_of
 
 __all__ = [
     "ATTEMPT_TIMEOUT",
     "LONGEST_OUTAGE",
+    "STANDARD_INPUT",
     "FailureGroup",
     "RunOpening",
     "RunOptions",
     "RunProgress",
+    "RunScope",
+    "RunSelection",
     "RunStop",
     "RunStraggler",
     "RunSummary",
     "check_requests",
+    "checked_shard",
+    "read_ids",
     "run_file",
+    "selection_of",
 ]

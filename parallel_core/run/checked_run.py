@@ -55,9 +55,8 @@ class CheckedRun:
     @classmethod
     async def of(cls, plan: RunPlan, source: InputFile) -> CheckedRun:
         """Check the input of a run. Raises InputFileError and ValueError as ``run_file`` does."""
-        summary = await in_thread(functools.partial(plan.checked_input, source))
+        summary, scope = await in_thread(functools.partial(plan.checked_input, source))
         paths = RunPaths.of(plan.output, plan.error_file)
-        scope = RunScope(source, summary, plan.limit, with_problems=plan.skip_invalid)
         return cls(plan, source, summary, paths, scope)
 
     async def execute(self) -> RunSummary:

@@ -41,6 +41,8 @@ async def run_file(
     changed: OnChanged | None = None,
     skip_invalid: bool = False,
     limit: int | None = None,
+    only: Collection[str] | Path | str | None = None,
+    shard: tuple[int, int] | None = None,
     fail_fast: bool = False,
     order: Literal["completion", "input"] = "completion",
     grace: float = 10.0,
@@ -80,6 +82,11 @@ async def run_file(
             ``allow_changed``, and ``"refuse"`` without it.
         skip_invalid: write invalid lines as failures instead of refusing the file.
         limit: run only this many requests of the file, for a trial.
+        only: ids of the requests to send, or the path of a file with one id per line (``-`` is
+            standard input). A request without an id has its line number.
+        shard: number of a shard, from 1, and number of shards: ``(3, 8)``. Each request is in one
+            shard, by the digest of its id (``docs/scale.md``). Counts, ``limit`` and the end of the
+            run concern the selected requests; the output may be that of another selection.
         fail_fast: end the run at the first failure; calls in flight get ``grace``.
         order: ``"input"`` sorts the output when every request is finished. If that fails,
             ``not_sorted`` of the summary says why; no answer is lost.
@@ -104,8 +111,8 @@ async def run_file(
         and all earlier results are on disk.
 
     Raises:
-        InputFileError: the file is invalid; nothing was sent. (A file that changes later ends the
-            run without this error: see ``RunSummary.input_error``.)
+        InputFileError: the file is invalid, or lacks an id of ``only``; nothing was sent. (A file
+            that changes later ends the run without this error: see ``RunSummary.input_error``.)
         ValueError, TypeError: an option is out of range, or the Router lacks a model of the file;
             nothing was sent.
         DifferentRunError: ``output`` belongs to another run; nothing was sent.
@@ -129,6 +136,8 @@ async def run_file(
         changed=changed,
         skip_invalid=skip_invalid,
         limit=limit,
+        only=only,
+        shard=shard,
         fail_fast=fail_fast,
         order=order,
         grace=grace,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from parallel_core.router_hosts import RouterHost, RouterHostName
 from parallel_core.types import SupportsAcompletion
 
 from .records import RunOpening, RunProgress, RunStop
+from .scope import RunScope
+from .selection import checked_shard, selection_of
 
 Sender: TypeAlias = (
     SupportsAcompletion
@@ -56,6 +57,8 @@ class RunPlan:
     changed: OnChanged | None
     skip_invalid: bool
     limit: int | None
+    only: Collection[str] | Path | str | None
+    shard: tuple[int, int] | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float
@@ -71,6 +74,8 @@ class RunPlan:
     def __post_init__(self) -> None:
         if self.limit is not None:
             checked_count("limit", self.limit)
+        if self.shard is not None:
+            checked_shard(self.shard)
         checked_number("grace", self.grace, zero=True)
         checked_concurrency(self.concurrency)
         check_controls(self.controls)
@@ -91,11 +96,14 @@ class RunPlan:
         """What to do about changed requests that have an answer."""
         return self.changed or ("keep" if self.allow_changed else "refuse")
 
-    def checked_input(self, source: InputFile) -> InputSummary:
+    def checked_input(self, source: InputFile) -> tuple[InputSummary, RunScope]:
         """Check that every request of the input can be sent. This blocks.
 
+        Returns the summary of the whole input, and the part of it that the run must finish.
+
         Raises:
-            InputFileError: the file is invalid, or the run would write to it.
+            InputFileError: the file is invalid, the run would write to it, or it does not have a
+                request that ``only`` names.
             ValueError: as in :func:`check_requests`.
         """
         summary = source.check()
@@ -109,8 +117,15 @@ class RunPlan:
                     f"{path} is the input, and the run would write to it: give another output, or "
                     "rename the input"
                 )
-        check_requests(self.router, source, summary, self.controls, self.limit)
-        return summary
+        scope = RunScope(
+            source,
+            summary,
+            self.limit,
+            with_problems=self.skip_invalid,
+            selection=selection_of(self.only, self.shard),
+        )
+        check_requests(self.router, source, summary, self.controls, scope)
+        return summary, scope
 
 
 def check_requests(
@@ -118,9 +133,11 @@ def check_requests(
     source: InputFile,
     summary: InputSummary,
     controls: Controls,
-    limit: int | None = None,
+    scope: RunScope,
 ) -> None:
     """Check that all requests can be sent, before the first one is.
+
+    The Router must know all models of the input; the budget is that of the requests in scope.
 
     Raises:
         ValueError: the Router lacks a model of the file, or the budget cannot determine the
@@ -138,8 +155,7 @@ def check_requests(
     budget = controls.get("budget")
     if budget is not None:
         meter = RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
-        requests = itertools.islice(source.requests(), limit)
-        budget.check(meter, summary.models, (request.request for request in requests))
+        budget.check(meter, summary.models, (request.request for request in scope.requests()))
 
 
 def _are_the_same(one: Path, other: Path) -> bool:

@@ -27,6 +27,8 @@ class RunOptions(Controls):
     changed: OnChanged | None
     skip_invalid: bool
     limit: int | None
+    only: Collection[str] | Path | str | None
+    shard: tuple[int, int] | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float
@@ -133,7 +135,7 @@ class RunSummary(msgspec.Struct, frozen=True):
             request. ``"total_timeout"``, ``"budget"``: it was used up. ``"failure"``: the first
             failure, with ``fail_fast``. ``"input"``: the input could not be read to its end.
             ``"blocked"``: requests of a model do not get through.
-        total: number of requests of the file, up to ``limit``.
+        total: number of requests of the file that are selected, up to ``limit``.
         earlier_succeeded, earlier_failed: numbers of requests that earlier runs finished.
         succeeded, failed: numbers of results of this run; all of them are on disk.
         failures: failures of this run by kind and status, the most frequent first.

@@ -42,6 +42,8 @@ BAD_LINES = f"""\
             ["--demo", "--concurrency=0"],
             "--concurrency must be a number from 1 on or 'auto', not '0'",
         ),
+        (["--demo", "--shard=9/8"], "--shard must be the number of a shard"),
+        (["--demo", "--shard=3"], "such as 3/8 for the third of eight, not '3'"),
         (["--demo", "--concurrency=many"], "--concurrency must be a number from 1 on or 'auto'"),
         (["--demo", "--hedge=nan"], "a percentile above p0 and below p100, such as p95; not 'nan'"),
         (["--demo", "--hedge=soon"], "--hedge must be a finite number of seconds above 0"),
@@ -272,3 +274,36 @@ def test_rows_of_data_with_a_system_message_and_parameters(bench: Bench) -> None
     changed = bench.run(*options)
     assert (changed.code, bench.accepted) == (2, 2)
     assert "input" in changed.said
+
+
+def test_a_part_of_the_input_is_selected_by_ids_and_by_shards(bench: Bench) -> None:
+    bench.write(*({} for _ in range(6)))
+    bench.path("ids.txt").write_text("\n".join([*ids(1, 4), "nobody"]))
+    refused = bench.run("in.jsonl", "-o", "out.jsonl", "--only=ids.txt")
+    assert refused.code == 2
+    assert "no request with the id 'nobody'" in refused.said
+    assert not bench.path("out.jsonl").exists()
+    wanted = "\n".join(ids(1, 4)).encode()
+    done = bench.run("in.jsonl", "-o", "out.jsonl", "--only=-", standard_input=wanted)
+    assert done.code == 0, done.said
+    assert "selected: 2 of 6 lines" in done.said
+    assert sorted(bench.ids()) == ids(1, 4)
+    for number in (1, 2):
+        done = bench.run("in.jsonl", "-o", f"{number}.jsonl", f"--shard={number}/2")
+        assert done.code == 0, done.said
+        assert f"(shard {number} of 2)" in done.said
+    assert sorted([*bench.ids("1.jsonl"), *bench.ids("2.jsonl")]) == ids(*range(6))
+    assert bench.accepted == 8
+
+
+def test_a_selection_is_validated_without_a_router(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(BATCH_LINE)
+    done = in_this_process([str(source), "--validate", "--shard=1/1", "--json"])
+    assert done.code == 0
+    assert "selected: 1 of 1 lines (shard 1 of 1)" in done.said
+    wrong = tmp_path / "ids.txt"
+    wrong.write_text("b")
+    done = in_this_process([str(source), "--validate", f"--only={wrong}"])
+    assert done.code == 2
+    assert "no request with the id 'b'" in done.said

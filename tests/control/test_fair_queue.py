@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from helpers.calls import first_letter
 from parallel_core.control.fairness import FairQueue, FirstInFirstOut
+from parallel_core.control.request_size import request_size
 from parallel_core.engine.backlog import Entry
+from parallel_core.types import RouterParallelRequest
 
 
 def queue_of(items: Iterable[str] = (), per_key: int | None = None) -> FairQueue:
@@ -256,3 +258,46 @@ def test_capped_keys_are_looked_at_once() -> None:
     queue.push(Entry(many, "free"))
     assert queue.pop(many * 2).item == "free"
     assert len(vars(queue)["_full"]) == many
+
+
+def test_a_queue_with_large_requests_is_full_before_it_has_many() -> None:
+    queue = FairQueue(lambda item: item["key"], None, 1024, most_bytes=10_000)
+    for index in range(3):
+        assert not queue.is_full
+        queue.push(Entry(index, {"key": "ab"[index % 2], "text": "x" * 4000}))
+    assert queue.is_full
+    entry = queue.pop(8)
+    assert not queue.is_full
+    queue.ended(entry)
+    queue.push(Entry(3, {"key": "c", "text": "x" * 50_000}))
+    assert queue.is_full
+    for entry in popped(queue, 8):
+        queue.ended(entry)
+    assert not queue.is_full
+    assert_empty(queue)
+    assert vars(queue)["_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("item", "least", "most"),
+    [
+        ("x" * 1000, 1000, 1100),
+        ("\N{GRINNING FACE}" * 1000, 4000, 4200),
+        ({"messages": [{"role": "user", "content": "x" * 1000}]}, 1000, 1600),
+        (RouterParallelRequest("m", [{"content": [{"text": "x" * 1000}]}]), 1000, 1600),
+        (RouterParallelRequest("m", kwargs={"input": ["x" * 1000] * 3}), 3000, 3600),
+        (RouterParallelRequest("m", kwargs={"input": [17] * 1000}), 30_000, 33_000),
+        (("tenant", b"x" * 1000), 1000, 1400),
+        ((7, "x" * 1000), 1000, 1400),
+        (bytearray(1000), 1000, 1200),
+        (None, 0, 100),
+    ],
+)
+def test_the_size_of_a_request_is_about_that_of_its_texts(item: Any, least: int, most: int) -> None:
+    assert least <= request_size(item) <= most
+
+
+def test_a_request_that_contains_itself_has_a_size() -> None:
+    item: list[Any] = ["x"]
+    item.append(item)
+    assert request_size(item) > 0

@@ -16,7 +16,7 @@ import trio.testing
 import parallel_core
 from helpers.calls import first_letter
 from helpers.hosts import Host, in_virtual_time
-from parallel_core.control.fairness import fair_key
+from parallel_core.control.fairness import MOST_BYTES, fair_key
 from parallel_core.types import RouterParallelRequest
 
 
@@ -118,6 +118,49 @@ def test_an_endless_source_is_drawn_a_bounded_way(host: Host, kind: str) -> None
                     break
 
     host.run(main)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_large_requests_are_not_drawn_far_ahead(
+    either_library: Host, kind: str, in_order: bool
+) -> None:
+    text = "x" * (MOST_BYTES // 8)  # they share it; each counts with it
+    drawn = 0
+
+    def requests() -> Iterator[tuple[int, str]]:
+        nonlocal drawn
+        for number in range(200):
+            drawn += 1
+            yield number, text
+
+    async def requests_async() -> AsyncIterator[tuple[int, str]]:
+        for item in requests():
+            yield item
+
+    async def call(item: tuple[int, str]) -> int:
+        await anyio.lowlevel.checkpoint()
+        return item[0]
+
+    async def main() -> None:
+        seen: list[int] = []
+        async with parallel_core.iter_parallel_map(
+            call,
+            requests() if kind == "sync" else requests_async(),
+            concurrency=4,
+            fair_by=lambda item: item[0] % 3,
+            concurrency_per_key=2,
+            preserve_order=in_order,
+        ) as batch:
+            async for result in batch:
+                assert result.value is not None
+                seen.append(result.value)
+                # In input order, results that wait for the consumer keep their requests.
+                assert in_order or drawn <= len(seen) + 8 + 2 * 4
+        assert sorted(seen) == list(range(200))
+        assert not in_order or seen == sorted(seen)
+
+    either_library.run(main)
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])

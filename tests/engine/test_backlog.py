@@ -12,6 +12,7 @@ class Order:
     """First come, first served; entries of the indexes ``kept_back`` may not resume."""
 
     look_ahead = 2
+    is_full = False
     uncounted = 0
 
     def __init__(self) -> None:

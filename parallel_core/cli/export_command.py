@@ -1,0 +1,88 @@
+"""The command ``parallel-core export``: results as a table."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parallel_core.errors import InputFileError
+from parallel_core.files import InputFile, export_results
+from parallel_core.quantities import counted
+
+from .terminal import printable
+
+_NO_MODEL = "none"  # a prompt needs no model, but a table of prompts has none of its own
+
+
+def command(
+    results: Annotated[
+        Path, typer.Argument(metavar="OUTPUT.jsonl", help="File with the results of a run.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="File to write: .parquet, .csv or .jsonl."),
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Columns, with commas between: id,prompt,answer,finish_reason,model,"
+            "prompt_tokens,completion_tokens,cost,error. Default: these, and those that --keep or "
+            "metadata brought to the results.",
+        ),
+    ] = None,
+    requests: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="INPUT",
+            help="The file of requests, for the prompts; the rows are in its order.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The template of the prompts, if INPUT needs one.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the file if it exists.")
+    ] = False,
+) -> None:
+    """Write results as a table: Parquet, CSV or JSON lines, with prompt and answer side by side.
+
+    Exit codes: 0, or 2 if nothing was written.
+    """
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    try:
+        with contextlib.ExitStack() as opened:
+            source = None
+            if requests is not None:
+                source = opened.enter_context(_requests_in(requests, template))
+            written = export_results(results, output, columns=names, requests=source, force=force)
+    except (ImportError, ValueError) as error:
+        raise _failed(str(error)) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise _failed(f"{where}{error.strerror or error}") from None
+    rows = counted(written.rows, "row")
+    typer.echo(printable(f"written: {output}: {rows}; {', '.join(written.columns)}"))
+    if "cost" in written.columns and not written.has_costs:
+        typer.echo("costs are not known: there is no file of statistics beside the results")
+
+
+def _requests_in(path: str, template: str | None) -> InputFile:
+    """Open a file of requests that are not sent: what sending them needs does not matter."""
+    open_file = functools.partial(
+        InputFile, path, template=template, model=_NO_MODEL, drop_columns=True
+    )
+    try:
+        return open_file(trust_input=True)
+    except InputFileError:  # a table has no settings to trust
+        return open_file()
+
+
+def _failed(message: str) -> typer.Exit:
+    typer.echo(f"Error: {printable(message)}", err=True)
+    return typer.Exit(2)
