@@ -224,7 +224,7 @@ class _Merge:
         # The manifest comes last: without it, a run refuses the output.
         manifest = self._manifest(has_results=bool(answers or failures), has_failures=failures > 0)
         if manifest is not None:
-            write_atomically(paths.manifest, manifest.encoded(), self._disk)
+            write_atomically(paths.manifest, [manifest.encoded()], self._disk)
         return MergeSummary(
             paths=paths,
             answers=answers,

@@ -98,6 +98,9 @@ def test_shards_make_an_output_that_resumes_with_the_whole_input(tmp_path: Path)
         assert set(provider.calls.values()) == {1}
         again = await run_file(Provider(), source, output, retry_failed=True)
         assert again.ok
+        write_lines(source, [line(number) for number in range(32)])
+        grown = await run_file(Provider(), source, output)  # it knows what the parts were asked
+        assert (grown.earlier_succeeded, grown.succeeded) == (30, 2)
 
     asyncio.run(main())
     report = summarize(output)
