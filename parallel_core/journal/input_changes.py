@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -21,6 +20,7 @@ from .request_records import (
     merge_buckets,
 )
 from .result_lines import id_of_line
+from .run_paths import RunPaths
 from .scan import FinishedIds, id_digest
 
 OnChanged: TypeAlias = Literal["refuse", "keep", "resend"]
@@ -82,10 +82,9 @@ class ChangedInput:
     """Finds the changes of an input, and writes the records of its requests.
 
     Args:
-        output: path of the output, for messages.
-        records: path of the records.
+        paths: the files of the run.
         asked: the requests of the input.
-        earlier: the records that are there; None if there are none.
+        earlier: the records of the earlier results; None if there are none.
         on_changed: what to do about changed requests that have an answer.
         retry_failed: kinds of failures that are sent again.
         allow_another: True to resume although the input has no request of the run.
@@ -93,8 +92,7 @@ class ChangedInput:
 
     def __init__(
         self,
-        output: Path,
-        records: Path,
+        paths: RunPaths,
         asked: AskedRequests,
         earlier: RecordsFile | None,
         *,
@@ -102,8 +100,8 @@ class ChangedInput:
         retry_failed: Collection[FailureKind],
         allow_another: bool,
     ) -> None:
-        self._output = output
-        self._records = records
+        self._output = str(paths.output)
+        self._records = paths.requests
         self._asked = asked
         self._earlier = earlier
         self._retry_failed = retry_failed
@@ -134,10 +132,10 @@ class ChangedInput:
             return
         self._kept, self._gone, self._added = set(), set(), 0
         refused: set[int] = set()
-        recorded = common = 0
+        has_results = bool(ids.succeeded or ids.failed)
+        common = 0
         for old, new in zip(earlier.buckets(), asked.records.buckets, strict=True):
             found = compare_buckets(old, new)
-            recorded += len(old)
             common += found.common
             # A result without a record answers a line that was not a request, or an unknown one.
             self._added += sum(not ids.has_result(_digest(key)) for key in found.added)
@@ -158,13 +156,11 @@ class ChangedInput:
             self._gone.update(
                 digest for digest in map(_digest, found.gone) if ids.has_result(digest)
             )
-        if recorded and not common and not self._allow_another:
+        if has_results and not common and not self._allow_another:
             differences = {"input": (earlier.input, asked.fingerprint)}
-            raise DifferentRunError(str(self._output), differences, _NOTHING_IN_COMMON)
+            raise DifferentRunError(self._output, differences, _NOTHING_IN_COMMON)
         if refused:
-            raise ChangedRequestsError(
-                str(self._output), len(refused), self._named(refused), asked.note
-            )
+            raise ChangedRequestsError(self._output, len(refused), self._named(refused), asked.note)
 
     def _named(self, digests: Collection[int]) -> tuple[tuple[int, str], ...]:
         if not digests:
@@ -188,7 +184,7 @@ class ChangedInput:
 
     # --- writing ---
 
-    def write_records(self, ids: FinishedIds, disk: Disk, *, is_new: bool) -> None:
+    def write_records(self, ids: FinishedIds, disk: Disk) -> None:
         """Write the records, unless they are there.
 
         The results of changed requests that are sent again must be out of the output by now.
@@ -196,12 +192,11 @@ class ChangedInput:
         Args:
             ids: the finished requests.
             disk: the object that writes.
-            is_new: True if the run has no results yet, so that earlier records mean nothing.
 
         Raises:
             OSError: they cannot be written. The earlier ones are still there.
         """
-        asked, earlier = self._asked, None if is_new else self._earlier
+        asked, earlier = self._asked, self._earlier
         if earlier is not None and self._is_same and not earlier.kept:
             return
         buckets: Iterable[bytes | bytearray] = asked.records.buckets

@@ -74,7 +74,6 @@ class OpenedJournal:
         manifest: the manifest; ``expect_results`` must be called before results are written.
         changed_input: the requests of the input, compared with the earlier ones; None if they are
             unknown. :meth:`begin` must be called before results are written.
-        is_new: True if there are no earlier results.
     """
 
     files: list[LockedFile]
@@ -83,8 +82,7 @@ class OpenedJournal:
     opening: JournalOpening
     rescue: Rescue
     manifest: OpenManifest
-    changed_input: ChangedInput | None = None
-    is_new: bool = False
+    changed_input: ChangedInput | None
 
     def begin(self, disk: Disk) -> list[Path]:
         """Write what the run has changed; return the files with the results that were moved aside.
@@ -98,7 +96,7 @@ class OpenedJournal:
         if self.changed_input is None:
             return []
         backups = move_results_aside(self.files, self.ids.aside, disk)
-        self.changed_input.write_records(self.ids, disk, is_new=self.is_new)
+        self.changed_input.write_records(self.ids, disk)
         self.manifest.write()
         self.ids.aside.clear()
         self.changed_input = None
@@ -124,11 +122,7 @@ def open_journal(
     """
     files: list[LockedFile] = []
     try:
-        for path in (paths.output, paths.errors):
-            if path is not None:
-                refuse_irregular(path)
-        real = without_links(paths)
-        check_paths(real)
+        real = _checked(paths)
         now = _manifest_of(real, manifest)
         earlier, _ = _find_earlier(real, now, read_older, requests, force_new=force_new)
         if not force_new:
@@ -143,11 +137,11 @@ def open_journal(
         changes: dict[str, tuple[Any, Any]] = {}
         note = _note_on(real, requests, earlier)
         is_new = force_new or earlier.is_new(files, allow_changed=allow_changed, note=note)
+        if force_new:
+            backups = move_aside(real, files, rescue)
+        elif is_new:
+            backups = move_statistics_aside(real.statistics)
         if is_new:
-            if force_new:
-                backups = move_aside(real, files, rescue)
-            else:
-                backups = move_statistics_aside(real.statistics)
             open_manifest = OpenManifest.written(real.manifest, now, disk)
         else:
             open_manifest = earlier.manifest_to_resume(files, disk)
@@ -155,8 +149,7 @@ def open_journal(
         changed_input = None
         if requests is not None:
             changed_input = ChangedInput(
-                real.output,
-                real.requests,
+                real,
                 requests,
                 None if is_new else records,
                 on_changed=on_changed,
@@ -171,11 +164,20 @@ def open_journal(
             where: object = error.filename or paths.output
             raise JournalError(f"{where} cannot be used: {reason(error)}") from error
         raise
-    opened.is_new = is_new
     opened.opening = msgspec.structs.replace(
         opened.opening, backups=tuple(backups), changes=changes
     )
     return opened
+
+
+def _checked(paths: RunPaths) -> RunPaths:
+    """Check the paths, and return them without symbolic links."""
+    for path in (paths.output, paths.errors):
+        if path is not None:
+            refuse_irregular(path)
+    real = without_links(paths)
+    check_paths(real)
+    return real
 
 
 def _find_earlier(

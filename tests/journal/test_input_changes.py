@@ -323,6 +323,13 @@ def test_records_of_a_run_without_results_mean_nothing(paths: RunPaths) -> None:
     assert run(paths, {**BEFORE, "a": "2", "e": "1"}) == ["e"]
 
 
+def test_a_run_without_results_is_not_a_different_one(paths: RunPaths) -> None:
+    with opened(paths, BEFORE) as journal:
+        journal.begin()
+    opened(paths, {"x": "1"}).close()  # its manifest is there, and its records are not
+    assert run(paths, {"x": "1"}) == ["x"]
+
+
 def test_rescued_answers_to_an_earlier_version_are_moved_aside_too(paths: RunPaths) -> None:
     run(paths, {"a": "1", "b": "1"})
     lines = paths.output.read_bytes().splitlines(keepends=True)
