@@ -104,14 +104,14 @@ def test_shards_make_an_output_that_resumes_with_the_whole_input(tmp_path: Path)
 
     asyncio.run(main())
     report = summarize(output)
-    assert (report.total.requests, report.total.ok) == (30, 30)
+    assert (report.total.requests, report.total.ok) == (32, 32)
     calls = [
         record
         for record in read_statistics(RunPaths.of(output).statistics)
         if isinstance(record, CallStatistics)
     ]
-    assert len(calls) == 32
-    assert len({call.custom_id for call in calls}) == 30
+    assert len(calls) == 34
+    assert len({call.custom_id for call in calls}) == 32
 
 
 def test_failures_come_from_the_error_files_that_manifests_name(tmp_path: Path) -> None:
