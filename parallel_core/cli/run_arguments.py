@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from parallel_core.failures import KINDS, NOT_FINAL
+from parallel_core.files import LONGEST_LINE
 from parallel_core.ray_engine import MOST_WORKERS
 from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
 
@@ -95,6 +96,12 @@ class RunArguments:
             rich_help_panel=_INPUT,
         ),
     ] = False
+    max_line: Annotated[
+        float,
+        typer.Option(
+            metavar="MiB", help="Longest line that is read, in MiB.", rich_help_panel=_INPUT
+        ),
+    ] = LONGEST_LINE
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),

@@ -162,7 +162,7 @@ class _Run:
         if summary.bad_lines and not self._job.options["skip_invalid"]:
             raise _RefusedError("correct these lines, or give --skip-invalid")
         if summary.columns:
-            raise _RefusedError(describe_columns(summary.columns))
+            raise _RefusedError(describe_columns(summary.columns, summary.unit))
         return summary
 
     def _fit_limits_of_the_system(self) -> None:

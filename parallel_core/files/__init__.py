@@ -12,8 +12,10 @@ from .batch_output import (
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
+from .line_limits import LONGEST_LINE
 
 __all__ = [
+    "LONGEST_LINE",
     "InputFile",
     "InputProblem",
     "InputRequest",

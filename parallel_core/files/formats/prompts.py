@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from parallel_core.errors import InputFileError
@@ -41,7 +42,7 @@ class Template:
         self._texts = pieces[0::2]
         self._columns = [columns.index(name) for name in names]
 
-    def fill(self, values: list[str]) -> str:
+    def fill(self, values: Sequence[str]) -> str:
         """Return the prompt of a row."""
         parts = [self._texts[0]]
         for text, column in zip(self._texts[1:], self._columns, strict=True):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from parallel_core.files.input_records import (
     InputColumn,
     InputProblem,
     InputRequest,
+    RecordUnit,
     not_utf8,
-    text_rows,
 )
+from parallel_core.files.line_limits import text_rows
 
 from .prompts import Template, prompt_request
 
@@ -24,21 +25,27 @@ class TextLines:
     Args:
         model: model of all requests.
         template: template of the prompts; its only column is ``line``.
+        longest: bytes of the longest line that is read.
 
     Raises:
         InputFileError: the template is invalid.
     """
 
     format = "text"
+    unit: RecordUnit = "line"
     lines_are_ids = names_lines = True
 
-    def __init__(self, model: str, template: str | None) -> None:
+    def __init__(self, model: str, template: str | None, longest: int) -> None:
         self._model = model
+        self._longest = longest
         self._source = template or _WHOLE_LINE
         self._template = Template(self._source, ["line"])
 
-    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        return text_rows(stream)
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes | InputProblem]]:
+        return text_rows(stream, self._longest)
+
+    def place_of(self, line: int, row: Any) -> str:
+        return ""
 
     def meaning(self) -> list[str | None]:
         return [self._model, self._source]
@@ -49,7 +56,9 @@ class TextLines:
     def undecided(self) -> list[InputColumn]:
         return []
 
-    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
+    def check(self, line: int, row: bytes | InputProblem) -> InputRequest | InputProblem:
+        if isinstance(row, InputProblem):
+            return row
         try:
             text = row.decode().rstrip("\r\n")
         except UnicodeDecodeError:
@@ -59,7 +68,7 @@ class TextLines:
         )
 
     def request(
-        self, line: int, row: bytes, finished: Callable[[str], bool]
+        self, line: int, row: bytes | InputProblem, finished: Callable[[str], bool]
     ) -> InputRequest | None:
         if finished(str(line)):
             return None
