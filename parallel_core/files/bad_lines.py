@@ -61,6 +61,7 @@ class BadLines:
                 next_bad = next(bad_lines, 0)
             else:
                 yield line, row
+            del row  # a long line must not stay in memory while the next is read
 
     def found(self, reader: RecordReader, rows: Rows) -> Iterator[InputProblem]:
         """Yield the problem of each bad line, with the id that the file gives it."""

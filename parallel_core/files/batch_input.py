@@ -125,12 +125,13 @@ class InputFile:
             reader = self._reader = self._reader_of(self._bytes.beginning)
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
+                del row  # a long line must not stay in memory longer than it is needed
                 if type(found) is not InputRequest:
                     bad_lines.add(line)
                 elif reader.lines_are_ids or bad_lines.accepts(line, found.custom_id):
                     models[found.request.model] += 1
                     digest.add(found.custom_id, found.request)
-                del row, found  # a long line must not stay in memory while the next is read
+                del found
         with self._bytes.naming():
             if not bad_lines:  # a bad line may have the missing column
                 reader.refuse_missing()
@@ -195,8 +196,10 @@ class InputFile:
             )
         for line, row in self._good_rows():
             found = self._reader.request(line, row, finished)
+            del row  # a long line must not stay in memory longer than it is needed
             if found is not None:
                 yield found
+            del found
 
     def names(self) -> Iterator[str]:
         """Yield the ids of all requests, without building the requests.

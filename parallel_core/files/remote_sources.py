@@ -6,7 +6,6 @@ import importlib
 import re
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final, cast
-from urllib.parse import urlsplit
 
 from parallel_core.errors import InputFileError
 
@@ -41,7 +40,7 @@ def name_of(address: str) -> str:
 
 def ending_of(address: str) -> PurePosixPath:
     """Return the path of an address, for its ending."""
-    return PurePosixPath(urlsplit(name_of(address)).path)
+    return PurePosixPath(name_of(address))
 
 
 def open_address(address: str) -> BinaryIO:
@@ -95,10 +94,13 @@ def _not_opened(error: Exception, address: str, scheme: str, package: str | None
 
 
 def _reason(error: Exception, address: str) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+    # fsspec says of every refusal of an HTTP server that there is no file; the cause has its status.
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return "permission denied: check the keys, and that they may read it"
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "there is no such file"
     text = _QUERY.sub("", " ".join(str(error).replace(address, name_of(address)).split()))
     return f"{type(error).__qualname__}: {text}" if text else type(error).__qualname__

@@ -18,10 +18,11 @@ ENDINGS: Final = frozenset((".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz"))
 
 _FED: Final = 1 << 16  # bytes of a compressed file that are unpacked at once
 # The package zstandard has no limit for what comes out, and 4 bytes may stand for 128 KiB: so
-# these become at most 32 MiB.
-_FED_WITHOUT_LIMIT: Final = 1 << 10
+# these become at most 16 MiB.
+_FED_WITHOUT_LIMIT: Final = 1 << 9
 _UNPACKED: Final = 1 << 18  # bytes that the others return at once
 _WITH_HEADER: Final = 31  # zlib: the format of gzip, with its checksum
+_NOTHING: Final = memoryview(b"")
 _INSTALL_ZSTD: Final = (
     "the file is compressed with zstd, for which a package is needed: "
     "pip install 'parallel_core[zstd]' (or unpack it: zstd -dc FILE | parallel-core run -)"
@@ -150,7 +151,7 @@ class Unpacked(io.RawIOBase):
         self._packing = packing
         self._member: _Decompressor | None = packing.make()
         self._waiting = b""  # bytes of the next member
-        self._left = memoryview(b"")  # of what was unpacked
+        self._left = _NOTHING  # of what was unpacked
 
     def readable(self) -> bool:
         return True
@@ -160,7 +161,7 @@ class Unpacked(io.RawIOBase):
             self._left = memoryview(self._unpack(self._member))
         count = min(len(buffer), len(self._left))
         buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
+        self._left = self._left[count:] or _NOTHING  # an empty rest would keep all of it
         return count
 
     def _unpack(self, member: _Decompressor) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import msgspec
 
@@ -252,14 +252,14 @@ def json_of(value: Any) -> msgspec.Raw:
     return msgspec.Raw(_encode(value))
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     """Return a nested value without members that are null.
 
     A struct has all of its members in every row. So null means that there is none.
     """
     if type(value) is dict:
-        members: dict[str, Any] = value
+        members = cast("dict[str, object]", value)
         return {name: _without_nulls(v) for name, v in members.items() if v is not None}
     if type(value) is list:
-        return list(map(_without_nulls, value))
+        return list(map(_without_nulls, cast("list[object]", value)))
     return value

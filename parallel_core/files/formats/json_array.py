@@ -22,7 +22,9 @@ _INSIDE: Final = re.compile(rb'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL
 _STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # without its quotes
 _BLANKS: Final = re.compile(rb"\s*+")
 _OPENING: Final = frozenset(b"[{")
-_QUOTE, _COMMA, _END = b'",]'
+_QUOTE: Final = ord('"')
+_COMMA: Final = ord(",")
+_END: Final = ord("]")
 
 
 class Element(NamedTuple):
@@ -81,7 +83,7 @@ class _Splitter:
         self._stream = stream
         self._longest = longest
         self._text = bytearray()  # from the beginning of the element, unless that is too long
-        self._scanned = 0  # bytes of it
+        self._scanned: int = 0  # bytes of it
         self._line = 1  # where the text begins
         self._depth = 0  # brackets that are open
         self._is_in_string = False
@@ -114,15 +116,18 @@ class _Splitter:
         """Return the element that has just been scanned."""
         if self._dropped is not None:
             return Element(None, self._dropped)
+        start, line = self._start()
+        return Element(bytes(memoryview(self._text)[start : self._scanned]), line)
+
+    def _start(self) -> tuple[int, int]:
+        """Return the position and the line where the element begins."""
         start = _end(_BLANKS, self._text, 0, self._scanned)
-        text = bytes(memoryview(self._text)[start : self._scanned])
-        return Element(text, self._line + self._text.count(b"\n", 0, start))
+        return start, self._line + self._text.count(b"\n", 0, start)
 
     def _drop(self) -> None:
         """Forget what was scanned of an element that is too long."""
         if self._dropped is None:
-            start = _end(_BLANKS, self._text, 0, self._scanned)
-            self._dropped = self._line + self._text.count(b"\n", 0, start)
+            self._dropped = self._start()[1]
         self._take(self._scanned)
 
     def _begin(self) -> None:
@@ -165,8 +170,8 @@ class _Splitter:
             self._drop()
         if not self._more():
             raise InputFileError(
-                f"the array has no end: the file was cut off in or after line {self._line}, or a "
-                "bracket or a quote is missing there"
+                "the array has no end: the file was cut off, or a bracket or a quote is missing, "
+                f"in or after line {self._dropped or self._start()[1]}"
             )
 
     def _more(self) -> bool:

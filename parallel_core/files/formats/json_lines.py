@@ -29,6 +29,10 @@ from .batch_lines import EXAMPLE, NOT_GIVEN, body_of, checked_id
 
 _BEGINNING_OF_OBJECT: Final = b"{"
 _CUT_OBJECT: Final = "the object does not end in this line"
+_OBJECT_OVER_LINES: Final = (
+    "the file is a JSON object over many lines: write each request on one line, for instance with "
+    "jq -c . FILE, or all of them as an array"
+)
 _CUT_HINT: Final = "write each object on one line, or all as an array: jq -c . FILE writes lines"
 _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE: Final = "half a character: one of \\ud800 to \\udfff without the other half"
@@ -58,14 +62,15 @@ class JsonLines:
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-        is_first = True
+        count, is_cut = 0, False
         for line, row in text_rows(stream, self._longest):
-            is_cut = is_first and type(row) is bytes and row.strip() == _BEGINNING_OF_OBJECT
+            if count < 2 and type(row) is bytes:
+                if is_cut and row.lstrip().startswith(b'"'):
+                    raise InputFileError(_OBJECT_OVER_LINES)  # or each line would be reported
+                is_cut = row.strip() == _BEGINNING_OF_OBJECT
+            count += 1  # noqa: SIM113 - enumerate would keep the row
             yield line, row
             del row  # a long line must not stay in memory while the next is read
-            if is_cut:
-                return  # otherwise every further line would be reported too
-            is_first = False
 
     def place_of(self, line: int, row: Any) -> str:
         return ""
