@@ -44,7 +44,9 @@ class RunArguments:
     ] = None
     format: Annotated[
         Literal["auto", "jsonl", "csv", "text"],
-        typer.Option(help="Format of the input; auto: by the file name.", rich_help_panel=_INPUT),
+        typer.Option(
+            help="Format of the input; auto: by its contents and name.", rich_help_panel=_INPUT
+        ),
     ] = "auto"
     template: Annotated[
         str | None,

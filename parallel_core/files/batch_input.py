@@ -99,6 +99,11 @@ class InputFile:
         return self._path
 
     @property
+    def name(self) -> str:
+        """Name of the file for messages. An address is without its query, which may hold keys."""
+        return self._bytes.name
+
+    @property
     def format(self) -> str:
         """Format of the file, as in :class:`InputSummary`. It is sure after a check."""
         return self._reader.format

@@ -94,7 +94,7 @@ def _not_opened(error: Exception, address: str, scheme: str, package: str | None
 
 
 def _reason(error: Exception, address: str) -> str:
-    # fsspec says of every refusal of an HTTP server that there is no file; the cause has its status.
+    # Of every refusal of an HTTP server, fsspec says that there is no file; its cause knows more.
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     status = getattr(error, "status", None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import importlib
 import io
-import lzma
 import sys
 import zlib
 from collections.abc import Callable
@@ -23,10 +21,6 @@ _FED_WITHOUT_LIMIT: Final = 1 << 9
 _UNPACKED: Final = 1 << 18  # bytes that the others return at once
 _WITH_HEADER: Final = 31  # zlib: the format of gzip, with its checksum
 _NOTHING: Final = memoryview(b"")
-_INSTALL_ZSTD: Final = (
-    "the file is compressed with zstd, for which a package is needed: "
-    "pip install 'parallel_core[zstd]' (or unpack it: zstd -dc FILE | parallel-core run -)"
-)
 
 
 class _Decompressor(Protocol):
@@ -119,20 +113,27 @@ def packing_of(beginning: bytes) -> Packing | None:
     if beginning.startswith((b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")):  # or a skippable frame
         return _zstd()
     if beginning.startswith(b"BZh"):
-        return Packing("bzip2", bz2.BZ2Decompressor)
+        return Packing("bzip2", _module("bz2", "bzip2").BZ2Decompressor)
     if beginning.startswith(b"\xfd7zXZ"):
-        return Packing("xz", lzma.LZMADecompressor)
+        return Packing("xz", _module("lzma", "xz").LZMADecompressor)
     return None
 
 
 def _zstd() -> Packing:
     if sys.version_info >= (3, 14):
-        return Packing("zstd", importlib.import_module("compression.zstd").ZstdDecompressor)
-    try:
-        package = importlib.import_module("zstandard")
-    except ImportError:
-        raise InputFileError(_INSTALL_ZSTD) from None
+        return Packing("zstd", _module("compression.zstd", "zstd").ZstdDecompressor)
+    package = _module("zstandard", "zstd", "pip install 'parallel_core[zstd]'")
     return Packing("zstd", lambda: _Zstandard(package), _FED_WITHOUT_LIMIT)
+
+
+def _module(name: str, packing: str, install: str = "a Python that was built with it") -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputFileError(
+            f"the file is compressed with {packing}, which needs: {install} (or unpack it: "
+            f"{packing} -dc FILE | parallel-core run -)"
+        ) from None
 
 
 class Unpacked(io.RawIOBase):

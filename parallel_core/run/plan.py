@@ -95,7 +95,7 @@ class RunPlan:
             raise InputFileError(_describe_problems(summary))
         if summary.columns:
             raise InputFileError(
-                f"{source.path}: {describe_columns(summary.columns, summary.unit)}"
+                f"{source.name}: {describe_columns(summary.columns, summary.unit)}"
             )
         for path in RunPaths.of(self.output, self.error_file).files:
             if _are_the_same(path, source.path):

@@ -19,12 +19,25 @@ _MARK_AND_BRACKET: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 # matched is never tried again.
 _BETWEEN: Final = re.compile(rb'[^][{}",]*+')  # outside of strings, not inside of an element
 _INSIDE: Final = re.compile(rb'(?:[^][{}"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
-_STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # without its quotes
+_IN_STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # without its quotes
+_MOST_DEPTH: Final = 6  # of an element that one expression matches, which most are
 _BLANKS: Final = re.compile(rb"\s*+")
 _OPENING: Final = frozenset(b"[{")
 _QUOTE: Final = ord('"')
 _COMMA: Final = ord(",")
 _END: Final = ord("]")
+
+
+def _whole_element() -> re.Pattern[bytes]:
+    """Return an expression for an object or array and the blanks around it."""
+    plain, string = rb'[^][{}"]++', rb'"(?:[^"\\]++|\\.)*+"'
+    inner = rb"(?:%b|%b)*+" % (plain, string)
+    for _ in range(_MOST_DEPTH - 1):
+        inner = rb"(?:%b|%b|[\[{]%b[]}])*+" % (plain, string, inner)
+    return re.compile(rb"\s*+[\[{]%b[]}]\s*+(?=[],])" % inner, re.DOTALL)
+
+
+_WHOLE: Final = _whole_element()
 
 
 class Element(NamedTuple):
@@ -138,10 +151,13 @@ class _Splitter:
 
     def _find_end(self) -> int:
         """Scan to the end of the element, and return the byte there: a comma or a bracket."""
+        if found := _WHOLE.match(self._text):
+            self._scanned = end = found.end()
+            return self._text[end]
         while True:
             text, position = self._text, self._scanned
             if self._is_in_string:
-                position = _end(_STRING, text, position)
+                position = _end(_IN_STRING, text, position)
                 if position < len(text) and text[position] == _QUOTE:
                     self._is_in_string = False
                     position += 1
