@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from parallel_core.failures import KINDS, NOT_FINAL
+from parallel_core.files import LONGEST_LINE
 from parallel_core.ray_engine import MOST_WORKERS
 from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
 
@@ -43,7 +44,9 @@ class RunArguments:
     ] = None
     format: Annotated[
         Literal["auto", "jsonl", "csv", "text"],
-        typer.Option(help="Format of the input; auto: by the file name.", rich_help_panel=_INPUT),
+        typer.Option(
+            help="Format of the input; auto: by its contents and name.", rich_help_panel=_INPUT
+        ),
     ] = "auto"
     template: Annotated[
         str | None,
@@ -115,6 +118,12 @@ class RunArguments:
             rich_help_panel=_INPUT,
         ),
     ] = False
+    max_line: Annotated[
+        float,
+        typer.Option(
+            metavar="MiB", help="Longest line that is read, in MiB.", rich_help_panel=_INPUT
+        ),
+    ] = LONGEST_LINE
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),

@@ -171,7 +171,7 @@ class _Run:
         if summary.bad_lines and not options["skip_invalid"]:
             raise _RefusedError("correct these lines, or give --skip-invalid")
         if summary.columns:
-            raise _RefusedError(describe_columns(summary.columns))
+            raise _RefusedError(describe_columns(summary.columns, summary.unit))
         if isinstance(options["only"], str):  # standard input can be read once
             options["only"] = read_ids(options["only"])
         selection = selection_of(options["only"], options["shard"])

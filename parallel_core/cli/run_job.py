@@ -93,6 +93,7 @@ class RunJob:
             drop_columns=given.drop_columns,
             send_columns=given.send_columns,
             trust_input=given.trust_input,
+            max_line=_max_line(given.max_line),
         )
         make_router = _router_factory(given)
         workers = _workers(given.workers, given.ray_address)
@@ -179,6 +180,14 @@ def _above_zero(option: str, value: float | None, unit: str) -> float | None:
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(
             f"{option} must be a finite number of {unit} above 0, not {value:g}"
+        )
+    return value
+
+
+def _max_line(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(
+            f"--max-line must be a finite number of MiB above 0, not {value:g}"
         )
     return value
 

@@ -57,7 +57,7 @@ class TextView:
         self._print(self._console, Text(printable(text), style="red"))
 
     def problem(self, problem: InputProblem) -> None:
-        self.note(f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}")
+        self.note(f"{problem.where}: {problem.code}: {problem.message}; {problem.hint}")
 
     def checked(self, summary: InputSummary) -> None:
         for line in describe_check(summary):

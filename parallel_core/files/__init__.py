@@ -14,10 +14,12 @@ from .file_results import FileResult, read_results
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
+from .line_limits import LONGEST_LINE
 from .result_export import ExportSummary, export_results
 from .result_tables import ResultTable
 
 __all__ = [
+    "LONGEST_LINE",
     "ExportSummary",
     "FileResult",
     "InputFile",

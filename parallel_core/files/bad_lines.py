@@ -15,7 +15,7 @@ import msgspec
 
 from parallel_core.journal import id_key
 
-from .input_records import InputProblem, InputRequest, RecordReader, shown
+from .input_records import InputProblem, InputRequest, RecordReader, RecordUnit, shown
 
 Rows: TypeAlias = Iterator[tuple[int, Any]]
 """Records of a file, each with the number of the line where it begins."""
@@ -62,6 +62,7 @@ class BadLines:
                 next_bad = next(bad_lines, 0)
             else:
                 yield line, row
+            del row  # a long line must not stay in memory while the next is read
 
     def found(self, reader: RecordReader, rows: Rows) -> Iterator[InputProblem]:
         """Yield the problem of each bad line, with the id that the file gives it."""
@@ -74,9 +75,10 @@ class BadLines:
                 found = reader.check(line, row)
                 if type(found) is not InputRequest:
                     if is_bad:
-                        yield cast("InputProblem", found)
+                        yield _placed(cast("InputProblem", found), reader, row)
                 elif is_bad:
-                    yield _duplicate(found, first_lines.get(_digest(found.custom_id)))
+                    first = first_lines.get(_digest(found.custom_id))
+                    yield _placed(_duplicate(found, reader.unit, first), reader, row)
                 elif (digest := _digest(found.custom_id)) in self._repeated:
                     first_lines.setdefault(digest, line)
             if is_bad and (next_bad := next(bad_lines, 0)) == 0:
@@ -123,15 +125,20 @@ def _digest(custom_id: str) -> int:
     return int.from_bytes(id_key(custom_id))
 
 
-def _duplicate(found: InputRequest, line: int | None) -> InputProblem:
-    earlier = "an earlier line" if line is None else f"line {line}"
+def _duplicate(found: InputRequest, unit: RecordUnit, line: int | None) -> InputProblem:
+    earlier = f"an earlier {unit}" if line is None else f"{unit} {line}"
     return InputProblem(
         found.line,
         "duplicate_custom_id",
         f"the custom_id {shown(found.custom_id)} is already used by {earlier}",
-        "give each line a different custom_id (a line without one gets its line number)",
+        f"give each {unit} a different custom_id (a {unit} without one gets its number)",
         found.custom_id,
     )
+
+
+def _placed(problem: InputProblem, reader: RecordReader, row: Any) -> InputProblem:
+    place = reader.place_of(problem.line, row)
+    return msgspec.structs.replace(problem, place=place) if place else problem
 
 
 def _named(problem: InputProblem, endings: int) -> InputProblem:

@@ -6,6 +6,7 @@ in ``docs/file-formats.md``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ from .formats.request_options import Parameters, RequestOptions
 from .input_bytes import InputBytes
 from .input_members import ColumnOptions, describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
+from .line_limits import LONGEST_LINE, bytes_of
 
 _PROBLEMS_KEPT: Final = 20
 
@@ -37,10 +39,12 @@ class InputFile:
     """A file of requests.
 
     Args:
-        path: path of the file; ``"-"`` is standard input. Standard input and pipes are copied into
-            a temporary file first.
-        format: ``"auto"`` uses the ending of the name: ``.csv`` and ``.tsv``, ``.txt``, and JSON
-            lines for all others.
+        path: path of the file; ``"-"`` is standard input; as a str also an address that fsspec can
+            open, such as ``s3://…``. What is no file on this machine is copied into a temporary
+            file first. Compressed files, JSON arrays, Parquet and Arrow are recognised by their
+            contents.
+        format: ``"auto"`` uses the ending of the name for all others: ``.csv`` and ``.tsv``,
+            ``.txt``, and JSON lines for the rest.
         template: makes a prompt of a row, for instance ``"Translate: {{text}}"``. CSV needs one;
             text without one sends each line unchanged. JSON lines with one are rows, too.
         system: makes a system message before each prompt, in the same way.
@@ -54,11 +58,12 @@ class InputFile:
         send_columns: send those members, as parameters of the provider.
         trust_input: also send members that litellm takes as its own settings: keys, addresses,
             retries, prices.
+        max_line: MiB of the longest line, element or row that is read; a longer one is a bad line.
         standard_input: stream to read for ``"-"``; ``sys.stdin`` if None.
 
     Raises:
         InputFileError: the options contradict each other.
-        ValueError: there is no such format.
+        ValueError: there is no such format, or the limit is not finite and above 0.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class InputFile:
         drop_columns: bool = False,
         send_columns: bool = False,
         trust_input: bool = False,
+        max_line: float = LONGEST_LINE,
         standard_input: BinaryIO | None = None,
     ) -> None:
         if isinstance(keep, str):
@@ -83,15 +89,18 @@ class InputFile:
         columns = ColumnOptions(tuple(dict.fromkeys(keep)), drop_columns, send_columns, trust_input)
         self._path = Path(path)
         self._bytes = InputBytes(path, standard_input)
+        self._reader_of = functools.partial(
+            reader_of,
+            format,
+            self._bytes.ending,
+            template=template,
+            model=model,
+            columns=columns,
+            requests=RequestOptions(system, Parameters(parameters), id_column, override_model),
+            longest=bytes_of(max_line),
+        )
         with self._bytes.naming():
-            self._reader = reader_of(
-                format,
-                self._path.suffix.lower(),
-                template=template,
-                model=model,
-                columns=columns,
-                requests=RequestOptions(system, Parameters(parameters), id_column, override_model),
-            )
+            self._reader = self._reader_of()
         self._summary: InputSummary | None = None
         self._bad_lines = BadLines()
         self._records = RequestRecords()
@@ -102,8 +111,13 @@ class InputFile:
         return self._path
 
     @property
+    def name(self) -> str:
+        """Name of the file for messages. An address is without its query, which may hold keys."""
+        return self._bytes.name
+
+    @property
     def format(self) -> str:
-        """Format of the file: ``jsonl``, ``csv`` or ``text``."""
+        """Format of the file, as in :class:`InputSummary`. It is sure after a check."""
         return self._reader.format
 
     def check(self) -> InputSummary:
@@ -113,20 +127,22 @@ class InputFile:
         returns the same summary.
 
         Raises:
-            InputFileError: the file cannot be read, is empty, is compressed, was changed
-                meanwhile, or does not fit the template.
+            InputFileError: the file cannot be read, is empty or broken, was changed meanwhile, or
+                does not fit the template.
         """
         if self._summary is None:
             self._summary = self._check()
         return self._summary
 
     def _check(self) -> InputSummary:
-        reader, bad_lines = self._reader, BadLines()
+        bad_lines = BadLines()
         models: Counter[str] = Counter()
         digest, records = RequestsDigest(), RequestRecords()
         with self._bytes.first_reading() as stream:
+            reader = self._reader = self._reader_of(self._bytes.beginning)
             for line, row in reader.rows(stream):
                 found = reader.check(line, row)
+                del row  # a long line must not stay in memory longer than it is needed
                 if type(found) is not InputRequest:
                     bad_lines.add(line)
                     continue
@@ -134,6 +150,7 @@ class InputFile:
                 if reader.lines_are_ids or bad_lines.accepts(line, key):
                     models[found.request.model] += 1
                     records.add(key, digest.add(found.custom_id, found.request))
+                del found
         with self._bytes.naming():
             if not bad_lines:  # a bad line may have the missing column
                 reader.refuse_missing()
@@ -151,6 +168,7 @@ class InputFile:
             reader.format,
             columns,
             reader.names_lines,
+            reader.unit,
         )
 
     def records(self) -> RequestRecords:
@@ -202,11 +220,15 @@ class InputFile:
         """
         columns = self.check().columns
         if columns:
-            raise InputFileError(f"{self._bytes.name}: {describe_columns(columns)}")
+            raise InputFileError(
+                f"{self._bytes.name}: {describe_columns(columns, self._reader.unit)}"
+            )
         for line, row in self._good_rows():
             found = self._reader.request(line, row, finished)
+            del row  # a long line must not stay in memory longer than it is needed
             if found is not None:
                 yield found
+            del found
 
     def names(self) -> Iterator[str]:
         """Yield the ids of all requests, without building the requests.

@@ -69,7 +69,7 @@ def result_line(
 
 def problem_line(problem: InputProblem) -> bytes:
     """Return the result line of a request that was not sent because its input line is invalid."""
-    message = f"line {problem.line}: {problem.message}; {problem.hint}"
+    message = f"{problem.where}: {problem.message}; {problem.hint}"
     error = {"code": problem.code, "message": message}
     return _line(problem.custom_id or str(problem.line), None, error)
 

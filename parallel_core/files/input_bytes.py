@@ -1,6 +1,8 @@
 """Bytes of an input: each reading returns the same bytes, or fails.
 
-Standard input and pipes are copied, since they cannot be read twice.
+Standard input, pipes and files with an address are copied, since they cannot be read twice, or not
+as they were. What is compared with the first reading are the bytes of the file as it is, compressed
+or not. A table is read here and there, so it has been read as a whole before.
 """
 
 from __future__ import annotations
@@ -16,23 +18,18 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator
-from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Final, cast
 
 from parallel_core.errors import InputFileError
 
-OnBlock: TypeAlias = Callable[[int, memoryview], object]
+from .block_streams import BLOCK, Blocks, SharedFile
+from .contents import is_table
+from .remote_sources import ending_of, is_address, name_of, not_read, open_address
+from .unpacking import ENDINGS, Unpacked, packing_of
 
 _STANDARD_INPUT: Final = "-"
-_BLOCK: Final = 1 << 20  # bytes
 _BUFFER: Final = 1 << 16  # bytes
-# First bytes of compressed files, and the command that unpacks them.
-_PACKED: Final = {
-    b"\x1f\x8b": "gzip -dc",
-    b"\x28\xb5\x2f\xfd": "zstd -dc",
-    b"BZh": "bzip2 -dc",
-    b"\xfd7zXZ": "xz -dc",
-}
 _ARCHIVE: Final = b"PK\x03\x04"
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 
@@ -41,18 +38,24 @@ class InputBytes:
     """The bytes of an input file. Each reading starts at its beginning.
 
     Args:
-        path: path of the file; ``"-"`` is standard input.
+        path: path or address of the file; ``"-"`` is standard input.
         standard_input: stream to read for ``"-"``; ``sys.stdin`` if None.
 
     Attributes:
         name: name of the file for messages.
+        ending: ending of the name of the file without compression, in lower case: ``.csv``.
+        beginning: first bytes of the contents, unpacked. Known while the file is read.
     """
 
     def __init__(self, path: Path | str, standard_input: BinaryIO | None) -> None:
+        self._address = path if isinstance(path, str) and is_address(path) else None
         self._path = Path(path)
         self._is_standard_input = str(path) == _STANDARD_INPUT
+        self.ending = _ending_of(self._path if self._address is None else ending_of(self._address))
+        self.beginning = b""
         # A name may have newlines, and bytes that are not UTF-8; messages must be text.
-        name = str(path).encode("utf-8", "replace").decode().replace("\n", "\\n")
+        name = str(path) if self._address is None else name_of(self._address)
+        name = name.encode("utf-8", "replace").decode().replace("\n", "\\n")
         self.name = "standard input" if self._is_standard_input else name
         self._standard_input = standard_input
         self._digests: list[bytes] = []  # of the blocks of the first reading
@@ -73,7 +76,7 @@ class InputBytes:
         """Open the file. It must not change until the block is left.
 
         Raises:
-            InputFileError: it cannot be read, is compressed, or was changed meanwhile.
+            InputFileError: it cannot be read, is no text or table, or was changed meanwhile.
         """
         digests: list[bytes] = []
 
@@ -81,18 +84,25 @@ class InputBytes:
             if block:
                 digests.append(_digest_of(block))
 
-        with self._opened(note) as (stream, file):
+        with self._opened(note) as (stream, blocks, file):
             before = _state_of(file)
-            yield stream
-            while not stream.closed and stream.read(_BLOCK):
+            is_read_in_order = not is_table(self.beginning)
+            if is_read_in_order:
+                yield stream
+            while not blocks.closed and blocks.read(BLOCK):
                 pass  # read to the end for the digests: a reader may stop early
             if _state_of(file) != before:
                 raise _changed()
         self._digests, self._size = digests, before[2]
+        if not is_read_in_order:
+            with self.reading() as stream:
+                yield stream
 
     @contextlib.contextmanager
     def reading(self) -> Generator[BinaryIO]:
-        """Open the file again. The stream returns only bytes of the first reading.
+        """Open the file again. The stream returns only what was there at the first reading.
+
+        The stream of a table can be positioned.
 
         Raises:
             InputFileError: the file was changed after the first reading.
@@ -104,14 +114,14 @@ class InputBytes:
             if found != known or os.fstat(file).st_size != self._size:
                 raise _changed()
 
-        with self._opened(compare) as (stream, _):
+        with self._opened(compare) as (stream, _, _):
             yield stream
 
     def digest(self) -> str:
         """Return the SHA-256 digest of the file, which had a first reading."""
         digest = hashlib.sha256()
         with self.reading() as stream:
-            while block := stream.read(_BLOCK):
+            while block := stream.read(BLOCK):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -123,41 +133,60 @@ class InputBytes:
     @contextlib.contextmanager
     def _opened(
         self, on_block: Callable[[int, int, memoryview], object]
-    ) -> Generator[tuple[BinaryIO, int]]:
-        """Return a stream and the file descriptor.
+    ) -> Generator[tuple[BinaryIO, BinaryIO, int]]:
+        """Return a stream of the contents, one of the file as it is, and the file descriptor.
 
-        ``on_block`` gets the descriptor, the number of each block and the block.
+        ``on_block`` gets the descriptor, the number of each block of the file and the block.
         """
-        try:
+        with self.naming():
             raw, number = self._raw()
-        except OSError as error:
-            reason = error.strerror or type(error).__qualname__
-            raise InputFileError(f"{self.name}: cannot be read: {reason}") from None
-        blocks = _Blocks(raw, functools.partial(on_block, number))
-        with self.naming(), raw, io.BufferedReader(blocks, _BUFFER) as stream:
-            _refuse_packed(stream.peek(8)[:8])
-            yield stream, number
+            blocks = Blocks(raw, functools.partial(on_block, number))
+            with raw, io.BufferedReader(blocks, _BUFFER) as packed:
+                stream = _contents_of(packed)
+                self.beginning = stream.peek(_BUFFER)
+                _refuse_unreadable(self.beginning)
+                yield stream, packed, number
 
     def _raw(self) -> tuple[io.RawIOBase, int]:
+        """Return a stream that can be positioned, and its file descriptor."""
         if self._copy is None:
-            if self._is_standard_input:
-                self._copy = _copied(self._standard_input or _standard_input())
-            else:
-                raw = self._path.open("rb", buffering=0)
-                if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-                    return raw, raw.fileno()
-                with raw:  # a pipe cannot be read twice
-                    self._copy = _copied(raw)
-        return _View(self._copy, self._copy_lock), self._copy.fileno()
+            try:
+                if self._address is not None:
+                    self._copy = _copy_of(self._address)
+                elif self._is_standard_input:
+                    self._copy = _copied(self._standard_input or _standard_input())
+                else:
+                    raw = self._path.open("rb", buffering=0)
+                    if stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+                        return raw, raw.fileno()
+                    with raw:  # a pipe cannot be read twice
+                        self._copy = _copied(raw)
+            except OSError as error:
+                reason = error.strerror or type(error).__qualname__
+                raise InputFileError(f"cannot be read: {reason}") from None
+        return SharedFile(self._copy, self._copy_lock), self._copy.fileno()
 
 
-def _refuse_packed(beginning: bytes) -> None:
-    for mark, command in _PACKED.items():
-        if beginning.startswith(mark):
-            raise InputFileError(
-                f"the file is compressed: unpack it first, for instance with {command} FILE | "
-                "parallel-core run -"
-            )
+def _ending_of(path: PurePath) -> str:
+    ending = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if ending in ENDINGS else ending
+
+
+def _contents_of(packed: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    """Return a stream of the contents of a file, which may be compressed."""
+    packing = packing_of(packed.peek(_BUFFER))
+    if packing is None:
+        return packed
+    unpacked = io.BufferedReader(Unpacked(packed, packing), _BUFFER)
+    beginning = unpacked.peek(_BUFFER)
+    if packing_of(beginning) is not None:
+        raise InputFileError("the file is compressed twice: unpack it once")
+    if is_table(beginning):
+        raise InputFileError("the file is a compressed Parquet or Arrow file: unpack it first")
+    return unpacked
+
+
+def _refuse_unreadable(beginning: bytes) -> None:
     if beginning.startswith(_ARCHIVE):
         raise InputFileError(
             "the file is an archive or a spreadsheet: unpack it, or save it as CSV"
@@ -176,61 +205,6 @@ def _changed() -> InputFileError:
     )
 
 
-class _Blocks(io.RawIOBase):
-    """Reads a stream in blocks of equal size, and passes each to a function before returning it.
-
-    The function gets the number of the block and the block; at the end of the stream the block is
-    empty.
-    """
-
-    def __init__(self, raw: io.RawIOBase, on_block: OnBlock) -> None:
-        self._raw = raw
-        self._on_block = on_block
-        self._number = 0
-        self._buffer = bytearray(_BLOCK)
-        self._left = memoryview(self._buffer)[:0]
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = self._next_block()
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count
-
-    def _next_block(self) -> memoryview:
-        whole = memoryview(self._buffer)
-        size = 0
-        while size < _BLOCK and (count := self._raw.readinto(whole[size:])):
-            size += count
-        self._on_block(self._number, whole[:size])
-        self._number += 1
-        return whole[:size]
-
-
-class _View(io.RawIOBase):
-    """Reads a shared file from its beginning, with a separate position."""
-
-    def __init__(self, file: BinaryIO, lock: threading.Lock) -> None:
-        self._file = file
-        self._lock = lock
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with self._lock:
-            self._file.seek(self._position)
-            block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
-        self._position += len(block)
-        return len(block)
-
-
 def _standard_input() -> BinaryIO:
     stdin: Any = sys.stdin
     if stdin is None or stdin.closed:  # None if the process was started without one
@@ -241,9 +215,21 @@ def _standard_input() -> BinaryIO:
 def _copied(source: Any) -> BinaryIO:
     """Copy a stream to a temporary file that no other program can open. Closing it deletes it."""
     copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - kept open
-    shutil.copyfileobj(source, copy, _BLOCK)
-    copy.flush()
+    try:
+        shutil.copyfileobj(source, copy, BLOCK)
+        copy.flush()
+    except BaseException:
+        copy.close()
+        raise
     return copy
+
+
+def _copy_of(address: str) -> BinaryIO:
+    with open_address(address) as source:
+        try:
+            return _copied(source)
+        except Exception as error:  # noqa: BLE001 - the file systems have errors of many packages
+            raise not_read(error, address) from None
 
 
 def _state_of(number: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import msgspec
 from parallel_core.config import nearest
 from parallel_core.errors import InputFileError
 
-from .input_records import InputColumn, LineError, kind_of, shown
+from .input_records import InputColumn, LineError, RecordUnit, kind_of, shown
 from .parameters import is_key_or_address, is_litellm_setting, is_private, openai_parameters
 
 # Sent although OpenAI lacks them: a timeout in seconds, and a vendor's members of the body.
@@ -213,11 +213,16 @@ class Members:
             self._undecided[name] = (lines + 1, first)
 
 
-def describe_columns(columns: list[InputColumn]) -> str:
-    """Describe undecided columns, and what to do, as a text for people."""
+def describe_columns(columns: list[InputColumn], unit: RecordUnit = "line") -> str:
+    """Describe undecided columns, and what to do, as a text for people.
+
+    Args:
+        columns: the columns.
+        unit: what the numbers of requests count in this file.
+    """
     listed = [
-        f"  {shown(column.name)}: {column.lines:,} {'line' if column.lines == 1 else 'lines'}, "
-        f"first in line {column.first_line}{_meant(column.name)}"
+        f"  {shown(column.name)}: {column.lines:,} {unit if column.lines == 1 else f'{unit}s'}, "
+        f"first in {unit} {column.first_line}{_meant(column.name)}"
         for column in columns[:_MOST_SHOWN]
     ]
     if len(columns) > _MOST_SHOWN:
@@ -229,7 +234,7 @@ def describe_columns(columns: list[InputColumn]) -> str:
         "others out, or --send-columns to send them as parameters of the provider"
     )
     return "\n".join(
-        ("lines have members that are not parameters of chat completions:", *listed, advice)
+        (f"{unit}s have members that are not parameters of chat completions:", *listed, advice)
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from parallel_core.types import RouterParallelRequest
 
+RecordUnit: TypeAlias = Literal["line", "element", "row"]
+"""Names of what the numbers of requests count."""
+
 _LONGEST_SHOWN: Final = 60  # characters
-_UTF8_MARK: Final = b"\xef\xbb\xbf"
 _JSON_TYPES: Final[dict[type, str]] = {
     dict: "an object",
     list: "an array",
@@ -26,7 +28,8 @@ class InputRequest(msgspec.Struct, frozen=True):
     """One request of a file.
 
     Attributes:
-        line: number of the line where it begins, from 1.
+        line: number of the line where it begins, from 1. In a JSON array, number of the element;
+            in Parquet and Arrow, number of the row.
         custom_id: its id in the output; the line number if the file gives none.
         request: the request to send.
         returned: members of its line that are copied to the result line: ``metadata`` and
@@ -43,12 +46,13 @@ class InputProblem(msgspec.Struct, frozen=True):
     """A line that is not a valid request.
 
     Attributes:
-        line: number of the line where it begins, from 1.
+        line: its number, as in :class:`InputRequest`.
         code: short reason, for instance ``invalid_json_line``.
         message: what is wrong. It quotes no prompt.
         hint: what to do.
         custom_id: id of the line in the output: the id that the file gives, or the line number. It
             has an ending if another line already has that id.
+        place: where it is, if that is no line of its own: ``element 3 (line 17)``, ``row 5``.
     """
 
     line: int
@@ -56,6 +60,12 @@ class InputProblem(msgspec.Struct, frozen=True):
     message: str
     hint: str
     custom_id: str | None
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The place for messages: ``line 17`` if it has no other name."""
+        return self.place or f"line {self.line}"
 
 
 class LineError(Exception):
@@ -92,10 +102,11 @@ class InputSummary(msgspec.Struct, frozen=True):
         models: number of requests by model.
         fingerprint: 32 hexadecimal digits: the same for the same requests (ids, models, messages
             and parameters that may change an answer), in any order and form.
-        format: ``jsonl``, ``csv`` or ``text``.
+        format: ``jsonl``, ``json`` (an array), ``csv``, ``text``, ``parquet`` or ``arrow``.
         columns: members of plain lines for which ``keep``, ``drop_columns`` or ``send_columns`` is
             needed. Nothing can be sent while there are any.
         named_by_line: True if some requests have no id in the file; their id is the line number.
+        unit: what the numbers of requests count: ``line``, ``element`` or ``row``.
     """
 
     requests: int
@@ -106,6 +117,7 @@ class InputSummary(msgspec.Struct, frozen=True):
     format: str
     columns: list[InputColumn] = []
     named_by_line: bool = False
+    unit: RecordUnit = "line"
 
 
 class RecordReader(Protocol):
@@ -116,6 +128,7 @@ class RecordReader(Protocol):
     """
 
     format: str
+    unit: RecordUnit
 
     @property
     def lines_are_ids(self) -> bool:
@@ -141,6 +154,10 @@ class RecordReader(Protocol):
 
     def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
         """Return the request of a record that passed ``check``; None if it is finished."""
+        ...
+
+    def place_of(self, line: int, row: Any) -> str:
+        """Return where a record is, for messages; empty if that is a line of its own."""
         ...
 
     def refuse_missing(self) -> None:
@@ -184,12 +201,3 @@ def kind_of(value: object) -> str:
 def missing(name: str, hint: str) -> LineError:
     """Return the error of a line without a member that it must have."""
     return LineError("missing_required_parameter", f"{name} is missing", hint)
-
-
-def text_rows(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a stream that are not blank, numbered from 1, without a UTF-8 BOM."""
-    for line, row in enumerate(stream, 1):
-        if line == 1 and row.startswith(_UTF8_MARK):
-            row = row[len(_UTF8_MARK) :]
-        if not row.isspace() and row:
-            yield line, row

@@ -110,7 +110,9 @@ class RunPlan:
         if summary.bad_lines and not self.skip_invalid:
             raise InputFileError(_describe_problems(summary))
         if summary.columns:
-            raise InputFileError(f"{source.path}: {describe_columns(summary.columns)}")
+            raise InputFileError(
+                f"{source.name}: {describe_columns(summary.columns, summary.unit)}"
+            )
         for path in RunPaths.of(self.output, self.error_file).files:
             if _are_the_same(path, source.path):
                 raise InputFileError(
@@ -149,8 +151,8 @@ def check_requests(
             request.line for request in source.requests() if request.request.model in unknown
         )
         raise ValueError(
-            f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in line "
-            f"{line} of the input); add it to the model_list, or correct the line"
+            f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in "
+            f"{summary.unit} {line} of the input); add it to the model_list, or correct the line"
         )
     budget = controls.get("budget")
     if budget is not None:
@@ -165,7 +167,7 @@ def _are_the_same(one: Path, other: Path) -> bool:
 def _describe_problems(summary: InputSummary) -> str:
     """Describe the first invalid lines as a text for people."""
     lines = [
-        f"line {problem.line}: {problem.code}: {problem.message}; {problem.hint}"
+        f"{problem.where}: {problem.code}: {problem.message}; {problem.hint}"
         for problem in summary.problems
     ]
     if more := summary.bad_lines - len(lines):

@@ -58,7 +58,7 @@ class RunResults:
     def entry_of_problem(self, problem: InputProblem) -> JournalEntry:
         """Count an invalid line as a failure, and return its entry."""
         custom_id = problem_id(problem)
-        message = f"{problem.code}: line {problem.line}: {problem.message}"
+        message = f"{problem.code}: {problem.where}: {problem.message}"
         self.failures.add(custom_id, LineFailure("request", None, problem.code, message))
         return JournalEntry(custom_id, problem_line(problem), ok=False)
 

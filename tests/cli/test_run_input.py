@@ -95,6 +95,8 @@ BAD_LINES = f"""\
         (["--demo", "--param=tools=@missing.json"], "--param tools: cannot read missing.json"),
         (["--demo", "--param=tools=@/dev/null"], "--param tools: /dev/null is not JSON"),
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
+        (["--demo", "--max-line=0"], "--max-line must be a finite number of MiB above 0, not 0"),
+        (["--demo", "--max-line=0.00001"], "line 1: line_too_long: longer than"),
         (["--demo", "--keep=id"], "no line has a member 'id' to keep"),
         (["--demo", "--drop-columns", "--send-columns"], "columns are dropped or sent, not both"),
         (["--demo", "--retry-failed=late"], "there is no kind of failure 'late'; the kinds are"),
@@ -127,6 +129,7 @@ def test_an_output_is_needed(tmp_path: Path) -> None:
         ("batch.jsonl", BATCH_LINE, [], "1 request (fast 1)"),
         ("rows.csv", "text,n\none,1\ntwo,2\n", ["--template=Say {{text}}."], "2 requests (m 2)"),
         ("rows.tsv", "text\tn\none\t1\n", ["--template=Say {{text}}."], "1 request (m 1)"),
+        ("batch.json", f"[\n{BATCH_LINE}]", [], "1 request (fast 1)"),
         ("lines.txt", "one\ntwo\nthree\n", [], "3 requests (m 3)"),
         ("lines.text", "one\n", ["--format=text"], "1 request (m 1)"),
     ],
@@ -135,7 +138,7 @@ def test_validate_checks_each_format(
     bench: Bench, name: str, content: str, options: list[str], says: str
 ) -> None:
     bench.path(name).write_text(content)
-    model = [] if name == "batch.jsonl" else ["--model=m", "--api-base=http://127.0.0.1:9/v1"]
+    model = [] if name.startswith("batch") else ["--model=m", "--api-base=http://127.0.0.1:9/v1"]
     done = bench.run(name, "--validate", *options, *model, router=False)
     assert done.code == 0, done.said
     assert says in done.said

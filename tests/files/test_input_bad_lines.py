@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +161,6 @@ def test_half_a_character_is_told_as_what_it_is(tmp_path: Path) -> None:
         first, second = file.check().problems
     assert first.message.startswith("half a character")
     assert second.message.startswith("not valid JSON")
-
-
-def test_an_array_over_many_lines_is_one_problem(tmp_path: Path) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_text("\n" + json.dumps([a_line(), a_line("b")], indent=2))
-    with InputFile(path) as file:
-        (problem,) = file.check().problems
-        assert requests_of(file) == []
-    assert (problem.line, problem.code) == (2, "invalid_json_line")
-    assert "jq -c '.[]'" in problem.hint
 
 
 def test_messages_are_short_and_harmless_in_a_terminal(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def test_a_file_that_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
     [
         (b"", "no request"),
         (b"\n \n", "no request"),
-        (b"\x1f\x8b\x08\x00", "gzip -dc"),
-        (b"\x28\xb5\x2f\xfd\x00", "zstd -dc"),
+        (b"\x1f\x8b\x08\x00", "gzip -t"),
+        (b"\x28\xb5\x2f\xfd\x00", "zstd -t"),
         (b"PK\x03\x04", "save it as CSV"),
         (b"\xff\xfe{\x00", "iconv -f UTF-16"),
     ],

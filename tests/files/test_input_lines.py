@@ -152,12 +152,21 @@ def test_each_line_is_a_request_or_one_problem(
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "in.jsonl"
     content = b"\n".join([*lines, json.dumps(a_line("the last")).encode()])
-    marks = (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff", b"BZh", b"PK", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+    marks: tuple[bytes, ...] = (
+        b"\x1f\x8b",
+        b"\xff\xfe",
+        b"\xfe\xff",
+        b"BZh",
+        b"PK",
+        b"\xfd7zXZ",
+        b"\x28\xb5\x2f\xfd",
+    )
+    marks += (b"\x50\x2a\x4d\x18", b"PAR", b"ARROW1", b"FEA1", b"\xff\xff\xff\xff")
     if content.startswith(marks):
         return
     path.write_bytes(content)
-    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*(\n|$)", content):
-        return  # an array, which is one problem
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[", content):
+        return  # an array, which has another form
     with InputFile(path, drop_columns=True) as file:
         summary = file.check()
         requests = requests_of(file)

@@ -6,8 +6,8 @@ import contextlib
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Final, TypeAlias
 
 from parallel_core.errors import InputFileError
 from parallel_core.files.input_members import as_json
@@ -15,9 +15,11 @@ from parallel_core.files.input_records import (
     InputColumn,
     InputProblem,
     InputRequest,
+    RecordUnit,
     not_utf8,
     shown,
 )
+from parallel_core.files.line_limits import unending
 from parallel_core.types import RouterParallelRequest
 
 from .prompts import Prompts, empty_prompt, listed
@@ -25,7 +27,6 @@ from .request_options import RequestOptions
 
 _ID_COLUMNS: Final = ("custom_id", "id")
 _OTHER_DELIMITERS: Final = (";", "\t")
-_NO_OPTIONS: Final = RequestOptions()
 _LONGEST_FIELD: Final = 2**31 - 1  # characters; fits a C long on every platform
 
 _CsvRow: TypeAlias = "list[str] | InputProblem"
@@ -43,18 +44,22 @@ class CsvTable:
         delimiter: character between columns.
         keep: columns that are copied to the output line.
         options: what the requests have in common.
+        longest: size of the longest row that is read.
     """
 
     format = "csv"
+    unit: RecordUnit = "line"
 
     def __init__(
         self,
         model: str,
         template: str | None,
         delimiter: str,
-        keep: tuple[str, ...] = (),
-        options: RequestOptions = _NO_OPTIONS,
+        keep: tuple[str, ...],
+        options: RequestOptions,
+        longest: int,
     ) -> None:
+        self._longest = longest
         self._keep = keep
         self._kept: list[tuple[str, int]] = []  # name and index of each column to keep
         self._model = model
@@ -72,6 +77,9 @@ class CsvTable:
 
     names_lines = lines_are_ids
 
+    def place_of(self, line: int, row: Any) -> str:
+        return ""
+
     def meaning(self) -> list[str | None]:
         return [self._model, self._source, self._delimiter, *self._options.meaning()]
 
@@ -86,18 +94,20 @@ class CsvTable:
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
         # Keep bytes that are not UTF-8; `check` reports them row by row.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        text_lines = _BoundedLines(text, self._longest)
         blank, names = 0, ""
-        for names in text:
+        for names in text_lines:
             if names.strip():
                 break
             blank += 1
         if self._delimiter == ",":
             self._delimiter = _delimiter_of(names)
-        lines = itertools.chain([names], text)
+        lines = itertools.chain([names], text_lines)
         reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
         has_names = False
         while True:
             line = blank + reader.line_num + 1
+            text_lines.begin_row(line)
             try:
                 row = next(reader)
             except StopIteration:
@@ -159,6 +169,9 @@ class CsvTable:
             return not_utf8(line)
         if len(row) != len(self._columns):
             return _not_csv(line, f"{len(row)} fields for {len(self._columns)} columns")
+        return self._check_values(line, row)
+
+    def _check_values(self, line: int, row: Sequence[str]) -> InputRequest | InputProblem:
         custom_id = str(line) if self._id_column is None else row[self._id_column]
         if not custom_id:
             name = self._columns[self._id_column or 0]
@@ -187,12 +200,46 @@ class CsvTable:
         request = self._request_of(row)
         if request is None:
             return None
-        columns = {name: row[place] for name, place in self._kept}
+        columns = {name: self._kept_value(row, place) for name, place in self._kept}
         returned = {"columns": as_json(columns)} if columns else None
         return InputRequest(line, custom_id, request, returned)
 
-    def _request_of(self, row: list[str]) -> RouterParallelRequest | None:
+    def _request_of(self, row: Sequence[str]) -> RouterParallelRequest | None:
         return self._prompts.request({name: row[place] for name, place in self._used})
+
+    def _kept_value(self, row: Sequence[str], place: int) -> object:
+        return row[place]
+
+
+class _BoundedLines:
+    """The lines of a text, up to a size of those that make one row.
+
+    Raises:
+        InputFileError: a row is larger.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, longest: int) -> None:
+        self._read = text.readline
+        self._longest = longest
+        self._size = 0
+        self._row = 1
+
+    def begin_row(self, line: int) -> None:
+        """Begin a row in a line."""
+        self._size = 0
+        self._row = line
+
+    def __iter__(self) -> _BoundedLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._read(self._longest + 1)
+        self._size += len(line)
+        if self._size > self._longest:
+            raise unending(f"the row that begins in line {self._row}", self._longest)
+        if not line:
+            raise StopIteration
+        return line
 
 
 def _delimiter_of(names: str) -> str:

@@ -17,11 +17,12 @@ from parallel_core.files.input_records import (
     InputProblem,
     InputRequest,
     LineError,
+    RecordUnit,
     kind_of,
     missing,
     not_utf8,
-    text_rows,
 )
+from parallel_core.files.line_limits import text_rows
 from parallel_core.router import as_request
 
 from .batch_lines import EXAMPLE, NOT_GIVEN, body_of
@@ -29,10 +30,13 @@ from .line_ids import checked_line_id, take_id, written_id
 from .provider_lines import translated_body
 from .request_options import RequestOptions
 
-_NO_OPTIONS: Final = RequestOptions()
-_BEGINNING_OF_ARRAY: Final = b"["
-_ARRAY: Final = "an array over many lines instead of an object on each line"
-_ARRAY_HINT: Final = "convert an array of requests to lines with: jq -c '.[]'"
+_BEGINNING_OF_OBJECT: Final = b"{"
+_CUT_OBJECT: Final = "the object does not end in this line"
+_OBJECT_OVER_LINES: Final = (
+    "the file is a JSON object over many lines: write each request on one line, for instance with "
+    "jq -c . FILE, or all of them as an array"
+)
+_CUT_HINT: Final = "write each object on one line, or all as an array: jq -c . FILE writes lines"
 _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONE_SURROGATE: Final = "half a character: one of \\ud800 to \\udfff without the other half"
 _SURROGATE_HINT: Final = "remove it: it is the rest of an emoji or the like, where a text was cut"
@@ -45,30 +49,38 @@ class JsonLines:
         model: model of the requests that name none.
         columns: options for members that are not parameters.
         options: what the requests have in common.
+        longest: bytes of the longest line that is read.
     """
 
     format = "jsonl"
+    unit: RecordUnit = "line"
     lines_are_ids = False
 
     def __init__(
-        self,
-        model: str | None,
-        columns: ColumnOptions,
-        options: RequestOptions = _NO_OPTIONS,
+        self, model: str | None, columns: ColumnOptions, options: RequestOptions, longest: int
     ) -> None:
         self._model = model
         self._requests = options
+        self._longest = longest
         self._model_was_needed = False
         self.names_lines = False
         self._options = columns
         self._members = Members(columns)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
-    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        for number, (line, row) in enumerate(text_rows(stream)):
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+        count, is_cut = 0, False
+        for line, row in text_rows(stream, self._longest):
+            if count < 2 and type(row) is bytes:
+                if is_cut and row.lstrip().startswith(b'"'):
+                    raise InputFileError(_OBJECT_OVER_LINES)  # or each line would be reported
+                is_cut = row.strip() == _BEGINNING_OF_OBJECT
+            count += 1  # noqa: SIM113 - enumerate would keep the row
             yield line, row
-            if not number and row.strip() == _BEGINNING_OF_ARRAY:
-                return  # otherwise every further line would be reported too
+            del row  # a long line must not stay in memory while the next is read
+
+    def place_of(self, line: int, row: Any) -> str:
+        return ""
 
     def meaning(self) -> list[str | None]:
         model = self._model if self._model_was_needed else None
@@ -80,7 +92,9 @@ class JsonLines:
     def undecided(self) -> list[InputColumn]:
         return self._members.undecided()
 
-    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
+    def check(self, line: int, row: Any) -> InputRequest | InputProblem:
+        if type(row) is InputProblem:
+            return row
         custom_id = str(line)
         try:
             record = self._record(row)
@@ -106,9 +120,7 @@ class JsonLines:
         except LineError as error:
             return InputProblem(line, error.code, error.message, error.hint, custom_id)
 
-    def request(
-        self, line: int, row: bytes, finished: Callable[[str], bool]
-    ) -> InputRequest | None:
+    def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
         try:
             record = self._record(row)
         except (LineError, UnicodeDecodeError):
@@ -146,16 +158,15 @@ class JsonLines:
         try:
             record = self._decode(row)
         except (msgspec.DecodeError, RecursionError) as error:
-            if row.strip() == _BEGINNING_OF_ARRAY:
-                raise LineError("invalid_json_line", _ARRAY, _ARRAY_HINT) from None
+            if row.lstrip().startswith(_BEGINNING_OF_OBJECT) and _is_cut(error):
+                raise LineError("invalid_json_line", _CUT_OBJECT, _CUT_HINT) from None
             if _has_lone_surrogate(row):
                 raise LineError("invalid_json_line", _LONE_SURROGATE, _SURROGATE_HINT) from None
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise LineError("invalid_json_line", f"not valid JSON: {reason}", EXAMPLE) from None
         if type(record) is not dict:
-            kind = kind_of(record)
-            hint = _ARRAY_HINT if type(record) is list else EXAMPLE
-            raise LineError("invalid_json_line", f"{kind} instead of an object", hint)
+            problem = f"{kind_of(record)} instead of an object"
+            raise LineError("invalid_json_line", problem, EXAMPLE)
         return cast("dict[str, Any]", record)
 
 
@@ -164,6 +175,10 @@ def _changed_line(line: int) -> InputFileError:
         f"line {line} was a request when the file was checked, but is not one now: do not change "
         "the file during a run"
     )
+
+
+def _is_cut(error: Exception) -> bool:
+    return str(error) == "Input data was truncated"
 
 
 def _has_lone_surrogate(row: bytes) -> bool:

@@ -36,15 +36,21 @@ class JsonRows(JsonLines):
         template: template of the prompts.
         columns: names the columns that are copied to the output line.
         options: what the requests have in common.
+        longest: bytes of the longest line that is read.
 
     Raises:
         InputFileError: the template has no columns.
     """
 
     def __init__(
-        self, model: str, template: str, columns: ColumnOptions, options: RequestOptions
+        self,
+        model: str,
+        template: str,
+        columns: ColumnOptions,
+        options: RequestOptions,
+        longest: int,
     ) -> None:
-        super().__init__(model, columns, options)
+        super().__init__(model, columns, options, longest)
         self._template = template
         self._prompts = Prompts(model, template, options)
         self._keep = columns.keep
@@ -64,7 +70,9 @@ class JsonRows(JsonLines):
             names = ", ".join(map(shown, sorted(self._not_found)))
             raise InputFileError(f"no line has a member {names} to keep: correct --keep")
 
-    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
+    def check(self, line: int, row: Any) -> InputRequest | InputProblem:
+        if type(row) is InputProblem:
+            return row
         custom_id = str(line)
         try:
             record = self._record(row)
@@ -82,9 +90,7 @@ class JsonRows(JsonLines):
         self.names_lines |= given is NOT_GIVEN
         return InputRequest(line, custom_id, request)
 
-    def request(
-        self, line: int, row: bytes, finished: Callable[[str], bool]
-    ) -> InputRequest | None:
+    def request(self, line: int, row: Any, finished: Callable[[str], bool]) -> InputRequest | None:
         record = self._record(row)
         given = self._id_of(record)
         custom_id = str(line) if given is NOT_GIVEN else given

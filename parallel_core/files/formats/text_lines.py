@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from parallel_core.files.input_records import (
     InputColumn,
     InputProblem,
     InputRequest,
+    RecordUnit,
     not_utf8,
-    text_rows,
 )
+from parallel_core.files.line_limits import text_rows
 
 from .prompts import Prompts, empty_prompt
 from .request_options import RequestOptions
 
 _WHOLE_LINE: Final = "{{line}}"
-_NO_OPTIONS: Final = RequestOptions()
 
 
 class TextLines:
@@ -27,25 +27,31 @@ class TextLines:
         model: model of all requests.
         template: template of the prompts; its only column is ``line``.
         options: what the requests have in common.
+        longest: bytes of the longest line that is read.
 
     Raises:
         InputFileError: the template is invalid.
     """
 
     format = "text"
+    unit: RecordUnit = "line"
     lines_are_ids = names_lines = True
 
     def __init__(
-        self, model: str, template: str | None, options: RequestOptions = _NO_OPTIONS
+        self, model: str, template: str | None, options: RequestOptions, longest: int
     ) -> None:
         self._model = model
+        self._longest = longest
         self._source = template or _WHOLE_LINE
         self._options = options
         self._prompts = Prompts(model, self._source, options)
         self._prompts.check_columns(["line"])
 
-    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        return text_rows(stream)
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes | InputProblem]]:
+        return text_rows(stream, self._longest)
+
+    def place_of(self, line: int, row: Any) -> str:
+        return ""
 
     def meaning(self) -> list[str | None]:
         return [self._model, self._source, *self._options.meaning()]
@@ -56,7 +62,9 @@ class TextLines:
     def undecided(self) -> list[InputColumn]:
         return []
 
-    def check(self, line: int, row: bytes) -> InputRequest | InputProblem:
+    def check(self, line: int, row: bytes | InputProblem) -> InputRequest | InputProblem:
+        if isinstance(row, InputProblem):
+            return row
         try:
             text = row.decode().rstrip("\r\n")
         except UnicodeDecodeError:
@@ -67,7 +75,7 @@ class TextLines:
         return InputRequest(line, str(line), request)
 
     def request(
-        self, line: int, row: bytes, finished: Callable[[str], bool]
+        self, line: int, row: bytes | InputProblem, finished: Callable[[str], bool]
     ) -> InputRequest | None:
         if finished(str(line)):
             return None
