@@ -30,7 +30,8 @@ def request_size(item: object) -> int:
             size += sys.getsizeof(value)
         elif isinstance(value, dict):
             size += _CONTAINER
-            waiting += cast("dict[Any, Any]", value).values()
+            members: dict[Any, Any] = value
+            waiting += members.values()
         elif isinstance(value, (list, tuple)):
             values = cast("list[Any]", value)
             size += _CONTAINER

@@ -83,8 +83,8 @@ class ResultTable:
     With a file of requests, rows are in its order, and a request has one row; results of requests
     that it does not have come last, without a prompt. Otherwise each line of the file is a row.
 
-    Of each result it keeps the cost and, with a file of requests, the place in the file: for 100,000
-    results 14 MiB, and with the requests 70 MiB, which include the check of that file.
+    Of each result it keeps the cost and, with a file of requests, the place in the file: 14 MiB for
+    100,000 results, and 70 MiB with the requests, which include the check of that file.
 
     Args:
         path: the file of results.
