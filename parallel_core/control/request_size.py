@@ -30,8 +30,7 @@ def request_size(item: object) -> int:
             size += sys.getsizeof(value)
         elif isinstance(value, dict):
             size += _CONTAINER
-            members: dict[Any, Any] = value
-            waiting += members.values()
+            waiting += cast("dict[str, object]", value).values()
         elif isinstance(value, (list, tuple)):
             values = cast("list[Any]", value)
             size += _CONTAINER
