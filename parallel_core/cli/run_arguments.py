@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from parallel_core.failures import KINDS, NOT_FINAL
+from parallel_core.files import EndpointName
 from parallel_core.ray_engine import MOST_WORKERS
 from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
 
@@ -33,8 +34,8 @@ class RunArguments:
         str,
         typer.Argument(
             metavar="INPUT",
-            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines, CSV or "
-            "text; - is standard input.",
+            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines or those "
+            "of another endpoint, CSV or text; - is standard input.",
         ),
     ]
     output: Annotated[
@@ -49,6 +50,14 @@ class RunArguments:
         str | None,
         typer.Option(
             help="The prompt for each row of CSV or text: 'Translate: {{column}}'.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    endpoint: Annotated[
+        EndpointName | None,
+        typer.Option(
+            help="Endpoint of lines without a url. Default: what their members say; chat for CSV "
+            "and text.",
             rich_help_panel=_INPUT,
         ),
     ] = None

@@ -85,6 +85,7 @@ class RunJob:
             drop_columns=given.drop_columns,
             send_columns=given.send_columns,
             trust_input=given.trust_input,
+            endpoint=given.endpoint,
         )
         make_router = _router_factory(given)
         workers = _workers(given.workers, given.ray_address)

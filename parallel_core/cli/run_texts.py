@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
 from parallel_core.errors import NAMED_BY_LINE, describe_differences
-from parallel_core.files import InputSummary
+from parallel_core.files import InputSummary, endpoint_of_operation
 from parallel_core.quantities import clock, counted, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
+from parallel_core.types import CHAT
 
 from .terminal import printable_name
 
@@ -31,6 +32,9 @@ def describe_check(summary: InputSummary) -> list[str]:
     """Return lines that describe a checked input."""
     names = [f"{model} {count:,}" for model, count in summary.models.items()]
     models = ", ".join(names[:_MOST_NAMED]) or "none"
+    if summary.operations.keys() - {CHAT}:
+        counts = endpoints_of(summary).items()
+        models = f"{', '.join(f'{name} {count:,}' for name, count in counts)}; {models}"
     if (more := len(names) - _MOST_NAMED) > 0:
         models += f" and {more:,} more"
     not_shown = summary.bad_lines - len(summary.problems)
@@ -39,6 +43,14 @@ def describe_check(summary: InputSummary) -> list[str]:
         *([f"and {counted(not_shown, 'more bad line')}"] if not_shown else []),
         f"{counted(summary.requests, 'request')} ({models}){bad}",
     ]
+
+
+def endpoints_of(summary: InputSummary) -> dict[str, int]:
+    """Return the number of requests by endpoint."""
+    return {
+        endpoint_of_operation(operation).name: count
+        for operation, count in summary.operations.items()
+    }
 
 
 def describe_progress(progress: RunProgress) -> str:

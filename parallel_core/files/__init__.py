@@ -9,11 +9,13 @@ from .batch_output import (
     result_line,
     unwritable_line,
 )
+from .endpoints import EndpointName, endpoint_of_operation
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
 
 __all__ = [
+    "EndpointName",
     "InputFile",
     "InputProblem",
     "InputRequest",
@@ -21,6 +23,7 @@ __all__ = [
     "LineFailure",
     "call_statistics",
     "describe_columns",
+    "endpoint_of_operation",
     "failure_in",
     "parse_output_line",
     "problem_line",

@@ -16,8 +16,10 @@ import msgspec
 
 from parallel_core.config import RequestsDigest
 from parallel_core.errors import InputFileError
+from parallel_core.types import CHAT
 
 from .bad_lines import BadLines
+from .endpoints import EndpointName
 from .formats import InputFormat, reader_of
 from .input_bytes import InputBytes
 from .input_members import ColumnOptions, describe_columns
@@ -48,11 +50,14 @@ class InputFile:
         send_columns: send those members, as parameters of the provider.
         trust_input: also send members that litellm takes as its own settings: keys, addresses,
             retries, prices.
+        endpoint: endpoint of the lines that have no ``url``: ``chat``, ``responses``,
+            ``embeddings``, ``completions``, ``moderations`` or ``rerank``. None: the members of a
+            line say it, and CSV and text are prompts of chat.
         standard_input: stream to read for ``"-"``; ``sys.stdin`` if None.
 
     Raises:
         InputFileError: the options contradict each other.
-        ValueError: there is no such format.
+        ValueError: there is no such format, or no such endpoint.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class InputFile:
         drop_columns: bool = False,
         send_columns: bool = False,
         trust_input: bool = False,
+        endpoint: EndpointName | None = None,
         standard_input: BinaryIO | None = None,
     ) -> None:
         if isinstance(keep, str):
@@ -75,7 +81,12 @@ class InputFile:
         self._bytes = InputBytes(path, standard_input)
         with self._bytes.naming():
             self._reader = reader_of(
-                format, self._path.suffix.lower(), template=template, model=model, columns=columns
+                format,
+                self._path.suffix.lower(),
+                template=template,
+                model=model,
+                columns=columns,
+                endpoint=endpoint,
             )
         self._summary: InputSummary | None = None
         self._bad_lines = BadLines()
@@ -107,6 +118,7 @@ class InputFile:
     def _check(self) -> InputSummary:
         reader, bad_lines = self._reader, BadLines()
         models: Counter[str] = Counter()
+        operations: Counter[str] = Counter()
         digest = RequestsDigest()
         with self._bytes.first_reading() as stream:
             for line, row in reader.rows(stream):
@@ -115,6 +127,7 @@ class InputFile:
                     bad_lines.add(line)
                 elif reader.lines_are_ids or bad_lines.accepts(line, found.custom_id):
                     models[found.request.model] += 1
+                    operations[found.request.operation or CHAT] += 1
                     digest.add(found.custom_id, found.request)
         with self._bytes.naming():
             if not bad_lines:  # a bad line may have the missing column
@@ -132,6 +145,7 @@ class InputFile:
             reader.format,
             columns,
             reader.names_lines,
+            dict(operations),
         )
 
     def fingerprint_of_format_1(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from parallel_core.types import RouterParallelRequest
+from parallel_core.types import CHAT, RouterParallelRequest
 
 _LONGEST_SHOWN: Final = 60  # characters
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
@@ -75,11 +75,13 @@ class InputColumn(msgspec.Struct, frozen=True):
         name: name of the member.
         lines: number of lines that have it.
         first_line: number of the first of these lines.
+        operation: operation of that line.
     """
 
     name: str
     lines: int
     first_line: int
+    operation: str = CHAT
 
 
 class InputSummary(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ class InputSummary(msgspec.Struct, frozen=True):
         columns: members of plain lines for which ``keep``, ``drop_columns`` or ``send_columns`` is
             needed. Nothing can be sent while there are any.
         named_by_line: True if some requests have no id in the file; their id is the line number.
+        operations: number of requests by operation, the Router's method that serves them.
     """
 
     requests: int
@@ -106,6 +109,7 @@ class InputSummary(msgspec.Struct, frozen=True):
     format: str
     columns: list[InputColumn] = []
     named_by_line: bool = False
+    operations: dict[str, int] = {}
 
 
 class RecordReader(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from parallel_core.config import Redactor, unwrap_router
+from parallel_core.config import Redactor, check_operation, unwrap_router
 from parallel_core.control import (
     Concurrency,
     Controls,
@@ -26,7 +26,7 @@ from parallel_core.files import InputFile, InputSummary, describe_columns
 from parallel_core.journal import RunPaths
 from parallel_core.router import unknown_models
 from parallel_core.router_hosts import RouterHost, RouterHostName
-from parallel_core.types import SupportsAcompletion
+from parallel_core.types import CHAT, SupportsAcompletion
 
 from .records import RunOpening, RunProgress, RunStop
 
@@ -127,11 +127,25 @@ def check_requests(
             f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in line "
             f"{line} of the input); add it to the model_list, or correct the line"
         )
+    _check_operations(router, source, summary)
     budget = controls.get("budget")
     if budget is not None:
         meter = RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
         requests = itertools.islice(source.requests(), limit)
-        budget.check(meter, summary.models, (request.request for request in requests))
+        budget.check(meter, (request.request for request in requests))
+
+
+def _check_operations(router: object, source: InputFile, summary: InputSummary) -> None:
+    """Check that the Router serves the endpoints that the input asks for."""
+    itself = unwrap_router(router)
+    for operation in summary.operations:
+        if operation == CHAT:
+            continue
+        try:
+            check_operation(itself, operation)
+        except ValueError as error:
+            line = next(one.line for one in source.requests() if one.request.operation == operation)
+            raise ValueError(f"line {line} of the input: {error}") from None
 
 
 def _are_the_same(one: Path, other: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 from parallel_core.errors import InputFileError
+from parallel_core.files.endpoints import CHAT_COMPLETIONS, EndpointName, endpoint_named
 from parallel_core.files.input_members import ColumnOptions
 from parallel_core.files.input_records import RecordReader
 
@@ -28,6 +29,7 @@ def reader_of(
     template: str | None,
     model: str | None,
     columns: ColumnOptions,
+    endpoint: EndpointName | None = None,
 ) -> RecordReader:
     """Return the reader of a file.
 
@@ -36,11 +38,13 @@ def reader_of(
         ending: ending of the file's name, in lower case: ``.csv``.
         template, model: as in :class:`InputFile`.
         columns: options for members that are not parameters.
+        endpoint: as in :class:`InputFile`.
 
     Raises:
         InputFileError: the options do not fit the format, or each other.
-        ValueError: there is no such format.
+        ValueError: there is no such format, or no such endpoint.
     """
+    chosen = None if endpoint is None else endpoint_named(endpoint)
     if columns.drop and columns.send:
         raise InputFileError(
             "columns are dropped or sent, not both: give one of --drop-columns and --send-columns"
@@ -53,7 +57,7 @@ def reader_of(
                 "a template is for CSV and text, but this is read as JSON lines: leave the "
                 "template out, or set the format to csv or text"
             )
-        return JsonLines(model, columns)
+        return JsonLines(model, columns, chosen)
     if format not in ("csv", "text"):
         raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
     if not model:
@@ -63,6 +67,12 @@ def reader_of(
             f"{format} has no parameters to send (--send-columns, --trust-input), and text has no "
             "columns to keep (--keep)"
         )
+    chosen = chosen or CHAT_COMPLETIONS
+    if chosen.of_text is None:
+        raise InputFileError(
+            f"{chosen.name} needs more than one text, and {format} makes one of each line: write "
+            "JSON lines"
+        )
     if format == "text":
-        return TextLines(model, template)
-    return CsvTable(model, template, "\t" if ending == ".tsv" else ",", columns.keep)
+        return TextLines(model, template, chosen)
+    return CsvTable(model, template, "\t" if ending == ".tsv" else ",", columns.keep, chosen)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, TypeAlias
 
 from parallel_core.errors import InputFileError
+from parallel_core.files.endpoints import CHAT_COMPLETIONS, Endpoint
 from parallel_core.files.input_members import as_json
 from parallel_core.files.input_records import (
     InputColumn,
@@ -39,13 +40,20 @@ class CsvTable:
         template: template of the prompts.
         delimiter: character between columns.
         keep: columns that are copied to the output line.
+        endpoint: endpoint of all requests.
     """
 
     format = "csv"
 
     def __init__(
-        self, model: str, template: str | None, delimiter: str, keep: tuple[str, ...] = ()
+        self,
+        model: str,
+        template: str | None,
+        delimiter: str,
+        keep: tuple[str, ...] = (),
+        endpoint: Endpoint = CHAT_COMPLETIONS,
     ) -> None:
+        self._endpoint = endpoint
         self._keep = keep
         self._kept: list[tuple[str, int]] = []  # name and index of each column to keep
         self._model = model
@@ -159,7 +167,7 @@ class CsvTable:
                 "fill the columns that the template names",
                 custom_id,
             )
-        return InputRequest(line, custom_id, prompt_request(self._model, prompt))
+        return InputRequest(line, custom_id, prompt_request(self._endpoint, self._model, prompt))
 
     def request(
         self, line: int, row: _CsvRow, finished: Callable[[str], bool]
@@ -171,9 +179,8 @@ class CsvTable:
             return None
         columns = {name: row[place] for name, place in self._kept}
         returned = {"columns": as_json(columns)} if columns else None
-        return InputRequest(
-            line, custom_id, prompt_request(self._model, self._template.fill(row)), returned
-        )
+        request = prompt_request(self._endpoint, self._model, self._template.fill(row))
+        return InputRequest(line, custom_id, request, returned)
 
 
 def _delimiter_of(names: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, cast
 import msgspec
 
 from parallel_core.errors import InputFileError, InvalidRequestError
-from parallel_core.files.endpoints.chat_completions import refuse_other_shapes, request_of
+from parallel_core.files.endpoints import Endpoint, endpoint_of_line
 from parallel_core.files.input_members import ColumnOptions, Members
 from parallel_core.files.input_records import (
     InputColumn,
@@ -22,7 +22,6 @@ from parallel_core.files.input_records import (
     not_utf8,
     text_rows,
 )
-from parallel_core.router import as_request
 
 from .batch_lines import EXAMPLE, NOT_GIVEN, body_of, checked_id
 
@@ -40,12 +39,16 @@ class JsonLines:
     Args:
         model: model of the requests that name none.
         columns: options for members that are not parameters.
+        endpoint: endpoint of the requests without a url; None: their members say it.
     """
 
     format = "jsonl"
     lines_are_ids = False
 
-    def __init__(self, model: str | None, columns: ColumnOptions) -> None:
+    def __init__(
+        self, model: str | None, columns: ColumnOptions, endpoint: Endpoint | None = None
+    ) -> None:
+        self._endpoint = endpoint
         self._model = model
         self._model_was_needed = False
         self.names_lines = False
@@ -76,15 +79,16 @@ class JsonLines:
             if given is not NOT_GIVEN:
                 custom_id = checked_id(given)
             body = body_of(record, given)
-            refuse_other_shapes(body)
+            endpoint = endpoint_of_line(record, body, self._endpoint)
+            endpoint.refuse_other_shapes(body)
             if body.get("model") is None:
                 if self._model is None:
                     raise missing("model", "give the line a model, or set one with --model")
                 body["model"] = self._model
                 self._model_was_needed = True
-            self._members.sort(line, record, body)
+            self._members.sort(line, record, body, endpoint)
             self.names_lines |= given is NOT_GIVEN
-            return InputRequest(line, custom_id, request_of(line, body))
+            return InputRequest(line, custom_id, endpoint.request_of(line, body))
         except UnicodeDecodeError:
             return not_utf8(line)
         except LineError as error:
@@ -101,12 +105,13 @@ class JsonLines:
         if finished(custom_id):
             return None
         body: dict[str, Any] = record.get("body") or record
-        returned = self._members.split(record, body)
-        if body.get("model") is None:
-            body["model"] = self._model
         try:
-            return InputRequest(line, custom_id, as_request(line, body), returned)
-        except InvalidRequestError:
+            endpoint = endpoint_of_line(record, body, self._endpoint)
+            returned = self._members.split(record, body, endpoint)
+            if body.get("model") is None:
+                body["model"] = self._model
+            return InputRequest(line, custom_id, endpoint.as_request(line, body), returned)
+        except (LineError, InvalidRequestError):
             raise _changed_line(line) from None
 
     def _record(self, row: bytes) -> dict[str, Any]:

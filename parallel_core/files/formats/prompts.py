@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from parallel_core.errors import InputFileError
+from parallel_core.files.endpoints import Endpoint
 from parallel_core.files.input_records import shown
 from parallel_core.types import RouterParallelRequest
 
@@ -56,6 +57,7 @@ def listed(columns: list[str]) -> str:
     return names + ", …" if len(columns) > _MOST_SHOWN else names
 
 
-def prompt_request(model: str, text: str) -> RouterParallelRequest:
-    """Return the request of one prompt."""
-    return RouterParallelRequest(model, [{"role": "user", "content": text}])
+def prompt_request(endpoint: Endpoint, model: str, text: str) -> RouterParallelRequest:
+    """Return the request of one prompt, or of another text."""
+    assert endpoint.of_text is not None  # `reader_of` refuses the others
+    return endpoint.of_text(model, text)

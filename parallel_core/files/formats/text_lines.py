@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
 
+from parallel_core.files.endpoints import CHAT_COMPLETIONS, Endpoint
 from parallel_core.files.input_records import (
     InputColumn,
     InputProblem,
@@ -24,6 +25,7 @@ class TextLines:
     Args:
         model: model of all requests.
         template: template of the prompts; its only column is ``line``.
+        endpoint: endpoint of all requests.
 
     Raises:
         InputFileError: the template is invalid.
@@ -32,7 +34,10 @@ class TextLines:
     format = "text"
     lines_are_ids = names_lines = True
 
-    def __init__(self, model: str, template: str | None) -> None:
+    def __init__(
+        self, model: str, template: str | None, endpoint: Endpoint = CHAT_COMPLETIONS
+    ) -> None:
+        self._endpoint = endpoint
         self._model = model
         self._source = template or _WHOLE_LINE
         self._template = Template(self._source, ["line"])
@@ -54,9 +59,8 @@ class TextLines:
             text = row.decode().rstrip("\r\n")
         except UnicodeDecodeError:
             return not_utf8(line)
-        return InputRequest(
-            line, str(line), prompt_request(self._model, self._template.fill([text]))
-        )
+        request = prompt_request(self._endpoint, self._model, self._template.fill([text]))
+        return InputRequest(line, str(line), request)
 
     def request(
         self, line: int, row: bytes, finished: Callable[[str], bool]
