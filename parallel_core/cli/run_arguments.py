@@ -34,8 +34,8 @@ class RunArguments:
         str,
         typer.Argument(
             metavar="INPUT",
-            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines or those "
-            "of another endpoint, CSV or text; - is standard input.",
+            help="The requests: OpenAI's or Mistral's batch lines, {model, messages} lines or "
+            "those of another endpoint, CSV or text; - is standard input.",
         ),
     ]
     output: Annotated[
