@@ -105,6 +105,18 @@ def test_workers_call_other_operations_than_chat(
             results = await parallel_core.parallel_calls(router, requests, concurrency=router.slots)
             assert [len(result.unwrap().data) for result in results] == [1] * 10
             assert [result.request.arguments for result in results] == requests
+            mixed = [
+                RouterParallelRequest("fast", kwargs={"input": "one"}, operation="aembedding"),
+                RouterParallelRequest("fast", [{"role": "user", "content": "one"}]),
+                RouterParallelRequest("fast", kwargs={"input": "one"}, operation="aresponses"),
+            ]
+            embedding, chat, response = (
+                result.unwrap()
+                for result in await parallel_core.parallel_acompletions(router, mixed)
+            )
+            assert embedding.data[0]["embedding"]
+            assert chat.choices[0].message.content
+            assert response.output[0].content[0].text
             with pytest.raises(ValueError, match="did you mean 'aembedding'"):
                 await parallel_core.parallel_calls(router, requests, operation="aembed")
             with pytest.raises(InvalidRequestError, match="no model 'none'"):
@@ -112,7 +124,7 @@ def test_workers_call_other_operations_than_chat(
 
     finished = server.stats().finished
     either_library.run(main)
-    assert server.stats().finished == finished + 10
+    assert server.stats().finished == finished + 13
 
 
 def test_a_router_of_workers_serves_many_batches(host: Host) -> None:
