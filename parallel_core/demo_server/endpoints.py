@@ -281,7 +281,7 @@ def _response(answer: EndpointAnswer) -> dict[str, Any]:
         reasoning = 0 if choice is None else choice.reasoning_tokens
         body["usage"] = {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": prompt + completion,

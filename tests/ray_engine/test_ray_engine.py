@@ -106,14 +106,16 @@ def test_workers_call_other_operations_than_chat(
             assert [len(result.unwrap().data) for result in results] == [1] * 10
             assert [result.request.arguments for result in results] == requests
             mixed = [
-                RouterParallelRequest("fast", kwargs={"input": "one"}, operation="aembedding"),
-                RouterParallelRequest("fast", [{"role": "user", "content": "one"}]),
-                RouterParallelRequest("fast", kwargs={"input": "one"}, operation="aresponses"),
+                parallel_core.RouterParallelRequest(
+                    "fast", kwargs={"input": "one"}, operation="aembedding"
+                ),
+                parallel_core.RouterParallelRequest("fast", [{"role": "user", "content": "one"}]),
+                parallel_core.RouterParallelRequest(
+                    "fast", kwargs={"input": "one"}, operation="aresponses"
+                ),
             ]
-            embedding, chat, response = (
-                result.unwrap()
-                for result in await parallel_core.parallel_acompletions(router, mixed)
-            )
+            results = await parallel_core.parallel_acompletions(router, mixed)
+            embedding, chat, response = (result.unwrap() for result in results)
             assert embedding.data[0]["embedding"]
             assert chat.choices[0].message.content
             assert response.output[0].content[0].text
