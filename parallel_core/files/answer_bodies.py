@@ -59,9 +59,8 @@ def _embeddings(response: Any) -> dict[str, Any]:
 def _text_completion(response: Any) -> dict[str, Any]:
     body: dict[str, Any] = _without_nulls(_as_sent(response))
     _clean_usage(body)
-    body["choices"] = [
-        {"logprobs": None, **_without_nulls(choice)} for choice in body.get("choices") or []
-    ]
+    choices: list[Any] = body.get("choices") or []
+    body["choices"] = [{"logprobs": None, **_without_nulls(choice)} for choice in choices]
     return body
 
 
@@ -87,7 +86,8 @@ def _id_of_provider(given: Any) -> Any:
 
 def _moderation(response: Any) -> dict[str, Any]:
     body = _as_sent(response)
-    for result in body.get("results") or []:
+    results: list[dict[str, Any]] = body.get("results") or []
+    for result in results:
         for name in _OF_CATEGORIES:
             found = result.get(name)
             if isinstance(found, Mapping):

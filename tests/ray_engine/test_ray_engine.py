@@ -105,14 +105,11 @@ def test_workers_call_other_operations_than_chat(
             results = await parallel_core.parallel_calls(router, requests, concurrency=router.slots)
             assert [len(result.unwrap().data) for result in results] == [1] * 10
             assert [result.request.arguments for result in results] == requests
+            given = {"input": "one"}
             mixed = [
-                parallel_core.RouterParallelRequest(
-                    "fast", kwargs={"input": "one"}, operation="aembedding"
-                ),
+                parallel_core.RouterParallelRequest("fast", (), given, operation="aembedding"),
                 parallel_core.RouterParallelRequest("fast", [{"role": "user", "content": "one"}]),
-                parallel_core.RouterParallelRequest(
-                    "fast", kwargs={"input": "one"}, operation="aresponses"
-                ),
+                parallel_core.RouterParallelRequest("fast", (), given, operation="aresponses"),
             ]
             results = await parallel_core.parallel_acompletions(router, mixed)
             embedding, chat, response = (result.unwrap() for result in results)

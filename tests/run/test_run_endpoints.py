@@ -246,3 +246,61 @@ def test_a_provider_that_litellm_does_not_ask_for_an_endpoint_is_named(
 
     run_with_routers(ASYNCIO_HOSTS[0], main)
     assert server.requests() == []
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "file-formats.md"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_the_lines_of_the_document_run(server: DemoServerThread, tmp_path: Path) -> None:
+    """Through a Router that has their models, all served by the demo server."""
+    found = [
+        json.loads(line)
+        for line in DOCUMENT.read_text(encoding="utf-8").splitlines()
+        if line.startswith('{"custom_id"') and '"url": "/v1/' in line and '"q-1"' not in line
+    ]
+    assert {one["url"] for one in found} == BODIES.keys()
+    source = write_lines(tmp_path / "in.jsonl", found)
+    shared = {"api_base": server.url, "api_key": "sk-secret-key"}
+    own = {
+        "rerank-v3.5": {"model": "cohere/fast", "api_base": f"{server.url}/rerank"},
+        # See `deployments`.
+        "gpt-3.5-turbo-instruct": {"model": "openai/gpt-4o-mini"},
+    }
+    router = ParallelRouter(
+        model_list=[
+            {"model_name": name, "litellm_params": {"model": "openai/fast", **shared, **more}}
+            for name, more in [(one["body"]["model"], {}) for one in found] + [*own.items()]
+            if more or name not in own
+        ]
+    )
+
+    async def main() -> None:
+        summary = await run_file(router, source, tmp_path / "out.jsonl")
+        assert (summary.succeeded, summary.failed) == (len(found), 0)
+
+    try:
+        run_with_routers(ASYNCIO_HOSTS[0], main)
+    finally:
+        retire(router)
+
+
+def test_dimensions_that_litellm_refuses_arrive_in_extra_body(
+    router: ParallelRouter, server: DemoServerThread, tmp_path: Path
+) -> None:
+    lines = [
+        a_line(0, "/v1/embeddings", dimensions=3),
+        a_line(1, "/v1/embeddings", extra_body={"dimensions": 3}),
+    ]
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        summary = await run_file(router, source, output, order="input")
+        assert [group.kind for group in summary.failures] == ["request"]
+
+    run_with_routers(ASYNCIO_HOSTS[0], main)
+    refused, answered = lines_of(output)
+    assert refused["response"]["status_code"] == 400
+    assert len(answered["response"]["body"]["data"][0]["embedding"]) == 3
+    assert len(server.requests()) == 1

@@ -63,9 +63,9 @@ def check_texts(name: str, value: object, *, tokens: bool = False, objects: bool
     """
     if type(value) is str:
         return
-    wanted = "a string or an array of strings"
+    wrong = wrong_type(name, "a string or an array of strings", value)
     if type(value) is not list:
-        raise wrong_type(name, wanted, value)
+        raise wrong
     texts = cast("list[object]", value)
     if not texts:
         raise LineError("invalid_request", f"{name} is empty", f"give {name} a text")
@@ -75,7 +75,7 @@ def check_texts(name: str, value: object, *, tokens: bool = False, objects: bool
         return
     if objects and all(type(text) in (str, dict) for text in texts):
         return
-    raise wrong_type(name, wanted, value)
+    raise wrong
 
 
 def _is_of_tokens(text: object) -> bool:

@@ -40,5 +40,5 @@ EMBEDDINGS: Final = Endpoint(
     request_of=_request_of,
     as_request=_as_request,
     of_text=_of_text,
-    fixed=frozenset(("model", "input", "dimensions", "encoding_format")),
+    fixed=frozenset(("model", "input")),
 )

@@ -25,10 +25,10 @@ def _refuse_other_shapes(body: dict[str, Any]) -> None:
 def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
     bodies.check_model(body)
     bodies.check_kinds(body, "query", (str, dict), "a string")
-    documents = body["documents"]
+    documents: object = body["documents"]
     if type(documents) is not list:
         raise bodies.wrong_type("documents", "an array of strings", documents)
-    bodies.check_texts("documents", documents, objects=True)
+    bodies.check_texts("documents", body["documents"], objects=True)
     bodies.check_numbers(body, ("top_n",), 1)
     bodies.check_kinds(body, "return_documents", (bool,), "true or false")
     bodies.refuse_what_is_not_sent(body, _OPERATION, _PATH)

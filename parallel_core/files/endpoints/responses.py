@@ -19,11 +19,12 @@ _GATEWAY: Final = "litellm_proxy"
 
 def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
     bodies.check_model(body)
-    given = body["input"]
+    given: object = body["input"]
     if type(given) is not str:
+        wrong = bodies.wrong_type("input", "a string or an array of objects", given)
         items = cast("list[object]", given) if type(given) is list else []
         if not items or not all(type(item) is dict for item in items):
-            raise bodies.wrong_type("input", "a string or an array of objects", given)
+            raise wrong
     bodies.check_numbers(body, ("max_output_tokens", "max_tool_calls"), 1)
     bodies.check_numbers(body, ("temperature", "top_p", "top_logprobs"))
     bodies.check_kinds(body, "instructions", (str,), "a string")
