@@ -191,6 +191,14 @@ class RunArguments:
             rich_help_panel=_CONTROLS,
         ),
     ] = None
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Send the embeddings of up to N lines in one request, and take the answer apart.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
     rpm: Annotated[
         list[str] | None,
         typer.Option(

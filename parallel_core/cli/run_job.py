@@ -70,6 +70,7 @@ class RunJob:
             "allow_changed": given.allow_changed,
             "skip_invalid": given.skip_invalid,
             "limit": given.limit,
+            "pack": given.pack,
             "fail_fast": given.fail_fast,
             "order": given.order,
             "grace": _seconds("--grace", given.grace),

@@ -1,5 +1,6 @@
 """File formats: read requests, and read and write result lines."""
 
+from .answer_bodies import answer_body, hidden_parameters
 from .batch_input import InputFile
 from .batch_output import (
     call_statistics,
@@ -21,10 +22,12 @@ __all__ = [
     "InputRequest",
     "InputSummary",
     "LineFailure",
+    "answer_body",
     "call_statistics",
     "describe_columns",
     "endpoint_of_operation",
     "failure_in",
+    "hidden_parameters",
     "parse_output_line",
     "problem_line",
     "result_line",

@@ -39,6 +39,7 @@ async def run_file(
     allow_changed: bool = False,
     skip_invalid: bool = False,
     limit: int | None = None,
+    pack: int | None = None,
     fail_fast: bool = False,
     order: Literal["completion", "input"] = "completion",
     grace: float = 10.0,
@@ -73,6 +74,9 @@ async def run_file(
             answers stay, even those to changed requests; the manifest says what changed.
         skip_invalid: write invalid lines as failures instead of refusing the file.
         limit: run only this many requests of the file, for a trial.
+        pack: send the embeddings of up to this many lines in one request, if each has one text and
+            all else is the same. Every line gets its own answer, with its share of the usage. A
+            request counts once for ``concurrency`` and rate limits.
         fail_fast: end the run at the first failure; calls in flight get ``grace``.
         order: ``"input"`` sorts the output when every request is finished. If that fails,
             ``not_sorted`` of the summary says why; no answer is lost.
@@ -120,6 +124,7 @@ async def run_file(
         allow_changed=allow_changed,
         skip_invalid=skip_invalid,
         limit=limit,
+        pack=pack,
         fail_fast=fail_fast,
         order=order,
         grace=grace,

@@ -55,6 +55,7 @@ class RunPlan:
     allow_changed: bool
     skip_invalid: bool
     limit: int | None
+    pack: int | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float
@@ -70,6 +71,8 @@ class RunPlan:
     def __post_init__(self) -> None:
         if self.limit is not None:
             checked_count("limit", self.limit)
+        if self.pack is not None:
+            checked_count("pack", self.pack)
         checked_number("grace", self.grace, zero=True)
         checked_concurrency(self.concurrency)
         check_controls(self.controls)

@@ -26,6 +26,7 @@ class RunOptions(Controls):
     allow_changed: bool
     skip_invalid: bool
     limit: int | None
+    pack: int | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float
