@@ -384,7 +384,7 @@ def parallel_completions(
     return run_in_thread(plan, preserve_order)
 
 
-def stoppable_completions(
+def stoppable_calls(
     router: SupportsAcompletion | Callable[..., Awaitable[Any]],
     requests: Requests,
     options: BatchOptions,

@@ -36,12 +36,12 @@ from .engine import BatchPlan, DrawOrder, ResultT
 from .router import (
     CHUNKS_PER_SLOT,
     DirectCounts,
-    OperationChecks,
+    RequestChecks,
     Streams,
     WorkerOptions,
-    as_request,
     calls_run_in_workers,
     check_all,
+    check_callable,
     check_models,
     completion_result,
     direct_lane,
@@ -49,7 +49,6 @@ from .router import (
     model_groups,
     parallel_limits,
     preparation,
-    problem_of_chat,
     refuse_streams,
     request_call,
     require_choices,
@@ -153,23 +152,21 @@ def _router_plan(
     is_adaptive = isinstance(limit, AdaptiveConcurrency)
     retry = controls.get("retry", hasattr(router, "acompletion") or is_adaptive or None)
     lane = None if in_workers else direct_lane(router, direct)
+    if operation == CHAT:
+        check_callable(router)
     call = request_call(
         router,
-        operation,
         lane=lane,
         retried_by_us=retry is not None,
         attempt_timeout=controls.get("attempt_timeout"),
         worker_options=worker_options,
     )
-    to_request, problem_of = as_request, problem_of_chat
-    if operation != CHAT:
-        checks = OperationChecks(router, operation)
-        to_request, problem_of = checks.as_request, checks.problem_of
-    check_all(requests, problem_of)
+    checks = RequestChecks(router, operation, streaming=streaming)
+    check_all(requests, checks.problem_of)
     source = _checked_source(requests, "requests")
     check_models(controls.get("rate_limit"), router)
-    meter = _meter(router, controls, operation)
-    _check_budget(controls.get("budget"), meter, requests, to_request)
+    meter = _meter(router, controls)
+    _check_budget(controls.get("budget"), meter, requests, checks)
     limits: Mapping[str, int] = {}
     if isinstance(limit, AdaptiveConcurrency):
         limits = parallel_limits(router)
@@ -177,7 +174,7 @@ def _router_plan(
     if not in_workers:
         warn_of_connections(most_calls(limit))
     streams = _streams(controls, meter, streaming, in_workers)
-    answered = streams.wrap(call if operation == CHAT else refuse_streams(call, operation))
+    answered = streams.wrap(refuse_streams(call))
     if hasattr(unwrap_router(router), "acompletion"):  # workers may call a function
         answered = require_choices(answered, meter)
     traits = CallTraits(
@@ -192,7 +189,7 @@ def _router_plan(
     return dataclasses.replace(
         plan,
         call=streams.wrap_controls(plan.call),
-        prepare=to_request,
+        prepare=checks.as_request,
         attachments=[*plan.attachments, streams],
         waiting_chunks=CHUNKS_PER_SLOT * plan.concurrency if streaming else 0,
         before=None if in_workers else preparation(router),
@@ -200,28 +197,25 @@ def _router_plan(
     )
 
 
-def _meter(router: object, controls: Controls, operation: str) -> BatchMeter:
+def _meter(router: object, controls: Controls) -> BatchMeter:
     own, budget = controls.get("meter"), controls.get("budget")
     if own is not None:
         return ItemMeter(own)
     if budget is None:
-        return RouterMeter(unwrap_router(router), operation=operation)
-    return RouterMeter(
-        unwrap_router(router), budget.prices, budget.assume_output_tokens, operation=operation
-    )
+        return RouterMeter(unwrap_router(router))
+    return RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
 
 
 def _check_budget(
     budget: Budget | None,
     meter: BatchMeter,
     requests: Requests,
-    to_request: Callable[[int, object], RouterParallelRequest],
+    checks: RequestChecks,
 ) -> None:
     """Refuse requests with an unknown worst case, if all of them are known in advance."""
     if budget is not None and is_checked_as_a_whole(requests):
         given = cast("Iterable[object]", requests)
-        checked = [to_request(index, item) for index, item in enumerate(given)]
-        budget.check(meter, dict.fromkeys(request.model for request in checked), checked)
+        budget.check(meter, [checks.as_request(index, item) for index, item in enumerate(given)])
 
 
 def _streams(controls: Controls, meter: BatchMeter, streaming: bool, in_workers: bool) -> Streams:

@@ -99,7 +99,7 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
     accepted too; its ``timeout`` means the same as here. A request of another operation than chat
     (:func:`parallel_core.parallel_calls`) has no messages: all arguments of the Router's method
     except ``model`` are in ``kwargs``, as in ``RouterParallelRequest("small", kwargs={"input":
-    ["text"]})``.
+    ["text"]})``. Requests that name their ``operation`` may be mixed in one batch.
 
     Attributes:
         model: name of a model (group) of the Router.
@@ -107,12 +107,20 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
         kwargs: the other arguments of the method, for instance ``{"temperature": 0.2}``.
         timeout: seconds that the whole call may take, with the Router's retries; takes precedence
             over the timeout of the batch. (``kwargs["timeout"]`` is litellm's own, per attempt.)
+        operation: name of the Router's method, for instance ``"aembedding"``. None: the operation
+            of the batch, which is ``"acompletion"`` unless ``parallel_calls`` names another.
     """
 
     model: str
     messages: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
     timeout: float | None = None
+    operation: str | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        """True if the request is for a chat completion."""
+        return self.operation is None or self.operation == CHAT
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -132,7 +140,8 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
         elif kwargs is not None:
             arguments = f", kwargs={_kind(kwargs)}"
         conversation = "" if messages == () else f", messages={_count(messages)}"
-        return f"RouterParallelRequest(model={_name(model)}{conversation}{arguments})"
+        of = "" if self.operation is None else f", operation={_name(self.operation)}"
+        return f"RouterParallelRequest(model={_name(model)}{conversation}{arguments}{of})"
 
 
 class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=False):

@@ -13,7 +13,7 @@ from parallel_core.router import CostEstimate
 from parallel_core.run import RunOpening, RunProgress, RunSummary
 from parallel_core.types import Usage
 
-from .run_texts import describe_opening
+from .run_texts import describe_opening, endpoints_of
 from .terminal import ignore_output_errors, json_line
 
 
@@ -38,6 +38,7 @@ class JsonView:
             requests=summary.requests,
             problems=summary.bad_lines,
             models=summary.models,
+            endpoints=endpoints_of(summary),
             format=summary.format,
             columns=summary.columns,
         )

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from parallel_core.failures import KINDS, NOT_FINAL
-from parallel_core.files import LONGEST_LINE
+from parallel_core.files import LONGEST_LINE, EndpointName
 from parallel_core.ray_engine import MOST_WORKERS
 from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
 
@@ -35,7 +35,8 @@ class RunArguments:
         typer.Argument(
             metavar="INPUT",
             help="The requests: batch lines of OpenAI, Mistral, Anthropic or Gemini, {model, "
-            "messages} lines, rows of data, CSV or text; - is standard input.",
+            "messages} lines or those of other endpoints, rows of data, CSV or text; - is standard "
+            "input.",
         ),
     ]
     output: Annotated[
@@ -74,6 +75,14 @@ class RunArguments:
     id_column: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The column that has the ids.", rich_help_panel=_INPUT),
+    ] = None
+    endpoint: Annotated[
+        EndpointName | None,
+        typer.Option(
+            help="Endpoint of lines without a url. Default: what their members say; chat for CSV "
+            "and text.",
+            rich_help_panel=_INPUT,
+        ),
     ] = None
     validate: Annotated[
         bool, typer.Option("--validate", help="Check the input only.", rich_help_panel=_INPUT)
@@ -240,6 +249,14 @@ class RunArguments:
         str | None,
         typer.Option(
             help="With --workers: address of a Ray cluster. Default: start Ray here.",
+            rich_help_panel=_CONTROLS,
+        ),
+    ] = None
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Send the embeddings of up to N lines in one request, and take the answer apart.",
             rich_help_panel=_CONTROLS,
         ),
     ] = None

@@ -74,6 +74,7 @@ class RunJob:
             "limit": given.limit,
             "only": given.only,
             "shard": _shard(given.shard),
+            "pack": given.pack,
             "fail_fast": given.fail_fast,
             "order": given.order,
             "grace": _seconds("--grace", given.grace),
@@ -94,6 +95,7 @@ class RunJob:
             send_columns=given.send_columns,
             trust_input=given.trust_input,
             max_line=_max_line(given.max_line),
+            endpoint=given.endpoint,
         )
         make_router = _router_factory(given)
         workers = _workers(given.workers, given.ray_address)

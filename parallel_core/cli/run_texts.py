@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
 from parallel_core.errors import NAMED_BY_LINE, describe_differences, name_requests
-from parallel_core.files import InputSummary
+from parallel_core.files import InputSummary, endpoint_of_operation
 from parallel_core.journal import InputChange
 from parallel_core.quantities import clock, counted, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
+from parallel_core.types import CHAT
 
 from .terminal import printable_name
 
@@ -32,6 +33,9 @@ def describe_check(summary: InputSummary) -> list[str]:
     """Return lines that describe a checked input."""
     names = [f"{model} {count:,}" for model, count in summary.models.items()]
     models = ", ".join(names[:_MOST_NAMED]) or "none"
+    if summary.operations.keys() - {CHAT}:
+        counts = endpoints_of(summary).items()
+        models = f"{', '.join(f'{name} {count:,}' for name, count in counts)}; {models}"
     if (more := len(names) - _MOST_NAMED) > 0:
         models += f" and {more:,} more"
     not_shown = summary.bad_lines - len(summary.problems)
@@ -47,6 +51,14 @@ def describe_selection(total: int, summary: InputSummary, shard: tuple[int, int]
     whole = summary.requests + summary.bad_lines
     of_shard = "" if shard is None else f" (shard {shard[0]:,} of {shard[1]:,})"
     return f"selected: {total:,} of {whole:,} lines{of_shard}"
+
+
+def endpoints_of(summary: InputSummary) -> dict[str, int]:
+    """Return the number of requests by endpoint."""
+    return {
+        endpoint_of_operation(operation).name: count
+        for operation, count in summary.operations.items()
+    }
 
 
 def describe_progress(progress: RunProgress) -> str:

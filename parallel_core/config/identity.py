@@ -49,7 +49,8 @@ def request_digest(custom_id: str, request: RouterParallelRequest) -> int:
         kwargs = {
             name: value for name, value in kwargs.items() if name not in WITHOUT_INFLUENCE
         } or None
-    document = _encode((custom_id, request.model, request.messages, kwargs))
+    asked = (custom_id, request.model, request.messages, kwargs)
+    document = _encode(asked if request.is_chat else (*asked, request.operation))
     return int.from_bytes(hashlib.blake2b(document, digest_size=16).digest())
 
 

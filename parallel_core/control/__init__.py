@@ -27,6 +27,7 @@ from .progress import Progress, Straggler, Waiting
 from .progress_texts import cost_in_words, describe_waiting, figures_in_words
 from .protocols import Attachment, Engine, Group, Scope
 from .rate_limit import RateLimit
+from .reported_usage import cost_reported, tokens_of
 from .retry import Retry, RouterTraits
 from .router_rates import KINDS, ModelRates, RateKind, rates_of
 from .stopping import Stopping
@@ -75,6 +76,7 @@ __all__ = [
     "checked_number",
     "compose",
     "cost_in_words",
+    "cost_reported",
     "describe_waiting",
     "figures_in_words",
     "fit_open_files",
@@ -84,5 +86,6 @@ __all__ = [
     "needs_tokens",
     "raise_open_files",
     "rates_of",
+    "tokens_of",
     "warn_of_connections",
 ]

@@ -122,7 +122,6 @@ class Budget:
     def check(
         self,
         meter: BatchMeter,
-        models: Iterable[str],
         requests: Iterable[RouterParallelRequest],
     ) -> None:
         """Refuse requests with an unknown worst case, before the first of many is sent.
@@ -130,16 +129,23 @@ class Budget:
         Raises:
             ValueError: models have no price, or a request has no limit. The error names them.
         """
-        self._check_prices(meter, models)
+        unpriced: dict[str, None] = {}
+        unlimited: ValueError | None = None
         for request in requests:
-            self.worst_case(meter, request)
-
-    def _check_prices(self, meter: BatchMeter, models: Iterable[str]) -> None:
-        if self.max_cost is None:
-            return
-        unpriced = [model for model in models if meter.price_of(model) is None]
+            if self._has_no_price(meter, request):
+                unpriced[request.model] = None
+            elif unlimited is None:
+                try:
+                    self.worst_case(meter, request)
+                except ValueError as error:
+                    unlimited = error
         if unpriced:
             raise UnpricedError(", ".join(map(repr, unpriced)))
+        if unlimited is not None:
+            raise unlimited
+
+    def _has_no_price(self, meter: BatchMeter, request: RouterParallelRequest) -> bool:
+        return self.max_cost is not None and meter.price_of_request(request) is None
 
     def worst_case(self, meter: BatchMeter, item: Any) -> Usage:
         """Return the worst case of a request.
@@ -147,8 +153,8 @@ class Budget:
         Raises:
             ValueError: it is unknown.
         """
-        if isinstance(item, RouterParallelRequest):
-            self._check_prices(meter, [item.model])
+        if isinstance(item, RouterParallelRequest) and self._has_no_price(meter, item):
+            raise UnpricedError(repr(item.model))
         worst = meter.worst_case(item)
         if self.max_cost is not None and worst.unpriced_calls:
             raise UnpricedError("a call, or of a fallback that it names,")

@@ -46,7 +46,7 @@ class ItemMeter:
                 )
         self._meter = meter
 
-    def price_of(self, model: str | None) -> Price | None:
+    def price_of_request(self, item: Any) -> Price | None:
         return Price(0.0, 0.0)  # the meter itself reports costs
 
     def worst_case(self, item: Any) -> Usage:
@@ -84,14 +84,14 @@ def _checked(origin: str, usage: object) -> Usage:
 
 
 class RouterMeter:
-    """A meter of requests to a Router, or to a callable in its place.
+    """A meter of requests to a Router, or to a callable in its place. Each request counts as its
+    operation asks.
 
     Args:
         router: the Router; its deployments provide models and prices.
         prices: USD per token of the prompt and per token of the answer, by model. They take
             precedence over all other prices.
         assume_output_tokens: length of the longest answer in tokens, if the request has no limit.
-        operation: name of the Router's method.
     """
 
     def __init__(
@@ -99,18 +99,24 @@ class RouterMeter:
         router: object,
         prices: Mapping[str, tuple[float, float]] | None = None,
         assume_output_tokens: int | None = None,
-        *,
-        operation: str = CHAT,
     ) -> None:
-        self._operation = operation
-        self._limits = _TEXT_LIMITS.get(operation)
-        entry_price = price_of_input if self._limits is None else price_of_tokens
-        self._prices = PriceList(router, prices, entry_price)
-        self.price_of = self._prices.price_of
+        self._prices = PriceList(router, prices, price_of_tokens)
+        self._input_prices = PriceList(router, prices, price_of_input)
         self._assume_output_tokens = assume_output_tokens
         self._counter = TokenCounter()
         self._answers = 0
         self._answer_tokens = 0
+
+    def price_of_request(self, item: RouterParallelRequest) -> Price | None:
+        """Return the highest price of a request's model; None if it is unknown."""
+        return self.price_of(item.model, item.operation or CHAT)
+
+    def price_of(self, model: str, operation: str = CHAT) -> Price | None:
+        """Return the highest price of a model for an operation; None if it is unknown."""
+        return self._prices_for(operation).price_of(model)
+
+    def _prices_for(self, operation: str) -> PriceList:
+        return self._prices if operation in _TEXT_LIMITS else self._input_prices
 
     # --- before the call ---
 
@@ -124,28 +130,30 @@ class RouterMeter:
         output = self._longest_answer(item)
         prompt = most_prompt_tokens(item)
         fallbacks = named_fallbacks(arguments.get("fallbacks"))
-        price = self._prices.price_of_all([item.model, *fallbacks])
+        price = self._prices_for(item.operation or CHAT).price_of_all([item.model, *fallbacks])
         cost = 0.0 if price is None else price.of(prompt, output)
         return Usage(prompt, output, cost=cost, unpriced_calls=int(price is None))
 
     def _longest_answer(self, item: RouterParallelRequest) -> int:
         """Return the most tokens of all answers to a request."""
         arguments = item.kwargs or {}
-        if self._operation != CHAT:
+        operation = item.operation or CHAT
+        limits = _TEXT_LIMITS.get(operation)
+        if operation != CHAT:
             unseen = unseen_prompt(arguments)
             if unseen is not None:
                 raise ValueError(
                     f"it is unknown how many tokens {unseen!r} adds to a request of model "
                     f"{item.model!r}: leave it out, or give the batch a meter of your own"
                 )
-        if self._operation in _WITHOUT_ANSWER_TOKENS:
+        if operation in _WITHOUT_ANSWER_TOKENS:
             return 0
-        if self._limits is None:
+        if limits is None:
             raise ValueError(
-                f"it is unknown what a call of {self._operation} may use: give the batch a meter "
-                "of your own"
+                f"it is unknown what a call of {operation} may use: give the batch a meter of "
+                "your own"
             )
-        output = asked_output(arguments, self._limits)
+        output = asked_output(arguments, limits)
         if output is None:
             output = self._assume_output_tokens
         if output is None:
@@ -153,7 +161,7 @@ class RouterMeter:
         if output is None:
             raise ValueError(
                 f"it is unknown how many tokens an answer of model {item.model!r} may have: set "
-                f"{self._limits[-1]} in the request, or assume_output_tokens in the budget"
+                f"{limits[-1]} in the request, or assume_output_tokens in the budget"
             )
         return output * choices(arguments)
 
@@ -163,13 +171,15 @@ class RouterMeter:
         The answer counts with no more tokens than the request allows. Return None if the price is
         unknown. This is a guess, made without a tokenizer.
         """
-        price = self.price_of(item.model)
+        price = self.price_of_request(item)
         if price is None:
             return None
-        arguments = item.kwargs or {}
-        asked = asked_output(arguments)
-        completion = answer_tokens if asked is None else min(asked, answer_tokens)
+        arguments, limits = item.kwargs or {}, _TEXT_LIMITS.get(item.operation or CHAT)
         prompt = about_prompt_tokens(item)
+        if limits is None:
+            return price.of(prompt, 0)
+        asked = asked_output(arguments, limits)
+        completion = answer_tokens if asked is None else min(asked, answer_tokens)
         return price.of(prompt, completion * choices(arguments))
 
     async def expected_tokens(self, item: RouterParallelRequest) -> int:
@@ -179,10 +189,11 @@ class RouterMeter:
         far, and with 500 tokens before the first one.
         """
         prompt = await self._counter.of_prompt(item)
-        if self._operation in _WITHOUT_ANSWER_TOKENS:
+        operation = item.operation or CHAT
+        if operation in _WITHOUT_ANSWER_TOKENS:
             return prompt
-        arguments = item.kwargs or {}
-        asked = None if self._limits is None else asked_output(arguments, self._limits)
+        arguments, limits = item.kwargs or {}, _TEXT_LIMITS.get(operation)
+        asked = None if limits is None else asked_output(arguments, limits)
         if asked is not None:
             return prompt + asked * choices(arguments)
         return prompt + (self._answer_tokens // self._answers if self._answers else _FIRST_ANSWERS)
@@ -223,7 +234,7 @@ class RouterMeter:
 
     def _priced(self, item: RouterParallelRequest, usage: Usage) -> Usage:
         """Return the usage with a cost, at the highest price that the call may have had."""
-        price = self.price_of(item.model)
+        price = self.price_of_request(item)
         if price is None:
             return msgspec.structs.replace(usage, unpriced_calls=1)
         cost = price.of(usage.prompt_tokens, usage.completion_tokens)
@@ -250,17 +261,19 @@ class RouterMeter:
         tokens = tokens_of(value)
         if tokens is None:
             return self._usage_without_tokens(item, value)
-        self._answers += 1
-        self._answer_tokens += tokens.completion
+        if (item.operation or CHAT) not in _WITHOUT_ANSWER_TOKENS:
+            self._answers += 1
+            self._answer_tokens += tokens.completion
         cost = self._cost(item, value, tokens.prompt, tokens.completion)
         return Usage(*tokens, cost or 0.0, int(cost is None))
 
     def _usage_without_tokens(self, item: RouterParallelRequest, value: Any) -> Usage | None:
         """Return the usage of an answer that has a price, and no tokens: an image, a reranking."""
-        cost = None if self._operation == CHAT else cost_reported(value)
+        operation = item.operation or CHAT
+        cost = None if operation == CHAT else cost_reported(value)
         if cost is None:
             return None
-        if self._operation not in _WITHOUT_ANSWER_TOKENS:
+        if operation not in _WITHOUT_ANSWER_TOKENS:
             return Usage(cost=cost)
         return Usage(about_prompt_tokens(item), cost=cost, estimated_calls=1)
 
@@ -275,7 +288,7 @@ class RouterMeter:
             # Without litellm, prices were not needed so far, and its import would block the event
             # loop for seconds.
             return cost
-        price = self.price_of(item.model)
+        price = self.price_of_request(item)
         return None if price is None else price.of(prompt, completion)
 
 

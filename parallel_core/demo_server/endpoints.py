@@ -20,7 +20,13 @@ from .settings import RequestPlan
 
 _DIMENSIONS: Final = 8  # of an embedding, unless the request has others
 _MOST_DIMENSIONS: Final = 4096
-_UNSAFE: Final = "unsafe"  # the word that makes a moderation flag a text
+_UNSAFE: Final = "unsafe"  # the word that makes a moderation flag a text, as violence
+_VIOLENCE: Final = "violence"
+_CATEGORIES: Final = (
+    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit"),
+    *("illicit/violent", "self-harm", "self-harm/instructions", "self-harm/intent", "sexual"),
+    *("sexual/minors", _VIOLENCE, "violence/graphic"),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -197,8 +203,11 @@ def _moderations(answer: EndpointAnswer) -> dict[str, Any]:
     results = [
         {
             "flagged": flag,
-            "categories": {_UNSAFE: flag},
-            "category_scores": {_UNSAFE: 0.9 if flag else 0.1},
+            "categories": {name: flag and name == _VIOLENCE for name in _CATEGORIES},
+            "category_scores": {
+                name: 0.9 if flag and name == _VIOLENCE else 0.1 for name in _CATEGORIES
+            },
+            "category_applied_input_types": {name: ["text"] for name in _CATEGORIES},
         }
         for flag in (flags if answer.chat.choices else [])
     ]
@@ -272,7 +281,7 @@ def _response(answer: EndpointAnswer) -> dict[str, Any]:
         reasoning = 0 if choice is None else choice.reasoning_tokens
         body["usage"] = {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": prompt + completion,

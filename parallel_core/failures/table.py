@@ -370,6 +370,13 @@ _TABLE: tuple[_Row, ...] = (
         "the connection was lost before the answer",
         _all(_no_answer, _named_class(*_RESET_CLASSES)),
     ),
+    # litellm gives it the class of a lost connection.
+    _Row(
+        "request",
+        False,
+        "litellm does not have this endpoint of the provider",
+        _all(_no_answer, _says("unsupported provider: ")),
+    ),
     _Row("unreachable", None, "the connection failed", _all(_no_answer, _lost_connection)),
     # The account: the same for every request of the model.
     _Row(

@@ -1,5 +1,6 @@
 """File formats: read requests, and read and write result lines."""
 
+from .answer_bodies import answer_body, hidden_parameters
 from .batch_input import InputFile
 from .batch_output import (
     call_statistics,
@@ -10,6 +11,7 @@ from .batch_output import (
     unwritable_line,
 )
 from .data_frames import to_pandas, to_polars
+from .endpoints import EndpointName, endpoint_of_operation
 from .file_results import FileResult, read_results
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
@@ -20,6 +22,7 @@ from .result_tables import ResultTable
 
 __all__ = [
     "LONGEST_LINE",
+    "EndpointName",
     "ExportSummary",
     "FileResult",
     "InputFile",
@@ -28,10 +31,13 @@ __all__ = [
     "InputSummary",
     "LineFailure",
     "ResultTable",
+    "answer_body",
     "call_statistics",
     "describe_columns",
+    "endpoint_of_operation",
     "export_results",
     "failure_in",
+    "hidden_parameters",
     "parse_output_line",
     "problem_line",
     "read_results",

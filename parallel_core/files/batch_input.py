@@ -18,8 +18,10 @@ import msgspec
 from parallel_core.config import RequestsDigest
 from parallel_core.errors import InputFileError
 from parallel_core.journal import RequestRecords, id_key
+from parallel_core.types import CHAT
 
 from .bad_lines import BadLines
+from .endpoints import EndpointName, endpoint_named
 from .formats import InputFormat, reader_of
 from .formats.request_options import Parameters, RequestOptions
 from .input_bytes import InputBytes
@@ -59,11 +61,14 @@ class InputFile:
         trust_input: also send members that litellm takes as its own settings: keys, addresses,
             retries, prices.
         max_line: MiB of the longest line, element or row that is read; a longer one is a bad line.
+        endpoint: endpoint of the lines that have no ``url``: ``chat``, ``responses``,
+            ``embeddings``, ``completions``, ``moderations`` or ``rerank``. None: the members of a
+            line say it, and CSV and text are prompts of chat.
         standard_input: stream to read for ``"-"``; ``sys.stdin`` if None.
 
     Raises:
         InputFileError: the options contradict each other.
-        ValueError: there is no such format, or the limit is not finite and above 0.
+        ValueError: there is no such format or endpoint, or the limit is not finite and above 0.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class InputFile:
         send_columns: bool = False,
         trust_input: bool = False,
         max_line: float = LONGEST_LINE,
+        endpoint: EndpointName | None = None,
         standard_input: BinaryIO | None = None,
     ) -> None:
         if isinstance(keep, str):
@@ -96,7 +102,13 @@ class InputFile:
             template=template,
             model=model,
             columns=columns,
-            requests=RequestOptions(system, Parameters(parameters), id_column, override_model),
+            requests=RequestOptions(
+                system,
+                Parameters(parameters),
+                id_column,
+                override_model,
+                None if endpoint is None else endpoint_named(endpoint),
+            ),
             longest=bytes_of(max_line),
         )
         with self._bytes.naming():
@@ -137,6 +149,7 @@ class InputFile:
     def _check(self) -> InputSummary:
         bad_lines = BadLines()
         models: Counter[str] = Counter()
+        operations: Counter[str] = Counter()
         digest, records = RequestsDigest(), RequestRecords()
         with self._bytes.first_reading() as stream:
             reader = self._reader = self._reader_of(self._bytes.beginning)
@@ -149,6 +162,7 @@ class InputFile:
                 key = id_key(found.custom_id)
                 if reader.lines_are_ids or bad_lines.accepts(line, key):
                     models[found.request.model] += 1
+                    operations[found.request.operation or CHAT] += 1
                     records.add(key, digest.add(found.custom_id, found.request))
                 del found
         with self._bytes.naming():
@@ -169,6 +183,7 @@ class InputFile:
             columns,
             reader.names_lines,
             reader.unit,
+            dict(operations),
         )
 
     def records(self) -> RequestRecords:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from parallel_core.config import Redactor
+from parallel_core.control import cost_reported, tokens_of
 from parallel_core.errors import EmptyResponseError, NoCompletionError
 from parallel_core.journal import (
     NULL,
@@ -22,14 +23,12 @@ from parallel_core.journal import (
     read_json_line,
     read_result_line,
 )
-from parallel_core.router import PROVIDER_BODY, finish_of, read_provider_json
+from parallel_core.router import finish_of
 from parallel_core.types import RouterParallelResult, Usage
 
+from .answer_bodies import answer_body, hidden_parameters
 from .input_records import InputProblem
 from .line_failures import LineFailure, error_name, failure_of
-
-_COUNTS_OF_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-
 
 # --- writing ---
 
@@ -43,8 +42,8 @@ def result_line(
     """Return the line of a finished request, without the newline.
 
     An answer and an HTTP failure are a ``response``; everything else is an ``error``. An answer is
-    written as litellm returned it, whatever it contains. The redactor applies to errors and to
-    provider ids, but not to ``custom_id``.
+    written as litellm returned it, whatever it contains (:func:`answer_body`). The redactor applies
+    to errors and to provider ids, but not to ``custom_id``.
 
     ``returned`` has members of the input line that are copied unchanged (:class:`InputRequest`).
     """
@@ -53,7 +52,7 @@ def result_line(
         response = {
             "status_code": 200,
             "request_id": redactor.redact(_request_id(result.response)),
-            "body": _completion(result.response),
+            "body": answer_body(result.request, result.response),
         }
         return _line(custom_id, response, None, returned)
     if failure.status_code is None:
@@ -91,7 +90,7 @@ def error_of(result: RouterParallelResult) -> Exception | None:
     """Return the error for which a result is written as a failure; None if it is an answer.
 
     It is the exception that the call raised. A callable in place of a Router may also return
-    nothing, or something that is not a chat completion.
+    nothing, or something that is no JSON object.
     """
     response = result.response
     if result.exception is not None:
@@ -137,73 +136,14 @@ def _line(
     return line
 
 
-def _completion(response: Any) -> Mapping[str, Any]:
-    """Convert a chat completion of litellm to the form in which OpenAI writes one.
-
-    An answer on the direct lane is written as the provider sent it.
-
-    litellm adds nulls, empty members and a usage of zeros to every answer, even if the provider did
-    not send them: these are removed. OpenAI always writes some nulls: these are added.
-    """
-    if isinstance(response, Mapping):
-        return cast("Mapping[str, Any]", response)  # from a user's callable: keep it unchanged
-    sent = _hidden(response).get(PROVIDER_BODY)
-    if isinstance(sent, bytes):  # on the direct lane, it is known as the provider sent it
-        return cast("Mapping[str, Any]", read_provider_json(sent))
-    body: dict[str, Any] = _without_nulls(response.model_dump(warnings=False))
-    usage = body.get("usage")
-    # No prompt has 0 tokens: litellm writes 0 if the provider reported nothing.
-    if usage and not any(usage.get(count) for count in _COUNTS_OF_USAGE):
-        del body["usage"]
-    elif usage:
-        body["usage"] = {
-            name: _without_nulls(value) if name.endswith("_details") else value
-            for name, value in _without_nulls(usage).items()
-        }
-    if body.get("choices"):
-        body["choices"] = [_choice(choice) for choice in body["choices"]]
-    return body
-
-
-def _choice(dumped: Mapping[str, Any]) -> dict[str, Any]:
-    choice = {"logprobs": None, **_without_empty_extras(dumped)}
-    message: Mapping[str, Any] | None = choice.get("message")
-    if message is not None:
-        extras: dict[str, Any] = dict(message.get("provider_specific_fields") or {})
-        refusal = extras.pop("refusal", None)  # older versions of litellm have it here
-        given = _without_empty_extras({**message, "provider_specific_fields": extras})
-        choice["message"] = {"content": None, "refusal": refusal, **given}
-    return choice
-
-
-def _without_empty_extras(value: Mapping[str, Any]) -> dict[str, Any]:
-    filled = _without_nulls(value)
-    extras = _without_nulls(filled.pop("provider_specific_fields", {}))
-    return {**filled, "provider_specific_fields": extras} if extras else filled
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return an object without the members that are null. Nested members are unchanged."""
-    if not isinstance(value, Mapping):
-        return value
-    members = cast("Mapping[str, Any]", value)
-    return {name: member for name, member in members.items() if member is not None}
-
-
-def _hidden(response: Any) -> Mapping[str, Any]:
-    """Return the hidden parameters with which litellm describes a call."""
-    hidden = getattr(response, "_hidden_params", None)
-    return cast("Mapping[str, Any]", hidden) if isinstance(hidden, Mapping) else {}
-
-
 def _headers(response: Any) -> Mapping[str, Any]:
-    headers = _hidden(response).get("additional_headers")
+    headers = hidden_parameters(response).get("additional_headers")
     return cast("Mapping[str, Any]", headers) if isinstance(headers, Mapping) else {}
 
 
 def _request_id(response: Any) -> str:
     reported = _headers(response).get("llm_provider-x-request-id")
-    value = reported or _hidden(response).get("litellm_call_id")
+    value = reported or hidden_parameters(response).get("litellm_call_id")
     return value if isinstance(value, str) else ""
 
 
@@ -258,24 +198,10 @@ def _attempts(result: RouterParallelResult) -> int:
 
 
 def _reported_usage(response: Any) -> Usage:
-    reported = _field(response, "usage")
-    cost: Any = _hidden(response).get("response_cost")
-    # litellm reports 0 both for an unknown price and for a free model.
-    is_priced = isinstance(cost, int | float) and cost > 0
-    return Usage(
-        _count(_field(reported, "prompt_tokens")),
-        _count(_field(reported, "completion_tokens")),
-        _count(_field(_field(reported, "prompt_tokens_details"), "cached_tokens")),
-        _count(_field(_field(reported, "completion_tokens_details"), "reasoning_tokens")),
-        float(cost) if is_priced else 0.0,
-        int(not is_priced),
-    )
-
-
-def _field(value: Any, name: str) -> Any:
-    if isinstance(value, Mapping):
-        return cast("Mapping[str, Any]", value).get(name)
-    return getattr(value, name, None)
+    tokens, cost = tokens_of(response), cost_reported(response)
+    if tokens is None:
+        return Usage(cost=cost or 0.0, unpriced_calls=int(cost is None))
+    return Usage(*tokens, cost or 0.0, int(cost is None))
 
 
 def _count(value: Any) -> int:

@@ -1,8 +1,8 @@
 """Members of a line: decide which are sent, copied to the output, or refused.
 
-All members of a ``body`` are parameters. A member of a plain line is a parameter if OpenAI's chat
-completions have one of that name; other members are columns, and the user decides what happens to
-them. ``docs/file-formats.md`` has the rules.
+All members of a ``body`` are parameters. A member of a plain line is a parameter if OpenAI's API
+has one of that name for the endpoint of the line; other members are columns, and the user decides
+what happens to them. ``docs/file-formats.md`` has the rules.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import msgspec
 from parallel_core.config import nearest
 from parallel_core.errors import InputFileError
 
+from .endpoints import ENDPOINTS, Endpoint
 from .input_records import InputColumn, LineError, RecordUnit, kind_of, shown
-from .parameters import is_key_or_address, is_litellm_setting, is_private, openai_parameters
+from .parameters import is_key_or_address, is_litellm_setting, is_private, parameters_of
 
-# Sent although OpenAI lacks them: a timeout in seconds, and a vendor's members of the body.
-_OURS: Final = frozenset(("timeout", "extra_body"))
-# Checked, or used to estimate the cost of a request. extra_body must not replace them.
-_CHECKED: Final = frozenset((
-    *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
-    *("max_completion_tokens", "temperature", "top_p", "seed"),
-))  # fmt: skip
+# Not columns, although OpenAI lacks them: a timeout in seconds, a vendor's members of the body, and
+# metadata, which some endpoints have, and which comes back in the line of the result.
+_OURS: Final = frozenset(("timeout", "extra_body", "metadata"))
 # Members that set where litellm sends a request.
 _ADDRESSES: Final = ("api_base", "base_url")
 # Limits of memory: every line of a file may have another shape or other names.
@@ -80,39 +77,44 @@ class Members:
 
     def __init__(self, options: ColumnOptions) -> None:
         self._options = options
-        self._bodies: dict[tuple[str, ...], _Shape] = {}
-        self._plain: dict[tuple[str, ...], _Shape] = {}
-        self._undecided: dict[str, tuple[int, int]] = {}  # number of lines, and the first line
+        self._bodies = {name: dict[tuple[str, ...], _Shape]() for name in ENDPOINTS}
+        self._plain = {name: dict[tuple[str, ...], _Shape]() for name in ENDPOINTS}
+        # Number of lines, the first line, and its endpoint.
+        self._undecided: dict[str, tuple[int, int, str]] = {}
         self._missing = set(options.keep)
 
-    def sort(self, line: int, record: dict[str, Any], body: dict[str, Any]) -> None:
+    def sort(
+        self, line: int, record: dict[str, Any], body: dict[str, Any], endpoint: Endpoint
+    ) -> None:
         """Check the members of a line, and remove those that are not sent from its body.
 
         Raises:
             LineError: a member must not come from a file.
         """
-        shape = self._shape(record, body)
+        shape = self._shape(record, body, endpoint)
         if self._missing:
             self._missing.difference_update(record)
         if shape.forbidden:
             raise _forbidden(shape.forbidden, _COLUMN_HINT if body is record else _SETTING_HINT)
         if shape.looks_inside:
-            self.look_inside(body)
+            self.look_inside(body, endpoint)
         if shape.has_address:
             _refuse_address_without_key(body)
         for name in shape.undecided:
-            self._count(line, name)
+            self._count(line, name, endpoint)
         for name in shape.columns:
             del body[name]
 
-    def split(self, record: dict[str, Any], body: dict[str, Any]) -> dict[str, msgspec.Raw] | None:
+    def split(
+        self, record: dict[str, Any], body: dict[str, Any], endpoint: Endpoint
+    ) -> dict[str, msgspec.Raw] | None:
         """Remove the columns from a body.
 
         Returns:
             The members to copy to the result line, as JSON: ``metadata`` and ``columns``. None if
             there are none.
         """
-        shape = self._shape(record, body)
+        shape = self._shape(record, body, endpoint)
         returned: dict[str, msgspec.Raw] = {}
         metadata = record.get("metadata")
         if metadata is None:
@@ -147,19 +149,20 @@ class Members:
                 f"no line has a member {_listed(sorted(self._missing))} to keep: correct --keep"
             )
 
-    def _shape(self, record: dict[str, Any], body: dict[str, Any]) -> _Shape:
-        shapes = self._plain if body is record else self._bodies
+    def _shape(self, record: dict[str, Any], body: dict[str, Any], endpoint: Endpoint) -> _Shape:
+        shapes = (self._plain if body is record else self._bodies)[endpoint.name]
         names = tuple(body)
         shape = shapes.get(names)
         if shape is None:
-            shape = self._shape_of(names, is_plain=body is record)
+            shape = self._shape_of(names, endpoint, is_plain=body is record)
             if len(shapes) < _MOST_SHAPES:
                 shapes[names] = shape
         return shape
 
-    def _shape_of(self, names: tuple[str, ...], *, is_plain: bool) -> _Shape:
+    def _shape_of(self, names: tuple[str, ...], endpoint: Endpoint, *, is_plain: bool) -> _Shape:
         keep, drop, send, trust = self._options
-        known = openai_parameters() | _OURS
+        operation = endpoint.operation
+        known = parameters_of(operation) | _OURS
         others = tuple(name for name in names if name not in known)
         kept: tuple[str, ...] = ()
         columns: tuple[str, ...] = ()
@@ -173,12 +176,12 @@ class Members:
             columns,
             kept,
             undecided,
-            () if trust else tuple(filter(is_litellm_setting, others)),
+            () if trust else tuple(name for name in others if is_litellm_setting(name, operation)),
             "metadata" in names or "extra_body" in names,
             any(name in _ADDRESSES for name in others),
         )
 
-    def look_inside(self, body: dict[str, Any]) -> None:
+    def look_inside(self, body: dict[str, Any], endpoint: Endpoint) -> None:
         """Check the members of the members that a provider, or litellm, may act on.
 
         Raises:
@@ -197,20 +200,23 @@ class Members:
                 'for instance "extra_body": {"top_k": 20}',
             )
         members = cast("dict[str, Any]", extra)
-        twice = [name for name in members if name in _CHECKED or name in body]
+        twice = [name for name in members if name in endpoint.fixed or name in body]
         if twice:
             raise LineError(
                 "forbidden_parameter",
                 f"extra_body has {_listed(twice)}, which would replace what was checked",
-                "put it beside model and messages only",
+                "put it beside model only",
             )
         if not self._options.trust:
-            _refuse(f"extra_body.{name}" for name in members if is_key_or_address(name))
+            of_endpoint = endpoint.operation
+            _refuse(
+                f"extra_body.{name}" for name in members if is_key_or_address(name, of_endpoint)
+            )
 
-    def _count(self, line: int, name: str) -> None:
-        lines, first = self._undecided.get(name, (0, line))
+    def _count(self, line: int, name: str, endpoint: Endpoint) -> None:
+        lines, first, of = self._undecided.get(name, (0, line, endpoint.operation))
         if lines or len(self._undecided) < _MOST_COLUMNS:
-            self._undecided[name] = (lines + 1, first)
+            self._undecided[name] = (lines + 1, first, of)
 
 
 def describe_columns(columns: list[InputColumn], unit: RecordUnit = "line") -> str:
@@ -222,7 +228,7 @@ def describe_columns(columns: list[InputColumn], unit: RecordUnit = "line") -> s
     """
     listed = [
         f"  {shown(column.name)}: {column.lines:,} {unit if column.lines == 1 else f'{unit}s'}, "
-        f"first in {unit} {column.first_line}{_meant(column.name)}"
+        f"first in {unit} {column.first_line}{_meant(column)}"
         for column in columns[:_MOST_SHOWN]
     ]
     if len(columns) > _MOST_SHOWN:
@@ -234,12 +240,12 @@ def describe_columns(columns: list[InputColumn], unit: RecordUnit = "line") -> s
         "others out, or --send-columns to send them as parameters of the provider"
     )
     return "\n".join(
-        (f"{unit}s have members that are not parameters of chat completions:", *listed, advice)
+        (f"{unit}s have members that are not parameters of their endpoint:", *listed, advice)
     )
 
 
-def _meant(name: str) -> str:
-    parameter = nearest(name, openai_parameters())
+def _meant(column: InputColumn) -> str:
+    parameter = nearest(column.name, parameters_of(column.operation))
     return "" if parameter is None else f" (is {parameter} meant?)"
 
 

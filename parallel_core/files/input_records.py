@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from parallel_core.types import RouterParallelRequest
+from parallel_core.types import CHAT, RouterParallelRequest
 
 RecordUnit: TypeAlias = Literal["line", "element", "row"]
 """Names of what the numbers of requests count."""
@@ -85,11 +85,13 @@ class InputColumn(msgspec.Struct, frozen=True):
         name: name of the member.
         lines: number of lines that have it.
         first_line: number of the first of these lines.
+        operation: operation of that line.
     """
 
     name: str
     lines: int
     first_line: int
+    operation: str = CHAT
 
 
 class InputSummary(msgspec.Struct, frozen=True):
@@ -107,6 +109,7 @@ class InputSummary(msgspec.Struct, frozen=True):
             needed. Nothing can be sent while there are any.
         named_by_line: True if some requests have no id in the file; their id is the line number.
         unit: what the numbers of requests count: ``line``, ``element`` or ``row``.
+        operations: number of requests by operation, the Router's method that serves them.
     """
 
     requests: int
@@ -118,6 +121,7 @@ class InputSummary(msgspec.Struct, frozen=True):
     columns: list[InputColumn] = []
     named_by_line: bool = False
     unit: RecordUnit = "line"
+    operations: dict[str, int] = {}
 
 
 class RecordReader(Protocol):

@@ -1,4 +1,6 @@
-"""Names of request members: parameters of chat completions, settings of litellm, vendor parameters.
+"""Names of request members: parameters of an endpoint, settings of litellm, vendor parameters.
+
+An endpoint is named by the method of a Router that serves it.
 
 The names come from the packages ``openai`` and ``litellm`` at run time. Only the functions import
 these packages, because that takes seconds.
@@ -16,6 +18,7 @@ from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
 from parallel_core.secret_names import is_secret_name
+from parallel_core.types import CHAT
 
 # Prefixes of internal arguments of this package and of litellm. No vendor parameter has them.
 _PRIVATE_PREFIXES: Final = ("_", "litellm_", "mock_", "parallel_core_")
@@ -39,15 +42,37 @@ _FEW: Final = 2
 
 
 @functools.cache
-def openai_parameters() -> frozenset[str]:
-    """Return the names of the parameters of OpenAI's chat completions."""
-    from openai.types.chat import completion_create_params as types
+def parameters_of(operation: str) -> frozenset[str]:
+    """Return the names of the parameters of OpenAI's API.
 
-    forms = (
-        types.CompletionCreateParamsNonStreaming,
-        types.CompletionCreateParamsStreaming,
-    )
-    return frozenset(name for form in forms for name in form.__annotations__)
+    OpenAI has no reranking, so its parameters are those that litellm knows.
+    """
+    if operation == "arerank":
+        from litellm.types.rerank import RerankRequest
+
+        return frozenset(_fields(RerankRequest))
+    import openai.types
+    from openai.types import completion_create_params as of_text
+    from openai.types.chat import completion_create_params as of_chat
+    from openai.types.responses import response_create_params as of_responses
+
+    forms: dict[str, tuple[Any, ...]] = {
+        CHAT: (
+            of_chat.CompletionCreateParamsNonStreaming,
+            of_chat.CompletionCreateParamsStreaming,
+        ),
+        "atext_completion": (
+            of_text.CompletionCreateParamsNonStreaming,
+            of_text.CompletionCreateParamsStreaming,
+        ),
+        "aresponses": (
+            of_responses.ResponseCreateParamsNonStreaming,
+            of_responses.ResponseCreateParamsStreaming,
+        ),
+        "aembedding": (openai.types.EmbeddingCreateParams,),
+        "amoderation": (openai.types.ModerationCreateParams,),
+    }
+    return frozenset(name for form in forms[operation] for name in form.__annotations__)
 
 
 @functools.cache
@@ -60,27 +85,31 @@ def openai_roles() -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def is_litellm_setting(name: str) -> bool:
+def is_litellm_setting(name: str, operation: str) -> bool:
     """Return True if litellm would act on an argument of this name instead of sending it.
 
     A setting may contain a key, send the request to another address, weaken its encryption, fake
     an answer, call more often, or change the reported cost.
     """
-    if name in openai_parameters():
+    if name in parameters_of(operation):
         return False
     if is_private(name) or name in _declared_settings() or name.startswith(_prefixes_of_keys()):
         return True
     return name not in _vendor_parameters() and (
-        _looks_like_a_setting(name) or name in _arguments_of_calls() or name in _undeclared_reads()
+        _looks_like_a_setting(name)
+        or name in _arguments_of_calls(operation)
+        or name in _undeclared_reads()
     )
 
 
-def is_key_or_address(name: str) -> bool:
+def is_key_or_address(name: str, operation: str) -> bool:
     """Return True if a member of ``extra_body`` looks like a key or an address.
 
     A proxy behind the API, such as litellm's, may act on it.
     """
-    return name not in openai_parameters() and (is_private(name) or _looks_like_a_setting(name))
+    return name not in parameters_of(operation) and (
+        is_private(name) or _looks_like_a_setting(name)
+    )
 
 
 def is_private(name: str) -> bool:
@@ -124,7 +153,7 @@ def _prefixes_of_keys() -> tuple[str, ...]:
 
 
 @functools.cache
-def _arguments_of_calls() -> frozenset[str]:
+def _arguments_of_calls(operation: str) -> frozenset[str]:
     """Return the names of the arguments of litellm's functions and of its Router."""
     import litellm
 
@@ -132,7 +161,10 @@ def _arguments_of_calls() -> frozenset[str]:
     router = its.Router
     functions = (its.completion, its.acompletion, router.__init__, router.acompletion)
     names = {name for function in functions for name in inspect.signature(function).parameters}
-    return frozenset(names.union(its.OPENAI_CHAT_COMPLETION_PARAMS))
+    if operation == CHAT:
+        return frozenset(names.union(its.OPENAI_CHAT_COMPLETION_PARAMS))
+    own = inspect.signature(getattr(its, operation.removeprefix("a"))).parameters
+    return frozenset(names.difference(parameters_of(CHAT)).union(own))
 
 
 @functools.cache

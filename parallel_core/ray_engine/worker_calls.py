@@ -11,6 +11,7 @@ from parallel_core.router import (
     BATCH_METADATA,
     DIRECT,
     INDEX,
+    NOT_CHAT,
     OPERATION,
     RETRIED,
     STALL_TIMEOUT,
@@ -54,6 +55,9 @@ class WorkerCalls:
         The attempts of a direct call are added to ``counts``, however the call ends.
         """
         direct = arguments.pop(DIRECT, False)
+        if direct and arguments.get(OPERATION, CHAT) != CHAT:
+            counts.add(DirectCounts(indirect_calls={NOT_CHAT: 1}))
+            direct = False
         if not direct:
             return await self._call(arguments, None)
         lane = self._lanes.get(direct)
@@ -81,15 +85,16 @@ class WorkerCalls:
             if own:
                 arguments["metadata"] = own
         model, messages = arguments.pop("model"), arguments.pop("messages", ())
+        operation: str = arguments.pop(OPERATION, CHAT)
         if self._is_router:
-            if OPERATION not in arguments:
+            if operation == CHAT:
                 send_metadata_to_store(self._router, model, arguments)
             if retried:
                 self._overrides = self._overrides or router_overrides(self._router)
-                self._overrides.add_to(arguments, model)
+                self._overrides.add_to(arguments, model, operation)
         if lane is not None:
             arguments[DIRECT] = lane
-        request = RouterParallelRequest(model, messages, arguments, timeout)
+        request = RouterParallelRequest(model, messages, arguments, timeout, operation)
         if not arguments.get("stream"):
             return self._timed(index, request)
         # Each call has its own reader, because calls of two batches may have the same index.
@@ -100,7 +105,7 @@ class WorkerCalls:
     def _send(self, index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         arguments = dict(request.kwargs or {})
         lane: DirectLane | None = arguments.pop(DIRECT, None)
-        operation: str = arguments.pop(OPERATION, CHAT)
+        operation = request.operation or CHAT
         method: Callable[..., Awaitable[Any]] = getattr(self._router, operation, self._router)
 
         def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:

@@ -16,10 +16,12 @@ from .call import (
     DIRECT,
     DIRECT_COUNTS,
     INDEX,
+    NOT_CHAT,
     OPERATION,
     STALL_TIMEOUT,
     TIMEOUT,
     WorkerOptions,
+    check_callable,
     request_call,
     send_metadata_to_store,
 )
@@ -27,7 +29,7 @@ from .cost_estimate import CostEstimate, estimate_cost
 from .direct import direct_lane
 from .direct_counts import DirectCounts, HasDirectCounts
 from .first_call import preparation
-from .operation_checks import OperationChecks
+from .operation_checks import RequestChecks
 from .request_checks import as_request, check_all, is_checked_as_a_whole, problem_of_chat
 from .router_facts import (
     RETRIED,
@@ -49,6 +51,7 @@ __all__ = [
     "DIRECT_COUNTS",
     "INDEX",
     "MOST_REASONS",
+    "NOT_CHAT",
     "OPERATION",
     "OTHER_REASONS",
     "PROVIDER_BODY",
@@ -59,7 +62,7 @@ __all__ = [
     "DirectCounts",
     "Finish",
     "HasDirectCounts",
-    "OperationChecks",
+    "RequestChecks",
     "RouterOverrides",
     "Streams",
     "WorkerOptions",
@@ -67,6 +70,7 @@ __all__ = [
     "as_request",
     "calls_run_in_workers",
     "check_all",
+    "check_callable",
     "check_models",
     "completion_result",
     "describe_finishes",

@@ -23,6 +23,9 @@ MOST_REASONS = 32
 OTHER_REASONS = "another reason"
 # Fields that a message may have instead of text.
 _INSTEAD_OF_TEXT = ("tool_calls", "function_call", "refusal", "audio", "images")
+# Reasons for which OpenAI's responses are incomplete, by the finish reason of a chat.
+_INCOMPLETE = {"max_output_tokens": CUT, "content_filter": FILTERED}
+_TEXT_PARTS = ("text", "refusal")
 _MISSING = object()
 
 PROVIDER_BODY = "parallel_core_body"
@@ -63,10 +66,14 @@ class Finish(NamedTuple):
 
 
 def finish_of(response: Any) -> Finish:
-    """Return how an answer ended: a ``ModelResponse`` of litellm, or a mapping of that shape."""
+    """Return how an answer ended: an object of litellm, or a mapping of that shape.
+
+    A response of OpenAI's responses API gets the finish reason that a chat would have. An answer
+    that has no text, such as an embedding, has none.
+    """
     found = _field(response, "choices")
     if found.__class__ is not list:
-        return Finish(None, False)
+        return _finish_of_output(response)
     choices: list[Any] = found
     reasons = [
         reason[:_LONGEST_REASON]
@@ -75,6 +82,29 @@ def finish_of(response: Any) -> Finish:
     ]
     without_text = any(map(_has_no_text, choices))
     return Finish(min(reasons, key=_badness, default=None), without_text)
+
+
+def _finish_of_output(response: Any) -> Finish:
+    """Return how a response of the responses API ended; no reason if it is none."""
+    output, status = _field(response, "output"), _field(response, "status")
+    if output.__class__ is not list or not isinstance(status, str):
+        return Finish(None, False)
+    reason = "stop" if status == "completed" else status
+    why = _field(_field(response, "incomplete_details"), "reason")
+    if isinstance(why, str):
+        reason = _INCOMPLETE.get(why, why)
+    items: list[Any] = output
+    return Finish(reason[:_LONGEST_REASON], not any(map(_says_something, items)))
+
+
+def _says_something(item: Any) -> bool:
+    """Return True if an item of a response is a text, or something else than a reasoning."""
+    kind = _field(item, "type")
+    if kind != "message":
+        return bool(kind != "reasoning")
+    content = _field(item, "content")
+    parts: list[Any] = content if content.__class__ is list else []
+    return any(_field(part, name) for part in parts for name in _TEXT_PARTS)
 
 
 def add_finish(reasons: Counter[str], reason: str | None) -> None:

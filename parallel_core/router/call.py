@@ -38,6 +38,9 @@ STALL_TIMEOUT, TIMEOUT = "parallel_core_stall_timeout", "parallel_core_timeout"
 OPERATION = "parallel_core_operation"
 """Argument with the Router's method that a worker calls, if it is not that of chat."""
 
+NOT_CHAT = "another operation than chat"
+"""Reason why a call is not sent directly."""
+
 DIRECT = "parallel_core_direct"
 """Argument of a call that a worker sends directly: the option ``direct``."""
 
@@ -80,7 +83,6 @@ RequestCall: TypeAlias = Callable[[int, RouterParallelRequest], Awaitable[Any]]
 
 def request_call(
     router: object,
-    operation: str,
     *,
     retried_by_us: bool = False,
     attempt_timeout: float | None = None,
@@ -89,6 +91,8 @@ def request_call(
 ) -> RequestCall:
     """Make the call of a batch from a Router, another object, or a bare callable.
 
+    Each request calls the method that its ``operation`` names.
+
     A Router gets ``metadata`` with ``parallel_batch_id`` and ``parallel_index`` in addition to the
     user's own; for other operations than chat it is ``litellm_metadata``, since some of them send
     ``metadata`` to the provider. Another object that has the operation, or a bare callable
@@ -96,49 +100,68 @@ def request_call(
 
     Args:
         router: the Router, the object or the bare callable.
-        operation: name of the method; for a bare callable ``"acompletion"``.
         retried_by_us: the batch retries requests, so the Router does not
             (:func:`router_overrides`).
         attempt_timeout: seconds for each attempt, if neither the Router nor the request has a
             timeout.
         worker_options: for a Router whose calls are made by workers.
-        lane: sends the attempts of the Router directly; None: litellm sends them.
-
-    Raises:
-        TypeError: ``router`` is neither a Router nor a callable.
+        lane: sends the attempts of chat directly; None: litellm sends them.
     """
     if hasattr(router, "acompletion"):
         seconds = None if has_timeouts(router) else attempt_timeout
-        call = _router_call(router, operation, retried_by_us, seconds, worker_options)
-        return off_the_lane(call) if lane is None else lane.wrap(call)
-    if operation != CHAT:
-        method: Callable[..., Awaitable[Any]] = getattr(router, operation)
-        return lambda index, request: method(**request.arguments)
-    if not callable(router):
+        call = _router_call(router, retried_by_us, seconds, worker_options)
+        return off_the_lane(call) if lane is None else _chat_on(lane, call)
+
+    def plain_call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        method: Any = router if request.is_chat else getattr(router, str(request.operation))
+        made: Awaitable[Any] = method(**request.arguments)
+        return made
+
+    return plain_call
+
+
+def check_callable(router: object) -> None:
+    """Check that an object in place of a Router can be called.
+
+    Raises:
+        TypeError: it is neither a Router nor a callable.
+    """
+    if not hasattr(router, "acompletion") and not callable(router):
         raise TypeError(
             "expected a litellm.Router (anything with an acompletion coroutine method) or an "
             f"async callable (model=, messages=, **kwargs), not {type(router).__qualname__}"
         )
-    acompletion = cast("Callable[..., Awaitable[Any]]", router)
-    return lambda index, request: acompletion(**request.arguments)
+
+
+def _chat_on(lane: DirectLane, call: RequestCall) -> RequestCall:
+    """Send chats on the lane, and all else through litellm."""
+    on_the_lane, off = lane.wrap(call), off_the_lane(call)
+
+    def sent(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        if request.is_chat:
+            return on_the_lane(index, request)
+        lane.indirect_calls[NOT_CHAT] += 1
+        return off(index, request)
+
+    return sent
 
 
 def _router_call(
     router: object,
-    operation: str,
     retried_by_us: bool,
     attempt_timeout: float | None,
     worker_options: WorkerOptions | None,
 ) -> RequestCall:
     batch_id = uuid.uuid4().hex
-    is_chat = operation == CHAT
-    metadata = "metadata" if is_chat else "litellm_metadata"
     overrides = router_overrides(router) if retried_by_us else None
 
     def call(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
         # litellm writes into the metadata that it gets and, for some providers, into the messages.
         # Copies protect the user's objects, which many requests may share.
         arguments = {name: _copied(value) for name, value in (request.kwargs or {}).items()}
+        operation = request.operation or CHAT
+        is_chat = operation == CHAT
+        metadata = "metadata" if is_chat else "litellm_metadata"
         if is_chat and worker_options is None:
             send_metadata_to_store(router, request.model, arguments)
         arguments[metadata] = {
@@ -151,7 +174,7 @@ def _router_call(
             if retried_by_us:
                 arguments[RETRIED] = True
         if overrides is not None:
-            overrides.add_to(arguments, request.model)
+            overrides.add_to(arguments, request.model, operation)
         if attempt_timeout is not None and all(arguments.get(n) is None for n in ATTEMPT_TIMEOUTS):
             arguments["timeout"] = attempt_timeout
         if is_chat or request.messages:

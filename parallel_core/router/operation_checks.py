@@ -1,15 +1,19 @@
-"""Check the requests of an operation other than chat: an embedding, a reranking, …"""
+"""Check the requests of a batch, each as its operation asks: a chat, an embedding, …"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from parallel_core.types import RouterParallelRequest
+import msgspec
+
+from parallel_core.config import check_operation
+from parallel_core.types import CHAT, RouterParallelRequest
 
 from .request_checks import (
     brief,
     is_mapping,
+    problem_of_chat,
     problem_of_model,
     problem_of_timeout,
     request_of,
@@ -17,8 +21,57 @@ from .request_checks import (
 from .router_facts import problem_of_name
 
 
+class RequestChecks:
+    """Check the requests of a batch, before any of them costs money.
+
+    Args:
+        router: the Router, or the object in its place.
+        operation: operation of the requests that name none.
+        streaming: every answer is streamed, so every request must be a chat.
+    """
+
+    def __init__(self, router: object, operation: str = CHAT, *, streaming: bool = False) -> None:
+        self._router = router
+        self._operation = operation
+        self._streaming = streaming
+        self._checks: dict[str, OperationChecks | str] = {}
+
+    def as_request(self, index: int, item: object) -> RouterParallelRequest:
+        """Turn an item of a source into a request that names its operation, unless it is a chat.
+
+        Raises:
+            InvalidRequestError: the item is invalid. It has the index and the problem.
+        """
+        request = request_of(index, item, self.problem_of)
+        if request.operation is None and self._operation != CHAT:
+            return msgspec.structs.replace(request, operation=self._operation)
+        return request
+
+    def problem_of(self, item: object) -> str | None:
+        """Return the reason why an item is not a valid request; None if it is valid."""
+        operation = self._operation
+        if isinstance(item, RouterParallelRequest):
+            operation = item.operation or operation
+        if operation == CHAT:
+            return problem_of_chat(item)
+        checks = self._checks.get(operation)
+        if checks is None:
+            checks = self._checks[operation] = self._checks_of(operation)
+        return checks if isinstance(checks, str) else checks.problem_of(item)
+
+    def _checks_of(self, operation: str) -> OperationChecks | str:
+        """Return the checks of an operation, or the reason why the batch cannot have it."""
+        if self._streaming:
+            return f"the answers of {operation} cannot be streamed here: use parallel_calls"
+        try:
+            check_operation(self._router, operation)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return OperationChecks(self._router, operation)
+
+
 class OperationChecks:
-    """Check the requests of one operation, before any of them costs money.
+    """Check the requests of one operation other than chat.
 
     The arguments themselves are those of litellm, which knows them: they are not checked here.
 
@@ -31,14 +84,6 @@ class OperationChecks:
         self._router = router
         self._operation = operation
         self._known: set[str] = set()  # models that the Router has
-
-    def as_request(self, index: int, item: object) -> RouterParallelRequest:
-        """Turn an item of a source into a request.
-
-        Raises:
-            InvalidRequestError: the item is invalid. It has the index and the problem.
-        """
-        return request_of(index, item, self.problem_of)
 
     def problem_of(self, item: object) -> str | None:
         """Return the reason why an item is not a valid request; None if it is valid."""

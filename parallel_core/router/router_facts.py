@@ -42,21 +42,37 @@ def calls_run_in_workers(router: object) -> bool:
     return False
 
 
+class _NoRetries(int):
+    """Zero that is true. litellm takes a ``max_retries`` that is false for its default of 2."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_NO_RETRIES = _NoRetries(0)
+_EMBEDDING = "aembedding"
+
+
 class RouterOverrides(NamedTuple):
     """Settings of a Router that the calls of a batch override, because the batch itself retries.
 
     Attributes:
         retries: the Router's retries by kind of error, all 0; None: the Router retries itself.
         no_cooldowns: True if no failure of a call makes a deployment pause.
+        no_client_retries: True if OpenAI's client, with which litellm sends embeddings, does not
+            send a failed request again by itself.
     """
 
     retries: dict[str, int] | None
     no_cooldowns: bool
+    no_client_retries: bool = False
 
-    def add_to(self, arguments: dict[str, Any], model: str) -> None:
+    def add_to(self, arguments: dict[str, Any], model: str, operation: str) -> None:
         """Add these settings to the arguments of a call, unless the request has its own."""
         if self.retries is not None:
             arguments.setdefault("model_group_retry_policy", {model: dict(self.retries)})
+        if self.no_client_retries and operation == _EMBEDDING:
+            arguments.setdefault("max_retries", _NO_RETRIES)
         if self.no_cooldowns:
             arguments.setdefault("cooldown_time", 0)
 
@@ -74,7 +90,11 @@ def router_overrides(router: object) -> RouterOverrides:
 
     has_policy = setting(itself, "retry_policy") or setting(itself, "model_group_retry_policy")
     retries = None if has_policy else dict.fromkeys(RetryPolicy.model_fields, 0)
-    return RouterOverrides(retries, _has_default_cooldowns(itself))
+    has_own = any(
+        one["litellm_params"].get("max_retries") is not None for one in deployments(itself)
+    )
+    no_client_retries = retries is not None and not has_own
+    return RouterOverrides(retries, _has_default_cooldowns(itself), no_client_retries)
 
 
 def _has_default_cooldowns(router: object) -> bool:

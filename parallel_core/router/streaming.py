@@ -74,20 +74,20 @@ def is_streamed(request: object) -> bool:
     return isinstance(request, RouterParallelRequest) and bool((request.kwargs or {}).get("stream"))
 
 
-def refuse_streams(call: Call, operation: str) -> Call:
-    """Wrap the call of an operation: it raises TypeError if its answer is a stream, and closes it.
+def refuse_streams(call: Call) -> Call:
+    """Wrap a call: unless it is a chat, it raises TypeError if its answer is a stream.
 
-    Only the streams of chat can be read to their end as one answer.
+    Only the streams of chat can be read to their end as one answer. Others are closed.
     """
 
-    async def whole(index: int, request: Any) -> Any:
+    async def whole(index: int, request: RouterParallelRequest) -> Any:
         value = await call(index, request)
-        if not hasattr(value, "__anext__") and not hasattr(value, "__aiter__"):
+        if request.is_chat or not any(hasattr(value, name) for name in ("__anext__", "__aiter__")):
             return value
         await _close(value)
         raise TypeError(
-            f"{operation} has returned a stream ({type(value).__qualname__}), and a batch hands "
-            "out whole answers: use iter_parallel_streams for chat"
+            f"{request.operation} has returned a stream ({type(value).__qualname__}), and a batch "
+            "hands out whole answers: use iter_parallel_streams for chat"
         )
 
     return whole

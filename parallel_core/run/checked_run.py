@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_core.api import stoppable_completions
+from parallel_core.api import stoppable_calls
 from parallel_core.config import read_older_fields, unwrap_router
 from parallel_core.control import BatchOptions, RouterMeter, Stopping, fit_open_files
 from parallel_core.errors import (
@@ -141,7 +141,7 @@ class CheckedRun:
                 if note is not None:
                     logger.warning("%s", note)
             before = _losses(sender)
-            batch = stoppable_completions(
+            batch = stoppable_calls(
                 sender,
                 run.requests(),
                 BatchOptions(

@@ -43,6 +43,7 @@ async def run_file(
     limit: int | None = None,
     only: Collection[str] | Path | str | None = None,
     shard: tuple[int, int] | None = None,
+    pack: int | None = None,
     fail_fast: bool = False,
     order: Literal["completion", "input"] = "completion",
     grace: float = 10.0,
@@ -87,6 +88,9 @@ async def run_file(
         shard: number of a shard, from 1, and number of shards: ``(3, 8)``. Each request is in one
             shard, by the digest of its id (``docs/scale.md``). Counts, ``limit`` and the end of the
             run concern the selected requests; the output may be that of another selection.
+        pack: send the embeddings of up to this many lines in one request, if each has one text and
+            all else is the same. Every line gets its own answer, with its share of the usage. A
+            request counts once for ``concurrency`` and rate limits.
         fail_fast: end the run at the first failure; calls in flight get ``grace``.
         order: ``"input"`` sorts the output when every request is finished. If that fails,
             ``not_sorted`` of the summary says why; no answer is lost.
@@ -138,6 +142,7 @@ async def run_file(
         limit=limit,
         only=only,
         shard=shard,
+        pack=pack,
         fail_fast=fail_fast,
         order=order,
         grace=grace,

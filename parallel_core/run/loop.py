@@ -23,12 +23,14 @@ from parallel_core.errors import (
     WorkersLostError,
 )
 from parallel_core.failures import FINAL
+from parallel_core.files import InputRequest
 from parallel_core.journal import Journal, LimitStatistics, RunPaths, statistics_line
 from parallel_core.types import RouterParallelRequest, RouterParallelResult, Usage
 from parallel_core.uninterrupted import wait_until
 
 from .blocked_models import BlockedModels, CallOutcome
 from .failure_groups import blocked_message
+from .packing import Packing
 from .plan import RunPlan
 from .records import Ending, Losses, RunOpening, RunProgress, RunStop, RunStraggler, RunSummary
 from .results import RunResults
@@ -55,6 +57,7 @@ class Run:
         stopping: Stopping,
         meter: RouterMeter,
     ) -> None:
+        self._packing = None if plan.pack is None else Packing(plan.pack, meter)
         self.input_error: str | None = None
         self._plan = plan
         self._scope = scope
@@ -111,15 +114,21 @@ class Run:
                 if not self._journal.is_finished(problem_id(problem)):
                     await self._journal.append(self._results.entry_of_problem(problem))
 
-    def requests(self) -> Iterator[RouterParallelRequest]:
-        """Yield the requests to send, up to where the input was changed."""
-        unfinished = self._scope.requests(self._journal.is_finished)
+    def requests(self) -> Iterator[RouterParallelRequest] | Packing:
+        """Return the requests to send, up to where the input was changed."""
+        lines = self._lines_to_send()
+        return self._noted(lines) if self._packing is None else self._packing.of(lines)
+
+    def _lines_to_send(self) -> Iterator[InputRequest]:
         try:
-            for index, request in enumerate(unfinished):
-                self._drawn[index] = request.custom_id, request.returned
-                yield request.request
+            yield from self._scope.requests(self._journal.is_finished)
         except InputFileError as error:
             self.input_error = str(error)
+
+    def _noted(self, lines: Iterator[InputRequest]) -> Iterator[RouterParallelRequest]:
+        for index, line in enumerate(lines):
+            self._drawn[index] = line.custom_id, line.returned
+            yield line.request
 
     def controls(self) -> Controls:
         """Return the controls of the batch, with the progress callback of this run."""
@@ -199,7 +208,14 @@ class Run:
             self._ended.set()
 
     async def _take(self, result: RouterParallelResult) -> None:
-        outcome = CallOutcome(*self._drawn.pop(result.index), result)
+        if self._packing is None:
+            await self._take_line(CallOutcome(*self._drawn.pop(result.index), result))
+            return
+        for line, part in self._packing.results_of(result):
+            await self._take_line(CallOutcome(line.custom_id, line.returned, part))
+
+    async def _take_line(self, outcome: CallOutcome) -> None:
+        result = outcome.result
         error = result.exception
         if error is None:
             for held_back in self._blocked.got_through(result):
@@ -254,7 +270,10 @@ class Run:
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
         left = self._scope.total - self._done
-        rate = 0.0 if progress.waiting else progress.rate  # a waiting run makes no progress
+        own_rate = progress.rate
+        if self._packing is not None and progress.elapsed > 0:  # a request is of many lines
+            own_rate = (self._results.succeeded + self._results.failed) / progress.elapsed
+        rate = 0.0 if progress.waiting else own_rate  # a waiting run makes no progress
         eta = left / rate if rate > 0 else None
         return RunProgress(
             total=self._scope.total,
@@ -264,7 +283,7 @@ class Run:
             failed=self._results.failed,
             in_flight=0 if finished else progress.in_flight,
             elapsed=self._elapsed if finished else progress.elapsed,
-            rate=progress.rate,
+            rate=own_rate,
             token_rate=progress.token_rate,
             eta=0.0 if not left else None if finished or self._stopping.stopped else eta,
             usage=self._usage if finished else progress.usage,
@@ -283,15 +302,16 @@ class Run:
         if not is_near_the_end(self._scope.total, left, len(progress.stragglers)):
             return ()
         return tuple(
-            RunStraggler(
-                straggler.index,
-                straggler.seconds,
-                straggler.median,
-                custom_id=self._drawn[straggler.index][0],
-            )
+            RunStraggler(straggler.index, straggler.seconds, straggler.median, custom_id=custom_id)
             for straggler in progress.stragglers
-            if straggler.index in self._drawn
+            if (custom_id := self._id_of(straggler.index)) is not None
         )
+
+    def _id_of(self, index: int) -> str | None:
+        """Return the id of a request in the batch: that of its first line."""
+        if self._packing is not None:
+            return self._packing.first_id(index)
+        return self._drawn[index][0] if index in self._drawn else None
 
     def summary(self, paths: RunPaths, losses: Losses, *, not_sorted: str | None) -> RunSummary:
         """Return the outcome of the run."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from parallel_core.config import Redactor, unwrap_router
+from parallel_core.config import Redactor, check_operation, unwrap_router
 from parallel_core.control import (
     Concurrency,
     Controls,
@@ -25,7 +25,7 @@ from parallel_core.files import InputFile, InputSummary, describe_columns
 from parallel_core.journal import OnChanged, RunPaths
 from parallel_core.router import unknown_models
 from parallel_core.router_hosts import RouterHost, RouterHostName
-from parallel_core.types import SupportsAcompletion
+from parallel_core.types import CHAT, SupportsAcompletion
 
 from .records import RunOpening, RunProgress, RunStop
 from .scope import RunScope
@@ -59,6 +59,7 @@ class RunPlan:
     limit: int | None
     only: Collection[str] | Path | str | None
     shard: tuple[int, int] | None
+    pack: int | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float
@@ -76,6 +77,8 @@ class RunPlan:
             checked_count("limit", self.limit)
         if self.shard is not None:
             checked_shard(self.shard)
+        if self.pack is not None:
+            checked_count("pack", self.pack)
         checked_number("grace", self.grace, zero=True)
         checked_concurrency(self.concurrency)
         check_controls(self.controls)
@@ -154,10 +157,24 @@ def check_requests(
             f"the Router has no model {', '.join(map(repr, unknown))} (first asked for in "
             f"{summary.unit} {line} of the input); add it to the model_list, or correct the line"
         )
+    _check_operations(router, source, summary)
     budget = controls.get("budget")
     if budget is not None:
         meter = RouterMeter(unwrap_router(router), budget.prices, budget.assume_output_tokens)
-        budget.check(meter, summary.models, (request.request for request in scope.requests()))
+        budget.check(meter, (request.request for request in scope.requests()))
+
+
+def _check_operations(router: object, source: InputFile, summary: InputSummary) -> None:
+    """Check that the Router serves the endpoints that the input asks for."""
+    itself = unwrap_router(router)
+    for operation in summary.operations:
+        if operation == CHAT:
+            continue
+        try:
+            check_operation(itself, operation)
+        except ValueError as error:
+            line = next(one.line for one in source.requests() if one.request.operation == operation)
+            raise ValueError(f"line {line} of the input: {error}") from None
 
 
 def _are_the_same(one: Path, other: Path) -> bool:

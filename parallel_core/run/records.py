@@ -29,6 +29,7 @@ class RunOptions(Controls):
     limit: int | None
     only: Collection[str] | Path | str | None
     shard: tuple[int, int] | None
+    pack: int | None
     fail_fast: bool
     order: Literal["completion", "input"]
     grace: float

@@ -8,6 +8,7 @@ from parallel_core.config.proxy_values import secrets_in
 from parallel_core.config.redaction import Redactor
 from parallel_core.files.parameters import is_key_or_address
 from parallel_core.secret_names import is_secret_name
+from parallel_core.types import CHAT
 
 SECRETS = [
     *("api_key", "apikey", "X-Api-Key", "key", "master_key", "aws_access_key_id", "access-key"),
@@ -24,7 +25,7 @@ ORDINARY = [
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_name_of_a_secret_is_one_everywhere(name: str) -> None:
     assert is_secret_name(name)
-    assert is_key_or_address(name)
+    assert is_key_or_address(name, CHAT)
     assert set(secrets_in({name: "abc123XYZ"})) == {"abc123XYZ"}
     url = f"https://host/?a=1&{name}=abc123XYZ"
     assert set(secrets_in({"api_base": url})) == {"abc123XYZ"}
@@ -34,7 +35,7 @@ def test_a_name_of_a_secret_is_one_everywhere(name: str) -> None:
 @pytest.mark.parametrize("name", ORDINARY)
 def test_an_ordinary_name_is_none_anywhere(name: str) -> None:
     assert not is_secret_name(name)
-    assert not is_key_or_address(name)
+    assert not is_key_or_address(name, CHAT)
     url = f"https://host/?a=1&{name}=abc123XYZ"
     assert not set(secrets_in({name: "abc123XYZ", "api_base": url}))
     assert Redactor().redact(url) == url

@@ -134,12 +134,15 @@ def test_an_unknown_price_is_named() -> None:
 
 def test_models_without_a_price_are_named_before_the_first_call() -> None:
     meter = RouterMeter(None, {"known": (1, 1)})
-    Budget(max_tokens=1).check(meter, ["a", "b"], [])
+    requests = [
+        RouterParallelRequest(model, [{"role": "user", "content": "x"}], {"max_tokens": 1})
+        for model in ("a", "known", "a", "b")
+    ]
+    Budget(max_tokens=1).check(meter, requests)
     with pytest.raises(UnpricedError, match="price of 'a', 'b' is unknown"):
-        Budget(max_cost=1).check(meter, ["a", "known", "b"], [])
-    request = RouterParallelRequest("a", [{"role": "user", "content": "x"}], {"max_tokens": 1})
+        Budget(max_cost=1).check(meter, requests)
     with pytest.raises(UnpricedError, match="price of 'a' is unknown"):
-        Budget(max_cost=1).check(meter, [], [request])
+        Budget(max_cost=1).worst_case(meter, requests[0])
 
 
 @pytest.mark.parametrize("limit", ["max_cost", "max_tokens"])

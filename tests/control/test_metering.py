@@ -388,24 +388,33 @@ def test_usage_alone_imports_no_litellm() -> None:
 # --- operations other than chat ---
 
 
-def meter_of(operation: str, *deployments: dict[str, Any], **options: Any) -> RouterMeter:
-    return RouterMeter(Router(model_list=list(deployments)), operation=operation, **options)
+def meter_of(*deployments: dict[str, Any], **options: Any) -> RouterMeter:
+    return RouterMeter(Router(model_list=list(deployments)), **options)
+
+
+def operation_request(operation: str, **arguments: Any) -> RouterParallelRequest:
+    return RouterParallelRequest("m", kwargs=arguments, operation=operation)
 
 
 def test_a_model_that_bills_other_things_than_tokens_has_no_price() -> None:
     """Its price per token is 0 in litellm's map, and would let a budget through."""
     cohere = deployment("r", "cohere/rerank-english-v3.0")
     small = deployment("e", "openai/text-embedding-3-small")
-    assert meter_of("arerank", cohere).price_of("r") is None
-    assert meter_of("aembedding", small).price_of("e") == Price(2e-08, 0.0)
+    assert meter_of(cohere).price_of("r", "arerank") is None
+    assert meter_of(small).price_of("e", "aembedding") == Price(2e-08, 0.0)
     own = deployment("e", "openai/unknown", input_cost_per_token=1e-6)
-    assert meter_of("aembedding", own).price_of("e") == Price(1e-6, 0.0)
+    assert meter_of(own).price_of("e", "aembedding") == Price(1e-6, 0.0)
+    mixed = meter_of(deployment("m", "openai/gpt-4o-mini"))
+    chat, embedding = mixed.price_of("m"), mixed.price_of("m", "aembedding")
+    assert chat is not None
+    assert embedding is not None
+    assert chat.of_output > 0.0 == embedding.of_output
 
 
 def test_the_worst_case_of_operations() -> None:
     def worst(operation: str, **arguments: Any) -> tuple[int, int]:
-        meter = meter_of(operation, deployment("m", "openai/unknown"), assume_output_tokens=10)
-        usage = meter.worst_case(RouterParallelRequest("m", kwargs=arguments))
+        meter = meter_of(deployment("m", "openai/unknown"), assume_output_tokens=10)
+        usage = meter.worst_case(operation_request(operation, **arguments))
         return usage.prompt_tokens, usage.completion_tokens
 
     assert worst("aembedding", input=["four", "four"]) == (2 * 20, 0)
@@ -418,8 +427,8 @@ def test_the_worst_case_of_operations() -> None:
 
 
 async def _expected(operation: str, **arguments: Any) -> int:
-    meter = meter_of(operation, deployment("m", "openai/gpt-4o-mini"))
-    return await meter.expected_tokens(RouterParallelRequest("m", kwargs=arguments))
+    meter = meter_of(deployment("m", "openai/gpt-4o-mini"))
+    return await meter.expected_tokens(operation_request(operation, **arguments))
 
 
 def test_expected_tokens_of_operations() -> None:
@@ -430,9 +439,9 @@ def test_expected_tokens_of_operations() -> None:
 
 def test_an_answer_with_a_price_and_no_tokens() -> None:
     hidden = SimpleNamespace(_hidden_params={"response_cost": 0.04}, usage=None)
-    item = RouterParallelRequest("m", kwargs={"prompt": "a tree"})
-    assert meter_of("aimage_generation").usage_of(item, hidden) == Usage(cost=0.04)
-    assert meter_of("aimage_generation").usage_of(item, SimpleNamespace()) is None
-    ranking = RouterParallelRequest("m", kwargs={"query": "a" * 24, "documents": ["a" * 24]})
-    usage = meter_of("arerank").usage_of(ranking, hidden)
+    item = operation_request("aimage_generation", prompt="a tree")
+    assert meter_of().usage_of(item, hidden) == Usage(cost=0.04)
+    assert meter_of().usage_of(item, SimpleNamespace()) is None
+    ranking = operation_request("arerank", query="a" * 24, documents=["a" * 24])
+    usage = meter_of().usage_of(ranking, hidden)
     assert usage == Usage(20, cost=0.04, estimated_calls=1)

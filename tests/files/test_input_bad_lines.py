@@ -42,7 +42,8 @@ BAD_LINES: list[tuple[str, Any, str]] = [
     ("body: null", {"custom_id": "a", "body": None}, "invalid_type"),
     ("method: GET", a_line(method="GET"), "invalid_method"),
     ("method: null", a_line(method=None), "invalid_method"),
-    ("url: embeddings", a_line(url="/v1/embeddings"), "unsupported_url"),
+    ("url: unknown", a_line(url="/v1/audio/speech"), "unsupported_url"),
+    ("url: embeddings", a_line(url="/v1/embeddings"), "missing_required_parameter"),
     ("url: number", a_line(url=1), "unsupported_url"),
     ("model: missing", {"messages": MESSAGES}, "missing_required_parameter"),
     ("model: number", {**BODY, "model": 4}, "invalid_type"),
@@ -142,7 +143,7 @@ def test_a_bad_line_is_told_and_passed_over(tmp_path: Path, line: Any, code: str
         (a_line(body={"max_tokens": 9, "system": "x", "messages": MESSAGES}), "the first message"),
         ({"contents": [{"parts": []}]}, "Gemini's batches"),
         ({"key": "a", "request": {"contents": 1}}, "see the provider's API"),
-        ({"custom_id": "a", "body": {"prompt": "x"}}, 'rewrite it as "messages"'),
+        (a_line(url="/v1/chat/completions", body={"prompt": "x"}), 'rewrite it as "messages"'),
         ({"custom_id": "a", "body": {}}, "for instance"),
     ],
 )

@@ -123,7 +123,7 @@ def test_litellm_is_not_asked_about_names_that_openai_has(
 ) -> None:
     """Its import takes seconds."""
 
-    def never(name: str) -> bool:
+    def never(name: str, operation: str) -> bool:
         raise AssertionError(name)
 
     monkeypatch.setattr(input_members, "is_litellm_setting", never)

@@ -369,3 +369,16 @@ def test_rows_take_what_requests_have_in_common(tmp_path: Path) -> None:
         request = next(file.requests()).request
     assert (request.model, request.kwargs) == ("other", {"seed": 1})
     assert prompts_of(path, "{{key}}?", id_column="key", system="Be brief") == ["Be brief"] * 2
+
+
+def test_a_column_is_embedded(tmp_path: Path) -> None:
+    path = table_of(tmp_path / "in.parquet", id=["a"], text=["Hi"])
+    options: Any = {"model": "small", "endpoint": "embeddings", "parameters": {"dimensions": 8}}
+    with InputFile(path, template="{{text}}", **options) as file:
+        request = next(file.requests()).request
+    assert request.operation == "aembedding"
+    assert request.arguments == {"model": "small", "input": "Hi", "dimensions": 8}
+    assert "--system is for chat" in refused(path, template="{{text}}", system="x", **options)
+    path = table_of(tmp_path / "in.parquet", prompt=["Hi"])
+    with InputFile(path, model="small", endpoint="completions") as file:
+        assert next(file.requests()).request.operation == "atext_completion"

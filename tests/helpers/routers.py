@@ -67,6 +67,10 @@ def run_with_routers(host: Host, function: Callable[[], Awaitable[None]]) -> Non
         finally:
             await close_clients_of_this_loop()
             others = asyncio.all_tasks() - {asyncio.current_task()}
+            # litellm makes a client for each reranking, and closes it when it is collected.
+            closing = {task for task in others if "_close_client_at_finalization" in repr(task)}
+            await asyncio.gather(*closing)
+            others -= closing
             for task in others:  # litellm's logging worker stays until its loop ends
                 if "_close_client_at_finalization" in repr(task):
                     continue  # litellm closes a client that was collected: wait for it

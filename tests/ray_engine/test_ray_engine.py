@@ -105,6 +105,17 @@ def test_workers_call_other_operations_than_chat(
             results = await parallel_core.parallel_calls(router, requests, concurrency=router.slots)
             assert [len(result.unwrap().data) for result in results] == [1] * 10
             assert [result.request.arguments for result in results] == requests
+            given = {"input": "one"}
+            mixed = [
+                parallel_core.RouterParallelRequest("fast", (), given, operation="aembedding"),
+                parallel_core.RouterParallelRequest("fast", [{"role": "user", "content": "one"}]),
+                parallel_core.RouterParallelRequest("fast", (), given, operation="aresponses"),
+            ]
+            results = await parallel_core.parallel_acompletions(router, mixed)
+            embedding, chat, response = (result.unwrap() for result in results)
+            assert embedding.data[0]["embedding"]
+            assert chat.choices[0].message.content
+            assert response.output[0].content[0].text
             with pytest.raises(ValueError, match="did you mean 'aembedding'"):
                 await parallel_core.parallel_calls(router, requests, operation="aembed")
             with pytest.raises(InvalidRequestError, match="no model 'none'"):
@@ -112,7 +123,7 @@ def test_workers_call_other_operations_than_chat(
 
     finished = server.stats().finished
     either_library.run(main)
-    assert server.stats().finished == finished + 10
+    assert server.stats().finished == finished + 13
 
 
 def test_a_router_of_workers_serves_many_batches(host: Host) -> None:

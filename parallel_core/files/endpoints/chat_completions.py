@@ -8,26 +8,26 @@ from parallel_core.errors import InvalidRequestError
 from parallel_core.files.input_records import LineError, kind_of, missing, shown
 from parallel_core.files.parameters import openai_roles
 from parallel_core.router import as_request
-from parallel_core.types import RouterParallelRequest
+from parallel_core.types import CHAT, RouterParallelRequest
 
-ENDPOINT: Final = "/chat/completions"
+from .bodies import check_timeout, wrong_type
+from .endpoint import Endpoint
 
 _SHAPES_OF_OTHERS: Final = {
     "contents": 'write a line of Gemini\'s batches: {"key": "1", "request": {"contents": […]}}',
-    "prompt": (
-        'rewrite it as "messages": [{"role": "user", "content": "the prompt"}], or make prompts of '
-        "the rows: --template '{{prompt}}'"
-    ),
-    "input": 'rewrite it as "messages": [{"role": "user", "content": "the input"}]',
+    "prompt": 'rewrite it as "messages": [{"role": "user", "content": "the prompt"}], make prompts '
+    "of the rows (--template '{{prompt}}'), or use the url \"/v1/completions\" (--endpoint "
+    "completions)",
+    "input": 'rewrite it as "messages": [{"role": "user", "content": "the input"}], or use the '
+    'url "/v1/embeddings" (--endpoint embeddings) or that of another endpoint',
 }
 _API_HINT: Final = "see the chat completions API for valid values"
-_TIMEOUT_HINT: Final = 'for instance "timeout": 60'
 _FROM_ONE: Final = ("n", "max_tokens", "max_completion_tokens")
 _CHECKED_PARAMETERS: Final = frozenset((*_FROM_ONE, "stop", "tools", "stream"))
 _ROLES_WITHOUT_CONTENT: Final = ("assistant", "function")  # an assistant may only call tools
 
 
-def refuse_other_shapes(body: dict[str, Any]) -> None:
+def _refuse_other_shapes(body: dict[str, Any]) -> None:
     """Refuse a body that is not a chat completion request, before other members are checked.
 
     Raises:
@@ -46,14 +46,14 @@ def refuse_other_shapes(body: dict[str, Any]) -> None:
         )
 
 
-def request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
+def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
     """Return the request of a body.
 
     Raises:
         LineError: a parameter or a message is invalid.
     """
     if "timeout" in body:
-        _check_timeout(body["timeout"])
+        check_timeout(body["timeout"])
     try:
         request = as_request(line, body)
     except InvalidRequestError as error:
@@ -82,17 +82,12 @@ def _check_parameters(body: dict[str, Any]) -> None:
     if stop.__class__ is list:
         texts = cast("list[object]", stop)
     if stop is not None and not all(type(text) is str for text in texts):
-        raise _wrong_type("stop", "a string or an array of strings", stop)
+        raise wrong_type("stop", "a string or an array of strings", stop)
     tools, stream = body.get("tools"), body.get("stream")
     if tools is not None and type(tools) is not list:
-        raise _wrong_type("tools", "an array", tools)
+        raise wrong_type("tools", "an array", tools)
     if stream is not None and type(stream) is not bool:
-        raise _wrong_type("stream", "true or false", stream)
-
-
-def _wrong_type(name: str, wanted: str, value: object) -> LineError:
-    kind = "an array of other values" if type(value) is list else kind_of(value)
-    return LineError("invalid_type", f"{name} must be {wanted}, not {kind}", _API_HINT)
+        raise wrong_type("stream", "true or false", stream)
 
 
 def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -> None:
@@ -113,11 +108,20 @@ def _check_message(place: str, message: dict[str, Any], roles: frozenset[str]) -
             raise LineError("invalid_type", problem, hint)
 
 
-def _check_timeout(seconds: object) -> None:
-    if seconds is None:
-        return
-    if type(seconds) not in (int, float):
-        message = f"timeout must be a number of seconds, not {kind_of(seconds)}"
-        raise LineError("invalid_type", message, _TIMEOUT_HINT)
-    if cast("float", seconds) <= 0:
-        raise LineError("invalid_request", "timeout must be more than 0 seconds", _TIMEOUT_HINT)
+def _of_text(model: str, text: str) -> RouterParallelRequest:
+    return RouterParallelRequest(model, [{"role": "user", "content": text}])
+
+
+CHAT_COMPLETIONS: Final = Endpoint(
+    name="chat",
+    operation=CHAT,
+    paths=("/chat/completions",),
+    refuse_other_shapes=_refuse_other_shapes,
+    request_of=_request_of,
+    as_request=as_request,
+    of_text=_of_text,
+    fixed=frozenset((
+        *("model", "messages", "stream", "stream_options", "n", "max_tokens"),
+        *("max_completion_tokens", "temperature", "top_p", "seed"),
+    )),
+)  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from parallel_core.errors import InputFileError
 from parallel_core.files.contents import is_array, table_format
+from parallel_core.files.endpoints import CHAT_COMPLETIONS
 from parallel_core.files.input_members import ColumnOptions
 from parallel_core.files.input_records import RecordReader
 
@@ -65,7 +66,8 @@ def reader_of(
         )
     if format not in ("auto", "jsonl", "csv", "text"):
         raise ValueError(f"format must be auto, jsonl, csv or text, not {format!r}")
-    requests.parameters.check(columns)
+    endpoint = requests.endpoint
+    requests.parameters.check(columns, endpoint)
     found = _format_of(format, ending, beginning)
     if template is None and found not in ("csv", "text"):
         _check_for_requests(columns, requests)
@@ -83,6 +85,13 @@ def reader_of(
             f"{kind} has no parameters to send (--send-columns, --trust-input), and text has no "
             "columns to keep (--keep)"
         )
+    if endpoint is not None and endpoint.of_text is None:
+        raise InputFileError(
+            f"{endpoint.name} needs more than one text, and {kind} makes one of each line: write "
+            "JSON lines"
+        )
+    if requests.system is not None and endpoint not in (None, CHAT_COMPLETIONS):
+        raise InputFileError(f"--system is for chat, not for {endpoint.name}: leave it out")
     if found == "text":
         if requests.id_column is not None:
             raise InputFileError("text has no column of ids: leave --id-column out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-from parallel_core.files.endpoints.chat_completions import ENDPOINT
 from parallel_core.files.input_records import LineError, kind_of, missing, shown
 
 EXAMPLE: Final = (
@@ -53,15 +52,6 @@ def body_of(record: dict[str, Any], custom_id: Any) -> dict[str, Any]:
             if type(method) is str
             else f"method must be a string, not {kind_of(method)}",
             'write "method": "POST", or leave it out',
-        )
-    url = record.get("url", ENDPOINT)
-    if type(url) is not str or not url.lower().rstrip("/").endswith(ENDPOINT):
-        raise LineError(
-            "unsupported_url",
-            f"url {shown(url)} is not the chat completions API"
-            if type(url) is str
-            else f"url must be a string, not {kind_of(url)}",
-            'only "/v1/chat/completions" is supported: send other requests with another tool',
         )
     if type(body) is not dict:
         kind = kind_of(cast("object", body))

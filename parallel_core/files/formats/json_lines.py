@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, cast
 import msgspec
 
 from parallel_core.errors import InputFileError, InvalidRequestError
-from parallel_core.files.endpoints.chat_completions import refuse_other_shapes, request_of
+from parallel_core.files.endpoints import CHAT_COMPLETIONS, Endpoint, endpoint_of_line
 from parallel_core.files.input_members import ColumnOptions, Members
 from parallel_core.files.input_records import (
     InputColumn,
@@ -23,7 +23,6 @@ from parallel_core.files.input_records import (
     not_utf8,
 )
 from parallel_core.files.line_limits import text_rows
-from parallel_core.router import as_request
 
 from .batch_lines import EXAMPLE, NOT_GIVEN, body_of
 from .line_ids import checked_line_id, take_id, written_id
@@ -102,8 +101,8 @@ class JsonLines:
             given = take_id(record, id_column)
             if given is not NOT_GIVEN or id_column is not None:
                 custom_id = checked_line_id(given, id_column)
-            body = translated_body(record, given) or body_of(record, given)
-            refuse_other_shapes(body)
+            body, endpoint = self._asked(record, given)
+            endpoint.refuse_other_shapes(body)
             if self._requests.override_model is not None:
                 body["model"] = self._requests.override_model
             if body.get("model") is None:
@@ -111,10 +110,10 @@ class JsonLines:
                     raise missing("model", "give the line a model, or set one with --model")
                 body["model"] = self._model
                 self._model_was_needed = True
-            self._members.sort(line, record, body)
-            self._fill(body)
+            self._members.sort(line, record, body, endpoint)
+            self._fill(body, endpoint)
             self.names_lines |= given is NOT_GIVEN
-            return InputRequest(line, custom_id, request_of(line, body))
+            return InputRequest(line, custom_id, endpoint.request_of(line, body))
         except UnicodeDecodeError:
             return not_utf8(line)
         except LineError as error:
@@ -130,21 +129,30 @@ class JsonLines:
         if finished(custom_id):
             return None
         try:
-            body: dict[str, Any] = translated_body(record, given) or record.get("body") or record
-        except LineError:
-            raise _changed_line(line) from None
-        returned = self._members.split(record, body)
-        self._fill(body)
-        if self._requests.override_model is not None:
-            body["model"] = self._requests.override_model
-        elif body.get("model") is None:
-            body["model"] = self._model
-        try:
-            return InputRequest(line, custom_id, as_request(line, body), returned)
-        except InvalidRequestError:
+            body, endpoint = self._asked(record, given)
+            returned = self._members.split(record, body, endpoint)
+            self._fill(body, endpoint)
+            if self._requests.override_model is not None:
+                body["model"] = self._requests.override_model
+            elif body.get("model") is None:
+                body["model"] = self._model
+            return InputRequest(line, custom_id, endpoint.as_request(line, body), returned)
+        except (LineError, InvalidRequestError):
             raise _changed_line(line) from None
 
-    def _fill(self, body: dict[str, Any]) -> None:
+    def _asked(self, record: dict[str, Any], given: Any) -> tuple[dict[str, Any], Endpoint]:
+        """Return the body of a line, and the endpoint that it is for.
+
+        Raises:
+            LineError: the line is a batch line, and not a valid one.
+        """
+        translated = translated_body(record, given)
+        if translated is not None:
+            return translated, CHAT_COMPLETIONS
+        body = body_of(record, given)
+        return body, endpoint_of_line(record, body, self._requests.endpoint)
+
+    def _fill(self, body: dict[str, Any], endpoint: Endpoint) -> None:
         """Put the common parameters into a body, and check it where they might clash.
 
         Raises:
@@ -152,7 +160,7 @@ class JsonLines:
         """
         if self._requests.parameters:
             self._requests.parameters.fill(body)
-            self._members.look_inside(body)
+            self._members.look_inside(body, endpoint)
 
     def _record(self, row: bytes) -> dict[str, Any]:
         try:

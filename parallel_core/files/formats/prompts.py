@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from parallel_core.errors import InputFileError
+from parallel_core.files.endpoints import CHAT_COMPLETIONS
 from parallel_core.files.input_records import InputProblem, shown
 from parallel_core.types import RouterParallelRequest
 
@@ -57,6 +58,9 @@ class Prompts:
         self._prompt = Template(template)
         self._system = None if options.system is None else Template(options.system)
         self._parameters = options.parameters
+        endpoint = options.endpoint or CHAT_COMPLETIONS
+        assert endpoint.of_text is not None  # `reader_of` refuses the others
+        self._of_text = endpoint.of_text
         system = self._system.names if self._system else []
         self.names = frozenset((*self._prompt.names, *system))
         self.has_columns = bool(self._prompt.names)
@@ -85,12 +89,13 @@ class Prompts:
         prompt = self._prompt.fill(values)
         if not prompt.strip():
             return None
-        messages = [{"role": "user", "content": prompt}]
+        made = self._of_text(self._model, prompt)
+        messages = made.messages
         if self._system is not None:
-            messages.insert(0, {"role": "system", "content": self._system.fill(values)})
-        kwargs = self._parameters.fresh()
+            messages = [{"role": "system", "content": self._system.fill(values)}, *messages]
+        kwargs = {**(made.kwargs or {}), **self._parameters.fresh()}
         timeout = kwargs.pop("timeout", None)
-        return RouterParallelRequest(self._model, messages, kwargs or None, timeout)
+        return RouterParallelRequest(self._model, messages, kwargs or None, timeout, made.operation)
 
 
 def empty_prompt(line: int, custom_id: str) -> InputProblem:

@@ -8,18 +8,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from parallel_core.errors import InputFileError
-from parallel_core.files.endpoints.chat_completions import request_of
+from parallel_core.files.endpoints import CHAT_COMPLETIONS, Endpoint
 from parallel_core.files.input_members import ColumnOptions, Members
 from parallel_core.files.input_records import LineError
 
-_NOT_PARAMETERS: Final = {
-    "model": "name the model with --model or --override-model",
-    "messages": "make them with --template and --system",
-}
-_EXAMPLE: Final[dict[str, Any]] = {
-    "model": "any",
-    "messages": [{"role": "user", "content": "any"}],
-}
+_NAME_THE_MODEL: Final = "name the model with --model or --override-model"
+_MAKE_IT: Final = "make it with --template and --system"
 
 
 class Parameters:
@@ -50,27 +44,35 @@ class Parameters:
             if body.get(name) is None:
                 body[name] = value
 
-    def check(self, columns: ColumnOptions) -> None:
+    def check(self, columns: ColumnOptions, endpoint: Endpoint | None) -> None:
         """Check them as the parameters of a body.
 
         Raises:
             InputFileError: one of them is invalid, or must not be given so.
         """
         given = self.fresh()
-        for name, hint in _NOT_PARAMETERS.items():
-            if name in given:
-                raise InputFileError(f"{name} is not given with --param: {hint}")
+        endpoint = endpoint or CHAT_COMPLETIONS
+        example = _example_of(endpoint)
+        for name in example.keys() & given:
+            hint = _NAME_THE_MODEL if name == "model" else _MAKE_IT
+            raise InputFileError(f"{name} is not given with --param: {hint}")
         try:
             # The members of a `body` that is not the line itself are all parameters.
-            body = {**_EXAMPLE, **given}
-            Members(columns).sort(0, {}, body)
-            request_of(0, body)
+            body = {**example, **given}
+            Members(columns).sort(0, {}, body, endpoint)
+            endpoint.request_of(0, body)
         except LineError as error:
             raise InputFileError(f"--param: {error.message}; {error.hint}") from None
 
     def meaning(self) -> str:
         """Return them as a text."""
         return self._encoded.decode()
+
+
+def _example_of(endpoint: Endpoint) -> dict[str, Any]:
+    if endpoint.of_text is None:
+        return {"model": "any", "query": "any", "documents": ["any"]}
+    return endpoint.of_text("any", "any").arguments
 
 
 class RequestOptions(NamedTuple):
@@ -81,16 +83,20 @@ class RequestOptions(NamedTuple):
         parameters: parameters of the requests that do not have them.
         id_column: column that has the ids.
         override_model: model of every request.
+        endpoint: endpoint of the requests without a url; None: their members say it, and texts are
+            prompts of chat.
     """
 
     system: str | None = None
     parameters: Parameters = Parameters()
     id_column: str | None = None
     override_model: str | None = None
+    endpoint: Endpoint | None = None
 
     def meaning(self) -> list[str | None]:
         """Return the options that affect the requests; nothing if none is given."""
-        words = [self.system, self.id_column, self.override_model]
+        endpoint = None if self.endpoint is None else self.endpoint.name
+        words = [self.system, self.id_column, self.override_model, endpoint]
         if not self.parameters and words == [None] * len(words):
             return []
         return [*words, self.parameters.meaning()]

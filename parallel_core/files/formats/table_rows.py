@@ -17,7 +17,7 @@ from .prompts import listed
 from .request_options import RequestOptions
 
 # A table with one of these columns has requests in its rows.
-_REQUEST_COLUMNS: Final = ("messages", "body", "params", "request", "contents", "input")
+_REQUEST_COLUMNS: Final = ("messages", "body", "params", "request", "contents", "input", "query")
 _BEGINNING: Final = 8  # bytes
 
 
@@ -86,7 +86,8 @@ class RequestTable(JsonLines):
 
     def rows(self, stream: BinaryIO) -> Iterator[tuple[int, bytes | InputProblem]]:
         table = _table(stream)
-        if not any(name in _REQUEST_COLUMNS for name in table.names):
+        is_chosen = self._requests.endpoint is not None
+        if not is_chosen and not any(name in _REQUEST_COLUMNS for name in table.names):
             example = table.names[-1] if table.names else "column"
             raise InputFileError(
                 "the table needs a column messages or body that holds requests, or a template "

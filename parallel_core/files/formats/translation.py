@@ -14,6 +14,7 @@ import msgspec
 
 from parallel_core.files.input_records import LineError, kind_of, shown
 from parallel_core.files.parameters import is_litellm_setting
+from parallel_core.types import CHAT
 
 _HINT: Final = (
     "leave it out, or use the provider's own batches (docs/file-formats.md has a table of what can "
@@ -99,7 +100,7 @@ class Source:
         """Return the error of a member without a counterpart, or of one of its values."""
         place = self.at(name)
         is_parameter = not value and "." not in self.place
-        if is_parameter and is_litellm_setting(self._written.get(name, name)):
+        if is_parameter and is_litellm_setting(self._written.get(name, name), CHAT):
             message = f"{place} must not come from a file: not a parameter of the request"
             return LineError("forbidden_parameter", message, _NO_SETTING_HINT)
         given = f"{place} {shown(value)}" if value else place
