@@ -13,11 +13,11 @@ import pytest
 import typer
 
 import parallel_core
-from docs.hooks.command_reference import page
-from docs.hooks.docstrings import MODULES, to_markdown
-from docs.hooks.local_resources import remote_resources
 from helpers.snippets import REPOSITORY
 from parallel_core.cli.commands import app
+from site_hooks.command_reference import page
+from site_hooks.docstrings import MODULES, to_markdown
+from site_hooks.local_resources import remote_resources
 
 REFERENCE = REPOSITORY / "docs" / "reference"
 # Parts of `parallel_core.report.RunReport`, which its page describes as fields.
