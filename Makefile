@@ -132,8 +132,9 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 # Strict: a link or an anchor that leads nowhere fails, and so does a page that needs the network.
+# With --quiet warnings would neither be printed nor fail.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 LITELLM_LOCAL_MODEL_COST_MAP=True $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 LITELLM_LOCAL_MODEL_COST_MAP=True $(BIN)/python -m mkdocs build --strict
 	@echo "built: build/site/index.html"
 
 wheel: .venv/installed
