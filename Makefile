@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: help test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help docs test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-smoke  every benchmark with tiny sizes: does it run?"
 	@echo "make lint         ruff, mypy, pyright and the layers of imports"
 	@echo "make format       format the code, and fix what ruff can fix"
+	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make wheel        build the wheel and the source distribution in dist/, and check them"
 	@echo "make constraints  pin the newest versions that install"
 	@echo "make clean        remove what the other targets made"
@@ -129,6 +130,12 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Strict: a link or an anchor that leads nowhere fails, and so does a page that needs the network.
+# With --quiet warnings would neither be printed nor fail.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 LITELLM_LOCAL_MODEL_COST_MAP=True $(BIN)/python -m mkdocs build --strict
+	@echo "built: build/site/index.html"
 
 wheel: .venv/installed
 	rm -rf dist

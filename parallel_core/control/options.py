@@ -20,6 +20,7 @@ from .retry import Retry
 from .stopping import Stopping
 
 Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
+"""Highest number of calls in flight. ``"auto"`` and :class:`AdaptiveConcurrency` find it out."""
 
 
 class Controls(TypedDict, total=False):

@@ -28,6 +28,7 @@ Refusal: TypeAlias = Literal[
 ]
 OddAnswer: TypeAlias = Literal["empty", "no_text", "cut", "filtered"]
 TroubleKind: TypeAlias = Literal[RatedFault, Refusal, OddAnswer, "away"]
+"""Name of a kind of trouble that the demo server makes."""
 
 RATED_FAULTS: Final[tuple[RatedFault, ...]] = get_args(RatedFault)
 """Faults that the settings give a rate."""

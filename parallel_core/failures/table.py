@@ -45,6 +45,7 @@ FailureKind: TypeAlias = Literal[
     "answer",
     "unknown",
 ]
+"""Kind of a failure: it decides what a batch does about it."""
 KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
 """Every kind of failure."""
 

@@ -9,6 +9,7 @@ MOST_WORKERS: Final = 10_000
 """Maximum number of workers of one driver: far more than it can keep busy."""
 
 HOW_TO_INSTALL: Final = "pip install 'parallel_core[ray]'"
+"""Command that installs Ray."""
 
 
 def is_ray_installed() -> bool:

@@ -173,6 +173,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
             await self._end()
 
     async def aclose(self) -> None:
+        """Cancel all calls, wait until they and the workers have ended, and drop the results."""
         self._begun = self._closed = True
         try:
             await self._batch.aclose()

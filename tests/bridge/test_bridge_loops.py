@@ -229,7 +229,7 @@ def test_a_loop_closed_on_the_first_passes_of_a_batch_with_controls(
 
 
 def test_trio_in_the_thread_of_a_loop_that_was_closed_under_a_batch(asyncio_host: Host) -> None:
-    """trio.run is refused until a batch on another loop has ended the run (docs/guide.md)."""
+    """trio.run is refused until a batch on another loop has ended the run (docs/batch.md)."""
 
     def test() -> None:
         complaints: list[Any] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +26,31 @@ class Run(Protocol):
     ) -> Done: ...
 
 
+def documents() -> dict[str, Path]:
+    """Return the README and the pages of the docs, by their names in ``docs/``."""
+    docs = REPOSITORY / "docs"
+    pages = {path.relative_to(docs).as_posix(): path for path in sorted(docs.rglob("*.md"))}
+    return {"README.md": REPOSITORY / "README.md", **pages}
+
+
 def snippets(language: str) -> dict[str, str]:
-    """Each snippet, by its document and its number there."""
+    """Return each snippet, by its document and its number there."""
     found: dict[str, str] = {}
-    for document in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+    for name, path in documents().items():
         texts = re.findall(
-            rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL
+            rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL
         )
-        found.update((f"{document.name}-{number}", text) for number, text in enumerate(texts, 1))
+        found.update((f"{name}-{number}", text) for number, text in enumerate(texts, 1))
     assert found
     return found
+
+
+def write_files(snippet_name: str, folder: Path) -> None:
+    """Write the files that the page of a snippet shows: blocks with a title are files."""
+    path = documents()[snippet_name.rpartition("-")[0]]
+    pattern = r"^```\w+ title=\"([\w.]+)\"\n(.*?)^```"
+    for name, text in re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(text)
 
 
 def needs_ray(snippet: str) -> bool:
@@ -47,5 +64,20 @@ def written(snippet: str, folder: Path, base_url: str) -> Path:
     # A hundred requests find what a thousand do.
     text = text.replace("range(1000)", "range(100)")
     script = folder / "snippet.py"
-    script.write_text(text)
+    script.write_text(_NOTEBOOK.format(text=text) if _awaits_at_top_level(text) else text)
     return script
+
+
+# A cell of a notebook, as IPython runs it on its loop.
+_NOTEBOOK = """\
+import ast
+import asyncio
+
+cell = {text!r}
+asyncio.run(eval(compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)))
+"""
+
+
+def _awaits_at_top_level(text: str) -> bool:
+    code = compile(text, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return bool(code.co_flags & inspect.CO_COROUTINE)
