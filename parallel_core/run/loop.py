@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from parallel_core.control import Controls, LimitChange, Progress, RouterMeter, Stopping
+from parallel_core.control import Controls, LimitChange, Progress, RouterMeter, Stopping, eta_range
 from parallel_core.engine import ParallelBatch
 from parallel_core.errors import (
     BatchTimeoutError,
@@ -256,6 +256,9 @@ class Run:
         left = self._scope.total - self._done
         rate = 0.0 if progress.waiting else progress.rate  # a waiting run makes no progress
         eta = left / rate if rate > 0 else None
+        if finished or self._stopping.stopped:
+            eta = None
+        budget = self._plan.controls.get("budget")
         return RunProgress(
             total=self._scope.total,
             started=progress.started,
@@ -266,13 +269,17 @@ class Run:
             elapsed=self._elapsed if finished else progress.elapsed,
             rate=progress.rate,
             token_rate=progress.token_rate,
-            eta=0.0 if not left else None if finished or self._stopping.stopped else eta,
+            eta=eta if left else 0.0,
+            eta_range=None if left and eta is None else eta_range(left, progress.rate_range),
+            rate_range=progress.rate_range,
             usage=self._usage if finished else progress.usage,
             limit=progress.limit,
             failures=self._results.failures.first(self._results.failed),
             stopping=self._stopping.stopped,
             finished=finished,
             waiting=() if finished else progress.waiting,
+            delays=() if finished else progress.delays,
+            budget=None if budget is None else budget.use(),
             stragglers=() if finished else self._stragglers(progress, left),
             direct_calls=self._direct_calls,
             indirect_calls=self._indirect_calls,
