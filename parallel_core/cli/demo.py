@@ -14,9 +14,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
@@ -207,9 +207,11 @@ class _Demo:
     def _command(self, output: str, *options: str) -> int:
         """Run the file, as the user would. Return the exit code."""
         words = ["run", "requests.jsonl", "-o", output, "--config", "config.yaml"]
-        words += ["--concurrency", str(_CONCURRENCY), *options]
-        _say(f"$ {shell_line([*program(), *words])}", is_command=True)
-        return self._run(words)
+        more = ["--concurrency", str(_CONCURRENCY), *options]
+        # A backslash lets it be copied from a narrow terminal.
+        shown = f"$ {shell_line([*program(), *words])} \\", f"    {shell_line(more)}"
+        _say(*shown, is_command=True)
+        return self._run([*words, *more])
 
     def _check_lines(self, output: Path) -> None:
         """Check that each request has exactly one line, with an answer."""
@@ -219,7 +221,7 @@ class _Demo:
             len(seen) == len(results) == self._total,
             f"{output} has {len(results)} lines for {len(seen)} of {self._total} requests",
         )
-        failed = [one for one in results if (one["response"] or {}).get("status_code") != 200]
+        failed = [one for one in results if not _is_answered(one)]
         _check(not failed, f"{len(failed)} requests in {output} have no answer")
 
     def _idle(self) -> DemoServerStats:
@@ -243,7 +245,7 @@ def _ctrl_c_after(output: Path, answers: int) -> Generator[threading.Event]:
         while not ended.wait(0.02):
             if _lines(output) >= answers:
                 pressed.set()
-                signal.raise_signal(signal.SIGINT)
+                _press_ctrl_c()
                 return
 
     thread = threading.Thread(target=press, name="ctrl-c", daemon=True)
@@ -255,11 +257,24 @@ def _ctrl_c_after(output: Path, answers: int) -> Generator[threading.Event]:
         thread.join()
 
 
+def _press_ctrl_c() -> None:
+    main_thread = threading.main_thread().ident
+    if os.name == "nt" or main_thread is None:
+        signal.raise_signal(signal.SIGINT)
+    else:  # the main thread may be waiting in a system call
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+
 def _lines(path: Path) -> int:
     try:
         return path.read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
+
+
+def _is_answered(result: Mapping[str, Any]) -> bool:
+    response = result["response"]
+    return response is not None and response["status_code"] == 200
 
 
 def _check(is_so: bool, otherwise: str) -> None:

@@ -46,8 +46,10 @@ def picture(progress: RunProgress, console: Console) -> list[Text]:
 
 def _bar_line(progress: RunProgress, width: int) -> Text:
     figures = f" {progress.done:,}/{progress.total:,} {share_done(progress):5.1f} %"
-    drawn = bar(progress.done, progress.total, max(4, width - len(figures)))
-    return drawn.append(figures, "bold")
+    line = bar(progress.done, progress.total, max(0, width - len(figures)))
+    line.append(figures, "bold")
+    line.truncate(width)
+    return line
 
 
 def _counts(progress: RunProgress) -> list[Text]:

@@ -254,7 +254,9 @@ class Run:
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
         left = self._scope.total - self._done
-        rate = 0.0 if progress.waiting else progress.rate  # a waiting run makes no progress
+        stragglers = () if finished else self._stragglers(progress, left)
+        # A waiting run makes no progress, and the rate says nothing about its last slow calls.
+        rate = 0.0 if progress.waiting or stragglers else progress.rate
         eta = left / rate if rate > 0 else None
         if finished or self._stopping.stopped:
             eta = None
@@ -280,7 +282,7 @@ class Run:
             waiting=() if finished else progress.waiting,
             delays=() if finished else progress.delays,
             budget=None if budget is None else budget.use(),
-            stragglers=() if finished else self._stragglers(progress, left),
+            stragglers=stragglers,
             direct_calls=self._direct_calls,
             indirect_calls=self._indirect_calls,
         )
