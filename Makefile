@@ -12,7 +12,7 @@ COMPILE := -m compileall -qq -j 0
 .PHONY: help docs test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
-	@echo "make demo         the main job: a batch of requests through a real Router, against a local server"
+	@echo "make demo         runs through trouble, a real Router and a local server: outage, Ctrl-C, fail fast (half a minute)"
 	@echo "make test         the tests to run before each commit: every promise (about four minutes on two cores)"
 	@echo "make test-all     all tests; make test-thorough: those that make test leaves out"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses tests and sets options of pytest"

@@ -13,6 +13,8 @@ from xdist.scheduler import LoadFileScheduling
 
 # Otherwise litellm fetches its price map over the network when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+# Otherwise nothing is drawn again on the terminals of the tests.
+os.environ.pop("CI", None)
 
 # Tests import the benchmarks from the repository. It comes last in the path, so that the package is
 # imported as it is installed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Generator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,11 +17,11 @@ import parallel_core
 from parallel_core.demo_server.command import command as demo_server
 
 from . import doctor_command, export_command, merge_command, report_command, run_command
-from .rehearsal import rehearse
+from .demo import demo
 from .run_arguments import RunCommand
 from .run_command import INTERRUPTED
 from .run_signals import interrupt_on_signals
-from .terminal import json_line, printable, program, shell_line, survive_any_encoding
+from .terminal import json_line, printable, survive_any_encoding
 
 # ClickException of click, or of the copy of click in newer versions of typer.
 _ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
@@ -97,34 +96,16 @@ def options(
     """Send many LLM requests at once through a litellm Router."""
 
 
-@app.command()
-def demo(
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Maximum number of calls in flight.")
-    ] = 32,
-    trouble: Annotated[
-        bool,
-        typer.Option(
-            "--trouble",
-            help="Show what a run does when keys are refused, servers are overloaded or go away, "
-            "and answers are cut. It takes half a minute.",
-        ),
-    ] = False,
-) -> None:
-    """Run the example file against a local server, like "run --demo". It needs no setup.
+@app.command("demo")
+def demo_command() -> None:
+    """Watch runs through trouble: 429s, an outage, Ctrl-C, a failure that cancels the others.
 
-    Nothing leaves this machine, and nothing costs money: the server's answers are synthetic. The
-    exit code is that of the run. With --trouble it is 0 if everything went as expected; some
-    requests are meant to fail.
+    It needs no setup, and takes half a minute. A server on this machine sends made-up answers:
+    nothing leaves this machine, and nothing costs money. The exit code is 0 if everything went as
+    it should.
     """
     with resources.as_file(_example_requests()) as requests:
-        if trouble:
-            raise typer.Exit(rehearse(_run_here, requests, concurrency))
-        output = Path(tempfile.mkdtemp(prefix="parallel-core-demo-")) / "answers.jsonl"
-        arguments = ["run", str(requests), "-o", str(output), "--demo"]
-        arguments += ["--concurrency", str(concurrency)]
-        typer.echo(f"$ {shell_line([*program(), *arguments])}")
-        raise typer.Exit(_run_here(arguments))
+        raise typer.Exit(demo(_run_here, requests))
 
 
 def _run_here(arguments: Sequence[str]) -> int:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from parallel_core.control import cost_in_words, describe_waiting, figures_in_words
+from parallel_core.control import (
+    cost_in_words,
+    describe_delays,
+    describe_waiting,
+    figures_in_words,
+)
 from parallel_core.errors import NAMED_BY_LINE, describe_differences, name_requests
 from parallel_core.files import InputSummary, endpoint_of_operation
 from parallel_core.journal import InputChange
@@ -71,6 +76,7 @@ def describe_progress(progress: RunProgress) -> str:
         *figures_in_words(progress),
         *(["stopping"] if progress.stopping and not progress.finished else []),
         *describe_waiting(progress.waiting),
+        *describe_delays(progress.delays),
         *describe_stragglers(progress.stragglers),
     ]
     return ", ".join(parts)

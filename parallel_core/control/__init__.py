@@ -12,7 +12,7 @@ from .checks import checked_callback, checked_count, checked_flag, checked_numbe
 from .compose import CallTraits, Composition, compose, needs_tokens
 from .failover import Failover
 from .hedge import Hedge
-from .live_output import is_live
+from .live_output import LinePace, is_live
 from .local_limits import (
     allow_connections,
     fit_open_files,
@@ -23,8 +23,16 @@ from .local_limits import (
 from .metering import BatchMeter, ItemMeter, RouterMeter
 from .options import BatchOptions, Concurrency, Controls, check_controls, checked_concurrency
 from .prices import UnpricedError
-from .progress import Progress, Straggler, Waiting
-from .progress_texts import cost_in_words, describe_waiting, figures_in_words
+from .progress import BudgetUse, Delay, Progress, Straggler, Waiting, eta_range
+from .progress_texts import (
+    cost_in_words,
+    cost_of_budget,
+    describe_delays,
+    describe_waiting,
+    eta_in_words,
+    figures_in_words,
+    measured_rates,
+)
 from .protocols import Attachment, Engine, Group, Scope
 from .rate_limit import RateLimit
 from .reported_usage import cost_reported, tokens_of
@@ -41,17 +49,20 @@ __all__ = [
     "BatchMeter",
     "BatchOptions",
     "Budget",
+    "BudgetUse",
     "Call",
     "CallTraits",
     "Composition",
     "Concurrency",
     "Controls",
+    "Delay",
     "Engine",
     "Failover",
     "Group",
     "Hedge",
     "ItemMeter",
     "LimitChange",
+    "LinePace",
     "ModelRates",
     "Progress",
     "RateKind",
@@ -76,12 +87,17 @@ __all__ = [
     "checked_number",
     "compose",
     "cost_in_words",
+    "cost_of_budget",
     "cost_reported",
+    "describe_delays",
     "describe_waiting",
+    "eta_in_words",
+    "eta_range",
     "figures_in_words",
     "fit_open_files",
     "held_reservation",
     "is_live",
+    "measured_rates",
     "most_calls",
     "needs_tokens",
     "raise_open_files",

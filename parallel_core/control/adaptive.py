@@ -15,6 +15,7 @@ from parallel_core.failures import Failure, classify
 
 from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit, LimitChange
 from .call import Call
+from .progress import Delay
 from .protocols import Engine
 
 # A pause ends for all waiting calls at once. Jitter adds up to this share to it.
@@ -134,6 +135,11 @@ class Adaptation:
         """Return the time at which calls of this model may begin again; None while they may."""
         key_limit = self._limit_of(model)
         return None if key_limit is None else key_limit.limit.holding_until
+
+    def delays(self, now: float) -> list[Delay]:
+        """Return the wait of the whole batch for an overloaded provider, if there is one."""
+        until = None if self._whole is None else self._whole.limit.holding_until
+        return [] if until is None else [Delay("overload", 0, next_try=max(0.0, until - now))]
 
     def end_hold(self, model: Hashable) -> None:
         """End the wait of a model whose requests are not sent any more.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from parallel_core.errors import EmptyResponseError
@@ -12,6 +13,7 @@ from parallel_core.types import Usage
 from .budget import Budget, Reservation, mark_as_held
 from .call import Call, RetryLater
 from .metering import BatchMeter
+from .progress import Delay, DelayReason
 from .rate_limit import RateLimit
 
 
@@ -30,17 +32,33 @@ class Admission:
         self._rate_limit = rate_limit
         self._meter = meter
         self._model_of = model_of
+        self._in_line: dict[DelayReason, int] = {"budget": 0, "rate_limit": 0}  # calls that wait
+
+    def delays(self, now: float) -> list[Delay]:
+        """Return the calls that wait for the budget, and for the rate limit."""
+        return [Delay(reason, calls) for reason, calls in self._in_line.items() if calls]
+
+    @contextlib.contextmanager
+    def _counted(self, reason: DelayReason) -> Generator[None]:
+        """Count the call as one that waits, as long as the block takes."""
+        self._in_line[reason] += 1
+        try:
+            yield
+        finally:
+            self._in_line[reason] -= 1
 
     def wrap(self, call: Call) -> Call:
         """Make a call wait before it is sent, and count what it used."""
 
         async def admitted(index: int, item: Any) -> Any:
-            reservation = await self._reserve(index, item)
+            with self._counted("budget"):
+                reservation = await self._reserve(index, item)
             ticket = Ticket(reservation, self._limit_of(item), self._meter)
             if reservation is not None:
                 mark_as_held(reservation)
             try:
-                await ticket.admit(item)
+                with self._counted("rate_limit"):
+                    await ticket.admit(item)
                 value = await call(index, item)
             except BaseException as error:
                 ticket.failed(error)

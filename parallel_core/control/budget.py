@@ -17,6 +17,7 @@ from parallel_core.types import RouterParallelRequest, Usage
 from .checks import checked_count, checked_number
 from .metering import BatchMeter
 from .prices import UnpricedError, checked_prices
+from .progress import BudgetUse
 from .turns import SerialLock, Turn, WakeQueue
 
 # Reservations of the calls that enclose the running code.
@@ -118,6 +119,19 @@ class Budget:
     def reserved_tokens(self) -> int:
         """Number of tokens that the calls in flight may use."""
         return self._reserved.tokens
+
+    def use(self) -> BudgetUse:
+        """Return the caps, and what is spent and reserved."""
+        return self._serial.run(
+            lambda: BudgetUse(
+                max_cost=self.max_cost,
+                max_tokens=self.max_tokens,
+                spent_cost=self.spent_cost,
+                spent_tokens=self.spent_tokens,
+                reserved_cost=self.reserved_cost,
+                reserved_tokens=self.reserved_tokens,
+            )
+        )
 
     def check(
         self,

@@ -104,7 +104,9 @@ def compose(
         composition.call = _limit_calls_per_model(composition.call, traits.parallel_limits)
     if adaptation is not None:
         composition.add(adaptation, adaptation.watch)
-    _wrap_sent_call(composition, controls, traits)
+        if progress is not None:
+            progress.delays.append(adaptation.delays)
+    _wrap_sent_call(composition, controls, traits, progress)
     if adaptation is not None:
         composition.call = adaptation.watch_timeouts(composition.call)
 
@@ -169,8 +171,16 @@ def _progress(
     bar, callback = controls.get("progress", False), controls.get("on_progress")
     if not bar and callback is None:
         return None
-    waiting = _no_waiting if retrying is None else retrying.waiting
-    return ProgressWatch(bar=bar, callback=callback, total=traits.total, waiting=waiting)
+    progress = ProgressWatch(
+        bar=bar,
+        callback=callback,
+        total=traits.total,
+        waiting=_no_waiting if retrying is None else retrying.waiting,
+        budget=controls.get("budget"),
+    )
+    if retrying is not None:
+        progress.delays.append(retrying.delays)
+    return progress
 
 
 def _adaptation(
@@ -199,12 +209,15 @@ def _wrap_sent_call(
     composition: Composition,
     controls: Controls,
     traits: CallTraits,
+    progress: ProgressWatch | None,
 ) -> None:
     call, meter = composition.call, traits.meter
     budget, rate_limit = controls.get("budget"), controls.get("rate_limit")
     admission = None
     if budget is not None or rate_limit is not None:
         admission = Admission(budget=budget, rate_limit=rate_limit, meter=meter, model_of=_model_of)
+        if progress is not None:
+            progress.delays.append(admission.delays)
     hedge = controls.get("hedge")
     if hedge is not None:
         hedging = Hedging(hedge, None if admission is None else admission.try_extra)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from parallel_core.failures import Failure, classify
 
 from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit
-from .progress import Waiting
+from .progress import Delay, Waiting
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
 JITTER = 0.25  # random share added to a wait, so that requests do not return all at once
@@ -201,6 +201,21 @@ def waiting_models(
         next_try = None if until is None else max(0.0, until - now)
         found.append(Waiting(name, endpoint, reason, now - since, next_try))
     return tuple(found)
+
+
+def delays_of(failed_requests: Iterable[Attempts], now: float) -> list[Delay]:
+    """Return the requests that are to be sent again, by the reason of their last failure.
+
+    The most frequent reason is first.
+    """
+    due = dict[str, list[float]]()
+    for attempts in failed_requests:
+        if attempts.due is not None:
+            due.setdefault(attempts.reason, []).append(attempts.due)
+    return [
+        Delay("retry", len(times), reason, max(0.0, min(times) - now))
+        for reason, times in sorted(due.items(), key=lambda one: -len(one[1]))
+    ]
 
 
 def _next_try(gate: Gate, waiting: Iterable[Attempts], held_until: float | None) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -17,8 +17,10 @@ from parallel_core.types import Usage
 
 # Seconds over which the rate is measured: long enough to be smooth, short enough to show a change.
 RATE_WINDOW = 10.0
-# Minimum seconds between two samples: it bounds their number, however often the engine ticks.
-_SAMPLE_SPACING = RATE_WINDOW / 100
+# Seconds of a second measurement. The two, and the whole batch, give the range of the rate.
+LONG_RATE_WINDOW = 60.0
+# Samples in a window: they bound the memory, however often the engine ticks.
+_SAMPLES = 100
 # Maximum seconds between two snapshots, also while nothing changes: the elapsed time advances.
 _LONGEST_SILENCE = 1.0
 
@@ -39,6 +41,47 @@ class Waiting(msgspec.Struct, frozen=True):
     reason: str
     since: float
     next_try: float | None
+
+
+DelayReason: TypeAlias = Literal["rate_limit", "budget", "retry", "overload"]
+
+
+class Delay(msgspec.Struct, frozen=True):
+    """Requests that wait although their model answers others.
+
+    Attributes:
+        reason: ``"rate_limit"``: calls hold their slots until the rate limit lets them begin.
+            ``"budget"``: calls hold their slots until the budget has room. ``"retry"``: requests
+            that have failed are to be sent again. ``"overload"``: adaptive concurrency lets no call
+            begin, because the provider is overloaded.
+        requests: number of these requests; 0 for ``"overload"``, which holds all of them.
+        cause: why they failed, as in :class:`~parallel_core.Failure`; empty unless they are to be
+            sent again.
+        next_try: seconds until the first of them goes on; None if that is unknown.
+    """
+
+    reason: DelayReason
+    requests: int
+    cause: str = ""
+    next_try: float | None = None
+
+
+class BudgetUse(msgspec.Struct, frozen=True):
+    """The state of a :class:`~parallel_core.Budget`, which other batches may use, too.
+
+    Attributes:
+        max_cost, max_tokens: the caps, in USD and in tokens; None if there is none.
+        spent_cost, spent_tokens: what the calls that have ended count, with the worst case for each
+            unknown bill.
+        reserved_cost, reserved_tokens: what the calls in flight may need.
+    """
+
+    max_cost: float | None
+    max_tokens: int | None
+    spent_cost: float
+    spent_tokens: int
+    reserved_cost: float
+    reserved_tokens: int
 
 
 class Straggler(msgspec.Struct, frozen=True):
@@ -76,6 +119,12 @@ class Progress(msgspec.Struct, frozen=True):
         waiting: models of which no call gets through at the moment.
         stragglers: calls in flight that take much longer than the others, the longest first; at
             most five.
+        rate_range: the lowest and the highest of three measured rates: over about the last ten
+            seconds, over about the last minute, and over the whole batch.
+        eta_range: ``eta`` at the highest and at the lowest of these rates. It says how much the
+            rate has varied so far, and is no promise. ``None`` if ``eta`` is.
+        delays: requests that wait although their model answers others.
+        budget: the state of the budget; ``None`` if the batch has none.
     """
 
     total: int | None
@@ -92,6 +141,10 @@ class Progress(msgspec.Struct, frozen=True):
     finished: bool
     waiting: tuple[Waiting, ...] = ()
     stragglers: tuple[Straggler, ...] = ()
+    rate_range: tuple[float, float] = (0.0, 0.0)
+    eta_range: tuple[float, float] | None = None
+    delays: tuple[Delay, ...] = ()
+    budget: BudgetUse | None = None
 
     @property
     def done(self) -> int:
@@ -105,6 +158,32 @@ class _Sample(NamedTuple):
     at: float
     done: int
     tokens: int
+
+
+class _Window:
+    """A sliding window of samples, from which rates are measured."""
+
+    def __init__(self, length: float, first: _Sample) -> None:
+        self._length = length
+        self._samples = deque([first])  # the oldest one first
+
+    def add(self, sample: _Sample) -> None:
+        if sample.at - self._samples[-1].at >= self._length / _SAMPLES:
+            self._samples.append(sample)
+
+    def rates(self, now: _Sample) -> tuple[float, float]:
+        """Return calls and tokens per second."""
+        # The window begins at the newest sample that is older than the window.
+        while len(self._samples) > 1 and self._samples[1].at <= now.at - self._length:
+            self._samples.popleft()
+        return _rates_between(self._samples[0], now)
+
+
+def _rates_between(since: _Sample, now: _Sample) -> tuple[float, float]:
+    seconds = now.at - since.at
+    if seconds <= 0:
+        return 0.0, 0.0
+    return (now.done - since.done) / seconds, (now.tokens - since.tokens) / seconds
 
 
 class SupportsCounts(Protocol):
@@ -139,6 +218,10 @@ def _none_of_them(now: float) -> tuple[Any, ...]:
     return ()
 
 
+def _no_budget() -> BudgetUse | None:
+    return None
+
+
 class ProgressReporter:
     """A reporter that makes the snapshots of one batch and calls the callbacks.
 
@@ -153,6 +236,8 @@ class ProgressReporter:
         started_at: start of the batch, in seconds on the clock of the ticks; None: the first tick.
         waiting: returns the models for which the batch waits at a time.
         stragglers: returns the slow calls at a time.
+        delays: returns the requests that wait for another reason at a time.
+        budget: returns the state of the budget.
     """
 
     def __init__(
@@ -164,14 +249,18 @@ class ProgressReporter:
         *,
         waiting: Callable[[float], tuple[Waiting, ...]] = _none_of_them,
         stragglers: Callable[[float], tuple[Straggler, ...]] = _none_of_them,
+        delays: Callable[[float], tuple[Delay, ...]] = _none_of_them,
+        budget: Callable[[], BudgetUse | None] = _no_budget,
     ) -> None:
         self._counts = counts
         self._waiting = waiting
         self._stragglers = stragglers
+        self._delays = delays
+        self._budget = budget
         self._callbacks = list(callbacks)
         self._total = total
-        self._started_at = 0.0
-        self._samples: deque[_Sample] = deque()  # the oldest one first
+        self._first: _Sample | None = None  # the beginning of the batch
+        self._windows: tuple[_Window, ...] = ()
         self._last: Progress | None = None
         self._finished = False
         if started_at is not None:
@@ -189,7 +278,8 @@ class ProgressReporter:
         if self._finished:
             return
         progress = self._snapshot(now, finished=False)
-        self._take_sample(_Sample(now, progress.done, progress.usage.total_tokens))
+        for window in self._windows:
+            window.add(_Sample(now, progress.done, progress.usage.total_tokens))
         if self._last is None or _differs(progress, self._last):
             self._call_callbacks(progress)
 
@@ -207,50 +297,43 @@ class ProgressReporter:
         self._finished = True
         self._call_callbacks(self._snapshot(now, finished=True))
 
-    def _begin(self, now: float) -> None:
-        self._started_at = now
+    def _begin(self, now: float) -> _Sample:
+        self._first = first = self._sample(now)
+        self._windows = _Window(RATE_WINDOW, first), _Window(LONG_RATE_WINDOW, first)
+        return first
+
+    def _sample(self, now: float) -> _Sample:
         counts = self._counts
-        done = counts.succeeded + counts.failed
-        self._samples.append(_Sample(now, done, counts.usage.total_tokens))
+        return _Sample(now, counts.succeeded + counts.failed, counts.usage.total_tokens)
 
     def _snapshot(self, now: float, *, finished: bool) -> Progress:
-        if not self._samples:
-            self._begin(now)
-        counts = self._counts
-        done = counts.succeeded + counts.failed
-        usage = counts.usage
-        rate, token_rate = self._rates(_Sample(now, done, usage.total_tokens))
+        first = self._begin(now) if self._first is None else self._first
+        counts, sample = self._counts, self._sample(now)
+        (rate, token_rate), (long_rate, _) = [window.rates(sample) for window in self._windows]
+        rates = rate, long_rate, _rates_between(first, sample)[0]
+        rate_range = min(rates), max(rates)
+        eta = _eta(self._total, sample.done, rate, finished=finished)
+        left = 0 if self._total is None else self._total - sample.done
         return Progress(
             total=self._total,
             started=counts.started,
             succeeded=counts.succeeded,
             failed=counts.failed,
             in_flight=counts.in_flight,
-            elapsed=max(0.0, now - self._started_at),
+            elapsed=max(0.0, now - first.at),
             rate=rate,
             token_rate=token_rate,
-            eta=_eta(self._total, done, rate, finished=finished),
-            usage=usage,
+            eta=eta,
+            usage=counts.usage,
             limit=counts.limit,
             finished=finished,
             waiting=() if finished else self._waiting(now),
             stragglers=() if finished else self._stragglers(now),
+            rate_range=rate_range,
+            eta_range=None if eta is None else eta_range(left, rate_range),
+            delays=() if finished else self._delays(now),
+            budget=self._budget(),
         )
-
-    def _rates(self, now: _Sample) -> tuple[float, float]:
-        """Return calls and tokens per second."""
-        # The window begins at the newest sample that is older than the window.
-        while len(self._samples) > 1 and self._samples[1].at <= now.at - RATE_WINDOW:
-            self._samples.popleft()
-        since = self._samples[0]
-        seconds = now.at - since.at
-        if seconds <= 0:
-            return 0.0, 0.0
-        return (now.done - since.done) / seconds, (now.tokens - since.tokens) / seconds
-
-    def _take_sample(self, sample: _Sample) -> None:
-        if sample.at - self._samples[-1].at >= _SAMPLE_SPACING:
-            self._samples.append(sample)
 
     def _call_callbacks(self, progress: Progress) -> None:
         self._last = progress
@@ -279,6 +362,7 @@ def _differs(progress: Progress, last: Progress) -> bool:
             # Not their times, which change constantly.
             [(waiting.model, waiting.reason) for waiting in snapshot.waiting],
             [straggler.index for straggler in snapshot.stragglers],
+            [(delay.reason, delay.cause, delay.requests) for delay in snapshot.delays],
         )
 
     silence = progress.elapsed - last.elapsed
@@ -293,3 +377,14 @@ def _eta(total: int | None, done: int, rate: float, *, finished: bool) -> float 
     if finished or rate <= 0:
         return None
     return (total - done) / rate
+
+
+def eta_range(left: int, rate_range: tuple[float, float]) -> tuple[float, float] | None:
+    """Return the seconds for the calls that are left, at the highest and at the lowest rate.
+
+    None if one of the rates is 0.
+    """
+    lowest, highest = rate_range
+    if left <= 0:
+        return 0.0, 0.0
+    return None if lowest <= 0 else (left / highest, left / lowest)

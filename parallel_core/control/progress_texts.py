@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from parallel_core.quantities import clock, money, short_count, short_money
+from parallel_core.quantities import clock, counted, money, short_count, short_money
 from parallel_core.types import Usage
 
-from .progress import Progress, Waiting
+from .progress import Delay, Progress, Waiting
 
-_MOST_WAITING = 3  # endpoints in a list of waits
+_MOST_LINES = 3  # endpoints in a list of waits, and reasons in a list of delays
 
 
 def row_figures(progress: Progress) -> dict[str, str]:
     """Return the figures of a snapshot by name, for a row of 80 characters."""
-    usage = progress.usage
-    rate, token_rate = _rates(progress)
+    usage, budget = progress.usage, progress.budget
+    rate, token_rate = measured_rates(progress)
+    cost = short_money(usage.cost) if usage.cost else ""
+    if budget is not None and budget.max_cost is not None:
+        cost = f"{short_money(budget.spent_cost)} of {short_money(budget.max_cost)}"
     return {
         "done": f"{progress.done}" + ("" if progress.total is None else f"/{progress.total}"),
         "ok": f"{progress.succeeded} ok",
@@ -25,7 +28,7 @@ def row_figures(progress: Progress) -> dict[str, str]:
         "rate": f"{rate:.1f}/s",
         "tokens": f"{short_count(usage.total_tokens)} tokens",
         "token_rate": f"{short_count(round(token_rate))} tok/s" if usage.total_tokens else "",
-        "cost": short_money(usage.cost) if usage.cost else "",
+        "cost": cost,
         "time": _time_in_a_row(progress),
     }
 
@@ -40,20 +43,19 @@ def _time_in_a_row(progress: Progress) -> str:
 
 def figures_in_words(progress: Progress) -> list[str]:
     """Return what a snapshot says beside its counts: calls in flight, rates, cost and ETA."""
-    rate, token_rate = _rates(progress)
+    rate, token_rate = measured_rates(progress)
     figures = [
-        f"in flight {progress.in_flight}/{progress.limit}",
+        f"in flight {progress.in_flight:,}/{progress.limit:,}",
         f"{rate:.1f} calls/s",
         f"{token_rate:,.0f} tokens/s",
+        cost_of_budget(progress),
+        "" if progress.finished else eta_in_words(progress),
     ]
-    if cost := cost_in_words(progress.usage):
-        figures.append(cost)
-    if progress.eta is not None and not progress.finished:
-        figures.append(f"ETA {clock(progress.eta)}")
-    return figures
+    return [figure for figure in figures if figure]
 
 
-def _rates(progress: Progress) -> tuple[float, float]:
+def measured_rates(progress: Progress) -> tuple[float, float]:
+    """Return calls and tokens per second: those of the whole batch once it has ended."""
     # The last snapshot shows the total time, so its rates are averages over the whole batch.
     if not progress.finished:
         return progress.rate, progress.token_rate
@@ -61,6 +63,32 @@ def _rates(progress: Progress) -> tuple[float, float]:
         return 0.0, 0.0
     calls = progress.succeeded + progress.failed
     return calls / progress.elapsed, progress.usage.total_tokens / progress.elapsed
+
+
+def eta_in_words(progress: Progress) -> str:
+    """Return the remaining time with its range; empty if it is unknown."""
+    if progress.eta is None:
+        return ""
+    eta = f"ETA {clock(progress.eta)}"
+    if progress.eta_range is None:
+        return eta
+    shortest, longest = map(clock, progress.eta_range)
+    return eta if shortest == longest else f"{eta} ({shortest} to {longest})"
+
+
+def cost_of_budget(progress: Progress) -> str:
+    """Return the cost of the calls, and of how much that is, if there is a budget."""
+    budget = progress.budget
+    if budget is None:
+        return cost_in_words(progress.usage)
+    parts: list[str] = []
+    if budget.max_cost is None:
+        parts.append(cost_in_words(progress.usage))
+    else:
+        parts.append(f"{money(budget.spent_cost)} of {budget.max_cost:,.10g} USD")
+    if budget.max_tokens is not None:
+        parts.append(f"{budget.spent_tokens:,} of {budget.max_tokens:,} tokens")
+    return ", ".join(filter(None, parts))
 
 
 def cost_in_words(usage: Usage) -> str:
@@ -78,13 +106,13 @@ def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
     found: dict[tuple[str, str], list[Waiting]] = {}
     for one in waiting:
         found.setdefault((one.endpoint or one.model or "", one.reason), []).append(one)
-    texts = [
-        f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
-        f"{_next_try(ones)}"
-        for (whom, reason), ones in found.items()
-    ]
-    more = len(texts) - _MOST_WAITING
-    return texts[:_MOST_WAITING] + ([f"and {more:,} more"] if more > 0 else [])
+    return _first_of(
+        [
+            f"waiting for {whom}: {reason}, since {max(one.since for one in ones):,.0f} s, "
+            f"{_next_try(ones)}"
+            for (whom, reason), ones in found.items()
+        ]
+    )
 
 
 def _next_try(waiting: Sequence[Waiting]) -> str:
@@ -92,3 +120,32 @@ def _next_try(waiting: Sequence[Waiting]) -> str:
     if len(times) < len(waiting):
         return "trying now"
     return f"next try in {math.ceil(min(times)):,} s"
+
+
+def describe_delays(delays: Sequence[Delay]) -> list[str]:
+    """Describe requests that wait although their model answers others: a text for each reason."""
+    return _first_of([_describe_delay(delay) for delay in delays])
+
+
+def _describe_delay(delay: Delay) -> str:
+    verb = "waits" if delay.requests == 1 else "wait"
+    match delay.reason:
+        case "rate_limit":
+            return f"{counted(delay.requests, 'call')} {verb} for the rate limit"
+        case "budget":
+            return f"{counted(delay.requests, 'call')} {verb} for room in the budget"
+        case "overload":
+            return f"the provider is overloaded: no new calls{_in(' for', delay.next_try)}"
+        case "retry":
+            first = _in(", the first in", delay.next_try)
+            return f"{counted(delay.requests, 'request')} to send again{first}: {delay.cause}"
+
+
+def _in(words: str, seconds: float | None) -> str:
+    """Return the words and the seconds; nothing if the time has come, or is unknown."""
+    return f"{words} {math.ceil(seconds):,} s" if seconds else ""
+
+
+def _first_of(texts: list[str]) -> list[str]:
+    more = len(texts) - _MOST_LINES
+    return texts[:_MOST_LINES] + ([f"and {more:,} more"] if more > 0 else [])

@@ -37,11 +37,12 @@ from .outages import (
     JITTER,
     Attempts,
     Gate,
+    delays_of,
     exceeds_patience,
     unknown_endpoint,
     waiting_models,
 )
-from .progress import Waiting
+from .progress import Delay, Waiting
 from .protocols import Engine
 
 # Not retried: part of the answer may have been delivered, or the user has set this limit.
@@ -199,6 +200,20 @@ class Retrying:
         """Return the models of which no call gets through, or whose last requests wait."""
         attempts = self._attempts.values()
         return waiting_models(self._gates, attempts, self.held_until, self._endpoint_of, now)
+
+    def delays(self, now: float) -> list[Delay]:
+        """Return the failed requests that are to be sent again, while their model answers others.
+
+        Those of the models that :meth:`waiting` names are not among them.
+        """
+        held = {
+            model
+            for model, gate in self._gates.items()
+            if gate.nothing_passes or not gate.in_flight
+        }
+        return delays_of(
+            (attempts for attempts in self._attempts.values() if attempts.model not in held), now
+        )
 
     def failed_deployments(self) -> dict[str, str]:
         """Return, by deployment id, why requests avoided a deployment."""

@@ -10,11 +10,12 @@ import anyio
 from parallel_core.errors import EmptyResponseError, PartialAnswerError
 from parallel_core.types import Usage
 
+from .budget import Budget
 from .call import Call
 from .checks import checked_callback
 from .hedge import Durations
 from .metering import BatchMeter
-from .progress import Progress, ProgressReporter, Straggler, Waiting
+from .progress import BudgetUse, Delay, Progress, ProgressReporter, Straggler, Waiting
 from .progress_bar import ProgressBar
 from .protocols import Engine
 
@@ -88,7 +89,11 @@ class Stragglers:
 
 
 class ProgressWatch:
-    """A control that reports the progress of one batch, at a bounded rate and at its end."""
+    """A control that reports the progress of one batch, at a bounded rate and at its end.
+
+    Attributes:
+        delays: functions of other controls that return the requests that wait at a time.
+    """
 
     def __init__(
         self,
@@ -97,7 +102,10 @@ class ProgressWatch:
         callback: Callable[[Progress], object] | None,
         total: int | None,
         waiting: Callable[[float], tuple[Waiting, ...]],
+        budget: Budget | None = None,
     ) -> None:
+        self.delays: list[Callable[[float], list[Delay]]] = []
+        self._budget = budget
         self._bar = bar
         self._callback = callback
         self._total = total
@@ -135,8 +143,16 @@ class ProgressWatch:
                 self._began,
                 waiting=self._waiting,
                 stragglers=self._stragglers.now,
+                delays=self._all_delays,
+                budget=self._budget_use,
             )
         return self._reporter
+
+    def _all_delays(self, now: float) -> tuple[Delay, ...]:
+        return tuple(delay for delays in self.delays for delay in delays(now))
+
+    def _budget_use(self) -> BudgetUse | None:
+        return None if self._budget is None else self._budget.use()
 
     def end(self) -> None:
         self._report().finish(self._engine.current_time())

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from parallel_core.control import Controls, LimitChange, Progress, RouterMeter, Stopping
+from parallel_core.control import Controls, LimitChange, Progress, RouterMeter, Stopping, eta_range
 from parallel_core.engine import ParallelBatch
 from parallel_core.errors import (
     BatchTimeoutError,
@@ -270,11 +270,15 @@ class Run:
 
     def _snapshot(self, progress: Progress, *, finished: bool) -> RunProgress:
         left = self._scope.total - self._done
-        own_rate = progress.rate
-        if self._packing is not None and progress.elapsed > 0:  # a request is of many lines
-            own_rate = (self._results.succeeded + self._results.failed) / progress.elapsed
-        rate = 0.0 if progress.waiting else own_rate  # a waiting run makes no progress
+        stragglers = () if finished else self._stragglers(progress, left)
+        lines = self._lines_per_request(progress)
+        rate_range = progress.rate_range[0] * lines, progress.rate_range[1] * lines
+        # A waiting run makes no progress, and the rate says nothing about its last slow calls.
+        rate = 0.0 if progress.waiting or stragglers else progress.rate * lines
         eta = left / rate if rate > 0 else None
+        if finished or self._stopping.stopped:
+            eta = None
+        budget = self._plan.controls.get("budget")
         return RunProgress(
             total=self._scope.total,
             started=progress.started,
@@ -283,19 +287,29 @@ class Run:
             failed=self._results.failed,
             in_flight=0 if finished else progress.in_flight,
             elapsed=self._elapsed if finished else progress.elapsed,
-            rate=own_rate,
+            rate=progress.rate * lines,
             token_rate=progress.token_rate,
-            eta=0.0 if not left else None if finished or self._stopping.stopped else eta,
+            eta=eta if left else 0.0,
+            eta_range=None if left and eta is None else eta_range(left, rate_range),
+            rate_range=rate_range,
             usage=self._usage if finished else progress.usage,
             limit=progress.limit,
             failures=self._results.failures.first(self._results.failed),
             stopping=self._stopping.stopped,
             finished=finished,
             waiting=() if finished else progress.waiting,
-            stragglers=() if finished else self._stragglers(progress, left),
+            delays=() if finished else progress.delays,
+            budget=None if budget is None else budget.use(),
+            stragglers=stragglers,
             direct_calls=self._direct_calls,
             indirect_calls=self._indirect_calls,
         )
+
+    def _lines_per_request(self, progress: Progress) -> float:
+        """Return how many lines a finished request had, on average."""
+        if self._packing is None or not progress.done:
+            return 1.0
+        return (self._results.succeeded + self._results.failed) / progress.done
 
     def _stragglers(self, progress: Progress, left: int) -> tuple[RunStraggler, ...]:
         """Return the calls that take long, if the run waits for little else."""

@@ -75,8 +75,8 @@ class RunProgress(Progress, frozen=True, kw_only=True):
         earlier: number of requests that earlier runs finished.
         succeeded: number of answers of this run on disk.
         failed: number of failures of this run on disk.
-        eta: seconds until the run is done, at this rate. None if it is unknown, or if the run is
-            stopping.
+        eta: seconds until the run is done, at this rate. None if it is unknown, if the run is
+            stopping, or if it waits for a model or for its last slow calls.
         failures: failures of this run by kind and status, the most frequent first.
         stopping: True if no new calls are made any more.
         stragglers: calls that take 10 times longer than the median, if less than 2 % of the

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
 import signal
+import struct
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +22,7 @@ from helpers.run_bench import (
     Bench,
     ids,
 )
+from helpers.terminal_screen import TerminalScreen
 from parallel_core.cli import question
 
 PRICES = ", input_cost_per_token: 0.000001, output_cost_per_token: 0.1"
@@ -33,6 +38,9 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
 
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self.screen, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+
 
 @pytest.fixture
 def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Terminal]]]:
@@ -46,6 +54,7 @@ def on_terminal(bench: Bench) -> Iterator[Callable[..., tuple[ForkedProcess, Ter
         os.set_inheritable(process_end, True)
         opened.append(screen)
         terminal = Terminal(screen, process_end)
+        terminal.resize(100)
         environment = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **variables}
         process = bench.start(
             *arguments, router=router, terminal=process_end, environment=environment
@@ -66,7 +75,7 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     bench.server.hold()
     bench.write(FAILS, *[HELD] * 4)
     run, _ = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3")
-    run.wait_for("unknown 1: 500 server_error: The demo server fails on purpose. (id-0)")
+    run.wait_for("500 server_error: The demo server fails on purpose. (id-0)")
     run.wait_for("in flight 3/3")
     bench.server.release()
     assert run.wait() == 1
@@ -78,6 +87,45 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     assert "5/5 100.0 %" in drawn
     assert drawn.rindex("answered") > drawn.rindex("━")
     assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again
+
+
+def test_nothing_is_left_behind_when_the_terminal_is_resized(
+    bench: Bench, on_terminal: StartOnTerminal
+) -> None:
+    bench.server.hold()
+    bench.write(FAILS, *[HELD] * 4)
+    # Without COLUMNS, the width is that of the terminal.
+    run, terminal = on_terminal("in.jsonl", "-o", "out.jsonl", "--concurrency=3", COLUMNS="")
+    run.wait_for("500 server_error")  # from now on, the bar shows the same number
+    terminal.resize(42)
+    run.wait_for(_bar(42))
+    bench.server.release()
+    assert run.wait() == 1
+    before, after = _split_before(run.stderr, _bar(42))
+    screen = TerminalScreen(100)
+    screen.write(before)
+    screen.resize(42)
+    screen.write(after)
+    shown = screen.text()
+    assert sum("━" in line or "─" in line for line in shown) == 1
+    assert sum(line.startswith("in flight") for line in shown) == 1
+    assert shown[:2] == ["5 requests (fast 5)", "5 requests; the cost is not known"]
+    assert shown[2].endswith("5/5 100.0 %")
+    assert shown[3].split() == ["ok", "4", "failed", "1"]
+
+
+def _bar(width: int) -> str:
+    """Return the rest of the bar of a run with one of five requests done."""
+    figures = " 1/5  20.0 %"
+    return f"\x1b[2m{'─' * round(0.8 * (width - len(figures)))}\x1b[0m"
+
+
+def _split_before(output: str, bar: str) -> tuple[str, str]:
+    """Split an output before the sequences that move the cursor to the first line with this bar."""
+    begin = output[: output.index(bar)]
+    moves = re.search(r"(?:\r|\x1b\[2K|\x1b\[1?A|\x1b\[[0-9;]*m|━)*$", begin)
+    assert moves is not None
+    return begin[: moves.start()], output[moves.start() :]
 
 
 def test_a_terminal_in_ascii_shows_it_too(bench: Bench, on_terminal: StartOnTerminal) -> None:

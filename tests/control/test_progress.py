@@ -35,6 +35,8 @@ def test_a_snapshot_says_all() -> None:
             usage=usage,
             limit=7,
             finished=False,
+            rate_range=(2.0, 2.0),
+            eta_range=(3.0, 3.0),
         )
     ]
     assert seen[0].done == 9
@@ -180,12 +182,42 @@ def test_the_figures_fit_together(steps: list[tuple[float, int]], total: int | N
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.05, 0.1, 0.3, 1.0]), min_size=1, max_size=20))
 def test_memory_is_bounded(pauses: list[float]) -> None:
     reporter = reporter_of(Counts())
-    samples: Any = vars(reporter)["_samples"]
     now = 100.0
     for turn in range(600):
         now += pauses[turn % len(pauses)]
         reporter.tick(now)
-        assert len(samples) <= 102
+        for window in vars(reporter)["_windows"]:
+            assert len(vars(window)["_samples"]) <= 102
+
+
+def test_the_range_is_that_of_the_measured_rates() -> None:
+    counts = Counts()
+    seen: list[Progress] = []
+    reporter = reporter_of(counts, seen.append, total=1000)
+    for second in range(101):
+        # One a second, then two for the last minute, then four for the last ten seconds.
+        counts.succeeded += 1 if second <= 40 else 2 if second <= 90 else 4
+        reporter.tick(100.0 + second)
+    last = seen[-1]
+    whole = (last.done - 1) / 100
+    assert last.rate == pytest.approx(4.0)
+    assert whole < (50 * 2 + 10 * 4) / 60 < 4.0
+    assert last.rate_range == pytest.approx((whole, 4.0), rel=0.01)
+    left = 1000 - last.done
+    assert last.eta == pytest.approx(left / 4)
+    assert last.eta_range == pytest.approx((left / 4, left / last.rate_range[0]))
+
+
+def test_there_is_no_range_without_an_eta() -> None:
+    seen: list[Progress] = []
+    counts = Counts()
+    reporter = reporter_of(counts, seen.append, total=9)
+    reporter.tick(101.0)
+    counts.succeeded = 3
+    reporter.tick(102.0)
+    reporter.tick(120.0)  # nothing for ten seconds
+    reporter.finish(121.0)
+    assert [one.eta_range is None for one in seen] == [True, False, True, True]
 
 
 def test_a_callback_that_raises_is_not_called_again_and_the_others_are() -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import sys
 import threading
-import types
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from helpers.progress_values import (
     HIDE_CURSOR,
@@ -89,7 +87,7 @@ def test_a_wide_terminal_has_a_bar_that_fills() -> None:
     half = rows(terminal.getvalue())[-1]
     bar(snapshot(total=None, finished=True))  # of an unknown length, and full in the end
     full = rows(terminal.getvalue())[-1]
-    assert half.startswith("━" * 8 + " ")
+    assert half.startswith("━" * 8 + "─" * 8 + " ")
     assert full.startswith("━" * 16 + " 4 3 ok")
 
 
@@ -229,10 +227,10 @@ def test_an_interrupt_while_drawing_closes_the_bar(monkeypatch: pytest.MonkeyPat
     bar = ProgressBar(console_on(terminal))
     bar(snapshot())
 
-    def interrupted(_: Progress) -> dict[str, Any]:
+    def interrupted(_: Progress) -> dict[str, str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress_bar, "_figures", interrupted)
+    monkeypatch.setattr(progress_bar, "row_figures", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bar(snapshot(succeeded=4))
     assert terminal.getvalue().endswith(SHOW_CURSOR)
@@ -275,31 +273,3 @@ def test_it_is_quiet_without_a_terminal(monkeypatch: pytest.MonkeyPatch, colours
         bar(snapshot(finished=True))
         assert stream is None or stream.getvalue() == ""
     monkeypatch.undo()
-
-
-def test_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
-    displayed: list[object] = []
-    cleared: list[bool] = []
-
-    class Output:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-        def clear_output(self, *, wait: bool) -> None:
-            cleared.append(wait)
-
-    for name, value in {"IPython": {}, "ipywidgets": {"Output": Output}}.items():
-        module = types.ModuleType(name)
-        vars(module).update(value)
-        monkeypatch.setitem(sys.modules, name, module)
-    module = types.ModuleType("IPython.display")
-    vars(module)["display"] = displayed.append
-    monkeypatch.setitem(sys.modules, "IPython.display", module)
-    bar = ProgressBar(Console(file=io.StringIO(), force_jupyter=True))
-    assert not bar.quiet
-    bar(snapshot())
-    bar(snapshot(succeeded=9, finished=True))
-    assert isinstance(displayed[0], Output)
-    shown = [str(getattr(one, "text", "")) for one in displayed]
-    assert any("10/10" in text and "in 0:02" in text for text in shown)
-    assert cleared
-    assert all(cleared)
