@@ -40,7 +40,10 @@ class JsonView:
             models=summary.models,
             endpoints=endpoints_of(summary),
             format=summary.format,
-            columns=summary.columns,
+            columns=[
+                {"name": one.name, "lines": one.lines, "first_line": one.first_line}
+                for one in summary.columns
+            ],
         )
 
     def estimate(self, estimate: CostEstimate) -> None:
