@@ -10,13 +10,25 @@ from .opening import JournalOpening
 from .result_files import JournalEntry
 from .result_lines import NULL, BadLineError, ResultLine, read_result_line, read_result_lines
 from .run_paths import RunPaths
-from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
+from .run_statistics import (
+    BeginStatistics,
+    CallStatistics,
+    EndStatistics,
+    LimitStatistics,
+    RunStatistics,
+    WaitStatistics,
+    read_statistics,
+    read_statistics_lines,
+    statistics_line,
+)
 from .system import process_is_alive
 
 __all__ = [
     "NULL",
     "BadLineError",
+    "BeginStatistics",
     "CallStatistics",
+    "EndStatistics",
     "Journal",
     "JournalEntry",
     "JournalOpening",
@@ -24,6 +36,8 @@ __all__ = [
     "ManifestFields",
     "ResultLine",
     "RunPaths",
+    "RunStatistics",
+    "WaitStatistics",
     "find_statistics",
     "json_line",
     "one_line",
@@ -32,5 +46,6 @@ __all__ = [
     "read_result_line",
     "read_result_lines",
     "read_statistics",
+    "read_statistics_lines",
     "statistics_line",
 ]
