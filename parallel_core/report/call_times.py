@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from .model import LONGEST_GAP
 
-# A call is in at most three bins: of its beginning, its end and its failure. Wider bins have more.
 _MOST_BINS = 20_000
-EXACT_CALLS = _MOST_BINS // 3
+_MOST_FAILURE_BINS = 40_000  # a bin of each kind
+EXACT_CALLS = _MOST_BINS // 2  # a bin for its beginning, and one for its end
 """The times of so many calls are exact."""
 # The finest difference between two times of this century as floats: equal times share a bin.
 _FINEST = 2.0**-22  # seconds
@@ -71,7 +71,7 @@ class BusyTimes:
 class CallTimes:
     """The times of calls, in bins that become wider as the calls become more.
 
-    The times of more than ``EXACT_CALLS`` calls are rounded: there are 5,000 to 20,000 bins.
+    The times of more than ``EXACT_CALLS`` calls are rounded: there are about 10,000 to 20,000 bins.
 
     Attributes:
         calls: number of calls.
@@ -110,7 +110,7 @@ class CallTimes:
         last.cost += cost
         if failure is not None:
             self._failures[self._number(end), failure] += 1
-        if len(self._bins) + len(self._failures) > _MOST_BINS:
+        while len(self._bins) > _MOST_BINS or len(self._failures) > _MOST_FAILURE_BINS:
             self._widen()
 
     def bins(self) -> list[tuple[float, Bin]]:
@@ -134,16 +134,15 @@ class CallTimes:
         return found
 
     def _widen(self) -> None:
-        """Double the width of the bins until half of their room is free."""
-        while len(self._bins) + len(self._failures) > _MOST_BINS / 2:
-            self._width *= 2
-            bins, failures = self._bins, self._failures
-            self._bins, self._failures = {}, Counter[tuple[int, int]]()
-            for number, found in bins.items():
-                wider = self._bins.get(number // 2)
-                if wider is None:
-                    self._bins[number // 2] = found
-                else:
-                    wider.add(found)
-            for (number, kind), count in failures.items():
-                self._failures[number // 2, kind] += count
+        """Double the width of the bins."""
+        self._width *= 2
+        bins, failures = self._bins, self._failures
+        self._bins, self._failures = {}, Counter[tuple[int, int]]()
+        for number, found in bins.items():
+            wider = self._bins.get(number // 2)
+            if wider is None:
+                self._bins[number // 2] = found
+            else:
+                wider.add(found)
+        for (number, kind), count in failures.items():
+            self._failures[number // 2, kind] += count

@@ -281,10 +281,14 @@ def _waits(waits: Sequence[WaitReport]) -> list[Band]:
         Band(
             wait.at,
             wait.until,
-            f"nothing of {wait.model} got through for {span(wait.seconds)}: {wait.reason}",
+            f"no call of {wait.model} got through{_for(wait.seconds)}: {wait.reason}",
         )
         for wait in waits
     ]
+
+
+def _for(length: float | None) -> str:
+    return " (its end was not recorded)" if length is None else f" for {span(length)}"
 
 
 def _frequent(errors: dict[str, list[int]]) -> dict[str, list[int]]:

@@ -72,9 +72,9 @@ async def follow(
         on_ready(f"http://{_ADDRESS}:{port}/")
         await live.watch(interval)
     finally:
-        listener.close()
         await live.close()
         await runner.cleanup()
+        listener.close()
 
 
 class LiveReport:

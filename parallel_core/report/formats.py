@@ -146,7 +146,7 @@ def _waits(report: RunReport) -> Table:
             wait.model,
             wait.reason,
             moment(wait.started_at),
-            span(wait.seconds) if wait.ended else f"{span(wait.seconds)}, no end recorded",
+            "no end recorded" if wait.seconds is None else span(wait.seconds),
         )
         for wait in reversed(report.waits[-_MOST_WAITS:])
     ]
@@ -208,8 +208,7 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
     if unusual:
         found.append(("answers", unusual))
     if report.waits:
-        total = sum(wait.seconds for wait in report.waits)
-        found.append(("waits", f"{count(len(report.waits))}, together {span(total)}"))
+        found.append(("waits", _waits_together(report)))
     if report.limit is not None:
         limit = report.limit
         text = f"{limit.maximum:,}"
@@ -218,6 +217,13 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
             text += f"; {limit.changes:,} change{'' if limit.changes == 1 else 's'}"
         found.append(("limit", text))
     return found
+
+
+def _waits_together(report: RunReport) -> str:
+    ended = [wait.seconds for wait in report.waits if wait.seconds is not None]
+    text = f"{count(len(report.waits))}, together {span(sum(ended))}"
+    others = len(report.waits) - len(ended)
+    return f"{text}, and {count(others)} without a recorded end" if others else text
 
 
 def _active(report: RunReport) -> str:

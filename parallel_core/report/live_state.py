@@ -39,5 +39,9 @@ def state_of(
     quiet = ""
     if silence >= _SILENCE:
         quiet = f" Nothing was written for {span(silence // _STEP * _STEP)}."
+    last_wait = report.waits[-1] if report.waits else None
+    if last_wait is not None and last_wait.seconds is None:
+        since = moment(last_wait.started_at)
+        quiet = f" No call of {last_wait.model} gets through since {since}: {last_wait.reason}."
     last = "" if report.ended_at is None else f" The last call ended at {moment(report.ended_at)}."
     return f"{what}: {done}.{last}{quiet}"

@@ -133,17 +133,14 @@ class WaitReport(msgspec.Struct, frozen=True, kw_only=True):
         model: name of the model.
         reason: why the last call failed.
         started_at: time of the first of these failures, in seconds since the epoch.
-        seconds: its length.
-        ended: False if no end was recorded: it lasts, or the run was killed meanwhile. ``seconds``
-            is then the time up to the last call, or to the resumption of the run.
+        seconds: its length; None if no end was recorded: it lasts, or the run was killed meanwhile.
         at, until: positions of its beginning and its end in the active time, in seconds.
     """
 
     model: str
     reason: str
     started_at: float
-    seconds: float
-    ended: bool
+    seconds: float | None
     at: float
     until: float
 

@@ -107,7 +107,7 @@ def _peak_in_flight(bins: list[tuple[float, Bin]]) -> int:
 
 
 def _waits(records: Records, time: ActiveTime) -> list[WaitReport]:
-    """Return the waits, the earliest first. One without an end lasts until the next part begins."""
+    """Return the waits, the earliest first. One without an end is drawn to the next part."""
     found: list[WaitReport] = []
     for (at, model), wait in sorted(records.waits.items(), key=lambda one: one[0][0]):
         until = at + (wait.seconds or 0.0)
@@ -120,8 +120,7 @@ def _waits(records: Records, time: ActiveTime) -> list[WaitReport]:
                 model=records.models.names[model],
                 reason=wait.reason,
                 started_at=at,
-                seconds=max(until - at, 0.0),
-                ended=wait.seconds is not None,
+                seconds=wait.seconds,
                 at=begin,
                 until=max(time.position(until), begin),
             )
