@@ -23,9 +23,9 @@
 
   function isHidden(row) {
     const { model, kind } = row.dataset;
-    const otherModel = model === undefined ? row.classList.contains("all") : model !== chosen.model;
+    /* Rows without a model are sums of all models. Rows without a kind are not about failures. */
     const otherKind = kind !== undefined && kind !== chosen.kind;
-    return (chosen.model !== "" && otherModel) || (chosen.kind !== "" && otherKind);
+    return (chosen.model !== "" && model !== chosen.model) || (chosen.kind !== "" && otherKind);
   }
 
   function filter() {
