@@ -77,7 +77,7 @@ class RunReader:
         for _ in range(_MOST_READINGS):
             self._begin()
             # A run writes a result first. So these results include those of these statistics.
-            measured = self._statistics.size()
+            measured = self._size(self._statistics)
             self._read(self._result_sizes(), measured, whole_lines=False)
             if not self._records.contradicted:
                 break
@@ -133,7 +133,13 @@ class RunReader:
         A request may have a failure, and after a retry an answer. If this answer is in the output
         at its size, then the failure is in the error file at its later size.
         """
-        return [file.size() for file in self._results]
+        return [self._size(file) for file in self._results]
+
+    def _size(self, file: GrowingFile) -> int:
+        try:
+            return file.size()
+        except OSError as error:
+            raise _unreadable(file.path, error) from None
 
     def _places(self) -> list[int]:
         return [file.place for file in (self._statistics, *self._results)]

@@ -239,8 +239,9 @@ class Records:
         if old is None or (old.call is None and kind == OK and old.line != OK):
             self._add_line_without_call(result, key, old, kind)
         elif old.line != OK:  # an answer takes precedence: the failure was before a retry
-            record = CallRecord(result.custom_id, old.model, kind)
-            self._set(key, old, old._replace(line=kind), record)
+            state = State(old.model, old.call, kind, old.finish, old.without_text)
+            record = None if kind == OK else CallRecord(result.custom_id, old.model, kind)
+            self._set(key, old, state, record)
 
     def _add_line_without_call(
         self, result: ResultLine, key: int, old: State | None, kind: int
@@ -271,16 +272,21 @@ class Records:
         key = hash(custom_id)
         return key, self._open.get(key) or self._finished.get(key)
 
-    def _set(self, key: int, old: State | None, new: State, record: CallRecord) -> None:
-        """Set the state of a request; the record is of the call or line that has changed it."""
+    def _set(self, key: int, old: State | None, new: State, record: CallRecord | None) -> None:
+        """Set the state of a request.
+
+        The record is of the call or line that has changed it; None if that is an answer.
+        """
         new = self._states.setdefault(new, new)
+        outcome = new.outcome
         if old is not None:
             self.requests[old] -= 1
-            if old.outcome not in (OK, new.outcome):
-                self.failed[old.outcome].pop(key, None)
+            before = old.outcome
+            if before not in (OK, outcome):
+                self.failed[before].pop(key, None)
         self.requests[new] += 1
-        if new.outcome != OK:
-            self._note_failed(key, record._replace(kind=new.outcome))
+        if outcome != OK and record is not None:
+            self._note_failed(key, record._replace(kind=outcome))
         if new.call == new.line == OK:
             self._open.pop(key, None)
             self._finished[key] = new

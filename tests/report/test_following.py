@@ -174,9 +174,9 @@ def test_only_the_page_is_served_and_only_to_this_computer(tmp_path: Path) -> No
                 assert "default-src 'none'" in policy
                 assert "connect-src 'self'" in policy
                 assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
-            with pytest.raises(OSError, match="refused"):
-                # No other address of this computer.
-                socket.create_connection(("127.0.0.2", port), timeout=PATIENCE)
+            if sys.platform == "linux":  # where every 127.x.x.x is this computer
+                with pytest.raises(OSError, match="refused"):
+                    socket.create_connection(("127.0.0.2", port), timeout=PATIENCE)
 
     run(test())
 

@@ -95,7 +95,12 @@ def test_the_example_of_the_documentation_is_what_is_printed(tmp_path: Path) -> 
     done = CliRunner().invoke(app, [str(example_run(tmp_path))], env={"COLUMNS": "80"})
     assert done.exit_code == 0
     text = "\n".join(line.rstrip() for line in done.stdout.splitlines())
-    assert f"```text\n{text}\n```" in DOCUMENT.read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    tables = text.split("\n\n")
+    assert shown.rstrip("\n").split("\n\n") == tables[:-3]
+    assert [table.split("\n")[0] for table in tables[-3:]] == [
+        *("Time to the first chunk, seconds", "Tokens", "Cost"),
+    ]
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(tmp_path: Path) -> None:
