@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -33,11 +35,33 @@ def command(
         Path | None,
         typer.Option(metavar="DIR", help="Write the charts to this folder, as PNG."),
     ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Serve the page on this computer, and update it while the run goes on. The run "
+            "need not have begun. Ctrl-C ends it.",
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port for --follow.", show_default="a free one"),
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page of --follow in the browser.")
+    ] = False,
 ) -> None:
     """Sum up a run: requests, failures, latency, tokens, cost, throughput.
 
-    Exit codes: 0, or 2 if there are no results, or the report cannot be written.
+    Exit codes: 0, or 2 if there are no results, or the report cannot be written or served.
     """
+    if follow:
+        if html is not None or png is not None:
+            raise _failed("--follow writes no files: leave out --html and --png")
+        _follow(output, errors, port or 0, open_page=open_page)
+        return
+    if port is not None or open_page:
+        raise _failed("--port and --open are for --follow: add it, or leave them out")
     try:
         report = summarize(output, errors)
         _refuse_to_overwrite(RunPaths.of(output, errors), html)
@@ -55,6 +79,26 @@ def command(
         raise _failed(f"{where}cannot be written: {error.strerror or error}") from None
     for path in written:
         typer.echo(f"written: {printable(str(path))}")
+
+
+def _follow(output: Path, errors: Path | None, port: int, *, open_page: bool) -> None:
+    """Serve the report until Ctrl-C."""
+    from parallel_core.report.following import follow  # imports aiohttp
+
+    if not output.parent.is_dir():
+        raise _failed(f"there is no folder {output.parent}: name the output file of a run")
+
+    def on_ready(address: str) -> None:
+        typer.echo(f"Report of {printable(output.name)}: {address} (Ctrl-C ends it)")
+        if open_page:
+            webbrowser.open(address)
+
+    try:
+        asyncio.run(follow(output, errors, port=port, on_ready=on_ready))
+    except KeyboardInterrupt:
+        typer.echo("The report has ended.")
+    except ReportError as error:
+        raise _failed(str(error)) from None
 
 
 def _refuse_to_overwrite(paths: RunPaths, html: Path | None) -> None:

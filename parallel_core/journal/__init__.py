@@ -20,7 +20,17 @@ from .result_lines import (
     read_result_lines,
 )
 from .run_paths import RunPaths
-from .run_statistics import CallStatistics, LimitStatistics, read_statistics, statistics_line
+from .run_statistics import (
+    BeginStatistics,
+    CallStatistics,
+    EndStatistics,
+    LimitStatistics,
+    RunStatistics,
+    WaitStatistics,
+    read_statistics,
+    read_statistics_lines,
+    statistics_line,
+)
 from .scan import id_digest
 from .system import process_is_alive
 
@@ -28,7 +38,9 @@ __all__ = [
     "NULL",
     "AskedRequests",
     "BadLineError",
+    "BeginStatistics",
     "CallStatistics",
+    "EndStatistics",
     "FoundLine",
     "InputChange",
     "Journal",
@@ -41,6 +53,8 @@ __all__ = [
     "RequestRecords",
     "ResultLine",
     "RunPaths",
+    "RunStatistics",
+    "WaitStatistics",
     "find_statistics",
     "id_digest",
     "id_key",
@@ -52,5 +66,6 @@ __all__ = [
     "read_result_line",
     "read_result_lines",
     "read_statistics",
+    "read_statistics_lines",
     "statistics_line",
 ]

@@ -28,7 +28,8 @@ from .run_paths import RunPaths
 from .scan import FinishedIds, id_digest
 from .system_errors import reason
 
-_LIMIT = b'"kind":"limit"'  # a quote within a JSON text is escaped, so only the member matches
+# A quote within a JSON text is escaped, so only the members match.
+_OF_ONE_RUN = (b'"kind":"limit"', b'"kind":"begin"', b'"kind":"end"')
 
 
 class MergeSummary(msgspec.Struct, frozen=True):
@@ -260,12 +261,15 @@ class _Merge:
                 yield line.rstrip(b"\0\r\n") + b"\n"
 
     def _statistics_lines(self) -> Iterator[bytes]:
-        """Yield the statistics of all parts. Limits of several runs at once have no sum."""
-        keeps_limits = len(self._statistics) == 1
+        """Yield the statistics of all parts.
+
+        Limits of several runs at once have no sum, and their beginnings and ends no order.
+        """
+        left_out = _OF_ONE_RUN if len(self._statistics) > 1 else ()
         for path in self._statistics:
             with path.open("rb") as lines:
                 for line in lines:
-                    if line.endswith(b"\n") and (keeps_limits or _LIMIT not in line):
+                    if line.endswith(b"\n") and not any(kind in line for kind in left_out):
                         yield line
 
     def _common_records(self) -> Path | None:

@@ -1,5 +1,7 @@
 """Statistics of a run: one line per call, in a separate file.
 
+Between them are lines of its limit, its waits, its beginning and its end.
+
 The output file has the format of OpenAI's Batch API, which has no fields for latency, attempts or
 cost. They are in the statistics file beside it (``RunPaths.statistics``), which
 ``parallel-core report`` reads. Its lines are objects with a ``kind``; a reader ignores unknown
@@ -8,7 +10,7 @@ kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -79,7 +81,52 @@ class LimitStatistics(msgspec.Struct, frozen=True, tag="limit", tag_field="kind"
     reason: str = ""
 
 
-RunStatistics: TypeAlias = CallStatistics | LimitStatistics
+class WaitStatistics(msgspec.Struct, frozen=True, tag="wait", tag_field="kind", kw_only=True):
+    """A time in which no call of a model got through, and its requests waited.
+
+    It has a line when it begins and one when it ends, with the same ``at`` and ``model``. The later
+    line replaces the earlier one.
+
+    Attributes:
+        at: time of the first of these failures, in seconds since the epoch.
+        model: model that the requests ask for; None for requests without one.
+        reason: why the last call failed, without keys.
+        seconds: how long it lasted; None while it lasts.
+    """
+
+    at: float
+    model: str | None
+    reason: str
+    seconds: float | None = None
+
+
+class BeginStatistics(msgspec.Struct, frozen=True, tag="begin", tag_field="kind", kw_only=True):
+    """The beginning of a run, or of its resumption.
+
+    Attributes:
+        at: seconds since the epoch.
+        total: number of requests in the input.
+    """
+
+    at: float
+    total: int
+
+
+class EndStatistics(msgspec.Struct, frozen=True, tag="end", tag_field="kind", kw_only=True):
+    """The end of a run. A run that was killed has none.
+
+    Attributes:
+        at: seconds since the epoch.
+        ending: how it ended, as ``RunSummary.ending``; ``error`` if it raised an exception.
+    """
+
+    at: float
+    ending: str
+
+
+RunStatistics: TypeAlias = (
+    CallStatistics | LimitStatistics | WaitStatistics | BeginStatistics | EndStatistics
+)
 
 _DECODER = msgspec.json.Decoder(RunStatistics)
 
@@ -99,8 +146,13 @@ def read_statistics(path: Path) -> Iterator[RunStatistics]:
         OSError: the file cannot be read.
     """
     with path.open("rb") as lines:
-        for line in lines:
-            try:
-                yield read_json_line(_DECODER.decode, line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue
+        yield from read_statistics_lines(lines)
+
+
+def read_statistics_lines(lines: Iterable[bytes]) -> Iterator[RunStatistics]:
+    """Read the records of lines, as :func:`read_statistics` reads those of a file."""
+    for line in lines:
+        try:
+            yield read_json_line(_DECODER.decode, line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
 from parallel_core.quantities import money, rate, seconds, span
 
 from .axes import Axis, linear_axis, log_axis, time_axis
-from .model import Histogram, Percentiles, RunReport, Timeline
+from .model import Histogram, Percentiles, RunReport, Timeline, WaitReport
 
 # Names of colors: on a light ground, and on a dark one.
 COLORS = {
@@ -22,6 +22,7 @@ COLORS = {
     "teal": ("#0e8aa3", "#4cc9e0"),
     "grey": ("#7b8794", "#93a0ae"),
 }
+_OTHERS = "others"
 _KIND_COLORS = ("red", "orange", "violet", "teal", "blue", "grey")
 
 Point: TypeAlias = tuple[float, float]
@@ -36,6 +37,7 @@ class Bars:
         edges: ends of the bars on the x axis; one more than there are bars.
         heights, bottoms: heights of the bars, and where they begin.
         tips: text of each bar.
+        kind: kind of failure that it shows; empty for none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Bars:
     heights: Sequence[float]
     bottoms: Sequence[float]
     tips: Sequence[str]
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,20 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """A stretch of the x axis, behind everything else.
+
+    Attributes:
+        start, end: its ends on the x axis.
+        tip: text that explains it.
+    """
+
+    start: float
+    end: float
+    tip: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chart:
     """A chart.
 
@@ -90,6 +107,7 @@ class Chart:
         x, y: the axes.
         layers: bars and lines, the first at the bottom.
         marks: vertical lines above them.
+        bands: stretches below them.
     """
 
     name: str
@@ -100,23 +118,32 @@ class Chart:
     y: Axis
     layers: Sequence[Bars | Line]
     marks: Sequence[Mark] = ()
+    bands: Sequence[Band] = ()
 
 
 def charts_of(report: RunReport) -> list[Chart]:
     """Return the charts of a report; none of values that were not measured."""
-    course, charts = report.timeline, list[Chart]()
-    if course is not None:
-        charts += [_throughput(course), _in_flight(course)]
+    course = report.timeline
+    if course is None:
+        over_time = dict[str, Chart]()
+    else:
+        over_time = {chart.name: chart for chart in _over_time(course, _waits(report.waits))}
+    charts = [over_time.pop(name) for name in ("throughput", "in-flight") if name in over_time]
     if report.latency is not None:
         charts.append(_latency(report.latency, report.total.latency))
-    if course is not None and course.errors:
-        charts.append(_errors(course))
-    if course is not None and course.cost[-1] > 0:
-        charts.append(_cost(course))
-    return charts
+    return [*charts, *over_time.values()]
 
 
-def _throughput(course: Timeline) -> Chart:
+def _over_time(course: Timeline, waits: list[Band]) -> Iterator[Chart]:
+    yield _throughput(course, waits)
+    yield _in_flight(course, waits)
+    if course.errors:
+        yield _errors(course, waits)
+    if course.cost[-1] > 0:
+        yield _cost(course, waits)
+
+
+def _throughput(course: Timeline, waits: list[Band]) -> Chart:
     rates = [ended / course.step for ended in course.ended]
     part = span(course.step)
     tips = [
@@ -132,10 +159,11 @@ def _throughput(course: Timeline) -> Chart:
         linear_axis("calls/s", max(rates)),
         _stacked(_edges(course), [(f"calls/s, mean over {part}", "blue", rates, tips)]),
         _pauses(course),
+        waits,
     )
 
 
-def _in_flight(course: Timeline) -> Chart:
+def _in_flight(course: Timeline, waits: list[Band]) -> Chart:
     part, edges = span(course.step), _edges(course)
     limits = [limit for limit in course.limit if limit is not None]
     description = f"Calls in flight on average over {part}: at most {rate(max(course.in_flight))}."
@@ -153,6 +181,7 @@ def _in_flight(course: Timeline) -> Chart:
         linear_axis("calls", max([*course.in_flight, *limits])),
         layers,
         _pauses(course),
+        waits,
     )
 
 
@@ -195,7 +224,7 @@ def _latency(found: Histogram, percentiles: Percentiles | None) -> Chart:
     )
 
 
-def _errors(course: Timeline) -> Chart:
+def _errors(course: Timeline, waits: list[Band]) -> Chart:
     part = span(course.step)
     shown = _frequent(course.errors)
     names = {kind: f"{kind}: {sum(counts):,}" for kind, counts in shown.items()}
@@ -211,12 +240,16 @@ def _errors(course: Timeline) -> Chart:
         "; ".join(names.values()) + ".",
         _time(course),
         linear_axis(f"failed calls in {part}", most),
-        _stacked(_edges(course), layers),
+        [
+            replace(bars, kind="" if kind == _OTHERS else kind)
+            for bars, kind in zip(_stacked(_edges(course), layers), shown, strict=True)
+        ],
         _pauses(course),
+        waits,
     )
 
 
-def _cost(course: Timeline) -> Chart:
+def _cost(course: Timeline, waits: list[Band]) -> Chart:
     points = list(zip(_edges(course), [0.0, *course.cost], strict=True))
     return Chart(
         "cost",
@@ -227,6 +260,7 @@ def _cost(course: Timeline) -> Chart:
         linear_axis("USD", course.cost[-1]),
         [Line("USD so far", "violet", [points], filled=True)],
         _pauses(course),
+        waits,
     )
 
 
@@ -242,6 +276,21 @@ def _pauses(course: Timeline) -> list[Mark]:
     return [Mark(pause.at, f"a pause of {span(pause.seconds)}") for pause in course.pauses]
 
 
+def _waits(waits: Sequence[WaitReport]) -> list[Band]:
+    return [
+        Band(
+            wait.at,
+            wait.until,
+            f"no call of {wait.model} got through{_for(wait.seconds)}: {wait.reason}",
+        )
+        for wait in waits
+    ]
+
+
+def _for(length: float | None) -> str:
+    return " (its end was not recorded)" if length is None else f" for {span(length)}"
+
+
 def _frequent(errors: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the most frequent kinds, a color for each, and the sum of the others as the last."""
     kinds = list(errors.items())
@@ -249,7 +298,7 @@ def _frequent(errors: dict[str, list[int]]) -> dict[str, list[int]]:
     if len(kinds) <= most:
         return errors
     rest = [counts for _, counts in kinds[most - 1 :]]
-    return {**dict(kinds[: most - 1]), "others": [sum(part) for part in zip(*rest, strict=True)]}
+    return {**dict(kinds[: most - 1]), _OTHERS: [sum(part) for part in zip(*rest, strict=True)]}
 
 
 def _stacked(

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from parallel_core.quantities import NOTHING, count, money, rate, seconds, span
 from parallel_core.router import describe_finishes
 
-from .model import ModelReport, Percentiles, RunReport
+from .call_times import EXACT_CALLS
+from .model import CallReport, ModelReport, Percentiles, RunReport
 
 UNKNOWN = "unknown"
 ALL = "all"
+_MOST_WAITS = 50  # in the table; the charts show more
 
 # Heads of the tables with a row for each model.
 _REQUESTS = ("requests", "ok", "failed", "calls", "attempts", "calls/s")
@@ -36,6 +38,9 @@ class Table:
         rows: rows with one cell per head.
         names: number of columns with text.
         sums: number of rows at the end that are totals of all models.
+        model, kind: numbers of the columns with the model and with the kind of failure; None if
+            there is none.
+        remark: text below the title.
     """
 
     title: str
@@ -43,6 +48,9 @@ class Table:
     rows: list[tuple[str, ...]]
     names: int = 1
     sums: int = 0
+    model: int | None = None
+    kind: int | None = None
+    remark: str = ""
 
 
 def tables(report: RunReport) -> list[Table]:
@@ -67,6 +75,21 @@ def tables(report: RunReport) -> list[Table]:
     return made
 
 
+def page_tables(report: RunReport) -> list[Table]:
+    """Return the tables of the page: those of the terminal, and some requests by their ids."""
+    made = tables(report)
+    if report.waits:
+        made.append(_waits(report))
+    if report.failed:
+        shown, failed = len(report.failed), report.total.failed
+        remark = "" if shown == failed else f"{shown:,} of {failed:,}, of each kind some."
+        made.append(_calls("Failed requests by id", report.failed, remark))
+    if report.slowest:
+        remark = "Calls with and without an answer, of each model some."
+        made.append(_calls("The slowest calls", report.slowest, remark))
+    return made
+
+
 def _rows(report: RunReport) -> list[tuple[str, ModelReport]]:
     """Return the models with their names; if there are several, the total is the last."""
     rows = [(model.model, model) for model in report.models]
@@ -80,7 +103,7 @@ def _by_model(
     cells: Callable[[ModelReport], tuple[str, ...]],
 ) -> Table:
     rows = [(name, *cells(model)) for name, model in _rows(report)]
-    return Table(title, ("model", *heads), rows, sums=int(len(rows) > 1))
+    return Table(title, ("model", *heads), rows, sums=int(len(rows) > 1), model=0)
 
 
 def _failures(report: RunReport) -> Table:
@@ -93,7 +116,7 @@ def _failures(report: RunReport) -> Table:
         )
         for failure in report.failures
     ]
-    return Table("Failed requests", ("kind", "message", "ids", "requests"), rows, names=3)
+    return Table("Failed requests", ("kind", "message", "ids", "requests"), rows, names=3, kind=0)
 
 
 def _failures_by_model(report: RunReport) -> Table:
@@ -102,7 +125,8 @@ def _failures_by_model(report: RunReport) -> Table:
         for model in report.models
         for kind, number in model.failures.items()
     ]
-    return Table("Failed requests of each model", ("model", "kind", "requests"), rows, names=2)
+    heads = ("model", "kind", "requests")
+    return Table("Failed requests of each model", heads, rows, names=2, model=0, kind=1)
 
 
 def _finishes(report: RunReport) -> Table:
@@ -113,7 +137,38 @@ def _finishes(report: RunReport) -> Table:
     ]
     heads = ("model", "finish reason", "answers")
     sums = len(report.total.finish_reasons) if len(report.models) > 1 else 0
-    return Table("Finish reasons of answers", heads, rows, names=2, sums=sums)
+    return Table("Finish reasons of answers", heads, rows, names=2, sums=sums, model=0)
+
+
+def _waits(report: RunReport) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            wait.model,
+            wait.reason,
+            moment(wait.started_at),
+            "no end recorded" if wait.seconds is None else span(wait.seconds),
+        )
+        for wait in reversed(report.waits[-_MOST_WAITS:])
+    ]
+    remark = "Times in which no call of a model got through, the last one first."
+    heads = ("model", "reason", "from", "for")
+    return Table("Waits", heads, rows, names=2, model=0, remark=remark)
+
+
+def _calls(title: str, calls: list[CallReport], remark: str) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            call.custom_id,
+            call.model,
+            call.kind or "ok",
+            NOTHING if call.started_at is None else moment(call.started_at),
+            NOTHING if call.attempts is None else count(call.attempts),
+            seconds(call.seconds),
+        )
+        for call in calls
+    ]
+    heads = ("id", "model", "ended as", "began", "attempts", "seconds")
+    return Table(title, heads, rows, names=3, model=1, kind=2, remark=remark)
 
 
 def cards(total: ModelReport) -> list[tuple[str, str]]:
@@ -147,10 +202,13 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         # A call that is sent again counts from its first attempt to the end of its last one.
         over = report.limit is not None and report.peak_in_flight > report.limit.maximum
         waits = ", including calls that waited to be sent again" if over else ""
-        found.append(("in flight", f"{count(report.peak_in_flight)} at most{waits}"))
+        about = "about " if report.total.calls > EXACT_CALLS else ""
+        found.append(("in flight", f"{about}{count(report.peak_in_flight)} at most{waits}"))
     unusual = describe_finishes(report.total.finish_reasons, report.total.without_text)
     if unusual:
         found.append(("answers", unusual))
+    if report.waits:
+        found.append(("waits", _waits_together(report)))
     if report.limit is not None:
         limit = report.limit
         text = f"{limit.maximum:,}"
@@ -159,6 +217,13 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
             text += f"; {limit.changes:,} change{'' if limit.changes == 1 else 's'}"
         found.append(("limit", text))
     return found
+
+
+def _waits_together(report: RunReport) -> str:
+    ended = [wait.seconds for wait in report.waits if wait.seconds is not None]
+    text = f"{count(len(report.waits))}, together {span(sum(ended))}"
+    others = len(report.waits) - len(ended)
+    return f"{text}, and {count(others)} without a recorded end" if others else text
 
 
 def _active(report: RunReport) -> str:

@@ -126,6 +126,45 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class WaitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A time in which no call of a model got through, and its requests waited.
+
+    Attributes:
+        model: name of the model.
+        reason: why the last call failed.
+        started_at: time of the first of these failures, in seconds since the epoch.
+        seconds: its length; None if no end was recorded: it lasts, or the run was killed meanwhile.
+        at, until: positions of its beginning and its end in the active time, in seconds.
+    """
+
+    model: str
+    reason: str
+    started_at: float
+    seconds: float | None
+    at: float
+    until: float
+
+
+class CallReport(msgspec.Struct, frozen=True):
+    """A call, or a request that failed, by its id. It has neither the prompt nor the answer.
+
+    Attributes:
+        custom_id: id of the request.
+        model: name of the model.
+        kind: kind of the failure, as in ``ModelReport.failures``; empty for an answer.
+        started_at: seconds since the epoch; None if nothing was measured.
+        seconds: duration of the call; None if nothing was measured.
+        attempts: number of calls to a provider that it took; None if unknown.
+    """
+
+    custom_id: str
+    model: str
+    kind: str
+    started_at: float | None
+    seconds: float | None
+    attempts: int | None
+
+
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """The course of a run, in equal parts of its active time.
 
@@ -167,6 +206,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: name of the output file.
+        expected: number of requests in the input; None if it was not recorded.
+        ending: how the last part of the run ended, as ``RunSummary.ending``; None while it goes on,
+            after it was killed, and if it was not recorded.
         started_at: start of the first call, in seconds since the epoch; None if unknown.
         ended_at: end of the last call.
         active_seconds: seconds between them, without gaps of more than a minute in which no call
@@ -175,6 +217,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         total: total of all models.
         models: each model, the one with the most requests first.
         failures: failed requests by kind, the most frequent first.
+        failed: some of the failed requests: as many as are shown one by one, of each kind some.
+        slowest: the calls that took longest, of each of the largest models some.
+        waits: times in which nothing of a model got through, the earliest first; the last 1,000.
         limit: the limit of calls in flight; None if it was not recorded.
         timeline: the course of the run; None if no time was measured.
         latency: distribution of the durations; None if none was measured.
@@ -182,6 +227,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    expected: int | None
+    ending: str | None
     started_at: float | None
     ended_at: float | None
     active_seconds: float
@@ -189,6 +236,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     total: ModelReport
     models: list[ModelReport]
     failures: list[FailureReport]
+    failed: list[CallReport]
+    slowest: list[CallReport]
+    waits: list[WaitReport]
     limit: LimitReport | None
     timeline: Timeline | None
     latency: Histogram | None

@@ -98,6 +98,8 @@ def draw(figure: Any, charts: Sequence[Chart]) -> None:
         axes: Any = figure.add_subplot(len(charts), 1, number)
         axes.set(title=chart.caption, **_scale("x", chart.x), **_scale("y", chart.y))
         axes.minorticks_off()
+        for band in chart.bands:
+            axes.axvspan(band.start, band.end, color=COLORS["orange"][0], alpha=0.2, linewidth=0)
         key += [(_layer(axes, layer), _shorten(layer.name)) for layer in chart.layers]
         for mark in chart.marks:
             if mark.label:

@@ -7,8 +7,7 @@ from pathlib import Path
 from parallel_core.journal import RunPaths
 
 from .model import RunReport
-from .reading import read_run, text_of
-from .summary import report_of
+from .reading import RunReader
 
 
 def summarize(output: Path | str, errors: Path | str | None = None) -> RunReport:
@@ -21,8 +20,9 @@ def summarize(output: Path | str, errors: Path | str | None = None) -> RunReport
     Raises:
         ReportError: a file cannot be read, is not the output of a run, or has no results yet.
     """
-    paths = RunPaths.of(output, errors)
-    return report_of(read_run(paths), text_of(paths.output.name))
+    reader = RunReader(RunPaths.of(output, errors))
+    reader.read_all()
+    return reader.report()
 
 
 def html_page(report: RunReport) -> str:

@@ -1,112 +1,128 @@
-"""Compute the report of a run from its records."""
+"""Compute the report of a run from its records, which may grow afterwards."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from array import array
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from .model import FailureReport, Histogram, ModelReport, Percentiles, RunReport
-from .records import NO_FINISH, OK, Records, Tally, shown_name
+from .durations import histogram
+from .model import CallReport, FailureReport, ModelReport, RunReport
+from .names import shown_name
+from .records import NO_FINISH, OK, CallRecord, Records
+from .tallies import Tally
 from .times import course_of
 
-_SHORTEST = 1e-4  # seconds; the histogram counts shorter calls as this
-_BINS_PER_DECADE = (10, 20, 40)
-_ENOUGH_BINS = 18
 _MOST_IDS = 3
+_MOST_FAILED = 100  # requests that are shown by id
+_MOST_SLOW_MODELS = 10
 
 
-def report_of(records: Records, name: str) -> RunReport:
-    """Return the report of a run. This consumes the records."""
-    _count_requests(records)
-    failed_ids = _failed_ids(records)
-    # Free the largest part of the memory; it is not needed any more.
-    records.last.clear()
+@dataclass(slots=True)
+class _Requests:
+    """Numbers of requests of one model, by how they ended."""
+
+    outcomes: Counter[int] = field(default_factory=Counter[int])
+    finishes: Counter[str] = field(default_factory=Counter[str])
+    without_text: int = 0
+
+    def add(self, other: _Requests) -> None:
+        self.outcomes.update(other.outcomes)
+        self.finishes.update(other.finishes)
+        self.without_text += other.without_text
+
+
+def report_of(records: Records, name: str, notes: Iterable[str] = ()) -> RunReport:
+    """Return the report of a run.
+
+    Args:
+        records: what was read so far.
+        name: name of the output file.
+        notes: remarks about the files.
+    """
+    requests = _requests(records)
     course = course_of(records)
-    _count_calls(records)
-    everything = Tally()
-    for tally in records.tallies.values():
-        everything.add(tally)
     kinds = records.kinds.names
-    total = _model_report("", everything, kinds, course.seconds)
-    models = [
-        _model_report(records.models.names[model], tally, kinds, course.seconds)
-        for model, tally in records.tallies.items()
-    ]
+    tally, counted = Tally(), _Requests()
+    models: list[tuple[int, ModelReport]] = []
+    for model in records.tallies.keys() | requests.keys():
+        of_model = records.tallies.get(model) or Tally()
+        tally.add(of_model)
+        counted.add(requests[model])
+        model_name = records.models.names[model]
+        report = _model_report(model_name, of_model, requests[model], kinds, course.seconds)
+        if report.requests or report.calls:
+            models.append((model, report))
+    models.sort(key=lambda one: (-one[1].requests, one[1].model))
+    total = _model_report("", tally, counted, kinds, course.seconds)
     return RunReport(
         name=name,
+        expected=records.expected,
+        ending=records.ending,
         started_at=course.began,
         ended_at=course.ended,
         active_seconds=course.seconds,
         peak_in_flight=course.peak_in_flight,
         total=total,
-        models=sorted(models, key=lambda report: (-report.requests, report.model)),
-        failures=[
-            FailureReport(
-                kind,
-                count,
-                records.messages.get(number, ""),
-                [shown_name(custom_id) for custom_id in failed_ids.get(number, [])[:_MOST_IDS]],
-            )
-            for kind, count in total.failures.items()
-            for number in (kinds.index(kind),)
-        ],
+        models=[report for _, report in models],
+        failures=_failures(records, total),
+        failed=_failed(records, total),
+        slowest=_slowest(records, [model for model, _ in models[:_MOST_SLOW_MODELS]]),
+        waits=list(course.waits),
         limit=course.limit,
         timeline=course.timeline,
-        latency=_histogram(records),
-        notes=[*records.notes, *_notes(total)],
+        latency=histogram(tally.latencies, tally.failed_latencies),
+        notes=[*notes, *_notes(total)],
     )
 
 
-def _count_requests(records: Records) -> None:
-    """Add the requests to the tallies of their models, by how they ended."""
-    for row in records.last.values():
-        tally, kind = records.tallies[records.model[row]], records.outcome_of(row)
-        tally.outcomes[kind] += 1
-        if kind == OK:
-            if records.finish[row] != NO_FINISH:
-                tally.finishes[records.finishes.names[records.finish[row]]] += 1
-            tally.without_text += records.without_text[row]
+def without_statistics(records: Records) -> int:
+    """Return the number of results without statistics."""
+    return sum(count for state, count in records.requests.items() if state.call is None)
 
 
-def _count_calls(records: Records) -> None:
-    """Add the measured calls to the tallies of their models."""
-    for model, kind, duration in zip(records.model, records.kind, records.duration, strict=True):
-        if not math.isnan(duration):
-            tally = records.tallies[model]
-            tally.calls += 1
-            if kind == OK:
-                tally.latencies.append(duration)
+def lost_answers(records: Records) -> int:
+    """Return the number of answers in the statistics that the output does not have."""
+    return sum(
+        count
+        for state, count in records.requests.items()
+        if state.call == OK and state.line is None
+    )
 
 
-def _failed_ids(records: Records) -> dict[int, list[str]]:
-    """Return ids of requests that failed in the end, by the number of their kind."""
-    found: defaultdict[int, list[str]] = defaultdict(list)
-    for custom_id in itertools.chain.from_iterable(records.failed_ids.values()):
-        kind = records.outcome_of(records.last[hash(custom_id)])
-        if kind != OK and custom_id not in found[kind]:
-            found[kind].append(custom_id)
+def _requests(records: Records) -> defaultdict[int, _Requests]:
+    found: defaultdict[int, _Requests] = defaultdict(_Requests)
+    for state, count in records.requests.items():
+        if not count:
+            continue
+        requests, outcome = found[state.model], state.outcome
+        requests.outcomes[outcome] += count
+        if outcome == OK:
+            if state.finish != NO_FINISH:
+                requests.finishes[records.finishes.names[state.finish]] += count
+            requests.without_text += count * state.without_text
     return found
 
 
-def _model_report(name: str, tally: Tally, kinds: list[str], seconds: float) -> ModelReport:
-    failures = {kinds[kind]: count for kind, count in tally.outcomes.items() if kind != OK}
-    ok, failed = tally.outcomes[OK], sum(failures.values())
+def _model_report(
+    name: str, tally: Tally, requests: _Requests, kinds: list[str], seconds: float
+) -> ModelReport:
+    failures = {kinds[kind]: count for kind, count in requests.outcomes.items() if kind != OK}
+    ok, failed = requests.outcomes[OK], sum(failures.values())
     return ModelReport(
         model=name,
         requests=ok + failed,
         ok=ok,
         failed=failed,
         failures=_by_frequency(failures),
-        finish_reasons=_by_frequency(tally.finishes),
-        without_text=tally.without_text,
+        finish_reasons=_by_frequency(requests.finishes),
+        without_text=requests.without_text,
         calls=tally.calls,
         attempts=tally.attempts,
         calls_per_second=tally.calls / seconds if seconds > 0 and tally.calls else None,
-        latency=_percentiles(tally.latencies),
-        first_chunk=_percentiles(tally.first_chunks),
+        latency=tally.latencies.percentiles(),
+        first_chunk=tally.first_chunks.percentiles(),
         prompt_tokens=tally.prompt_tokens,
         completion_tokens=tally.completion_tokens,
         cached_tokens=tally.cached_tokens,
@@ -121,45 +137,49 @@ def _by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
-def _percentiles(values: array[float]) -> Percentiles | None:
-    if not values:
-        return None
-    ordered = sorted(values)
+def _failures(records: Records, total: ModelReport) -> list[FailureReport]:
+    kinds = records.kinds.names
+    return [
+        FailureReport(
+            kind,
+            count,
+            records.messages.get(number, ""),
+            [
+                shown_name(failed.custom_id)
+                for failed in itertools.islice(records.failed[number].values(), _MOST_IDS)
+            ],
+        )
+        for kind, count in total.failures.items()
+        for number in (kinds.index(kind),)
+    ]
 
-    def at(part: float) -> float:
-        place = part * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
-    return Percentiles(len(ordered), at(0.5), at(0.95), at(0.99), ordered[-1])
+def _failed(records: Records, total: ModelReport) -> list[CallReport]:
+    """Return failed requests: of every kind one, then of every kind a second one, and so on."""
+    kinds = records.kinds.names
+    of_kinds = [records.failed[kinds.index(kind)].values() for kind in total.failures]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*of_kinds))
+    chosen = itertools.islice((one for one in in_turn if one is not None), _MOST_FAILED)
+    order = {kind: place for place, kind in enumerate(total.failures)}
+    found = [_call_report(records, one) for one in chosen]
+    return sorted(found, key=lambda one: order[one.kind])  # stable: within a kind as in the files
 
 
-def _histogram(records: Records) -> Histogram | None:
-    """Return the histogram of durations.
+def _slowest(records: Records, models: Iterable[int]) -> list[CallReport]:
+    calls = [entry for model in models for entry in records.slowest.get(model, ())]
+    calls.sort(key=lambda entry: (-entry[0], entry[1]))
+    return [_call_report(records, record) for _, _, record in calls]
 
-    Its edges are round (10, 20 or 40 per decade), so that two reports can be compared.
-    """
-    known = [value for value in records.duration if not math.isnan(value)]
-    if not known:
-        return None
-    low = math.log10(max(min(known), _SHORTEST))
-    high = math.log10(max(*known, _SHORTEST, _SHORTEST))
-    del known
-    per_decade = next(
-        (number for number in _BINS_PER_DECADE if (high - low) * number >= _ENOUGH_BINS),
-        _BINS_PER_DECADE[-1],
+
+def _call_report(records: Records, record: CallRecord) -> CallReport:
+    return CallReport(
+        custom_id=shown_name(record.custom_id),
+        model=records.models.names[record.model],
+        kind="" if record.kind == OK else records.kinds.names[record.kind],
+        started_at=record.started_at,
+        seconds=record.seconds,
+        attempts=record.attempts,
     )
-    first = math.floor(low * per_decade)
-    bins = max(math.floor(high * per_decade) - first + 1, 1)
-    ok, failed = [0] * bins, [0] * bins
-    for duration, kind in zip(records.duration, records.kind, strict=True):
-        if math.isnan(duration):
-            continue
-        place = math.floor(math.log10(max(duration, _SHORTEST)) * per_decade) - first
-        (ok if kind == OK else failed)[min(place, bins - 1)] += 1
-    edges = [10 ** ((first + number) / per_decade) for number in range(bins + 1)]
-    return Histogram(edges, ok, failed)
 
 
 def _notes(total: ModelReport) -> list[str]:

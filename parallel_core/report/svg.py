@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from .charts import Bars, Chart, Line, Mark, Point
+from .charts import Band, Bars, Chart, Line, Mark, Point
 
 # The page shows two charts side by side; a phone shows one, a little smaller than this.
 WIDTH, HEIGHT = 460.0, 250.0
@@ -17,7 +17,8 @@ _ROOM_FOR_A_LABEL, _ROW_OF_LABELS = 95.0, 20.0
 
 def svg(chart: Chart) -> str:
     """Return the chart as an SVG element."""
-    parts = list(_frame(chart))
+    parts = [_band(chart, band) for band in chart.bands]
+    parts += _frame(chart)
     for layer in chart.layers:
         parts += _bars(chart, layer) if isinstance(layer, Bars) else _line(chart, layer)
     parts += [_mark(chart, mark) for mark in chart.marks]
@@ -61,8 +62,9 @@ def _bars(chart: Chart, bars: Bars) -> Iterator[str]:
         left, right = (_across(chart, edge) for edge in bars.edges[number : number + 2])
         top, base = _down(chart, bottom + height), _down(chart, bottom)
         gap = min(1.0, (right - left) / 4)
+        kind = f' data-kind="{escape(bars.kind)}"' if bars.kind else ""
         yield (
-            f'<rect class="{bars.color}" x="{left:.1f}" y="{top:.1f}" '
+            f'<rect class="{bars.color}"{kind} x="{left:.1f}" y="{top:.1f}" '
             f'width="{max(right - left - gap, 0.5):.1f}" height="{max(base - top, 0.5):.1f}">'
             f"<title>{escape(bars.tips[number])}</title></rect>"
         )
@@ -79,6 +81,14 @@ def _line(chart: Chart, line: Line) -> Iterator[str]:
 
 def _path(chart: Chart, points: Sequence[Point]) -> str:
     return "L".join(f"{_across(chart, x):.1f} {_down(chart, y):.1f}" for x, y in points)
+
+
+def _band(chart: Chart, band: Band) -> str:
+    left, right = _across(chart, band.start), _across(chart, band.end)
+    return (
+        f'<rect class="wait" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 2):.1f}" '
+        f'height="{_BASE - _TOP}"><title>{escape(band.tip)}</title></rect>'
+    )
 
 
 def _mark(chart: Chart, mark: Mark) -> str:

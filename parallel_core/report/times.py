@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from .model import LONGEST_GAP, LimitReport, Pause, Timeline
-from .records import OK, Records
+from .call_times import Bin, BusyTimes
+from .model import LimitReport, Pause, Timeline, WaitReport
+from .records import Records
 
 _MOST_PARTS = 100
 _LEAST_PARTS = 10
@@ -22,8 +23,7 @@ class ActiveTime:
     """The time of a run without its pauses.
 
     Args:
-        starts: start times of the calls, sorted; at least one.
-        ends: end times of the calls, sorted.
+        busy: the times in which calls were in flight; at least one.
 
     Attributes:
         began, ended: seconds since the epoch.
@@ -31,21 +31,18 @@ class ActiveTime:
         pauses: pauses that were left out.
     """
 
-    def __init__(self, starts: array[float], ends: array[float]) -> None:
-        self.began = starts[0]
-        self.ended = ends[-1]
+    def __init__(self, busy: BusyTimes) -> None:
+        self.began = busy.starts[0]
+        self.ended = busy.ends[-1]
         self.pauses: list[Pause] = []
-        self._stops: list[float] = []
-        self._resumes: list[float] = []
+        self._stops = busy.ends[:-1]
+        self._resumes = busy.starts[1:]
         self._left_out = [0.0]
-        # If call n + 1 begins after n calls have ended, no call is in flight between these times.
-        for end, start in zip(ends, itertools.islice(starts, 1, None), strict=False):
-            if start - end > LONGEST_GAP:
-                left_out = self._left_out[-1]
-                self.pauses.append(Pause(end - self.began - left_out, start - end))
-                self._stops.append(end)
-                self._resumes.append(start)
-                self._left_out.append(left_out + start - end)
+        for end, start in zip(self._stops, self._resumes, strict=True):
+            left_out = self._left_out[-1]
+            self.pauses.append(Pause(end - self.began - left_out, start - end))
+            self._left_out.append(left_out + start - end)
+        self._at = [pause.at for pause in self.pauses]
         self.seconds = self.ended - self.began - self._left_out[-1]
 
     def position(self, moment: float) -> float:
@@ -57,7 +54,7 @@ class ActiveTime:
 
     def moment(self, position: float) -> float:
         """Return the earliest time at a position, in seconds since the epoch."""
-        passed = bisect_left([pause.at for pause in self.pauses], position)
+        passed = bisect_left(self._at, position)
         return self.began + position + self._left_out[passed]
 
 
@@ -69,6 +66,7 @@ class Course(NamedTuple):
         seconds: length of the active time.
         peak_in_flight: largest number of calls in flight at once.
         limit: the limit over the active time; None if none was recorded.
+        waits: times in which nothing of a model got through.
         timeline: the course in parts; None if it took no time.
     """
 
@@ -77,37 +75,57 @@ class Course(NamedTuple):
     seconds: float = 0.0
     peak_in_flight: int = 0
     limit: LimitReport | None = None
+    waits: Sequence[WaitReport] = ()
     timeline: Timeline | None = None
 
 
 def course_of(records: Records) -> Course:
     """Return the times of a run."""
-    started, duration = records.started, records.duration
-    known = [row for row, start in enumerate(started) if not math.isnan(start)]
-    if not known:
+    times = records.times
+    if not times.calls:
         return Course()
-    starts = array("d", sorted([started[row] for row in known]))
-    ends = array("d", sorted([started[row] + duration[row] for row in known]))
-    del known
-    time = ActiveTime(starts, ends)
+    time = ActiveTime(times.busy)
+    bins = times.bins()
     return Course(
         began=time.began,
         ended=time.ended,
         seconds=time.seconds,
-        peak_in_flight=_peak_in_flight(starts, ends),
+        peak_in_flight=_peak_in_flight(bins),
         limit=_limit_report(records.limits, time),
-        timeline=_timeline(records, time, starts, ends),
+        waits=_waits(records, time),
+        timeline=_timeline(records, time, bins),
     )
 
 
-def _peak_in_flight(starts: array[float], ends: array[float]) -> int:
-    """Return the largest number of calls in flight at once."""
-    peak = ended = 0
-    for begun, start in enumerate(starts, 1):
-        while ends[ended] <= start and ended < begun - 1:
-            ended += 1
-        peak = max(peak, begun - ended)
-    return peak
+def _peak_in_flight(bins: list[tuple[float, Bin]]) -> int:
+    """Return the largest number of calls in flight at the end of a bin."""
+    peak = in_flight = 0
+    for _, found in bins:
+        in_flight += found.starts - found.ends
+        peak = max(peak, in_flight)
+    return max(peak, 1)
+
+
+def _waits(records: Records, time: ActiveTime) -> list[WaitReport]:
+    """Return the waits, the earliest first. One without an end is drawn to the next part."""
+    found: list[WaitReport] = []
+    for (at, model), wait in sorted(records.waits.items(), key=lambda one: one[0][0]):
+        until = at + (wait.seconds or 0.0)
+        if wait.seconds is None:
+            later = bisect_right(records.begins, at)
+            until = records.begins[later] if later < len(records.begins) else time.ended
+        begin = time.position(at)
+        found.append(
+            WaitReport(
+                model=records.models.names[model],
+                reason=wait.reason,
+                started_at=at,
+                seconds=wait.seconds,
+                at=begin,
+                until=max(time.position(until), begin),
+            )
+        )
+    return found
 
 
 def _limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> LimitReport | None:
@@ -128,31 +146,28 @@ def _limit_report(limits: list[tuple[float, int, bool]], time: ActiveTime) -> Li
     return LimitReport(spans[0][0], median, spans[-1][0], sum(change for _, _, change in limits))
 
 
-def _timeline(
-    records: Records, time: ActiveTime, starts: array[float], ends: array[float]
-) -> Timeline | None:
+def _timeline(records: Records, time: ActiveTime, bins: list[tuple[float, Bin]]) -> Timeline | None:
     """Return the course of the run; None if it took no time."""
     if time.seconds < _SHORTEST:
         return None
-    parts = min(max(len(starts) // _CALLS_PER_PART, _LEAST_PARTS), _MOST_PARTS)
+    parts = min(max(records.times.calls // _CALLS_PER_PART, _LEAST_PARTS), _MOST_PARTS)
     step = time.seconds / parts
-    errors: defaultdict[int, list[int]] = defaultdict(lambda: [0] * parts)
-    spent = [0.0] * parts
-    for row, start in enumerate(records.started):
-        kind, cost = records.kind[row], records.cost[row]
-        if math.isnan(start) or (kind == OK and math.isnan(cost)):
-            continue
-        part = min(int(time.position(start + records.duration[row]) / step), parts - 1)
-        if kind != OK:
-            errors[kind][part] += 1
-        if not math.isnan(cost):
-            spent[part] += cost
     edges = [time.moment(step * part) for part in range(1, parts)]
-    passed = [0, *(bisect_right(ends, edge) for edge in edges), len(ends)]
+    ended = [0] * parts
+    spent = [0.0] * parts
+    for moment, found in bins:
+        part = bisect_left(edges, moment)
+        ended[part] += found.ends
+        spent[part] += found.cost
+    errors: defaultdict[int, list[int]] = defaultdict(lambda: [0] * parts)
+    for moment, kind, count in records.times.failures():
+        errors[kind][bisect_left(edges, moment)] += count
     return Timeline(
         step=step,
-        ended=[after - before for before, after in itertools.pairwise(passed)],
-        in_flight=_in_flight([time.began, *edges, time.ended], step, starts, ends),
+        ended=ended,
+        in_flight=_in_flight(
+            [time.began, *edges, time.ended], step, bins, origin=records.times.origin
+        ),
         limit=_limit_by_part(_limit_steps(records.limits, time), step, parts),
         errors={
             records.kinds.names[kind]: counts
@@ -164,23 +179,22 @@ def _timeline(
 
 
 def _in_flight(
-    edges: list[float], step: float, starts: array[float], ends: array[float]
+    edges: list[float], step: float, bins: list[tuple[float, Bin]], *, origin: float
 ) -> list[float]:
     """Return the mean number of calls in flight between each edge and the next.
 
     It is the total time of all calls in that part, divided by the length of the part.
     """
-    origin = edges[0]
     taken: list[float] = []
-    sums = [0.0, 0.0]
-    counts = [0, 0]
+    passed = Bin()
+    rest = iter(bins)
+    ahead = next(rest, None)
     for edge in edges:
-        for side, moments in enumerate((starts, ends)):
-            count = bisect_right(moments, edge)
-            sums[side] += sum(moments[counts[side] : count]) - origin * (count - counts[side])
-            counts[side] = count
-        in_flight = counts[0] - counts[1]
-        taken.append(in_flight * (edge - origin) - sums[0] + sums[1])
+        while ahead is not None and ahead[0] <= edge:
+            passed.add(ahead[1])
+            ahead = next(rest, None)
+        in_flight = passed.starts - passed.ends
+        taken.append(in_flight * (edge - origin) - passed.start_sum + passed.end_sum)
     return [max(after - before, 0.0) / step for before, after in itertools.pairwise(taken)]
 
 

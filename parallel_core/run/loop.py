@@ -24,7 +24,15 @@ from parallel_core.errors import (
 )
 from parallel_core.failures import FINAL
 from parallel_core.files import InputRequest
-from parallel_core.journal import Journal, LimitStatistics, RunPaths, statistics_line
+from parallel_core.journal import (
+    BeginStatistics,
+    EndStatistics,
+    Journal,
+    LimitStatistics,
+    RunPaths,
+    RunStatistics,
+    statistics_line,
+)
 from parallel_core.types import RouterParallelRequest, RouterParallelResult, Usage
 from parallel_core.uninterrupted import wait_until
 
@@ -36,6 +44,7 @@ from .records import Ending, Losses, RunOpening, RunProgress, RunStop, RunStragg
 from .results import RunResults
 from .scope import EarlierResults, RunScope, problem_id
 from .threads import in_thread
+from .wait_records import WaitRecords
 
 # The batch ended these requests, not a provider. They have no result; the next run sends them.
 _UNFINISHED: Final = (StoppedError, BatchTimeoutError, BudgetExceededError)
@@ -133,14 +142,15 @@ class Run:
     def controls(self) -> Controls:
         """Return the controls of the batch, with the progress callback of this run."""
         controls = self._plan.controls
-        if self._plan.on_run_progress is None:
-            return controls
         own = controls.get("on_progress")
+        waits = WaitRecords(self._record, self._plan.redactor.redact)
 
         def on_progress(progress: Progress) -> None:
             if own is not None:
                 own(progress)
-            if not progress.finished:  # results in the channel are not on disk yet
+            waits.note(progress.waiting, self._began_at + progress.elapsed)
+            # Results in the channel are not on disk yet.
+            if not progress.finished and self._plan.on_run_progress is not None:
                 self._last_progress = progress
                 self._report(progress, finished=False)
 
@@ -157,7 +167,8 @@ class Run:
         stop = self._plan.stop
         began = time.perf_counter()
         self._began_at = time.time()
-        self._record(batch.limit, self._began_at, "")
+        self._record(BeginStatistics(at=self._began_at, total=self._scope.total))
+        self._record(LimitStatistics(at=self._began_at, limit=batch.limit))
         if stop is not None:
             stop.watch(functools.partial(self._stop_asked, stop))
         try:
@@ -172,7 +183,9 @@ class Run:
         finally:
             if stop is not None:
                 stop.watch(None)
-        self._elapsed = time.perf_counter() - began
+            self._elapsed = time.perf_counter() - began
+            ending = "error" if self._failure is not None else self._ending()
+            self._record(EndStatistics(at=self._began_at + self._elapsed, ending=ending))
         if self._failure is not None:
             raise self._failure
         if self._last_progress is not None:
@@ -245,11 +258,11 @@ class Run:
     def _record_limit(self, changes: list[LimitChange]) -> None:
         for change in itertools.islice(changes, self._changes, None):
             if change.key is None:
-                self._record(change.limit, self._began_at + change.elapsed, "adaptive")
+                at = self._began_at + change.elapsed
+                self._record(LimitStatistics(at=at, limit=change.limit, reason="adaptive"))
         self._changes = len(changes)
 
-    def _record(self, limit: int, at: float, reason: str) -> None:
-        record = LimitStatistics(at=at, limit=limit, reason=reason)
+    def _record(self, record: RunStatistics) -> None:
         self._journal.record(statistics_line(record))
 
     # --- reporting ---

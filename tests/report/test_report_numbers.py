@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tracemalloc
 from pathlib import Path
@@ -15,6 +14,7 @@ from helpers.report_runs import BEGIN, answer, call, failure, printed, write_run
 from parallel_core.journal.run_paths import RunPaths
 from parallel_core.journal.run_statistics import CallStatistics, LimitStatistics, RunStatistics
 from parallel_core.report import html_page, summarize
+from parallel_core.report.call_times import EXACT_CALLS, BusyTimes, CallTimes
 
 
 def test_what_calls_took_and_cost_is_added_up_for_each_model(tmp_path: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_request_that_was_not_sent_has_no_time(tmp_path: Path) -> None:
     assert summary.total.failures == {"BudgetExceededError": 1}
 
 
-def test_a_call_needs_few_bytes(tmp_path: Path) -> None:
-    number = 5_000
-    output = write_run(tmp_path, (call(f"request-{n}", n / 10, 2, cost=0.1) for n in range(number)))
-    summarize(output)  # what is made once
+def peak_of_a_report(folder: Path, number: int) -> int:
+    """Return the largest memory, in bytes, that a report of so many calls needs."""
+    calls = (call(f"request-{n}", n / 100, 2 + n % 7, cost=0.25) for n in range(number))
+    output = write_run(folder, calls)
     tracemalloc.start()
     try:
         summary = summarize(output)
@@ -218,5 +218,55 @@ def test_a_call_needs_few_bytes(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert summary.total.ok == number
-    assert math.isclose(summary.total.cost, 0.1 * number)
-    assert peak / number < 250
+    assert summary.total.cost == 0.25 * number
+    assert summary.timeline is not None
+    assert sum(summary.timeline.ended) == number
+    assert summary.peak_in_flight == pytest.approx(503, abs=10)
+    return peak
+
+
+@pytest.mark.thorough
+def test_the_memory_does_not_grow_with_the_calls(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    few = peak_of_a_report(tmp_path / "few", 15_000)
+    many = peak_of_a_report(tmp_path / "many", 45_000)
+    assert many < 1.2 * few
+
+
+def test_times_of_more_calls_than_there_is_room_for_are_nearly_exact() -> None:
+    exact, rounded = CallTimes(), CallTimes()
+    number = EXACT_CALLS
+    for n in range(number):
+        exact.add(BEGIN + n / 8, 2.0, None, 1.0)
+    assert len(exact.bins()) == number + 16  # most begin when another one ends
+    for n in range(8 * number):
+        rounded.add(BEGIN + n / 64, 2.0, n % 3 if n % 5 == 0 else None, 0.125)
+    found = rounded.bins()
+    assert 5_000 < len(found) <= 20_000
+    assert sum(one.ends for _, one in found) == 8 * number
+    assert sum(count for _, _, count in rounded.failures()) == -(-8 * number // 5)
+    assert sum(one.cost for _, one in found) == number
+    area = sum(one.end_sum - one.start_sum for _, one in found)
+    assert area == pytest.approx(2.0 * 8 * number)
+    assert rounded.busy.starts == exact.busy.starts == [BEGIN]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4000), st.integers(0, 300)).map(lambda one: (one[0], sum(one))),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_calls_in_any_order_have_the_same_pauses(calls: list[tuple[int, int]]) -> None:
+    busy = BusyTimes()
+    for start, end in calls:
+        busy.add(float(start), float(end))
+    expected: list[list[int]] = []
+    for start, end in sorted(calls):
+        if expected and start - expected[-1][1] <= 60:
+            expected[-1][1] = max(expected[-1][1], end)
+        else:
+            expected.append([start, end])
+    assert [list(one) for one in zip(busy.starts, busy.ends, strict=True)] == expected

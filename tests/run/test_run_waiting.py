@@ -11,6 +11,7 @@ import pytest
 from helpers.forked_processes import ForkedProcesses
 from helpers.ports import held_port
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+from parallel_core.report import summarize
 
 SETTINGS = DemoServerSettings(latency_median=0.0, models={"fast": 1.0})
 REFUSED = "no connection to the server"
@@ -68,3 +69,11 @@ def test_a_server_that_is_not_up_yet_is_waited_for(
         progress = [event for event in events if event["event"] == "progress"]
         assert progress[-1]["finished"]
         assert progress[-1]["waiting"] == progress[-1]["stragglers"] == []
+    # The report knows when nothing got through, and that the run has ended.
+    report = summarize(tmp_path / "out.jsonl")
+    assert (report.expected, report.ending, report.total.ok) == (number, "complete", number)
+    assert report.waits
+    for wait in report.waits:
+        assert (wait.model, wait.reason) == ("fast", REFUSED)
+        assert wait.seconds is not None
+        assert wait.seconds > 0
