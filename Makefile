@@ -9,11 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
-<<<<<<< HEAD
-.PHONY: help docs test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
-=======
-.PHONY: help test test-thorough test-all test-soak mutants messages torture demo bench bench-smoke lint format wheel constraints clean
->>>>>>> w-messages
+.PHONY: help docs test test-thorough test-all test-soak mutants messages torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         runs through trouble, a real Router and a local server: outage, Ctrl-C, fail fast (half a minute)"
