@@ -82,7 +82,7 @@ def refuse_streams(call: Call) -> Call:
 
     async def whole(index: int, request: RouterParallelRequest) -> Any:
         value = await call(index, request)
-        if request.is_chat or not any(hasattr(value, name) for name in ("__anext__", "__aiter__")):
+        if not any(hasattr(value, name) for name in ("__anext__", "__aiter__")):
             return value
         await _close(value)
         raise TypeError(
@@ -90,7 +90,10 @@ def refuse_streams(call: Call) -> Call:
             "hands out whole answers: use iter_parallel_streams for chat"
         )
 
-    return whole
+    def checked(index: int, request: RouterParallelRequest) -> Awaitable[Any]:
+        return call(index, request) if request.is_chat else whole(index, request)
+
+    return checked
 
 
 class Streams:

@@ -276,7 +276,7 @@ def test_rows_of_data_with_a_system_message_and_parameters(bench: Bench) -> None
     bench.path("system.txt").write_text("Answer in English.")
     changed = bench.run(*options)
     assert (changed.code, bench.accepted) == (2, 2)
-    assert "input" in changed.said
+    assert "2 requests have changed since the answer" in changed.said
 
 
 def test_a_part_of_the_input_is_selected_by_ids_and_by_shards(bench: Bench) -> None:
