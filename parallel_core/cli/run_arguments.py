@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -20,9 +20,29 @@ from parallel_core.run import ATTEMPT_TIMEOUT, LONGEST_OUTAGE
 RETRY_FAILED = "--retry-failed"
 ALL_KINDS = "all"  # of failures
 
-# Panels of the help.
-_INPUT, _ROUTER, _OUTPUT = "Input", "Router", "Output"
-_CONTROLS, _DISPLAY = "Controls", "Display"
+_PANELS: Final = {
+    "Most used": (
+        *("output", "model", "config", "demo", "template", "concurrency", "max_cost"),
+        *("limit", "validate", "retry_failed", "yes"),
+    ),
+    "The input": (
+        *("format", "endpoint", "system", "param", "id_column", "keep"),
+        *("drop_columns", "send_columns", "trust_input", "max_line"),
+    ),
+    "Which requests are sent": ("skip_invalid", "only", "shard"),
+    "The output, and going on": (
+        *("error_file", "order", "changed", "allow_changed", "force_new"),
+    ),
+    "The Router": ("override_model", "api_base"),
+    "Rates, time and money": (
+        *("rpm", "tpm", "timeout", "attempt_timeout", "total_timeout", "max_outage"),
+        *("assume_output_tokens", "confirm_above"),
+    ),
+    "Speed": ("workers", "ray_address", "pack", "direct", "hedge", "fair_by"),
+    "Stopping, and what is printed": ("fail_fast", "grace", "json"),
+}
+"""Panels of the help with their options, in the order in which they are shown."""
+
 _RATE = "NUMBER or MODEL=NUMBER"
 
 
@@ -41,26 +61,22 @@ class RunArguments:
     ]
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File for the answers.", rich_help_panel=_OUTPUT),
+        typer.Option("--output", "-o", help="File for the answers."),
     ] = None
     format: Annotated[
         Literal["auto", "jsonl", "csv", "text"],
-        typer.Option(
-            help="Format of the input; auto: by its contents and name.", rich_help_panel=_INPUT
-        ),
+        typer.Option(help="Format of the input; auto: by its contents and name."),
     ] = "auto"
     template: Annotated[
         str | None,
         typer.Option(
             help="The prompt for each row of CSV, JSON lines or text: 'Translate: {{column}}'.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     system: Annotated[
         str | None,
         typer.Option(
             help="A system message before each prompt, with {{columns}} too; @FILE reads it.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     param: Annotated[
@@ -69,30 +85,25 @@ class RunArguments:
             metavar="NAME=VALUE",
             help="A parameter of the requests that do not have it: temperature=0, "
             "response_format=@schema.json (repeatable).",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     id_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The column that has the ids.", rich_help_panel=_INPUT),
+        typer.Option(metavar="NAME", help="The column that has the ids."),
     ] = None
     endpoint: Annotated[
         EndpointName | None,
         typer.Option(
             help="Endpoint of lines without a url. Default: what their members say; chat for CSV "
             "and text.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
-    validate: Annotated[
-        bool, typer.Option("--validate", help="Check the input only.", rich_help_panel=_INPUT)
-    ] = False
+    validate: Annotated[bool, typer.Option("--validate", help="Check the input only.")] = False
     skip_invalid: Annotated[
         bool,
         typer.Option(
             "--skip-invalid",
             help="Write bad lines as failures, and send the others.",
-            rich_help_panel=_INPUT,
         ),
     ] = False
     keep: Annotated[
@@ -100,7 +111,6 @@ class RunArguments:
         typer.Option(
             metavar="NAMES",
             help="Columns that are copied to the output, with commas between: id,source.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     drop_columns: Annotated[
@@ -108,7 +118,6 @@ class RunArguments:
         typer.Option(
             "--drop-columns",
             help="Leave out all columns (members that are not parameters) except those of --keep.",
-            rich_help_panel=_INPUT,
         ),
     ] = False
     send_columns: Annotated[
@@ -116,7 +125,6 @@ class RunArguments:
         typer.Option(
             "--send-columns",
             help="Send all other columns as parameters of the provider.",
-            rich_help_panel=_INPUT,
         ),
     ] = False
     trust_input: Annotated[
@@ -124,18 +132,15 @@ class RunArguments:
         typer.Option(
             "--trust-input",
             help="Accept lines with settings of litellm: keys, addresses, retries.",
-            rich_help_panel=_INPUT,
         ),
     ] = False
     max_line: Annotated[
         float,
-        typer.Option(
-            metavar="MiB", help="Longest line that is read, in MiB.", rich_help_panel=_INPUT
-        ),
+        typer.Option(metavar="MiB", help="Longest line that is read, in MiB."),
     ] = LONGEST_LINE
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Send only the first N requests.", rich_help_panel=_INPUT),
+        typer.Option(min=1, help="Send only the first N requests."),
     ] = None
     only: Annotated[
         str | None,
@@ -143,7 +148,6 @@ class RunArguments:
             metavar="IDS.txt",
             help="Send only the requests whose ids are in this file, one per line; - is standard "
             "input.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     shard: Annotated[
@@ -151,48 +155,43 @@ class RunArguments:
         typer.Option(
             metavar="N/M",
             help="Send only the requests of shard N of M: machines share a file by their ids.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     config: Annotated[
         Path | None,
-        typer.Option(help="A config file of litellm's proxy.", rich_help_panel=_ROUTER),
+        typer.Option(help="A config file of litellm's proxy."),
     ] = None
     model: Annotated[
         str | None,
         typer.Option(
             help="A model, such as openai/gpt-4o-mini, for lines that name none.",
-            rich_help_panel=_ROUTER,
         ),
     ] = None
     override_model: Annotated[
         str | None,
         typer.Option(
             help="A model for all lines, in place of those that they name.",
-            rich_help_panel=_ROUTER,
         ),
     ] = None
     api_base: Annotated[
         str | None,
-        typer.Option(help="With --model: the address of the API.", rich_help_panel=_ROUTER),
+        typer.Option(help="With --model: the address of the API."),
     ] = None
     demo: Annotated[
         bool,
         typer.Option(
             "--demo",
             help="Ask a local server that makes up its answers.",
-            rich_help_panel=_ROUTER,
         ),
     ] = False
     error_file: Annotated[
         Path | None,
-        typer.Option(help="File for the failures. Default: the output.", rich_help_panel=_OUTPUT),
+        typer.Option(help="File for the failures. Default: the output."),
     ] = None
     order: Annotated[
         Literal["completion", "input"],
         typer.Option(
             help="Order of the answers; input: as the requests, sorted at the end.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = "completion"
     retry_failed: Annotated[
@@ -202,7 +201,6 @@ class RunArguments:
             metavar="[=KINDS]",
             help="Send failed requests again, except those that would fail again; or only those of "
             "these kinds: =overloaded,timeout or =all.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None
     force_new: Annotated[
@@ -210,7 +208,6 @@ class RunArguments:
         typer.Option(
             "--force-new",
             help="Start over; files of another run are moved aside.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False
     allow_changed: Annotated[
@@ -218,7 +215,6 @@ class RunArguments:
         typer.Option(
             "--allow-changed",
             help="Resume although a model or its parameters have changed.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = False
     changed: Annotated[
@@ -226,14 +222,12 @@ class RunArguments:
         typer.Option(
             help="If requests have changed since they were answered: refuse to run (the default), "
             "keep the answers (the default with --allow-changed), or resend the requests.",
-            rich_help_panel=_OUTPUT,
         ),
     ] = None
     concurrency: Annotated[
         str,
         typer.Option(
             help="Calls in flight: a number (with --workers: in each), or auto.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = "16"
     workers: Annotated[
@@ -242,14 +236,12 @@ class RunArguments:
             min=1,
             max=MOST_WORKERS,
             help="Number of processes on Ray that make the calls, if one core is not enough.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     ray_address: Annotated[
         str | None,
         typer.Option(
             help="With --workers: address of a Ray cluster. Default: start Ray here.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     pack: Annotated[
@@ -257,7 +249,6 @@ class RunArguments:
         typer.Option(
             min=1,
             help="Send the embeddings of up to N lines in one request, and take the answer apart.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     rpm: Annotated[
@@ -266,28 +257,26 @@ class RunArguments:
             metavar=_RATE,
             help="Requests per minute, of all models together or of one (gpt=60; repeatable); off "
             "ignores the limits of the config.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     tpm: Annotated[
         list[str] | None,
-        typer.Option(metavar=_RATE, help="Tokens per minute, as --rpm.", rich_help_panel=_CONTROLS),
+        typer.Option(metavar=_RATE, help="Tokens per minute, as --rpm."),
     ] = None
     max_cost: Annotated[
         float | None,
-        typer.Option(help="Maximum cost of this run in USD.", rich_help_panel=_CONTROLS),
+        typer.Option(help="Maximum cost of this run in USD."),
     ] = None
     assume_output_tokens: Annotated[
         int | None,
         typer.Option(
             help="With --max-cost: maximum tokens of an answer, if neither the request nor litellm "
             "has one.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds for a request, with retries.", rich_help_panel=_CONTROLS),
+        typer.Option(help="Seconds for a request, with retries."),
     ] = None
     attempt_timeout: Annotated[
         float,
@@ -295,18 +284,14 @@ class RunArguments:
             min=0.0,
             help="Seconds for each attempt of a request, unless the config or the request has a "
             "timeout; 0: litellm's default.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = ATTEMPT_TIMEOUT
-    total_timeout: Annotated[
-        float | None, typer.Option(help="Seconds for the run.", rich_help_panel=_CONTROLS)
-    ] = None
+    total_timeout: Annotated[float | None, typer.Option(help="Seconds for the run.")] = None
     max_outage: Annotated[
         float,
         typer.Option(
             min=0.0,
             help="Seconds to wait while no request of a model gets through, before the run ends.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = LONGEST_OUTAGE
     direct: Annotated[
@@ -315,30 +300,27 @@ class RunArguments:
             "--direct",
             help="Send the requests without litellm's completion code where the answers are the "
             "same: faster. The Router still decides.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = False
     fail_fast: Annotated[
         bool,
-        typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel=_CONTROLS),
+        typer.Option("--fail-fast", help="Stop at the first failure."),
     ] = False
     hedge: Annotated[
         str | None,
         typer.Option(
             help="Send stragglers twice: after so many seconds, or p95.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = None
     fair_by: Annotated[
         Literal["model"] | None,
-        typer.Option(help="model: models take turns.", rich_help_panel=_CONTROLS),
+        typer.Option(help="model: models take turns."),
     ] = None
     grace: Annotated[
         float,
         typer.Option(
             min=0.0,
             help="Seconds that calls in flight get at Ctrl-C.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = 10.0
     confirm_above: Annotated[
@@ -346,18 +328,14 @@ class RunArguments:
         typer.Option(
             min=0.0,
             help="On a terminal: ask before a run that will cost more, in USD.",
-            rich_help_panel=_CONTROLS,
         ),
     ] = 5.0
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CONTROLS)
-    ] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
     json: Annotated[
         bool,
         typer.Option(
             "--json",
             help="Print all messages as JSON lines on standard output.",
-            rich_help_panel=_DISPLAY,
         ),
     ] = False
 
@@ -371,9 +349,13 @@ def takes_run_arguments(function: Callable[[RunArguments], None]) -> Callable[..
 
     hints = get_type_hints(RunArguments, include_extras=True)
     command.__annotations__ = {**hints, "return": None}
-    parameters = inspect.signature(RunArguments).parameters.values()
+    parameters = inspect.signature(RunArguments).parameters
+    for panel, names in _PANELS.items():
+        for name in names:
+            hints[name].__metadata__[0].rich_help_panel = panel
+    order = ["source", *(name for names in _PANELS.values() for name in names)]
     vars(command)["__signature__"] = inspect.Signature(
-        [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+        [parameters[name].replace(annotation=hints[name]) for name in order]
     )
     return command
 
