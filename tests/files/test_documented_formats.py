@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
 from parallel_core.files.endpoints import ENDPOINTS
 from parallel_core.files.formats import anthropic_lines, gemini_lines
@@ -43,10 +44,10 @@ class Format(NamedTuple):
 
     def write(self, folder: Path) -> Path:
         """Write the example to a file that is recognised as the row says."""
-        texts = re.findall(r"`([^`]*)`", self.example)
+        texts: list[str] = re.findall(r"`([^`]*)`", self.example)
         if self.name == "compressed":
-            name, ending = texts
-            (table,) = (row for row in TABLE if f"`{ending}`" in row.recognised_by)
+            name, inner = texts
+            (table,) = (row for row in TABLE if f"`{inner}`" in row.recognised_by)
             path = folder / name
             path.write_bytes(gzip.compress(table.write(folder).read_bytes()))
             return path
@@ -83,7 +84,11 @@ def test_an_example_of_the_table_needs_what_its_row_says(tmp_path: Path, row: Fo
         options = {"template": "{{review}}", "model": "gpt"}
     if row.name == "Parquet, Arrow":
         options["keep"] = ["prompt_id"]
-    assert checked(row.write(tmp_path), **options) == 1
+    path = row.write(tmp_path)
+    assert checked(path, **options) == 1
+    for name in options.keys() & {"template", "model"}:
+        with pytest.raises((InputFileError, AssertionError)):
+            checked(path, **{**options, name: None})
 
 
 def test_every_format_is_in_the_table() -> None:
