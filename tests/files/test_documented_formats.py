@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
+from parallel_core.files.endpoints import ENDPOINTS
 from parallel_core.files.formats import anthropic_lines, gemini_lines
 
 PAGE = (Path(__file__).parents[2] / "docs" / "file-formats.md").read_text(encoding="utf-8")
@@ -22,27 +28,80 @@ def section(title: str) -> str:
     return re.split(rf"^#{{1,{len(marks)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def examples(language: str) -> list[str]:
-    blocks = re.findall(rf"```{language}\n(.*?)```", section("### Requests"), re.DOTALL)
-    assert blocks
-    return blocks
+class Format(NamedTuple):
+    """A row of the table of formats."""
+
+    name: str
+    recognised_by: str
+    example: str
+    needs: str
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that the row names, and no others."""
+        template = {"template": "{{review}}", "system": "Be brief."}
+        given = template if "`--template`" in self.needs else {}
+        return {**given, "model": "gpt"} if "`--model`" in self.needs else given
+
+    def write(self, folder: Path) -> Path:
+        """Write the example to a file that is recognised as the row says."""
+        texts: list[str] = re.findall(r"`([^`]*)`", self.example)
+        if self.name == "compressed":
+            name, inner = texts
+            (table,) = (row for row in TABLE if f"`{inner}`" in row.recognised_by)
+            path = folder / name
+            path.write_bytes(gzip.compress(table.write(folder).read_bytes()))
+            return path
+        ending = re.match(r"`(\.\w+)`", self.recognised_by)
+        path = folder / f"in{ending[1] if ending else '.jsonl'}"
+        if self.name == "Parquet, Arrow":
+            rows = [json.loads(text) for text in texts if text.startswith("{")]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        else:
+            path.write_text("\n".join(texts), encoding="utf-8")  # a line end is <br> in a table
+        return path
 
 
-def templates_for(example: str) -> dict[str, Any]:
-    if '"messages"' in example or '"contents"' in example:
-        return {}
-    return {"template": "{{review}}", "system": "Be brief."}
+TABLE = [
+    Format(*(cell.strip() for cell in line.strip("|").split("|")))
+    for line in section("## Formats").splitlines()
+    if line.startswith("| ") and not line.startswith("| format |")
+]
 
 
-@pytest.mark.parametrize("example", [*examples("json"), *examples("csv")])
-def test_an_example_is_read_without_a_problem(tmp_path: Path, example: str) -> None:
-    path = tmp_path / ("in.csv" if "," in example.split("\n")[0].split("{")[0] else "in.jsonl")
-    path.write_text(example, encoding="utf-8")
-    with InputFile(path, model="gpt", **templates_for(example)) as file:
+def checked(path: Path, **options: Any) -> int:
+    """Return the number of requests of a file without a problem."""
+    with InputFile(path, **options) as file:
         summary = file.check()
         assert summary.problems == []
-        assert summary.columns == []
-        assert summary.requests == len(list(file.requests())) > 0
+        assert summary.requests == len(list(file.requests()))
+        return summary.requests
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_an_example_of_the_table_needs_what_its_row_says(tmp_path: Path, row: Format) -> None:
+    options = row.options()
+    if row.name == "compressed":  # as the file that it holds
+        options = {"template": "{{review}}", "model": "gpt"}
+    if row.name == "Parquet, Arrow":
+        options["keep"] = ["prompt_id"]
+    path = row.write(tmp_path)
+    assert checked(path, **options) == 1
+    for name in options.keys() & {"template", "model"}:
+        with pytest.raises((InputFileError, AssertionError)):
+            checked(path, **{**options, name: None})
+
+
+def test_every_format_is_in_the_table() -> None:
+    named = set(re.findall(r"`(\.\w+)`", " ".join(row.recognised_by for row in TABLE)))
+    assert named == {".csv", ".tsv", ".txt"}
+    assert len(TABLE) == 10
+
+
+def test_the_lines_of_every_endpoint_are_read(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```json\n(.*?)```", section("## Endpoints"), re.DOTALL)
+    path = tmp_path / "in.jsonl"
+    path.write_text(lines, encoding="utf-8")
+    assert checked(path) == len(ENDPOINTS)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +110,7 @@ def test_an_example_is_read_without_a_problem(tmp_path: Path, example: str) -> N
     ids=["anthropic", "gemini config", "gemini"],
 )
 def test_the_tables_have_every_parameter(names: dict[str, str]) -> None:
-    tables = section("### Lines of Anthropic and Gemini")
+    tables = section("## Lines of Anthropic and Gemini")
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     for name, becomes in names.items():
         assert any(

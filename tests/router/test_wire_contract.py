@@ -249,7 +249,7 @@ def _fits(found: Any, wanted: Any) -> bool:
 
 def changes(heading: str) -> list[Change]:
     """The rows of the table under a heading."""
-    section = DOCUMENT.read_text("utf-8").partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
+    section = DOCUMENT.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section.splitlines()
