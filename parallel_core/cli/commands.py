@@ -75,7 +75,6 @@ app = typer.Typer(
     name="parallel-core",
     help="Send many LLM requests at once through a litellm Router.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show values of variables: prompts and keys
 )
 app.command("run", cls=RunCommand)(run_command.command)

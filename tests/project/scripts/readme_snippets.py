@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the folder of the helpers
 
-from helpers.snippets import REPOSITORY, snippets, written
+from helpers.snippets import snippets, write_files, written
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread
 
 NOT_HERE = ("make", "pip", "git", "cd")  # for a clone, or done already
@@ -26,7 +26,7 @@ def main() -> None:
     settings = DemoServerSettings(latency_median=0.0, models={"gpt-4o-mini": 1.0})
     with DemoServerThread(settings) as server, tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "examples").symlink_to(REPOSITORY / "examples")
+        write_files("README.md-1", folder)
         environment = {
             **os.environ,
             "OPENAI_BASE_URL": server.url,
