@@ -17,7 +17,7 @@ from helpers.snippets import REPOSITORY, Run, needs_ray, snippets, write_files, 
 
 # They take seconds, and tests of what they show are quicker.
 SLOW_IN_PYTHON = {"failures.md-2", "streaming.md-1"}
-SLOW_IN_CONSOLE = {"cli.md-1", "failures.md-1"}
+SLOW_IN_CONSOLE = {"cli.md-1", "cli.md-2", "failures.md-1", "guides/file-overnight.md-1"}
 
 
 def params(language: str, slow: set[str]) -> list[Any]:
