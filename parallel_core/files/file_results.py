@@ -80,9 +80,9 @@ _decode_returned = msgspec.json.Decoder(_Returned).decode
 def read_results(path: Path | str) -> Iterator[FileResult]:
     """Yield the results of a file, in file order; in constant memory.
 
-    A compressed file (gzip, zstd, bzip2, xz) is unpacked, whatever its name. Half a line, as a crash leaves it at the end of a file,
-    is skipped, and so are lines that a loss of power destroyed. While failures are sent again, the
-    failure of a request may be followed by its answer.
+    A compressed file (gzip, zstd, bzip2, xz) is unpacked, whatever its name. Half a line at the end
+    of a file, as a crash leaves it, is skipped, and so are lines that a loss of power destroyed.
+    While failures are sent again, the failure of a request may be followed by its answer.
 
     Raises:
         OSError: the file cannot be read.
@@ -108,7 +108,8 @@ def open_results(path: Path) -> Generator[BinaryIO]:
         OSError: it cannot be read.
         ValueError: a package is needed to unpack it.
     """
-    with path.open("rb", buffering=1 << 18) as stream:
+    # The types say BufferedReader only for the default size of the buffer.
+    with cast("io.BufferedReader", path.open("rb", buffering=1 << 18)) as stream:
         packing = packing_of(stream.peek(1))
         if packing is None:
             yield stream

@@ -80,7 +80,10 @@ def merge_outputs(
         JournalError: a part is invalid, in use or incomplete, or the output exists or cannot be
             written. The message names the file, and the line if one is invalid.
     """
-    paths = without_links(RunPaths.of(output, error_file))
+    try:
+        paths = without_links(RunPaths.of(output, error_file))
+    except ValueError as error:
+        raise JournalError(str(error)) from None
     check_paths(paths)
     if not force:
         _refuse_existing(paths)
@@ -156,17 +159,16 @@ class _Merge:
         self._records: list[Path] = []
         named = [Path(part) for part in parts]
         self._refuse_equal(named)
-        owners = {
-            path: part for part in named if (path := self._error_file_of(part)) is not None
-        }
+        owners = {path: part for part in named if (path := self._error_file_of(part)) is not None}
         runs = [part for part in named if not _is_among(part, owners)]
         for part in runs:
             self._look_beside(part)
         further = [path for path in owners if not _is_among(path, named)]
         self._parts = [_Part(path, opened) for path in (*named, *further)]
-        for part in self._parts:
-            owner = next((owners[path] for path in owners if path.samefile(part.path)), part.path)
-            part.records = RunPaths.of(owner).requests
+        for results in self._parts:
+            path = results.path
+            owner = next((owners[one] for one in owners if one.samefile(path)), path)
+            results.records = RunPaths.of(owner).requests
         self._opened = opened
         self._ids = FinishedIds()
         self._keeps_unknown = False  # True if nothing can say which answers are of old requests
@@ -175,6 +177,7 @@ class _Merge:
     def _refuse_equal(self, named: Sequence[Path]) -> None:
         for number, part in enumerate(named):
             part.stat()  # a file that is missing is named before anything is written
+            refuse_irregular(part)
             if _is_among(part, named[:number]):
                 raise JournalError(f"{part} is given twice")
             if _is_among(part, self._paths.files):

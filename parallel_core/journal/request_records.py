@@ -247,9 +247,7 @@ class JoinedRecords:
         return b"".join(by_key.values())
 
 
-def _blocks(
-    fingerprint: str, kept: int, buckets: Iterable[bytes | bytearray]
-) -> Iterator[bytes]:
+def _blocks(fingerprint: str, kept: int, buckets: Iterable[bytes | bytearray]) -> Iterator[bytes]:
     yield msgspec.json.encode(_Header(_FORMAT_VERSION, fingerprint, kept)) + b"\n"
     for bucket in buckets:
         yield (len(bucket) // _RECORD_BYTES).to_bytes(_COUNT_BYTES, "big")

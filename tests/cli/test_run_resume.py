@@ -162,7 +162,7 @@ def test_changed_requests_are_refused_kept_or_sent_again(bench: Bench) -> None:
     kept = bench.run(*command, "--changed", "keep")
     assert kept.code == 0
     assert "1 new request in the input" in kept.said
-    assert "2 requests changed: 2 with the result of before (line 2 ('id-1')" in kept.said
+    assert "2 changed requests: 2 with the old result kept (line 2 ('id-1')" in kept.said
     assert bench.accepted == 4
     sent = bench.run(*command, "--changed=resend", "--json")
     assert sent.code == 0

@@ -209,6 +209,13 @@ def test_a_part_that_is_invalid_is_refused(tmp_path: Path, content: Any, says: s
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    part = write_lines(tmp_path / "1.jsonl", [answer("a")])
+    for parts, output in (([part], Path()), ([part, Path()], tmp_path / "out.jsonl")):
+        with pytest.raises(JournalError, match=r"\. is a folder: give the name of a file"):
+            merge_outputs(parts, output)
+
+
 def test_a_compressed_part_is_refused(tmp_path: Path) -> None:
     part = write_lines(tmp_path / "1.jsonl", [answer("a")])
     packed = tmp_path / "2.jsonl"
