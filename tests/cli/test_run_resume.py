@@ -107,7 +107,8 @@ def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> N
     bench.path("in.jsonl").write_text(other + other.replace("other-", "more-"))
     refused = bench.run("in.jsonl", "-o", "out.jsonl")
     assert refused.code == 2
-    assert "out.jsonl holds the results of a different run: input was" in refused.said
+    different = "out.jsonl holds the results of a different run: the input has other requests now. "
+    assert different in refused.said
     assert "--force-new" in refused.said
     assert len(bench.ids()) == 2
     forced = bench.run("in.jsonl", "-o", "out.jsonl", "--force-new")
