@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -560,12 +561,16 @@ def add_note(error: BaseException, text: str) -> None:
 
 def describe_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Return a text that lists the differences between a run then and now."""
-    return "; ".join(
-        _INPUT_OF_FORMAT_1
-        if name == "input" and isinstance(old, str) and len(old) == _DIGITS_OF_FORMAT_1
-        else f"{name} was {_shown(old)} and is now {_shown(new)}"
-        for name, (old, new) in differences.items()
-    )
+    return "; ".join(_difference(name, old, new) for name, (old, new) in differences.items())
+
+
+def _difference(name: str, old: object, new: object) -> str:
+    if name == "input" and isinstance(old, str):
+        if len(old) == _DIGITS_OF_FORMAT_1:
+            return _INPUT_OF_FORMAT_1
+        if re.fullmatch("[0-9a-f]{32}", old):  # a fingerprint says nothing to a reader
+            return "the input has other requests now"
+    return f"{name} was {_shown(old)} and is now {_shown(new)}"
 
 
 def _request(index: int, model: str | None) -> str:

@@ -55,6 +55,7 @@ class _Commands(TyperGroup):
         try:
             yield
         except _ClickError as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's, from typer
             if "--json" in self._words:
                 typer.echo(json_line(event="error", text=error.format_message()))
                 raise typer.Exit(error.exit_code) from None

@@ -20,11 +20,16 @@ _NO_MODEL = "none"  # a prompt needs no model, but a table of prompts has none o
 
 def command(
     results: Annotated[
-        Path, typer.Argument(metavar="OUTPUT.jsonl", help="File with the results of a run.")
+        Path,
+        typer.Argument(
+            metavar="OUTPUT.jsonl", help="File with the results of a run.", dir_okay=False
+        ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="File to write: .parquet, .csv or .jsonl."),
+        typer.Option(
+            "--output", "-o", help="File to write: .parquet, .csv or .jsonl.", dir_okay=False
+        ),
     ],
     columns: Annotated[
         str | None,

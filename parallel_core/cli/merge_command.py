@@ -16,12 +16,13 @@ from .terminal import printable
 
 def command(
     parts: Annotated[
-        list[Path], typer.Argument(metavar="PART.jsonl...", help="Files with results of runs.")
+        list[Path],
+        typer.Argument(metavar="PART.jsonl...", help="Files with results of runs.", dir_okay=False),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", dir_okay=False)],
     error_file: Annotated[
         Path | None,
-        typer.Option(help="File for the failures. Default: the output."),
+        typer.Option(help="File for the failures. Default: the output.", dir_okay=False),
     ] = None,
     force: Annotated[
         bool,

@@ -18,11 +18,18 @@ from .terminal import console, printable
 
 def command(
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT.jsonl", help="File with the results of a run.")
+        Path,
+        typer.Argument(
+            metavar="OUTPUT.jsonl", help="File with the results of a run.", dir_okay=False
+        ),
     ],
     errors: Annotated[
         Path | None,
-        typer.Option("--error-file", help="File with the failures, if the run had --error-file."),
+        typer.Option(
+            "--error-file",
+            help="File with the failures, if the run had --error-file.",
+            dir_okay=False,
+        ),
     ] = None,
     html: Annotated[
         Path | None,

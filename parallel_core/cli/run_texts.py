@@ -146,7 +146,7 @@ def describe_opening(opening: RunOpening) -> list[str]:
     if change.added:
         lines.append(f"{counted(change.added, 'new request')} in the input")
     if changed := change.sent_again + change.kept:
-        lines.append(f"{counted(changed, 'request')} changed: {_describe_changed(change)}")
+        lines.append(f"{counted(changed, 'changed request')}: {_describe_changed(change)}")
     if opening.named_by_line and (changed or "input" in found.changes):
         lines.append(NAMED_BY_LINE)
     if others := max(opening.others, change.gone):
@@ -169,7 +169,7 @@ def _describe_changed(change: InputChange) -> str:
     changed = change.sent_again + change.kept
     parts = [
         *([f"{change.sent_again:,} to send again"] if change.sent_again else []),
-        *([f"{change.kept:,} with the result of before"] if change.kept else []),
+        *([f"{change.kept:,} with the old result kept"] if change.kept else []),
     ]
     return f"{', '.join(parts)} ({name_requests(change.requests, changed)})"
 

@@ -91,7 +91,7 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Serve synthetic answers with OpenAI's chat completions API, on this machine only.
+    """Serve made-up answers at the addresses of OpenAI's API, on this machine only.
 
     There is no model behind it. The first line of output is a JSON object with the address ("url").
     """

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import gzip
+import contextlib
+import io
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import msgspec
 
+from parallel_core.errors import InputFileError
 from parallel_core.failures import FailureKind
 from parallel_core.journal import BadLineError, FoundLine, read_json_line, read_result_lines
 
 from .batch_output import describe_result_line
+from .unpacking import Unpacked, packing_of
 
 _decode = msgspec.json.Decoder().decode
 
@@ -77,13 +80,14 @@ _decode_returned = msgspec.json.Decoder(_Returned).decode
 def read_results(path: Path | str) -> Iterator[FileResult]:
     """Yield the results of a file, in file order; in constant memory.
 
-    A file that ends in ``.gz`` is unpacked. Half a line, as a crash leaves it at the end of a file,
-    is skipped, and so are lines that a loss of power destroyed. While failures are sent again, the
-    failure of a request may be followed by its answer.
+    A compressed file (gzip, zstd, bzip2, xz) is unpacked, whatever its name. Half a line at the end
+    of a file, as a crash leaves it, is skipped, and so are lines that a loss of power destroyed.
+    While failures are sent again, the failure of a request may be followed by its answer.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not a result. The message names the file and the line.
+        ValueError: a line is not a result, or the file cannot be unpacked. The message names the
+            file and the line.
     """
     path = Path(path)
     path.stat()  # a wrong name is an error at once, and not at the first result
@@ -96,11 +100,22 @@ def _results(path: Path) -> Iterator[FileResult]:
             yield result_of(found)
 
 
-def open_results(path: Path) -> BinaryIO:
-    """Open a file of results. Raises OSError."""
-    if path.suffix.lower() == ".gz":
-        return cast("BinaryIO", gzip.open(path))
-    return path.open("rb", buffering=1 << 18)
+@contextlib.contextmanager
+def open_results(path: Path) -> Generator[BinaryIO]:
+    """Open a file of results, and unpack it if it is compressed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a package is needed to unpack it.
+    """
+    # The types say BufferedReader only for the default size of the buffer.
+    with cast("io.BufferedReader", path.open("rb", buffering=1 << 18)) as stream:
+        packing = packing_of(stream.peek(1))
+        if packing is None:
+            yield stream
+            return
+        with io.BufferedReader(Unpacked(stream, packing)) as unpacked:
+            yield unpacked
 
 
 def found_lines(stream: Iterable[bytes], path: Path) -> Iterator[FoundLine]:
@@ -116,8 +131,8 @@ def found_lines(stream: Iterable[bytes], path: Path) -> Iterator[FoundLine]:
                 yield found
     except BadLineError as error:
         raise ValueError(f"{path}, line {error.number} {error.why}") from None
-    except EOFError:  # of gzip
-        raise ValueError(f"{path} is cut off: the compressed file is incomplete") from None
+    except InputFileError as error:  # of a compressed file
+        raise ValueError(f"{path}: {error}") from None
 
 
 def result_of(found: FoundLine) -> FileResult:

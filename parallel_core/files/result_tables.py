@@ -183,13 +183,14 @@ class ResultTable:
 
     @contextlib.contextmanager
     def _seekable(self) -> Generator[BinaryIO]:
-        if self._path.suffix.lower() != ".gz":
-            with self._path.open("rb") as stream:  # a large buffer would be filled for each line
-                yield stream
-            return
-        with open_results(self._path) as packed, tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-            yield cast("BinaryIO", unpacked)
+        with open_results(self._path) as stream:
+            if not stream.seekable():
+                with tempfile.TemporaryFile() as unpacked:
+                    shutil.copyfileobj(stream, unpacked)
+                    yield cast("BinaryIO", unpacked)
+                return
+        with self._path.open("rb") as stream:  # a large buffer would be filled for each line
+            yield stream
 
     def _result_at(self, stream: BinaryIO, offset: int) -> FileResult:
         stream.seek(_place(offset))

@@ -7,10 +7,9 @@ digests, so a million of them take about 100 MiB. Parts are read twice.
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,10 +18,11 @@ import msgspec
 from parallel_core.errors import JournalError, JournalInUseError
 
 from .backups import move_files_aside, size_of
-from .files import BLOCK, Disk, in_large_blocks, refuse_irregular, temporary_name, write_atomically
+from .files import Disk, in_large_blocks, refuse_irregular, temporary_name, write_atomically
 from .lock import take_lock
 from .manifest import Manifest, find_manifest, find_statistics
 from .path_checks import check_paths, without_links
+from .request_records import JoinedRecords, RecordsFile
 from .result_lines import BadLineError, FoundLine, read_result_lines
 from .run_paths import RunPaths
 from .scan import FinishedIds, id_digest
@@ -80,7 +80,10 @@ def merge_outputs(
         JournalError: a part is invalid, in use or incomplete, or the output exists or cannot be
             written. The message names the file, and the line if one is invalid.
     """
-    paths = without_links(RunPaths.of(output, error_file))
+    try:
+        paths = without_links(RunPaths.of(output, error_file))
+    except ValueError as error:
+        raise JournalError(str(error)) from None
     check_paths(paths)
     if not force:
         _refuse_existing(paths)
@@ -99,6 +102,7 @@ class _Part:
     def __init__(self, path: Path, opened: contextlib.ExitStack) -> None:
         refuse_irregular(path)
         self.path = path
+        self.records: Path | None = None  # of the run whose results these are
         self._file: BinaryIO = path.open("rb", buffering=1 << 18)
         self._end = 0  # only what the first reading has seen is joined
         try:
@@ -155,18 +159,25 @@ class _Merge:
         self._records: list[Path] = []
         named = [Path(part) for part in parts]
         self._refuse_equal(named)
-        error_files = [path for part in named if (path := self._error_file_of(part)) is not None]
-        runs = [part for part in named if not _is_among(part, error_files)]
+        owners = {path: part for part in named if (path := self._error_file_of(part)) is not None}
+        runs = [part for part in named if not _is_among(part, owners)]
         for part in runs:
             self._look_beside(part)
-        further = [path for path in error_files if not _is_among(path, named)]
+        further = [path for path in owners if not _is_among(path, named)]
         self._parts = [_Part(path, opened) for path in (*named, *further)]
+        for results in self._parts:
+            path = results.path
+            owner = next((owners[one] for one in owners if one.samefile(path)), path)
+            results.records = RunPaths.of(owner).requests
         self._opened = opened
         self._ids = FinishedIds()
+        self._keeps_unknown = False  # True if nothing can say which answers are of old requests
+        self._joined_records = self._join_records()
 
     def _refuse_equal(self, named: Sequence[Path]) -> None:
         for number, part in enumerate(named):
             part.stat()  # a file that is missing is named before anything is written
+            refuse_irregular(part)
             if _is_among(part, named[:number]):
                 raise JournalError(f"{part} is given twice")
             if _is_among(part, self._paths.files):
@@ -213,9 +224,9 @@ class _Merge:
         if self._statistics:
             lines = self._statistics_lines()
             written[paths.statistics] = self._write(paths.statistics, lines)
-        records = self._common_records()
-        if records is not None:
-            written[paths.requests] = self._write(paths.requests, _blocks_of(records))
+        manifest = self._manifest(has_results=bool(answers or failures), has_failures=failures > 0)
+        if manifest is not None and self._joined_records is not None:
+            written[paths.requests] = self._write(paths.requests, self._joined_records.blocks())
         backups = self._move_aside() if force else ()
         if not force:
             _refuse_existing(paths)
@@ -223,7 +234,6 @@ class _Merge:
             temporary.replace(path)
         self._disk.sync_folder(paths.output.parent)
         # The manifest comes last: without it, a run refuses the output.
-        manifest = self._manifest(has_results=bool(answers or failures), has_failures=failures > 0)
         if manifest is not None:
             write_atomically(paths.manifest, [manifest.encoded()], self._disk)
         return MergeSummary(
@@ -258,6 +268,8 @@ class _Merge:
                         continue
                     if not with_failures:
                         continue
+                if self._joined_records is not None and part.records is not None:
+                    self._joined_records.note(digest, part.records)
                 yield line.rstrip(b"\0\r\n") + b"\n"
 
     def _statistics_lines(self) -> Iterator[bytes]:
@@ -272,13 +284,13 @@ class _Merge:
                     if line.endswith(b"\n") and not any(kind in line for kind in left_out):
                         yield line
 
-    def _common_records(self) -> Path | None:
-        """Return the records of the requests, if those of all parts are the same."""
-        first, *others = self._records
-        if all(path.exists() for path in self._records) and all(
-            filecmp.cmp(first, other, shallow=False) for other in others
-        ):
-            return first
+    def _join_records(self) -> JoinedRecords | None:
+        """Return the records of the requests, unless a part has none."""
+        found = {path: RecordsFile.find(path) for path in self._records}
+        present = {path: records for path, records in found.items() if records is not None}
+        if len(present) == len(found):
+            return JoinedRecords(present) if present else None
+        self._keeps_unknown = any(records.kept for records in present.values())
         return None
 
     def _write(self, path: Path, lines: Iterator[bytes]) -> Path:
@@ -305,6 +317,12 @@ class _Merge:
         known = [manifest for manifest in self._manifests if manifest is not None]
         if not known or len(known) < len(self._manifests):
             self._notes.append("not every part has a manifest")
+            return None
+        if self._keeps_unknown:
+            self._notes.append(
+                "not every part has a record of its requests, and answers of changed requests "
+                "were kept"
+            )
             return None
         first = known[0]
         names = dict.fromkeys(name for manifest in known for name in manifest.fields)
@@ -337,14 +355,8 @@ def _manifest_of(part: Path) -> Manifest | None:
     return None if found is None or found[1].is_of_first_format else found[1]
 
 
-def _is_among(path: Path, others: Sequence[Path]) -> bool:
+def _is_among(path: Path, others: Iterable[Path]) -> bool:
     return any(other.exists() and path.samefile(other) for other in others)
-
-
-def _blocks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            yield block
 
 
 def _own(paths: RunPaths) -> tuple[Path | None, ...]:

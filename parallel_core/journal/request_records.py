@@ -6,7 +6,8 @@ changed since.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -182,15 +183,75 @@ class RecordsFile:
         Raises:
             OSError: it cannot be written, and is as it was before.
         """
-        header = msgspec.json.encode(_Header(_FORMAT_VERSION, fingerprint, kept))
+        write_atomically(path, _blocks(fingerprint, kept, buckets), disk)
 
-        def blocks() -> Iterator[bytes]:
-            yield header + b"\n"
-            for bucket in buckets:
-                yield (len(bucket) // _RECORD_BYTES).to_bytes(_COUNT_BYTES, "big")
-                yield bytes(bucket)
 
-        write_atomically(path, blocks(), disk)
+class JoinedRecords:
+    """The records of several runs over the same input, for one output with results of all.
+
+    A request that has changed may be recorded differently by two runs: one has kept its old answer.
+    The joined records have, for each request, the record of the run whose result is in the output.
+
+    Args:
+        files: the records of the runs, by path.
+
+    Raises:
+        JournalError: a part of a file is missing.
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, files: Mapping[Path, RecordsFile]) -> None:
+        self._files = files
+        self._source: dict[int, Path | None] = {}  # only of keys with different records
+        for parts in self._buckets():
+            by_key: dict[bytes, bytes] = {}
+            if all(part == parts[0] for part in parts):
+                continue
+            for record in itertools.chain.from_iterable(map(_records, parts)):
+                key = record[:KEY_BYTES]
+                if by_key.setdefault(key, record) != record:
+                    self._source[int.from_bytes(key, "big")] = None
+
+    def note(self, digest: int, path: Path) -> None:
+        """Note which run a result of the output is from.
+
+        Args:
+            digest: the digest of the request's id.
+            path: path of the records of that run.
+        """
+        if digest in self._source:
+            self._source[digest] = path
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the contents of the joined file."""
+        files = self._files.values()
+        inputs = {file.input for file in files}
+        # A run that was cut off while it opened has the records of an earlier input: without a
+        # fingerprint, the next run compares every request.
+        fingerprint = inputs.pop() if len(inputs) == 1 else ""
+        kept = sum(file.kept for file in files)
+        return _blocks(fingerprint, kept, map(self._joined, self._buckets()))
+
+    def _buckets(self) -> Iterator[tuple[bytes, ...]]:
+        return zip(*(file.buckets() for file in self._files.values()), strict=True)
+
+    def _joined(self, parts: tuple[bytes, ...]) -> bytes:
+        by_key: dict[bytes, bytes] = {}
+        for path, part in zip(self._files, parts, strict=True):
+            for record in _records(part):
+                key = record[:KEY_BYTES]
+                if self._source.get(int.from_bytes(key, "big")) == path:
+                    by_key[key] = record
+                else:
+                    by_key.setdefault(key, record)
+        return b"".join(by_key.values())
+
+
+def _blocks(fingerprint: str, kept: int, buckets: Iterable[bytes | bytearray]) -> Iterator[bytes]:
+    yield msgspec.json.encode(_Header(_FORMAT_VERSION, fingerprint, kept)) + b"\n"
+    for bucket in buckets:
+        yield (len(bucket) // _RECORD_BYTES).to_bytes(_COUNT_BYTES, "big")
+        yield bytes(bucket)
 
 
 def _read_header(stream: BinaryIO, path: Path) -> _Header:

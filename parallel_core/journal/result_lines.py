@@ -19,6 +19,7 @@ from .json_lines import json_line, read_json_line
 
 NULL = msgspec.Raw(b"null")
 _LONGEST_KEPT = 1000  # bytes of an error whose classification is cached
+_GZIP = b"\x1f\x8b"
 _NOT_A_RESULT = "is not the result of a request"
 
 
@@ -165,7 +166,7 @@ def read_result_lines(lines: Iterable[bytes]) -> Iterator[FoundLine]:
             if line.endswith(b"\n"):
                 if line.isspace():
                     yield FoundLine(line, end, "blank", None)
-                elif b"\0" in line:  # never in JSON: a block did not reach the disk
+                elif b"\0" in line and _may_be_damaged(line):
                     yield FoundLine(line, end, "hole", None)
                 else:
                     raise BadLineError(error.why, number) from None
@@ -186,6 +187,15 @@ def _unended(line: bytes, start: int, number: int) -> FoundLine:
     return FoundLine(line, start, "torn", None)
 
 
+def _may_be_damaged(line: bytes) -> bool:
+    """Return True if a crash may have made this of a result line.
+
+    It is the beginning of an object, or a block of the file did not reach the disk: then zero
+    bytes, which JSON never has, are in its place. Other bytes are those of another kind of file.
+    """
+    return line.startswith((b"{", b"\0"))
+
+
 def _bad(line: bytes, error: Exception | None) -> BadLineError:
     """Describe why a line is not a result, without quoting it."""
     try:
@@ -193,10 +203,12 @@ def _bad(line: bytes, error: Exception | None) -> BadLineError:
     except RecursionError:
         return BadLineError(f"{_NOT_A_RESULT}: nested too deeply")
     except ValueError as unreadable:
+        if line.startswith(_GZIP):
+            return BadLineError("is compressed data: unpack the file first")
         is_text = not isinstance(unreadable, UnicodeDecodeError)
         return BadLineError(
             f"is not valid {'JSON' if is_text else 'UTF-8'}",
-            may_be_torn=line.startswith(b"{") or b"\0" in line,
+            may_be_torn=_may_be_damaged(line),
         )
     if isinstance(error, UnicodeDecodeError):
         return BadLineError("is not valid UTF-8")

@@ -36,8 +36,13 @@ class RunPaths:
         """Return the files of a run: ``out.jsonl``, ``out.jsonl.statistics.jsonl``, …
 
         Their names contain the whole name of the output, so two outputs never share a file.
+
+        Raises:
+            ValueError: the path has no name, such as ``.``.
         """
         path = Path(output)
+        if not path.name:
+            raise ValueError(f"{path} is a folder: give the name of a file")
         return cls(
             output=path,
             errors=None if errors is None else Path(errors),

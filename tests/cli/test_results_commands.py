@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from helpers.run_bench import Bench, Done, ids
@@ -74,6 +75,24 @@ def test_a_merge_is_refused_and_says_why(tmp_path: Path) -> None:
     assert "not every part has a manifest" in done.stdout
     assert "only with --allow-changed" in done.stdout
     assert "moved aside:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", ".", "-o", "out.jsonl"],
+        ["merge", "in.jsonl", "-o", "."],
+        ["merge", "in.jsonl", "-o", "out.jsonl", "--error-file=."],
+        ["export", ".", "-o", "out.csv"],
+        ["export", "in.jsonl", "-o", "."],
+        ["report", "."],
+        ["report", "in.jsonl", "--error-file=."],
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_named(words: Sequence[str]) -> None:
+    done = command(*words)
+    assert done.code == 2
+    assert "'.' is a directory" in done.said
 
 
 def test_columns_and_prompts_of_a_csv_are_exported(bench: Bench) -> None:

@@ -107,7 +107,8 @@ def test_a_different_run_is_refused_and_force_new_begins_anew(bench: Bench) -> N
     bench.path("in.jsonl").write_text(other + other.replace("other-", "more-"))
     refused = bench.run("in.jsonl", "-o", "out.jsonl")
     assert refused.code == 2
-    assert "out.jsonl holds the results of a different run: input was" in refused.said
+    different = "out.jsonl holds the results of a different run: the input has other requests now. "
+    assert different in refused.said
     assert "--force-new" in refused.said
     assert len(bench.ids()) == 2
     forced = bench.run("in.jsonl", "-o", "out.jsonl", "--force-new")
@@ -162,7 +163,7 @@ def test_changed_requests_are_refused_kept_or_sent_again(bench: Bench) -> None:
     kept = bench.run(*command, "--changed", "keep")
     assert kept.code == 0
     assert "1 new request in the input" in kept.said
-    assert "2 requests changed: 2 with the result of before (line 2 ('id-1')" in kept.said
+    assert "2 changed requests: 2 with the old result kept (line 2 ('id-1')" in kept.said
     assert bench.accepted == 4
     sent = bench.run(*command, "--changed=resend", "--json")
     assert sent.code == 0

@@ -181,8 +181,18 @@ def test_compressed_results(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl.gz"
     packed = gzip.compress(line_of(CHAT) * 2)
     assert [result.text for result in read(path, packed)] == ["4", "4"]
-    with pytest.raises(ValueError, match="is cut off"):
+    with pytest.raises(ValueError, match=r"out\.jsonl\.gz: .* broken: it ends too early"):
         read(path, packed[:-12])
+    with pytest.raises(ValueError, match=r"out\.jsonl\.gz: .* broken: .*incorrect data check"):
+        read(path, packed[:-8] + b"\0" * 8)
+    assert len(read(path, line_of(CHAT))) == 1  # the contents say how it is compressed
+    assert len(read(tmp_path / "results.jsonl", packed)) == 2
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\0\0", b"PAR1\0\0\n\0", b"a\0b\n", b"hello"])
+def test_another_kind_of_file_is_no_damaged_line(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"out\.jsonl, line 1 is not valid"):
+        read(tmp_path / "out.jsonl", content)
 
 
 def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:

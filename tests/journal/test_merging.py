@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from parallel_core import JournalError, JournalInUseError
 from parallel_core.journal import (
     CallStatistics,
     Journal,
+    OnChanged,
     RunPaths,
     merge_outputs,
     read_statistics,
@@ -114,6 +116,29 @@ def test_shards_make_an_output_that_resumes_with_the_whole_input(tmp_path: Path)
     assert len({call.custom_id for call in calls}) == 32
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_kept_answers_of_changed_requests_are_still_known(tmp_path: Path, first: int) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(8)])
+    parts = shards_of(source, tmp_path, 2, Provider())
+    write_lines(source, [line(number, temperature=1) for number in range(8)])
+    output = tmp_path / "out.jsonl"
+
+    async def main() -> None:
+        # One shard keeps its old answers, and the other one gets new ones.
+        for shard, part in enumerate(parts, 1):
+            rule: OnChanged = "keep" if shard == first else "resend"
+            await run_file(Provider(), source, part, shard=(shard, 2), changed=rule)
+        old = set(ids_of(parts[first - 1]))
+        assert 0 < len(old) < 8
+        assert merge_outputs(parts, output).resumable
+        provider = Provider()
+        again = await run_file(provider, source, output, changed="resend")
+        assert again.succeeded == len(old)
+        assert set(provider.calls) == old
+
+    asyncio.run(main())
+
+
 def test_failures_come_from_the_error_files_that_manifests_name(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [line(number) for number in range(8)])
 
@@ -182,6 +207,22 @@ def test_a_part_that_is_invalid_is_refused(tmp_path: Path, content: Any, says: s
     with pytest.raises(JournalError, match=says):
         merge_outputs([one, two], tmp_path / "out.jsonl")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    part = write_lines(tmp_path / "1.jsonl", [answer("a")])
+    for parts, output in (([part], Path()), ([part, Path()], tmp_path / "out.jsonl")):
+        with pytest.raises(JournalError, match=r"\. is a folder: give the name of a file"):
+            merge_outputs(parts, output)
+
+
+def test_a_compressed_part_is_refused(tmp_path: Path) -> None:
+    part = write_lines(tmp_path / "1.jsonl", [answer("a")])
+    packed = tmp_path / "2.jsonl"
+    packed.write_bytes(gzip.compress(part.read_bytes()))
+    with pytest.raises(JournalError, match=r"2\.jsonl, line 1 is compressed data: unpack"):
+        merge_outputs([part, packed], tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_what_a_crash_has_damaged_is_left_out_and_told(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_changed_input_is_refused_kept_or_sent_again(
     assert (kept.left, kept.earlier_failed, kept.others) == (1, 1, 1)
     assert describe_opening(kept) == [
         "1 new request in the input",
-        "2 requests changed: 2 with the result of before (line 2 ('id-1'), line 3 ('id-2'))",
+        "2 changed requests: 2 with the old result kept (line 2 ('id-1'), line 3 ('id-2'))",
         "kept 1 result of requests that are not in the input (id-4)",
         "resuming: 4 of 5 requests are finished",
     ]
