@@ -276,7 +276,7 @@ def test_rows_of_data_with_a_system_message_and_parameters(bench: Bench) -> None
     bench.path("system.txt").write_text("Answer in English.")
     changed = bench.run(*options)
     assert (changed.code, bench.accepted) == (2, 2)
-    assert "input" in changed.said
+    assert "2 requests have changed since" in changed.said
 
 
 def test_a_part_of_the_input_is_selected_by_ids_and_by_shards(bench: Bench) -> None:
@@ -310,3 +310,12 @@ def test_a_selection_is_validated_without_a_router(tmp_path: Path) -> None:
     done = in_this_process([str(source), "--validate", f"--only={wrong}"])
     assert done.code == 2
     assert "no request with the id 'b'" in done.said
+
+
+def test_an_option_that_changes_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(BODY + "\n")
+    words = [str(path), "--validate", "--pack=8"]
+    assert "--pack packs embeddings, and this input has none" in in_this_process(words).said
+    path.write_text('{"model": "m", "input": "a text"}\n')
+    assert "--pack packs" not in in_this_process(words).said
