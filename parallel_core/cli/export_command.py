@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
 from parallel_core.errors import InputFileError
-from parallel_core.files import InputFile, export_results
+from parallel_core.files import EndpointName, InputFile, InputFormat, export_results
 from parallel_core.quantities import counted
 
 from .terminal import printable
 
 _NO_MODEL = "none"  # a prompt needs no model, but a table of prompts has none of its own
+
+
+class _AsRead(TypedDict):
+    """The options with which the run read its input, and which name its requests."""
+
+    template: str | None
+    format: InputFormat
+    id_column: str | None
+    endpoint: EndpointName | None
 
 
 def command(
@@ -49,7 +58,17 @@ def command(
         ),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="The template of the prompts, if INPUT needs one.")
+        str | None, typer.Option(help="The --template of the run, if it had one.")
+    ] = None,
+    format: Annotated[
+        InputFormat | None, typer.Option(help="The --format of the run, if it had one.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The --id-column of the run, if it had one."),
+    ] = None,
+    endpoint: Annotated[
+        EndpointName | None, typer.Option(help="The --endpoint of the run, if it had one.")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite the file if it exists.")
@@ -64,7 +83,13 @@ def command(
         with contextlib.ExitStack() as opened:
             source = None
             if requests is not None:
-                source = opened.enter_context(_requests_in(requests, template))
+                as_read: _AsRead = {
+                    "template": template,
+                    "format": format or "auto",
+                    "id_column": id_column,
+                    "endpoint": endpoint,
+                }
+                source = opened.enter_context(_requests_in(requests, as_read))
             written = export_results(results, output, columns=names, requests=source, force=force)
     except (ImportError, ValueError) as error:
         raise _failed(str(error)) from None
@@ -73,15 +98,21 @@ def command(
         raise _failed(f"{where}{error.strerror or error}") from None
     rows = counted(written.rows, "row")
     typer.echo(printable(f"written: {output}: {rows}; {', '.join(written.columns)}"))
+    if written.without_request:
+        typer.echo(
+            printable(
+                f"{counted(written.without_request, 'result')} of requests that {requests} does "
+                "not have: they come last, without a prompt. If it is the input of the run, give "
+                "--id-column, --template, --endpoint and --format as the run had them"
+            )
+        )
     if "cost" in written.columns and not written.has_costs:
         typer.echo("costs are not known: there is no file of statistics beside the results")
 
 
-def _requests_in(path: str, template: str | None) -> InputFile:
+def _requests_in(path: str, as_read: _AsRead) -> InputFile:
     """Open a file of requests that are not sent: what sending them needs does not matter."""
-    open_file = functools.partial(
-        InputFile, path, template=template, model=_NO_MODEL, drop_columns=True
-    )
+    open_file = functools.partial(InputFile, path, model=_NO_MODEL, drop_columns=True, **as_read)
     try:
         return open_file(trust_input=True)
     except InputFileError:  # a table has no settings to trust

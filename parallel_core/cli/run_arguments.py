@@ -54,9 +54,10 @@ class RunArguments:
         str,
         typer.Argument(
             metavar="INPUT",
-            help="The requests: batch lines of OpenAI, Mistral, Anthropic or Gemini, {model, "
-            "messages} lines or those of other endpoints, rows of data, CSV or text; - is standard "
-            "input.",
+            help="The requests: batch lines of OpenAI, Mistral, Anthropic or Gemini, plain lines "
+            "({model, messages}, or the parameters of another endpoint), a JSON array of either; "
+            "or, with --template, CSV, text, Parquet, Arrow or JSON rows. It may be compressed. "
+            "- is standard input.",
         ),
     ]
     output: Annotated[
@@ -65,40 +66,49 @@ class RunArguments:
     ] = None
     format: Annotated[
         Literal["auto", "jsonl", "csv", "text"],
-        typer.Option(help="Format of the input; auto: by its contents and name."),
+        typer.Option(
+            help="Format of the input. auto: by its contents and name (Parquet and Arrow, too).",
+        ),
     ] = "auto"
     template: Annotated[
         str | None,
         typer.Option(
-            help="The prompt for each row of CSV, JSON lines or text: 'Translate: {{column}}'.",
+            help="Make a prompt of each row: 'Translate: {{column}}'; of text: {{line}}.",
         ),
     ] = None
     system: Annotated[
         str | None,
         typer.Option(
-            help="A system message before each prompt, with {{columns}} too; @FILE reads it.",
+            help="A system message before each prompt, also with {{column}}. @FILE reads it from "
+            "that file.",
         ),
     ] = None
     param: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="A parameter of the requests that do not have it: temperature=0, "
-            "response_format=@schema.json (repeatable).",
+            help="Add a parameter to the requests that lack it: temperature=0. "
+            "NAME=@FILE reads JSON from a file. Repeatable.",
         ),
     ] = None
     id_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The column that has the ids."),
+        typer.Option(
+            metavar="NAME",
+            help="The column, or member of a line, that has the ids.",
+        ),
     ] = None
     endpoint: Annotated[
         EndpointName | None,
         typer.Option(
-            help="Endpoint of lines without a url. Default: what their members say; chat for CSV "
-            "and text.",
+            help="Endpoint of lines without a url, and of prompts made by a template. Default: "
+            "what the members of a line say; chat for prompts.",
         ),
     ] = None
-    validate: Annotated[bool, typer.Option("--validate", help="Check the input only.")] = False
+    validate: Annotated[
+        bool,
+        typer.Option("--validate", help="Check the input, and send nothing."),
+    ] = False
     skip_invalid: Annotated[
         bool,
         typer.Option(
@@ -110,7 +120,7 @@ class RunArguments:
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Columns that are copied to the output, with commas between: id,source.",
+            help="Copy these columns to the output: id,source.",
         ),
     ] = None
     drop_columns: Annotated[
@@ -154,7 +164,7 @@ class RunArguments:
         str | None,
         typer.Option(
             metavar="N/M",
-            help="Send only the requests of shard N of M: machines share a file by their ids.",
+            help="Send only shard N of M of the requests, so that M machines can share a file.",
         ),
     ] = None
     config: Annotated[

@@ -47,6 +47,7 @@ from .text_view import TextView
 
 ALL_OK, SOME_FAILED, BAD_INPUT, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
+_EMBEDDING = "aembedding"  # the operation that --pack is for
 # Open files of a run besides its connections: the loop, the output, the demo server, …
 _FILES = 32
 
@@ -168,6 +169,8 @@ class _Run:
         for problem in summary.problems:
             view.problem(problem)
         view.checked(summary)
+        if options["pack"] is not None and _EMBEDDING not in summary.operations:
+            view.note("--pack packs embeddings, and this input has none: it changes nothing")
         if summary.bad_lines and not options["skip_invalid"]:
             raise _RefusedError("correct these lines, or give --skip-invalid")
         if summary.columns:

@@ -268,14 +268,27 @@ class RouterMeter:
         return Usage(*tokens, cost or 0.0, int(cost is None))
 
     def _usage_without_tokens(self, item: RouterParallelRequest, value: Any) -> Usage | None:
-        """Return the usage of an answer that has a price, and no tokens: an image, a reranking."""
+        """Return the usage of an answer that has a price, and no tokens: an image, a reranking.
+
+        Moderations are free at most providers, which report nothing about them.
+        """
         operation = item.operation or CHAT
-        cost = None if operation == CHAT else cost_reported(value)
-        if cost is None:
+        if operation == CHAT:
             return None
+        cost = cost_reported(value)
+        if cost is None:
+            if operation not in _WITHOUT_ANSWER_TOKENS or not self._is_free(item):
+                return None
+            cost = 0.0
         if operation not in _WITHOUT_ANSWER_TOKENS:
             return Usage(cost=cost)
         return Usage(about_prompt_tokens(item), cost=cost, estimated_calls=1)
+
+    def _is_free(self, item: RouterParallelRequest) -> bool:
+        """Return True if the price of a request is known to be 0."""
+        # Without litellm, its prices are not known, and its import blocks for seconds.
+        is_known = item.model in self._prices.given or "litellm" in sys.modules
+        return is_known and self.price_of_request(item) == Price(0.0, 0.0)
 
     def _cost(
         self, item: RouterParallelRequest, value: Any, prompt: int, completion: int

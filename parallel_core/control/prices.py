@@ -189,12 +189,14 @@ def _known_of(model: str, provider: object = None) -> dict[str, Any]:
 
     models = cast("dict[str, dict[str, Any]]", cast("Any", litellm).model_cost)
     entry = models.get(f"{provider}/{model}") or models.get(model)
-    if entry is not None:
+    if entry:  # a Router registers an empty one for a model that litellm has under another name
         return entry
     provider, _, name = model.partition("/")
     entry = models.get(name) or {}
-    # A model of the same name at another provider has another price.
-    return entry if str(entry.get("litellm_provider", "")).startswith(provider) else {}
+    # A model of the same name at another provider has another price. litellm names the text
+    # completions of a provider like a provider of their own: text-completion-openai.
+    its_provider = str(entry.get("litellm_provider", "")).removeprefix("text-completion-")
+    return entry if its_provider.startswith(provider) else {}
 
 
 def price_of_input(entry: Mapping[str, Any]) -> Price | None:

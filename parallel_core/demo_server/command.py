@@ -79,7 +79,7 @@ def command(
             help="Trouble on demand; repeat for more: the first that is due happens. KIND: "
             f"{', '.join(TROUBLE_KINDS)}. NAME: model, key (which requests); after, count (numbers "
             "of requests), share (0 to 1), seconds (when); retry_after (seconds). Examples: "
-            "'rate_limited,share=0.03', 'bad_key,key=sk-1', 'away,after=20,seconds=5'.",
+            "hang,share=0.1 or away,seconds=5 or bad_key,key=sk-1",
         ),
     ] = None,
     until_stdin_closes: Annotated[
@@ -91,7 +91,7 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Serve made-up answers at the addresses of OpenAI's API, on this machine only.
+    """Serve made-up answers with OpenAI's API and Cohere's rerank API, on this machine only.
 
     There is no model behind it. The first line of output is a JSON object with the address ("url").
     """

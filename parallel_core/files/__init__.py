@@ -13,6 +13,7 @@ from .batch_output import (
 from .data_frames import to_pandas, to_polars
 from .endpoints import EndpointName, endpoint_of_operation
 from .file_results import FileResult, read_results
+from .formats import InputFormat
 from .input_members import describe_columns
 from .input_records import InputProblem, InputRequest, InputSummary
 from .line_failures import LineFailure
@@ -26,6 +27,7 @@ __all__ = [
     "ExportSummary",
     "FileResult",
     "InputFile",
+    "InputFormat",
     "InputProblem",
     "InputRequest",
     "InputSummary",

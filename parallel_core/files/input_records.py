@@ -202,6 +202,7 @@ def kind_of(value: object) -> str:
     return _JSON_TYPES[type(value)]
 
 
-def missing(name: str, hint: str) -> LineError:
-    """Return the error of a line without a member that it must have."""
-    return LineError("missing_required_parameter", f"{name} is missing", hint)
+def missing(name: str, hint: str, *, is_null: bool = False) -> LineError:
+    """Return the error of a line without a member that it must have, or with null there."""
+    problem = f"{name} is {'null' if is_null else 'missing'}"
+    return LineError("missing_required_parameter", problem, hint)

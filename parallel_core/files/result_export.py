@@ -29,11 +29,13 @@ class ExportSummary(NamedTuple):
         rows: number of rows.
         columns: names of the columns.
         has_costs: True if there is a file of statistics, which has the costs.
+        without_request: number of rows whose request is not in the file of requests; 0 without one.
     """
 
     rows: int
     columns: list[str]
     has_costs: bool
+    without_request: int
 
 
 def export_results(
@@ -78,7 +80,8 @@ def export_results(
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return ExportSummary(rows, [column.name for column in table.columns], table.has_costs)
+    names = [column.name for column in table.columns]
+    return ExportSummary(rows, names, table.has_costs, table.without_request)
 
 
 def _write_csv(table: ResultTable, target: Path) -> int:

@@ -94,6 +94,8 @@ class ResultTable:
     Attributes:
         columns: the columns.
         has_costs: True if there is a file of statistics, which has the costs.
+        without_request: number of results, after all rows are read, whose request is not in the
+            file of requests.
 
     Raises:
         OSError: a file cannot be read.
@@ -108,6 +110,7 @@ class ResultTable:
     ) -> None:
         self._path = Path(path)
         self._requests = requests
+        self.without_request = 0
         statistics = find_statistics(RunPaths.of(self._path))
         self.has_costs = statistics.exists()
         if columns is not None and not columns:
@@ -175,6 +178,7 @@ class ResultTable:
                 offset = left.pop(hash(request.custom_id), None)
                 if offset is not None:
                     yield self._row(self._result_at(stream, offset), request.request)
+            self.without_request = len(left)
             for offset in sorted(map(_place, left.values())):
                 yield self._row(self._result_at(stream, offset), None)
 

@@ -115,6 +115,24 @@ def test_columns_and_prompts_of_a_csv_are_exported(bench: Bench) -> None:
     assert "template" in refused.stderr
 
 
+def test_an_export_reads_the_requests_as_the_run_did(bench: Bench) -> None:
+    bench.path("in.data").write_text("word,key\nHouse,k-1\nTree,k-2\n")
+    options = ["--format=csv", "--template={{word}}", "--id-column=key", "--endpoint=embeddings"]
+    done = bench.run("in.data", "-o", "out.jsonl", "--demo", *options, router=False)
+    assert done.code == 0, done.said
+    target, source = bench.path("t.csv"), bench.path("in.data")
+    words = ["export", bench.path("out.jsonl"), "-o", target, "--input", source]
+    exported = command(*words, *options, "--columns=id,prompt")
+    assert exported.code == 0, exported.said
+    assert target.read_text() == "id,prompt\nk-1,House\nk-2,Tree\n"
+    assert "without a prompt" not in exported.stdout
+    forgotten = [option for option in options if "id-column" not in option]
+    exported = command(*words, *forgotten, "--columns=id,prompt", "--force")
+    assert exported.code == 0, exported.said
+    assert "2 results of requests that" in exported.stdout
+    assert "give --id-column" in exported.stdout
+
+
 def test_an_export_is_refused_and_says_why(tmp_path: Path) -> None:
     refused = command("export", tmp_path / "no.jsonl", "-o", tmp_path / "t.csv")
     assert refused.code == 2

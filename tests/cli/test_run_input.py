@@ -310,3 +310,12 @@ def test_a_selection_is_validated_without_a_router(tmp_path: Path) -> None:
     done = in_this_process([str(source), "--validate", f"--only={wrong}"])
     assert done.code == 2
     assert "no request with the id 'b'" in done.said
+
+
+def test_an_option_that_changes_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(BODY + "\n")
+    words = [str(path), "--validate", "--pack=8"]
+    assert "--pack packs embeddings, and this input has none" in in_this_process(words).said
+    path.write_text('{"model": "m", "input": "a text"}\n')
+    assert "--pack packs" not in in_this_process(words).said

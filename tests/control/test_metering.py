@@ -445,3 +445,18 @@ def test_an_answer_with_a_price_and_no_tokens() -> None:
     ranking = operation_request("arerank", query="a" * 24, documents=["a" * 24])
     usage = meter_of().usage_of(ranking, hidden)
     assert usage == Usage(20, cost=0.04, estimated_calls=1)
+
+
+def test_an_answer_without_tokens_of_a_model_that_is_free_costs_nothing() -> None:
+    item = operation_request("amoderation", input="a" * 24)
+    free = meter_of(deployment("m", "openai/omni-moderation-latest"))
+    assert free.usage_of(item, SimpleNamespace()) == Usage(10, estimated_calls=1)
+    assert meter_of(deployment("m", "openai/x")).usage_of(item, SimpleNamespace()) is None
+    priced = meter_of(deployment("m", "openai/text-embedding-3-small"))
+    assert priced.usage_of(item, SimpleNamespace()) is None
+
+
+def test_text_completions_have_the_price_that_litellm_lists_under_a_name_of_their_own() -> None:
+    meter = meter_of(deployment("m", "openai/gpt-3.5-turbo-instruct"))
+    assert meter.price_of("m", "atext_completion") == Price(1.5e-6, 2e-6)
+    assert meter_of(deployment("m", "groq/gpt-3.5-turbo-instruct")).price_of("m") is None

@@ -158,10 +158,12 @@ def test_lines_of_other_kinds_get_a_hint_with_and_without_a_model(
 
 def test_half_a_character_is_told_as_what_it_is(tmp_path: Path) -> None:
     half, torn = b'{"custom_id": "\\udc00"}', b'{"custom_id": "\\udc00'
-    with InputFile(write(tmp_path / "in.jsonl", half, torn)) as file:
-        first, second = file.check().problems
+    at_the_end = b'{"input": "\\ud83d"}'
+    with InputFile(write(tmp_path / "in.jsonl", half, torn, at_the_end)) as file:
+        first, second, third = file.check().problems
     assert first.message.startswith("half a character")
     assert second.message.startswith("not valid JSON")
+    assert third.message.startswith("half a character")
 
 
 def test_messages_are_short_and_harmless_in_a_terminal(tmp_path: Path) -> None:

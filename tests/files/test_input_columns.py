@@ -142,3 +142,13 @@ def test_what_decides_on_the_request_is_in_the_fingerprint(tmp_path: Path) -> No
         fingerprint(keep=kept[::-1], send_columns=True),
     }
     assert (len(same), len(sent), len(same | sent)) == (1, 1, 2)
+
+
+def test_a_value_that_is_null_is_not_called_missing(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": null}\n{"other": 1}\n')
+    with InputFile(path, template="{{text}}", model="gpt") as file:
+        null, missing = file.check().problems
+    assert null.message == "text is null"
+    assert missing.message == "text is missing"
+    assert null.hint.startswith("fill it in")

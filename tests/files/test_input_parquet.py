@@ -277,8 +277,10 @@ def test_a_row_that_is_too_long_is_told(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = table_of(tmp_path / "in.parquet", text=["one"] * 1000, other=["two"] * 1000)
     told = refused(path)
-    assert "needs a column messages or body" in told
-    assert '--template "{{other}}"' in told
+    assert "no column that holds requests, such as messages, input or body" in told
+    assert '--template "{{text}}"' in told
+    other = table_of(tmp_path / "other.parquet", one=["a"], two=["b"])
+    assert '--template "{{two}}"' in refused(other)
     assert "--model" in refused(path, template="{{text}}")
     assert "columns of the file are: 'text', 'other'" in refused(
         path, template="{{no}}", model="gpt"

@@ -31,7 +31,7 @@ def params(language: str, slow: set[str]) -> list[Any]:
 
 
 def check_python(snippet: str, run: Run, base_url: str, folder: Path, *, afresh: bool) -> None:
-    done = run(["python", str(written(snippet, folder, base_url))], afresh=afresh)
+    done = run(["python", str(written(snippet, folder, base_url))], folder, afresh=afresh)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stdout
     assert "parallel_core" not in done.stderr, done.stderr

@@ -110,8 +110,8 @@ def _check_for_requests(columns: ColumnOptions, requests: RequestOptions) -> Non
     """Check the options for a file that holds requests instead of data."""
     if requests.system is not None:
         raise InputFileError(
-            "--system goes before the prompts that --template makes, but these lines have "
-            "their own messages: leave it out, or give a template"
+            "--system goes before the prompts that --template makes, but these lines are whole "
+            "requests: leave it out, or give a template"
         )
     if requests.id_column is not None and requests.id_column in columns.keep:
         raise InputFileError(

@@ -166,10 +166,11 @@ class JsonLines:
         try:
             record = self._decode(row)
         except (msgspec.DecodeError, RecursionError) as error:
-            if row.lstrip().startswith(_BEGINNING_OF_OBJECT) and _is_cut(error):
-                raise LineError("invalid_json_line", _CUT_OBJECT, _CUT_HINT) from None
+            # msgspec reports a lone surrogate near the end as an input that is cut.
             if _has_lone_surrogate(row):
                 raise LineError("invalid_json_line", _LONE_SURROGATE, _SURROGATE_HINT) from None
+            if row.lstrip().startswith(_BEGINNING_OF_OBJECT) and _is_cut(error):
+                raise LineError("invalid_json_line", _CUT_OBJECT, _CUT_HINT) from None
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise LineError("invalid_json_line", f"not valid JSON: {reason}", EXAMPLE) from None
         if type(record) is not dict:

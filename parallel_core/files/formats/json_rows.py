@@ -117,7 +117,8 @@ class JsonRows(JsonLines):
         for name in self._prompts.names:
             value = record.get(name)
             if value is None:
-                hint = "give the line that member, or change the template"
-                raise missing(name if name.isidentifier() else shown(name), hint)
+                place = name if name.isidentifier() else shown(name)
+                hint = "fill it in (an empty text will do), or change the template"
+                raise missing(place, hint, is_null=name in record)
             values[name] = value if type(value) is str else as_text(value)
         return values

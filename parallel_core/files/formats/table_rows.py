@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Final, Literal
 
 from parallel_core.errors import InputFileError
@@ -18,6 +18,7 @@ from .request_options import RequestOptions
 
 # A table with one of these columns has requests in its rows.
 _REQUEST_COLUMNS: Final = ("messages", "body", "params", "request", "contents", "input", "query")
+_COLUMNS_OF_PROMPTS: Final = ("prompt", "question", "instruction", "text", "content")
 _BEGINNING: Final = 8  # bytes
 
 
@@ -88,11 +89,11 @@ class RequestTable(JsonLines):
         table = _table(stream)
         is_chosen = self._requests.endpoint is not None
         if not is_chosen and not any(name in _REQUEST_COLUMNS for name in table.names):
-            example = table.names[-1] if table.names else "column"
             raise InputFileError(
-                "the table needs a column messages or body that holds requests, or a template "
-                f'that makes prompts of its columns, for instance --template "{{{{{example}}}}}": '
-                f"its columns are: {listed(table.names)}"
+                "the table has no column that holds requests, such as messages, input or body: "
+                "give a template that makes a prompt of each row, for instance --template "
+                f'"{{{{{_likely_prompt(table.names)}}}}}", or --endpoint if its columns are the '
+                f"parameters of one; its columns are: {listed(table.names)}"
             )
         for number, row in enumerate(table.rows(), 1):
             yield number, self._line(number, row)
@@ -111,6 +112,12 @@ class RequestTable(JsonLines):
             members["custom_id"] = str(members["custom_id"])
         line = bytes(json_of(members))
         return too_long(number, self._longest) if len(line) > self._longest else line
+
+
+def _likely_prompt(columns: Sequence[str]) -> str:
+    """Return the column that has the prompts, by its name; without one, the last column."""
+    likely = [name for name in _COLUMNS_OF_PROMPTS if name in columns]
+    return [*columns[-1:], *likely[:1]][-1] if columns else "column"
 
 
 def _table(stream: BinaryIO) -> ArrowTable:
