@@ -51,6 +51,11 @@ def run(main: Any, loop_factory: Any = None) -> None:
         runner.run(close_clients_of_this_loop())
 
 
+# litellm's logging worker serves one loop at a time: what another one has left is never awaited.
+@pytest.mark.filterwarnings("ignore:coroutine 'Logging.async_success_handler':RuntimeWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*async_success_handler:pytest.PytestUnraisableExceptionWarning"
+)
 def test_several_threads_with_loops_of_their_own() -> None:
     """Each batch starts and ends by itself: the functions are put back when the last one has."""
     before = litellm.acompletion, httpx.AsyncClient.send
