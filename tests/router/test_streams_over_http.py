@@ -233,7 +233,9 @@ def test_leaving_closes_every_connection(
         await anyio.to_thread.run_sync(server.wait_idle, SERVER_TIMEOUT)
         stats = server.stats()
         assert stats.in_flight == 0
-        assert stats.disconnected == (15 if way == "fail fast" else 16)
+        # A failure may come before the last request is sent.
+        assert stats.accepted == 16 or way == "fail fast"
+        assert stats.disconnected == stats.accepted - (way == "fail fast")
 
     run_with_routers(host, main)
 
