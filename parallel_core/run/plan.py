@@ -96,7 +96,7 @@ class RunPlan:
 
     @property
     def on_changed(self) -> OnChanged:
-        """What to do about changed requests that have an answer."""
+        """Return what to do about changed requests that have an answer."""
         return self.changed or ("keep" if self.allow_changed else "refuse")
 
     def checked_input(self, source: InputFile) -> tuple[InputSummary, RunScope]:
