@@ -27,6 +27,8 @@ from parallel_core.report import html_page, summarize
 from parallel_core.report.html import content
 from parallel_core.report.model import ReportError
 
+WITH_SIGNALS = Path(__file__).parents[1] / "cli" / "scripts" / "with_signals.py"
+
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, PATIENCE))
@@ -222,7 +224,9 @@ def test_the_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process")
 def test_ctrl_c_ends_the_command_while_pages_are_open(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "parallel_core", "report", "out.jsonl", "--follow"]
+    # Who runs the tests in the background has SIGINT ignored.
+    command = [sys.executable, str(WITH_SIGNALS), sys.executable, "-m", "parallel_core"]
+    command += ["report", "out.jsonl", "--follow"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
