@@ -19,7 +19,7 @@ from parallel_core.failures import FailureKind
 from parallel_core.journal import BadLineError, FoundLine, read_json_line, read_result_lines
 
 from .batch_output import describe_result_line
-from .unpacking import Unpacked, packing_of
+from .unpacking import Unpacked, compression_of
 
 _decode = msgspec.json.Decoder().decode
 
@@ -110,11 +110,11 @@ def open_results(path: Path) -> Generator[BinaryIO]:
     """
     # The types say BufferedReader only for the default size of the buffer.
     with cast("io.BufferedReader", path.open("rb", buffering=1 << 18)) as stream:
-        packing = packing_of(stream.peek(1))
-        if packing is None:
+        compression = compression_of(stream.peek(1))
+        if compression is None:
             yield stream
             return
-        with io.BufferedReader(Unpacked(stream, packing)) as unpacked:
+        with io.BufferedReader(Unpacked(stream, compression)) as unpacked:
             yield unpacked
 
 

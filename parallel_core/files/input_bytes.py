@@ -26,7 +26,7 @@ from parallel_core.errors import InputFileError
 from .block_streams import BLOCK, Blocks, SharedFile
 from .contents import is_table
 from .remote_sources import ending_of, is_address, name_of, not_read, open_address
-from .unpacking import ENDINGS, Unpacked, packing_of
+from .unpacking import ENDINGS, Unpacked, compression_of
 
 _STANDARD_INPUT: Final = "-"
 _BUFFER: Final = 1 << 16  # bytes
@@ -174,12 +174,12 @@ def _ending_of(path: PurePath) -> str:
 
 def _contents_of(packed: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
     """Return a stream of the contents of a file, which may be compressed."""
-    packing = packing_of(packed.peek(_BUFFER))
-    if packing is None:
+    compression = compression_of(packed.peek(_BUFFER))
+    if compression is None:
         return packed
-    unpacked = io.BufferedReader(Unpacked(packed, packing), _BUFFER)
+    unpacked = io.BufferedReader(Unpacked(packed, compression), _BUFFER)
     beginning = unpacked.peek(_BUFFER)
-    if packing_of(beginning) is not None:
+    if compression_of(beginning) is not None:
         raise InputFileError("the file is compressed twice: unpack it once")
     if is_table(beginning):
         raise InputFileError("the file is a compressed Parquet or Arrow file: unpack it first")

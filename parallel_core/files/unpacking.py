@@ -46,7 +46,7 @@ class _Decompressor(Protocol):
         ...
 
 
-class Packing(NamedTuple):
+class Compression(NamedTuple):
     """A way to compress files.
 
     Attributes:
@@ -102,37 +102,37 @@ class _Zstandard:
         return bytes(self._inner.decompress(data))
 
 
-def packing_of(beginning: bytes) -> Packing | None:
+def compression_of(beginning: bytes) -> Compression | None:
     """Return how a file is compressed, by its first bytes; None if it is not.
 
     Raises:
         InputFileError: a package is needed to unpack it; the message names it.
     """
     if beginning.startswith(b"\x1f\x8b"):
-        return Packing("gzip", _Gzip)
+        return Compression("gzip", _Gzip)
     if beginning.startswith((b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")):  # or a skippable frame
         return _zstd()
     if beginning.startswith(b"BZh"):
-        return Packing("bzip2", _module("bz2", "bzip2").BZ2Decompressor)
+        return Compression("bzip2", _module("bz2", "bzip2").BZ2Decompressor)
     if beginning.startswith(b"\xfd7zXZ"):
-        return Packing("xz", _module("lzma", "xz").LZMADecompressor)
+        return Compression("xz", _module("lzma", "xz").LZMADecompressor)
     return None
 
 
-def _zstd() -> Packing:
+def _zstd() -> Compression:
     if sys.version_info >= (3, 14):
-        return Packing("zstd", _module("compression.zstd", "zstd").ZstdDecompressor)
+        return Compression("zstd", _module("compression.zstd", "zstd").ZstdDecompressor)
     package = _module("zstandard", "zstd", "pip install 'parallel_core[zstd]'")
-    return Packing("zstd", lambda: _Zstandard(package), _FED_WITHOUT_LIMIT)
+    return Compression("zstd", lambda: _Zstandard(package), _FED_WITHOUT_LIMIT)
 
 
-def _module(name: str, packing: str, install: str = "a Python that was built with it") -> Any:
+def _module(name: str, compression: str, install: str = "a Python that was built with it") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise InputFileError(
-            f"the file is compressed with {packing}, which needs: {install} (or unpack it: "
-            f"{packing} -dc FILE | parallel-core run -)"
+            f"the file is compressed with {compression}, which needs: {install} (or unpack it: "
+            f"{compression} -dc FILE | parallel-core run -)"
         ) from None
 
 
@@ -141,16 +141,16 @@ class Unpacked(io.RawIOBase):
 
     Args:
         packed: the stream, at its beginning. It is not closed with this one.
-        packing: how it is compressed.
+        compression: how it is compressed.
 
     Raises:
         InputFileError: the stream is broken or truncated (when it is read).
     """
 
-    def __init__(self, packed: BinaryIO, packing: Packing) -> None:
+    def __init__(self, packed: BinaryIO, compression: Compression) -> None:
         self._packed = packed
-        self._packing = packing
-        self._member: _Decompressor | None = packing.make()
+        self._compression = compression
+        self._member: _Decompressor | None = compression.make()
         self._waiting = b""  # bytes of the next member
         self._left = _NOTHING  # of what was unpacked
 
@@ -169,7 +169,7 @@ class Unpacked(io.RawIOBase):
         """Return the next bytes, which may be none."""
         data, fed = b"", member.needs_input
         if fed:
-            data, self._waiting = self._waiting or self._packed.read(self._packing.fed), b""
+            data, self._waiting = self._waiting or self._packed.read(self._compression.fed), b""
         try:
             unpacked = member.decompress(data, _UNPACKED)
         except Exception as error:  # noqa: BLE001 - each module has errors of its own
@@ -183,14 +183,14 @@ class Unpacked(io.RawIOBase):
     def _next_member(self, data: bytes) -> _Decompressor | None:
         """Return a decompressor for what follows a member; None at the end of the file."""
         while not (data := data.lstrip(b"\0")):  # zeros may fill up a file
-            data = self._packed.read(self._packing.fed)
+            data = self._packed.read(self._compression.fed)
             if not data:
                 return None
         self._waiting = data
-        return self._packing.make()
+        return self._compression.make()
 
     def _broken(self, reason: str) -> InputFileError:
         return InputFileError(
-            f"the file is compressed with {self._packing.name}, and broken: {reason}; check it, "
-            f"for instance with {self._packing.name} -t, and copy or make it again"
+            f"the file is compressed with {self._compression.name}, and broken: {reason}; check "
+            f"it, for instance with {self._compression.name} -t, and copy or make it again"
         )

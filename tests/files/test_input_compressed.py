@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from helpers.batch_files import a_line, refused, requests_of
 from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
-from parallel_core.files.unpacking import Unpacked, packing_of
+from parallel_core.files.unpacking import Unpacked, compression_of
 
 LINES = b"".join(json.dumps(a_line(name)).encode() + b"\n" for name in ("a", "b"))
 FOUND = [(1, "a"), (2, "b")]
@@ -176,11 +176,11 @@ def test_a_file_that_grows_a_thousandfold_needs_little_memory(tmp_path: Path, en
 )
 def test_what_was_compressed_comes_out(pieces: list[bytes], size: int, ending: str) -> None:
     packed = b"".join(map(PACKINGS[ending], pieces))
-    packing = packing_of(packed)
-    if packing is None:
+    compression = compression_of(packed)
+    if compression is None:
         assert not pieces
         return
-    stream = Unpacked(io.BytesIO(packed), packing)
+    stream = Unpacked(io.BytesIO(packed), compression)
     found = b""
     while piece := stream.read(size):
         found += piece
