@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 COMPILE := -m compileall -qq -j 0
 
-.PHONY: help docs test test-thorough test-all test-soak mutants torture demo bench bench-smoke lint format wheel constraints clean
+.PHONY: help docs test test-thorough test-all test-soak mutants messages torture demo bench bench-smoke lint format wheel constraints clean
 
 help:
 	@echo "make demo         runs through trouble, a real Router and a local server: outage, Ctrl-C, fail fast (half a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"
 	@echo "make mutants      plant thousands of small faults: do the tests find them? (hours)"
 	@echo "                  MUTANTS_OPTIONS='--group budget --every 7' chooses: see tests/mutants.py --help"
+	@echo "make messages     run all tests, and write one example of each error to tests/project/messages.txt"
 	@echo "make torture      runs that are killed and starved of disk, again and again (a quarter of an hour)"
 	@echo "                  TORTURE_OPTIONS='--scenario killed --kills 50' chooses: see --help"
 	@echo "make bench        the benchmarks, beside what you would use instead (half an hour)"
@@ -84,6 +85,10 @@ test-soak: .venv/installed
 MUTANTS_OPTIONS ?=
 mutants: .venv-mutants/installed
 	nice -n 19 .venv-mutants/bin/python tests/mutants.py $(MUTANTS_OPTIONS)
+
+# Every error that the package makes in its tests, for tests/project/test_messages.py.
+messages: .venv/installed
+	$(BIN)/python tests/messages.py --numprocesses auto --dist loadfile
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

@@ -1,0 +1,104 @@
+"""The texts of the package's errors, in its source and in the catalogue of those that were met."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from messages_hook.sitecustomize import is_error_call
+
+from .snippets import REPOSITORY
+
+PACKAGE = REPOSITORY / "parallel_core"
+CATALOGUE = REPOSITORY / "tests" / "project" / "messages.txt"
+
+
+@dataclass(frozen=True)
+class Met:
+    """An error that was met in a test: the file that made it, its class, its text."""
+
+    file: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """An error as the source has it. The pattern is None where the class makes the text."""
+
+    file: str
+    line: int
+    kind: str
+    pattern: str | None
+
+    def fits(self, met: Met) -> bool:
+        if (met.file, met.kind) != (self.file, self.kind):
+            return False
+        return self.pattern is None or re.search(self.pattern, met.text, re.DOTALL) is not None
+
+
+def templates() -> Iterator[Template]:
+    """Every error that the source makes."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if is_error_call(node):
+                assert isinstance(node, ast.Call)
+                kind = ast.unparse(node.func).rpartition(".")[2]
+                values = [*node.args, *(keyword.value for keyword in node.keywords)]
+                patterns = [found for value in values if (found := _pattern(value)) is not None]
+                yield Template(
+                    path.relative_to(PACKAGE).as_posix(),
+                    node.lineno,
+                    kind,
+                    max(patterns, key=len, default=None),
+                )
+
+
+def _pattern(value: ast.expr) -> str | None:
+    """A regular expression for the text of an expression; None if it has no text of its own."""
+    match value:
+        case ast.Constant(value=str(text)):
+            return re.escape(text)
+        case ast.JoinedStr(values=parts):
+            return "".join(_pattern(part) or ".*" for part in parts)
+        case ast.BinOp(op=ast.Add(), left=left, right=right):
+            return f"{_pattern(left) or '.*'}{_pattern(right) or '.*'}"
+        case ast.IfExp(body=body, orelse=other):
+            one, two = _pattern(body), _pattern(other)
+            return f"(?:{one or '.*'}|{two or '.*'})" if one or two else None
+        case ast.List(elts=[only]):
+            return _pattern(only)
+    return None
+
+
+def catalogue() -> list[Met]:
+    """The errors that were met, as ``make messages`` has written them."""
+    found: list[Met] = []
+    file = ""
+    for block in re.split(r"\n(?=\S)", CATALOGUE.read_text().rstrip("\n")):
+        if block.startswith("# "):
+            continue
+        if block.startswith("== "):
+            file = block.removeprefix("== ").strip()
+            continue
+        kind, _, text = block.partition("\n")
+        lines = [line.removeprefix("    ") for line in text.rstrip("\n").split("\n")]
+        found.append(Met(file, kind.strip(), "\n".join(lines)))
+    return found
+
+
+def write_catalogue(met: list[Met]) -> None:
+    """Write the catalogue, file by file."""
+    lines = [
+        "# One example of each error that the package can raise, met in its tests: make messages.",
+        "# A reader must see what is wrong, where, and what to do.",
+    ]
+    for file in sorted({one.file for one in met}):
+        lines += ["", f"== {file}"]
+        for one in sorted((one for one in met if one.file == file), key=lambda one: one.text):
+            indented = "\n".join(f"    {line}" for line in one.text.split("\n"))
+            lines += [one.kind, indented]
+    # A text may hold half of a character: a file name that is no UTF-8.
+    CATALOGUE.write_text("\n".join(lines) + "\n", errors="backslashreplace")
