@@ -50,6 +50,16 @@ class OneRayScheduling(LoadFileScheduling):  # type: ignore[misc]
         return "ray" if needs_ray else file
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave asyncio's debug mode to the thorough tests: it is asyncio with more checks."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)  # of a test with parameters
+        values = callspec.params.values() if callspec else ()
+        if any(isinstance(value, hosts.Host) and value.debug for value in values):
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRayScheduling:
     return OneRayScheduling(config, log)

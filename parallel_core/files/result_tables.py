@@ -99,7 +99,7 @@ class ResultTable:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a column is unknown, a line is not a result, or ``requests`` is invalid.
+        ValueError: a column is unknown or given twice, a line is not a result, or ``requests`` is invalid.
     """
 
     def __init__(
@@ -149,7 +149,9 @@ class ResultTable:
             usual = [*_USUAL, *_USUAL_END]
             names = [name for name in usual if name != _PROMPT or self._requests is not None]
             return [*names, *returned.places]
-        for name in columns:
+        for number, name in enumerate(columns):
+            if name in columns[:number]:
+                raise ValueError(f"the column {name!r} is given twice: give each column once")
             if name not in self._kinds:
                 raise ValueError(
                     f"there is no column {name!r}; there are: {', '.join(self._kinds)}"
@@ -159,7 +161,7 @@ class ResultTable:
                     f"the column {name!r} needs the file of requests: give it with --input "
                     "(requests)"
                 )
-        return list(dict.fromkeys(columns))
+        return list(columns)
 
     def rows(self) -> Iterator[list[Any]]:
         """Yield the values of each row, in the order of the columns. Call it once.

@@ -14,7 +14,7 @@ from parallel_core.cli.terminal import program, shell_line
 SCRIPT = Path(__file__).parent / "scripts" / "run_on_another_system.py"
 
 
-@pytest.mark.parametrize("system", ["windows", "macos"])
+@pytest.mark.parametrize("system", ["windows", pytest.param("macos", marks=pytest.mark.thorough)])
 def test_a_run(system: str, tmp_path: Path, commands: ForkedProcesses) -> None:
     process = commands.start([system, str(tmp_path)], script=SCRIPT, folder=tmp_path)
     assert process.wait() == 0, process.stderr

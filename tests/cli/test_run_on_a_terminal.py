@@ -211,6 +211,7 @@ def test_ctrl_c_on_a_terminal_stops_in_good_order(
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.thorough  # the live view is not needed for it
 def test_ctrl_c_does_not_reach_the_demo_server(bench: Bench, on_terminal: StartOnTerminal) -> None:
     bench.write(*[{"latency": 0.5}] * 2000)  # more than can be answered before the signal
     options = ["--demo", "--concurrency=20", "--grace=1000"]

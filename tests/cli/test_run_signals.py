@@ -166,6 +166,7 @@ def test_a_signal_while_litellm_is_imported_ends_it_before_anything_is_sent(
     assert not bench.path("out.jsonl").exists()
 
 
+@pytest.mark.thorough  # a fresh process; the next test forks one
 def test_nobody_reads_its_output_and_it_goes_on_all_the_same(bench: Bench) -> None:
     bench.write(*[{}] * 5)
     options = ["in.jsonl", "-o", "out.jsonl", "--config=config.yaml", "--json"]

@@ -182,6 +182,7 @@ def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
     assert bench.accepted == 5
 
 
+@pytest.mark.thorough  # test_ray_endings kills one, too
 def test_a_worker_that_dies_is_replaced_and_json_tells_it(bench: RayBench, cluster: str) -> None:
     others = set(workers_of(os.getpid()))
     bench.write(*([{"latency": 1.5}] * 6), *([PLAIN] * 6))

@@ -94,6 +94,7 @@ def test_the_example_scores_the_answers_by_their_labels(
     assert scores["all", "all"].accuracy == "80.0%"
 
 
+@pytest.mark.thorough  # an example
 def test_the_example_runs_on_the_real_reviews(
     movie_reviews: ModuleType,
     tmp_path: Path,

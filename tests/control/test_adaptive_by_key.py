@@ -136,7 +136,14 @@ def test_what_is_to_be_sent_again_is_bounded(fair: bool) -> None:
     in_virtual_time(main)
 
 
-@pytest.mark.parametrize(("tenants", "capacity"), [(2, 32), (100, 16), (1000, 32)])
+@pytest.mark.parametrize(
+    ("tenants", "capacity"),
+    [
+        pytest.param(2, 32, marks=pytest.mark.thorough),
+        (100, 16),
+        pytest.param(1000, 32, marks=pytest.mark.thorough),
+    ],
+)
 def test_tenants_that_share_a_capacity_find_it_together(tenants: int, capacity: int) -> None:
     provider = Provider(lambda _: capacity)
     best = answered_within(60, Provider(lambda _: capacity), capacity)

@@ -15,7 +15,7 @@ from parallel_core import AdaptiveConcurrency
 from parallel_core.control.adaptive_limit import AdaptiveLimit
 
 
-@pytest.mark.parametrize("capacity", [8, 16, 32, 64])
+@pytest.mark.parametrize("capacity", [8, 16, 32, pytest.param(64, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_it_finds_a_hidden_capacity(capacity: int, seed: int) -> None:
     # The best fixed concurrency is the capacity itself: nothing is rejected and nothing idle.

@@ -66,8 +66,8 @@ def test_an_attempt_that_hangs_is_a_timeout_and_is_sent_once_more(
     ("parameters", "settings", "arguments"),
     [
         ({"timeout": 0.3}, {}, {}),
-        ({}, {"timeout": 0.3}, {}),
-        ({}, {}, {"timeout": 0.3}),
+        pytest.param({}, {"timeout": 0.3}, {}, marks=pytest.mark.thorough),
+        pytest.param({}, {}, {"timeout": 0.3}, marks=pytest.mark.thorough),
         ({}, {}, {"request_timeout": 0.3}),
     ],
     ids=["deployment", "Router", "request", "request_timeout"],

@@ -15,8 +15,9 @@ import pytest
 from litellm.router import Router
 
 import parallel_core
-from helpers.hosts import EACH_LIBRARY, HOSTS, Host
+from helpers.hosts import ASYNCIO_HOSTS, EACH_LIBRARY, HOSTS, Host, name_of
 from helpers.routers import make_router, run_with_routers
+from helpers.thorough import thorough_but
 from parallel_core import (
     AdaptiveConcurrency,
     BatchTimeoutError,
@@ -127,7 +128,8 @@ def test_progress_tells_tokens_as_the_server_counts_them(
     assert not any(snapshot.finished for snapshot in snapshots[:-1])
 
 
-def test_adaptive_concurrency_has_every_request_answered(either_library: Host) -> None:
+@pytest.mark.parametrize("host", thorough_but(ASYNCIO_HOSTS, EACH_LIBRARY, name_of))
+def test_adaptive_concurrency_has_every_request_answered(host: Host) -> None:
     settings = DemoServerSettings(
         latency_median=0.02, latency_sigma=0.1, capacity=4, retry_after=0.05, models={"fast": 1.0}
     )
@@ -165,7 +167,7 @@ def test_adaptive_concurrency_has_every_request_answered(either_library: Host) -
         server.hold()  # else the first ones may have ended before the fifth is sent
         releasing = threading.Thread(target=release_when_one_is_rejected)
         releasing.start()
-        run_with_routers(either_library, main)
+        run_with_routers(host, main)
         releasing.join()
         nothing_is_left(server)
 

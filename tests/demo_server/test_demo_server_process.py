@@ -125,6 +125,7 @@ def test_process_that_cannot_start(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.startswith(f"Cannot listen on 127.0.0.1:{port}: ")
 
 
+@pytest.mark.thorough  # of the demo server
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_the_process_quietly(number: signal.Signals) -> None:
@@ -144,6 +145,7 @@ def test_signal_stops_the_process_quietly(number: signal.Signals) -> None:
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
+@pytest.mark.thorough  # of the demo server
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_process_ends_with_a_parent_that_is_killed() -> None:
     # The server has the parent's standard error: its end is that of both.
@@ -167,6 +169,7 @@ def test_process_ends_with_a_parent_that_is_killed() -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
+@pytest.mark.thorough  # of the demo server
 @pytest.mark.skipif(sys.platform == "win32", reason="its pipes fail otherwise")
 def test_process_whose_address_nobody_reads_says_so() -> None:
     reading, writing = os.pipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from helpers.failures_matrix import Cell, FailuresOfAWay, send_by_library
 from helpers.forked_processes import ForkedProcesses
@@ -10,6 +11,8 @@ from helpers.hosts import ASYNCIO_HOSTS
 
 
 class TestAsyncio(FailuresOfAWay):
+    daily: ClassVar = [("auto", 1)]
+
     @staticmethod
     def send(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
         send_by_library(ASYNCIO_HOSTS[0], cells)

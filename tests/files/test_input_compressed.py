@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.batch_files import a_line, refused, requests_of
+from helpers.thorough import thorough_but
 from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
 from parallel_core.files.unpacking import Unpacked, compression_of
@@ -153,7 +154,7 @@ def test_a_compressed_file_that_changes_is_refused(tmp_path: Path) -> None:
             list(file.requests())
 
 
-@each_packing
+@pytest.mark.parametrize("ending", thorough_but(["gz", "zst"], PACKINGS))
 def test_a_file_that_grows_a_thousandfold_needs_little_memory(tmp_path: Path, ending: str) -> None:
     size = 80 << 20
     path = tmp_path / f"in.jsonl.{ending}"

@@ -341,6 +341,7 @@ def test_a_table_that_changes_is_refused(tmp_path: Path) -> None:
             next(file.requests())
 
 
+@pytest.mark.thorough  # a large file
 def test_a_large_table_needs_little_memory(tmp_path: Path) -> None:
     texts = [os.urandom(10_000).hex() for _ in range(4000)]  # 80 MB, in one group of rows
     table = pa.table({"text": texts, "same": ["y" * 20_000] * 4000})

@@ -22,6 +22,7 @@ import parallel_core
 from helpers.forked_processes import ForkedProcesses
 from helpers.hosts import Host
 from helpers.routers import run_with_routers
+from helpers.thorough import thorough_but
 from parallel_core import AdaptiveConcurrency, classify_failure
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
 
@@ -83,8 +84,6 @@ Send: TypeAlias = "Callable[[list[Cell], Path, ForkedProcesses], None]"
 CELLS: list[tuple[Concurrency, int]] = [
     (concurrency, deployments) for concurrency in ("fixed", "auto") for deployments in (1, 2, 3)
 ]
-# A call through litellm costs 15 ms of CPU, whatever becomes of it.
-DAILY: list[tuple[Concurrency, int]] = [("auto", 1), ("fixed", 3)]
 
 
 @dataclass
@@ -239,9 +238,11 @@ class FailuresOfAWay:
 
     Attributes:
         ahead: factor by which requests on their way may exceed those in flight.
+        daily: the cells that `make test` takes: a call through litellm costs 15 ms of CPU.
     """
 
     ahead: ClassVar = 1
+    daily: ClassVar[list[tuple[Concurrency, int]]] = []
 
     @staticmethod
     def send(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:
@@ -252,7 +253,7 @@ class FailuresOfAWay:
     def daily_cells(
         cls, tmp_path_factory: pytest.TempPathFactory, commands: ForkedProcesses
     ) -> Iterator[Any]:
-        with ran(cls.send, DAILY, tmp_path_factory.mktemp("daily"), commands) as cells:
+        with ran(cls.send, cls.daily, tmp_path_factory.mktemp("daily"), commands) as cells:
             yield cells
 
     @pytest.fixture(scope="class")
@@ -260,22 +261,18 @@ class FailuresOfAWay:
     def other_cells(
         cls, tmp_path_factory: pytest.TempPathFactory, commands: ForkedProcesses
     ) -> Iterator[Any]:
-        others = [cell for cell in CELLS if cell not in DAILY]
+        others = [cell for cell in CELLS if cell not in cls.daily]
         with ran(cls.send, others, tmp_path_factory.mktemp("other"), commands) as cells:
             yield cells
 
-    @pytest.fixture(
-        params=[
-            pytest.param(
-                cell,
-                marks=[] if cell in DAILY else pytest.mark.thorough,
-                id="-".join(map(str, cell)),
-            )
-            for cell in CELLS
-        ]
-    )
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "cell" in metafunc.fixturenames:
+            cells = thorough_but(self.daily, CELLS, lambda cell: "-".join(map(str, cell)))
+            metafunc.parametrize("cell", cells, indirect=True)
+
+    @pytest.fixture
     def cell(self, request: pytest.FixtureRequest) -> Any:
-        daily = request.param in DAILY
+        daily = request.param in self.daily
         return request.getfixturevalue("daily_cells" if daily else "other_cells")[request.param]
 
     @pytest.mark.parametrize("model", PASSING)

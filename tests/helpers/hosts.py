@@ -55,6 +55,10 @@ class Host:
             return result
 
 
+def name_of(host: Host) -> str:
+    return host.name
+
+
 def assert_nothing_left_in_asyncio() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not others, others

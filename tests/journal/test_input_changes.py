@@ -17,6 +17,7 @@ import pytest
 
 from helpers.disks import UnsyncedDisk
 from helpers.journal_values import append, line_of
+from helpers.thorough import thorough_but
 from parallel_core.errors import ChangedRequestsError, DifferentRunError, JournalError
 from parallel_core.journal import (
     AskedRequests,
@@ -366,8 +367,15 @@ class WatchedDisk(UnsyncedDisk):
         self._look()
 
 
-@pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("on_changed", ["resend", "keep"])
+@pytest.mark.parametrize(
+    ("on_changed", "split"),
+    [
+        ("resend", True),
+        ("keep", False),
+        pytest.param("resend", False, marks=pytest.mark.thorough),
+        pytest.param("keep", True, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_crash_at_any_step_never_takes_an_old_answer_for_a_new_one(
     paths: RunPaths, split_paths: RunPaths, split: bool, on_changed: OnChanged
 ) -> None:
@@ -458,7 +466,7 @@ def test_a_disk_that_is_full_at_the_beginning_loses_no_answer(split_paths: RunPa
     assert broken > 8
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", thorough_but(range(6), range(24)))
 def test_the_output_always_answers_what_is_asked_or_was_kept(tmp_path: Path, seed: int) -> None:
     """Inputs change at random, and runs are cut off at random, in every mode."""
     random_ = random.Random(seed)

@@ -125,6 +125,7 @@ def test_a_cell_begins_at_the_depth_it_is_told() -> None:
     assert at_depth(25, depth) - at_depth(0, depth) == 25
 
 
+@pytest.mark.thorough  # of a benchmark
 @in_a_checkout
 def test_a_cell_that_fails_or_hangs_is_told_from_one_that_measures() -> None:
     good = {"call": "no-op", "results": "as a list", "concurrency": 2, "calls": 10}
@@ -157,6 +158,7 @@ def check_promises(answer: Answer) -> None:
         assert gather.values("left_running") == [8]  # a benchmark that finds no leak would be blind
 
 
+@pytest.mark.thorough  # of a benchmark
 @in_a_checkout
 @pytest.mark.parametrize("name", sorted(PROMISES))
 def test_what_is_promised_is_measured(name: str) -> None:
@@ -177,6 +179,7 @@ def test_what_is_promised_is_measured(name: str) -> None:
 MOST_QUESTIONS = [name for name in QUESTIONS if name != "router_throughput"]
 
 
+@pytest.mark.thorough  # of a benchmark
 @in_a_checkout
 @pytest.mark.parametrize(
     "names",
@@ -231,6 +234,7 @@ def test_the_profile_of_the_end_tells_every_moment() -> None:
     assert moments[-1][1] == "the caller has the exception"
 
 
+@pytest.mark.thorough  # of a benchmark
 @in_a_checkout
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -250,6 +254,7 @@ def test_bad_options_are_refused(options: list[str], message: str) -> None:
     assert message in done.stderr
 
 
+@pytest.mark.thorough  # of a benchmark
 @in_a_checkout
 @pytest.mark.parametrize("text", ["{", "{}", '{"machine": {}, "rounds": 1, "answers": [{}]}'])
 def test_a_file_that_is_not_ours_is_refused(text: str, tmp_path: Path) -> None:

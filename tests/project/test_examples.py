@@ -23,6 +23,7 @@ PARAMS = [
 ]
 
 
+@pytest.mark.thorough  # the snippets of the README make the same calls
 @pytest.mark.parametrize("example", PARAMS)
 def test_an_example(example: Path, run: Run) -> None:
     done = run(["python", str(example)])

@@ -14,20 +14,15 @@ from typing import Any
 import pytest
 
 from helpers.snippets import REPOSITORY, Run, needs_ray, snippets, write_files, written
+from helpers.thorough import thorough_but
 
-# They take seconds, and tests of what they show are quicker.
-SLOW_IN_PYTHON = {"failures.md-2", "streaming.md-1"}
-SLOW_IN_CONSOLE = {"cli.md-1", "cli.md-2", "failures.md-1", "guides/file-overnight.md-1"}
+# What a reader tries first. The others take seconds, and tests of what they show are quicker.
+DAILY = re.compile(r"README|start/|guides/(?!file-overnight)")
 
 
-def params(language: str, slow: set[str]) -> list[Any]:
-    found = snippets(language)
-    assert slow <= found.keys()
-    return [
-        pytest.param(name, id=name, marks=[pytest.mark.thorough] if name in slow else [])
-        for name, text in found.items()
-        if not needs_ray(text)
-    ]
+def params(language: str) -> list[Any]:
+    names = [name for name, text in snippets(language).items() if not needs_ray(text)]
+    return thorough_but(list(filter(DAILY.match, names)), names)
 
 
 def check_python(snippet: str, run: Run, base_url: str, folder: Path, *, afresh: bool) -> None:
@@ -37,7 +32,7 @@ def check_python(snippet: str, run: Run, base_url: str, folder: Path, *, afresh:
     assert "parallel_core" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", params("python", SLOW_IN_PYTHON))
+@pytest.mark.parametrize("name", params("python"))
 def test_a_python_snippet(name: str, run: Run, environment: dict[str, str], tmp_path: Path) -> None:
     snippet = snippets("python")[name]
     check_python(snippet, run, environment["OPENAI_BASE_URL"], tmp_path, afresh=False)
@@ -51,7 +46,7 @@ def test_the_first_python_snippet_afresh(
     check_python(snippet, run, environment["OPENAI_BASE_URL"], tmp_path, afresh=True)
 
 
-@pytest.mark.parametrize("name", params("console", SLOW_IN_CONSOLE))
+@pytest.mark.parametrize("name", params("console"))
 def test_a_console_snippet(name: str, run: Run, tmp_path: Path) -> None:
     check_console(name, run, tmp_path, afresh=False)
 

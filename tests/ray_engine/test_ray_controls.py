@@ -183,6 +183,7 @@ def test_a_budget_is_a_hard_cap_of_all_workers(
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # a budget of all workers is tested, too
 def test_an_adaptive_limit_and_a_rate_limit_are_of_all_workers(
     asyncio_only: Host, server: DemoServerThread
 ) -> None:

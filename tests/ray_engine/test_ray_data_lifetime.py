@@ -83,6 +83,7 @@ def test_a_budget_is_one_for_all_batches() -> None:
     assert len(calls) == 3
 
 
+@pytest.mark.thorough  # a pipeline of Ray Data
 def test_a_total_timeout_is_of_each_batch() -> None:
     asked: list[str] = []
 

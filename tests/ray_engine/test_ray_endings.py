@@ -46,7 +46,6 @@ pytestmark = [
 DAILY = {
     ("trio", "fail-fast"),
     ("trio", "cancel"),
-    ("asyncio", "fail-fast"),
     ("asyncio", "break"),
     ("asyncio-uvloop", "aclose"),
 }
@@ -207,6 +206,7 @@ async def _process_of_a_worker(actor: Any) -> int:
     return int(await function.remote(lambda _: os.getpid()))
 
 
+@pytest.mark.thorough  # test_fleet_losses has it without Ray
 def test_a_request_that_kills_its_workers_is_an_error_and_no_other_is(asyncio_only: Host) -> None:
     async def main() -> None:
         batch = iter_parallel_acompletions(

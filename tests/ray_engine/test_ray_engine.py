@@ -13,10 +13,11 @@ import pytest
 
 import parallel_core
 from helpers.answering_server import answering_server
-from helpers.hosts import Host
+from helpers.hosts import EACH_LIBRARY, HOSTS, TRIO, Host, name_of
 from helpers.ray_requests import fast, is_there, request
 from helpers.ray_routers import HttpRouter, bare_callable, broken, exits_elsewhere, scripted
 from helpers.ray_runtime import IGNORED_WARNINGS
+from helpers.thorough import thorough_but
 from parallel_core import (
     classify_failure,
     ray_engine,
@@ -69,6 +70,7 @@ def test_an_answer_without_choices_is_a_failure(asyncio_only: Host) -> None:
     asyncio_only.run(main)
 
 
+@pytest.mark.parametrize("host", thorough_but(EACH_LIBRARY, HOSTS, name_of))
 def test_every_result_comes_once_in_every_world(host: Host) -> None:
     async def main() -> list[int]:
         batch = iter_parallel_acompletions(
@@ -96,9 +98,8 @@ def test_every_result_comes_once_in_every_world(host: Host) -> None:
     assert host.run(main) == list(range(20))
 
 
-def test_workers_call_other_operations_than_chat(
-    either_library: Host, server: DemoServerThread
-) -> None:
+@pytest.mark.parametrize("host", thorough_but([TRIO], EACH_LIBRARY, name_of))
+def test_workers_call_other_operations_than_chat(host: Host, server: DemoServerThread) -> None:
     async def main() -> None:
         async with open_ray_router(HttpRouter(server.url), workers=1, concurrency=3) as router:
             requests = [{"model": "fast", "input": [f"text {n}"]} for n in range(10)]
@@ -122,10 +123,11 @@ def test_workers_call_other_operations_than_chat(
                 await parallel_core.parallel_calls(router, [{"model": "none", "input": "x"}])
 
     finished = server.stats().finished
-    either_library.run(main)
+    host.run(main)
     assert server.stats().finished == finished + 13
 
 
+@pytest.mark.parametrize("host", thorough_but([TRIO], HOSTS, name_of))
 def test_a_router_of_workers_serves_many_batches(host: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1, concurrency=3) as router:

@@ -197,6 +197,7 @@ def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
     assert "a pause of 1 h 01 min" in page.text
 
 
+@pytest.mark.thorough  # imports matplotlib
 def test_pictures_are_drawn_by_matplotlib(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = invoke(nasty_run(tmp_path), "--png", tmp_path / "a" / "b")

@@ -54,8 +54,15 @@ directly = pytest.mark.parametrize("direct", [False, True], ids=["plain", "direc
 on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
 
-@directly
-@pytest.mark.parametrize("library", ["trio", "asyncio"])
+@pytest.mark.parametrize(
+    ("library", "direct"),
+    [
+        ("trio", True),
+        ("asyncio", False),
+        pytest.param("trio", False, marks=pytest.mark.thorough),
+        pytest.param("asyncio", True, marks=pytest.mark.thorough),
+    ],
+)
 def test_streams_over_http(
     library: Literal["trio", "asyncio"], server: DemoServerThread, direct: bool
 ) -> None:

@@ -15,6 +15,7 @@ import trio.testing
 import parallel_core
 from helpers.hosts import thread_names
 from helpers.routers import make_router
+from helpers.thorough import thorough_but
 from helpers.trio_routers import (
     SERVER_TIMEOUT,
     UNDER_TRIO_ASYNCIO,
@@ -31,6 +32,7 @@ from parallel_core.demo_server import DemoServerSettings, DemoServerThread, demo
 from parallel_core.litellm_patch import patch
 
 
+@pytest.mark.parametrize("name", thorough_but(["thread"], names()))
 def test_results(name: Any, server: DemoServerThread) -> None:
     router = make_router(server)
 
@@ -239,6 +241,7 @@ def test_callbacks_of_litellm_run_before_the_run_ends(
 
 
 # --- many calls ---
+@pytest.mark.thorough  # every test here asserts what is left
 @pytest.mark.parametrize("calls", [300, pytest.param(1_000, marks=pytest.mark.thorough)])
 def test_many_calls_leave_tasks_threads_and_files_flat(
     calls: int, server: DemoServerThread

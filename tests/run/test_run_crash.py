@@ -37,6 +37,7 @@ def test_a_real_run_that_is_killed_ends_with_each_answer_once(small: Torture) ->
     )
 
 
+@pytest.mark.thorough  # the real run is killed, too
 def test_a_light_run_that_is_killed_ends_with_each_answer_once(small: Torture) -> None:
     check(torture.killed(dataclasses.replace(small, latency=0.01)))
 
@@ -50,6 +51,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_each_answer_once(small: 
     assert measured.kills >= 6
 
 
+@pytest.mark.thorough  # test_run_signals ends runs by signals
 def test_a_run_that_is_terminated_pays_for_nothing_twice(small: Torture) -> None:
     measured = torture.terminated(small)
     check(measured)
@@ -64,6 +66,7 @@ def test_failed_requests_of_runs_that_are_killed_are_answered_in_the_end(
     check(torture.badly_served(small, split=split))
 
 
+@pytest.mark.thorough  # tests/journal cuts a sort at each step
 def test_a_run_that_is_killed_while_it_sorts_loses_nothing(small: Torture) -> None:
     measured = torture.killed_while_sorting(dataclasses.replace(small, kills=3))
     check(measured)
@@ -89,6 +92,7 @@ def test_a_disk_that_is_full_loses_no_answer_and_pays_for_none_again(small: Tort
     check(measured)
 
 
+@pytest.mark.thorough  # the same errors as a full disk
 def test_a_file_that_must_not_grow_loses_no_answer_and_pays_for_none_again(small: Torture) -> None:
     check(torture.file_too_large(small))
 
@@ -97,8 +101,13 @@ def test_a_file_that_must_not_grow_loses_no_answer_and_pays_for_none_again(small
     ("scenario", "sabotage", "problem"),
     [
         (torture.killed, "forgets", "more than once"),
-        (torture.terminated, "writes-torn", "no result"),
-        (torture.file_too_large, "rescues-nothing", "nothing was rescued"),
+        pytest.param(torture.terminated, "writes-torn", "no result", marks=pytest.mark.thorough),
+        pytest.param(
+            torture.file_too_large,
+            "rescues-nothing",
+            "nothing was rescued",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_a_broken_promise_is_noticed(

@@ -41,7 +41,12 @@ def write(folder: Path, port: int, number: int) -> None:
     [
         pytest.param(40, [], id="plain lines", marks=pytest.mark.thorough),
         pytest.param(1, [], id="one request"),
-        pytest.param(40, ["--concurrency=auto", "--json"], id="auto, JSON"),
+        pytest.param(
+            40,
+            ["--concurrency=auto", "--json"],
+            id="auto, JSON",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_a_server_that_is_not_up_yet_is_waited_for(

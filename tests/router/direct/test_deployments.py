@@ -10,6 +10,7 @@ import pytest
 
 from helpers.direct_parity import Way, router_of, send, unlike
 from helpers.recording_provider import Answer, Canned, Kept, recording_provider
+from helpers.thorough import thorough_but
 from parallel_core.router_hosts.litellm_loop import close_clients_of_this_loop
 
 
@@ -158,15 +159,7 @@ REWRITTEN: Mapping[str, tuple[Mapping[str, Any], Answer | None]] = {
 OF_EVERY_DAY = ("azure", "litellm-proxy", "anthropic", "gemini")
 
 
-def thorough_but(names: Any) -> list[Any]:
-    thorough = pytest.mark.thorough
-    return [
-        pytest.param(name, marks=() if name in OF_EVERY_DAY else thorough, id=name)
-        for name in names
-    ]
-
-
-@pytest.mark.parametrize("name", thorough_but(OPEN))
+@pytest.mark.parametrize("name", thorough_but(OF_EVERY_DAY, OPEN))
 def test_providers_for_which_the_lane_is_open(name: str) -> None:
     deployment, answer = OPEN[name]
     requests = [ask("group"), ask("group"), ask("group", temperature=0.5, max_tokens=7)]
@@ -175,7 +168,7 @@ def test_providers_for_which_the_lane_is_open(name: str) -> None:
     assert [outcome["class"].__name__ for outcome in way.outcomes[:3]] == ["ModelResponse"] * 3
 
 
-@pytest.mark.parametrize("name", thorough_but(REWRITTEN))
+@pytest.mark.parametrize("name", thorough_but(OF_EVERY_DAY, REWRITTEN))
 def test_providers_whose_requests_litellm_makes(name: str) -> None:
     deployment, answer = REWRITTEN[name]
     way = compare({"group": [deployment]}, [ask("group")] * 3, answer, num_retries=0)
@@ -184,7 +177,7 @@ def test_providers_whose_requests_litellm_makes(name: str) -> None:
     assert [outcome["class"].__name__ for outcome in way.outcomes[:3]] == ["ModelResponse"] * 3
 
 
-@pytest.mark.parametrize("name", thorough_but([*OPEN, *REWRITTEN]))
+@pytest.mark.parametrize("name", thorough_but(OF_EVERY_DAY, [*OPEN, *REWRITTEN]))
 def test_providers_that_refuse_the_key(name: str) -> None:
     deployment, _ = {**OPEN, **REWRITTEN}[name]
     settings = {"num_retries": 0, "disable_cooldowns": True}

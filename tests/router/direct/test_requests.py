@@ -70,7 +70,7 @@ async def send_cases(direct: Any) -> Way:
     ("host", "direct"),
     [
         (ASYNCIO, True),
-        (TRIO, True),
+        pytest.param(TRIO, True, marks=pytest.mark.thorough),
         pytest.param(ASYNCIO, "verify", marks=pytest.mark.thorough),
     ],
     ids=["asyncio", "trio", "verify"],

@@ -67,7 +67,7 @@ class Given(httpx.AsyncByteStream):
         pass
 
 
-@pytest.fixture(params=[1, 7])
+@pytest.fixture(params=[1, pytest.param(7, marks=pytest.mark.thorough)])
 def _in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut what the lane gets into pieces, so that a line comes without the next one."""
 

@@ -26,7 +26,9 @@ from parallel_core.router.direct.lines import BodyLines
 ASYNCIO = ASYNCIO_HOSTS[0]
 
 
-@pytest.mark.parametrize("model", ["openai/fast", "hosted_vllm/fast"])
+@pytest.mark.parametrize(
+    "model", ["openai/fast", pytest.param("hosted_vllm/fast", marks=pytest.mark.thorough)]
+)
 def test_streams_are_alike(model: str) -> None:
     bodies = {**PLAIN_STREAMS, **OTHER_STREAMS}
 
