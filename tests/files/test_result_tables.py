@@ -256,7 +256,7 @@ def test_data_frames(results: Path, requests: Path) -> None:
         ("t.csv", {"columns": ["id", "nothing"]}, "no column 'nothing'; there are: id, ok"),
         ("t.csv", {"columns": ["prompt"]}, "'prompt' needs the file of requests"),
         ("t.csv", {"columns": []}, "columns has no names"),
-        ("t.csv", {"columns": ["custom_id", "custom_id"]}, "'custom_id' is given twice"),
+        ("t.csv", {"columns": ["id", "id"]}, "'id' is given twice"),
     ],
 )
 def test_what_is_refused(
