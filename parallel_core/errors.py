@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from parallel_core.quantities import counted
+
 if TYPE_CHECKING:
     from .types import Usage
 
@@ -172,7 +174,7 @@ class BudgetExceededError(RebuiltError):
 
 
 class NotSentError(RebuiltError):
-    """A request was not sent, because no request of its model can get through.
+    """A request was not sent, or not again, because no request of its model can get through.
 
     It is the exception of its result. Earlier requests of the same model failed for a reason that
     is not their own: the key was refused, the credit is used up, the server is away. That failure
@@ -184,15 +186,20 @@ class NotSentError(RebuiltError):
         reason: the reason in one sentence, without contents and keys.
         too_long: the wait that exceeds ``Retry.max_wait``: the one that the provider asks for, or
             the outage so far. Empty if waiting would not help.
+        attempts: earlier attempts of the request, which all failed.
     """
 
-    def __init__(self, index: int, model: str | None, reason: str, too_long: str = "") -> None:
+    def __init__(
+        self, index: int, model: str | None, reason: str, too_long: str = "", attempts: int = 0
+    ) -> None:
         because = f"{reason}; {too_long}" if too_long else reason
-        super().__init__(f"{_request(index, model)} was not sent: {because}")
+        again = f" again after {counted(attempts, 'attempt')}" if attempts else ""
+        super().__init__(f"{_request(index, model)} was not sent{again}: {because}")
         self.index = index
         self.model = model
         self.reason = reason
         self.too_long = too_long
+        self.attempts = attempts
 
 
 class EmptyResponseError(PartialAnswerError):
@@ -256,7 +263,7 @@ class StreamInterruptedError(PartialAnswerError):
         time_to_first_chunk: float | None = None,
         is_complete: bool = False,
     ) -> None:
-        happened = f"broke off after {_characters(text)}"
+        happened = f"broke off after {counted(len(text), 'character')}"
         if is_complete:
             happened = "arrived, but its chunks cannot be put together; on_chunk receives them"
         message = f"the stream of {_request(index, model)} {happened}"
@@ -289,7 +296,7 @@ class StreamStalledError(PartialAnswerError, TimeoutError):
     ) -> None:
         message = (
             f"the stream of {_request(index, model)} gave nothing for {limit:g} s after "
-            f"{_characters(text)}"
+            f"{counted(len(text), 'character')}"
         )
         super().__init__(message, text, usage, time_to_first_chunk)
         self.index = index
@@ -575,10 +582,6 @@ def _difference(name: str, old: object, new: object) -> str:
 
 def _request(index: int, model: str | None) -> str:
     return f"request {index}" if model is None else f"request {index} (model {model!r})"
-
-
-def _characters(text: str) -> str:
-    return "1 character" if len(text) == 1 else f"{len(text)} characters"
 
 
 def _shown(value: object) -> str:

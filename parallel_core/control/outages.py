@@ -27,6 +27,7 @@ class Attempts:
     first_began: float
     first_failed: float
     sent: int = 0  # calls of the Router
+    pauses: int = 0  # of these, calls that the Router did not send: all deployments pause
     failed: int = 0  # attempts that failed on every deployment
     tried: set[str] = field(default_factory=set[str])  # deployments tried in this attempt
     timeouts: int = 0

@@ -269,8 +269,8 @@ class Retrying:
     def _check_gate(self, index: int, model: str | None, gate: Gate) -> None:
         """Raise an exception if the gate of its model lets no request through."""
         if gate.doomed is not None:
-            self._attempts.pop(index, None)
-            raise not_sent(index, model, gate.doomed, gate.doomed_by_wait)
+            earlier = self._attempts.pop(index, None)
+            raise not_sent(index, model, gate.doomed, gate.doomed_by_wait, earlier)
         if gate.in_flight < gate.allowed or gate.cause is None:
             return
         # This is not an attempt: the order could not hold the request back.
@@ -307,6 +307,7 @@ class Retrying:
         attempts = self._attempts.pop(index, None) or Attempts(model, began, now)
         failed = _FailedAttempt(item, attempts, began, now, error, classify(error))
         attempts.sent += 1
+        attempts.pauses += failed.failure.kind == "cooling_down"
         attempts.timeouts += failed.failure.kind == "timeout"
         was_sent = failed.failure.kind != "cooling_down"
         fails_over = self._can_fail_over(failed)
@@ -330,7 +331,7 @@ class Retrying:
             failed.blame((classify(cause), not_sent(index, model, cause)))
         self._count_failure(failed, cause, gate)
         if failed.failure.kind == "cooling_down" and gate.doomed is not None:
-            return not_sent(index, model, gate.doomed, gate.doomed_by_wait)
+            return not_sent(index, model, gate.doomed, gate.doomed_by_wait, attempts)
         wait = 0.0 if fails_over else self._wait(failed, gate)
         if wait is None:
             return failed.error
@@ -418,8 +419,15 @@ class Retrying:
             self._engine.recheck()
 
 
-def not_sent(index: int, model: str | None, cause: Exception, why: str = "") -> NotSentError:
-    """Return the error of a request that is not sent because of the failures of others."""
-    error = NotSentError(index, model, classify(cause).reason, why)
+def not_sent(
+    index: int,
+    model: str | None,
+    cause: Exception,
+    too_long: str = "",
+    attempts: Attempts | None = None,
+) -> NotSentError:
+    """Return the error of a request that is not sent (again) because of the failures of others."""
+    sent = 0 if attempts is None else attempts.sent - attempts.pauses
+    error = NotSentError(index, model, classify(cause).reason, too_long, sent)
     error.__cause__ = cause
     return error

@@ -99,7 +99,8 @@ class ResultTable:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a column is unknown or given twice, a line is not a result, or ``requests`` is invalid.
+        ValueError: a column is unknown or given twice, a line is not a result, or ``requests`` is
+            invalid.
     """
 
     def __init__(

@@ -110,6 +110,10 @@ def test_a_pause_of_the_router_is_shown_as_what_caused_it(concurrency: Any, numb
         assert isinstance(result.exception, NotSentError)
         assert isinstance(result.exception.__cause__, ConnectionRefusedError)
         assert result.exception.too_long.startswith("the Router asks to wait 5 s, more than Retry")
+        # A pause of the Router is not an attempt that was sent.
+        assert result.exception.attempts == min(1, result.attempts)
+        again = " again after 1 attempt" if result.attempts else ""
+        assert f"was not sent{again}: no connection to the server; the" in str(result.exception)
 
     def back_soon(model: str, attempt: int) -> Exception | None:
         return refused_first(model, attempt) if trio.current_time() < back_at else None
