@@ -78,7 +78,7 @@ def iter_parallel_calls(
             been sent. A bad item of a lazy source becomes the result of its index, or the first
             error if fail-fast.
         TypeError: an argument has the wrong type, or there is no such option.
-        ValueError: the Router has no such operation (the message lists those that it has), a value
+        ValueError: the Router has no such operation (the message names those it has), a value
             is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
     """
@@ -150,7 +150,7 @@ async def parallel_calls(
             been sent. A bad item of a lazy source becomes the result of its index, or the first
             error if fail-fast.
         TypeError: an argument has the wrong type, or there is no such option.
-        ValueError: the Router has no such operation (the message lists those that it has), a value
+        ValueError: the Router has no such operation (the message names those it has), a value
             is out of its range, or two options contradict each other.
         RuntimeError: called where neither asyncio nor trio is running, or there is no such host.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
@@ -216,7 +216,7 @@ def parallel_calls_sync(
             been sent. A bad item of a lazy source becomes the result of its index, or the first
             error if fail-fast.
         TypeError: an argument has the wrong type, or there is no such option.
-        ValueError: the Router has no such operation (the message lists those that it has), a value
+        ValueError: the Router has no such operation (the message names those it has), a value
             is out of its range, or two options contradict each other.
         Exception: what ends the batch: the first error of a fail-fast batch, or what the source
             raised. The exception, also a KeyboardInterrupt, has the finished results in its

@@ -78,7 +78,7 @@ def check_operation(router: object, operation: object) -> None:
 
     Raises:
         TypeError: ``operation`` is not a str.
-        ValueError: there is no such method. The message lists those that there are.
+        ValueError: there is no such method. The message names one that is spelt nearly so, or all.
     """
     if not isinstance(operation, str):
         raise TypeError(
@@ -93,10 +93,10 @@ def check_operation(router: object, operation: object) -> None:
         names = [name for name in names if name.startswith("a") and not name.startswith("async_")]
     names = [name for name in names if async_method(itself, name) is not None]
     close = difflib.get_close_matches(operation, names, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else "."
+    # A Router has more than a hundred.
+    advice = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names) or 'none'}"
     raise ValueError(
-        f"operation: {type(itself).__qualname__} has no async method {operation!r}{meant} It has "
-        f"{', '.join(names) or 'none'}"
+        f"operation: {type(itself).__qualname__} has no async method {operation!r}; {advice}"
     )
 
 
