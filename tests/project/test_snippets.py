@@ -16,7 +16,7 @@ import pytest
 from helpers.snippets import REPOSITORY, Run, needs_ray, snippets, write_files, written
 
 # They take seconds, and tests of what they show are quicker.
-SLOW_IN_PYTHON = {"failures.md-2", "streaming.md-1"}
+SLOW_IN_PYTHON = {"streaming.md-1"}
 SLOW_IN_CONSOLE = {"cli.md-1", "cli.md-2", "failures.md-1", "guides/file-overnight.md-1"}
 
 
