@@ -178,7 +178,8 @@ class NotSentError(RebuiltError):
 
     It is the exception of its result. Earlier requests of the same model failed for a reason that
     is not their own: the key was refused, the credit is used up, the server is away. That failure
-    is the ``__cause__``.
+    is the ``__cause__``. A request that waited to be sent again gets this error, too: ``attempts``
+    of its result says how often it was sent before.
 
     Attributes:
         index: index of the request.

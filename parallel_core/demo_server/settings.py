@@ -76,7 +76,7 @@ class DemoServerSettings:
         keep_requests: number of newest requests that are kept with their answers, for
             ``GET /requests``; at most 64 MiB of them. 0: none.
         models: the models' names, each with the factor (no unit) of its latency and its time to
-            first token.
+            first token. A request for another model is answered with 404.
         trouble: what happens to requests of certain models or keys, for a time or always; see
             :class:`Trouble`. The first that is due for a request takes precedence over the rates.
     """

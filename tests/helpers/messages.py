@@ -60,7 +60,7 @@ def _pattern(value: ast.expr) -> str | None:
     """A regular expression for the text of an expression; None if it has no text of its own."""
     match value:
         case ast.Constant(value=str(text)):
-            return re.escape(text)
+            return None if re.fullmatch("[a-z_]+", text) else re.escape(text)  # None: a code
         case ast.JoinedStr(values=parts):
             return "".join(_pattern(part) or ".*" for part in parts)
         case ast.BinOp(op=ast.Add(), left=left, right=right):

@@ -52,7 +52,8 @@ class Noting(ast.NodeTransformer):
         self.generic_visit(node)
         if not is_error_call(node):
             return node
-        arguments: list[ast.expr] = [node, ast.Constant(self._file)]
+        place = ast.Constant(self._file), ast.Constant(node.lineno)
+        arguments: list[ast.expr] = [node, *place]
         noted = ast.Call(ast.Name(NOTE, ast.Load()), arguments, [])
         return ast.fix_missing_locations(ast.copy_location(noted, node))
 
@@ -85,16 +86,15 @@ class Finder:
 
 def install(notes: str) -> None:
     """Note the errors of this process in a file."""
-    known: dict[tuple[str, str], set[str]] = {}
+    known: dict[tuple[str, int], set[str]] = {}
 
-    def note(error: Any, file: str) -> Any:
-        place = file, type(error).__name__
-        texts = known.setdefault(place, set())
+    def note(error: Any, file: str, line_number: int) -> Any:
+        texts = known.setdefault((file, line_number), set())
         if len(texts) < MOST_OF_ONE_PLACE:
             text = text_of(error)
             if text not in texts:
                 texts.add(text)
-                line = json.dumps([*place, text]) + "\n"
+                line = json.dumps([file, type(error).__name__, text]) + "\n"
                 with suppress(OSError):  # a test that forbids this process to write
                     descriptor = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                     try:

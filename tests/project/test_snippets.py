@@ -17,7 +17,7 @@ from helpers.snippets import REPOSITORY, Run, needs_ray, snippets, write_files, 
 from helpers.thorough import thorough_but
 
 # What a reader tries first. The others take seconds, and tests of what they show are quicker.
-DAILY = re.compile(r"README|start/|guides/(?!file-overnight)")
+DAILY = re.compile(r"README|start/")
 
 
 def params(language: str) -> list[Any]:
