@@ -48,7 +48,9 @@ class InputFile:
         format: ``"auto"`` uses the ending of the name for all others: ``.csv`` and ``.tsv``,
             ``.txt``, and JSON lines for the rest.
         template: makes a prompt of a row, for instance ``"Translate: {{text}}"``. CSV needs one;
-            text without one sends each line unchanged. JSON lines with one are rows, too.
+            text without one sends each line unchanged. JSON lines with one are rows, too. Values
+            that are no text become JSON. In Parquet and Arrow, null becomes an empty text, dates
+            have ISO form, and bytes must be UTF-8.
         system: makes a system message before each prompt, in the same way.
         parameters: parameters of the requests that do not have them: ``{"temperature": 0}``.
         model: model of the lines that name none. CSV, text and a template need it.
@@ -61,6 +63,7 @@ class InputFile:
         trust_input: also send members that litellm takes as its own settings: keys, addresses,
             retries, prices.
         max_line: MiB of the longest line, element or row that is read; a longer one is a bad line.
+            Reading one takes several times its size of memory.
         endpoint: endpoint of the lines that have no ``url``: ``chat``, ``responses``,
             ``embeddings``, ``completions``, ``moderations`` or ``rerank``. None: the members of a
             line say it, and CSV and text are prompts of chat.

@@ -1,4 +1,4 @@
-"""The examples and the tables of docs/file-formats.md are true."""
+"""The examples and tables of docs/file-formats.md and docs/reference/translation.md are true."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from parallel_core.files.batch_input import InputFile
 from parallel_core.files.endpoints import ENDPOINTS
 from parallel_core.files.formats import anthropic_lines, gemini_lines
 
-PAGE = (Path(__file__).parents[2] / "docs" / "file-formats.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "file-formats.md").read_text(encoding="utf-8")
+TRANSLATION = (DOCS / "reference" / "translation.md").read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    """Return a section of the page, with the smaller ones in it."""
+def section(title: str, page: str = PAGE) -> str:
+    """Return a section of a page, with the smaller ones in it."""
     marks = title.split()[0]
-    rest = PAGE.partition(f"\n{title}\n")[2]
+    rest = page.partition(f"\n{title}\n")[2]
     assert rest, title
     return re.split(rf"^#{{1,{len(marks)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
@@ -110,7 +112,7 @@ def test_the_lines_of_every_endpoint_are_read(tmp_path: Path) -> None:
     ids=["anthropic", "gemini config", "gemini"],
 )
 def test_the_tables_have_every_parameter(names: dict[str, str]) -> None:
-    tables = section("## Lines of Anthropic and Gemini")
+    tables = section("## Lines of Anthropic and Gemini", TRANSLATION)
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     for name, becomes in names.items():
         assert any(

@@ -1,7 +1,7 @@
 """Answers of every endpoint are written as the provider sent them.
 
 A Router with its defaults, over HTTP. What litellm itself loses is listed here, and in
-docs/file-formats.md.
+docs/reference/translation.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is written reaches the provider, and what it answers is written down, member by member.
 
 A real Router with its default retries and cooldowns, over HTTP, on each way that a request can
-take. What litellm changes on the way is listed in docs/file-formats.md; the list is read here.
+take. docs/reference/translation.md lists what litellm changes on the way; the list is read here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from parallel_core.files.batch_output import parse_output_line, result_line
 
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "file-formats.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference" / "translation.md"
 MODELS = ("fast", "gpt-4o-mini", "gpt-5-mini")
 CASES = cases()
 # A file is UTF-8, in which there is no half of a character: such a line is refused at the check.
