@@ -1,8 +1,9 @@
-"""Docstrings as Markdown: the roles and code blocks of Sphinx become links and fences."""
+"""Docstrings as Markdown: roles of Sphinx and names of pages become links, code blocks fences."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -10,6 +11,9 @@ import griffe
 import parallel_core
 from parallel_core import demo_server, ray_engine, report
 
+DOCS = Path(__file__).resolve().parents[1]
+# A page, named by its path in the repository: a reader of the source can open it.
+PAGE = re.compile(r"``docs/([\w/-]+\.md)``")
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?([\w.]+)`")
 CODE_BLOCK = re.compile(
     r"^(?P<indent> *)(?P<text>.*?)::\n\n(?P<code>(?:(?P=indent) {4}.*\n|\n)+)", re.MULTILINE
@@ -32,7 +36,14 @@ class MarkdownDocstrings(griffe.Extension):
 def to_markdown(text: str) -> str:
     """Return the text of a docstring as Markdown."""
     text = text.replace("{controls}", CONTROLS)
-    return CODE_BLOCK.sub(_fence, ROLE.sub(_link, f"{text}\n")).rstrip("\n")
+    text = PAGE.sub(_page, ROLE.sub(_link, f"{text}\n"))
+    return CODE_BLOCK.sub(_fence, text).rstrip("\n")
+
+
+def _page(name: re.Match[str]) -> str:
+    """Link a page by its title, from the folder of the reference."""
+    first_line = (DOCS / name[1]).read_text(encoding="utf-8").partition("\n")[0]
+    return f"[{first_line.removeprefix('# ')}](../{name[1]})"
 
 
 def _link(role: re.Match[str]) -> str:

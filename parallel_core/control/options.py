@@ -26,15 +26,16 @@ Concurrency: TypeAlias = int | Literal["auto"] | AdaptiveConcurrency
 class Controls(TypedDict, total=False):
     """The controls of a batch. None (for ``progress``: False) turns one off.
 
-    ``docs/controls.md`` says what each one promises and costs.
+    The page ``docs/controls.md`` says what each one promises.
 
     Attributes:
         timeout: seconds that a call may take, with the Router's retries; then it is cancelled, and
             fails with :class:`RequestTimeoutError`. The ``timeout`` of a request takes precedence.
             Waiting for ``rate_limit`` and ``budget`` does not count.
         attempt_timeout: seconds that litellm gives to each attempt of a call, unless a ``timeout``
-            is set on the Router, on one of its deployments, or in the request's ``kwargs``. Not
-            for callables. Such a failure has the kind ``timeout``.
+            is set on the Router, on one of its deployments, or in the request's ``kwargs``. Without
+            any of these, a Router gives an attempt 6,000 s. Not for callables. Such a failure has
+            the kind ``timeout``.
         total_timeout: seconds that the batch may take. Then no call begins, and those in flight are
             cancelled; unfinished requests fail with :class:`BatchTimeoutError`. A fail-fast batch
             raises it.
@@ -46,7 +47,8 @@ class Controls(TypedDict, total=False):
         budget: a hard cap on cost or tokens.
         fair_by: ``"model"``, or a function of the item (for a Router: the request) that returns its
             key. Keys take turns.
-        concurrency_per_key: highest number of calls in flight for one key of ``fair_by``.
+        concurrency_per_key: highest number of calls in flight for one key of ``fair_by``. Default:
+            half of the concurrency, and all of it for the last key.
         hedge: send a second attempt of a slow call.
         on_chunk: called with each piece of a streamed answer. What it raises ends the batch.
         retry: when a request is sent again. Default: ``Retry()`` for a Router and for an adaptive
@@ -55,8 +57,8 @@ class Controls(TypedDict, total=False):
             next; then it is cancelled, and fails with :class:`StreamStalledError`.
         direct: send the calls of a Router directly, without litellm's completion code, wherever the
             result is the same: several times the calls per CPU second. ``"verify"``: litellm
-            makes each answer too, from what the provider sent, and differences are reported. See
-            ``docs/direct.md``.
+            makes each answer too, from what the provider sent, and differences are reported. The
+            page ``docs/direct.md`` says which calls these are.
         meter: reports the usage of a call, for ``budget`` and ``rate_limit``. Requests to a Router
             have one already.
     """

@@ -59,7 +59,8 @@ class RateLimit:
     """A limit of requests per minute, of tokens per minute, or of both.
 
     Calls wait for their turn, first come, first served. In any 60 seconds at most the limit plus
-    ``burst`` requests begin. Tokens are estimated before a call and corrected by its usage.
+    ``burst`` requests begin. Tokens are estimated before a call and corrected by its usage. A call
+    with more tokens than the burst of tokens begins when the whole burst is free.
 
     One object may be used by several batches at the same time, also in several threads, and in a
     mapping for several models that share it. A copy, also one in another process, keeps its own

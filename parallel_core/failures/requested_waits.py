@@ -1,7 +1,7 @@
 """Seconds that a provider or the Router asks to wait before the next attempt.
 
 Few providers send ``Retry-After``. Others write the wait into the body, the message or
-provider-specific headers; ``docs/failures.md`` lists them with their sources.
+provider-specific headers; the page ``docs/failures.md`` lists them.
 """
 
 from __future__ import annotations

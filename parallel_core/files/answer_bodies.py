@@ -1,7 +1,7 @@
 """Bodies of answers, in the form in which a provider writes them.
 
 litellm's objects have more than the provider has sent, and some of it in another form. What cannot
-be restored is listed in ``docs/file-formats.md``.
+be restored is listed on the page ``docs/file-formats.md``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A file of requests: checked as a whole before the first call, then read request by request.
 
 It is read twice and never held in memory, so its size does not matter. The formats are described
-in ``docs/file-formats.md``.
+on the page ``docs/file-formats.md``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Result lines in the format of OpenAI's Batch API, and the statistics of calls.
 
-The format is described in ``docs/file-formats.md``.
+The format is described on the page ``docs/file-formats.md``.
 """
 
 from __future__ import annotations

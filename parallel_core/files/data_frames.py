@@ -18,8 +18,8 @@ def to_pandas(
 
     Args:
         path: the file of results.
-        columns: names of the columns (``docs/file-formats.md``); None: the usual ones, and those
-            that the results return.
+        columns: names of the columns (see ``docs/file-formats.md``); None: the usual ones, and
+            those that the results return.
         requests: the file of requests, for the column ``prompt``; rows are then in its order.
 
     Raises:

@@ -42,7 +42,7 @@ class FileResult(msgspec.Struct, frozen=True, kw_only=True):
         status_code: HTTP status; None if there was no response, or the line does not say.
         error_code: short reason of a failure, if the line has one.
         error_message: reason of a failure, if the line has one.
-        failure_kind: kind of the failure (``docs/failures.md``); None for an answer.
+        failure_kind: kind of the failure (see ``docs/failures.md``); None for an answer.
         metadata: ``metadata`` of the request's line.
         columns: the columns of the request that were kept.
         body: body of the HTTP response: a chat completion, say, or an error.

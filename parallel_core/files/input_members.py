@@ -2,7 +2,7 @@
 
 All members of a ``body`` are parameters. A member of a plain line is a parameter if OpenAI's API
 has one of that name for the endpoint of the line; other members are columns, and the user decides
-what happens to them. ``docs/file-formats.md`` has the rules.
+what happens to them. The page ``docs/file-formats.md`` has the rules.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The output file of a run is its checkpoint: no request in it is sent, or paid for, again.
 
-``docs/durability.md`` lists the guarantees and describes how they are tested.
+The page ``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
 from .input_changes import AskedRequests, InputChange, OnChanged

@@ -1,6 +1,6 @@
 """The journal of a run: its output file as a checkpoint, and the ids of what is finished.
 
-``docs/durability.md`` lists the guarantees and describes how they are tested.
+The page ``docs/durability.md`` lists the guarantees and describes how they are tested.
 """
 
 from __future__ import annotations

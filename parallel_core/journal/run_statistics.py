@@ -32,8 +32,8 @@ class CallStatistics(
         ok: True if there is an answer.
         status_code: HTTP status, if there was one.
         error: name of the exception's class; None if ``ok``.
-        failure_kind: kind of the failure (``docs/failures.md``); None if ``ok``, and in files of
-            earlier versions.
+        failure_kind: kind of the failure (see ``docs/failures.md``); None if ``ok``, and in files
+            of earlier versions.
         message: why it failed, without keys and without contents of the request. Only the first
             failure of each kind and status in a run has one.
         attempts: number of calls to a provider that this one took, as far as the Router reports it.

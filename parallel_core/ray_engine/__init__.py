@@ -10,7 +10,7 @@ together. Each worker is a Ray actor with its own process, Router and engine.
         async for result in batch:
             print(result.index, result.ok)
 
-``docs/scale.md`` describes the limits.
+The page ``docs/scale.md`` describes the limits.
 """
 
 from .installed import HOW_TO_INSTALL, MOST_WORKERS, is_ray_installed

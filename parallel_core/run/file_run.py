@@ -65,7 +65,7 @@ async def run_file(
         router: a ``litellm.Router``; an async callable ``(model=, messages=, **kwargs)``; or an
             async context manager that returns one of these. The context manager has a Router for
             the checks as its ``router``, and is entered before the first call, if any call is made.
-        source: the file of requests (``docs/file-formats.md``), or its path.
+        source: the file of requests, or its path. See the page ``docs/file-formats.md``.
         output: file for the answers, and for the failures too unless there is an ``error_file``.
         concurrency: maximum number of calls in flight, or ``"auto"``. It is lowered, with a warning
             in the log, if this process may not open that many files.
@@ -86,8 +86,8 @@ async def run_file(
         only: ids of the requests to send, or the path of a file with one id per line (``-`` is
             standard input). A request without an id has its line number.
         shard: number of a shard, from 1, and number of shards: ``(3, 8)``. Each request is in one
-            shard, by the digest of its id (``docs/scale.md``). Counts, ``limit`` and the end of the
-            run concern the selected requests; the output may be that of another selection.
+            shard, by the digest of its id (see ``docs/scale.md``). Counts, ``limit`` and the end of
+            the run concern the selected requests; the output may be that of another selection.
         pack: send the embeddings of up to this many lines in one request, if each has one text and
             all else is the same. Every line gets its own answer, with its share of the usage. A
             request counts once for ``concurrency`` and rate limits.

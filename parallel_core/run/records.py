@@ -39,7 +39,7 @@ class FailureGroup(msgspec.Struct, frozen=True):
     """Failures of a run with the same kind and status.
 
     Attributes:
-        kind: kind of the failures (``docs/failures.md``).
+        kind: kind of the failures (see ``docs/failures.md``).
         count: number of failures.
         message: message of the first failure: the status and the provider's words, shortened;
             without keys, and without contents of requests.

@@ -28,7 +28,8 @@ class RunSelection:
     """A part of the requests of a file.
 
     A request is in shard ``i`` of ``n`` if its digest, divided by ``n``, leaves ``i - 1``. The
-    digest depends on the id alone, and the rule is the same in all versions (``docs/scale.md``).
+    digest depends on the id alone, and the rule is the same in all versions. The page
+    ``docs/scale.md`` describes it.
 
     Args:
         only: ids of the requests; None selects all.

@@ -72,11 +72,11 @@ def test_a_public_name_has_a_docstring(name: str, package: Any) -> None:
 def test_docstrings_become_markdown() -> None:
     text = (
         "Send.\n\nFor instance::\n\n    await it(\n        1\n    )\n\n"
-        "See :class:`Budget`, :func:`_own`."
+        "See :class:`Budget`, :func:`_own`, the page ``docs/reference/index.md``."
     )
     assert to_markdown(text) == (
         "Send.\n\nFor instance:\n\n```python\nawait it(\n    1\n)\n```\n\n"
-        "See [`Budget`][parallel_core.Budget], `_own`."
+        "See [`Budget`][parallel_core.Budget], `_own`, the page [Reference](../reference/index.md)."
     )
 
 
