@@ -40,7 +40,10 @@ def iter_parallel_acompletions(
 ) -> RayBatch:
     """Run :func:`parallel_core.iter_parallel_acompletions` with workers, in asyncio and in trio.
 
-    The batch starts the workers when it begins, and ends them before it ends.
+    The batch starts the workers when it begins, and ends them before it ends. ``total_timeout``
+    begins when they have started. ``timeout`` begins with the call in its worker, or with ``hedge``
+    in this process. ``in_flight`` and ``duration`` include the wait in a worker; ``duration`` also
+    includes the way there and back, up to 0.1 s each.
 
     Args:
         source: source of each worker's Router, as in :func:`open_ray_router`.

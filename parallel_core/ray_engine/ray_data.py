@@ -47,6 +47,9 @@ class ParallelCompletions:
     - ``error``: the reason why there is no answer, and ``error_type``: the name of its class. Both
       are null if there is an answer. Keys are removed.
 
+    An unknown value is null, and a column has the same type in every batch. A dict of NumPy arrays
+    gets floats for numbers, with NaN for null, and objects for texts.
+
     **A row never raises.** An invalid value or a failed call becomes the error of its row. Problems
     of all rows raise: an invalid argument, a missing column, a Router that cannot be made.
 

@@ -216,7 +216,9 @@ def open_ray_router(
             first = await parallel_acompletions(router, some, concurrency=router.slots)
             second = await parallel_acompletions(router, more, concurrency=router.slots)
 
-    Leaving the block cancels the calls that still run, waits for them and ends the workers.
+    Leaving the block cancels the calls that still run, waits for them and ends the workers. A batch
+    with ``hedge`` needs ``concurrency=router.workers * router.concurrency``: no call may wait in a
+    worker.
 
     Args:
         source: source of each worker's Router: a function that makes it (in each worker, and once
@@ -229,7 +231,8 @@ def open_ray_router(
             Ray is started on this machine and ends with the last block that uses it.
         actor_options: options with which Ray places the workers, as for ``ActorClass.options``. By
             default each worker takes one CPU of a cluster, and they are spread over its machines;
-            on a Ray that was started here they share this machine.
+            on a Ray that was started here they share this machine. On a cluster they have a
+            niceness of 15 unless the environment variable RAY_worker_niceness says otherwise.
         router_host: for trio, as in ``parallel_acompletions``.
 
     Raises:
