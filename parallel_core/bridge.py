@@ -111,7 +111,7 @@ class AsyncioParallelBatch(ParallelBatch[ResultT]):
 
     async def __aenter__(self) -> Self:
         if self._begun:
-            raise RuntimeError("a batch can be entered only once")
+            raise RuntimeError("a batch can be entered only once: make a new one")
         await self._begin()
         return self
 

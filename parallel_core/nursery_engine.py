@@ -737,7 +737,7 @@ class TrioParallelBatch(ParallelBatch[ResultT]):
 
     async def __aenter__(self) -> Self:
         if self._begun:
-            raise RuntimeError("a batch can be entered only once")
+            raise RuntimeError("a batch can be entered only once: make a new one")
         self._begun = True
         self._nursery_manager = trio.open_nursery()
         self._nursery = nursery = await self._nursery_manager.__aenter__()

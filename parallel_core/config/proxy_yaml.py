@@ -41,7 +41,11 @@ class Document:
             problem = f"{path} is not YAML: it has bytes or characters that are not text"
             raise RouterConfigError([problem]) from None
         except RecursionError:
-            raise RouterConfigError([f"{path} is nested too deeply, or contains itself"]) from None
+            raise RouterConfigError(
+                [
+                    f"{path} is nested too deeply, or contains itself: is it a config of litellm's proxy?"
+                ]
+            ) from None
         except (ValueError, TypeError):  # their texts quote the file
             problem = f"{path} is not valid YAML: a date, a number or a key of a mapping is wrong"
             raise RouterConfigError([problem]) from None
@@ -94,7 +98,11 @@ def _parse(path: Path, text: bytes) -> tuple[Any, dict[Place, int]]:
                 )
             lines.setdefault(place, line)
             if len(lines) > MOST_VALUES:
-                raise RouterConfigError([f"{path} has more than {MOST_VALUES} values"])
+                raise RouterConfigError(
+                    [
+                        f"{path} has more than {MOST_VALUES:,} values: is it a config of litellm's proxy?"
+                    ]
+                )
         if duplicates:
             raise RouterConfigError(duplicates)
         return _plain(loader.construct_document(node)), lines

@@ -21,7 +21,7 @@ def checked_number(name: str, value: object, *, zero: bool = False) -> float:
     try:
         number = float(value)
     except OverflowError:  # an integer beyond all floats
-        raise ValueError(f"{name} is too large a number") from None
+        raise ValueError(f"{name} must be a finite number {accepted}: it is too large") from None
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise ValueError(f"{name} must be a finite number {accepted}, not {value!r}")
     return number

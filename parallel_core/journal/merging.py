@@ -179,7 +179,7 @@ class _Merge:
             part.stat()  # a file that is missing is named before anything is written
             refuse_irregular(part)
             if _is_among(part, named[:number]):
-                raise JournalError(f"{part} is given twice")
+                raise JournalError(f"{part} is given twice: give each part once")
             if _is_among(part, self._paths.files):
                 raise JournalError(f"{part} is a part and cannot be the output: give another name")
 

@@ -154,7 +154,7 @@ class RayBatch(ParallelBatch[RouterParallelResult]):
 
     async def __aenter__(self) -> Self:
         if self._begun:
-            raise RuntimeError("a batch can be entered only once")
+            raise RuntimeError("a batch can be entered only once: make a new one")
         await self._begin()
         try:
             await self._batch.__aenter__()

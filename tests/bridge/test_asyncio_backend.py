@@ -316,14 +316,14 @@ def test_a_batch_is_entered_once_and_closed_before_its_start(asyncio_host: Host)
     async def main() -> None:
         batch = bridge.iter_parallel_map(call, [1])
         async with batch:
-            with pytest.raises(RuntimeError, match=r"^a batch can be entered only once$"):
+            with pytest.raises(RuntimeError, match=r"^a batch can be entered only once: make"):
                 await batch.__aenter__()
             assert [result.item async for result in batch] == [1]
         closed = bridge.iter_parallel_map(call, [1])
         await closed.aclose()
         await closed.aclose()
         assert [result async for result in closed] == []
-        with pytest.raises(RuntimeError, match=r"^a batch can be entered only once$"):
+        with pytest.raises(RuntimeError, match=r"^a batch can be entered only once: make"):
             await closed.__aenter__()
 
     asyncio_host.run(main)

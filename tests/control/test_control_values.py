@@ -28,7 +28,11 @@ from parallel_core.router.router_facts import check_models
     [
         ({"timeout": 0}, ValueError, "timeout must be a finite number above 0"),
         ({"timeout": "1"}, TypeError, "timeout must be a number, not str"),
-        ({"timeout": 10**400}, ValueError, "timeout is too large a number"),
+        (
+            {"timeout": 10**400},
+            ValueError,
+            "timeout must be a finite number above 0: it is too large",
+        ),
         ({"timeout": True}, TypeError, "timeout must be a number, not bool"),
         ({"total_timeout": -1}, ValueError, "total_timeout must be a finite number above 0"),
         ({"total_timeout": float("nan")}, ValueError, "total_timeout"),

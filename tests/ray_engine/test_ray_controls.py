@@ -89,6 +89,7 @@ def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) ->
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # test_direct_counts has the meter without Ray
 def test_streams_have_the_prices_of_the_budget_and_the_meter_of_the_batch(
     server: DemoServerThread,
 ) -> None:

@@ -210,6 +210,7 @@ def data(ray: Any) -> Any:
 pytestmark = [pytest.mark.filterwarnings(one) for one in IGNORED_WARNINGS]
 
 
+@pytest.mark.thorough  # a pipeline of Ray Data
 @pytest.mark.parametrize(
     "batch_format",
     [

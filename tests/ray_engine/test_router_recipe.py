@@ -201,6 +201,7 @@ def opened_elsewhere(
     return answers
 
 
+@pytest.mark.thorough  # each test with Ray does
 def test_another_process_opens_the_same_routers(
     server: DemoServerThread,
     tmp_path: Path,

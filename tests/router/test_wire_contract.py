@@ -148,8 +148,8 @@ WAYS: dict[str, Send] = {
 }
 
 
-# Plain answers from the command, in asyncio, and streams in trio. The others take the same code.
-DAILY = {"trio-streams", "command"}
+# Plain answers from the command, in asyncio. Tests of streams and of trio routers have the others.
+DAILY = {"command"}
 
 
 @pytest.fixture(

@@ -106,11 +106,12 @@ def scripts(
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [
-        ("test_trio_router", ["-m", "not thorough", "-k", "not many_calls"]),
-        pytest.param("test_trio_router_streams", [], marks=pytest.mark.thorough),
+        ("test_trio_router", ["-k", "fail_fast or leaving_early"]),
+        pytest.param("test_trio_router", ["-m", "not thorough"], marks=pytest.mark.thorough),
         pytest.param("test_trio_router", ["-m", "thorough"], marks=pytest.mark.thorough),
+        pytest.param("test_trio_router_streams", [], marks=pytest.mark.thorough),
     ],
-    ids=["calls", "streams", "thorough"],
+    ids=["ends", "calls", "thorough", "streams"],
 )
 def test_everything_works_on_a_loop_of_trio_asyncio(
     name: str, chosen: list[str], scripts: Scripts

@@ -44,7 +44,7 @@ def both_ways(column: str, direct: Any) -> Pair:
 
 
 # Of the others, each attempt is one of these, too.
-DAILY = {("falls back", True), ("passes", "verify")}
+DAILY = {("passes", "verify")}
 
 
 @pytest.fixture(
