@@ -41,11 +41,8 @@ class Document:
             problem = f"{path} is not YAML: it has bytes or characters that are not text"
             raise RouterConfigError([problem]) from None
         except RecursionError:
-            raise RouterConfigError(
-                [
-                    f"{path} is nested too deeply, or contains itself: is it a config of litellm's proxy?"
-                ]
-            ) from None
+            problem = f"{path} is nested too deeply, or contains itself: is it a config of a proxy?"
+            raise RouterConfigError([problem]) from None
         except (ValueError, TypeError):  # their texts quote the file
             problem = f"{path} is not valid YAML: a date, a number or a key of a mapping is wrong"
             raise RouterConfigError([problem]) from None
@@ -98,11 +95,8 @@ def _parse(path: Path, text: bytes) -> tuple[Any, dict[Place, int]]:
                 )
             lines.setdefault(place, line)
             if len(lines) > MOST_VALUES:
-                raise RouterConfigError(
-                    [
-                        f"{path} has more than {MOST_VALUES:,} values: is it a config of litellm's proxy?"
-                    ]
-                )
+                problem = f"{path} has more than {MOST_VALUES:,} values: is it a config of a proxy?"
+                raise RouterConfigError([problem])
         if duplicates:
             raise RouterConfigError(duplicates)
         return _plain(loader.construct_document(node)), lines

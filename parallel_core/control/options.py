@@ -121,8 +121,8 @@ def check_controls(controls: Controls) -> None:
             near = difflib.get_close_matches(name, (*_NAMES, *_OPTIONS), 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise TypeError(
-                f"unexpected keyword argument {name!r}{meant}: parameters of a call belong into its "
-                f"request; the controls of a batch are {', '.join(sorted(_NAMES))}"
+                f"unexpected keyword argument {name!r}{meant}: the parameters of a call belong in "
+                f"its request; the controls of a batch are {', '.join(sorted(_NAMES))}"
             )
     for name in ("timeout", "attempt_timeout", "total_timeout", "stall_timeout"):
         if controls.get(name) is not None:

@@ -178,8 +178,8 @@ def _check_cluster_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_WITH_A_CLUSTER).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(
-            f"no Ray cluster answers at {address} ({error}): start one there (ray start --head), or "
-            "correct the address"
+            f"no Ray cluster answers at {address} ({error}): start one there (ray start --head), "
+            "or correct the address"
         ) from error
 
 

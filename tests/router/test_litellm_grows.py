@@ -33,7 +33,8 @@ from parallel_core.config.run_router import router_from_config
 from parallel_core.config.run_router_base import make_router
 from parallel_core.secret_names import is_secret_name
 
-pytestmark = pytest.mark.usefixtures("no_keys_of_this_machine")
+# They pass as long as litellm stays the same.
+pytestmark = [pytest.mark.usefixtures("no_keys_of_this_machine"), pytest.mark.thorough]
 
 FOLDER = Path(litellm.__file__).parent
 OUTSIDE_OF_CALLS = ("proxy", "integrations")  # folders of litellm
