@@ -60,11 +60,13 @@ _BAD_LINES = frozenset(
         "invalid_json_line",
         "invalid_csv_row",
         "invalid_encoding",
+        "line_too_long",
         "missing_required_parameter",
         "duplicate_custom_id",
         "invalid_type",
         "invalid_method",
         "unsupported_url",
+        "ambiguous_endpoint",
         "forbidden_parameter",
     )
 )

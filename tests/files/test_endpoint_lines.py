@@ -179,6 +179,7 @@ def test_a_text_is_not_enough_for_a_reranking(tmp_path: Path) -> None:
         ("embeddings", {"dimensions": 0}, "invalid_request", "1 or more"),
         ("embeddings", {"encoding_format": 3}, "invalid_type", "encoding_format"),
         ("embeddings", {"messages": MESSAGES}, "invalid_request", "messages"),
+        ("embeddings", {"stream": True}, "invalid_request", "stream is only for chat"),
         ("embeddings", {"model": 3}, "invalid_type", "model must be a string"),
         ("embeddings", {"timeout": 0}, "invalid_request", "timeout"),
         ("responses", {"input": {}}, "invalid_type", "input must be"),

@@ -16,6 +16,7 @@ _as_request = bodies.builder(_OPERATION, "input")
 
 def _request_of(line: int, body: dict[str, Any]) -> RouterParallelRequest:
     bodies.check_model(body)
+    bodies.refuse_streams(body, "an embedding")
     bodies.check_texts("input", body["input"], tokens=True, objects=True)
     bodies.check_numbers(body, ("dimensions",), 1)
     bodies.check_kinds(body, "encoding_format", (str,), 'a string: "float" or "base64"')
