@@ -7,7 +7,12 @@ from typing import Any, cast
 
 import msgspec
 
-from parallel_core.errors import StreamInterruptedError, text_of
+from parallel_core.errors import (
+    InvalidRequestError,
+    RebuiltError,
+    StreamInterruptedError,
+    text_of,
+)
 from parallel_core.failures import (
     CODES,
     MISSING_DEPENDENCY,
@@ -82,7 +87,16 @@ def error_name(exception: Exception) -> str:
 def _message_of(exception: BaseException) -> str:
     message: Any = getattr(exception, "message", None)
     text = message if isinstance(message, str) and message else text_of(exception)
+    text = _without_index(exception, text)
     return text.partition(_TAIL_OF_LITELLM)[0] or type(exception).__name__
+
+
+def _without_index(exception: BaseException, text: str) -> str:
+    """Leave out the index of the request, which is not a line number of the file."""
+    if isinstance(exception, InvalidRequestError) and len(exception.problems) == 1:
+        return next(iter(exception.problems.values()))
+    index = getattr(exception, "index", None) if isinstance(exception, RebuiltError) else None
+    return text if index is None else text.replace(f"request {index}", "the request", 1)
 
 
 def _without_traceback(message: str) -> str:

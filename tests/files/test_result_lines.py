@@ -156,6 +156,23 @@ def test_a_stream_that_broke_off_says_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("exception", "message"),
+    [
+        (RequestTimeoutError(2, "m", 5.0), "the request (model 'm') took longer than its timeout"),
+        (BudgetExceededError(2, "max_cost of 1 USD", 0.5, 0.25), "the request was not sent: it may"),
+        (StreamStalledError(2, "m", 1.0, "ab", None, None), "the stream of the request (model 'm')"),
+        (InvalidRequestError({2: "stream is not for aembedding"}), "stream is not for aembedding"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_no_failure_names_the_index_of_its_request(exception: Exception, message: str) -> None:
+    """The file has ids and line numbers; an index would be taken for one of them."""
+    line, _ = read(result_line("a", result_of(exception), Redactor()))
+    assert line.error_message is not None
+    assert line.error_message.startswith(message)
+
+
+@pytest.mark.parametrize(
     ("response", "code", "kind"),
     [
         (None, "empty_response", "EmptyResponseError"),
