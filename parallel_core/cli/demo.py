@@ -195,7 +195,7 @@ class _Demo:
         _say(
             f"The first run, with its charts: {folder / 'report.html'}",
             f"In the terminal: {shell_line([*program(), 'report', str(folder / 'answers.jsonl')])}",
-            'The same trouble for your own config: docs/failures.md, "Rehearse it"',
+            f"Your own trouble: {shell_line([*program(), 'demo-server', '--help'])}",
             is_command=True,
         )
 

@@ -17,8 +17,8 @@ from parallel_core.files.parameters import is_litellm_setting
 from parallel_core.types import CHAT
 
 _HINT: Final = (
-    "leave it out, or use the provider's own batches (docs/file-formats.md has a table of what can "
-    "be expressed)"
+    "leave it out, or use the provider's own batches (the documentation says what can be "
+    "expressed: Translation)"
 )
 _NO_SETTING_HINT: Final = (
     "leave it out: keys, addresses and settings of litellm belong in the Router's config"
