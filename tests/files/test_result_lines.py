@@ -159,8 +159,14 @@ def test_a_stream_that_broke_off_says_why() -> None:
     ("exception", "message"),
     [
         (RequestTimeoutError(2, "m", 5.0), "the request (model 'm') took longer than its timeout"),
-        (BudgetExceededError(2, "max_cost of 1 USD", 0.5, 0.25), "the request was not sent: it may"),
-        (StreamStalledError(2, "m", 1.0, "ab", None, None), "the stream of the request (model 'm')"),
+        (
+            BudgetExceededError(2, "max_cost of 1 USD", 0.5, 0.25),
+            "the request was not sent: it may",
+        ),
+        (
+            StreamStalledError(2, "m", 1.0, "ab", None, None),
+            "the stream of the request (model 'm')",
+        ),
         (InvalidRequestError({2: "stream is not for aembedding"}), "stream is not for aembedding"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

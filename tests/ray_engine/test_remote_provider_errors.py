@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import multiprocessing
 import threading
@@ -34,7 +33,7 @@ from parallel_core.ray_engine.remote_values import pack_exception, pack_response
 
 # Exceptions: every class of litellm and of openai
 def classes_of(module: Any) -> list[type[Exception]]:
-    found = {kind for _, kind in inspect.getmembers(module, inspect.isclass)}
+    found = {kind for kind in vars(module).values() if isinstance(kind, type)}
     exceptions = [kind for kind in found if issubclass(kind, Exception)]
     return sorted(exceptions, key=lambda kind: (kind.__module__, kind.__name__))
 
