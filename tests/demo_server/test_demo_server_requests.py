@@ -56,6 +56,8 @@ from parallel_core.demo_server import (
         (body_for(demo={"chunk_gap": "1"}), 400, "'demo.chunk_gap'"),
         (body_for(demo={"reply": 1}), 400, "'demo.reply'"),
         (body_for(demo={"held": 1}), 400, "'demo.held'"),
+        (body_for(demo={"tool_arguments": 1}), 400, "'demo.tool_arguments'"),
+        (body_for(demo={"usage": 1}), 400, "'demo.usage'"),
     ],
 )
 def test_bad_request(body: Any, status: int, words: str) -> None:

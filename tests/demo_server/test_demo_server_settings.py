@@ -111,6 +111,7 @@ def plan(settings: DemoServerSettings, model: str, number: int) -> Any:
         ({"models": {}}, "at least one model"),
         ({"models": {"": 1.0}}, "must not be empty"),
         ({"models": {"fast": -1.0}}, "latency factor of model 'fast'"),
+        ({"trouble": ["quota"]}, r"trouble\[0\] must be a Trouble, not 'quota'"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], words: str) -> None:
