@@ -87,8 +87,9 @@ mutants: .venv-mutants/installed
 	nice -n 19 .venv-mutants/bin/python tests/mutants.py $(MUTANTS_OPTIONS)
 
 # Every error that the package makes in its tests, for tests/project/test_messages.py.
+MESSAGES_OPTIONS ?=
 messages: .venv/installed
-	$(BIN)/python tests/messages.py --numprocesses auto --dist loadfile
+	$(BIN)/python tests/messages.py --numprocesses auto --dist loadfile $(MESSAGES_OPTIONS)
 
 TORTURE_OPTIONS ?=
 torture: .venv/installed

@@ -55,7 +55,8 @@ def main() -> None:
     for template in templates():
         fitting = [one for one in (*before, *found) if template.fits(one)]
         if not fitting:
-            unmet.append(template)
+            if template.reason_unmet is None:
+                unmet.append(template)
         elif not any(template.fits(one) for one in kept):
             kept.append(fitting[0])
     write_catalogue(kept)

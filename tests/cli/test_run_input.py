@@ -94,6 +94,7 @@ BAD_LINES = f"""\
         (["--demo", "--param=model=gpt"], "model is not given with --param"),
         (["--demo", "--param=tools=@missing.json"], "--param tools: cannot read missing.json"),
         (["--demo", "--param=tools=@/dev/null"], "--param tools: /dev/null is not JSON"),
+        (["--demo", "--param=temperature=NaN"], "temperature must be a number"),
         (["--demo", "--keep=id,,source"], "--keep takes names with commas between them"),
         (["--demo", "--max-line=0"], "--max-line must be a finite number of MiB above 0, not 0"),
         (["--demo", "--max-line=0.00001"], "line 1: line_too_long: longer than"),
@@ -305,6 +306,8 @@ def test_a_selection_is_validated_without_a_router(tmp_path: Path) -> None:
     done = in_this_process([str(source), "--validate", "--shard=1/1", "--json"])
     assert done.code == 0
     assert "selected: 1 of 1 lines (shard 1 of 1)" in done.said
+    both = in_this_process(["-", "-o", "out.jsonl", "--demo", "--only=-"])
+    assert "INPUT and --only cannot both be standard input" in both.said
     wrong = tmp_path / "ids.txt"
     wrong.write_text("b")
     done = in_this_process([str(source), "--validate", f"--only={wrong}"])

@@ -79,6 +79,20 @@ def test_bad_options_are_refused_before_the_first_call(
     host.run(main)
 
 
+def test_direct_is_for_a_router(host: Host) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"direct is for a litellm\.Router"):
+            await parallel_core.parallel_acompletions(sleep, [request()], direct=True)
+
+    host.run(main)
+
+
+def test_other_async_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parallel_core.entry.running_library", lambda: "curio")
+    with pytest.raises(RuntimeError, match="works in asyncio and trio, not in curio"):
+        parallel_core.iter_parallel_map(sleep, [1])
+
+
 def test_a_rate_limit_for_a_model_that_the_router_does_not_have_is_refused(host: Host) -> None:
     class Router:
         model_list: ClassVar = [{"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}}]

@@ -28,6 +28,18 @@ def test_a_meter_that_tells_nonsense_ends_the_batch(host: Host, number: Any) -> 
     host.run(main)
 
 
+def test_a_meter_that_reports_no_usage_object_ends_the_batch(host: Host) -> None:
+    class Wrong(Meter):
+        def usage(self, value: Any) -> Any:
+            return 3
+
+    async def main() -> None:
+        with pytest.raises(TypeError, match=r"meter\.usage must return a Usage, not int"):
+            await parallel_core.parallel_map(sleep, [0], meter=Wrong())
+
+    host.run(main)
+
+
 class Meter:
     """Each call uses as many tokens as its value says."""
 

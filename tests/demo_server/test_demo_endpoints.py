@@ -14,16 +14,15 @@ from helpers.demo_clients import IMMEDIATE, run
 from parallel_core.demo_server import DemoServer, DemoServerSettings, Trouble
 
 
-def ask(
-    path: str, *bodies: dict[str, Any], settings: DemoServerSettings = IMMEDIATE
-) -> list[tuple[int, Any]]:
+def ask(path: str, *bodies: Any, settings: DemoServerSettings = IMMEDIATE) -> list[tuple[int, Any]]:
     """The status and the answer of each body."""
     answers: list[tuple[int, Any]] = []
 
     async def test(server: DemoServer, client: aiohttp.ClientSession) -> None:
         for body in bodies:
             url = f"{server.url}/{path}"
-            async with client.post(url, json={"model": "fast", **body}) as response:
+            given = {"model": "fast", **body} if isinstance(body, dict) else body
+            async with client.post(url, json=given) as response:
                 answers.append((response.status, await response.json()))
 
     run(test, settings)
@@ -109,9 +108,10 @@ def test_moderations_and_rankings() -> None:
         ("responses", {"input": "a", "max_output_tokens": 0}, "max_tokens"),
         ("rerank", {"documents": ["a"]}, "'query'"),
         ("rerank", {"query": "a", "documents": 3}, "'documents'"),
+        ("rerank", [], "a JSON object"),
     ],
 )
-def test_bad_bodies_are_refused(path: str, body: dict[str, Any], named: str) -> None:
+def test_bad_bodies_are_refused(path: str, body: Any, named: str) -> None:
     ((status, answer),) = ask(path, body)
     assert status == 400
     assert named in answer["error"]["message"]

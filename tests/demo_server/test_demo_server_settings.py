@@ -20,6 +20,7 @@ from helpers.demo_clients import (
 from parallel_core.demo_server import (
     DemoServer,
     DemoServerSettings,
+    DemoServerThread,
     command,
 )
 from parallel_core.demo_server.settings import RequestOverride, plan_request
@@ -187,3 +188,11 @@ def test_options_mean_the_same_as_settings(monkeypatch: pytest.MonkeyPatch) -> N
         assert served.pop() == (each, 8123)
     assert CliRunner().invoke(command_app(), ["demo-server", "--model", "m"]).exit_code == 0
     assert served.pop() == (DemoServerSettings(models={"m": 1.0}), 0)
+
+
+def test_a_server_is_started_once() -> None:
+    with (
+        DemoServerThread() as server,
+        pytest.raises(RuntimeError, match="a DemoServerThread can be started only once"),
+    ):
+        server.__enter__()

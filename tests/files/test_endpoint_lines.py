@@ -181,6 +181,7 @@ def test_a_text_is_not_enough_for_a_reranking(tmp_path: Path) -> None:
         ("embeddings", {"messages": MESSAGES}, "invalid_request", "messages"),
         ("embeddings", {"stream": True}, "invalid_request", "stream is only for chat"),
         ("embeddings", {"model": 3}, "invalid_type", "model must be a string"),
+        ("embeddings", {"model": ""}, "invalid_request", "model is empty"),
         ("embeddings", {"timeout": 0}, "invalid_request", "timeout"),
         ("responses", {"input": {}}, "invalid_type", "input must be"),
         ("responses", {"input": ["a"]}, "invalid_type", "input must be"),

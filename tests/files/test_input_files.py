@@ -68,6 +68,8 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     assert "not valid CSV" in refused(table, model="gpt", template="{{one}}")
     with pytest.raises(ValueError, match="format must be"):
         InputFile(lines, format="xml")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="keep must be names of columns, not one str"):
+        InputFile(lines, keep="source")
 
 
 def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:

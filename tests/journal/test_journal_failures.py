@@ -69,6 +69,21 @@ def test_what_a_broken_disk_does_not_take_is_rescued_and_taken_up(
     assert ids_in(paths.output) == [str(number) for number in range(6)]
 
 
+def test_a_disk_that_takes_nothing_and_a_rescue_file_of_another_kind(paths: RunPaths) -> None:
+    class Silent(Disk):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            return 0
+
+    with (
+        pytest.raises(OSError, match="wrote nothing and gave no reason"),
+        paths.output.open("wb") as file,
+    ):
+        Silent().write_all(file.fileno(), b"x")
+    rescue = Rescue(paths.rescue, paths.output, [b"run"], Disk())
+    with pytest.raises(PermissionError, match="is not a regular file of this user"):
+        rescue._append(Path(os.devnull), b"x")
+
+
 def test_rescued_results_are_there_once(paths: RunPaths) -> None:
     run_of(paths, entry("a"))
     paths.rescue.write_bytes(b"\n".join(line_of(name) for name in "abb") + b"\n" + b"{torn")

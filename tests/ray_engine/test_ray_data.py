@@ -183,6 +183,10 @@ def test_arguments_are_checked_at_once(make: Callable[[], Any]) -> None:
         ParallelCompletions(make, tiemout=1.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="model must be a str, not int"):
         ParallelCompletions(make, model=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompt_column must not be empty"):
+        ParallelCompletions(make, prompt_column="")
+    with pytest.raises(TypeError, match="column_prefix must be a str, not int"):
+        ParallelCompletions(make, column_prefix=3)  # type: ignore[arg-type]
     pytest.importorskip("ray")
     lock = threading.Lock()
     with pytest.raises(TypeError, match="fair_by cannot be sent to another process"):

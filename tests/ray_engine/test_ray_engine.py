@@ -249,6 +249,16 @@ def test_too_many_workers_are_refused() -> None:
         open_ray_router(scripted, workers=10**9)
 
 
+def test_a_batch_is_entered_once(asyncio_only: Host) -> None:
+    async def main() -> None:
+        batch = iter_parallel_acompletions(scripted, [request(1)], workers=1)
+        async with batch:
+            with pytest.raises(RuntimeError, match="a batch can be entered only once"):
+                await batch.__aenter__()
+
+    asyncio_only.run(main)
+
+
 def test_a_router_of_another_loop_is_refused(asyncio_only: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1) as router:

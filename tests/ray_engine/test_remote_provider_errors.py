@@ -33,7 +33,7 @@ from parallel_core.ray_engine.remote_values import pack_exception, pack_response
 
 # Exceptions: every class of litellm and of openai
 def classes_of(module: Any) -> list[type[Exception]]:
-    found = {kind for kind in vars(module).values() if isinstance(kind, type)}
+    found = {kind for kind in list(vars(module).values()) if isinstance(kind, type)}
     exceptions = [kind for kind in found if issubclass(kind, Exception)]
     return sorted(exceptions, key=lambda kind: (kind.__module__, kind.__name__))
 

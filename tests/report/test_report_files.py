@@ -13,7 +13,7 @@ import pytest
 from helpers.report_runs import answer, call, failure, invoke, printed, write_run
 from parallel_core.journal.run_paths import RunPaths
 from parallel_core.journal.run_statistics import statistics_line
-from parallel_core.report import html_page, summarize
+from parallel_core.report import ReportError, html_page, summarize
 
 
 def test_results_of_others_are_told_from_their_lines_alone(tmp_path: Path) -> None:
@@ -192,6 +192,8 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     assert folder.exit_code == 2
     told = " ".join(folder.stderr.replace("│", " ").split())  # its box wraps a long path
     assert re.search(r"is a (folder|directory)", told)
+    with pytest.raises(ReportError, match="is a folder: name the output file of a run"):
+        summarize(tmp_path)
     output = write_run(tmp_path, [call("a", 0)])
     unwritable = invoke(output, "--html", tmp_path / "no" / "report.html")
     assert unwritable.exit_code == 2
