@@ -19,6 +19,7 @@ from parallel_core.journal.result_lines import read_result_line
 REQUEST = RouterParallelRequest("m", [{"role": "user", "content": "hi"}])
 # Codes of lines that were not sent, because they are no requests.
 PACKAGE = Path(parallel_core.__file__).parent
+BAD_LINE_CLASSES = ("LineError", "InputProblem")
 
 
 def codes_of_bad_lines() -> set[str]:
@@ -27,12 +28,11 @@ def codes_of_bad_lines() -> set[str]:
     for path in (PACKAGE / "files").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in BAD_LINE_CLASSES:
-                texts = (arg.value for arg in node.args if isinstance(arg, ast.Constant))
-                codes.update(text for text in texts if re.fullmatch(r"[a-z]+(_[a-z]+)+", str(text)))
+                texts = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+                codes.update(text for text in texts if re.fullmatch(r"[a-z]+(_[a-z]+)+", text))
     return codes
 
 
-BAD_LINE_CLASSES = ("LineError", "InputProblem")
 # Errors of which a line has less than the exception, and the kind that is left.
 LESS_IN_A_LINE: dict[str, FailureKind] = {
     "litellm.ServiceUnavailableError: something": "unknown",
