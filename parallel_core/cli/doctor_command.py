@@ -287,7 +287,7 @@ def show_findings(screen: Console, findings: Findings) -> None:
     for warning in findings.warnings:
         say(f" {warning}", "warning", "yellow")
     if findings.ok:
-        say("", "all is well", "green")
+        say("", "all is well" if findings.endpoints else "the packages are there", "green")
     else:
         say("", "an endpoint does not answer, or a key or a variable is missing: see above", "red")
 

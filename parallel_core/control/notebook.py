@@ -16,9 +16,8 @@ from .live_output import LinePace
 from .progress import Progress
 from .progress_texts import (
     cost_of_budget,
-    describe_delays,
-    describe_waiting,
     eta_in_words,
+    held_up_in_words,
     row_figures,
 )
 
@@ -71,8 +70,7 @@ def as_line(progress: Progress) -> str:
     figures = row_figures(progress)
     if not progress.finished and (eta := eta_in_words(progress)):
         figures["time"] = eta
-    held_up = [*describe_waiting(progress.waiting), *describe_delays(progress.delays)]
-    return ", ".join([*filter(None, figures.values()), *held_up])
+    return ", ".join([*filter(None, figures.values()), *held_up_in_words(progress)])
 
 
 def as_html(progress: Progress) -> str:
@@ -94,8 +92,9 @@ def as_html(progress: Progress) -> str:
         escape(cost_of_budget(progress)),
         escape(time_left or figures["time"]),
     ]
-    held_up = [*describe_waiting(progress.waiting), *describe_delays(progress.delays)]
-    lines = "".join(f'<div style="color:{_AMBER}">{escape(text)}</div>' for text in held_up)
+    lines = "".join(
+        f'<div style="color:{_AMBER}">{escape(text)}</div>' for text in held_up_in_words(progress)
+    )
     return (
         f'<div style="{_STYLE}"><progress style="width:100%"{value}></progress>'
         f"<div>{' &middot; '.join(filter(None, parts))}</div>{lines}</div>"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from .live_output import is_live
 from .notebook import NotebookProgress
 from .progress import Progress
-from .progress_texts import row_figures
+from .progress_texts import held_up_in_words, row_figures
 
 if TYPE_CHECKING:  # rich takes a while to import, and most batches draw nothing
     import rich.console
@@ -41,7 +41,8 @@ _COLUMNS: Final = {
 class ProgressBar:
     """A callback that shows the snapshots of one batch as a row on the terminal.
 
-    The row appears with the first snapshot, and the last snapshot stays on the terminal. All bars
+    The row appears with the first snapshot, and the last snapshot stays on the terminal. Below it
+    stands what calls wait for: a server, a limit, their next attempt. All bars
     on one terminal share a display, with a row for each; output of the program appears above it. A
     bar that cannot be drawn draws nothing: a broken terminal must not end a batch. In a notebook
     each batch has a display of its own.
@@ -152,10 +153,13 @@ def _stderr_console() -> rich.console.Console | None:
 
 
 def rows_of(snapshots: Sequence[Progress], width: int) -> list[rich.text.Text]:
-    """Return snapshots as rows with aligned figures, for a terminal of this width."""
+    """Return snapshots as rows with aligned figures, for a terminal of this width.
+
+    What the calls of a batch wait for stands below its row.
+    """
     from rich.text import Text
 
-    from .live_lines import BAD, GOOD, bar
+    from .live_lines import BAD, GOOD, WAITING, bar
 
     names = [name for name, least in _COLUMNS.items() if width >= least]
     table = [row_figures(progress) for progress in snapshots]
@@ -172,4 +176,5 @@ def rows_of(snapshots: Sequence[Progress], width: int) -> list[rich.text.Text]:
             if widest[name]
         ]
         rows.append(Text(" ").join(cells))
+        rows += [Text(f"  {text}", WAITING) for text in held_up_in_words(progress)]
     return rows

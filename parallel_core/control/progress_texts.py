@@ -101,6 +101,13 @@ def cost_in_words(usage: Usage) -> str:
     return f"{money(usage.cost)} USD{without}"
 
 
+def held_up_in_words(progress: Progress) -> list[str]:
+    """Describe what the calls of a batch wait for; nothing once it has ended."""
+    if progress.finished:
+        return []
+    return [*describe_waiting(progress.waiting), *describe_delays(progress.delays)]
+
+
 def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:
     """Describe what calls wait for: a text for each endpoint and reason."""
     found: dict[tuple[str, str], list[Waiting]] = {}

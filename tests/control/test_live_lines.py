@@ -14,6 +14,7 @@ from helpers.terminal_screen import TerminalScreen
 from parallel_core.control import LinePace
 from parallel_core.control.live_lines import BAD, GOOD, WAITING, LiveLines, wraps_again
 from parallel_core.control.live_output import is_live
+from parallel_core.control.progress import Delay, Waiting
 from parallel_core.control.progress_bar import rows_of
 
 
@@ -90,6 +91,19 @@ def test_a_row_of_the_bar_fits(width: int) -> None:
     assert all(row.cell_len <= max(width, 39) for row in rows)
     for figure in ("1233/100000", "34 failed", "123.4/s", "ETA 15:00"):
         assert figure in rows[0].plain
+
+
+def test_below_its_row_stands_what_a_batch_waits_for() -> None:
+    waiting = (Waiting("fast", "http://127.0.0.1:80", "no connection to the server", 40.0, 8.0),)
+    delays = (Delay("rate_limit", 3),)
+    held_up = snapshot(in_flight=8, waiting=waiting, delays=delays)
+    rows = rows_of([held_up, snapshot(in_flight=8)], 120)
+    assert [row.plain.strip() for row in rows[1:3]] == [
+        "waiting for http://127.0.0.1:80: no connection to the server, since 40 s, next try in 8 s",
+        "3 calls wait for the rate limit",
+    ]
+    assert len(rows) == 4
+    assert len(rows_of([snapshot(waiting=waiting, delays=delays, finished=True)], 120)) == 1
 
 
 @pytest.mark.parametrize("style", [GOOD, BAD, WAITING])
