@@ -11,8 +11,9 @@ import litellm
 import pytest
 
 import parallel_core
-from helpers.hosts import ASYNCIO_HOSTS, Host
+from helpers.hosts import ASYNCIO_HOSTS, EACH_LIBRARY, TRIO, Host, name_of
 from helpers.routers import make_router, run_with_routers
+from helpers.thorough import thorough_but
 from parallel_core import (
     ParallelRouter,
     RouterParallelRequest,
@@ -38,8 +39,9 @@ def ask(arguments: Mapping[str, Any] | None = None, **orders: Any) -> RouterPara
     return RouterParallelRequest("fast", [{"role": "user", "content": "hello"}], kwargs)
 
 
+@pytest.mark.parametrize("host", thorough_but([TRIO], EACH_LIBRARY, name_of))
 def test_an_attempt_that_hangs_is_a_timeout_and_is_sent_once_more(
-    server: DemoServerThread, either_library: Host
+    server: DemoServerThread, host: Host
 ) -> None:
     results = list[RouterParallelResult]()
 
@@ -51,7 +53,7 @@ def test_an_attempt_that_hangs_is_a_timeout_and_is_sent_once_more(
             attempt_timeout=0.6,
         )
 
-    run_with_routers(either_library, main)
+    run_with_routers(host, main)
     hung, *others = results
     assert all(result.ok for result in others)
     assert hung.exception is not None

@@ -40,6 +40,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough  # test_fleet_losses counts without Ray
 @pytest.mark.parametrize(
     ("room", "attempts", "ends"),
     [
@@ -71,6 +72,7 @@ def test_a_budget_counts_what_was_lost_with_workers(
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # test_hedge has hedges without Ray
 def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) -> None:
     async def main() -> None:
         batch = iter_parallel_acompletions(

@@ -58,6 +58,7 @@ async def ask(
         return way, provider.kept
 
 
+@pytest.mark.thorough  # every odd answer, twice
 @pytest.mark.parametrize("direct", [True, pytest.param("verify", marks=pytest.mark.thorough)])
 def test_odd_answers(direct: Any) -> None:
     """Each comes twice: litellm reads the first of a structure, and the lane the second."""

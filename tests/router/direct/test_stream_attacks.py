@@ -84,7 +84,9 @@ def with_ids_after_the_data() -> bytes:
 
 
 @pytest.mark.usefixtures("_in_pieces")
-@MODELS
+@pytest.mark.parametrize(
+    "model", ["openai/fast", pytest.param("hosted_vllm/fast", marks=pytest.mark.thorough)]
+)
 def test_lines_in_pieces(model: str) -> None:
     """A line that belongs to the event before it is waited for, where litellm waits for it."""
     bodies = {
