@@ -20,7 +20,7 @@ INTRODUCTION = """\
 Every option of every command, as `--help` prints it. [The commands](../cli.md) explains how they
 behave, and [A file of prompts overnight](../guides/file-overnight.md) how to use them.
 
-With `python -m parallel_core.cli` they run where the folder of scripts is not on the `PATH`.
+With `python -m parallel_core` they run where the folder of scripts is not on the `PATH`.
 """
 PLAIN = "Arguments and options"  # the group of options that belong to no panel
 
