@@ -172,7 +172,6 @@ def test_workers_answer_each_request_as_one_process_does(
     ]
 
 
-@pytest.mark.thorough  # starts a Ray of its own
 def test_what_is_finished_needs_no_workers(bench: RayBench) -> None:
     bench.write(*([PLAIN] * 5))
     assert bench.run("in.jsonl", "-o", "out.jsonl").code == 0
