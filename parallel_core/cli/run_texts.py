@@ -198,14 +198,13 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     for group in summary.failures:
         row("", describe_group(group))
     if summary.earlier_failed:
-        again = ""
-        if summary.failures_that_may_pass:
-            again = ": --retry-failed sends again what may pass"
-        row("failed before", f"{summary.earlier_failed:,}{again}")
+        row("failed before", f"{summary.earlier_failed:,}")
     if summary.final_failures == 1:
         row("final", "1 failure is final: it would fail again")
     elif summary.final_failures:
         row("final", f"{summary.final_failures:,} failures are final: they would fail again")
+    if may_pass := summary.failures_that_may_pass:
+        row("may pass", f"{counted(may_pass, 'failure')}: --retry-failed sends again what may pass")
     for why in summary.failed_deployments.values():
         if why not in summary.blocked.values():
             row("skipped", f"{why}; its requests went to other deployments")

@@ -43,7 +43,7 @@ def test_the_summary_says_which_answers_and_failures_are_unusual() -> None:
     assert "12 failures are final: they would fail again" in text
     assert "1 failure is final: it would fail again" in shown(failed=1, final_failures=1)
     assert "--retry-failed" not in shown(earlier_failed=1, final_failures=1)
-    assert "1: --retry-failed sends again what may pass" in shown(earlier_failed=1)
+    assert "1 failure: --retry-failed sends again what may pass" in shown(earlier_failed=1)
     plain = shown(finish_reasons={"stop": 1, "tool_calls": 1})
     assert "final" not in plain
     assert "of these" not in plain

@@ -45,6 +45,15 @@ def snippets(language: str) -> dict[str, str]:
     return found
 
 
+def exit_code(snippet_name: str) -> int:
+    """Return the exit code of the last command of a console snippet; a comment above it says it."""
+    page, _, number = snippet_name.rpartition("-")
+    found = re.findall(
+        r"^(?:<!-- exit code (\d+) -->\n)?```console\n", documents()[page].read_text(), re.MULTILINE
+    )
+    return int(found[int(number) - 1] or 0)
+
+
 def write_files(snippet_name: str, folder: Path) -> None:
     """Write the files that the page of a snippet shows: blocks with a title are files."""
     path = documents()[snippet_name.rpartition("-")[0]]
