@@ -15,13 +15,14 @@ from typer.core import TyperGroup
 
 import parallel_core
 from parallel_core.demo_server.command import command as demo_server
+from parallel_core.printable import printable
 
 from . import doctor_command, export_command, merge_command, report_command, run_command
 from .demo import demo
 from .run_arguments import RunCommand
 from .run_command import INTERRUPTED
 from .run_signals import interrupt_on_signals
-from .terminal import json_line, printable, survive_any_encoding
+from .terminal import json_line, survive_any_encoding
 
 # ClickException of click, or of the copy of click in newer versions of typer.
 _ClickError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])

@@ -28,8 +28,9 @@ from parallel_core.config import (
 from parallel_core.config.applied_config import applied_config, unknown_litellm_settings
 from parallel_core.config.proxy_config import ProxyConfig, read_proxy_config
 from parallel_core.config.run_router import router_from_config, router_from_model
+from parallel_core.printable import printable
 
-from .terminal import console, json_line, printable
+from .terminal import console, json_line
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds for an endpoint to answer
 CHECKS_AT_ONCE: Final = 16

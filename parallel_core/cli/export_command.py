@@ -11,9 +11,8 @@ import typer
 
 from parallel_core.errors import InputFileError
 from parallel_core.files import EndpointName, InputFile, InputFormat, export_results
+from parallel_core.printable import printable
 from parallel_core.quantities import counted
-
-from .terminal import printable
 
 _NO_MODEL = "none"  # a prompt needs no model, but a table of prompts has none of its own
 

@@ -16,11 +16,11 @@ from parallel_core.control import (
     measured_rates,
 )
 from parallel_core.control.live_lines import BAD, GOOD, QUIET, WAITING, bar
+from parallel_core.printable import printable
 from parallel_core.quantities import clock, counted
 from parallel_core.run import FailureGroup, RunProgress
 
 from .run_texts import describe_direct, describe_group, describe_stragglers, share_done
-from .terminal import printable
 
 _WIDEST: Final = 112  # characters; figures that are further apart are hard to read together
 _CELL: Final = 20  # least width of a figure with the space behind it, in characters

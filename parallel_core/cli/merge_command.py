@@ -9,9 +9,8 @@ import typer
 
 from parallel_core.errors import JournalError
 from parallel_core.journal import MergeSummary, merge_outputs
+from parallel_core.printable import printable
 from parallel_core.quantities import counted
-
-from .terminal import printable
 
 
 def command(

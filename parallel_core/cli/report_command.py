@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from parallel_core.journal import RunPaths
+from parallel_core.printable import printable
 from parallel_core.report import BEGINNING, ReportError, html_page, summarize, write_pictures
 
 from .report_table import print_report
-from .terminal import console, printable
+from .terminal import console
 
 
 def command(

@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parallel_core.printable import printable
 from parallel_core.report import RunReport, formats
-
-from .terminal import printable
 
 
 def print_report(report: RunReport, console: Console) -> None:

@@ -14,12 +14,11 @@ from parallel_core.control import (
 from parallel_core.errors import NAMED_BY_LINE, describe_differences, name_requests
 from parallel_core.files import InputSummary, endpoint_of_operation
 from parallel_core.journal import InputChange
+from parallel_core.printable import printable_name
 from parallel_core.quantities import clock, counted, money
 from parallel_core.router import CostEstimate, describe_finishes
 from parallel_core.run import FailureGroup, RunOpening, RunProgress, RunStraggler, RunSummary
 from parallel_core.types import CHAT
-
-from .terminal import printable_name
 
 _MOST_NAMED = 20  # models in a line
 _LONGEST_NAME = 40  # characters of a custom_id

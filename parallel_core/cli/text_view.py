@@ -12,6 +12,7 @@ from rich.text import Text
 from parallel_core.control import LinePace, is_live
 from parallel_core.control.live_lines import BAD, LiveLines
 from parallel_core.files import InputProblem, InputSummary
+from parallel_core.printable import printable
 from parallel_core.router import CostEstimate
 from parallel_core.run import RunOpening, RunProgress, RunSummary
 
@@ -25,7 +26,7 @@ from .run_texts import (
     describe_progress,
     summary_rows,
 )
-from .terminal import console, ignore_output_errors, printable
+from .terminal import console, ignore_output_errors
 
 
 class TextView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import textwrap
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -128,7 +129,10 @@ class _Display:
         """Remove a row from the display; it stays on the terminal."""
         if len(self._rows) == 1:
             _displays.pop(id(self._stream), None)
-            self._lines.close()
+            try:  # an end before the last snapshot leaves nothing that it waits for
+                self._lines.show(rows_of([self._rows.pop(bar)], self._console.width))
+            finally:
+                self._lines.close()
             return
         # Print it above the rows of running batches. If it stayed among them, the display would
         # grow without bound while batches overlap.
@@ -138,7 +142,8 @@ class _Display:
             self._draw()
 
     def _draw(self) -> None:
-        self._lines.show(rows_of(list(self._rows.values()), self._console.width))
+        height = self._console.height - 1  # see LiveLines
+        self._lines.show(rows_of(list(self._rows.values()), self._console.width, height))
 
 
 def _stderr_console() -> rich.console.Console | None:
@@ -152,10 +157,16 @@ def _stderr_console() -> rich.console.Console | None:
     return Console(file=stream)
 
 
-def rows_of(snapshots: Sequence[Progress], width: int) -> list[rich.text.Text]:
+def rows_of(
+    snapshots: Sequence[Progress], width: int, height: int | None = None
+) -> list[rich.text.Text]:
     """Return snapshots as rows with aligned figures, for a terminal of this width.
 
-    What the calls of a batch wait for stands below its row.
+    Args:
+        snapshots: one of each batch.
+        width: columns of the terminal.
+        height: rows of the terminal, of which some say below the row of a batch what its calls wait
+            for. None: none of them.
     """
     from rich.text import Text
 
@@ -165,6 +176,7 @@ def rows_of(snapshots: Sequence[Progress], width: int) -> list[rich.text.Text]:
     table = [row_figures(progress) for progress in snapshots]
     widest = {name: max(len(row[name]) for row in table) for name in table[0]}
     rows: list[Text] = []
+    room = 0 if height is None else height - len(snapshots)
     for progress, figures in zip(snapshots, table, strict=True):
         # At the end an unknown total becomes known, so the bar is full.
         total = progress.done if progress.finished else progress.total
@@ -176,5 +188,11 @@ def rows_of(snapshots: Sequence[Progress], width: int) -> list[rich.text.Text]:
             if widest[name]
         ]
         rows.append(Text(" ").join(cells))
-        rows += [Text(f"  {text}", WAITING) for text in held_up_in_words(progress)]
+        lines = [
+            f"  {line}"
+            for text in held_up_in_words(progress)
+            for line in textwrap.wrap(text, max(20, width - 2))
+        ][: max(0, room)]
+        rows += [Text(line, WAITING) for line in lines]
+        room -= len(lines)
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from parallel_core.printable import printable_name
 from parallel_core.quantities import clock, counted, money, short_count, short_money
 from parallel_core.types import Usage
 
@@ -105,7 +106,8 @@ def held_up_in_words(progress: Progress) -> list[str]:
     """Describe what the calls of a batch wait for; nothing once it has ended."""
     if progress.finished:
         return []
-    return [*describe_waiting(progress.waiting), *describe_delays(progress.delays)]
+    texts = [*describe_waiting(progress.waiting), *describe_delays(progress.delays)]
+    return [printable_name(text) for text in texts]
 
 
 def describe_waiting(waiting: Sequence[Waiting]) -> list[str]:

@@ -18,11 +18,12 @@ from helpers.run_values import summary_of
 from parallel_core import cli
 from parallel_core.cli import doctor_command
 from parallel_core.cli.json_view import JsonView
-from parallel_core.cli.terminal import printable, shell_line
+from parallel_core.cli.terminal import shell_line
 from parallel_core.cli.text_view import TextView
 from parallel_core.errors import InputFileError
 from parallel_core.files.batch_input import InputFile
 from parallel_core.journal.run_paths import RunPaths
+from parallel_core.printable import printable
 
 
 def test_control_characters_of_an_input_never_reach_a_terminal(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from helpers.terminal_screen import TerminalScreen
 from parallel_core.control import LinePace
 from parallel_core.control.live_lines import BAD, GOOD, WAITING, LiveLines, wraps_again
 from parallel_core.control.live_output import is_live
-from parallel_core.control.progress import Delay, Waiting
-from parallel_core.control.progress_bar import rows_of
+from parallel_core.control.progress import Delay, Progress, Waiting
+from parallel_core.control.progress_bar import ProgressBar, rows_of
 
 
 def frame(width: int) -> list[Text]:
@@ -93,17 +93,46 @@ def test_a_row_of_the_bar_fits(width: int) -> None:
         assert figure in rows[0].plain
 
 
+SERVER = Waiting("fast", "http://127.0.0.1:80", "no connection to the server", 40.0, 8.0)
+HELD_UP = snapshot(in_flight=8, waiting=(SERVER,), delays=(Delay("rate_limit", 3),))
+
+
+def texts_of(*snapshots: Progress, width: int = 120, height: int | None = 20) -> list[str]:
+    return [row.plain.strip() for row in rows_of(snapshots, width, height)]
+
+
 def test_below_its_row_stands_what_a_batch_waits_for() -> None:
-    waiting = (Waiting("fast", "http://127.0.0.1:80", "no connection to the server", 40.0, 8.0),)
-    delays = (Delay("rate_limit", 3),)
-    held_up = snapshot(in_flight=8, waiting=waiting, delays=delays)
-    rows = rows_of([held_up, snapshot(in_flight=8)], 120)
-    assert [row.plain.strip() for row in rows[1:3]] == [
+    rows = texts_of(HELD_UP, snapshot(in_flight=8))
+    assert rows[1:3] == [
         "waiting for http://127.0.0.1:80: no connection to the server, since 40 s, next try in 8 s",
         "3 calls wait for the rate limit",
     ]
     assert len(rows) == 4
-    assert len(rows_of([snapshot(waiting=waiting, delays=delays, finished=True)], 120)) == 1
+    narrow = texts_of(HELD_UP, width=80)
+    assert " ".join(narrow[1:3]) == rows[1]  # nothing is cut off
+    ended = snapshot(waiting=(SERVER,), finished=True)
+    assert len(texts_of(ended)) == len(texts_of(HELD_UP, height=None)) == 1
+
+
+def test_every_batch_has_its_row_however_much_they_wait_for() -> None:
+    rows = texts_of(*[HELD_UP] * 5, height=8)
+    assert len(rows) == 8
+    assert sum("failed" in row for row in rows) == 5
+
+
+def test_texts_of_others_move_no_cursor() -> None:
+    odd = Waiting("gpt\x1b[2J\n", None, "\x1b[31mred", 1.0, None)
+    (line,) = texts_of(snapshot(waiting=(odd,)))[1:]
+    assert line == r"waiting for gpt\x1b[2J\n: \x1b[31mred, since 1 s, trying now"
+
+
+def test_a_bar_that_is_closed_early_says_no_more_what_it_waits_for() -> None:
+    screen = TerminalScreen(100)
+    bar = ProgressBar(console_on(screen, 100))
+    bar(HELD_UP)
+    assert any("waiting for" in line for line in screen.text())
+    bar.close()
+    assert len([line for line in screen.text() if line]) == 1
 
 
 @pytest.mark.parametrize("style", [GOOD, BAD, WAITING])
