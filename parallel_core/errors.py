@@ -165,7 +165,7 @@ class BudgetExceededError(RebuiltError):
     def __init__(self, index: int, limit: str, needed: float, left: float) -> None:
         super().__init__(
             f"request {index} was not sent: it may use {needed:g}, but only {left:g} is left of "
-            f"the budget's {limit}"
+            f"the budget's {limit}: raise it, or lower max_tokens of the request"
         )
         self.index = index
         self.limit = limit

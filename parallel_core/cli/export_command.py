@@ -93,6 +93,8 @@ def command(
     except (ImportError, ValueError) as error:
         raise _failed(str(error)) from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not results.exists():
+            raise _failed(f"{results} does not exist: name the output file of a run") from None
         where = f"{error.filename}: " if error.filename else ""
         raise _failed(f"{where}{error.strerror or error}") from None
     rows = counted(written.rows, "row")

@@ -250,11 +250,12 @@ def asked_too_long(failure: Failure, max_wait: float, waited: float = 0.0) -> st
 def outage_too_long(seconds: float, max_wait: float) -> str:
     return (
         f"nothing got through for {seconds:,.0f} s, longer than Retry.max_wait "
-        f"({max_wait:,.10g} s; --max-outage of a run) allows"
+        f"({max_wait:,.10g} s; --max-outage of a run) allows: send again when the server is back, "
+        "or raise it"
     )
 
 
 def exceeds_patience(wait: float, failure: Failure, attempts: Attempts, max_wait: float) -> str:
     if failure.retry_after == wait:
         return asked_too_long(failure, max_wait, attempts.waited)
-    return f"{wait:g} s more would exceed Retry.max_wait ({max_wait:,.10g} s)"
+    return f"{wait:g} s more would exceed Retry.max_wait ({max_wait:,.10g} s): raise it"

@@ -205,7 +205,7 @@ class Members:
             raise LineError(
                 "forbidden_parameter",
                 f"extra_body has {_listed(twice)}, which would replace what was checked",
-                "put it beside model only",
+                "write it as a member of the line, not in extra_body",
             )
         if not self._options.trust:
             of_endpoint = endpoint.operation

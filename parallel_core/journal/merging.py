@@ -85,11 +85,11 @@ def merge_outputs(
     except ValueError as error:
         raise JournalError(str(error)) from None
     check_paths(paths)
-    if not force:
-        _refuse_existing(paths)
     with contextlib.ExitStack() as opened:
         try:
             merge = _Merge(parts, paths, opened)
+            if not force:
+                _refuse_existing(paths)
             return merge.run(force=force)
         except OSError as error:
             where = error.filename or paths.output

@@ -210,9 +210,10 @@ class Fleet:
             self._replace()
 
     def _abandon_calls(self) -> None:
+        failed = self._failed_starts
+        not_started = f", and {failed} could not be started" if failed else ""
         self._lost_for_good = WorkersLostError(
-            f"no worker is left, and {self._failed_starts} could not be started: "
-            f"{self._source.why_none_starts()}"
+            f"no worker is left{not_started}: {self._source.why_none_starts()}"
         )
         self._lost_for_good.__cause__ = self._refused or self._last_loss
         for assignment in self._dealer.remove_all():

@@ -136,7 +136,7 @@ def test_an_export_reads_the_requests_as_the_run_did(bench: Bench) -> None:
 def test_an_export_is_refused_and_says_why(tmp_path: Path) -> None:
     refused = command("export", tmp_path / "no.jsonl", "-o", tmp_path / "t.csv")
     assert refused.code == 2
-    assert "no.jsonl: No such file or directory" in refused.stderr
+    assert "no.jsonl does not exist: name the output file of a run" in refused.stderr
     results = tmp_path / "out.jsonl"
     answer = {"custom_id": "a", "response": {"status_code": 200, "body": {"choices": []}}}
     results.write_text(json.dumps(answer) + "\n")

@@ -27,7 +27,6 @@ def test_it_finds_a_hidden_capacity(capacity: int, seed: int) -> None:
     assert provider.rejected_share < (0.03 if capacity >= 16 else 0.04)
 
 
-@pytest.mark.thorough  # the test before finds one, too
 @pytest.mark.parametrize(
     "seed", [1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (2, 3))]
 )

@@ -43,7 +43,6 @@ def deployments(server: DemoServerThread, case: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.thorough  # its rule has tests in virtual time
 @pytest.mark.parametrize("host", ASYNCIO_HOSTS[:1], ids=lambda host: host.name)
 def test_a_deployment_that_fails_all_its_calls_is_hardly_asked(host: Host) -> None:
     trouble = [*TROUBLE.values(), Trouble("unavailable", key="sk-busy-2", count=8)]

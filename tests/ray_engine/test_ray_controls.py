@@ -40,7 +40,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.thorough  # test_fleet_losses counts without Ray
 @pytest.mark.parametrize(
     ("room", "attempts", "ends"),
     [
@@ -72,7 +71,6 @@ def test_a_budget_counts_what_was_lost_with_workers(
     asyncio_only.run(main)
 
 
-@pytest.mark.thorough  # test_hedge has hedges without Ray
 def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) -> None:
     async def main() -> None:
         batch = iter_parallel_acompletions(
@@ -91,7 +89,6 @@ def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) ->
     asyncio_only.run(main)
 
 
-@pytest.mark.thorough  # test_direct_counts has the meter without Ray
 def test_streams_have_the_prices_of_the_budget_and_the_meter_of_the_batch(
     server: DemoServerThread,
 ) -> None:
@@ -186,7 +183,6 @@ def test_a_budget_is_a_hard_cap_of_all_workers(
     asyncio_only.run(main)
 
 
-@pytest.mark.thorough  # a budget of all workers is tested, too
 def test_an_adaptive_limit_and_a_rate_limit_are_of_all_workers(
     asyncio_only: Host, server: DemoServerThread
 ) -> None:

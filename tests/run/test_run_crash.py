@@ -92,7 +92,6 @@ def test_a_disk_that_is_full_loses_no_answer_and_pays_for_none_again(small: Tort
     check(measured)
 
 
-@pytest.mark.thorough  # the same errors as a full disk
 def test_a_file_that_must_not_grow_loses_no_answer_and_pays_for_none_again(small: Torture) -> None:
     check(torture.file_too_large(small))
 

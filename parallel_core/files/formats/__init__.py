@@ -80,11 +80,12 @@ def reader_of(
     if not model:
         raise InputFileError(f"{kind} does not name a model: give one (--model)")
     trusts = columns.trust and not requests.parameters
-    if columns.send or trusts or (found == "text" and columns.keep):
+    if columns.send or trusts:
         raise InputFileError(
-            f"{kind} has no parameters to send (--send-columns, --trust-input), and text has no "
-            "columns to keep (--keep)"
+            f"{kind} has no parameters to send: leave out --send-columns and --trust-input"
         )
+    if found == "text" and columns.keep:
+        raise InputFileError("text has no columns to keep: leave out --keep")
     if endpoint is not None and endpoint.of_text is None:
         raise InputFileError(
             f"{endpoint.name} needs more than one text, and {kind} makes one of each line: write "
