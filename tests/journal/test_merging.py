@@ -265,7 +265,8 @@ def test_an_output_is_never_overwritten(tmp_path: Path) -> None:
     assert ids_of(output) == ["a"]
     assert [path.name for path in summary.backups] == ["out.jsonl.1", "out.jsonl.manifest.json.1"]
     assert (tmp_path / "out.jsonl.1").read_text() == "precious\n"
-    with pytest.raises(JournalError, match="is a part and cannot be the output"):
-        merge_outputs([part, output], output, force=True)
+    for force in (False, True):
+        with pytest.raises(JournalError, match="is a part and cannot be the output"):
+            merge_outputs([part, output], output, force=force)
     with pytest.raises(JournalError, match="is given twice"):
         merge_outputs([part, part], tmp_path / "other.jsonl")
