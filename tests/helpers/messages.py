@@ -66,20 +66,48 @@ class Template:
 def templates() -> Iterator[Template]:
     """Every error that the source makes and a user may read."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        names = _Names(tree)
+        for node in ast.walk(tree):
             if is_error_call(node):
                 assert isinstance(node, ast.Call)
                 kind = ast.unparse(node.func).rpartition(".")[2]
                 if kind in INTERNAL:
                     continue
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
-                patterns = [found for value in values if (found := _pattern(value)) is not None]
+                patterns = [_pattern(names.value_of(value)) for value in values]
                 yield Template(
                     path.relative_to(PACKAGE).as_posix(),
                     node.lineno,
                     kind,
-                    max(patterns, key=len, default=None),
+                    max(filter(None, patterns), key=len, default=None),
                 )
+
+
+class _Names:
+    """What the names of a module stand for: the assignment before their use."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._assigned: dict[str, list[tuple[int, ast.expr]]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign):
+                targets, value = node.targets, node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                targets, value = [node.target], node.value
+            else:
+                continue
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    self._assigned.setdefault(target.id, []).append((node.lineno, value))
+
+    def value_of(self, value: ast.expr) -> ast.expr:
+        """The expression that a name stands for; other expressions as they are."""
+        if isinstance(value, ast.List) and len(value.elts) == 1:
+            value = value.elts[0]
+        if not isinstance(value, ast.Name):
+            return value
+        before = [one for one in self._assigned.get(value.id, []) if one[0] < value.lineno]
+        return max(before, key=lambda one: one[0])[1] if before else value
 
 
 def _pattern(value: ast.expr) -> str | None:
@@ -94,8 +122,6 @@ def _pattern(value: ast.expr) -> str | None:
         case ast.IfExp(body=body, orelse=other):
             one, two = _pattern(body), _pattern(other)
             return f"(?:{one or '.*'}|{two or '.*'})" if one or two else None
-        case ast.List(elts=[only]):
-            return _pattern(only)
     return None
 
 
