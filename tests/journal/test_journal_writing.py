@@ -279,6 +279,17 @@ def test_a_full_sync_falls_back_where_the_file_system_has_none(
         assert synced == [7]
 
 
+def test_a_sync_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, int]] = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(("fsync", fd)))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(("data", fd)), raising=False)
+    Disk().sync(7)
+    monkeypatch.delattr(os, "fdatasync")
+    Disk().sync(8)
+    assert synced == [("data", 7), ("fsync", 8)]
+
+
 def test_lines_that_are_none(paths: RunPaths) -> None:
     with Journal.open(paths, MANIFEST) as journal:
         for line in (b"", b"a\nb"):
