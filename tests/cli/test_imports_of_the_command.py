@@ -14,18 +14,21 @@ from helpers.odd_texts import write_requests
 from parallel_core.cli.run_signals import STOP_SIGNALS
 
 SCRIPTS = Path(__file__).parent / "scripts"
+DAILY = {
+    ("parallel_core", "SIGINT"),
+    ("parallel_core.cli.run_command", "SIGHUP"),
+    ("litellm", "SIGTERM"),
+}
 
 
 @pytest.mark.parametrize(
     ("module", "number"),
     [
-        # litellm takes seconds, and each signal is met at the other imports.
+        # Each signal once, and each import; litellm takes seconds.
         pytest.param(
             module,
             number,
-            marks=[pytest.mark.thorough]
-            if module == "litellm" and number != signal.SIGTERM
-            else [],
+            marks=[] if (module, number.name) in DAILY else pytest.mark.thorough,
         )
         for module in ("parallel_core", "parallel_core.cli.run_command", "litellm")
         for number in STOP_SIGNALS

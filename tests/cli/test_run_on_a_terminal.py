@@ -89,6 +89,7 @@ def test_a_terminal_shows_a_bar_and_figures(bench: Bench, on_terminal: StartOnTe
     assert "\x1b[?25h" in drawn[drawn.rindex("\x1b[?25l") :]  # the cursor is there again
 
 
+@pytest.mark.thorough  # test_live_lines has it without a run
 def test_nothing_is_left_behind_when_the_terminal_is_resized(
     bench: Bench, on_terminal: StartOnTerminal
 ) -> None:

@@ -70,7 +70,7 @@ def test_an_attempt_that_hangs_is_a_timeout_and_is_sent_once_more(
         ({"timeout": 0.3}, {}, {}),
         pytest.param({}, {"timeout": 0.3}, {}, marks=pytest.mark.thorough),
         pytest.param({}, {}, {"timeout": 0.3}, marks=pytest.mark.thorough),
-        ({}, {}, {"request_timeout": 0.3}),
+        pytest.param({}, {}, {"request_timeout": 0.3}, marks=pytest.mark.thorough),
     ],
     ids=["deployment", "Router", "request", "request_timeout"],
 )

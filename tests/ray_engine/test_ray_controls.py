@@ -1,4 +1,8 @@
-"""One limit for all workers on Ray, and what the driver and Ray's logs are left with."""
+"""One limit for all workers on Ray, and what the driver and Ray's logs are left with.
+
+``make test`` has one run, one kill, one cancellation and one cap with Ray. What the driver and a
+worker do has tests without Ray (``test_fleet…``, ``test_worker``), and CI runs these as well.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 @pytest.mark.parametrize(
     ("room", "attempts", "ends"),
     [
@@ -71,6 +76,7 @@ def test_a_budget_counts_what_was_lost_with_workers(
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) -> None:
     async def main() -> None:
         batch = iter_parallel_acompletions(
@@ -89,6 +95,7 @@ def test_no_hedged_call_waits_in_a_worker(asyncio_only: Host, tmp_path: Path) ->
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_streams_have_the_prices_of_the_budget_and_the_meter_of_the_batch(
     server: DemoServerThread,
 ) -> None:
@@ -145,6 +152,7 @@ def test_logs_of_ray_hold_no_contents(server: DemoServerThread, ray: Any) -> Non
     assert [name for name, text in said.items() if "LiteLLM" in text] == []
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_the_driver_stays_as_it_was(asyncio_only: Host) -> None:
     hooks = sys.excepthook, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
@@ -183,6 +191,7 @@ def test_a_budget_is_a_hard_cap_of_all_workers(
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_an_adaptive_limit_and_a_rate_limit_are_of_all_workers(
     asyncio_only: Host, server: DemoServerThread
 ) -> None:

@@ -42,13 +42,8 @@ pytestmark = [
 ]
 
 
-# Each way once, and each world; every way in every world takes half a minute.
-DAILY = {
-    ("trio", "fail-fast"),
-    ("trio", "cancel"),
-    ("asyncio", "break"),
-    ("asyncio-uvloop", "aclose"),
-}
+# Each library once; every way in every world takes half a minute.
+DAILY = {("trio", "cancel"), ("asyncio", "break")}
 WAYS_TO_LEAVE = [
     pytest.param(
         host,

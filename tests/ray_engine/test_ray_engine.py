@@ -1,4 +1,8 @@
-"""Batches whose calls are made by workers on Ray: the same as in one process, or refused."""
+"""Batches whose calls are made by workers on Ray: the same as in one process, or refused.
+
+``make test`` has one run, one kill, one cancellation and one cap with Ray. What the driver and a
+worker do has tests without Ray (``test_fleet…``, ``test_worker``), and CI runs these as well.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_an_answer_without_choices_is_a_failure(asyncio_only: Host) -> None:
     """One is judged here, and a stream where it is read."""
 
@@ -70,7 +75,7 @@ def test_an_answer_without_choices_is_a_failure(asyncio_only: Host) -> None:
     asyncio_only.run(main)
 
 
-@pytest.mark.parametrize("host", thorough_but(EACH_LIBRARY, HOSTS, name_of))
+@pytest.mark.parametrize("host", thorough_but([TRIO], HOSTS, name_of))
 def test_every_result_comes_once_in_every_world(host: Host) -> None:
     async def main() -> list[int]:
         batch = iter_parallel_acompletions(
@@ -215,6 +220,7 @@ def test_real_routers_over_http(server: DemoServerThread) -> None:
     asyncio.run(main())  # the Router of this process leaves a task of litellm's
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_a_bare_callable_gets_what_the_request_says(asyncio_only: Host) -> None:
     async def main() -> None:
         first, second = await parallel_acompletions(
@@ -249,6 +255,7 @@ def test_too_many_workers_are_refused() -> None:
         open_ray_router(scripted, workers=10**9)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_a_batch_is_entered_once(asyncio_only: Host) -> None:
     async def main() -> None:
         batch = iter_parallel_acompletions(scripted, [request(1)], workers=1)
@@ -259,6 +266,7 @@ def test_a_batch_is_entered_once(asyncio_only: Host) -> None:
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_a_router_of_another_loop_is_refused(asyncio_only: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1) as router:
@@ -268,6 +276,7 @@ def test_a_router_of_another_loop_is_refused(asyncio_only: Host) -> None:
     asyncio_only.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_a_factory_that_exits_is_told(asyncio_only: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRIVER", str(os.getpid()))
 
@@ -324,6 +333,7 @@ def test_a_router_that_cannot_be_made_is_told_on_starting(host: Host) -> None:
     host.run(main)
 
 
+@pytest.mark.thorough  # needs Ray: see the head of this file
 def test_a_router_of_workers_is_opened_once_and_closed_once(asyncio_only: Host) -> None:
     async def main() -> None:
         async with open_ray_router(scripted, workers=1) as router:

@@ -43,6 +43,7 @@ def routers(provider: RecordingProvider) -> dict[bool, Any]:
     return {direct: router_of(provider.url, GROUPS, **settings) for direct in (False, True)}
 
 
+@pytest.mark.thorough  # made-up requests; test_requests has each form
 @settings(  # a failure is found in seconds; to make it smaller takes minutes
     max_examples=max(10, settings.default.max_examples // 4),  # type: ignore[union-attr]
     phases=[Phase.generate],

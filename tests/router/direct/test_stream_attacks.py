@@ -26,11 +26,13 @@ from helpers.odd_streams import (
 )
 from helpers.routers import run_with_routers
 from helpers.stream_parity import differences, read
+from helpers.thorough import thorough_but
 from parallel_core.router.direct import seam
 from parallel_core.router.direct.chunks import ChunkTemplate
 from parallel_core.router.direct.lines import BodyLines
 
 ASYNCIO = ASYNCIO_HOSTS[0]
+CHARSETS = ["", "; charset=utf-8", "; charset=iso-8859-1"]
 MODELS = pytest.mark.parametrize("model", ["openai/fast", "hosted_vllm/fast"])
 
 
@@ -126,7 +128,7 @@ ODD_BYTES = {
 }
 
 
-@pytest.mark.parametrize("charset", ["", "; charset=utf-8", "; charset=iso-8859-1"])
+@pytest.mark.parametrize("charset", thorough_but(["; charset=iso-8859-1"], CHARSETS))
 @MODELS
 def test_odd_bytes(model: str, charset: str) -> None:
     async def main() -> None:
