@@ -147,6 +147,10 @@ def test_only_the_page_is_served_and_only_to_this_computer(tmp_path: Path) -> No
 
     async def test() -> None:
         async with followed(output) as address, aiohttp.ClientSession() as session:
+            async with contextlib.aclosing(updates(address)) as found:
+                async for update in found:  # until it has read the files
+                    if NASTY in Page(update.content or "").text:
+                        break
             port = int(address.split(":")[2].strip("/"))
             for path in ("out.jsonl", "../out.jsonl", "%2e%2e/out.jsonl", "page.js", "events/x"):
                 async with session.get(f"{address}{path}") as response:
