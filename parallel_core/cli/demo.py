@@ -237,9 +237,14 @@ class _Demo:
 def _ctrl_c_after(output: Path, answers: int) -> Generator[threading.Event]:
     """Send this process the signal of Ctrl-C when a file has so many lines.
 
+    Where the signal is ignored, as in the background of a script, it is not ignored meanwhile.
+
     Yields an event: it is set once the signal was sent.
     """
     pressed, ended = threading.Event(), threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
         while not ended.wait(0.02):
@@ -255,6 +260,8 @@ def _ctrl_c_after(output: Path, answers: int) -> Generator[threading.Event]:
     finally:
         ended.set()
         thread.join()
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def _press_ctrl_c() -> None:

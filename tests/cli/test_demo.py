@@ -184,3 +184,16 @@ def test_the_command_has_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(commands, "demo", exits_with_seven)
     assert CliRunner().invoke(commands.app, ["demo"]).exit_code == 7
+
+
+def test_ctrl_c_is_pressed_also_where_the_signal_is_ignored(tmp_path: Path) -> None:
+    """As in the background of a script."""
+    output = tmp_path / "out.jsonl"
+    output.write_text("{}\n")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), _ctrl_c_after(output, 1):
+            threading.Event().wait(30)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
