@@ -178,8 +178,7 @@ class NotSentError(RebuiltError):
 
     It is the exception of its result. Earlier requests of the same model failed for a reason that
     is not their own: the key was refused, the credit is used up, the server is away. That failure
-    is the ``__cause__``. A request that waited to be sent again gets this error, too: ``attempts``
-    of its result says how often it was sent before.
+    is the ``__cause__``. A request that waited to be sent again gets this error, too.
 
     Attributes:
         index: index of the request.
@@ -187,7 +186,7 @@ class NotSentError(RebuiltError):
         reason: the reason in one sentence, without contents and keys.
         too_long: the wait that exceeds ``Retry.max_wait``: the one that the provider asks for, or
             the outage so far. Empty if waiting would not help.
-        attempts: earlier attempts of the request, which all failed.
+        attempts: earlier attempts of the request itself, which all failed; 0 if it was never sent.
     """
 
     def __init__(

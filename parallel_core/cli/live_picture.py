@@ -10,9 +10,8 @@ from rich.text import Text
 
 from parallel_core.control import (
     cost_of_budget,
-    describe_delays,
-    describe_waiting,
     eta_in_words,
+    held_up_in_words,
     measured_rates,
 )
 from parallel_core.control.live_lines import BAD, GOOD, QUIET, WAITING, bar
@@ -99,8 +98,7 @@ def _group(group: FailureGroup) -> Text:
 
 def _held_up(progress: RunProgress) -> list[Text]:
     texts = [
-        *describe_waiting(progress.waiting),
-        *describe_delays(progress.delays),
+        *held_up_in_words(progress),
         *describe_stragglers(progress.stragglers),
     ]
     return [Text(printable(text), WAITING) for text in texts]

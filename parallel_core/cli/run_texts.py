@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from parallel_core.control import (
     cost_in_words,
-    describe_delays,
-    describe_waiting,
     figures_in_words,
+    held_up_in_words,
 )
 from parallel_core.errors import NAMED_BY_LINE, describe_differences, name_requests
 from parallel_core.files import InputSummary, endpoint_of_operation
@@ -74,8 +73,7 @@ def describe_progress(progress: RunProgress) -> str:
         *([f"earlier {progress.earlier:,}"] if progress.earlier else []),
         *figures_in_words(progress),
         *(["stopping"] if progress.stopping and not progress.finished else []),
-        *describe_waiting(progress.waiting),
-        *describe_delays(progress.delays),
+        *held_up_in_words(progress),
         *describe_stragglers(progress.stragglers),
     ]
     return ", ".join(parts)

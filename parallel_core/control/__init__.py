@@ -27,10 +27,9 @@ from .progress import BudgetUse, Delay, Progress, Straggler, Waiting, eta_range
 from .progress_texts import (
     cost_in_words,
     cost_of_budget,
-    describe_delays,
-    describe_waiting,
     eta_in_words,
     figures_in_words,
+    held_up_in_words,
     measured_rates,
 )
 from .protocols import Attachment, Engine, Group, Scope
@@ -89,13 +88,12 @@ __all__ = [
     "cost_in_words",
     "cost_of_budget",
     "cost_reported",
-    "describe_delays",
-    "describe_waiting",
     "eta_in_words",
     "eta_range",
     "figures_in_words",
     "fit_open_files",
     "held_reservation",
+    "held_up_in_words",
     "is_live",
     "measured_rates",
     "most_calls",

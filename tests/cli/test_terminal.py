@@ -22,7 +22,8 @@ from parallel_core.cli import text_view
 from parallel_core.cli.json_view import JsonView
 from parallel_core.cli.run_texts import describe_stragglers
 from parallel_core.cli.text_view import TextView
-from parallel_core.control import describe_waiting, is_live
+from parallel_core.control import is_live
+from parallel_core.control.progress_texts import describe_waiting
 from parallel_core.router.cost_estimate import CostEstimate
 
 

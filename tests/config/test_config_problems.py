@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read: Is a directory" in problems_of(tmp_path)
 
 
-@pytest.mark.thorough  # seconds
+@pytest.mark.thorough  # made-up bytes; the tests above have each problem
 @given(st.one_of(st.binary(), st.text().map(lambda text: text.encode("utf-8", "replace"))))
 @example(b"\xff\xfe\x00")
 @example(b"a: \x00")

@@ -12,7 +12,7 @@ from helpers.budgets import ANSWER, REQUEST, WORST
 from helpers.fake_router import FakeRouter, StatusError, requests
 from helpers.hosts import in_virtual_time
 from parallel_core import AdaptiveConcurrency, Budget, BudgetUse, Delay, Progress, RateLimit, Retry
-from parallel_core.control import describe_delays
+from parallel_core.control.progress_texts import describe_delays
 
 
 def snapshots(router: Any, items: list[Any], **options: Any) -> list[Progress]:
