@@ -47,6 +47,7 @@ class Gate:
         self._closes = closes
         self._max_wait = max_wait
         self._row = 0  # failures since the last success
+        self.timeouts = 0  # of these, calls that timed out
         self._row_needed = 0
         self._fruitless = 0  # waits since the last success
         self.failing_since = math.inf  # time of the first failure since the last success
@@ -83,18 +84,13 @@ class Gate:
         return is_held or 0 < self._row_needed <= self._row
 
     @property
-    def is_first_failure(self) -> bool:
-        """True if exactly one call has failed since the last success."""
-        return self._row == 1
-
-    @property
     def draining(self) -> bool:
         """True if no call may begin until one in flight gets through or all have ended."""
         return self.holding_until == math.inf
 
     def got_through(self, began: float, now: float) -> None:
         """Note that the provider has answered a call, which still counts as in flight."""
-        self._row = self._account_row = self._fruitless = 0
+        self._row = self.timeouts = self._account_row = self._fruitless = 0
         self._failing -= _WEIGHT * self._failing
         self.failing_since = math.inf
         self.last_success = now
@@ -128,6 +124,7 @@ class Gate:
         if not self._row:
             self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
         self._row += 1
+        self.timeouts += failure.kind == "timeout"
         if self._limit is not None and not self.draining:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"

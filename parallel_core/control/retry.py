@@ -382,9 +382,9 @@ class Retrying:
             most = min(most, self._server_errors)
         if not (failure.may_pass or failed_by_itself) or attempts.failed >= most:
             return None
-        # Do not pay twice for a server that hangs for all calls. A single call, for instance under
-        # an adaptive limit that has fallen, says nothing about the others.
-        hangs_for_all = gate.last_success < failed.began and not gate.is_first_failure
+        # Do not pay twice for a server that hangs for all calls. A single one says nothing about
+        # the others, and neither do those that were refused or could not connect.
+        hangs_for_all = gate.last_success < failed.began and gate.timeouts > 1
         if failure.kind == "timeout" and (attempts.timeouts >= _TIMEOUTS or hangs_for_all):
             return None
         wait = max(failure.retry_after or 0.0, gate.back_off(attempts.failed - 1))
