@@ -24,16 +24,14 @@ from helpers.remote_exceptions import (
     raised,
 )
 from helpers.remote_values import answer, brought, needs_cloudpickle
-from parallel_core import (
-    classify_failure,
-)
+from parallel_core import classify_failure
 from parallel_core.files.line_failures import failure_of
 from parallel_core.ray_engine.remote_values import pack_exception, pack_response, unpack_outcome
 
 
-# Exceptions: every class of litellm and of openai
 def classes_of(module: Any) -> list[type[Exception]]:
-    found = {kind for kind in list(vars(module).values()) if isinstance(kind, type)}
+    # Not isinstance: it would import what openai imports when it is needed, for three seconds.
+    found = {kind for kind in vars(module).values() if issubclass(type(kind), type)}
     exceptions = [kind for kind in found if issubclass(kind, Exception)]
     return sorted(exceptions, key=lambda kind: (kind.__module__, kind.__name__))
 
