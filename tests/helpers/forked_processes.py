@@ -7,7 +7,6 @@ no thread. A test of the order of imports needs a process of its own.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
 import faulthandler
@@ -238,7 +237,7 @@ def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
     for name in modules or ["parallel_core.cli"]:
         importlib.import_module(name)
     if not modules:
-        import_what_a_call_needs()
+        import_what_a_run_needs()
     gc.freeze()  # a fork would copy what a collection touches
     running: set[int] = set()
     for message, fds in _received(requests):
@@ -259,42 +258,68 @@ def _serve(requests: socket.socket, modules: Sequence[str]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def import_what_a_call_needs() -> None:
-    """Import what a first call imports, which takes most of a second.
+def import_what_a_run_needs() -> None:
+    """Import what a first run imports, and build the models of pydantic that it builds.
 
-    The call is made in another process: here it would leave a client, a task and a thread.
+    They take half of its time. The run is made in another process: here it would leave a client, a
+    task and a thread.
     """
     importlib.import_module("litellm.router")  # once, and not in both
-    before = set(sys.modules)
+    modules, models = set(sys.modules), _models()
+    incomplete = {name for name, model in models.items() if not model.__pydantic_complete__}
     names_read, names_written = os.pipe()
     pid = os.fork()
     if pid == 0:
-        asyncio.run(_first_call())
-        names = [name for name in sys.modules if name not in before]
-        os.write(names_written, "\n".join(names).encode())
+        _first_run()
+        built = [name for name in incomplete if models[name].__pydantic_complete__]
+        names = [name for name in sys.modules if name not in modules]
+        os.write(names_written, json.dumps([names, built]).encode())
         os._exit(0)
     os.close(names_written)
-    with os.fdopen(names_read) as names_of_modules:
-        for name in names_of_modules.read().splitlines():
-            with contextlib.suppress(ImportError):  # made by others, and not by an import
-                importlib.import_module(name)
+    with os.fdopen(names_read) as written:
+        names, built = json.load(written)
     os.waitpid(pid, 0)
+    for name in names:
+        with contextlib.suppress(ImportError):  # made by others, and not by an import
+            importlib.import_module(name)
+    for name in built:
+        models[name].model_rebuild()
 
 
-async def _first_call() -> None:
-    from litellm.router import Router
+def _models() -> dict[str, Any]:
+    """Return all models of pydantic by a name."""
+    from pydantic import BaseModel
 
-    from parallel_core.config.router_members import retire
+    found = dict[str, Any]()
+    subclasses: list[Any] = [BaseModel]
+    while subclasses:
+        for model in subclasses.pop().__subclasses__():
+            found[f"{model.__module__}:{model.__qualname__}"] = model
+            subclasses.append(model)
+    return found
 
-    deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "none"}}
-    router: Any = Router(model_list=[deployment], num_retries=0)
-    with contextlib.suppress(Exception):  # nobody listens there
-        await router.acompletion(
-            model="m",
-            messages=[{"role": "user", "content": "m"}],
-            api_base="http://127.0.0.1:9/v1",
-        )
-    retire(router)
+
+def _first_run() -> None:
+    """Run a file with one request."""
+    from parallel_core.cli import main
+    from parallel_core.demo_server import DemoServerSettings, DemoServerThread
+
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for output in 1, 2:
+        os.dup2(nothing, output)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        DemoServerThread(DemoServerSettings(latency_median=0.0)) as server,
+    ):
+        deployment = {"model": "openai/fast", "api_base": server.url, "api_key": "none"}
+        models = [{"model_name": "fast", "litellm_params": deployment}]
+        Path("config.yaml").write_text(json.dumps({"model_list": models}))
+        request = {"model": "fast", "messages": [{"role": "user", "content": "m"}]}
+        Path("in.jsonl").write_text(json.dumps({"custom_id": "1", "body": request}))
+        sys.argv = ["parallel-core", "run", "in.jsonl", "-o", "out.jsonl", "--config=config.yaml"]
+        with contextlib.suppress(SystemExit):
+            main()
 
 
 def _received(requests: socket.socket) -> Iterator[tuple[bytes, list[int]]]:

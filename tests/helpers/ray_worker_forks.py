@@ -27,7 +27,7 @@ import pytest
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
-from helpers.forked_processes import import_what_a_call_needs
+from helpers.forked_processes import import_what_a_run_needs
 
 PATIENCE = 60.0  # seconds for what must come
 
@@ -77,7 +77,7 @@ def _serve(listening: socket.socket) -> None:
     # Ray itself is not imported: its library reads a worker's job from the environment then.
     import numpy as np  # noqa: F401
 
-    import_what_a_call_needs()
+    import_what_a_run_needs()
     gc.freeze()  # a fork would copy what a collection touches
     events = select.poll()
     events.register(0, select.POLLIN | select.POLLHUP)
