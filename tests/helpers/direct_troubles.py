@@ -105,10 +105,10 @@ def router_of_column(column: Column, url: str, closed_port: int) -> Any:
         kind: [{"model": f"openai/{kind}", **addresses.get(kind, {})}] * column.deployments
         for kind in column.kinds
     }
-    if not column.falls_back:
-        return router_of(url, groups)
-    groups |= {calm(kind): [{"model": f"openai/{calm(kind)}"}] for kind in column.kinds}
-    fallbacks = [{kind: [calm(kind)]} for kind in column.kinds]
+    fallbacks = list[dict[str, list[str]]]()
+    if column.falls_back:
+        groups |= {calm(kind): [{"model": f"openai/{calm(kind)}"}] for kind in column.kinds}
+        fallbacks = [{kind: [calm(kind)]} for kind in column.kinds]
     # Its cooldowns last until they are counted.
     return router_of(url, groups, fallbacks=fallbacks, cooldown_time=600)
 
