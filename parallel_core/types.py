@@ -153,7 +153,8 @@ class ParallelResult(msgspec.Struct, Generic[ItemT, ValueT], frozen=True, eq=Fal
         value: what the call returned; ``None`` when it failed.
         exception: what the call raised; ``None`` when it succeeded.
         started_at: start of the call, in seconds since the epoch (``time.time``).
-        duration: duration of the call, in seconds.
+        duration: seconds from when the call first had a slot to its end: the waits for a rate limit
+            and between attempts are included.
         attempts: number of times that the batch made the call: above 1 if it was made again, 0 if
             it was refused first.
     """
@@ -203,7 +204,8 @@ class RouterParallelResult(msgspec.Struct, frozen=True, eq=False):
         response: what the Router's method returned; ``None`` when it failed.
         exception: what the Router's method raised; ``None`` when it succeeded.
         started_at: start of the call, in seconds since the epoch (``time.time``).
-        duration: duration of the call, retries and fallbacks included, in seconds.
+        duration: seconds from when the request first had a slot to its end: retries, fallbacks, and
+            the waits for a rate limit, for a budget and between attempts are included.
         time_to_first_chunk: seconds from the beginning of a streamed call to its first chunk;
             ``None`` if nothing was streamed or nothing arrived.
         usage: tokens and cost of a streamed call (``usage.estimated_calls`` is 1 if the provider

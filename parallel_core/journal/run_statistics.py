@@ -28,7 +28,7 @@ class CallStatistics(
         custom_id: id of the request.
         model: model that the request asked for.
         started_at: seconds since the epoch.
-        duration: seconds, including the Router's retries and fallbacks.
+        duration: seconds, as in :class:`RouterParallelResult`.
         ok: True if there is an answer.
         status_code: HTTP status, if there was one.
         error: name of the exception's class; None if ``ok``.
