@@ -105,8 +105,9 @@ class RouterParallelRequest(msgspec.Struct, frozen=True):
         model: name of a model (group) of the Router.
         messages: the conversation, as ``acompletion`` takes it; empty if the operation has none.
         kwargs: the other arguments of the method, for instance ``{"temperature": 0.2}``.
-        timeout: seconds that the whole call may take, with the Router's retries; takes precedence
-            over the timeout of the batch. (``kwargs["timeout"]`` is litellm's own, per attempt.)
+        timeout: seconds for each attempt of the batch, with the Router's own retries; takes
+            precedence over the timeout of the batch. (``kwargs["timeout"]`` is litellm's own, for
+            each attempt of the Router.)
         operation: name of the Router's method, for instance ``"aembedding"``. None: the operation
             of the batch, which is ``"acompletion"`` unless ``parallel_calls`` names another.
     """

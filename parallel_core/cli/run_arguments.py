@@ -286,7 +286,7 @@ class RunArguments:
     ] = None
     timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds for a request, with retries."),
+        typer.Option(help="Seconds for a request, each time that the run sends it."),
     ] = None
     attempt_timeout: Annotated[
         float,
@@ -301,7 +301,7 @@ class RunArguments:
         float,
         typer.Option(
             min=0.0,
-            help="Seconds to wait while no request of a model gets through, before the run ends.",
+            help="Seconds to wait while no request of a model gets through, before it is stopped.",
         ),
     ] = LONGEST_OUTAGE
     direct: Annotated[

@@ -29,9 +29,11 @@ class Controls(TypedDict, total=False):
     The page ``docs/controls.md`` says what each one promises.
 
     Attributes:
-        timeout: seconds that a call may take, with the Router's retries; then it is cancelled, and
-            fails with :class:`RequestTimeoutError`. The ``timeout`` of a request takes precedence.
-            Waiting for ``rate_limit`` and ``budget`` does not count.
+        timeout: seconds for each attempt of the batch, with the Router's own retries; then
+            it is cancelled, and the request fails with :class:`RequestTimeoutError`. The
+            ``timeout`` of a request takes precedence. Waits for ``rate_limit`` and ``budget`` do
+            not count. A wait for another attempt that would end later than this, counted from the
+            first attempt, is not begun.
         attempt_timeout: seconds that litellm gives to each attempt of a call, unless a ``timeout``
             is set on the Router, on one of its deployments, or in the request's ``kwargs``. Without
             any of these, a Router gives an attempt 6,000 s. Not for callables. Such a failure has

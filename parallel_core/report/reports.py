@@ -26,7 +26,7 @@ def summarize(output: Path | str, errors: Path | str | None = None) -> RunReport
 
 
 def html_page(report: RunReport) -> str:
-    """Return the report as an HTML page: one file without other files, network or scripts."""
+    """Return the report as an HTML page: one file that needs no other file and no network."""
     from .html import page
 
     return page(report)
