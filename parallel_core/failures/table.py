@@ -297,7 +297,9 @@ _NO_CREDIT = _says(
     "insufficient_quota",
     "exceeded your current quota, please check your plan",
     "credit balance is too low",
-    "billing",
+    # Not the word alone: messages about a limit per minute end with an address of a billing page.
+    r"\bbilling_(?:hard_limit|not_active|disabled|error)",
+    r"\bbilling (?:details|hard limit|account|to be enabled|is not enabled)",
     "insufficient (?:credits?|balance|funds)",
     "payment required",
     "out of credits?",

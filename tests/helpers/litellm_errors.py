@@ -36,6 +36,7 @@ def raised_from(error: Exception, *causes: BaseException) -> Exception:
     return error
 
 
+NEED_MORE = "Need more tokens? Upgrade at https://console.example.com/settings/billing"
 NAMED: list[tuple[Exception, FailureKind]] = [
     (errors.InvalidRequestError({0: "messages is empty"}), "request"),
     (errors.RequestTimeoutError(0, "m", 1.0), "timeout"),
@@ -62,6 +63,13 @@ NAMED: list[tuple[Exception, FailureKind]] = [
     (answer(429, "Quota exceeded for metric: free_tier_requests, limit: 0"), "account"),
     (answer(429, "Request too large for gpt-4o. Limit 30000, Requested 36055."), "request"),
     (answer(429, "Rate limit reached. Limit 30000, Used 29000, Requested 2000."), "overloaded"),
+    # Some providers end with advice to pay for a higher limit.
+    (answer(429, f"Rate limit reached (TPM). Try again in 2s. {NEED_MORE}"), "overloaded"),
+    (answer(413, f"Request too large. {NEED_MORE}"), "request"),
+    (answer(400, "Invalid schema for function 'get_billing_address'"), "request"),
+    (answer(400, "Billing hard limit has been reached", code="billing_hard_limit"), "account"),
+    (answer(429, "Your account is not active, check your billing details"), "account"),
+    (answer(403, "This API method requires billing to be enabled."), "account"),
     (answer(529), "overloaded"),
     (answer(500), "unknown"),
     (answer(500, "Overloaded", code="overloaded_error"), "overloaded"),
