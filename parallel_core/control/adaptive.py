@@ -15,6 +15,7 @@ from parallel_core.failures import Failure, classify
 
 from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit, LimitChange
 from .call import Call
+from .outages import PATIENCE
 from .progress import Delay
 from .protocols import Engine
 
@@ -272,9 +273,28 @@ class Adaptation:
         if key_limit is self._whole:
             self._engine.resume_calls()
         else:
-            assert self._keyed is not None
-            self._keyed.make_room(key_limit.key)
-            self._engine.recheck()
+            self._make_room(key_limit)
+        self._lose_patience(key_limit)
+
+    def _make_room(self, key_limit: _KeyLimit) -> None:
+        assert self._keyed is not None
+        self._keyed.make_room(key_limit.key)
+        self._engine.recheck()
+
+    def _lose_patience(self, key_limit: _KeyLimit) -> None:
+        """After a while, let another call begin: those in flight may hang until their timeout."""
+
+        def go_on() -> None:
+            if key_limit.limit.got_through:
+                return
+            if key_limit.in_flight >= key_limit.limit.limit:
+                key_limit.limit.allow_another(key_limit.in_flight)
+                self._apply(key_limit)
+                if key_limit is not self._whole:
+                    self._make_room(key_limit)
+            self._lose_patience(key_limit)
+
+        key_limit.cancel = self._engine.call_later(PATIENCE, go_on)
 
     def _apply(self, key_limit: _KeyLimit) -> None:
         limit = key_limit.limit.limit

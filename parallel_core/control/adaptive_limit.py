@@ -230,5 +230,9 @@ class AdaptiveLimit:
         self._epoch = self._decreased_at = self._fruitless_since = now
         self._got_through = False
 
+    def allow_another(self, in_flight: int) -> None:
+        """Let one more call begin than are in flight, since these may hang."""
+        self._set(in_flight + 1)
+
     def _set(self, limit: float) -> None:
         self._limit = min(max(limit, self._settings.minimum), self._settings.maximum)

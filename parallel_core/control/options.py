@@ -32,8 +32,7 @@ class Controls(TypedDict, total=False):
         timeout: seconds for each attempt of the batch, with the Router's own retries; then
             it is cancelled, and the request fails with :class:`RequestTimeoutError`. The
             ``timeout`` of a request takes precedence. Waits for ``rate_limit`` and ``budget`` do
-            not count. A wait for another attempt that would end later than this, counted from the
-            first attempt, is not begun.
+            not count. The waits of a request for another attempt add up to less than this.
         attempt_timeout: seconds that litellm gives to each attempt of a call, unless a ``timeout``
             is set on the Router, on one of its deployments, or in the request's ``kwargs``. Without
             any of these, a Router gives an attempt 6,000 s. Not for callables. Such a failure has

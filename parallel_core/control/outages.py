@@ -12,6 +12,8 @@ from .adaptive_limit import AdaptiveConcurrency, AdaptiveLimit
 from .progress import Delay, Waiting
 
 _LONGEST_BACK_OFF = 60.0  # seconds, unless the provider asks for more
+# Seconds to wait for the end of calls in flight: one that hangs must not hold all others.
+PATIENCE = 60.0
 JITTER = 0.25  # random share added to a wait, so that requests do not return all at once
 # Failures in a row before the gate may close: fewer happen by chance.
 _FEWEST_IN_A_ROW = 8
@@ -24,7 +26,6 @@ class Attempts:
     """The attempts of a request that has failed."""
 
     model: str | None
-    first_began: float
     first_failed: float
     sent: int = 0  # calls of the Router
     pauses: int = 0  # of these, calls that the Router did not send: all deployments pause
@@ -50,11 +51,17 @@ class Gate:
         self.timeouts = 0  # of these, calls that timed out
         self._row_needed = 0
         self._fruitless = 0  # waits since the last success
-        self.failing_since = math.inf  # time of the first failure since the last success
+        # Time of the first failure since the last success; later by the times without requests.
+        self.failing_since = math.inf
+        self._idle_since = -math.inf  # time at which the last call ended
         self._limit: AdaptiveLimit | None = None  # None: the gate is open
         self._account_row = 0
+        self._account_error: Exception | None = None  # the last failure of the account
         self._failing = 1.0  # share of attempts that failed: an exponential average
         self.in_flight = 0
+        self._left_behind = 0  # of these, calls whose end the gate does not wait for
+        self._left_at = -math.inf  # they began before this time
+        self.turn = 0  # changes with each success, and with what the gate waits for
         self.last_success = -math.inf
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
@@ -66,9 +73,26 @@ class Gate:
     @property
     def allowed(self) -> float:
         """Number of calls that may be in flight."""
-        if self._limit is None or self.doomed is not None:
+        if self.doomed is not None:
             return math.inf
-        return 0 if self.holding_until is not None else self._limit.limit
+        if self.is_suspected:
+            return 0
+        if self._limit is None:
+            return math.inf
+        return 0 if self.holding_until is not None else self._limit.limit + self._left_behind
+
+    @property
+    def waited_for(self) -> int:
+        """Number of calls in flight without those that were left behind."""
+        return self.in_flight - self._left_behind
+
+    @property
+    def is_suspected(self) -> bool:
+        """True if the account seems to be at fault, and calls in flight may still show otherwise.
+
+        A refusal comes within milliseconds, an answer takes seconds.
+        """
+        return self.doomed is None and self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW
 
     @property
     def paused_by_account(self) -> bool:
@@ -80,8 +104,13 @@ class Gate:
         """True if nothing gets through at the moment, but requests are still to be sent."""
         if self.cause is None or self.doomed is not None:
             return False
-        is_held = self.holding_until is not None or self._fruitless > 0
+        is_held = self.is_suspected or self.holding_until is not None or self._fruitless > 0
         return is_held or 0 < self._row_needed <= self._row
+
+    @property
+    def waits_for_calls(self) -> bool:
+        """True if no call may begin until those in flight have ended, or one gets through."""
+        return self.is_suspected or self.draining
 
     @property
     def draining(self) -> bool:
@@ -94,6 +123,7 @@ class Gate:
         self._failing -= _WEIGHT * self._failing
         self.failing_since = math.inf
         self.last_success = now
+        self.turn += 1
         self.cause = None
         if self._limit is not None:
             if self.draining:
@@ -113,14 +143,11 @@ class Gate:
             self.cause = self._may_have_cooled or error
         if failure.kind == "account":
             self._account_row += 1
-            if self._account_row >= _ACCOUNT_FAILURES_IN_A_ROW:
-                self.doomed = error
+            self._account_error = error
+            if self.is_suspected and self.waited_for == 1:
+                self.blame_account()
             return
         self._may_have_cooled = self.cause
-        if now - self.failing_since >= self._max_wait:
-            self.doomed = self.cause
-            self.doomed_by_wait = outage_too_long(now - self.failing_since, self._max_wait)
-            return
         if not self._row:
             self._row_needed = max(_FEWEST_IN_A_ROW, self.in_flight)
         self._row += 1
@@ -128,6 +155,10 @@ class Gate:
         if self._limit is not None and not self.draining:
             self._limit.overloaded(began, now, self.in_flight - 1, 0.0)
         nothing_passes = self._row >= self._row_needed or failure.kind == "cooling_down"
+        if nothing_passes and now - self.failing_since >= self._max_wait:
+            self.doomed = self.cause
+            self.doomed_by_wait = outage_too_long(now - self.failing_since, self._max_wait)
+            return
         if nothing_passes and (failure.retry_after or 0.0) > self._max_wait:
             self.doomed = self.cause
             self.doomed_by_wait = asked_too_long(failure, self._max_wait)
@@ -135,6 +166,29 @@ class Gate:
         if self._closes and nothing_passes and self.holding_until is None:
             self._limit = self._limit_from(1)
             self.holding_until = math.inf
+
+    def begins(self, now: float, *, none_waits: bool) -> None:
+        """Note that a call begins. ``none_waits``: no request waits to be sent again."""
+        if none_waits and not self.in_flight and self._limit is None:
+            self.failing_since += now - self._idle_since
+        self.in_flight += 1
+
+    def ended(self, began: float, now: float) -> None:
+        """Note that a call that began then is no longer in flight."""
+        self.in_flight -= 1
+        self._idle_since = now
+        self._left_behind -= began < self._left_at
+        if self.is_suspected and not self.waited_for:
+            self.blame_account()
+
+    def blame_account(self) -> None:
+        """Stop the model: no call has shown that the account works."""
+        self.doomed = self._account_error
+
+    def leave_behind(self, now: float) -> None:
+        """Do not wait for the calls in flight any more. One may hang until its timeout."""
+        self._left_behind, self._left_at = self.in_flight, now
+        self.turn += 1
 
     def hold(self, requested: float | None, now: float, jitter: float) -> float:
         """Let no call begin for a while, then one at a time; return the wait in seconds.
@@ -146,6 +200,7 @@ class Gate:
         """
         wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + JITTER * jitter)
         self._fruitless += 1
+        self.turn += 1
         self.holding_until = now + wait
         return wait
 

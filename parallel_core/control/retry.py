@@ -11,6 +11,8 @@ Three rules apply to each model of a batch separately:
    Nygard, "Release It!", 2007.
 3. When the account is at fault (a wrong key, no credit) three times in a row, or nothing has got
    through for ``max_wait``, the remaining requests of the model are not sent.
+
+What the calls in flight have to say is waited for, but not longer than a minute: one may hang.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from .checks import checked_count, checked_number
 from .failover import Failover
 from .outages import (
     JITTER,
+    PATIENCE,
     Attempts,
     Gate,
     delays_of,
@@ -137,7 +140,7 @@ class Retrying:
         settings: how often and for how long requests are sent again.
         concurrency: highest number of calls of the batch in flight.
         model_of: returns the model of an item; None if it has none.
-        timeout_of: returns the seconds that an item may take in total; None without a timeout.
+        timeout_of: returns the timeout of an item in seconds; None without one.
         order: holds requests back while their gate is closed; None if it cannot do so by model.
         adaptive: an adaptive limit holds calls back instead of a gate.
         dooms: stop the requests of a model that cannot succeed.
@@ -236,7 +239,7 @@ class Retrying:
             attempts = self._attempts.get(index)
             if attempts is not None:
                 attempts.due, tried = None, attempts.tried
-            gate.in_flight += 1
+            gate.begins(began, none_waits=not self._attempts)
             excluded = self._failover.excluded(model, tried, began, index)
             try:
                 sent = self._failover.without(item, excluded) if excluded else item
@@ -254,7 +257,7 @@ class Retrying:
                 finally:
                     del then  # no reference cycle through the traceback
             finally:
-                self._attempt_ended(index, model, gate)
+                self._attempt_ended(index, model, gate, began)
             return value
 
         return attempt
@@ -281,16 +284,16 @@ class Retrying:
             attempts.due = now + wait
         raise RetryLater(not_sent(index, model, gate.cause), wait, counts=False)
 
-    def _attempt_ended(self, index: int, model: str | None, gate: Gate) -> None:
-        gate.in_flight -= 1
+    def _attempt_ended(self, index: int, model: str | None, gate: Gate, began: float) -> None:
+        gate.ended(began, self._engine.current_time())
         self._failover.ended(index)
         if gate.doomed is not None:
             self._stop(model)
-        if gate.draining and not gate.in_flight:
+        if gate.draining and not gate.waited_for:
             self._hold(model, gate, None)
         self._recheck(model, gate)
 
-    def _stop(self, model: str | None) -> None:
+    def _stop(self, model: Hashable) -> None:
         """End all waits for a model whose requests are not sent any more."""
         self.end_hold(model)
         waiting = {index for index, one in self._attempts.items() if one.model == model}
@@ -304,7 +307,7 @@ class Retrying:
         ``excluding``: the Router was not free to choose a deployment.
         """
         now, model = self._engine.current_time(), self._model_of(item)
-        attempts = self._attempts.pop(index, None) or Attempts(model, began, now)
+        attempts = self._attempts.pop(index, None) or Attempts(model, now)
         failed = _FailedAttempt(item, attempts, began, now, error, classify(error))
         attempts.sent += 1
         attempts.pauses += failed.failure.kind == "cooling_down"
@@ -346,9 +349,12 @@ class Retrying:
         """Report a failure to the gate of its model."""
         failure = failed.failure
         if failure.may_pass or (failure.kind == "account" and self._dooms):
+            model, waited = failed.attempts.model, gate.waits_for_calls
             gate.failed(failure, cause, failed.began, failed.now)
-            if gate.draining and (gate.in_flight == 1 or failure.kind == "cooling_down"):
-                self._hold(failed.attempts.model, gate, failure.retry_after)
+            if gate.draining and (gate.waited_for == 1 or failure.kind == "cooling_down"):
+                self._hold(model, gate, failure.retry_after)
+            if gate.waits_for_calls and not waited:
+                self._lose_patience(model, gate)
         elif failure.kind in ("request", "answer"):
             gate.got_through(failed.began, failed.now)
 
@@ -397,8 +403,8 @@ class Retrying:
             return None
         wait = min(wait * (1 + JITTER * self._jitter()), longest)
         timeout = self._timeout_of(failed.item)
-        left = math.inf if timeout is None else attempts.first_began + timeout - failed.now
-        return wait if wait < left else None
+        # Not the time since the first attempt: it may have waited for a rate limit or a budget.
+        return wait if timeout is None or attempts.waited + wait < timeout else None
 
     def _hold(self, model: Hashable, gate: Gate, requested: float | None) -> None:
         wait = gate.hold(requested, self._engine.current_time(), self._jitter())
@@ -407,10 +413,35 @@ class Retrying:
         def release() -> None:
             if gate.holding_until == until:
                 gate.holding_until = None
-                self._recheck(model, gate)
-                self._engine.recheck()  # for requests that are to be sent again
+                self._try_another(model, gate)
 
         self._engine.call_later(wait, release)
+
+    def _try_another(self, model: Hashable, gate: Gate) -> None:
+        """Let another call begin, whatever becomes of those in flight."""
+        gate.leave_behind(self._engine.current_time())
+        self._recheck(model, gate)
+        self._engine.recheck()  # for requests that are to be sent again
+        self._lose_patience(model, gate)
+
+    def _lose_patience(self, model: Hashable, gate: Gate) -> None:
+        """After a while, go on without the end of the calls that the gate waits for now."""
+        turn = gate.turn
+
+        def go_on() -> None:
+            if gate.turn != turn or gate.doomed is not None:
+                return
+            if gate.is_suspected:
+                gate.blame_account()
+                self._stop(model)
+                self._recheck(model, gate)
+            elif gate.draining:
+                gate.leave_behind(self._engine.current_time())
+                self._hold(model, gate, None)
+            elif gate.nothing_passes:
+                self._try_another(model, gate)
+
+        self._engine.call_later(PATIENCE, go_on)
 
     def _recheck(self, model: Hashable, gate: Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:

@@ -1,15 +1,17 @@
 """An outage: what a batch holds back until the server is there again."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import pytest
 import trio
 
 import parallel_core
 from helpers.fake_router import FakeRouter, StatusError, requests
 from helpers.hosts import in_virtual_time
-from helpers.retries import run
+from helpers.retries import fails_first, run
 from parallel_core import NotSentError, Retry
 
 
@@ -126,6 +128,92 @@ def test_a_gate_opens_although_the_last_call_in_flight_says_nothing() -> None:
                 router.acompletion, list(requests(30)), concurrency=9, retry=Retry()
             )
         assert sum(result.ok for result in results) == 29
+
+    in_virtual_time(main)
+
+
+@pytest.mark.parametrize("concurrency", [12, "auto"])
+@pytest.mark.parametrize("hanging", ["in flight", "the next"])
+def test_a_call_that_hangs_holds_nobody_for_long(hanging: str, concurrency: Any) -> None:
+    """The server is away for three seconds; a call from before, or the first one after, hangs."""
+
+    hung, began = list[str](), 0.0
+    ended = dict[int, float]()
+
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        text = messages[0]["content"]
+        is_away = trio.current_time() - began < 3
+        if not hung and is_away == (hanging == "in flight"):
+            hung.append(text)
+            await anyio.sleep(6000)  # a Router's timeout
+            raise TimeoutError
+        if is_away:
+            await anyio.sleep(0.01)
+            raise ConnectionRefusedError
+        await anyio.sleep(1)
+        return {"choices": [{"message": {"content": text}}]}
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        batch = parallel_core.iter_parallel_acompletions(
+            call, requests(50), concurrency=concurrency, retry=Retry()
+        )
+        async with batch:
+            async for result in batch:
+                assert result.ok
+                ended[result.index] = trio.current_time() - began
+
+    in_virtual_time(main)
+    (last,) = (ended.pop(int(text.split()[1])) for text in hung)
+    assert len(ended) == 49
+    assert max(ended.values()) < 60 + 30
+    assert last > 6000
+
+
+def test_two_failures_beside_slow_calls_are_no_outage() -> None:
+    """Answers take a quarter of an hour, and two requests are refused in that time."""
+
+    class Slow(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 1" and not self.of_text["m 1"]:
+                await anyio.sleep(700)
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def main() -> None:
+        router = Slow(fails_first(StatusError(429, retry_after="1")), 900)
+        results = await parallel_core.parallel_acompletions(
+            router.acompletion, list(requests(2)), concurrency=2, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+
+
+def test_a_time_without_requests_is_no_outage() -> None:
+    """A request fails, nothing comes for ten minutes, and the next one gets a 429."""
+
+    class Slow(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 0":
+                await anyio.sleep(100)
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def source() -> AsyncIterator[Any]:
+        slow, *others = requests(20)
+        yield slow
+        await anyio.sleep(700)
+        for other in others:
+            yield other
+
+    async def main() -> None:
+        router = Slow(fails_first(StatusError(429, retry_after="1")))
+        batch = parallel_core.iter_parallel_acompletions(
+            router.acompletion, source(), concurrency=4, retry=Retry(), timeout=5
+        )
+        async with batch:
+            failed = [result.index async for result in batch if not result.ok]
+        assert failed == [0]
 
     in_virtual_time(main)
 

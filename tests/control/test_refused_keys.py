@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import anyio
 import pytest
 import trio
 
@@ -48,17 +49,46 @@ def test_other_models_do_not_suffer() -> None:
     assert [result.ok for result in results] == [False, True] * 50
 
 
-def test_a_key_that_works_for_others_dooms_nothing() -> None:
-    """Every third call says 404, of whatever; the others succeed."""
+@pytest.mark.parametrize("concurrency", [1, 16, "auto"])
+def test_a_key_that_works_for_others_dooms_nothing(concurrency: Any) -> None:
+    """Every third call says 404, of whatever; the others succeed, a second later."""
     calls = Counter[str]()
 
     def answer(model: str, attempt: int) -> Exception | None:
         calls["all"] += 1
         return StatusError(404) if calls["all"] % 3 == 0 else None
 
-    _, results, _ = run(answer, 60, concurrency=1)
+    _, results, _ = run(answer, 60, concurrency=concurrency)
     assert sum(result.ok for result in results) == 40
     assert not any(isinstance(result.exception, NotSentError) for result in results)
+
+
+@pytest.mark.parametrize(("ends", "wait"), [(TimeoutError(), 30.0), (RuntimeError(), 6000.0)])
+def test_a_call_that_does_not_end_proves_nothing_for_the_key(ends: Exception, wait: float) -> None:
+    """The first call hangs, all others are refused; a minute later nothing more is sent."""
+
+    class Hangs(FakeRouter):
+        async def acompletion(self, model: str, messages: list[Any], **kwargs: Any) -> Any:
+            if messages[0]["content"] == "m 0":
+                await anyio.sleep(wait)
+                raise ends
+            return await super().acompletion(model, messages, **kwargs)
+
+    async def main() -> None:
+        began, router = trio.current_time(), Hangs(lambda *_: StatusError(401))
+        batch = parallel_core.iter_parallel_acompletions(
+            router.acompletion, requests(100), concurrency=4, retry=Retry()
+        )
+        async with batch:
+            async for result in batch:
+                if result.index:
+                    assert trio.current_time() - began < min(wait, 60) + 1
+                    not_sent = isinstance(result.exception, NotSentError)
+                    assert isinstance(result.exception, NotSentError | StatusError)
+                    assert not_sent == (result.index > 3)
+        assert len(router.sent) == 3
+
+    in_virtual_time(main)
 
 
 @pytest.mark.parametrize("options", [{"concurrency": "auto"}, {"fair_by": "model"}])

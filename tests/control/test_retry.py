@@ -217,6 +217,14 @@ def test_timeout_and_total_timeout_cut_a_wait_short() -> None:
     assert took == pytest.approx(20)
 
 
+def test_a_wait_for_the_own_rate_limit_takes_nothing_from_the_timeout() -> None:
+    limit = parallel_core.RateLimit(requests_per_minute=60, burst=1)
+    fails = fails_first(StatusError(429))
+    router, results, _ = run(fails, 30, concurrency=16, timeout=10, rate_limit=limit)
+    assert all(result.ok for result in results)
+    assert len(router.sent) == 60
+
+
 def test_a_fail_fast_batch_raises_what_is_left_after_the_waits() -> None:
     with pytest.raises(StatusError):
         run(lambda *_: StatusError(429), 3, return_exceptions=False, retry=Retry(max_attempts=2))
