@@ -78,6 +78,8 @@ class Adaptation:
             trip.
         apart: the keys share nothing; there is no common limit.
         failed_attempts: returns how often a request has failed so far, by its index.
+        longest_wait: seconds; a request that is asked to wait longer is not sent again, so that no
+            call waits for it.
         jitter: returns numbers between 0 and 1.
     """
 
@@ -88,6 +90,7 @@ class Adaptation:
         *,
         apart: bool = False,
         failed_attempts: Callable[[int], int] = lambda _: 0,
+        longest_wait: float = math.inf,
         jitter: Callable[[], float] = random.random,
     ):
         self._settings = settings
@@ -99,6 +102,7 @@ class Adaptation:
         self._sweep_at = _KEYS_KEPT
         self._last_rejected: tuple[Hashable, float] = (None, -math.inf)  # key and time
         self._failed_attempts = failed_attempts
+        self._longest_wait = longest_wait
         self._began = 0.0
         self._engine: Engine
         self._changes: list[LimitChange] = []
@@ -224,6 +228,8 @@ class Adaptation:
     def _delay(self, index: int, failure: Failure) -> float:
         longer = 2.0 ** min(self._failed_attempts(index), _MANY_ATTEMPTS)
         wait = failure.retry_after
+        if wait is not None and wait > self._longest_wait:
+            return 0.0
         if wait is None:
             wait = min(longer, _LONGEST_DELAY)
         # A provider that keeps asking for no wait would use up all attempts within moments.
@@ -285,7 +291,8 @@ class Adaptation:
         """After a while, let another call begin: those in flight may hang until their timeout."""
 
         def go_on() -> None:
-            if key_limit.limit.got_through:
+            is_kept = key_limit in (self._whole, self._of_key.get(key_limit.key))
+            if key_limit.limit.got_through or not is_kept:
                 return
             if key_limit.in_flight >= key_limit.limit.limit:
                 key_limit.limit.allow_another(key_limit.in_flight)

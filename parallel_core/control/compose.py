@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,7 +195,13 @@ def _adaptation(
     failed_attempts = _never_failed if retrying is None else retrying.failed_attempts
     # Providers count per model. What the keys of a function share is unknown.
     apart = queue is not None and controls.get("fair_by") == "model"
-    adaptation = Adaptation(settings, queue, apart=apart, failed_attempts=failed_attempts)
+    adaptation = Adaptation(
+        settings,
+        queue,
+        apart=apart,
+        failed_attempts=failed_attempts,
+        longest_wait=math.inf if retrying is None else retrying.max_wait,
+    )
     if queue is not None:
         queue.allowed = adaptation.allowed
     if retrying is not None:

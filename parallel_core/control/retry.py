@@ -151,6 +151,7 @@ class Retrying:
         held_until: returns the time until which something other than a gate holds calls of a
             model; None while nothing does.
         end_hold: ends that hold, because no request of the model is sent any more.
+        max_wait: seconds that a request may wait in total.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Retrying:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
+        self.max_wait = settings.max_wait
         self._concurrency = concurrency
         self._model_of = model_of
         self._timeout_of = timeout_of

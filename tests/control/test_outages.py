@@ -171,6 +171,17 @@ def test_a_call_that_hangs_holds_nobody_for_long(hanging: str, concurrency: Any)
     assert last > 6000
 
 
+@pytest.mark.parametrize("concurrency", [16, "auto"])
+def test_a_wait_that_is_too_long_for_a_request_holds_no_other_model(concurrency: Any) -> None:
+    def answer(model: str, attempt: int) -> Exception | None:
+        return StatusError(429, retry_after="3600") if model == "a" else None
+
+    models = [*"b" * 15, *"aa", *"b" * 43]
+    _, results, took = run(answer, 60, *models, seconds=10.0, concurrency=concurrency)
+    assert [result.request.model for result in results if not result.ok] == ["a", "a"]
+    assert took < 100
+
+
 def test_two_failures_beside_slow_calls_are_no_outage() -> None:
     """Answers take a quarter of an hour, and two requests are refused in that time."""
 
