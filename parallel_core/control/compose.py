@@ -157,7 +157,7 @@ def _retrying(
         concurrency=composition.concurrency,
         model_of=_model_of,
         timeout_of=_timeout_of(controls.get("timeout")),
-        order=None if is_adaptive else by_model,
+        order=None if is_adaptive and queue is not None else by_model,
         adaptive=is_adaptive,
         dooms=traits.of_requests,
         router=traits.router,

@@ -57,6 +57,8 @@ class Gate:
         self._limit: AdaptiveLimit | None = None  # None: the gate is open
         self._account_row = 0
         self._account_error: Exception | None = None  # the last failure of the account
+        self._account_failing_since = math.inf
+        self._permits = 0  # calls that may begin although the account is suspected
         self._failing = 1.0  # share of attempts that failed: an exponential average
         self.in_flight = 0
         self._left_behind = 0  # of these, calls whose end the gate does not wait for
@@ -76,7 +78,7 @@ class Gate:
         if self.doomed is not None:
             return math.inf
         if self.is_suspected:
-            return 0
+            return self.in_flight + self._permits if self._permits else 0
         if self._limit is None:
             return math.inf
         return 0 if self.holding_until is not None else self._limit.limit + self._left_behind
@@ -108,9 +110,9 @@ class Gate:
         return is_held or 0 < self._row_needed <= self._row
 
     @property
-    def waits_for_calls(self) -> bool:
-        """True if no call may begin until those in flight have ended, or one gets through."""
-        return self.is_suspected or self.draining
+    def is_limited(self) -> bool:
+        """True if fewer calls may begin than usual: their end says how many more may."""
+        return self.doomed is None and (self._limit is not None or self.is_suspected)
 
     @property
     def draining(self) -> bool:
@@ -119,12 +121,17 @@ class Gate:
 
     def got_through(self, began: float, now: float) -> None:
         """Note that the provider has answered a call, which still counts as in flight."""
-        self._row = self.timeouts = self._account_row = self._fruitless = 0
+        if self.is_suspected and began < self._account_failing_since:
+            # The key may have been revoked since then: one more call finds out.
+            self._permits += 1
+        else:
+            self._account_row = self._permits = 0
+        self._row = self.timeouts = self._fruitless = 0
         self._failing -= _WEIGHT * self._failing
         self.failing_since = math.inf
         self.last_success = now
         self.turn += 1
-        self.cause = None
+        self.cause = self._account_error if self.is_suspected else None
         if self._limit is not None:
             if self.draining:
                 self._limit = self._limit_from(self.in_flight)
@@ -135,6 +142,7 @@ class Gate:
 
     def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
         """Note a failure that may pass, or one of the account; the call is still in flight."""
+        others = self.waited_for - (began >= self._left_at)
         self._failing += _WEIGHT * (1 - self._failing)
         self.failing_since = min(self.failing_since, now)
         if failure.kind != "cooling_down":
@@ -142,10 +150,16 @@ class Gate:
         elif self.cause is None:  # a Router that pauses does not report the reason
             self.cause = self._may_have_cooled or error
         if failure.kind == "account":
+            if not self._account_row:
+                self._account_failing_since = now
             self._account_row += 1
             self._account_error = error
-            if self.is_suspected and self.waited_for == 1:
+            self._permits = 0
+            if self.is_suspected and not others:
                 self.blame_account()
+            return
+        if self.is_suspected and not others:
+            self.blame_account()
             return
         self._may_have_cooled = self.cause
         if not self._row:
@@ -172,13 +186,14 @@ class Gate:
         if none_waits and not self.in_flight and self._limit is None:
             self.failing_since += now - self._idle_since
         self.in_flight += 1
+        self._permits -= self._permits > 0
 
     def ended(self, began: float, now: float) -> None:
         """Note that a call that began then is no longer in flight."""
         self.in_flight -= 1
         self._idle_since = now
         self._left_behind -= began < self._left_at
-        if self.is_suspected and not self.waited_for:
+        if self.is_suspected and not self.waited_for and not self._permits:
             self.blame_account()
 
     def blame_account(self) -> None:
@@ -200,7 +215,7 @@ class Gate:
         """
         wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + JITTER * jitter)
         self._fruitless += 1
-        self.turn += 1
+        self.turn += not self.is_suspected
         self.holding_until = now + wait
         return wait
 

@@ -51,6 +51,7 @@ from .protocols import Engine
 # Not retried: part of the answer may have been delivered, or the user has set this limit.
 _NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
 _TIMEOUTS = 2  # attempts of a request that may time out: each may be billed
+_WHILE_SUSPECTED = 5.0  # seconds from one look at the gate to the next, without an order by model
 
 
 @dataclass(frozen=True)
@@ -241,14 +242,14 @@ class Retrying:
             attempts = self._attempts.get(index)
             if attempts is not None:
                 attempts.due, tried = None, attempts.tried
-            gate.begins(began, none_waits=not self._attempts)
+            gate.begins(began, none_waits=self._is_idle(model, gate))
             excluded = self._failover.excluded(model, tried, began, index)
             try:
                 sent = self._failover.without(item, excluded) if excluded else item
                 value = await call(index, sent)
                 self._attempts.pop(index, None)
                 now = self._engine.current_time()
-                gate.got_through(began, now)
+                self._got_through(model, gate, began, now)
                 self._failover.got_through(model, value, excluded, began, now)
             except Exception as error:  # noqa: BLE001 - it is raised again, or another in its place
                 then = self._after(index, item, gate, error, began, bool(excluded))
@@ -281,6 +282,8 @@ class Retrying:
         # This is not an attempt: the order could not hold the request back.
         now, until = self._engine.current_time(), gate.holding_until
         wait = 1.0 if until is None or gate.draining else max(1.0, until - now)
+        if gate.is_suspected:
+            wait = _WHILE_SUSPECTED
         attempts = self._attempts.get(index)
         if attempts is not None:
             attempts.due = now + wait
@@ -340,6 +343,8 @@ class Retrying:
         wait = 0.0 if fails_over else self._wait(failed, gate)
         if wait is None:
             return failed.error
+        if gate.doomed is not None:
+            wait = 0.0  # it is not sent again
         attempts.waited += wait
         is_pause = failed.failure.kind == "cooling_down"
         why = classify(gate.cause or failed.error) if is_pause else failed.failure
@@ -351,14 +356,26 @@ class Retrying:
         """Report a failure to the gate of its model."""
         failure = failed.failure
         if failure.may_pass or (failure.kind == "account" and self._dooms):
-            model, waited = failed.attempts.model, gate.waits_for_calls
+            model = failed.attempts.model
+            was_suspected, was_draining = gate.is_suspected, gate.draining
             gate.failed(failure, cause, failed.began, failed.now)
             if gate.draining and (gate.waited_for == 1 or failure.kind == "cooling_down"):
                 self._hold(model, gate, failure.retry_after)
-            if gate.waits_for_calls and not waited:
+            if gate.is_suspected > was_suspected or gate.draining > was_draining:
                 self._lose_patience(model, gate)
         elif failure.kind in ("request", "answer"):
-            gate.got_through(failed.began, failed.now)
+            self._got_through(failed.attempts.model, gate, failed.began, failed.now)
+
+    def _got_through(self, model: Hashable, gate: Gate, began: float, now: float) -> None:
+        gate.got_through(began, now)
+        if gate.is_limited:  # those that begin now may hang
+            self._lose_patience(model, gate)
+
+    def _is_idle(self, model: str | None, gate: Gate) -> bool:
+        """Return True if nothing of a model was in flight or waited until now."""
+        if self._adaptive or gate.in_flight or gate.failing_since == math.inf:
+            return False
+        return all(one.model != model for one in self._attempts.values())
 
     def _can_fail_over(self, failed: _FailedAttempt) -> bool:
         """Return True if another deployment of the model is left for a request that failed."""
@@ -440,7 +457,7 @@ class Retrying:
             elif gate.draining:
                 gate.leave_behind(self._engine.current_time())
                 self._hold(model, gate, None)
-            elif gate.nothing_passes:
+            elif gate.nothing_passes or gate.is_limited:
                 self._try_another(model, gate)
 
         self._engine.call_later(PATIENCE, go_on)

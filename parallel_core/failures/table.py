@@ -300,6 +300,8 @@ _NO_CREDIT = _says(
     # Not the word alone: messages about a limit per minute end with an address of a billing page.
     r"\bbilling_(?:hard_limit|not_active|disabled|error)",
     r"\bbilling (?:details|hard limit|account|to be enabled|is not enabled)",
+    r"\benable billing\b",
+    r"\baccount \S+ is suspended\b",
     "insufficient (?:credits?|balance|funds)",
     "payment required",
     "out of credits?",

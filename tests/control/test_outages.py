@@ -182,6 +182,42 @@ def test_a_wait_that_is_too_long_for_a_request_holds_no_other_model(concurrency:
     assert took < 100
 
 
+def test_an_adaptive_limit_ends_an_outage_whose_requests_give_up_at_once() -> None:
+    error = StatusError(503, retry_after="30")
+    _, results, took = run(lambda *_: error, 200, concurrency="auto", timeout=20)
+    assert 600 <= took < 700
+    assert sum(isinstance(result.exception, NotSentError) for result in results) > 100
+
+
+def test_calls_that_hang_after_the_first_answer_hold_nobody_for_long() -> None:
+    """After an outage one call gets through, and the next two hang."""
+    answered, hung = list[float](), list[str]()
+    began = 0.0
+
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        if trio.current_time() - began < 3:
+            await anyio.sleep(0.01)
+            raise ConnectionRefusedError
+        if answered and len(hung) < 2:
+            hung.append(messages[0]["content"])
+            await anyio.sleep(6000)
+            raise RuntimeError
+        await anyio.sleep(1)
+        answered.append(trio.current_time() - began)
+        return {"choices": [{"message": {"content": "m"}}]}
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        await parallel_core.parallel_acompletions(
+            call, list(requests(50)), concurrency=12, retry=Retry()
+        )
+
+    in_virtual_time(main)
+    assert len(answered) == 48
+    assert max(answered) < 60 + 30
+
+
 def test_two_failures_beside_slow_calls_are_no_outage() -> None:
     """Answers take a quarter of an hour, and two requests are refused in that time."""
 

@@ -91,6 +91,51 @@ def test_a_call_that_does_not_end_proves_nothing_for_the_key(ends: Exception, wa
     in_virtual_time(main)
 
 
+@pytest.mark.parametrize("concurrency", [20, "auto"])
+def test_a_key_that_is_revoked_is_refused_a_few_times(concurrency: Any) -> None:
+    """Answers that were under way still come, and prove nothing for the requests after them."""
+    refused = list[float]()
+    began = 0.0
+
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        if trio.current_time() - began > 10:
+            refused.append(trio.current_time())
+            raise StatusError(401)
+        number = int(messages[0]["content"].split()[1])
+        await anyio.sleep(1 + number % 20)
+        return {"choices": [{"message": {"content": "m"}}]}
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            call, list(requests(500)), concurrency=concurrency, retry=Retry()
+        )
+        not_sent = sum(isinstance(result.exception, NotSentError) for result in results)
+        assert not_sent == 500 - sum(result.ok for result in results) - len(refused)
+
+    in_virtual_time(main)
+    assert 3 <= len(refused) < 3 + 2 * 30
+
+
+def test_the_last_failure_beside_a_wrong_key_does_not_wait() -> None:
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        if messages[0]["content"] == "m 0":
+            await anyio.sleep(5)
+            raise StatusError(503, retry_after="500")
+        raise StatusError(401)
+
+    async def main() -> None:
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            call, list(requests(20)), concurrency=4, retry=Retry()
+        )
+        assert sum(isinstance(result.exception, StatusError) for result in results) == 3
+        assert trio.current_time() - began < 6
+
+    in_virtual_time(main)
+
+
 @pytest.mark.parametrize("options", [{"concurrency": "auto"}, {"fair_by": "model"}])
 def test_with_other_controls(options: dict[str, Any]) -> None:
     router, results, _ = run(lambda *_: StatusError(401), 200, **options)

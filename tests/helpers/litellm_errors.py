@@ -70,6 +70,8 @@ NAMED: list[tuple[Exception, FailureKind]] = [
     (answer(400, "Billing hard limit has been reached", code="billing_hard_limit"), "account"),
     (answer(429, "Your account is not active, check your billing details"), "account"),
     (answer(403, "This API method requires billing to be enabled."), "account"),
+    (answer(400, "Please enable billing on your project"), "account"),
+    (answer(412, "Account acme is suspended, possibly due to past invoices"), "account"),
     (answer(529), "overloaded"),
     (answer(500), "unknown"),
     (answer(500, "Overloaded", code="overloaded_error"), "overloaded"),
