@@ -13,7 +13,7 @@ COMPILE := -m compileall -qq -j 0
 
 help:
 	@echo "make demo         runs through trouble, a real Router and a local server: outage, Ctrl-C, fail fast (half a minute)"
-	@echo "make test         the tests to run before each commit: every promise (four to five minutes on two cores)"
+	@echo "make test         the tests to run before each commit: every promise (about four minutes on two cores)"
 	@echo "make test-all     all tests; make test-thorough: those that make test leaves out"
 	@echo "                  TEST_OPTIONS='tests/engine -x' chooses tests and sets options of pytest"
 	@echo "make test-soak    make test again and again (SOAK_ROUNDS=10) beside two busy loops"

@@ -13,7 +13,7 @@ from helpers.routers import run_with_routers
 from parallel_core.demo_server import DemoServerSettings, DemoServerThread, Trouble
 
 CONCURRENCY = 4
-REQUESTS = 40
+REQUESTS = 28
 # Those that are under way when it begins to rest, and a probe or two.
 MOST_IN_VAIN = 2 * CONCURRENCY + 4
 TROUBLE = {

@@ -11,7 +11,7 @@ from helpers.hosts import TRIO
 
 
 class TestTrio(FailuresOfAWay):
-    daily: ClassVar = [("fixed", 3)]
+    daily: ClassVar = [("fixed", 2)]
 
     @staticmethod
     def send(cells: list[Cell], folder: Path, commands: ForkedProcesses) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,8 +64,13 @@ class Template:
         return self.pattern is None or re.search(self.pattern, met.text, re.DOTALL) is not None
 
 
-def templates() -> Iterator[Template]:
+@functools.cache
+def templates() -> list[Template]:
     """Every error that the source makes and a user may read."""
+    return list(_templates())
+
+
+def _templates() -> Iterator[Template]:
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         names = _Names(tree)

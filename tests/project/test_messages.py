@@ -22,6 +22,5 @@ def test_the_errors_that_no_test_meets_are_still_there() -> None:
 
 
 def test_the_catalogue_has_no_error_of_the_past() -> None:
-    made = list(templates())
-    past = [met for met in catalogue() if not any(template.fits(met) for template in made)]
+    past = [met for met in catalogue() if not any(one.fits(met) for one in templates())]
     assert not past, past

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import parallel_core
-from helpers.hosts import HOSTS, Host
+from helpers.hosts import EACH_LIBRARY, HOSTS, Host
 from helpers.jumping_clocks import JumpingClock
 from helpers.routers import make_router, run_with_routers
 from helpers.streams import events_of
@@ -48,10 +48,6 @@ def asked(index: int, **orders: Any) -> RouterParallelRequest:
 
 def reply(index: int) -> str:
     return " ".join(f"{index}.{position}" for position in range(1 + index % 11))
-
-
-directly = pytest.mark.parametrize("direct", [False, True], ids=["plain", "direct"])
-on_every_loop = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +201,12 @@ def test_a_stream_that_is_cut_off_is_no_answer(
     run_with_routers(Host(library, library), main)
 
 
-@directly
-@on_every_loop
+@pytest.mark.parametrize(
+    ("host", "direct"),
+    # What the lane leaves open does not depend on the kind of loop.
+    [*((host, False) for host in HOSTS), *((host, True) for host in EACH_LIBRARY)],
+    ids=lambda value: value.name if isinstance(value, Host) else ("plain", "direct")[value],
+)
 @pytest.mark.parametrize("way", ["break", "fail fast", "cancel"])
 def test_leaving_closes_every_connection(
     host: Host, server: DemoServerThread, way: str, direct: bool
