@@ -88,6 +88,10 @@ class Gate:
         """Number of calls in flight without those that were left behind."""
         return self.in_flight - self._left_behind
 
+    def others(self, began: float) -> int:
+        """Return :attr:`waited_for` without a call in flight that began then."""
+        return self.waited_for - (began >= self._left_at)
+
     @property
     def is_suspected(self) -> bool:
         """True if the account seems to be at fault, and calls in flight may still show otherwise.
@@ -142,7 +146,7 @@ class Gate:
 
     def failed(self, failure: Failure, error: Exception, began: float, now: float) -> None:
         """Note a failure that may pass, or one of the account; the call is still in flight."""
-        others = self.waited_for - (began >= self._left_at)
+        others = self.others(began)
         self._failing += _WEIGHT * (1 - self._failing)
         self.failing_since = min(self.failing_since, now)
         if failure.kind != "cooling_down":

@@ -359,7 +359,8 @@ class Retrying:
             model = failed.attempts.model
             was_suspected, was_draining = gate.is_suspected, gate.draining
             gate.failed(failure, cause, failed.began, failed.now)
-            if gate.draining and (gate.waited_for == 1 or failure.kind == "cooling_down"):
+            is_last = not gate.others(failed.began)
+            if gate.draining and (is_last or failure.kind == "cooling_down"):
                 self._hold(model, gate, failure.retry_after)
             if gate.is_suspected > was_suspected or gate.draining > was_draining:
                 self._lose_patience(model, gate)

@@ -182,6 +182,37 @@ def test_a_wait_that_is_too_long_for_a_request_holds_no_other_model(concurrency:
     assert took < 100
 
 
+def test_only_one_call_at_a_time_looks_for_the_end_of_an_outage() -> None:
+    """Beside one that hangs for two minutes, and also when that has ended."""
+    running, most = Counter[str](), list[tuple[float, int]]()
+    began = 0.0
+
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        is_first = not most
+        running["all"] += 1
+        now = trio.current_time() - began
+        most.append((now, running["all"]))
+        try:
+            await anyio.sleep(120 if is_first else 0.01 if now < 60 else 50)
+            if now < 500:
+                raise ConnectionRefusedError
+            return {"choices": [{"message": {"content": "m"}}]}
+        finally:
+            running["all"] -= 1
+
+    async def main() -> None:
+        nonlocal began
+        began = trio.current_time()
+        results = await parallel_core.parallel_acompletions(
+            call, list(requests(50)), concurrency=12, retry=Retry()
+        )
+        assert all(result.ok for result in results)
+
+    in_virtual_time(main)
+    assert max(number for at, number in most if 60 < at < 120) == 2
+    assert max(number for at, number in most if 120 < at < 500) == 1
+
+
 def test_an_adaptive_limit_ends_an_outage_whose_requests_give_up_at_once() -> None:
     error = StatusError(503, retry_after="30")
     _, results, took = run(lambda *_: error, 200, concurrency="auto", timeout=20)

@@ -115,7 +115,40 @@ def test_a_key_that_is_revoked_is_refused_a_few_times(concurrency: Any) -> None:
         assert not_sent == 500 - sum(result.ok for result in results) - len(refused)
 
     in_virtual_time(main)
-    assert 3 <= len(refused) < 3 + 2 * 30
+    assert 3 <= len(refused) <= 20 + 3
+
+
+def test_a_pause_of_the_router_does_not_lengthen_the_suspicion() -> None:
+    """One call hangs, three are refused, and the Router pauses after a failure of another kind."""
+    calls = Counter[str]()
+    ended = list[float]()
+
+    async def call(model: str, messages: list[Any], **_: Any) -> Any:
+        calls["all"] += 1
+        number = calls["all"]
+        if number == 1:
+            await anyio.sleep(6000)
+        if number == 5:
+            await anyio.sleep(1)
+            raise StatusError(503)
+        if number == 6:
+            await anyio.sleep(2)
+            pause = CoolingDownError()
+            pause.cooldown_time = 500.0
+            raise pause
+        raise StatusError(401)
+
+    async def main() -> None:
+        began = trio.current_time()
+        batch = parallel_core.iter_parallel_acompletions(
+            call, list(requests(20)), concurrency=6, retry=Retry()
+        )
+        async with batch:
+            async for _ in batch:
+                ended.append(trio.current_time() - began)
+
+    in_virtual_time(main)
+    assert ended[-2] < 62 < 6000 <= ended[-1]
 
 
 def test_the_last_failure_beside_a_wrong_key_does_not_wait() -> None:
