@@ -301,7 +301,7 @@ class RunArguments:
         float,
         typer.Option(
             min=0.0,
-            help="Seconds to wait while no request of a model gets through, before it is stopped.",
+            help="Seconds without an answer of a model, while all calls fail, until it is stopped.",
         ),
     ] = LONGEST_OUTAGE
     direct: Annotated[

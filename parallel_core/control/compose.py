@@ -157,6 +157,7 @@ def _retrying(
         concurrency=composition.concurrency,
         model_of=_model_of,
         timeout_of=_timeout_of(controls.get("timeout")),
+        # The adaptive limits of keys hold requests back in the queue themselves.
         order=None if is_adaptive and queue is not None else by_model,
         adaptive=is_adaptive,
         dooms=traits.of_requests,

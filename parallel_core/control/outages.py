@@ -63,7 +63,8 @@ class Gate:
         self.in_flight = 0
         self._left_behind = 0  # of these, calls whose end the gate does not wait for
         self._left_at = -math.inf  # they began before this time
-        self.turn = 0  # changes with each success, and with what the gate waits for
+        self.waits_since = -math.inf  # time of the last success, or change of what it waits for
+        self.is_watched = False  # a timer looks whether it waits for too long
         self.last_success = -math.inf
         self.holding_until: float | None = None
         self.cause: Exception | None = None  # the last failure that a provider caused
@@ -134,7 +135,7 @@ class Gate:
         self._failing -= _WEIGHT * self._failing
         self.failing_since = math.inf
         self.last_success = now
-        self.turn += 1
+        self.waits_since = now
         self.cause = self._account_error if self.is_suspected else None
         if self._limit is not None:
             if self.draining:
@@ -159,6 +160,8 @@ class Gate:
             self._account_row += 1
             self._account_error = error
             self._permits = 0
+            if self._account_row == _ACCOUNT_FAILURES_IN_A_ROW:
+                self.waits_since = now
             if self.is_suspected and not others:
                 self.blame_account()
             return
@@ -184,6 +187,7 @@ class Gate:
         if self._closes and nothing_passes and self.holding_until is None:
             self._limit = self._limit_from(1)
             self.holding_until = math.inf
+            self.waits_since = now
 
     def begins(self, now: float, *, none_waits: bool) -> None:
         """Note that a call begins. ``none_waits``: no request waits to be sent again."""
@@ -206,8 +210,8 @@ class Gate:
 
     def leave_behind(self, now: float) -> None:
         """Do not wait for the calls in flight any more. One may hang until its timeout."""
-        self._left_behind, self._left_at = self.in_flight, now
-        self.turn += 1
+        self._left_behind = self.in_flight
+        self._left_at = self.waits_since = now
 
     def hold(self, requested: float | None, now: float, jitter: float) -> float:
         """Let no call begin for a while, then one at a time; return the wait in seconds.
@@ -219,7 +223,8 @@ class Gate:
         """
         wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + JITTER * jitter)
         self._fruitless += 1
-        self.turn += not self.is_suspected
+        if not self.is_suspected:
+            self.waits_since = now
         self.holding_until = now + wait
         return wait
 

@@ -12,7 +12,7 @@ Three rules apply to each model of a batch separately:
 3. When the account is at fault (a wrong key, no credit) three times in a row, or nothing has got
    through for ``max_wait``, the remaining requests of the model are not sent.
 
-What the calls in flight have to say is waited for, but not longer than a minute: one may hang.
+Rules 2 and 3 wait for the calls in flight, but for a minute at most: a call may hang.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from .protocols import Engine
 # Not retried: part of the answer may have been delivered, or the user has set this limit.
 _NOT_AGAIN = (StreamInterruptedError, StreamStalledError, RequestTimeoutError)
 _TIMEOUTS = 2  # attempts of a request that may time out: each may be billed
+_AT_ONCE = 0.001  # seconds: the clock may be that much behind a timer
 _WHILE_SUSPECTED = 5.0  # seconds from one look at the gate to the next, without an order by model
 
 
@@ -357,20 +358,17 @@ class Retrying:
         failure = failed.failure
         if failure.may_pass or (failure.kind == "account" and self._dooms):
             model = failed.attempts.model
-            was_suspected, was_draining = gate.is_suspected, gate.draining
             gate.failed(failure, cause, failed.began, failed.now)
             is_last = not gate.others(failed.began)
             if gate.draining and (is_last or failure.kind == "cooling_down"):
                 self._hold(model, gate, failure.retry_after)
-            if gate.is_suspected > was_suspected or gate.draining > was_draining:
-                self._lose_patience(model, gate)
+            self._watch(model, gate)
         elif failure.kind in ("request", "answer"):
             self._got_through(failed.attempts.model, gate, failed.began, failed.now)
 
     def _got_through(self, model: Hashable, gate: Gate, began: float, now: float) -> None:
         gate.got_through(began, now)
-        if gate.is_limited:  # those that begin now may hang
-            self._lose_patience(model, gate)
+        self._watch(model, gate)
 
     def _is_idle(self, model: str | None, gate: Gate) -> bool:
         """Return True if nothing of a model was in flight or waited until now."""
@@ -442,26 +440,32 @@ class Retrying:
         gate.leave_behind(self._engine.current_time())
         self._recheck(model, gate)
         self._engine.recheck()  # for requests that are to be sent again
-        self._lose_patience(model, gate)
+        self._watch(model, gate)
+
+    def _watch(self, model: Hashable, gate: Gate, seconds: float = PATIENCE) -> None:
+        """After a while, go on without the end of the calls that the gate waits for."""
+
+        def look() -> None:
+            gate.is_watched = False
+            left = gate.waits_since + PATIENCE - self._engine.current_time()
+            if left <= _AT_ONCE and gate.is_limited:
+                self._lose_patience(model, gate)
+            self._watch(model, gate, left if left > _AT_ONCE else PATIENCE)
+
+        if gate.is_limited and not gate.is_watched:
+            gate.is_watched = True
+            self._engine.call_later(seconds, look)
 
     def _lose_patience(self, model: Hashable, gate: Gate) -> None:
-        """After a while, go on without the end of the calls that the gate waits for now."""
-        turn = gate.turn
-
-        def go_on() -> None:
-            if gate.turn != turn or gate.doomed is not None:
-                return
-            if gate.is_suspected:
-                gate.blame_account()
-                self._stop(model)
-                self._recheck(model, gate)
-            elif gate.draining:
-                gate.leave_behind(self._engine.current_time())
-                self._hold(model, gate, None)
-            elif gate.nothing_passes or gate.is_limited:
-                self._try_another(model, gate)
-
-        self._engine.call_later(PATIENCE, go_on)
+        if gate.is_suspected:
+            gate.blame_account()
+            self._stop(model)
+            self._recheck(model, gate)
+        elif gate.draining:
+            gate.leave_behind(self._engine.current_time())
+            self._hold(model, gate, None)
+        elif gate.holding_until is None:
+            self._try_another(model, gate)
 
     def _recheck(self, model: Hashable, gate: Gate) -> None:
         if self._order is None or gate.in_flight >= gate.allowed:
