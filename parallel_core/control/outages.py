@@ -223,8 +223,7 @@ class Gate:
         """
         wait = max(requested or 0.0, _back_off(self._fruitless)) * (1 + JITTER * jitter)
         self._fruitless += 1
-        if not self.is_suspected:
-            self.waits_since = now
+        self.waits_since = now
         self.holding_until = now + wait
         return wait
 

@@ -1,5 +1,6 @@
 """An outage: what a batch holds back until the server is there again."""
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,8 @@ from helpers.fake_router import FakeRouter, StatusError, requests
 from helpers.hosts import in_virtual_time
 from helpers.retries import fails_first, run
 from parallel_core import NotSentError, Retry
+from parallel_core.control.outages import Gate
+from parallel_core.failures import classify
 
 
 def test_an_outage_costs_nothing() -> None:
@@ -294,6 +297,25 @@ def test_a_time_without_requests_is_no_outage() -> None:
         assert failed == [0]
 
     in_virtual_time(main)
+
+
+def test_the_patience_of_a_gate_begins_anew_with_what_it_waits_for() -> None:
+    def fails(error: Exception, at: float) -> float:
+        gate.begins(at - 1, none_waits=False)
+        gate.failed(classify(error), error, at - 1, at)
+        gate.ended(at - 1, at)
+        return gate.waits_since
+
+    gate = Gate(concurrency=16, max_wait=600, closes=True)
+    gate.begins(0, none_waits=False)  # it hangs
+    assert [fails(StatusError(401), at) for at in (1, 2, 3, 4)] == [-math.inf, -math.inf, 3, 3]
+    assert gate.is_suspected
+    gate.begins(5, none_waits=False)
+    gate.got_through(5, 6)
+    gate.ended(5, 6)
+    assert (gate.is_suspected, gate.waits_since) == (False, 6)
+    assert [fails(StatusError(503), at) for at in range(11, 20)] == [*[6] * 7, 18, 18]
+    assert gate.draining
 
 
 def test_an_outage_where_the_order_cannot_hold_a_model_back() -> None:
